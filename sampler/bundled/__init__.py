@@ -1,0 +1,63 @@
+"""The bundled demo model: where its files lie, its vocabulary, and its evaluation prompts.
+
+This module imports neither torch nor diffusers, so that ``--help`` and ``list`` stay fast.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+"""The folder that holds ``pipeline/``, ``weak/``, ``classifier/`` and the reference statistics."""
+
+_BACKGROUND_STRIDE = 5
+"""Coprime with the 12 colours: consecutive prompts differ in background as well."""
+
+
+@dataclass(frozen=True)
+class EvaluationPrompt:
+    """One caption with the class indices that a correct picture of it has."""
+
+    text: str
+    concept: int
+    background: int
+
+
+@cache
+def _vocabulary() -> dict[str, tuple[str, ...]]:
+    config = json.loads((FOLDER / "classifier" / "config.json").read_text(encoding="utf-8"))
+    return {key: tuple(config[key]) for key in ("concepts", "styles", "backgrounds")}
+
+
+def concepts() -> tuple[str, ...]:
+    """The 128 concept names; the position is the class index of the classifier's concept head."""
+    return _vocabulary()["concepts"]
+
+
+def styles() -> tuple[str, ...]:
+    """The drawing styles (glossy, flat, classic, blob) in class order."""
+    return _vocabulary()["styles"]
+
+
+def backgrounds() -> tuple[str, ...]:
+    """The 12 background colour names in class order."""
+    return _vocabulary()["backgrounds"]
+
+
+def prompts(count: int, start: int = 0) -> list[EvaluationPrompt]:
+    """List ``count`` deterministic prompts "a {concept} on a {background} background".
+
+    Prompt i has concept i mod 128; its background moves on by five colours per prompt and by one
+    more per pass through the concepts, so 12 passes pair every concept with every colour.
+    """
+    names, colours = concepts(), backgrounds()
+    listed = []
+    for i in range(start, start + count):
+        concept = i % len(names)
+        background = (_BACKGROUND_STRIDE * concept + i // len(names)) % len(colours)
+        text = f"a {names[concept]} on a {colours[background]} background"
+        listed.append(EvaluationPrompt(text, concept, background))
+    return listed
