@@ -1,0 +1,212 @@
+"""Lazy row-linear values.
+
+    Lin = sum_k c_k · X_k,   X_k tensors of one shape [B, ...],   c_k scalars: floats, 0-d, or [B]
+
+A `Lin` remembers the formula as its author wrote it, and nothing latent-sized is computed before
+`settle` or `gram` asks. The reference backend evaluates the formula as written, operation by
+operation, so a difference is formed before it is scaled, squared or projected, and plain CFG with
+DDIM rounds as the same lines in diffusers do. `Lin.terms()` is the same value collected as
+{tensor: coefficient}, for backends that compute everything in one pass.
+
+A coefficient tensor of as many dimensions as the latents, as `gram(..., axes=...)` returns it,
+broadcasts as it is: then a row is one sample at one position of the axes that were kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Union
+
+from sampler_kernels.backend import backend
+from sampler_kernels.trees import leaves, map_tree
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Scalar = Union[float, "Tensor"]
+
+
+class Lin:
+    """One node of a lazy row-linear formula; immutable.
+
+    `op` is "leaf" (a: tensor), "ones" (a: a tensor whose shape the constant 1 takes), "zero"
+    (likewise), "add" and "sub" (a, b: Lin), "mul" and "div" (a: Lin, b: scalar).
+    """
+
+    __slots__ = ("a", "b", "op")
+
+    def __init__(self, op: str, a: Any, b: Any = None) -> None:
+        self.op = op
+        self.a = a
+        self.b = b
+
+    @staticmethod
+    def of(value: Tensor | Lin) -> Lin:
+        """The lazy value of a tensor [B, ...]; a Lin is returned as it is."""
+        return value if isinstance(value, Lin) else Lin("leaf", value)
+
+    @staticmethod
+    def ones(like: Tensor | Lin) -> Lin:
+        """The constant 1 of the shape of `like`; for means: <v, 1>."""
+        return Lin("ones", Lin.of(like).like)
+
+    @staticmethod
+    def zero(like: Tensor | Lin) -> Lin:
+        """The constant 0 of the shape of `like`."""
+        return Lin("zero", Lin.of(like).like)
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of this value's shape and device (not its value, nor always its dtype)."""
+        node = self
+        while isinstance(node, Lin):
+            node = node.a
+        return node
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.like.shape
+
+    def __add__(self, other: Lin | Tensor | float) -> Lin:
+        other = _operand(other, self)
+        if other.op == "zero":
+            return self
+        return other if self.op == "zero" else Lin("add", self, other)
+
+    def __radd__(self, other: Lin | Tensor | float) -> Lin:
+        return _operand(other, self) + self
+
+    def __sub__(self, other: Lin | Tensor | float) -> Lin:
+        other = _operand(other, self)
+        if other.op == "zero":
+            return self
+        return -other if self.op == "zero" else Lin("sub", self, other)
+
+    def __rsub__(self, other: Lin | Tensor | float) -> Lin:
+        return _operand(other, self) - self
+
+    def __mul__(self, scalar: Scalar) -> Lin:
+        if isinstance(scalar, (int, float)):
+            if scalar == 1 or self.op == "zero":
+                return self
+            if scalar == 0:
+                return Lin.zero(self)
+        return Lin("mul", self, _scalar(scalar, self))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scalar: Scalar) -> Lin:
+        if self.op == "zero" or (isinstance(scalar, (int, float)) and scalar == 1):
+            return self
+        return Lin("div", self, _scalar(scalar, self))
+
+    def __neg__(self) -> Lin:
+        return self * -1.0
+
+    def tensor(self) -> Tensor:
+        """The value [B, ...], for the steps that are not linear (clipping, Adam, a filter)."""
+        return settle(self)
+
+    def terms(self) -> list[tuple[Tensor, Scalar]]:
+        """The value as [(X_k, c_k), ...], each tensor once, in the order of first use.
+
+        Terms whose coefficient is the Python number 0 are left out.
+        """
+        found: dict[int, tuple[Tensor, Scalar]] = {}
+        _collect(self, 1.0, found)
+        return [(x, c) for x, c in found.values() if not (isinstance(c, float) and c == 0.0)]
+
+    def __repr__(self) -> str:
+        return f"Lin({self.op}, shape={tuple(self.shape)})"
+
+
+def gram(*vectors: Lin | Tensor, axes: Sequence[int] | None = None) -> Tensor:
+    """Inner products per row: G[i, j, b] = <V_i[b], V_j[b]>, shape [K, K, B].
+
+    `axes`: sum over these dimensions only (0, the batch, is not allowed); the result then is
+    [K, K, B, ...] with the summed dimensions kept as 1, and broadcasts against the latents.
+    Sums are in float32 (float64 for float64 vectors), in an order that does not depend on B.
+
+    Raises ValueError for vectors of different shapes, or axes that are not dimensions of them.
+    """
+    lins = [Lin.of(v) for v in vectors]
+    for lin in lins[1:]:
+        if lin.shape != lins[0].shape:
+            raise ValueError(
+                f"gram needs vectors of one shape, not {tuple(lins[0].shape)} "
+                f"and {tuple(lin.shape)}."
+            )
+    dims = None
+    if axes is not None:
+        ndim = len(lins[0].shape)
+        dims = tuple(sorted({axis % ndim if -ndim <= axis < ndim else 0 for axis in axes}))
+        if not dims or 0 in dims:
+            raise ValueError(
+                f"gram: axes {tuple(axes)} must lie in 1..{ndim - 1} (0 is the batch)."
+            )
+    return backend(lins[0].like).gram(lins, dims)
+
+
+def settle(tree: Any) -> Any:
+    """The same tree with every Lin computed: tensors of float32, or float64 for float64 inputs.
+
+    All Lins of the tree are handed to the backend together, so that they can share one pass.
+    A Lin that is just a float32 or float64 tensor gives that tensor itself, not a copy.
+    """
+    lins = [leaf for leaf in leaves(tree) if isinstance(leaf, Lin)]
+    if not lins:
+        return tree
+    done = dict(zip(map(id, lins), backend(lins[0].like).settle(lins), strict=True))
+    return map_tree(lambda leaf: done[id(leaf)] if isinstance(leaf, Lin) else leaf, tree)
+
+
+def sqrt(value: Scalar) -> Any:
+    """Square root of a scalar: a float, or a tensor of per-row scalars."""
+    return math.sqrt(value) if isinstance(value, (int, float)) else value.sqrt()
+
+
+def where(condition: Any, yes: Scalar, no: Scalar) -> Any:
+    """`yes` where the condition holds, else `no`; for floats, or per-row scalar tensors."""
+    if isinstance(condition, bool):
+        return yes if condition else no
+    import torch
+
+    return torch.where(condition, yes, no)
+
+
+def _operand(value: Any, near: Lin) -> Lin:
+    if isinstance(value, Lin):
+        return value
+    if isinstance(value, (int, float)):
+        if value == 0:
+            return Lin.zero(near)
+        raise TypeError("A number cannot be added to a Lin (only 0 can); use Lin.ones(x) * number.")
+    return Lin.of(value)
+
+
+def _scalar(value: Any, near: Lin) -> Scalar:
+    if isinstance(value, (int, float)):
+        return float(value)
+    dims, rows = value.ndim, near.shape[0]
+    if dims == 0 or (dims == 1 and value.shape[0] in (1, rows)) or dims == len(near.shape):
+        return value
+    raise ValueError(
+        f"A coefficient is a number or a tensor [{rows}], one per row, not {tuple(value.shape)}."
+    )
+
+
+def _collect(node: Lin, factor: Scalar, found: dict[int, tuple[Tensor, Scalar]]) -> None:
+    if node.op in ("leaf", "ones"):
+        key = id(node.a) if node.op == "leaf" else -id(node.a)
+        tensor = node.a if node.op == "leaf" else node.a.new_ones(()).expand(node.a.shape)
+        before = found.get(key)
+        found[key] = (tensor, factor) if before is None else (before[0], before[1] + factor)
+    elif node.op in ("add", "sub"):
+        _collect(node.a, factor, found)
+        _collect(node.b, factor if node.op == "add" else -factor, found)
+    elif node.op == "mul":
+        _collect(node.a, factor * node.b, found)
+    elif node.op == "div":
+        _collect(node.a, factor / node.b, found)

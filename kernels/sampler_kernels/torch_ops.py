@@ -1,0 +1,89 @@
+"""The reference backend: every formula in plain torch, as it was written.
+
+Differentiable any number of times, float64-clean, on any device. Half-precision leaves are taken
+to float32 at their first use, so all arithmetic and all results are float32 or float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sampler_kernels.rows import Lin
+
+# Summands per partial sum. A row is cut into pieces of this length before it is summed, so that
+# neither the batch size nor the number of threads decides in which order its elements are added.
+_CHUNK = 1024
+
+
+def settle(lins: list[Lin]) -> list[Tensor]:
+    """The values of lazy formulas, [B, ...] each; shared sub-formulas are computed once."""
+    memo: dict[int, Tensor] = {}
+    values = [_value(lin, memo) for lin in lins]
+    # The constant 1 is held as a single number until here.
+    return [
+        v if v.shape == lin.shape else v.expand(lin.shape).contiguous()
+        for v, lin in zip(values, lins, strict=True)
+    ]
+
+
+def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Tensor:
+    """G[i, j] = <V_i, V_j> per row: [K, K, B], or [K, K, B, ...] kept dimensions with axes."""
+    memo: dict[int, Tensor] = {}
+    values = [_value(lin, memo).expand(lin.shape) for lin in lins]
+    count = len(values)
+    sums: dict[tuple[int, int], Tensor] = {}
+    for i in range(count):
+        for j in range(i, count):
+            sums[i, j] = sums[j, i] = _row_sum(values[i] * values[j], axes)
+    flat = torch.stack([sums[i, j] for i in range(count) for j in range(count)])
+    return flat.view(count, count, *flat.shape[1:])
+
+
+def _value(node: Lin, memo: dict[int, Tensor]) -> Tensor:
+    known = memo.get(id(node))
+    if known is not None:
+        return known
+    if node.op == "leaf":
+        value = node.a.float() if node.a.dtype in (torch.float16, torch.bfloat16) else node.a
+    elif node.op in ("ones", "zero"):
+        dtype = torch.float64 if node.a.dtype == torch.float64 else torch.float32
+        number = 1.0 if node.op == "ones" else 0.0
+        value = torch.full((1,) * node.a.ndim, number, dtype=dtype, device=node.a.device)
+    else:
+        a = _value(node.a, memo)
+        if node.op == "add":
+            value = a + _value(node.b, memo)
+        elif node.op == "sub":
+            value = a - _value(node.b, memo)
+        elif node.op == "mul":
+            value = a * _coefficient(node.b, a)
+        else:
+            value = a / _coefficient(node.b, a)
+    memo[id(node)] = value
+    return value
+
+
+def _coefficient(scalar: float | Tensor, like: Tensor) -> float | Tensor:
+    """A per-row scalar, shaped so that it broadcasts over the rest of the row."""
+    if not isinstance(scalar, Tensor):
+        return scalar
+    if scalar.ndim == 1:
+        scalar = scalar.view(-1, *(1,) * (like.ndim - 1))
+    return scalar.to(like)
+
+
+def _row_sum(x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
+    """Sum over all of a row [B], or over some axes (kept as 1)."""
+    if axes is not None:
+        kept = [d for d in range(x.ndim) if d not in axes]
+        shape = [1 if d in axes else n for d, n in enumerate(x.shape)]
+        rows = x.permute(*kept, *axes).reshape(-1, *[x.shape[d] for d in axes])
+        return _row_sum(rows, None).view(shape)
+    x = x.reshape(x.shape[0], -1)
+    whole = x.shape[1] // _CHUNK * _CHUNK
+    if whole == 0:
+        return x.sum(1)
+    parts = x[:, :whole].reshape(x.shape[0], -1, _CHUNK).sum(2)
+    total = _row_sum(parts, None)
+    return total if whole == x.shape[1] else total + x[:, whole:].sum(1)

@@ -1,0 +1,46 @@
+"""Trees of values: dicts, lists, tuples and NamedTuples, with anything else as a leaf.
+
+Small on purpose: `torch.utils._pytree` is private and imports torch, which strategies must not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def map_tree(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """The tree of `fn(leaf, *leaves of rest)`, of the shape of `tree`; None stays None.
+
+    Raises ValueError where a tree of `rest` has another shape than `tree`.
+    """
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        for other in rest:
+            if not isinstance(other, dict) or other.keys() != tree.keys():
+                raise ValueError(f"Trees differ: {sorted(tree)} against {other!r:.80}.")
+        return {k: map_tree(fn, v, *(other[k] for other in rest)) for k, v in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        for other in rest:
+            if not isinstance(other, (list, tuple)) or len(other) != len(tree):
+                raise ValueError(f"Trees differ: {len(tree)} items against {other!r:.80}.")
+        items = [map_tree(fn, *branch) for branch in zip(tree, *rest, strict=True)]
+        if hasattr(tree, "_fields"):
+            return type(tree)(*items)
+        return type(tree)(items)
+    return fn(tree, *rest)
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """The leaves of a tree, depth first, without the Nones."""
+    if tree is None:
+        return
+    if isinstance(tree, dict):
+        for value in tree.values():
+            yield from leaves(value)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from leaves(value)
+    else:
+        yield tree

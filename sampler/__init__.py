@@ -1,0 +1,90 @@
+"""Samplers, guidance rules and reward fine-tuners as small strategies over diffusers pipelines.
+
+    engine = sampler.load()
+    result = engine.generate(["a red apple on a blue background"], steps=20,
+                             sampler="ddim", guidance={"name": "cfg", "scale": 3})
+
+Nothing heavy is imported before it is used: `import sampler` takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sampler.denoiser import denoiser
+    from sampler.engine import Engine, Result
+    from sampler.loading import load
+    from sampler.registry import build, describe, names, register
+    from sampler.schedule import Schedule
+    from sampler.snapshots import load_snapshot, save_snapshot
+    from sampler.types import (
+        Branch,
+        Cond,
+        GuidanceBase,
+        Level,
+        Lin,
+        Move,
+        Prediction,
+        SamplerBase,
+        SamplerError,
+        Snapshot,
+        Span,
+        gram,
+        settle,
+    )
+
+__version__ = "0.1.0"
+
+# module -> the public names it has; the imports above tell the same to type checkers
+_HOMES = {
+    "denoiser": "denoiser",
+    "engine": "Engine Result",
+    "loading": "load",
+    "registry": "build describe names register",
+    "schedule": "Schedule",
+    "snapshots": "load_snapshot save_snapshot",
+    "types": "Branch Cond GuidanceBase Level Lin Move Prediction SamplerBase SamplerError "
+    "Snapshot Span gram settle",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "Branch",
+    "Cond",
+    "Engine",
+    "GuidanceBase",
+    "Level",
+    "Lin",
+    "Move",
+    "Prediction",
+    "Result",
+    "SamplerBase",
+    "SamplerError",
+    "Schedule",
+    "Snapshot",
+    "Span",
+    "build",
+    "denoiser",
+    "describe",
+    "gram",
+    "load",
+    "load_snapshot",
+    "names",
+    "register",
+    "save_snapshot",
+    "settle",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"sampler.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'sampler' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,147 @@
+"""From the branches that a rule asks for to one batched network evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from sampler_kernels import map_tree
+from torch import Tensor
+
+from sampler.types import KINDS, Branch, Level, Prediction, Span
+
+
+class BatchedDenoiser:
+    """Stacks the rows of all branches of one model, evaluates once, and cuts the answer up.
+
+    A subclass answers `forward` (and `predict` where its outputs need preconditioning).
+    """
+
+    models: tuple[str, ...] = ("main",)
+
+    def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
+        """The network's raw output [R, ...] for rows x [R, ...] and their conditions."""
+        raise NotImplementedError
+
+    def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
+        """The raw output as a Prediction."""
+        raise NotImplementedError
+
+    def __call__(
+        self, x: Tensor, span: Span, branches: Mapping[str, Branch], nfe: list[int]
+    ) -> dict[str, Prediction]:
+        """A Prediction [B, ...] for every branch; one `forward` per model that is asked.
+
+        Adds to nfe[b] each row that is evaluated for row b. Rows that a branch leaves out get
+        the output of "cond". Raises ValueError for an unknown model.
+        """
+        level, outs = span.now, {}
+        for model in dict.fromkeys(branch.model for branch in branches.values()):
+            if model not in self.models:
+                raise ValueError(f"No model {model!r} here; there are {', '.join(self.models)}.")
+            mine = {k: b for k, b in branches.items() if b.model == model}
+            rows = {k: _rows(b, x.shape[0], nfe) for k, b in mine.items()}
+            parts = {k: x if r is None else x[r] for k, r in rows.items()}
+            busy = [k for k, part in parts.items() if len(part)]
+            if not busy:
+                continue
+            xs = _cat([parts[k] for k in busy])
+            conds = [_take(mine[k].cond, rows[k]) for k in busy]
+            out = self.forward(xs, _cat_level(level, [rows[k] for k in busy]), _stack(conds), model)
+            for name, part in zip(busy, out.split([len(parts[k]) for k in busy]), strict=True):
+                outs[name] = (part, rows[name])
+        return {k: self._prediction(x, k, branches[k], outs, level) for k in branches}
+
+    def _prediction(
+        self, x: Tensor, name: str, branch: Branch, outs: dict[str, Any], level: Level
+    ) -> Prediction:
+        out, rows = outs.get(name, (None, None))
+        if out is None:  # no row asked: the conditional prediction everywhere
+            return self.predict(x, outs["cond"][0], level, "main")
+        if rows is not None:
+            out = outs["cond"][0].index_copy(0, rows, out)
+        return self.predict(x, out, level, branch.model)
+
+
+class FunctionDenoiser(BatchedDenoiser):
+    """Plain functions fn(x, level, cond) -> tensor as the denoiser; see `denoiser`."""
+
+    def __init__(self, fns: dict[str, Callable[..., Tensor]], prediction: str) -> None:
+        self.fns = fns
+        self.prediction = prediction
+        self.models = tuple(fns)
+
+    def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
+        return self.fns[model](x, level, cond)
+
+    def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
+        return Prediction.of(self.prediction, x, out, level)
+
+
+def denoiser(
+    fn: Callable[..., Tensor],
+    prediction: str = "eps",
+    models: Mapping[str, Callable[..., Tensor]] | None = None,
+) -> FunctionDenoiser:
+    """A denoiser from `fn(x, level, cond) -> tensor`, for research without a pipeline.
+
+    x [R, ...] holds the rows of all branches of a step, cond their concatenated conditions
+    (tensors along dim 0; None where every branch has None). `prediction`: what fn returns, one of
+    "eps", "v", "x0", "velocity". `models`: further networks by name, such as {"weak": fn}.
+
+    Raises ValueError for an unknown prediction type.
+    """
+    if prediction not in KINDS:
+        raise ValueError(f"Unknown prediction type {prediction!r}; one of {', '.join(KINDS)}.")
+    return FunctionDenoiser({"main": fn, **(models or {})}, prediction)
+
+
+def _rows(branch: Branch, count: int, nfe: list[int]) -> Tensor | None:
+    """The indices of the rows to evaluate, None for all; counts them."""
+    if branch.rows is None or bool(branch.rows.all()):
+        for b in range(count):
+            nfe[b] += 1
+        return None
+    index = branch.rows.nonzero()[:, 0]
+    for b in index.tolist():
+        nfe[b] += 1
+    return index
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _take(cond: Any, rows: Tensor | None) -> Any:
+    if rows is None:
+        return cond
+    return map_tree(
+        lambda leaf: leaf[rows.to(leaf.device)] if hasattr(leaf, "ndim") else leaf, cond
+    )
+
+
+def _stack(conds: list[Any]) -> Any:
+    """One condition tree from several: tensors are concatenated, equal other values kept."""
+    if len(conds) == 1:
+        return conds[0]
+    if any(c is None for c in conds):
+        if all(c is None for c in conds):
+            return None
+        raise ValueError("A rule needs a condition for every branch: give Cond(cond=, uncond=).")
+
+    def join(*parts: Any) -> Any:
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)
+        if any(part != parts[0] for part in parts):
+            raise ValueError(f"Branches disagree on {parts[0]!r:.40}; only tensors may differ.")
+        return parts[0]
+
+    return map_tree(join, *conds)
+
+
+def _cat_level(level: Level, rows: list[Tensor | None]) -> Level:
+    """Per-row levels follow their rows; a common level stays as it is."""
+    if not isinstance(level.sigma, Tensor):
+        return level
+    return Level(*(_cat([v if r is None else v[r] for r in rows]) for v in level))

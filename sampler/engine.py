@@ -1,0 +1,174 @@
+"""The loop, and what stands on it: `run` on tensors, `generate` on prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sampler_kernels import Lin, settle
+from torch import Tensor
+
+from sampler import registry
+from sampler.noise import Noise
+from sampler.types import Cond, Denoiser, Guidance, Level, Sampler, SamplerError, Snapshot, spans
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `generate` made, one entry per image.
+
+    images: PIL images, a tensor [B, 3, H, W] in [0, 1], or None for output="latent";
+    latents [B, ...]; seeds; nfe: denoiser rows evaluated, counted; config: plain data with which
+    `generate(**config)` makes the same images; seconds: wall time.
+    """
+
+    images: Any
+    latents: Tensor
+    seeds: list[int]
+    nfe: list[int]
+    config: dict[str, Any]
+    seconds: float
+
+
+class Engine:
+    """A denoiser, a sampler, a guidance rule, and the loop.
+
+    `pipeline`: an adapter (`sampler.pipelines`) that knows prompts, schedule and decoding; without
+    it there is `run`, on tensors. The engine holds no state of a run.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        pipeline: Any = None,
+        sampler: Any = "ddim",
+        guidance: Any = "none",
+    ) -> None:
+        self.denoiser = denoiser
+        self.pipeline = pipeline
+        self.sampler = registry.build("sampler", sampler)
+        self.guidance = registry.build("guidance", guidance)
+
+    def steps(
+        self,
+        snapshot: Snapshot,
+        levels: Sequence[Level],
+        cond: Any = None,
+        sampler: Any = None,
+        guidance: Any = None,
+    ) -> Iterator[Snapshot]:
+        """The loop: from a snapshot to the end of `levels`, a new snapshot after every step.
+
+        A run is a pure function of its first snapshot: going on from any later one is bit-equal.
+        `levels` is the grid as the sampler walks it (`sampler.levels(grid)`).
+        """
+        rule, method, cond = self._rule(guidance), self._method(sampler), _as_cond(cond)
+        _, x, s, g, seeds, counted = snapshot
+        noise = Noise(tuple(seeds))
+        for span in spans(tuple(levels))[snapshot.index :]:
+            nfe = list(counted)
+            branches = rule.plan(x, span, cond, g)
+            preds = self.denoiser(x, span, branches, nfe) if branches else {}
+            pred, g = rule.combine(x, preds, span, g)
+            move = method.step(x, pred, span, s)
+            x = Lin.of(move.mean)
+            if _stochastic(move.std):
+                x = x + move.std * Lin.of(noise.draw(span.index, x.like))
+            x, s, g = settle((x, move.state, g))
+            counted = tuple(nfe)
+            yield Snapshot(span.index + 1, x, s, g, seeds, counted)
+
+    def start(
+        self,
+        x: Tensor,
+        levels: Sequence[Level],
+        cond: Any = None,
+        sampler: Any = None,
+        guidance: Any = None,
+        seeds: Sequence[int] | None = None,
+    ) -> tuple[Snapshot, tuple[Level, ...]]:
+        """The first snapshot of a run from x [B, ...] at levels[0], and the grid it will walk.
+
+        float64 stays float64, everything else becomes float32. `seeds`: one int per row, needed
+        for stochastic samplers only (default 0, 1, ...). Raises ValueError for bad levels/seeds.
+        """
+        rule, method = self._rule(guidance), self._method(sampler)
+        x = x if x.dtype == torch.float64 else x.float()
+        seeds = tuple(range(x.shape[0])) if seeds is None else tuple(int(s) for s in seeds)
+        if len(seeds) != x.shape[0]:
+            raise ValueError(f"{len(seeds)} seeds for {x.shape[0]} rows; give one per row.")
+        if len(levels) < 2:
+            raise ValueError("A run needs at least two levels: where it starts and where it ends.")
+        grid = method.levels(tuple(Level(*level) for level in levels))
+        x, state = method.start(x, grid[0])
+        x, state = settle((x, state))
+        zeros = (0,) * len(seeds)
+        return Snapshot(0, x, state, rule.start(_as_cond(cond)), seeds, zeros), grid
+
+    def run(
+        self,
+        x: Tensor,
+        levels: Sequence[Level],
+        cond: Any = None,
+        sampler: Any = None,
+        guidance: Any = None,
+        seeds: Sequence[int] | None = None,
+        grad: bool = False,
+    ) -> Tensor:
+        """x [B, ...] at levels[0], carried to levels[-1]; float64 stays float64.
+
+        `cond`: what `fn` gets, or Cond(cond=, uncond=) for rules that need more than one branch.
+        grad=True keeps the graph. Raises ValueError for a missing condition, before any evaluation.
+        """
+        final = self._finished(x, levels, cond, sampler, guidance, seeds, grad)
+        return final[0]
+
+    def _finished(
+        self,
+        x: Tensor,
+        levels: Sequence[Level],
+        cond: Any,
+        sampler: Any,
+        guidance: Any,
+        seeds: Sequence[int] | None,
+        grad: bool = False,
+        on_step: Any = None,
+    ) -> tuple[Tensor, Snapshot]:
+        rule, method, cond = self._rule(guidance), self._method(sampler), _as_cond(cond)
+        if "uncond" in rule.needs and cond.uncond is None:
+            raise ValueError(
+                f"Guidance {rule.name!r} needs an unconditional branch: "
+                "pass cond=sampler.Cond(cond=..., uncond=...)."
+            )
+        with nullcontext() if grad else torch.no_grad():
+            snap, grid = self.start(x, levels, cond, method, rule, seeds)
+            walk = self.steps(snap, grid, cond, method, rule)
+            for snap in walk:
+                if on_step is not None:
+                    on_step(snap)
+            return settle(method.finish(snap.x, snap.sampler)), snap
+
+    def generate(self, prompts: Any, **options: Any) -> Result:
+        """Images from prompts; see `sampler.generate.generate` for the options and errors."""
+        if self.pipeline is None:
+            raise SamplerError("This engine has no pipeline: use run(), or sampler.load(...).", 2)
+        from sampler.generate import generate
+
+        return generate(self, prompts, **options)
+
+    def _rule(self, guidance: Any) -> Guidance:
+        return self.guidance if guidance is None else registry.build("guidance", guidance)
+
+    def _method(self, sampler: Any) -> Sampler:
+        return self.sampler if sampler is None else registry.build("sampler", sampler)
+
+
+def _as_cond(cond: Any) -> Cond:
+    return cond if isinstance(cond, Cond) else Cond(cond=cond)
+
+
+def _stochastic(std: Any) -> bool:
+    return std != 0 if isinstance(std, (int, float)) else True

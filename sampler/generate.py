@@ -1,0 +1,176 @@
+"""From prompts to images: encoding, seeds, micro-batches, the loop, decoding."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sampler import registry
+from sampler.engine import Engine, Result
+from sampler.noise import MAX_SEED, initial
+from sampler.types import Guidance, Sampler
+
+Output = Literal["pil", "tensor", "latent"]
+DEFAULT_BATCH = 8
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image to be made."""
+
+    prompt: str
+    negative: str
+    seed: int
+
+
+def generate(
+    engine: Engine,
+    prompts: str | Sequence[str],
+    *,
+    negative: str | Sequence[str] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    n: int = 1,
+    steps: int = 20,
+    height: int | None = None,
+    width: int | None = None,
+    sampler: Any = None,
+    guidance: Any = None,
+    batch_size: int | None = None,
+    output: Output = "pil",
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Images from prompts, n for each, in the order of the prompts.
+
+    prompts: text or texts; negative: one for all, or one per prompt. seeds: one int (image i of
+    the run has seed + i), or one per image; without, a seed is derived from the prompt and the
+    number of the image, and recorded. steps: network evaluations, 1 to 1000. height, width: pixels,
+    the model's own by default. sampler, guidance: a name, a mapping or an instance; by default the
+    engine's. batch_size: rows per evaluation (8); it is part of what makes images bit-equal, since
+    networks round differently with other batch sizes. output: "pil", "tensor" ([B, 3, H, W] in
+    [0, 1]) or "latent" (images is None). progress(images done, images in all) after every batch.
+
+    Raises ValueError, before any network call, for an empty prompt list, counts that do not fit,
+    and what the strategies and the schedule refuse.
+    """
+    started = time.perf_counter()
+    method, rule = engine._method(sampler), engine._rule(guidance)
+    jobs = _jobs(prompts, negative, seeds, n)
+    if output not in ("pil", "tensor", "latent"):
+        raise ValueError(f"output = {output!r} must be 'pil', 'tensor' or 'latent'.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size} must be at least 1.")
+    adapter = engine.pipeline
+    size = adapter.size(height, width)
+    adapter.grid(steps, size)  # refuses bad steps before anything is spent
+    cut = batch_size or DEFAULT_BATCH
+    latents, images, nfe = [], [], []
+    with torch.no_grad():
+        for first in range(0, len(jobs), cut):
+            x, counted = _batch(engine, jobs[first : first + cut], size, steps, method, rule)
+            latents.append(x)
+            nfe.extend(counted)
+            if output != "latent":
+                images.append(adapter.decode(x).cpu())
+            if progress is not None:
+                progress(len(nfe), len(jobs))
+    config = {
+        "prompts": [job.prompt for job in jobs],
+        "negative": [job.negative for job in jobs] if any(j.negative for j in jobs) else None,
+        "seeds": [job.seed for job in jobs],
+        "n": 1,
+        "steps": steps,
+        "height": size[0],
+        "width": size[1],
+        "sampler": registry.spec_of(method),
+        "guidance": registry.spec_of(rule),
+        "batch_size": cut,
+        "output": output,
+    }
+    return Result(
+        images=None if output == "latent" else to_output(torch.cat(images), output),
+        latents=torch.cat(latents),
+        seeds=config["seeds"],
+        nfe=nfe,
+        config=config,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _batch(
+    engine: Engine,
+    jobs: Sequence[_Job],
+    size: tuple[int, int],
+    steps: int,
+    method: Sampler,
+    rule: Guidance,
+) -> tuple[Tensor, tuple[int, ...]]:
+    """The latents [B, ...] of some jobs, and the rows evaluated for each."""
+    adapter = engine.pipeline
+    cond = adapter.encode(
+        [job.prompt for job in jobs],
+        [job.negative for job in jobs],
+        "uncond" in rule.needs,
+        size,
+    )
+    grid = adapter.grid(steps, size)
+    seeds = [job.seed for job in jobs]
+    x = initial(seeds, adapter.latent_shape(*size)).to(adapter.device)
+    x = x * adapter.schedule.initial_scale(grid)
+    x, snap = engine._finished(x, grid, cond, method, rule, seeds)
+    return x, snap.nfe
+
+
+def _jobs(
+    prompts: str | Sequence[str],
+    negative: str | Sequence[str] | None,
+    seeds: int | Sequence[int] | None,
+    n: int,
+) -> list[_Job]:
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise ValueError("No prompts: give a text or a list of at least one.")
+    if bad := [t for t in texts if not isinstance(t, str)]:
+        raise ValueError(f"A prompt is a text, not {bad[0]!r:.60}.")
+    if n < 1:
+        raise ValueError(f"n = {n} must be at least 1 image per prompt.")
+    against = (
+        [negative or ""] * len(texts)
+        if negative is None or isinstance(negative, str)
+        else [*negative]
+    )
+    if len(against) != len(texts):
+        raise ValueError(f"{len(against)} negative prompts for {len(texts)} prompts.")
+    rows = [(t, a, i) for t, a in zip(texts, against, strict=True) for i in range(n)]
+    if seeds is None:
+        chosen = [_derived_seed(text, i) for text, _, i in rows]
+    elif isinstance(seeds, int):
+        chosen = [seeds + k for k in range(len(rows))]
+    else:
+        chosen = [int(s) for s in seeds]
+    if len(chosen) != len(rows):
+        raise ValueError(f"{len(chosen)} seeds for {len(rows)} images; give one int or one each.")
+    if bad := [s for s in chosen if not 0 <= s <= MAX_SEED]:
+        raise ValueError(f"seed = {bad[0]} must lie in 0..2^63 − 1.")
+    return [_Job(t, a, s) for (t, a, _), s in zip(rows, chosen, strict=True)]
+
+
+def _derived_seed(prompt: str, index: int) -> int:
+    """A seed for image `index` of a prompt when none is given: the same ones at every call."""
+    digest = hashlib.sha256(f"{index}:{prompt}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & MAX_SEED
+
+
+def to_output(images: Tensor, output: Output) -> Any:
+    """Images [B, 3, H, W] in [0, 1] as asked for; PIL rounds to uint8 as diffusers does."""
+    if output == "tensor":
+        return images
+    from PIL import Image
+
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(row) for row in pixels]

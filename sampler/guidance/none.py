@@ -1,0 +1,14 @@
+"""No guidance: the conditional model as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sampler.registry import register
+from sampler.types import GuidanceBase
+
+
+@register("guidance", "none")
+@dataclass(frozen=True)
+class Unguided(GuidanceBase):
+    """The conditional prediction, unchanged: g = c. One evaluation per step."""

@@ -1,0 +1,129 @@
+"""What the engine has to know of a pipeline family, and the table of families.
+
+An adapter reads a diffusers pipeline and never changes it. A new family is one file here with an
+`@adapter(...)` class, and a line in `sampler/pipelines/__init__.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sampler.denoiser import BatchedDenoiser
+from sampler.schedule import Schedule
+from sampler.types import Cond, Level, Prediction, SamplerError
+
+A = TypeVar("A", bound="type[Adapter]")
+
+_families: dict[str, type[Adapter]] = {}
+
+
+def adapter(*pipeline_classes: str) -> Callable[[A], A]:
+    """Class decorator: this adapter serves diffusers pipelines of these class names."""
+
+    def add(cls: A) -> A:
+        for name in pipeline_classes:
+            _families[name] = cls
+        return cls
+
+    return add
+
+
+def supported() -> list[str]:
+    """The class names of the pipelines that can be loaded."""
+    return sorted(_families)
+
+
+def adapt(pipe: Any) -> Adapter:
+    """The adapter of a diffusers pipeline. Raises SamplerError (6) naming those that have one."""
+    name = type(pipe).__name__
+    if name not in _families:
+        raise SamplerError(
+            f"{name} is not a supported pipeline; supported: {', '.join(supported())}.", 6
+        )
+    return _families[name](pipe)
+
+
+class Adapter(BatchedDenoiser):
+    """One pipeline family: prompts to conditions, latents to images, and the network between.
+
+    Subclasses set `network_name` and answer `encode`, `latent_shape`, `forward` and, where it
+    differs, `decode`. `weak`: a second network of the same signature, for Autoguidance.
+    """
+
+    network_name = "unet"
+
+    def __init__(self, pipe: Any, weak: Any = None) -> None:
+        self.pipe = pipe
+        self.network = getattr(pipe, self.network_name)
+        self.networks = (
+            {"main": self.network} if weak is None else {"main": self.network, "weak": weak}
+        )
+        self.models = tuple(self.networks)
+        self.schedule = Schedule.from_config(pipe.scheduler.config, type(pipe.scheduler).__name__)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe._execution_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.dtype
+
+    @property
+    def default_scale(self) -> float:
+        """The guidance scale that the stock pipeline uses when none is given."""
+        parameter = inspect.signature(type(self.pipe).__call__).parameters.get("guidance_scale")
+        return float(parameter.default) if parameter is not None else 1.0
+
+    def size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """(height, width) in pixels, with the model's own size where None.
+
+        Raises ValueError for a size that the latents cannot represent.
+        """
+        native = self.network.config.sample_size
+        rows, cols = (native, native) if isinstance(native, int) else native
+        factor = self.pipe.vae_scale_factor
+        chosen = (height or rows * factor, width or cols * factor)
+        for label, value in zip(("height", "width"), chosen, strict=True):
+            if value < 8 or value % 8:
+                raise ValueError(f"{label} = {value} must be a positive multiple of 8.")
+        return chosen
+
+    def grid(self, steps: int, size: tuple[int, int]) -> tuple[Level, ...]:
+        """The levels of a run for an image of this size; see `Schedule.grid` for the errors."""
+        return self.schedule.grid(steps)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of one latent, without the batch."""
+        factor = self.pipe.vae_scale_factor
+        return (self.network.config.in_channels, height // factor, width // factor)
+
+    def encode(
+        self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
+    ) -> Cond:
+        """The conditions of B prompts; the unconditional ones only where `guided`."""
+        raise NotImplementedError
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to images [B, 3, H, W], float32 in [0, 1]."""
+        vae = self.pipe.vae
+        latents = (latents / vae.config.scaling_factor).to(vae.dtype)
+        images = vae.decode(latents, return_dict=False)[0].float()
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
+        return self.schedule.predict(x, out, level)
+
+    def scaled(self, x: Tensor, level: Level) -> Tensor:
+        """x as the network wants to see it: scaled (EDM), in its dtype."""
+        factor = self.schedule.network_input(level)
+        return (x if factor == 1 else x * factor).to(self.dtype)
+
+    def time(self, level: Level, like: Tensor) -> Tensor:
+        """The level's timestep as a 0-d tensor, integer where it is one, as in stock pipelines."""
+        return torch.as_tensor(level.t, device=like.device)

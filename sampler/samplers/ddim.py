@@ -1,0 +1,52 @@
+"""DDIM, and ancestral sampling as its stochastic end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sampler_kernels import sqrt
+
+from sampler.registry import register
+from sampler.types import Move, Prediction, SamplerBase, Span
+
+
+@register("sampler", "ddim")
+@dataclass(frozen=True)
+class DDIM(SamplerBase):
+    """Denoising diffusion implicit model: straight to the predicted x0, and back up.
+
+        x' = alpha'·x0 + sigma'·(sqrt(1 − tau)·eps + sqrt(tau)·z)
+        tau = eta²·(1 − (alpha·sigma' / (alpha'·sigma))²),   z ~ N(0, I)
+
+    sigma'²·tau is eta² times the variance of the posterior q(x'|x, x0). On flow models
+    (alpha = 1 − sigma) the step with eta = 0 is Euler's.
+
+    eta: 0 (default, the paper's DDIM) is deterministic, 1 is ancestral (DDPM); 0 to 1.
+    """
+
+    eta: float = 0.0
+
+    reference: ClassVar[str] = (
+        "Denoising Diffusion Implicit Models (Song et al., 2021), arXiv:2010.02502, eq. 12, 16"
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"ddim: eta = {self.eta} must lie in 0..1 (0 is deterministic).")
+
+    @property
+    def convergence(self) -> float | None:
+        return None if self.stochastic else 1.0
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
+        a, b = span.now, span.next
+        if self.eta == 0:
+            return Move(b.alpha * pred.x0 + b.sigma * pred.eps, 0.0, state)
+        tau = self.eta**2 * (1 - (a.alpha * b.sigma / (b.alpha * a.sigma)) ** 2)
+        mean = b.alpha * pred.x0 + b.sigma * sqrt(1 - tau) * pred.eps
+        return Move(mean, b.sigma * sqrt(tau), state)

@@ -1,0 +1,90 @@
+"""A Snapshot on disk: one safetensors file, its structure as JSON in the header; never a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from sampler.types import SamplerError, Snapshot
+
+FORMAT = 1
+
+
+def save_snapshot(snapshot: Snapshot, path: str | Path) -> None:
+    """Writes a snapshot durably: a temporary file beside `path`, fsync, rename.
+
+    Strategy states may hold tensors, numbers, strings, booleans, None, lists, tuples,
+    NamedTuples and dicts with string keys. Raises TypeError for anything else.
+    """
+    path, tensors = Path(path), {}
+    tree = _encode(tuple(snapshot), tensors)
+    header = {"format": str(FORMAT), "snapshot": json.dumps(tree)}
+    data = save({k: v.detach().contiguous() for k, v in tensors.items()}, header)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_snapshot(path: str | Path) -> Snapshot:
+    """Reads what `save_snapshot` wrote, onto the CPU; the strategies of the run must be imported.
+
+    Raises SamplerError (2) for a file that is missing or no snapshot.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if header.get("format") != str(FORMAT):
+            raise KeyError("format")
+        return Snapshot(*_decode(json.loads(header["snapshot"]), tensors))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise SamplerError(f"{path} is not a snapshot that can be read: {error}.", 2) from error
+
+
+def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[f"t{len(tensors)}"] = value
+        return {"tensor": f"t{len(tensors) - 1}"}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    if isinstance(value, dict):
+        return {"dict": {str(k): _encode(v, tensors) for k, v in value.items()}}
+    if isinstance(value, (list, tuple)):
+        items = [_encode(v, tensors) for v in value]
+        kind = type(value)
+        if hasattr(kind, "_fields"):
+            return {"named": f"{kind.__module__}:{kind.__qualname__}", "items": items}
+        return {"list" if kind is list else "tuple": items}
+    raise TypeError(f"A strategy's state cannot be saved: it holds {type(value).__name__}.")
+
+
+def _decode(tree: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    if "tensor" in tree:
+        return tensors[tree["tensor"]]
+    if "value" in tree:
+        return tree["value"]
+    if "dict" in tree:
+        return {k: _decode(v, tensors) for k, v in tree["dict"].items()}
+    if "named" in tree:
+        return _named(tree["named"])(*(_decode(v, tensors) for v in tree["items"]))
+    kind = list if "list" in tree else tuple
+    return kind(_decode(v, tensors) for v in tree[kind.__name__])
+
+
+def _named(path: str) -> Any:
+    """The NamedTuple of a state, from modules that are imported already: a file imports nothing."""
+    module, name = path.split(":")
+    found = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
+        raise ValueError(f"the state type {path} is not known; import its strategy first")
+    return found

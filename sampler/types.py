@@ -1,0 +1,365 @@
+"""The values that travel through the loop, and what each kind of strategy must answer.
+
+Notation, everywhere in this project:
+
+    x_t = alpha · x0 + sigma · eps        x, x0, eps: [B, ...], one row per sample
+    v        = alpha · eps − sigma · x0   (variance preserving: alpha² + sigma² = 1)
+    velocity = eps − x0                   (flow matching: alpha = 1 − sigma)
+
+A level is (alpha, sigma) and what the network is told, `t`. Betas, log-SNR and flow times exist in
+`schedule.py` only. Nothing here imports torch, so that `sampler list` starts at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from sampler_kernels import Lin, gram, settle, sqrt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Values = Tensor | Lin
+    Scalar = float | Tensor
+
+
+class SamplerError(Exception):
+    """What went wrong, in one sentence; `code` is the command line's exit code.
+
+    1 internal, 2 usage, 3 finished with failures, 4 run folder locked or of another plan,
+    5 storage, 6 model not found, refused or failed to load, 7 out of memory at batch size 1.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Level(NamedTuple):
+    """One noise level: `t` is told to the network, x = alpha·x0 + sigma·eps.
+
+    Floats computed in float64; or tensors [B], where rows sit at different levels (training).
+    """
+
+    t: Any
+    alpha: Any
+    sigma: Any
+
+
+class Span(NamedTuple):
+    """One step: number `index` of the run, from level `now` to level `next`."""
+
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    now: Level
+    next: Level
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One network output, or a guided one, seen in any parametrisation; exact, lazy, free.
+
+    `out` is the value in the network's own parametrisation `kind`: "eps", "v", "x0" or
+    "velocity". `direction`, where a rule sets it, replaces `eps` alone: samplers take the target
+    from `.x0` and the direction from `.eps` (CFG++ keeps the two apart).
+
+    x0 = (x − sigma·eps) / alpha;   x0 = alpha·x − sigma·v;   x0 = x − sigma·velocity (flow).
+    """
+
+    x: Lin
+    out: Lin
+    kind: str
+    level: Level
+    direction: Lin | None = None
+
+    @staticmethod
+    def of(kind: str, x: Values, out: Values, level: Level) -> Prediction:
+        """From a network output `out` [B, ...] of the given kind at `x` [B, ...].
+
+        Raises ValueError for an unknown kind, and for eps or x0-as-division at alpha = 0.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"Unknown prediction type {kind!r}; one of {', '.join(KINDS)}.")
+        if kind == "eps" and isinstance(level.alpha, float) and level.alpha == 0.0:
+            raise ValueError(
+                f"An eps-prediction says nothing about x0 at alpha = 0 (t = {level.t}); "
+                "use a grid that starts at a level with signal, or a v-prediction model."
+            )
+        return Prediction(Lin.of(x), Lin.of(out), kind, level)
+
+    @staticmethod
+    def from_x0(x: Values, out: Values, level: Level, eps: Values | None = None) -> Prediction:
+        """From an estimate of x0; `eps` sets the direction apart from it."""
+        direction = None if eps is None else Lin.of(eps)
+        return replace(Prediction.of("x0", x, out, level), direction=direction)
+
+    @staticmethod
+    def from_eps(x: Values, out: Values, level: Level) -> Prediction:
+        return Prediction.of("eps", x, out, level)
+
+    @staticmethod
+    def from_v(x: Values, out: Values, level: Level) -> Prediction:
+        return Prediction.of("v", x, out, level)
+
+    @staticmethod
+    def from_velocity(x: Values, out: Values, level: Level) -> Prediction:
+        return Prediction.of("velocity", x, out, level)
+
+    def like(self, out: Values) -> Prediction:
+        """The prediction at the same x, level and parametrisation with another output.
+
+        For rules whose weights sum to one: they may combine `.out` directly, since every
+        parametrisation is affine in every other at fixed (x, level).
+        """
+        return Prediction(self.x, Lin.of(out), self.kind, self.level)
+
+    @property
+    def x0(self) -> Lin:
+        """The estimate of the clean sample."""
+        a, s = self.level.alpha, self.level.sigma
+        if self.kind == "x0":
+            return self.out
+        if self.kind == "eps":
+            return (self.x - s * self.out) / a
+        if self.kind == "v":
+            return _over(a * self.x - s * self.out, a * a + s * s)
+        return _over(self.x - s * self.out, a + s)
+
+    @property
+    def eps(self) -> Lin:
+        """The estimate of the noise; ValueError at sigma = 0 for an x0-prediction."""
+        a, s = self.level.alpha, self.level.sigma
+        if self.direction is not None:
+            return self.direction
+        if self.kind == "eps":
+            return self.out
+        if self.kind == "x0":
+            if isinstance(s, float) and s == 0.0:
+                raise ValueError("At sigma = 0 an x0-prediction has no eps: x holds no noise.")
+            return (self.x - a * self.out) / s
+        if self.kind == "v":
+            return _over(a * self.out + s * self.x, a * a + s * s)
+        return _over(self.x + a * self.out, a + s)
+
+    @property
+    def v(self) -> Lin:
+        """alpha·eps − sigma·x0."""
+        if self.kind == "v" and self.direction is None:
+            return self.out
+        return self.level.alpha * self.eps - self.level.sigma * self.x0
+
+    @property
+    def velocity(self) -> Lin:
+        """eps − x0."""
+        if self.kind == "velocity" and self.direction is None:
+            return self.out
+        return self.eps - self.x0
+
+
+KINDS = ("eps", "v", "x0", "velocity")
+
+
+@dataclass(frozen=True)
+class Move:
+    """A step: x' = mean + std·noise. Whoever runs the loop draws the noise.
+
+    `mean` [B, ...]; `std` a float or [B]; `state` is what the sampler wants to be given next time.
+    """
+
+    mean: Any
+    std: Any = 0.0
+    state: Any = ()
+
+    def log_prob(self, x_next: Values) -> Tensor:
+        """log N(x_next; mean, std²·I) per row [B], summed over the row's D elements.
+
+            −‖x' − mean‖² / (2 std²) − (D/2)·log(2π std²)
+
+        Raises ValueError where std is 0: a deterministic move has no density.
+        """
+        zero = self.std == 0.0 if isinstance(self.std, float) else bool((self.std == 0).any())
+        if zero:
+            raise ValueError("A move with std = 0 has no density; use a stochastic sampler.")
+        mean = Lin.of(self.mean)
+        square = gram((Lin.of(x_next) - mean) / self.std)[0, 0]
+        count = math.prod(mean.shape[1:])
+        log_std = math.log(self.std) if isinstance(self.std, float) else self.std.log()
+        return -0.5 * square - count * (0.5 * math.log(2 * math.pi) + log_std)
+
+
+@dataclass(frozen=True)
+class Cond:
+    """The conditions of B rows: a tree of tensors [B, ...] (or anything `fn` takes) per branch.
+
+    `extra`: further conditions by name, for rules with branches of their own.
+    """
+
+    cond: Any = None
+    uncond: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One evaluation that a rule asks for: this condition, on this model, for these rows.
+
+    `rows`: bool tensor [B] on the CPU, or None for all. Rows left out get the prediction of the
+    branch "cond", so that cond − uncond is 0 there.
+    """
+
+    cond: Any = None
+    model: str = "main"
+    rows: Any = None
+
+
+class Snapshot(NamedTuple):
+    """Everything that a run needs to go on after step `index − 1`; saved with `save_snapshot`.
+
+    x [B, ...]; `sampler` and `guidance` are the strategies' states; `seeds` one int per row;
+    `nfe` the denoiser rows evaluated so far, per row of the batch.
+    """
+
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    x: Any
+    sampler: Any
+    guidance: Any
+    seeds: tuple[int, ...]
+    nfe: tuple[int, ...]
+
+
+class Denoiser(Protocol):
+    """A model that answers "what is x0?" for several branches in one batched evaluation.
+
+    x [B, ...]; the answer has a Prediction for every branch. Adds to `nfe`, a list of B ints,
+    each row that is evaluated.
+    """
+
+    def __call__(
+        self, x: Tensor, span: Span, branches: Mapping[str, Branch], nfe: list[int]
+    ) -> Mapping[str, Prediction]: ...
+
+
+class Sampler(Protocol):
+    """How to move one level down given one prediction. It never calls the model."""
+
+    name: ClassVar[str]
+    reference: ClassVar[str]
+
+    @property
+    def convergence(self) -> float | None: ...
+    @property
+    def stochastic(self) -> bool: ...
+    def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]: ...
+    def start(self, x: Tensor, level: Level) -> tuple[Any, Any]: ...
+    def step(self, x: Tensor, pred: Prediction, span: Span, state: Any) -> Move: ...
+    def finish(self, x: Tensor, state: Any) -> Any: ...
+
+
+class Guidance(Protocol):
+    """Which branches to evaluate, and how to combine them into one prediction."""
+
+    name: ClassVar[str]
+    reference: ClassVar[str]
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+    def start(self, cond: Cond) -> Any: ...
+    def plan(self, x: Tensor, span: Span, cond: Cond, state: Any) -> Mapping[str, Branch]: ...
+    def combine(
+        self, x: Tensor, preds: Mapping[str, Prediction], span: Span, state: Any
+    ) -> tuple[Prediction, Any]: ...
+
+
+class SamplerBase:
+    """The defaults of a sampler; a strategy is a frozen dataclass that overrides what differs."""
+
+    name: ClassVar[str] = ""
+    reference: ClassVar[str] = ""
+
+    @property
+    def convergence(self) -> float | None:
+        """Order of convergence to the exact ODE on equal steps in u (tested); None without one."""
+        return 1.0
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether moves may have std > 0."""
+        return False
+
+    def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
+        """The grid to walk, from the grid asked for; noisy first."""
+        return grid
+
+    def start(self, x: Tensor, level: Level) -> tuple[Any, Any]:
+        """(x, first state) from the first noise x [B, ...]."""
+        return x, ()
+
+    def finish(self, x: Tensor, state: Any) -> Any:
+        """The result [B, ...] from the last x and state."""
+        return x
+
+
+class GuidanceBase:
+    """The defaults of a rule; a strategy is a frozen dataclass that overrides what differs."""
+
+    name: ClassVar[str] = ""
+    reference: ClassVar[str] = ""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What has to be there: "cond", "uncond", and the names of further models ("weak")."""
+        return frozenset({"cond"})
+
+    def start(self, cond: Cond) -> Any:
+        """The first state of a run over these conditions."""
+        return ()
+
+    def plan(self, x: Tensor, span: Span, cond: Cond, state: Any) -> Mapping[str, Branch]:
+        """The evaluations of this step, in the order in which they are stacked."""
+        return {"cond": Branch(cond.cond)}
+
+    def combine(
+        self, x: Tensor, preds: Mapping[str, Prediction], span: Span, state: Any
+    ) -> tuple[Prediction, Any]:
+        """(guided prediction, next state)."""
+        return preds["cond"], state
+
+
+def spans(levels: tuple[Level, ...] | list[Level]) -> list[Span]:
+    """The steps of a grid of N + 1 levels."""
+    return [
+        Span(i, now, after)
+        for i, (now, after) in enumerate(zip(levels[:-1], levels[1:], strict=True))
+    ]
+
+
+def _over(lin: Lin, norm: Scalar) -> Lin:
+    """lin / norm, where norm is 1 up to rounding for the levels that the kind belongs to."""
+    if isinstance(norm, float) and abs(norm - 1) < 1e-6:
+        return lin
+    return lin / norm
+
+
+__all__ = [
+    "KINDS",
+    "Branch",
+    "Cond",
+    "Denoiser",
+    "Guidance",
+    "GuidanceBase",
+    "Level",
+    "Lin",
+    "Move",
+    "Prediction",
+    "Sampler",
+    "SamplerBase",
+    "SamplerError",
+    "Snapshot",
+    "Span",
+    "gram",
+    "settle",
+    "spans",
+    "sqrt",
+]
