@@ -56,7 +56,9 @@ def generator(*key: int) -> torch.Generator:
 class EmojiData:
     """Sprites with their names, composited on random backgrounds on the fly."""
 
-    def __init__(self, path: Path | str, size: int = 64, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, path: Path | str, size: int = 64, device: str | torch.device = "cpu"
+    ) -> None:
         with np.load(path, allow_pickle=False) as stored:
             sprites = torch.from_numpy(stored["sprites"])
             self.concepts = [str(name) for name in stored["names"]]
@@ -87,8 +89,8 @@ class EmojiData:
             )
         ]
         device = images.device
-        labels = (label.to(device) for label in (concept, style, background))
-        return Batch(images.clamp(0, 1) * 2 - 1, *labels, captions)
+        concept, style, background = (label.to(device) for label in (concept, style, background))
+        return Batch(images.clamp(0, 1) * 2 - 1, concept, style, background, captions)
 
     def _canvas(self, background: Tensor, uniform: Tensor, jitter: Tensor) -> Tensor:
         """Jittered colour times a linear gradient of random direction and strength 0 to 0.12."""
@@ -120,7 +122,7 @@ class EmojiData:
         return F.grid_sample(chosen, grid, align_corners=False).clamp(0, 1)
 
     def caption(self, concept: int, style: int, background: int, words: list[float]) -> str:
-        """Draw a caption: "" (12 %), else "[a ][style ]name[ on a colour background| on colour]"."""
+        """Return "" (12 %), else "[a ][style ]name[ on a colour background| on colour]"."""
         if words[0] < 0.12:
             return ""
         article = "a " if words[1] < 0.70 else ""

@@ -24,6 +24,7 @@ class EvaluationPrompt:
     text: str
     concept: int
     background: int
+    style: int | None = None
 
 
 @cache
@@ -47,17 +48,21 @@ def backgrounds() -> tuple[str, ...]:
     return _vocabulary()["backgrounds"]
 
 
-def prompts(count: int, start: int = 0) -> list[EvaluationPrompt]:
+def prompts(count: int, start: int = 0, styled: bool = False) -> list[EvaluationPrompt]:
     """List ``count`` deterministic prompts "a {concept} on a {background} background".
 
     Prompt i has concept i mod 128; its background moves on by five colours per prompt and by one
-    more per pass through the concepts, so 12 passes pair every concept with every colour.
+    more per pass through the concepts, so 12 passes pair every concept with every colour. With
+    ``styled`` the caption also names a style ("a glossy dog on ..."), i mod 4, moving on by one
+    per pass.
     """
-    names, colours = concepts(), backgrounds()
+    names, colours, looks = concepts(), backgrounds(), styles()
     listed = []
     for i in range(start, start + count):
         concept = i % len(names)
         background = (_BACKGROUND_STRIDE * concept + i // len(names)) % len(colours)
-        text = f"a {names[concept]} on a {colours[background]} background"
-        listed.append(EvaluationPrompt(text, concept, background))
+        style = (i + i // len(names)) % len(looks) if styled else None
+        look = "" if style is None else f"{looks[style]} "
+        text = f"a {look}{names[concept]} on a {colours[background]} background"
+        listed.append(EvaluationPrompt(text, concept, background, style))
     return listed

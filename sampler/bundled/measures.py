@@ -1,0 +1,67 @@
+"""Figures of generated images of the bundled model's world: agreement, saturation, distance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sampler.bundled import EvaluationPrompt
+from sampler.bundled.classifier import (
+    SmallClassifier,
+    Statistics,
+    feature_statistics,
+    frechet_distance,
+)
+
+
+def saturation(images: Tensor) -> float:
+    """Return the mean over pixels of largest - smallest channel; images [B, 3, H, W] in 0..1."""
+    return float((images.amax(1) - images.amin(1)).mean())
+
+
+def clipped_share(images: Tensor, margin: float = 0.005) -> float:
+    """Return the share of values within ``margin`` of 0 or 1, i.e. beyond 0.99 in [-1, 1]."""
+    return float(((images < margin) | (images > 1 - margin)).float().mean())
+
+
+@torch.no_grad()
+def extracted_features(model: SmallClassifier, images: Tensor, batch: int = 256) -> Tensor:
+    """Return the features [N, 160] of images [N, 3, H, W] in [0, 1]."""
+    return torch.cat([model.features(part) for part in images.split(batch)])
+
+
+def agreement(
+    model: SmallClassifier, features: Tensor, prompts: Sequence[EvaluationPrompt]
+) -> dict[str, float]:
+    """Return the share of images whose top class is the prompt's, for each head it names."""
+    logits = model.logits(features)
+    shares = {}
+    for head in ("concept", "style", "background"):
+        wanted = [getattr(prompt, head) for prompt in prompts]
+        if None not in wanted:
+            found = getattr(logits, head).argmax(1).cpu()
+            shares[head] = float((found == torch.tensor(wanted)).float().mean())
+    return shares
+
+
+def measure(
+    model: SmallClassifier,
+    images: Tensor,
+    prompts: Sequence[EvaluationPrompt],
+    reference: Statistics,
+) -> dict[str, float]:
+    """Return agreement per head, Fréchet distance, saturation and clipped share of the images.
+
+    The Fréchet distance is that of the features to the reference statistics; it falls with the
+    number of images, so compare equal numbers only.
+    """
+    features = extracted_features(model, images)
+    distance = frechet_distance(*feature_statistics(features), *reference)
+    return agreement(model, features, prompts) | {
+        "frechet_distance": distance,
+        "saturation": saturation(images),
+        "clipped_share": clipped_share(images),
+        "images": len(images),
+    }
