@@ -49,6 +49,8 @@ class BatchedDenoiser:
             xs = _cat([parts[k] for k in busy])
             conds = [_take(mine[k].cond, rows[k]) for k in busy]
             out = self.forward(xs, _cat_level(level, [rows[k] for k in busy]), _stack(conds), model)
+            if out.dtype not in (torch.float16, torch.bfloat16) or x.dtype == torch.float64:
+                out = out.to(x.dtype)  # halves are taken up where they are first used
             for name, part in zip(busy, out.split([len(parts[k]) for k in busy]), strict=True):
                 outs[name] = (part, rows[name])
         return {k: self._prediction(x, k, branches[k], outs, level) for k in branches}

@@ -1,8 +1,8 @@
 """Models with exact answers, for laws and formulas: Gaussian mixtures under any noise level.
 
-    p0(x) = sum_k w_k N(x; mu_k, sd_k^2 I),   x_t = alpha x0 + sigma eps
-    var_k = alpha^2 sd_k^2 + sigma^2
-    eps(x) = sigma sum_k r_k (x − alpha mu_k) / var_k,   r = softmax(log w_k + log N_k)
+p0(x) = sum_k w_k N(x; mu_k, sd_k^2 I),   x_t = alpha x0 + sigma eps
+var_k = alpha^2 sd_k^2 + sigma^2
+eps(x) = sigma sum_k r_k (x − alpha mu_k) / var_k,   r = softmax(log w_k + log N_k)
 """
 
 from dataclasses import dataclass
@@ -67,8 +67,8 @@ def pair_cond(rows: int) -> sampler.Cond:
     return sampler.Cond(cond=torch.ones(rows), uncond=torch.zeros(rows))
 
 
-def vp_grid(steps: int, start: int = 900, final_sigma: float | None = None):
-    """A grid on the scaled-linear schedule, down to sigma = 0 (or sigma/alpha = final_sigma)."""
+def vp_grid(steps: int, start: int = 900):
+    """A grid on the scaled-linear schedule, down to sigma = 0 (steps + 1 levels)."""
     schedule = sampler.Schedule.from_config(
         {
             "beta_start": 0.00085,
@@ -79,7 +79,9 @@ def vp_grid(steps: int, start: int = 900, final_sigma: float | None = None):
         "DDIMScheduler",
     )
     times = torch.linspace(start, 1, steps).round().int().tolist()
-    return (*(schedule.level(t) for t in times), Level(0, 1.0, 0.0))
+    # The table is float32; here alpha² + sigma² = 1 has to hold in float64.
+    alphas = [(t, schedule.level(t).alpha) for t in times]
+    return (*(Level(t, a, (1 - a * a) ** 0.5) for t, a in alphas), Level(0, 1.0, 0.0))
 
 
 def sigma_grid(steps: int, high: float = 8.0, low: float = 0.5):

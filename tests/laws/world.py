@@ -1,0 +1,62 @@
+"""What every registered strategy is run on: a small world with exact answers.
+
+A strategy that cannot be built from its name alone gets an example in EXAMPLES; a new one that
+has neither fails `test_every_strategy_is_covered`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import sampler
+from sampler import registry
+from tests.analytic import mixture
+
+SHAPE = (2, 2, 2)
+COND, UNCOND, WEAK = (mixture(8, seed, spread=s) for seed, s in ((1, 1.5), (2, 1.0), (3, 1.2)))
+
+# (kind, name) -> spec; None: not for this world, with its own tests elsewhere.
+EXAMPLES: dict[tuple[str, str], Any] = {}
+
+
+def spec(kind: str, name: str) -> Any:
+    return EXAMPLES.get((kind, name), name)
+
+
+def buildable(kind: str) -> list[str]:
+    return [name for name in registry.names(kind) if spec(kind, name) is not None]
+
+
+class Counting:
+    """A denoiser that counts what it is really asked: calls, and rows per call."""
+
+    def __init__(self, prediction: str = "eps") -> None:
+        self.rows: list[int] = []
+
+        def network(cond, uncond) -> Callable[..., torch.Tensor]:
+            def fn(x, level, which):
+                self.rows.append(x.shape[0])
+                yes, no = (m.out(x, level, prediction) for m in (cond, uncond))
+                return torch.where(which.view(-1, 1, 1, 1) > 0.5, yes, no)
+
+            return fn
+
+        self.denoiser = sampler.denoiser(
+            network(COND, UNCOND), prediction, {"weak": network(WEAK, UNCOND)}
+        )
+
+
+def cond(rows: int) -> sampler.Cond:
+    return sampler.Cond(cond=torch.ones(rows), uncond=torch.zeros(rows))
+
+
+def noise(rows: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(rows, *SHAPE, generator=torch.Generator().manual_seed(7)).to(dtype)
+
+
+def run(sampler_spec: Any, rule: Any, levels: Any, x: torch.Tensor, **options: Any):
+    engine = sampler.Engine(Counting(options.pop("prediction", "eps")).denoiser)
+    return engine.run(
+        x, levels, options.pop("cond", cond(x.shape[0])), sampler_spec, rule, **options
+    )
