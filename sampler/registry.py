@@ -23,6 +23,9 @@ KINDS = {
     "trainer": ("sampler.finetune", "sampler.trainers"),
 }
 
+# What an object must have to be taken for a strategy of the kind.
+_METHOD = {"sampler": "step", "guidance": "combine", "reward": "__call__", "trainer": "updates"}
+
 _registered: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
 
 
@@ -34,6 +37,8 @@ def register(kind: str, name: str) -> Callable[[T], T]:
     table = _table(kind)
 
     def add(cls: T) -> T:
+        if not cls.__module__.startswith(f"{KINDS[kind][0]}."):
+            _load(kind)  # ours first: a third party must not take one of our names
         known = table.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (
             cls.__module__,
@@ -80,7 +85,7 @@ def build(kind: str, spec: Any) -> Any:
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
-        if isinstance(spec, type) or not is_dataclass(spec) or spec is None:
+        if isinstance(spec, type) or not hasattr(spec, _METHOD[kind]):
             known = ", ".join(table_of)
             raise ValueError(
                 f"A {kind} is a name, a mapping with 'name', or an instance, not {spec!r:.60}; "
@@ -110,8 +115,13 @@ def build(kind: str, spec: Any) -> Any:
     return cls(**given)
 
 
-def spec_of(strategy: Any) -> dict[str, Any]:
-    """{"name": ..., field: ...} of an instance: `build` of it gives an equal instance."""
+def spec_of(strategy: Any) -> Any:
+    """{"name": ..., field: ...} of an instance: `build` of it gives an equal instance.
+
+    An object that is no dataclass stands for itself.
+    """
+    if not is_dataclass(strategy):
+        return strategy
     spec: dict[str, Any] = {"name": type(strategy).name}
     for entry in fields(strategy):
         value = getattr(strategy, entry.name)
