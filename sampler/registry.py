@@ -120,10 +120,11 @@ def spec_of(strategy: Any) -> Any:
 
     An object that is no dataclass stands for itself.
     """
-    if not is_dataclass(strategy):
+    if not hasattr(strategy, "__dataclass_fields__"):
         return strategy
-    spec: dict[str, Any] = {"name": type(strategy).name}
-    for entry in fields(strategy):
+    cls: Any = type(strategy)
+    spec: dict[str, Any] = {"name": cls.name}
+    for entry in fields(cls):
         value = getattr(strategy, entry.name)
         nested = is_dataclass(value) and hasattr(value, "name") and not isinstance(value, type)
         spec[entry.name] = spec_of(value) if nested else value
