@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from bundled_checkpoint import load_checkpoint, save_checkpoint
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -84,72 +82,11 @@ def averaged(modules: nn.ModuleDict, decay: float) -> AveragedModel:
     return AveragedModel(modules, multi_avg_fn=update, use_buffers=True)  # pyright: ignore[reportArgumentType]
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-
-
-def save_checkpoint(
-    folder: Path,
-    modules: nn.ModuleDict,
-    ema: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, float],
-) -> Path:
-    """Write ``checkpoint-STEP`` whole or not at all, then drop the older ones."""
-    target, temporary = folder / f"checkpoint-{int(state['step']):08d}", folder / "checkpoint.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    names = [name for name, _ in modules.named_parameters()]
-    moments = {
-        f"{names[index]}.{key}": value
-        for index, entry in optimizer.state_dict()["state"].items()
-        for key, value in entry.items()
-    }
-    save_file(_tensors(modules.state_dict()), temporary / "modules.safetensors")
-    save_file(_tensors(ema.state_dict()), temporary / "ema.safetensors")
-    save_file(_tensors(moments), temporary / "optimizer.safetensors")
-    (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    for path in (*temporary.iterdir(), temporary):
-        _flush(path)
-    temporary.rename(target)
-    _flush(folder)
-    for old in sorted(folder.glob("checkpoint-*"))[:-1]:
-        shutil.rmtree(old)
-    return target
-
-
-def load_checkpoint(
-    folder: Path, modules: nn.ModuleDict, ema: AveragedModel, optimizer: torch.optim.Optimizer
-) -> dict[str, float]:
-    """Restore the newest checkpoint in place and return its state; step 0 when there is none."""
-    found = sorted(folder.glob("checkpoint-*"))
-    if not found:
-        return {"step": 0, "seconds": 0.0}
-    modules.load_state_dict(load_file(found[-1] / "modules.safetensors"))
-    ema.load_state_dict(load_file(found[-1] / "ema.safetensors"))
-    moments = load_file(found[-1] / "optimizer.safetensors")
-    for name, parameter in modules.named_parameters():
-        entry = optimizer.state[parameter]
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            stored = moments[f"{name}.{key}"]
-            # The fused optimiser walks memory linearly: a moment must have its weight's strides.
-            same = stored.shape == parameter.shape
-            entry[key] = torch.empty_like(parameter).copy_(stored) if same else stored
-    return json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
-
-
 def _rewind(path: Path, step: int) -> None:
-    """Drop the log lines that a killed run wrote after its last checkpoint."""
+    """Drop the log lines that a killed run wrote after its last checkpoint, the last one cut."""
     if path.exists():
-        kept = [s for s in path.read_text().splitlines() if json.loads(s)["step"] < step]
+        whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        kept = [line for line in whole if json.loads(line)["step"] < step]
         path.write_text("".join(line + "\n" for line in kept))
 
 
@@ -176,7 +113,10 @@ def train(
     log_path = folder / "log.jsonl"
     _rewind(log_path, int(state["step"]))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn()) as progress, log_path.open("a") as log:
+    with (
+        Progress(*columns, TimeRemainingColumn()) as progress,
+        log_path.open("a", buffering=1) as log,
+    ):
         bar = progress.add_task(folder.name, total=plan.images)
         step, seconds = int(state["step"]), state["seconds"]
         while (fraction := plan.fraction(step, seconds)) < 1:
@@ -191,7 +131,6 @@ def train(
             total = plan.images or round(seen / max(plan.fraction(step, seconds), 1e-6))
             progress.update(bar, completed=seen, total=total, description=f"loss {loss:.4f}")
             if step % plan.checkpoint_steps == 0 or plan.fraction(step, seconds) >= 1:
-                log.flush()
                 state = {"step": step, "seconds": seconds}
                 save_checkpoint(folder, task.modules, ema, optimizer, state)
                 save_pictures(task.pictures(_averages(ema)), folder / f"grid-{step:08d}.png")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import string
 from pathlib import Path
 from typing import Any
 
 import torch
+from bundled_tokenizer import TEXT_LENGTH
 from diffusers import (
     AutoencoderTiny,  # pyright: ignore[reportPrivateImportUsage]
     DDIMScheduler,  # pyright: ignore[reportPrivateImportUsage]
@@ -15,14 +15,13 @@ from diffusers import (
     UNet2DConditionModel,  # pyright: ignore[reportPrivateImportUsage]
 )
 from diffusers.models.attention_processor import AttnProcessor
-from emoji_data import BACKGROUNDS, EmojiData
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sampler.bundled import FOLDER
 
 MAIN_WIDTHS, WEAK_WIDTHS = (64, 128), (32, 64)
-TEXT_WIDTH, TEXT_LENGTH = 128, 16
+TEXT_WIDTH = 128
 
 
 def new_vae() -> AutoencoderTiny:
@@ -80,22 +79,6 @@ def new_scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-
-
-def tokenizer_for(data: EmojiData, source: Path) -> CLIPTokenizer:
-    """Return the source's tokenizer if every caption word is one token to it, else a new one.
-
-    The new one is trained on the caption words and on all printable ASCII characters, so that
-    any prompt can be tokenised.
-    """
-    known = CLIPTokenizer.from_pretrained(source)
-    phrases = ["a", "on", "background", *data.concepts, *data.styles, *BACKGROUNDS]
-    words = sorted({word for phrase in phrases for word in phrase.split()})
-    if all(len(known.tokenize(word)) == 1 for word in words):
-        return known
-    characters = sorted(set(string.printable.lower()) - set(string.whitespace))
-    pairs = [first + second for first in characters for second in characters]
-    return known.train_new_from_iterator(words * 100 + characters + pairs, 618)
 
 
 def load_part(part: str, folder: Path, *, training: bool = False) -> Any:

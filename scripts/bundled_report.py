@@ -99,27 +99,27 @@ def report(
     bundle: Path,
     data: EmojiData,
     images: int = 512,
-    others: int = 128,
     settings: Settings = Settings(),
 ) -> tuple[dict[str, Any], Tensor]:
     """Return all figures of a bundle folder and the images at the default settings.
 
-    ``images`` pictures at the default scale; ``others`` each at the scales 1, 3 and 10, for
-    styled prompts and for the weak sibling, so that the rows of that size are comparable.
+    ``images`` pictures at the default scale; a quarter as many for each further row (scales 1, 3
+    and 10, styled prompts, the weak sibling), so that the rows of that size are comparable.
     """
+    others = max(2, images // 4)
     model = load(bundle / "classifier")
     reference = reference_statistics(bundle / "statistics.safetensors")
     pipeline = load_pipeline(bundle / "pipeline")
     figures: dict[str, Any] = {"settings": vars(settings) | {"dtype": "float32"}}
-    figures["classifier"] = accuracy(model, data, 8192, settings.seed)
+    figures["classifier"] = accuracy(model, data, 16 * images, settings.seed)
     figures["floors"] = [floors(model, pipeline, data, reference, n) for n in (images, others)]
     figures["default"], made = prompt_figures(
-        pipeline, model, reference, prompts(images), settings, "default"
+        pipeline, model, reference, prompts(images, folder=bundle), settings, "default"
     )
     figures["rows"] = {}
 
     def row(name: str, scale: float = settings.scale, styled: bool = False) -> None:
-        listed = prompts(others, styled=styled)
+        listed = prompts(others, styled=styled, folder=bundle)
         varied = replace(settings, scale=scale)
         row, _ = prompt_figures(pipeline, model, reference, listed, varied, name)
         figures["rows"][name] = row

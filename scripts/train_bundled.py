@@ -33,10 +33,10 @@ from bundled_networks import (
     new_vae,
     save_index,
     save_part,
-    tokenizer_for,
 )
 from bundled_report import Settings, generate, report, write_report
 from bundled_tasks import Latents, UnetTask, VaeTask, latent_scale
+from bundled_tokenizer import tokenizer_for
 from emoji_data import EmojiData
 from torch import Tensor, nn
 
@@ -166,6 +166,7 @@ def main(
     latents: Annotated[int, typer.Option(min=64, help="Cached latents.")] = 65_536,
     statistics: Annotated[int, typer.Option(min=256, help="Real images measured.")] = 32_768,
     count: Annotated[int, typer.Option(min=16, help="Images of the report.")] = 512,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps of the report.")] = 20,
     bundle: Annotated[Path | None, typer.Option(exists=True, help="Bundle to report on.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the UNet.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
@@ -178,7 +179,7 @@ def main(
         device = "cpu"  # The reported figures are those of float32 on a CPU.
     job = Job(EmojiData(data, device=device), out, init, seed, latents, compiled)
     if stage is Stage.report:
-        figures, made = report(bundle or out / "bundle", job.data, count, max(16, count // 4))
+        figures, made = report(bundle or out / "bundle", job.data, count, Settings(steps))
         write_report(figures, out)
         save_pictures(made[:128], out / "contact_sheet.png")
         return

@@ -28,35 +28,37 @@ class EvaluationPrompt:
 
 
 @cache
-def _vocabulary() -> dict[str, tuple[str, ...]]:
-    config = json.loads((FOLDER / "classifier" / "config.json").read_text(encoding="utf-8"))
+def _vocabulary(folder: Path) -> dict[str, tuple[str, ...]]:
+    config = json.loads((folder / "classifier" / "config.json").read_text(encoding="utf-8"))
     return {key: tuple(config[key]) for key in ("concepts", "styles", "backgrounds")}
 
 
-def concepts() -> tuple[str, ...]:
+def concepts(folder: Path = FOLDER) -> tuple[str, ...]:
     """The 128 concept names; the position is the class index of the classifier's concept head."""
-    return _vocabulary()["concepts"]
+    return _vocabulary(folder)["concepts"]
 
 
-def styles() -> tuple[str, ...]:
+def styles(folder: Path = FOLDER) -> tuple[str, ...]:
     """The drawing styles (glossy, flat, classic, blob) in class order."""
-    return _vocabulary()["styles"]
+    return _vocabulary(folder)["styles"]
 
 
-def backgrounds() -> tuple[str, ...]:
+def backgrounds(folder: Path = FOLDER) -> tuple[str, ...]:
     """The 12 background colour names in class order."""
-    return _vocabulary()["backgrounds"]
+    return _vocabulary(folder)["backgrounds"]
 
 
-def prompts(count: int, start: int = 0, styled: bool = False) -> list[EvaluationPrompt]:
+def prompts(
+    count: int, start: int = 0, styled: bool = False, folder: Path = FOLDER
+) -> list[EvaluationPrompt]:
     """List ``count`` deterministic prompts "a {concept} on a {background} background".
 
     Prompt i has concept i mod 128; its background moves on by five colours per prompt and by one
     more per pass through the concepts, so 12 passes pair every concept with every colour. With
     ``styled`` the caption also names a style ("a glossy dog on ..."), i mod 4, moving on by one
-    per pass.
+    per pass. ``folder`` is that of another bundle than the shipped one.
     """
-    names, colours, looks = concepts(), backgrounds(), styles()
+    names, colours, looks = concepts(folder), backgrounds(folder), styles(folder)
     listed = []
     for i in range(start, start + count):
         concept = i % len(names)

@@ -1,0 +1,186 @@
+"""The trainer of the bundled model, on drawn shapes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import bundled_checkpoint
+import pytest
+import torch
+import train_bundled
+from bundled_classifier_task import ClassifierTask
+from bundled_loop import Plan, averaged, train
+from bundled_networks import (
+    WEAK_WIDTHS,
+    load_pipeline,
+    new_text_encoder,
+    new_unet,
+    new_vae,
+)
+from bundled_tasks import Latents, UnetTask, VaeTask
+from bundled_tokenizer import tokenizer_for
+from emoji_data import EmojiData, draw_sprites
+from torch import nn
+from typer import Typer
+from typer.testing import CliRunner
+
+from sampler.bundled import FOLDER
+
+SCRIPT = Path(train_bundled.__file__)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def sprites(tmp_path_factory):
+    return draw_sprites(tmp_path_factory.mktemp("shapes") / "sprites.npz")
+
+
+@pytest.fixture(scope="module")
+def data(sprites):
+    return EmojiData(sprites)
+
+
+def losses(folder):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [(entry["step"], entry["loss"]) for entry in map(json.loads, lines)]
+
+
+def test_the_learning_rate_warms_up_holds_and_ends_at_its_floor():
+    plan = Plan(1.0, images=100, batch_size=10, warmup=4, hold=0.5, floor=0.1, cosine=False)
+    assert plan.steps == 10
+    assert [plan.rate(step, 0) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert plan.rate(9, 0.5) == 1
+    assert plan.rate(9, 0.75) == pytest.approx(0.55)
+    assert plan.rate(9, 1.0) == pytest.approx(0.1)
+    timed = Plan(1.0, minutes=2)
+    assert timed.fraction(10**6, 30) == 0.25 and timed.fraction(0, 1000) == 1
+
+
+def test_the_average_starts_at_the_first_weights_and_warms_up():
+    modules = nn.ModuleDict({"layer": nn.Linear(1, 1, bias=False)})
+    weight = modules["layer"].weight.data
+    ema = averaged(modules, 0.9)
+    weight.fill_(1.0)
+    ema.update_parameters(modules)
+    weight.fill_(3.0)
+    ema.update_parameters(modules)
+    # Decay (1 + 1) / (10 + 1) at the second update.
+    assert ema.module["layer"].weight.item() == pytest.approx(1 * 2 / 11 + 3 * 9 / 11)
+
+
+def unet_task(data, folder):
+    torch.manual_seed(3)
+    tokenizer = tokenizer_for(data, FOLDER / "pipeline" / "tokenizer")
+    latents = Latents(data, new_vae().eval(), 64, 0, folder / "latents.safetensors")
+    unet, text = new_unet(WEAK_WIDTHS), new_text_encoder(tokenizer)
+    return UnetTask(latents, unet, text, tokenizer, 4, 0)
+
+
+def vae_task(data, folder):
+    torch.manual_seed(3)
+    return VaeTask(data, new_vae(), 4, 0)
+
+
+def classifier_task(data, folder):
+    return ClassifierTask(data, 4, 0)
+
+
+@pytest.mark.parametrize("make", [vae_task, classifier_task, unet_task])
+def test_an_interrupted_run_resumes_bit_for_bit(make, data, tmp_path):
+    plan = Plan(1e-3, images=24, batch_size=4, warmup=2, checkpoint_steps=2)
+    whole = train(make(data, tmp_path), plan, tmp_path / "whole")
+
+    def fail(step):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make(data, tmp_path), plan, tmp_path / "cut", after_step=fail)
+    (tmp_path / "cut" / "checkpoint.tmp").mkdir()  # a save that was cut short
+    resumed = train(make(data, tmp_path), plan, tmp_path / "cut")
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert len(losses(tmp_path / "whole")) == 6
+    assert len({loss for _, loss in losses(tmp_path / "whole")}) == 6
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    kept = [path for path in (tmp_path / "cut").rglob("*") if path.is_file()]
+    assert {path.suffix for path in kept} <= {".safetensors", ".json", ".jsonl", ".png"}
+    assert [path.name for path in (tmp_path / "cut").glob("checkpoint*")] == ["checkpoint-00000006"]
+
+
+def test_a_killed_process_goes_on_from_its_last_checkpoint(sprites, data, tmp_path):
+    plan = Plan(2e-3, images=120 * 8, batch_size=8, weight_decay=0.05, checkpoint_steps=10)
+    arguments = ["classifier", "--data", sprites, "--out", tmp_path, "--images", plan.images]
+    arguments += ["--batch-size", 8, "--checkpoint-steps", 10]
+    command = [sys.executable, SCRIPT, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parents[1])}
+    process = subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    folder = tmp_path / "classifier"
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("checkpoint-*")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # Even a save that the kill cut short leaves a whole checkpoint behind.
+    assert list(folder.glob("checkpoint-*"))
+    assert len(losses_written(folder)) < 120
+    train(ClassifierTask(data, 8, 0), plan, folder)
+    train(ClassifierTask(data, 8, 0), plan, tmp_path / "whole")
+    assert losses(folder) == losses(tmp_path / "whole")
+
+
+def losses_written(folder):
+    return (folder / "log.jsonl").read_text().splitlines()
+
+
+def test_a_checkpoint_is_complete_before_it_has_its_name(data, tmp_path, monkeypatch):
+    plan = Plan(1e-3, images=8, batch_size=4, checkpoint_steps=1)
+
+    def fail(path):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(bundled_checkpoint, "_flush", fail)
+    with pytest.raises(OSError):
+        train(classifier_task(data, tmp_path), plan, tmp_path / "run")
+    assert list((tmp_path / "run").glob("checkpoint-*")) == []
+
+
+def test_all_stages_make_a_bundle_that_loads_and_is_reported(sprites, tmp_path):
+    app = Typer()
+    app.command()(train_bundled.main)
+    common = ["--data", str(sprites), "--out", str(tmp_path), "--batch-size", "4", "--seed", "1"]
+
+    def stage(name, *options):
+        result = CliRunner().invoke(app, [name, *common, *options])
+        assert result.exit_code == 0, result.output
+
+    result = CliRunner().invoke(app, ["unet", *common, "--images", "4"])
+    assert result.exit_code == 2 and "vae stage first" in " ".join(result.output.split())
+    stage("vae", "--images", "8")
+    stage("classifier", "--images", "16", "--statistics", "256")
+    stage("unet", "--images", "8", "--latents", "64")
+    stage("weak", "--minutes", "0.02", "--latents", "64")
+    stage("report", "--count", "16", "--steps", "2")
+    load_pipeline(tmp_path / "bundle" / "pipeline")
+    assert (
+        list((tmp_path / "unet").glob("grid-*.png")) and (tmp_path / "contact_sheet.png").exists()
+    )
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert {"concept", "background", "frechet_distance"} <= set(figures["default"])
+    assert "weak sibling, scale 1" in (tmp_path / "report.md").read_text()
+    configs = (tmp_path / "bundle").rglob("*.json")
+    assert not any(str(tmp_path) in path.read_text() for path in configs)
