@@ -21,7 +21,7 @@ DEFAULT_BATCH = 8
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """One image to be made."""
 
     prompt: str
@@ -60,7 +60,7 @@ def generate(
     """
     started = time.perf_counter()
     method, rule = engine._method(sampler), engine._rule(guidance)
-    jobs = _jobs(prompts, negative, seeds, n)
+    jobs = expand(prompts, negative, seeds, n)
     if output not in ("pil", "tensor", "latent"):
         raise ValueError(f"output = {output!r} must be 'pil', 'tensor' or 'latent'.")
     if batch_size is not None and batch_size < 1:
@@ -104,7 +104,7 @@ def generate(
 
 def _batch(
     engine: Engine,
-    jobs: Sequence[_Job],
+    jobs: Sequence[Job],
     size: tuple[int, int],
     steps: int,
     method: Sampler,
@@ -126,12 +126,13 @@ def _batch(
     return x, snap.nfe
 
 
-def _jobs(
+def expand(
     prompts: str | Sequence[str],
     negative: str | Sequence[str] | None,
     seeds: int | Sequence[int] | None,
     n: int,
-) -> list[_Job]:
+) -> list[Job]:
+    """The images that `generate` makes of these arguments, in order; ValueError as there."""
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts:
         raise ValueError("No prompts: give a text or a list of at least one.")
@@ -157,7 +158,7 @@ def _jobs(
         raise ValueError(f"{len(chosen)} seeds for {len(rows)} images; give one int or one each.")
     if bad := [s for s in chosen if not 0 <= s <= MAX_SEED]:
         raise ValueError(f"seed = {bad[0]} must lie in 0..2^63 − 1.")
-    return [_Job(t, a, s) for (t, a, _), s in zip(rows, chosen, strict=True)]
+    return [Job(t, a, s) for (t, a, _), s in zip(rows, chosen, strict=True)]
 
 
 def _derived_seed(prompt: str, index: int) -> int:
