@@ -1,14 +1,22 @@
 """The forward process of a model, x_t = alpha·x0 + sigma·eps, and the grids to walk it back.
 
-Betas, timesteps, log-SNR and flow times exist in this file and nowhere else. A Schedule is read
-from the configuration of a diffusers scheduler, so that a model is sampled on the levels it was
-trained with; the scheduler itself is not used.
+Betas, timesteps, log-SNR and flow times exist here and in `grids.py` and nowhere else. A Schedule
+is read from the configuration of a diffusers scheduler, so that a model is sampled on the levels
+it was trained with; the scheduler itself is not used.
 
-    vp     alpha = sqrt(acp_t), sigma = sqrt(1 − acp_t), t an integer index of the training table
+    vp     alpha = sqrt(acp_t), sigma = sqrt(1 − acp_t), t an index of the training table
     edm    alpha = 1, sigma on Karras' ramp, the network is told t = ln(sigma)/4
     flow   alpha = 1 − sigma, the network is told t = N·sigma
 
 The vp table is kept in float32, as training and the stock schedulers have it.
+
+Deviations from the stock schedulers, each on purpose:
+- A step goes to the next level of the grid. Stock DDIM goes to t − N//n instead, which is another
+  level than the one it evaluates next wherever n does not divide N ("trailing") and with
+  "linspace". On "leading" grids the two are the same.
+- Clipping and thresholding of x0 (clip_sample, thresholding) are for pixels and are not done.
+- What tells the network of UniPC and DPM-Solver flow configurations is N·sigma itself, not cut
+  to an integer.
 """
 
 from __future__ import annotations
@@ -16,12 +24,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from sampler import grids
+from sampler.grids import dynamic_mu
 from sampler.types import Level, Prediction
 
 Spacing = Literal["leading", "trailing", "linspace", "karras"]
@@ -34,6 +43,18 @@ _KIND_OF = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_predict
 _OPEN_END = ("DPMSolver", "UniPC", "DEIS", "SASolver", "CogVideoXDPM")
 # Stock schedulers that work in units of sigma/alpha, with fractional timesteps.
 _SIGMA_UNITS = ("Euler", "Heun", "LMS", "KDPM2")
+# Settings that make other levels than the ones known here, and the values that do not.
+_UNKNOWN: dict[str, tuple[Any, ...]] = {
+    "use_exponential_sigmas": (False,),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+    "trained_betas": (),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "lambda_min_clipped": (-math.inf,),
+    "invert_sigmas": (False,),
+    "sigma_schedule": ("karras",),
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +62,8 @@ class Schedule:
     """The levels of a model. Make one with `from_config`, `vp`, `edm` or `flow`.
 
     process: "vp", "edm" or "flow"; prediction: what the network's output is ("eps", "v", "x0",
-    "velocity"); table: acp_t [N] for vp; spacing, final: the defaults of `grid`.
+    "velocity"); table: acp_t [N] for vp; spacing, karras, final: the defaults of `grid`;
+    sigma_min, sigma_max: the ends of Karras' ramp (None: the ends of the table).
     """
 
     process: Literal["vp", "edm", "flow"]
@@ -49,16 +71,19 @@ class Schedule:
     table: tuple[float, ...] = ()
     train_steps: int = 1000
     spacing: Spacing = "leading"
+    karras: bool = False
     final: Final = "zero"
     offset: int = 0
     open_end: bool = False
     sigma_units: bool = False
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    round_karras: bool = False
+    sigma_min: float | None = None
+    sigma_max: float | None = None
     sigma_data: float = 0.5
     rho: float = 7.0
     shift: float = 1.0
-    dynamic: Mapping[str, float] | None = field(default=None)
+    terminal: float | None = None
+    dynamic: Mapping[str, Any] | None = field(default=None)
 
     @staticmethod
     def from_config(config: Mapping[str, Any], scheduler: str = "") -> Schedule:
@@ -67,15 +92,18 @@ class Schedule:
         Raises ValueError for a scheduler or a setting whose levels are not known here.
         """
         name = scheduler or str(config.get("_class_name", ""))
+        for key, harmless in _UNKNOWN.items():
+            value = config.get(key)
+            # A config that went through JSON may hold -inf as the text "-inf".
+            if value is not None and value not in harmless and str(value) != "-inf":
+                raise ValueError(
+                    f"{name}: {key} = {value!r:.40} is not supported; "
+                    "use a scheduler configuration without it."
+                )
         if name.startswith("EDM"):
             return Schedule.edm(config)
         if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
-            return Schedule.flow(config)
-        for bad in ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "trained_betas"):
-            if config.get(bad) is not None and config.get(bad) is not False:
-                raise ValueError(
-                    f"{name}: {bad} is not supported; choose spacing='karras' or none."
-                )
+            return Schedule.flow(config, name)
         if config.get("prediction_type", "epsilon") not in _KIND_OF or "beta_start" not in config:
             raise ValueError(
                 f"The levels of {name or 'this scheduler'} are not known; use a DDIM, "
@@ -86,25 +114,29 @@ class Schedule:
     @staticmethod
     def vp(config: Mapping[str, Any], name: str = "DDIMScheduler") -> Schedule:
         """A variance-preserving discrete schedule, from its betas."""
-        sigma_units = name.startswith(_SIGMA_UNITS)
-        table = _alphas_cumprod(config)
-        if config.get("rescale_betas_zero_snr") and (sigma_units or name.startswith(_OPEN_END)):
+        sigma_units, open_end = name.startswith(_SIGMA_UNITS), name.startswith(_OPEN_END)
+        table = grids.alphas_cumprod(config)
+        if config.get("rescale_betas_zero_snr") and (sigma_units or open_end):
             table[-1] = 2.0**-24  # those schedulers avoid an infinite sigma/alpha
         if "set_alpha_to_one" in config:
             final = "zero" if config["set_alpha_to_one"] else "sigma_min"
         else:
             final = config.get("final_sigmas_type", "zero")
-        karras = bool(config.get("use_karras_sigmas"))
+        cosine = config.get("beta_schedule") == "squaredcos_cap_v2"
         return Schedule(
             process="vp",
             prediction=_KIND_OF[config.get("prediction_type", "epsilon")],
             table=tuple(table.tolist()),
             train_steps=len(table),
-            spacing="karras" if karras else config.get("timestep_spacing", "leading"),
+            spacing=config.get("timestep_spacing", "leading"),
+            karras=bool(config.get("use_karras_sigmas")),
             final=final,
             offset=int(config.get("steps_offset", 0)),
-            open_end=name.startswith(_OPEN_END),
+            open_end=open_end,
             sigma_units=sigma_units,
+            round_karras=open_end and not (cosine and name.startswith("DPMSolver")),
+            sigma_min=config.get("sigma_min") if sigma_units else None,
+            sigma_max=config.get("sigma_max") if sigma_units else None,
         )
 
     @staticmethod
@@ -122,21 +154,32 @@ class Schedule:
         )
 
     @staticmethod
-    def flow(config: Mapping[str, Any]) -> Schedule:
-        """Flow matching: a static shift, or one that depends on the image size (`grid(mu=...)`)."""
+    def flow(config: Mapping[str, Any], name: str = "FlowMatchEulerDiscreteScheduler") -> Schedule:
+        """Flow matching: a static shift, or one that depends on the image size (`grid(mu=...)`).
+
+        Raises ValueError for Karras' ramp over flow times.
+        """
+        if config.get("use_karras_sigmas"):
+            raise ValueError(f"{name}: use_karras_sigmas is not supported for flow matching.")
         names = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+        wanted = (*names, "time_shift_type")
         dynamic = bool(config.get("use_dynamic_shifting"))
         return Schedule(
             process="flow",
             prediction="velocity",
             spacing="linspace",
             train_steps=int(config.get("num_train_timesteps", 1000)),
+            open_end=name.startswith(_OPEN_END),
             shift=config.get("flow_shift") or config.get("shift") or 1.0,
-            dynamic={n: config[n] for n in names if n in config} if dynamic else None,
+            terminal=config.get("shift_terminal") or None,
+            dynamic={n: config[n] for n in wanted if n in config} if dynamic else None,
         )
 
     def level(self, t: float) -> Level:
-        """The level of timestep t; between two integers sigma/alpha is interpolated linearly."""
+        """The level of timestep t; between two integers sigma/alpha is interpolated linearly.
+
+        Raises ValueError for a timestep outside the training table.
+        """
         if self.process == "edm":
             return Level(t, 1.0, math.exp(4 * t))
         if self.process == "flow":
@@ -145,8 +188,9 @@ class Schedule:
         if not 0 <= low <= self.train_steps - 1:
             raise ValueError(f"Timestep {t} must lie in 0..{self.train_steps - 1}.")
         if low == t:
-            acp = np.float32(self.table[low])
-            return Level(t, math.sqrt(acp), math.sqrt(np.float32(1) - acp))
+            # torch's float32 square root, which stock schedulers use, is at times one bit off.
+            acp = torch.tensor(self.table[low])
+            return Level(t, float(acp**0.5), float((1 - acp) ** 0.5))
         return _from_ratio(t, float(np.interp(t, (low, low + 1), self._ratios()[low : low + 2])))
 
     def grid(
@@ -155,35 +199,35 @@ class Schedule:
         spacing: Spacing | None = None,
         final: Final | None = None,
         mu: float | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> tuple[Level, ...]:
         """The steps + 1 levels of a run, noisy first; the last is a target, never evaluated.
 
         spacing: "leading", "trailing", "linspace" or "karras"; final: "zero" (alpha = 1,
         sigma = 0) or "sigma_min" (the least noise of training); both default to the scheduler's
-        own. mu: the shift exponent of a flow model with dynamic shifting.
+        own. mu: the shift exponent of a flow model with dynamic shifting. sigmas: the `steps` flow
+        times before the shift, where a pipeline brings its own.
 
         Raises ValueError for steps outside 1..1000 (or more than the training steps), an unknown
         spacing, and a first level without signal under an eps-prediction.
         """
-        if not 1 <= steps <= min(MAX_STEPS, self.train_steps):
-            limit = min(MAX_STEPS, self.train_steps)
+        limit = min(MAX_STEPS, self.train_steps - (self.open_end and self.process == "vp"))
+        if not 1 <= steps <= limit:
             raise ValueError(f"steps = {steps} must lie in 1..{limit}.")
-        spacing = spacing or self.spacing
-        if spacing not in SPACINGS:
+        if spacing not in (None, *SPACINGS):
             raise ValueError(f"spacing = {spacing!r} must be one of {', '.join(SPACINGS)}.")
         if final not in (None, "zero", "sigma_min"):
             raise ValueError(f"final = {final!r} must be 'zero' or 'sigma_min'.")
+        if sigmas is not None and (self.process != "flow" or len(sigmas) != steps):
+            raise ValueError(f"sigmas are {steps} flow times, for flow matching only.")
         if self.process == "flow":
-            levels = self._flow_levels(steps, mu)
+            levels = self._flow_levels(steps, mu, sigmas)
         elif self.process == "edm":
-            levels = [
-                Level(0.25 * math.log(s), 1.0, s)
-                for s in _karras(self.sigma_min, self.sigma_max, steps, self.rho)
-            ]
-        elif spacing == "karras":
+            levels = [Level(0.25 * math.log(s), 1.0, s) for s in self._ramp(steps, 1.0, 1.0)]
+        elif spacing == "karras" or (spacing is None and self.karras):
             levels = self._karras_levels(steps)
         else:
-            levels = [self.level(t) for t in self._timesteps(steps, spacing)]
+            levels = [self.level(t) for t in self._timesteps(steps, spacing or self.spacing)]
         if levels[0].alpha == 0 and self.prediction == "eps":
             raise ValueError(
                 "This grid starts at alpha = 0, where an eps-prediction says nothing about x0; "
@@ -221,7 +265,10 @@ class Schedule:
 
     def with_defaults(self, spacing: Spacing | None, final: Final | None) -> Schedule:
         """The same process with other defaults for `grid`."""
-        return replace(self, spacing=spacing or self.spacing, final=final or self.final)
+        final = final or self.final
+        if spacing in (None, "karras"):
+            return replace(self, karras=self.karras or spacing == "karras", final=final)
+        return replace(self, spacing=spacing, karras=False, final=final)
 
     def _ratios(self) -> Any:
         """sigma/alpha of every training timestep [N], float64; infinite at alpha = 0."""
@@ -229,85 +276,61 @@ class Schedule:
         with np.errstate(divide="ignore"):
             return np.sqrt((np.float32(1) - acp) / acp).astype(np.float64)
 
-    def _timesteps(self, steps: int, spacing: str) -> Sequence[float]:
-        count = self.train_steps
-        if spacing == "trailing":
-            return [round(count - i * count / steps) - 1 for i in range(steps)]
-        points = steps + 1 if self.open_end else steps
-        if spacing == "leading":
-            ratio = count // points
-            times = [i * ratio + self.offset for i in range(points)]
-        else:
-            times = np.linspace(0, count - 1, points).tolist()
-            if not self.sigma_units:
-                times = np.round(times).astype(int).tolist()
-        times = [min(t, count - 1) for t in times[points - steps :]]
-        return times[::-1]
+    def _timesteps(self, steps: int, spacing: str) -> list[float]:
+        spacing = "leading" if spacing == "karras" else spacing
+        return grids.timesteps(
+            steps, self.train_steps, spacing, self.offset, self.open_end, self.sigma_units
+        )
+
+    def _ramp(self, steps: int, low: float, high: float) -> list[float]:
+        low = low if self.sigma_min is None else self.sigma_min
+        return grids.karras(
+            low, high if self.sigma_max is None else self.sigma_max, steps, self.rho
+        )
 
     def _karras_levels(self, steps: int) -> list[Level]:
-        """Karras' ramp between the ends of the table; t by interpolation in log(sigma/alpha)."""
-        ratios = self._ratios()
-        ratios = ratios[np.isfinite(ratios)]
-        sigmas = _karras(float(ratios[0]), float(ratios[-1]), steps, self.rho)
-        times = np.interp(np.log(sigmas), np.log(ratios), np.arange(len(ratios)))
-        return [_from_ratio(t, s) for t, s in zip(times.tolist(), sigmas, strict=True)]
+        """Karras' ramp; t by interpolation in log(sigma/alpha).
 
-    def _flow_levels(self, steps: int, mu: float | None) -> list[Level]:
-        n = self.train_steps
+        Its ends are those of the table or, as in Euler schedulers, of the plain grid's levels.
+        """
+        ratios = self._ratios()
+        known = ratios[np.isfinite(ratios)]
+        ends = (float(known[0]), float(known[-1]))
+        if self.sigma_units:
+            times = self._timesteps(steps, self.spacing)
+            noisy, clean = np.interp((times[0], times[-1]), np.arange(len(ratios)), ratios)
+            ends = (float(clean), float(min(noisy, known[-1])))
+        sigmas = self._ramp(steps, *ends)
+        times = np.interp(np.log(sigmas), np.log(known), np.arange(len(known)))
+        told = np.round(times).astype(int).tolist() if self.round_karras else times.tolist()
+        return [_from_ratio(t, s) for t, s in zip(told, sigmas, strict=True)]
+
+    def _flow_levels(
+        self, steps: int, mu: float | None, sigmas: Sequence[float] | None
+    ) -> list[Level]:
+        n, shift, least = self.train_steps, self.shift, 1 / self.train_steps
         if self.dynamic is not None:
             if mu is None:
                 raise ValueError("This flow model shifts its grid by the image size: give mu.")
-            ends, shift = (1.0, 1 / n), math.exp(mu)
-        else:
-            ends, shift = (1.0, _shifted(1 / n, self.shift)), self.shift
-        sigmas = [_shifted(s, shift) for s in np.linspace(*ends, steps).tolist()]
-        return [Level(s * n, 1 - s, s) for s in sigmas]
+            shift = mu if self.dynamic.get("time_shift_type") == "linear" else math.exp(mu)
+        elif not self.open_end:
+            least = grids.shifted(least, shift)  # that scheduler's own table is shifted already
+        if sigmas is None:
+            points = steps + 1 if self.open_end else steps
+            sigmas = np.linspace(1.0, least, points).tolist()[:steps]
+        moved = [grids.shifted(s, shift) for s in sigmas]
+        if self.terminal is not None and moved[-1] < 1:
+            gain = (1 - self.terminal) / (1 - moved[-1])
+            moved = [1 - (1 - s) * gain for s in moved]
+        return [Level(s * n, 1 - s, s) for s in moved]
 
     def _last(self, final: str) -> Level:
         if final == "zero" or self.process == "flow":
             return Level(0, 1.0, 0.0)
         if self.process == "edm":
-            return Level(0.25 * math.log(self.sigma_min), 1.0, self.sigma_min)
+            low = self.sigma_min or 0.002
+            return Level(0.25 * math.log(low), 1.0, low)
         return self.level(0)
-
-
-def dynamic_mu(tokens: int, config: Mapping[str, float], max_shift: float = 1.15) -> float:
-    """The shift exponent of a flow model for an image of `tokens` latent tokens.
-
-    Linear in tokens through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift).
-    """
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    base, top = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
-    gain = (top - base) / (high - low)
-    return tokens * gain + (base - gain * low)
-
-
-def _alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
-    """acp [N] in float32, by the operations of the stock schedulers so that it rounds as theirs."""
-    start, end = config["beta_start"], config["beta_end"]
-    count = int(config.get("num_train_timesteps", 1000))
-    kind = config.get("beta_schedule", "linear")
-    if kind == "linear":
-        betas = torch.linspace(start, end, count, dtype=torch.float32)
-    elif kind == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2
-    elif kind == "squaredcos_cap_v2":
-        bar = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
-        betas = torch.tensor([min(1 - b / a, 0.999) for a, b in pairwise(bar)])
-    else:
-        raise ValueError(f"beta_schedule = {kind!r} is not supported; use scaled_linear or linear.")
-    if config.get("rescale_betas_zero_snr"):
-        root = torch.cumprod(1 - betas, 0).sqrt()
-        first, last = root[0].clone(), root[-1].clone()
-        bar = ((root - last) * (first / (first - last))) ** 2
-        betas = 1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])
-    return torch.cumprod(1 - betas, 0)
-
-
-def _karras(low: float, high: float, steps: int, rho: float) -> list[float]:
-    """Karras et al. (2022), arXiv:2206.00364, eq. 5: from high to low, steps points."""
-    a, b = high ** (1 / rho), low ** (1 / rho)
-    return [(a + u * (b - a)) ** rho for u in np.linspace(0, 1, steps).tolist()]
 
 
 def _from_ratio(t: float, ratio: float) -> Level:
@@ -318,6 +341,4 @@ def _from_ratio(t: float, ratio: float) -> Level:
     return Level(t, alpha, ratio * alpha)
 
 
-def _shifted(sigma: float, shift: float) -> float:
-    """Esser et al. (2024), arXiv:2403.03206, eq. 23."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
+__all__ = ["SPACINGS", "Final", "Schedule", "Spacing", "dynamic_mu"]

@@ -7,6 +7,7 @@ An adapter reads a diffusers pipeline and never changes it. A new family is one 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -38,21 +39,26 @@ def supported() -> list[str]:
     return sorted(_families)
 
 
-def adapt(pipe: Any) -> Adapter:
-    """The adapter of a diffusers pipeline. Raises SamplerError (6) naming those that have one."""
+def adapt(pipe: Any, weak: Any = None) -> Adapter:
+    """The adapter of a diffusers pipeline; `weak`: a second network, for Autoguidance.
+
+    Raises SamplerError (6) for a pipeline without adapter, naming those that have one, and for a
+    network that needs inputs which the adapter does not have.
+    """
     name = type(pipe).__name__
     if name not in _families:
         raise SamplerError(
             f"{name} is not a supported pipeline; supported: {', '.join(supported())}.", 6
         )
-    return _families[name](pipe)
+    return _families[name](pipe, weak)
 
 
 class Adapter(BatchedDenoiser):
     """One pipeline family: prompts to conditions, latents to images, and the network between.
 
-    Subclasses set `network_name` and answer `encode`, `latent_shape`, `forward` and, where it
-    differs, `decode`. `weak`: a second network of the same signature, for Autoguidance.
+    A subclass sets `network_name` and answers `encode`, `forward` and, where they differ,
+    `decode`, `latent_shape` and `check`. `weak`: a second network of the same signature. Safety
+    checkers and watermarks of the stock pipeline are not run: `decode` gives what the VAE gives.
     """
 
     network_name = "unet"
@@ -60,11 +66,19 @@ class Adapter(BatchedDenoiser):
     def __init__(self, pipe: Any, weak: Any = None) -> None:
         self.pipe = pipe
         self.network = getattr(pipe, self.network_name)
-        self.networks = (
-            {"main": self.network} if weak is None else {"main": self.network, "weak": weak}
-        )
+        self.networks = {"main": self.network}
+        if weak is not None:
+            self.networks["weak"] = weak
         self.models = tuple(self.networks)
-        self.schedule = Schedule.from_config(pipe.scheduler.config, type(pipe.scheduler).__name__)
+        self.check()
+        try:
+            name = type(pipe.scheduler).__name__
+            self.schedule = Schedule.from_config(pipe.scheduler.config, name)
+        except ValueError as error:
+            raise SamplerError(str(error), 6) from None
+
+    def check(self) -> None:
+        """Raises SamplerError (6) for a network of this family that cannot be served."""
 
     @property
     def device(self) -> torch.device:
@@ -80,6 +94,15 @@ class Adapter(BatchedDenoiser):
         parameter = inspect.signature(type(self.pipe).__call__).parameters.get("guidance_scale")
         return float(parameter.default) if parameter is not None else 1.0
 
+    @property
+    def unit(self) -> int:
+        """What height and width are multiples of: whole latents and, on transformers, patches.
+
+        At least 8, as stock pipelines ask.
+        """
+        patch = self.network.config.get("patch_size") or 1
+        return math.lcm(8, self.pipe.vae_scale_factor * patch)
+
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """(height, width) in pixels, with the model's own size where None.
 
@@ -88,10 +111,13 @@ class Adapter(BatchedDenoiser):
         native = self.network.config.sample_size
         rows, cols = (native, native) if isinstance(native, int) else native
         factor = self.pipe.vae_scale_factor
-        chosen = (height or rows * factor, width or cols * factor)
+        chosen = (
+            rows * factor if height is None else height,
+            cols * factor if width is None else width,
+        )
         for label, value in zip(("height", "width"), chosen, strict=True):
-            if value < 8 or value % 8:
-                raise ValueError(f"{label} = {value} must be a positive multiple of 8.")
+            if value < self.unit or value % self.unit:
+                raise ValueError(f"{label} = {value} must be a positive multiple of {self.unit}.")
         return chosen
 
     def grid(self, steps: int, size: tuple[int, int]) -> tuple[Level, ...]:
@@ -112,8 +138,11 @@ class Adapter(BatchedDenoiser):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to images [B, 3, H, W], float32 in [0, 1]."""
         vae = self.pipe.vae
-        latents = (latents / vae.config.scaling_factor).to(vae.dtype)
-        images = vae.decode(latents, return_dict=False)[0].float()
+        return self.pixels(vae, latents / vae.config.scaling_factor)
+
+    def pixels(self, vae: Any, latents: Tensor) -> Tensor:
+        """The VAE's answer to unscaled latents, from [-1, 1] to [0, 1]."""
+        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
         return (images / 2 + 0.5).clamp(0, 1)
 
     def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
@@ -125,5 +154,5 @@ class Adapter(BatchedDenoiser):
         return (x if factor == 1 else x * factor).to(self.dtype)
 
     def time(self, level: Level, like: Tensor) -> Tensor:
-        """The level's timestep as a 0-d tensor, integer where it is one, as in stock pipelines."""
+        """The level's timestep: 0-d, integer where it is one, as in stock pipelines; or [R]."""
         return torch.as_tensor(level.t, device=like.device)

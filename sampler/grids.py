@@ -1,0 +1,90 @@
+"""Number sequences of the forward processes, for `schedule.py` only.
+
+Where a stock diffusers scheduler computes the same, its operations are repeated in their order
+and precision, so that a model is sampled on the very numbers that it was trained and tuned with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
+    """acp [N] in float32 from the betas of a diffusers scheduler's config.
+
+    Zero terminal SNR: Lin et al. (2023), arXiv:2305.08891, algorithm 1. Raises ValueError for a
+    beta_schedule that is not known here.
+    """
+    start, end = config["beta_start"], config["beta_end"]
+    count = int(config.get("num_train_timesteps", 1000))
+    kind = config.get("beta_schedule", "linear")
+    if kind == "linear":
+        betas = torch.linspace(start, end, count, dtype=torch.float32)
+    elif kind == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2
+    elif kind == "squaredcos_cap_v2":
+        bar = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
+        betas = torch.tensor([min(1 - b / a, 0.999) for a, b in pairwise(bar)])
+    else:
+        raise ValueError(
+            f"beta_schedule = {kind!r} is not supported; use 'linear', 'scaled_linear' or "
+            "'squaredcos_cap_v2'."
+        )
+    if config.get("rescale_betas_zero_snr"):
+        root = torch.cumprod(1 - betas, 0).sqrt()
+        first, last = root[0].clone(), root[-1].clone()
+        root -= last
+        root *= first / (first - last)
+        bar = root**2
+        betas = 1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])
+    return torch.cumprod(1.0 - betas, 0)
+
+
+def timesteps(
+    steps: int, count: int, spacing: str, offset: int, open_end: bool, fractional: bool
+) -> list[float]:
+    """`steps` of the `count` training timesteps, noisy first (table 2 of arXiv:2305.08891).
+
+    open_end: spread steps + 1 points and leave the last out. fractional: "linspace" is not
+    rounded to integers.
+    """
+    if spacing == "trailing":
+        points = np.arange(count, 0, -count / steps)[:steps]
+        return [int(t) - 1 for t in np.round(points)]
+    points = steps + 1 if open_end else steps
+    if spacing == "leading":
+        ratio = count // points
+        times = [i * ratio + offset for i in range(points)]
+    elif fractional:
+        times = np.linspace(0, count - 1, points, dtype=np.float32).tolist()
+    else:
+        times = np.linspace(0, count - 1, points).round().astype(int).tolist()
+    return [min(t, count - 1) for t in times[points - steps :]][::-1]
+
+
+def karras(low: float, high: float, steps: int, rho: float) -> list[float]:
+    """sigma/alpha from high to low: Karras et al. (2022), arXiv:2206.00364, eq. 5."""
+    a, b = high ** (1 / rho), low ** (1 / rho)
+    return [(a + u * (b - a)) ** rho for u in np.linspace(0, 1, steps).tolist()]
+
+
+def shifted(sigma: float, shift: float) -> float:
+    """The flow time that a larger image needs: Esser et al. (2024), arXiv:2403.03206, eq. 23."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def dynamic_mu(tokens: int, config: Mapping[str, float], max_shift: float = 1.15) -> float:
+    """The shift exponent of a flow model for an image of `tokens` latent tokens.
+
+    Linear in tokens through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift).
+    """
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
+    gain = (top - base) / (high - low)
+    return tokens * gain + (base - gain * low)
