@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: install
-	$(BIN)/sampler generate --prompts configs/demo.txt -c configs/demo.yaml -o runs/demo
+	$(BIN)/sampler generate -c configs/demo.yaml
 
 test: install
 	$(BIN)/python -m pytest

@@ -1,0 +1,40 @@
+"""The command `sampler`: one module per command; nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from sampler.cli import doctor, generate, listing
+
+app = typer.Typer(
+    help="Images from text with diffusion models: samplers and guidance rules as parts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("generate")(generate.command)
+app.command("list")(listing.command)
+app.command("doctor")(doctor.command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line (default: the process's own) and returns its exit code."""
+    try:
+        code = app(
+            args=None if arguments is None else list(arguments),
+            prog_name="sampler",
+            standalone_mode=False,
+        )
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        # typer's usage errors: they share no public base class over the supported versions
+        if not hasattr(error, "format_message"):
+            raise
+        print(f"sampler: {' '.join(error.format_message().split())}", file=sys.stderr)  # pyright: ignore[reportAttributeAccessIssue]
+        code = 2
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,156 @@
+"""What a run is made of: the schema of configuration files, with its defaults.
+
+Unknown keys, other types and numbers that are not finite are refused. The fields of strategies
+(`sampler`, `guidance`) are checked by the registry. `sampler.layers` merges where settings come
+from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from sampler import registry, strict_yaml
+from sampler.types import SamplerError
+
+STRATEGIES = ("sampler", "guidance")
+KeyPath = strict_yaml.Path
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+Pixels = Annotated[int, Field(ge=8, le=16384)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """path: a diffusers folder or hub id, null is the bundled model; dtype auto is float32."""
+
+    path: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    device: str = "auto"
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """n: images per prompt; seed: image i of the run has seed + i, null derives one per image."""
+
+    steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    width: Pixels | None = None
+    height: Pixels | None = None
+    n: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    negative_prompt: str | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class PromptsConfig:
+    """file: a text file with one prompt per line; texts: the prompts themselves."""
+
+    file: str | None = None
+    texts: tuple[str, ...] | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """metadata: what an image's text chunk holds: the whole record, key and seed, or nothing."""
+
+    dir: str = "runs"
+    metadata: Literal["full", "basic", "none"] = "full"
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration; `sampler` and `guidance` are specs as `sampler.build` takes them."""
+
+    version: Literal[1] = 1
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sampler: Any = None
+    guidance: Any = None
+    run: RunConfig = field(default_factory=RunConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+def checked(tree: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> Config:
+    """The configuration of a tree of plain values, strategies included.
+
+    sources: where each key path was said. Raises SamplerError (2): `where: key: problem`.
+    """
+    try:
+        config = _adapter().validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise _first(error, sources) from None
+    for kind in STRATEGIES:
+        try:
+            strategy_of(config, kind)
+        except ValueError as error:
+            raise SamplerError(f"{_where((kind,), sources)}: {error}", 2) from None
+    return config
+
+
+def strategy_of(config: Config, kind: str, default: Any = None) -> Any:
+    """The strategy of a configuration, built; `default` (an instance) where it says nothing.
+
+    Fields without a name belong to the default. Raises ValueError as `registry.build` does.
+    """
+    spec = getattr(config, kind)
+    if spec is None:
+        return default
+    if isinstance(spec, Mapping) and "name" not in spec:
+        base = {"name": {"sampler": "ddim", "guidance": "cfg"}[kind]}
+        spec = {**(base if default is None else registry.spec_of(default)), **spec}
+    return registry.build(kind, spec)
+
+
+@cache
+def _adapter() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
+def _first(error: ValidationError, sources: Mapping[KeyPath, str]) -> SamplerError:
+    """The first of pydantic's problems as one sentence."""
+    problem = error.errors()[0]
+    path = tuple(problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        text = f": unknown key{registry.nearest(str(path[-1]), _keys(path[:-1]))}"
+    else:
+        path = _known(path)
+        same = [p["msg"] for p in error.errors() if _known(tuple(p["loc"])) == path]
+        shown = json.dumps(problem["input"], ensure_ascii=False)
+        limits = " or ".join(message.removeprefix("Input should ") for message in same)
+        text = f" = {shown:.60} must {limits}"
+    return SamplerError(f"{_where(path, sources)}: {'.'.join(map(str, path))}{text}.", 2)
+
+
+def _known(path: KeyPath) -> KeyPath:
+    """A path without what pydantic adds to it for the members of a union."""
+    return path[: 3 if path[:2] == ("prompts", "texts") else 2]
+
+
+def _keys(path: KeyPath) -> list[str]:
+    """The keys of the section at a path."""
+    section: Any = Config
+    for part in path:
+        section = get_type_hints(section).get(str(part))
+    return [f.name for f in fields(section)] if is_dataclass(section) else []
+
+
+def _where(path: KeyPath, sources: Mapping[KeyPath, str]) -> str:
+    """Where a key was said, or the nearest thing above or below it."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in sources:
+            return sources[path[:length]]
+    below = [source for key, source in sources.items() if key[: len(path)] == path]
+    return below[-1] if below else "configuration"

@@ -1,0 +1,184 @@
+"""A job is one image: the record that decides it, its key, its seed.
+
+    key  = first 20 hex digits of SHA-256(canonical JSON of the record)
+    seed = the row's, or derived: first 63 bits of SHA-256(run seed, record without seed, replica)
+
+The record holds everything that changes the image and nothing else: no paths, tags or times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sampler import registry
+
+MAX_SEED = 2**63 - 1
+RECORD_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a run has to know of its model without loading it.
+
+    fingerprint: of the weights and configurations; label: its name in image metadata; native:
+    (height, width) of the images that it makes unasked, None where the files do not tell;
+    path: what `sampler.load` was given, None for a pipeline that was in memory.
+    """
+
+    fingerprint: str
+    dtype: str = "float32"
+    label: str = ""
+    native: tuple[int, int] | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the rows of one batch have in common; `sampler` and `guidance` are resolved specs."""
+
+    steps: int
+    height: int | None
+    width: int | None
+    sampler: Mapping[str, Any]
+    guidance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image of a run: number `index`, made for input row `row` with the settings `group`.
+
+    replica tells copies apart that are wanted though nothing differs (`--no-dedupe`).
+    tag, meta and axes are labels: they travel along and change nothing.
+    """
+
+    index: int
+    key: str
+    row: int
+    group: int
+    prompt: str
+    negative_prompt: str
+    seed: int
+    replica: int = 0
+    tag: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    axes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def line(self) -> str:
+        """The job as a line of jobs.jsonl; the key comes first, at a fixed place."""
+        body: dict[str, Any] = {
+            "key": self.key,
+            "index": self.index,
+            "row": self.row,
+            "group": self.group,
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "seed": self.seed,
+        }
+        for name in ("replica", "tag", "meta", "axes"):
+            if value := getattr(self, name):
+                body[name] = value
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+
+    @staticmethod
+    def parse(line: str | bytes) -> Job:
+        """The job of a line. Raises ValueError or TypeError for anything else."""
+        return Job(**json.loads(line))
+
+
+def canonical(value: Any) -> str:
+    """JSON that is equal for equal records: sorted keys, no blanks, NFC text, floats by repr.
+
+    Raises ValueError for NaN and infinity, TypeError for what JSON cannot hold.
+    """
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def key_of(record: Any) -> str:
+    """The first 20 hex digits of the SHA-256 of a record's canonical JSON."""
+    return _digest(record).hexdigest()[:20]
+
+
+def record_of(job: Job, settings: Settings, model: Model) -> dict[str, Any]:
+    """Everything that decides a job's image, as plain data."""
+    return {**shared_record(settings, model), **_own(job.prompt, job.negative_prompt, job.replica),
+            "seed": job.seed}  # fmt: skip
+
+
+def shared_record(settings: Settings, model: Model) -> dict[str, Any]:
+    """The part of the record that all jobs of a group share."""
+    return {
+        "v": RECORD_FORMAT,
+        "model": {"fingerprint": model.fingerprint, "dtype": model.dtype},
+        "steps": settings.steps,
+        "height": settings.height,
+        "width": settings.width,
+        "sampler": settings.sampler,
+        "guidance": settings.guidance,
+        "strategies": {
+            **_versions("sampler", settings.sampler),
+            **_versions("guidance", settings.guidance),
+        },
+    }
+
+
+class Keys:
+    """Keys and seeds of the jobs of one group; the shared part is written once, not per job."""
+
+    def __init__(self, settings: Settings, model: Model) -> None:
+        shared = shared_record(settings, model)
+        names = sorted([*shared, "prompt", "negative_prompt", "replica", "seed"])
+        parts = {name: _member(name, shared[name]) for name in shared}
+        self._layout = [parts.get(name, name) for name in names]
+
+    def key(self, prompt: str, negative: str, replica: int, seed: int) -> str:
+        """`key_of(record_of(...))`, several times faster."""
+        return self._hash(prompt, negative, replica, seed).hexdigest()[:20]
+
+    def seed(self, prompt: str, negative: str, replica: int, run_seed: int) -> int:
+        """The seed of an image that was given none; `replica` is its number within the row."""
+        digest = self._hash(prompt, negative, 0, None)
+        digest.update(f"\n{run_seed}\n{replica}".encode())
+        return int.from_bytes(digest.digest()[:8], "big") & MAX_SEED
+
+    def _hash(self, prompt: str, negative: str, replica: int, seed: int | None) -> Any:
+        own = _own(prompt, negative, replica)
+        if seed is not None:
+            own["seed"] = seed
+        members = (
+            part if part[0] == '"' else _member(part, own[part])
+            for part in self._layout
+            if part[0] == '"' or part in own
+        )
+        return hashlib.sha256(("{" + ",".join(members) + "}").encode())
+
+
+def _own(prompt: str, negative: str, replica: int) -> dict[str, Any]:
+    own: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
+    return {**own, "replica": replica} if replica else own
+
+
+def _member(name: str, value: Any) -> str:
+    return f'"{name}":{canonical(value)}'
+
+
+def _digest(record: Any) -> Any:
+    return hashlib.sha256(canonical(record).encode())
+
+
+def _versions(kind: str, spec: Mapping[str, Any]) -> dict[str, int]:
+    """{"guidance:apg": version} of a strategy and those inside it; 1 where it declares none."""
+    cls = registry.lookup(kind, spec["name"])
+    found = {f"{kind}:{spec['name']}": getattr(cls, "version", 1)}
+    for entry in cls.__dataclass_fields__.values():  # pyright: ignore[reportAttributeAccessIssue]
+        nested, value = entry.metadata.get("kind"), spec.get(entry.name)
+        if nested and isinstance(value, Mapping):
+            found.update(_versions(nested, value))
+    return found

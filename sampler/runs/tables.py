@@ -1,0 +1,177 @@
+"""Prompt files as rows: txt, csv, tsv, jsonl, parquet, or standard input; read as streams.
+
+Every reader yields (line, mapping of columns), or (line, SamplerError) for a row that is wrong by
+itself, which `--on-bad-row skip` may pass over. What makes the rest unreadable is raised.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sampler import registry
+from sampler.types import SamplerError
+
+MAX_LINE = 2**20  # bytes of a line, characters of a csv field
+STDIN = "-"
+
+Line = tuple[int, "Mapping[str, Any] | SamplerError"]
+
+
+def read_table(path: str | Path, kind: str | None = None) -> Iterator[Line]:
+    """The rows of a prompt file; `kind` ("csv", ...) where the name does not tell.
+
+    Raises SamplerError (2): a file that is missing or of another kind, and what its reader refuses.
+    """
+    name = "standard input" if str(path) == STDIN else str(path)
+    kind = kind or ("txt" if str(path) == STDIN else Path(path).suffix.lower().lstrip("."))
+    if kind == "parquet":
+        yield from _parquet(Path(path), name)
+        return
+    if kind not in _READERS:
+        known = ", ".join([*_READERS, "parquet"])
+        raise SamplerError(f"{name}: prompt files are {known}; not {kind or 'this'!r:.20}.", 2)
+    try:
+        with sys.stdin.buffer if str(path) == STDIN else open(path, "rb") as stream:
+            yield from _READERS[kind](stream, name)
+    except OSError as error:
+        reason = (error.strerror or "it cannot be read").lower()
+        raise SamplerError(f"{name}: {reason}.", 2) from None
+
+
+def is_text(kind: str) -> bool:
+    """Whether the cells of this kind of file are all text, to be read as numbers where due."""
+    return kind in ("txt", "csv", "tsv")
+
+
+def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str | SamplerError]]:
+    """Numbered lines as text; a line that is not UTF-8 is an error in its place."""
+    number = 0
+    while raw := stream.readline(MAX_LINE + 1):
+        number += 1
+        if len(raw) > MAX_LINE:
+            raise SamplerError(f"{name}:{number}: the line is longer than 1 MiB.", 2)
+        try:
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            yield number, SamplerError(f"{name}:{number}: this is not UTF-8 text.", 2)
+
+
+def _txt(stream: BinaryIO, name: str) -> Iterator[Line]:
+    for number, text in _lines(stream, name):
+        if isinstance(text, SamplerError):
+            yield number, text
+        elif (prompt := text.strip(" \t\r\n")) and not prompt.startswith("#"):
+            yield number, {"prompt": prompt}
+
+
+def _jsonl(stream: BinaryIO, name: str) -> Iterator[Line]:
+    for number, text in _lines(stream, name):
+        if isinstance(text, SamplerError):
+            yield number, text
+        elif text.strip():
+            try:
+                row = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+                if not isinstance(row, dict):
+                    raise ValueError("a line must be one object {...}")
+                yield number, row
+            except RecursionError:
+                yield number, SamplerError(f"{name}:{number}: nested too deeply.", 2)
+            except ValueError as error:
+                text = getattr(error, "msg", None) or str(error)
+                text = text[0].lower() + text[1:]
+                yield number, SamplerError(f"{name}:{number}: this is no JSON line: {text}.", 2)
+
+
+def _separated(delimiter: str) -> Callable[[BinaryIO, str], Iterator[Line]]:
+    def read(stream: BinaryIO, name: str) -> Iterator[Line]:
+        csv.field_size_limit(MAX_LINE)
+        reader = csv.reader(_or_raise(_lines(stream, name)), delimiter=delimiter, strict=True)
+        begun, header = 1, None
+        try:
+            for cells in reader:
+                line, begun = begun, reader.line_num + 1
+                if header is None:
+                    header = _header(cells, name)
+                elif not cells:
+                    continue
+                elif len(cells) != len(header):
+                    problem = f"{len(cells)} cells, but the header has {len(header)}"
+                    yield line, SamplerError(f"{name}:{line}: {problem}.", 2)
+                else:
+                    yield line, dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            problem = "a quote is never closed" if "end of data" in str(error) else str(error)
+            raise SamplerError(f"{name}:{begun}: {problem}.", 2) from None
+        if header is None:
+            raise SamplerError(f"{name}:1: the file is empty; it needs a header with 'prompt'.", 2)
+
+    return read
+
+
+_READERS: dict[str, Callable[[BinaryIO, str], Iterator[Line]]] = {
+    "txt": _txt,
+    "csv": _separated(","),
+    "tsv": _separated("\t"),
+    "jsonl": _jsonl,
+}
+
+
+def _header(cells: list[str], name: str) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    if "prompt" not in header:
+        hint = registry.nearest("prompt", header) if header else ""
+        raise SamplerError(f"{name}:1: the header needs a column 'prompt'{hint}.", 2)
+    if twice := [cell for cell in header if header.count(cell) > 1]:
+        raise SamplerError(f"{name}:1: the column {twice[0]!r:.60} is given twice.", 2)
+    return header
+
+
+def _or_raise(lines: Iterable[tuple[int, str | SamplerError]]) -> Iterator[str]:
+    for _, text in lines:
+        if isinstance(text, SamplerError):
+            raise text
+        yield text
+
+
+def _parquet(path: Path, name: str) -> Iterator[Line]:
+    """Row groups one after the other; the line is the number of the row, from 1."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise SamplerError(
+            f"{name}: parquet files need the extra 'data' (pip install diffusion-sampler[data]).", 2
+        ) from None
+    try:
+        with open(path, "rb") as stream:
+            file = pyarrow.parquet.ParquetFile(io.BufferedReader(stream))
+            number = 0
+            for table in file.iter_batches(batch_size=1024):
+                for row in table.to_pylist():
+                    number += 1
+                    yield number, {key: value for key, value in row.items() if value is not None}
+    except OSError as error:
+        reason = (error.strerror or str(error).splitlines()[0]).lower()
+        raise SamplerError(f"{name}: {reason}.", 2) from None
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        problem = str(error).splitlines()[0]
+        raise SamplerError(f"{name}: this is no parquet file that can be read: {problem}", 2) from None
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a finite number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ValueError(f"the key {twice!r:.60} is given twice")
+    return found

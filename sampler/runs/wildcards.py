@@ -1,0 +1,164 @@
+"""Prompt templates: `__name__` is a line of name.txt, `{a|b}` one of the alternatives.
+
+A template is parsed into a tree, in linear time and without recursion; the number of its prompts
+is known before any is made. Number k of them is the k-th in the order of a mixed-radix counter;
+a random one is a pure function of (seed, job index).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sampler import registry
+from sampler.runs.tables import read_table
+from sampler.types import SamplerError
+
+MAX_DEPTH = 20
+MAX_PARTS = 10_000
+_NAME = re.compile(r"__([A-Za-z0-9_\-/]+?)__")
+_TOKEN = re.compile(r"__[A-Za-z0-9_\-/]+?__|[{|}]|\\[{|}]")
+
+
+@dataclass
+class _Node:
+    """Either one of several `choices`, or all of `parts` one after the other."""
+
+    choices: list[_Node] | None = None
+    parts: list[str | _Node] = field(default_factory=list)
+
+    def count(self) -> int:
+        if self.choices is not None:
+            return sum(choice.count() for choice in self.choices)
+        return math.prod(part.count() for part in self.parts if isinstance(part, _Node))
+
+    def text(self, number: int) -> str:
+        """Prompt `number` of `count()`; the last part runs fastest."""
+        if self.choices is not None:
+            for choice in self.choices:
+                if number < (size := choice.count()):
+                    return choice.text(number)
+                number -= size
+            raise IndexError(number)
+        done: list[str] = []
+        for part in reversed(self.parts):
+            if isinstance(part, str):
+                done.append(part)
+            else:
+                number, rest = divmod(number, part.count())
+                done.append(part.text(rest))
+        return "".join(reversed(done))
+
+
+class Wildcards:
+    """The templates of a run; `folder` holds the wildcard files, None where there are none."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._files: dict[str, list[str]] = {}
+
+    def count(self, template: str) -> int:
+        """How many prompts a template has. Raises SamplerError (2) for a template that is wrong."""
+        return 1 if _is_plain(template) else self._parse(template, (), template).count()
+
+    def all(self, template: str, limit: int) -> Iterator[str]:
+        """Every prompt of a template. Raises SamplerError (2), before any, for more than limit."""
+        if _is_plain(template):
+            yield template
+            return
+        tree = self._parse(template, (), template)
+        if (total := tree.count()) > limit:
+            shown = f"{total:,}" if total < 10**15 else "more than 10^15"
+            raise SamplerError(f"{template!r:.60} has {shown} prompts; the limit is {limit:,}.", 2)
+        for number in range(total):
+            yield tree.text(number)
+
+    def random(self, template: str, seed: int, index: int) -> str:
+        """One prompt of a template: a pure function of (seed, index), each as likely."""
+        if _is_plain(template):
+            return template
+        tree = self._parse(template, (), template)
+        digest = hashlib.sha256(f"wildcard\n{seed}\n{index}".encode()).digest()
+        return tree.text(int.from_bytes(digest, "big") % tree.count())
+
+    def _parse(self, text: str, open_names: tuple[str, ...], shown: str) -> _Node:
+        """The tree of a template; `open_names`: the wildcard files that it stands in."""
+        stack = [_Node()]
+        position = 0
+        for number, token in enumerate(_TOKEN.finditer(text)):
+            if number > MAX_PARTS:
+                raise SamplerError(f"{shown!r:.60}: more than {MAX_PARTS} variants.", 2)
+            if position < token.start():
+                stack[-1].parts.append(text[position : token.start()])
+            position = token.end()
+            _take(token[0], stack, shown, lambda name: self._file(name, open_names, shown))
+        if len(stack) > 1:
+            raise SamplerError(f"{shown!r:.60}: a {{ is never closed (\\{{ is a plain one).", 2)
+        stack[0].parts.append(text[position:])
+        return stack[0]
+
+    def _file(self, name: str, open_names: tuple[str, ...], shown: str) -> _Node:
+        if name in open_names or len(open_names) >= MAX_DEPTH:
+            chain = " in ".join(f"__{n:.40}__" for n in (name, *reversed(open_names)))
+            raise SamplerError(f"{shown!r:.60}: the wildcard stands in itself: {chain:.200}.", 2)
+        lines = self._lines(name, shown)
+        return _Node([self._parse(line, (*open_names, name), shown) for line in lines])
+
+    def _lines(self, name: str, shown: str) -> list[str]:
+        if name not in self._files:
+            if self._folder is None:
+                raise SamplerError(
+                    f"{shown!r:.60}: __{name:.60}__ needs a folder of wildcard files "
+                    "(prompts.wildcards, or --wildcards).",
+                    2,
+                )
+            path = self._folder / f"{name}.txt"
+            known = [p.stem for p in sorted(self._folder.glob("*.txt"))]
+            inside = path.resolve().is_relative_to(self._folder.resolve())
+            if name.startswith("/") or not inside or not path.is_file():
+                hint = registry.nearest(name, known) if known else ""
+                raise SamplerError(f"{shown!r:.60}: unknown wildcard __{name:.60}__{hint}.", 2)
+            lines = []
+            for _, row in read_table(path):
+                if isinstance(row, SamplerError):
+                    raise row
+                lines.append(row["prompt"])
+            if not lines:
+                raise SamplerError(f"{path}: there is no line in it.", 2)
+            self._files[name] = lines
+        return self._files[name]
+
+
+def _take(token: str, stack: list[_Node], shown: str, file: object) -> None:
+    """One token: the stack holds, in turn, sequences and the choices that they stand in."""
+    if token.startswith("\\"):
+        stack[-1].parts.append(token[1])
+    elif token == "{":
+        if len(stack) > 2 * MAX_DEPTH:
+            raise SamplerError(f"{shown!r:.60}: variants are nested more than {MAX_DEPTH} deep.", 2)
+        stack += [_Node([]), _Node()]
+    elif token == "|" and len(stack) > 1:
+        _choices(stack).append(stack.pop())
+        stack.append(_Node())
+    elif token == "}" and len(stack) > 1:
+        _choices(stack).append(stack.pop())
+        choice = stack.pop()
+        stack[-1].parts.append(choice)
+    elif token in "|}":
+        stack[-1].parts.append(token)
+    else:
+        stack[-1].parts.append(file(token[2:-2]))  # pyright: ignore[reportCallIssue]
+
+
+def _choices(stack: list[_Node]) -> list[_Node]:
+    choices = stack[-2].choices
+    assert choices is not None
+    return choices
+
+
+def _is_plain(template: str) -> bool:
+    return "{" not in template and not _NAME.search(template)
