@@ -7,7 +7,7 @@ and precision, so that a model is sampled on the very numbers that it was traine
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -48,7 +48,7 @@ def alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
 
 def timesteps(
     steps: int, count: int, spacing: str, offset: int, open_end: bool, fractional: bool
-) -> list[float]:
+) -> Sequence[float]:
     """`steps` of the `count` training timesteps, noisy first (table 2 of arXiv:2305.08891).
 
     open_end: spread steps + 1 points and leave the last out. fractional: "linspace" is not

@@ -276,7 +276,7 @@ class Schedule:
         with np.errstate(divide="ignore"):
             return np.sqrt((np.float32(1) - acp) / acp).astype(np.float64)
 
-    def _timesteps(self, steps: int, spacing: str) -> list[float]:
+    def _timesteps(self, steps: int, spacing: str) -> Sequence[float]:
         spacing = "leading" if spacing == "karras" else spacing
         return grids.timesteps(
             steps, self.train_steps, spacing, self.offset, self.open_end, self.sigma_units
@@ -317,7 +317,7 @@ class Schedule:
             least = grids.shifted(least, shift)  # that scheduler's own table is shifted already
         if sigmas is None:
             points = steps + 1 if self.open_end else steps
-            sigmas = np.linspace(1.0, least, points).tolist()[:steps]
+            sigmas = [float(s) for s in np.linspace(1.0, least, points)[:steps]]
         moved = [grids.shifted(s, shift) for s in sigmas]
         if self.terminal is not None and moved[-1] < 1:
             gain = (1 - self.terminal) / (1 - moved[-1])

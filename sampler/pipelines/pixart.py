@@ -67,6 +67,6 @@ def _branch(states: Tensor, mask: Tensor, added: dict[str, Any]) -> dict[str, An
 
 
 def _can_clean() -> bool:
-    from diffusers.utils import is_bs4_available, is_ftfy_available
+    from diffusers.utils.import_utils import is_bs4_available, is_ftfy_available
 
     return is_bs4_available() and is_ftfy_available()
