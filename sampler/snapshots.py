@@ -26,7 +26,7 @@ def save_snapshot(snapshot: Snapshot, path: str | Path) -> None:
     path, tensors = Path(path), {}
     tree = _encode(tuple(snapshot), tensors)
     header = {"format": str(FORMAT), "snapshot": json.dumps(tree)}
-    data = save({k: v.detach().contiguous() for k, v in tensors.items()}, header)
+    data = save({k: v.detach().clone().contiguous() for k, v in tensors.items()}, header)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         file.write(data)

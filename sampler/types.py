@@ -50,11 +50,15 @@ class Level(NamedTuple):
 
 
 class Span(NamedTuple):
-    """One step: number `index` of the run, from level `now` to level `next`."""
+    """One step: number `index` of the run, from level `now` to level `next`.
+
+    `total`: the number of steps of the run, 0 where it is not known.
+    """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     now: Level
     next: Level
+    total: int = 0
 
 
 @dataclass(frozen=True)
@@ -330,7 +334,7 @@ class GuidanceBase:
 def spans(levels: tuple[Level, ...] | list[Level]) -> list[Span]:
     """The steps of a grid of N + 1 levels."""
     return [
-        Span(i, now, after)
+        Span(i, now, after, len(levels) - 1)
         for i, (now, after) in enumerate(zip(levels[:-1], levels[1:], strict=True))
     ]
 

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from sampler.registry import register
-from sampler.samplers.coordinates import advance, euler, slope, weighted
-from sampler.types import Move, Prediction, SamplerBase, Span
+from sampler.samplers.coefficients import adams_bashforth, variable_step
+from sampler.samplers.coordinates import (
+    SPACES,
+    Space,
+    advance,
+    carried,
+    check_space,
+    clock,
+    euler,
+    gain,
+    slope,
+    space_of,
+    weighted,
+)
+from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
-# The generating series of Adams-Bashforth: sum_j GAMMA[j]·D^j, D the backward difference.
-GAMMA = (1.0, 1 / 2, 5 / 12, 3 / 8, 251 / 720)
 
+class Trail(NamedTuple):
+    """The last slopes with their clocks u, newest first; `gain` of the very first step."""
 
-def adams_bashforth(order: int) -> list[float]:
-    """Coefficients of the slopes for equal steps, newest first; they sum to 1.
-
-    sum_{j < order} GAMMA[j]·(1 − E)^j, E one step back in time.
-    """
-    coefficients = [0.0] * order
-    power = [1.0]  # (1 − E)^j, in powers of E
-    for gamma in GAMMA[:order]:
-        for k, value in enumerate(power):
-            coefficients[k] += gamma * value
-        power = [a - b for a, b in zip([*power, 0.0], [0.0, *power], strict=True)]
-    return coefficients
+    slopes: tuple[Any, ...]
+    clocks: tuple[float, ...]
+    gain: float | None
 
 
 @register("sampler", "ab")
@@ -34,13 +39,19 @@ class AdamsBashforth(SamplerBase):
 
         z' = z + (u' − u)·sum_j b_j·f_{n−j},   b from (1 + D/2 + 5/12·D² + 3/8·D³ + 251/720·D⁴)
 
-    The first steps use the order that the history allows, so the first one is DDIM's. The
-    coefficients assume equal steps in u; on other grids every order above 2 falls back to 2.
+    The first steps use the order that the history allows, so the first one is DDIM's.
 
     order: 1 (DDIM) to 5; 4 is PLMS as published.
+    steps: "fixed" (published) assumes equal steps in u; on other grids every order above 2 falls
+        back to 2. "variable" (ours) integrates the polynomial through the slopes at their own u,
+        and corrects the first step by the trapezoidal rule as soon as the second slope is there
+        (no extra evaluation). Its order is `order` up to 3; the start limits it to 3 above.
+    space: the coordinate; "auto" is eps-space, or flow on a flow model.
     """
 
     order: int = 4
+    steps: Literal["fixed", "variable"] = "fixed"
+    space: Space = "auto"
 
     reference: ClassVar[str] = (
         "Pseudo Numerical Methods for Diffusion Models on Manifolds (Liu et al., 2022), "
@@ -50,14 +61,43 @@ class AdamsBashforth(SamplerBase):
     def __post_init__(self) -> None:
         if self.order not in range(1, 6):
             raise ValueError(f"ab: order = {self.order} must be one of 1, 2, 3, 4, 5.")
+        if self.steps not in ("fixed", "variable"):
+            raise ValueError(f"ab: steps = {self.steps!r} must be 'fixed' or 'variable'.")
+        if self.space not in SPACES:
+            raise ValueError(f"ab: space = {self.space!r} must be one of {', '.join(SPACES)}.")
 
     @property
     def convergence(self) -> float:
-        return float(self.order)
+        return float(self.order if self.steps == "fixed" else min(self.order, 3))
+
+    def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
+        check_space("ab", self.space, grid)
+        return grid
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
-        slopes = (slope(pred, span), *state)[: self.order]
+        if self.steps == "variable" and self.order > 1:
+            return self._variable(pred, span, state)
+        slopes = (slope(pred, span, self.space), *state)[: self.order]
+        kept = slopes[: self.order - 1]
         if len(slopes) == 1:
-            return Move(euler(pred, span), 0.0, slopes[: self.order - 1])
+            return Move(euler(pred, span), 0.0, kept)
         e = weighted(adams_bashforth(len(slopes)), slopes)
-        return Move(advance(pred, span, e), 0.0, slopes[: self.order - 1])
+        return Move(advance(pred, span, e, self.space), 0.0, kept)
+
+    def _variable(self, pred: Prediction, span: Span, state: Any) -> Move:
+        space = space_of(span, self.space)
+        u, end = clock(span.now, space), clock(span.next, space)
+        f = slope(pred, span, self.space)
+        if not (math.isfinite(u) and math.isfinite(end)):
+            # A slope at infinite u is no node of a polynomial: the history starts one step later.
+            return Move(euler(pred, span), 0.0, ())
+        if not state:
+            return Move(euler(pred, span), 0.0, Trail((f,), (u,), gain(span, self.space)))
+        slopes, clocks = (f, *state.slopes)[: self.order], (u, *state.clocks)[: self.order]
+        e = weighted(variable_step(clocks, end), slopes)
+        mean = advance(pred, span, e, self.space)
+        if state.gain is not None:  # x was Euler's; x + gain/2·(f − f_0) is the trapezoidal rule's
+            late = f - Lin.of(state.slopes[0])
+            mean = mean + carried(span, self.space) * state.gain / 2 * late
+        keep = self.order - 1
+        return Move(mean, 0.0, Trail(slopes[:keep], clocks[:keep], None))

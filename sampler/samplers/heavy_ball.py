@@ -1,0 +1,92 @@
+"""Heavy-ball momentum on a multistep method: momentum after the multistep sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from sampler.registry import register
+from sampler.samplers.coefficients import adams_bashforth
+from sampler.samplers.coordinates import SPACES, Space, advance, check_space, euler, slope, weighted
+from sampler.samplers.data_space import Compat, dpmpp_2m, unipc
+from sampler.samplers.momentum import Momentum, damped, require_number, resolved
+from sampler.types import Level, Move, Prediction, SamplerBase, Span
+
+
+@register("sampler", "heavy_ball")
+@dataclass(frozen=True)
+class HeavyBall(SamplerBase):
+    """Heavy ball (HB): the slope of a multistep method, averaged over the steps.
+
+        e_n = sum_j b_j·f_{n−j};   v_{n+1} = (1 − beta)·v_n + beta·e_n,   v_0 = f_0
+        z_{n+1} = z_n + (u_{n+1} − u_n)·v_{n+1}
+
+    Widens the stability interval of the base by (2 − beta)/beta, and is first order where
+    beta < 1, whatever the base. beta = 1 is the base itself.
+
+    base: "ab" (default) in eps- or flow-space; "dpmpp_2m" and "unipc" in data-space, where e is
+        their second-order combination of x0 (the corrector's for UniPC).
+    momentum_number: (0, 5], its ceiling is the order of the sum, the rest beta; default 1.8. For
+        dpmpp_2m and unipc the order is 2. "calibrated:FILE" as for `ghvb`.
+    order, beta: the other form, 1 to 5 and (0, 1].
+    space: of the base "ab"; "auto" is eps-space, or flow on a flow model.
+    compat: "published" averages UniPC's slope divided by sigma, as the published code does, which
+        biases a constant x0 towards 0; "clean" (default) averages the slope itself.
+    """
+
+    momentum_number: float | str | None = None
+    base: Literal["ab", "dpmpp_2m", "unipc"] = "ab"
+    order: int | None = None
+    beta: float | None = None
+    space: Space = "auto"
+    compat: Compat = "clean"
+
+    reference: ClassVar[str] = (
+        "Diffusion Sampling with Momentum for Mitigating Divergence Artifacts "
+        "(Wizadwongsa et al., 2024), arXiv:2307.11118, Algorithm 1"
+    )
+
+    def __post_init__(self) -> None:
+        for field, allowed in (
+            ("base", ("ab", "dpmpp_2m", "unipc")),
+            ("space", SPACES if self.base == "ab" else ("auto", "data")),
+            ("compat", ("clean", "published") if self.base == "unipc" else ("clean",)),
+        ):
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f"heavy_ball: {field} = {getattr(self, field)!r} must be one of "
+                    f"{', '.join(allowed)} (base = {self.base!r})."
+                )
+        if self.momentum.order != 2 and self.base != "ab":
+            raise ValueError(
+                f"heavy_ball: base = {self.base!r} is of order 2, not {self.momentum.order}; "
+                "give beta, or a momentum_number above 1 and up to 2."
+            )
+
+    @property
+    def momentum(self) -> Momentum:
+        """Order and beta."""
+        return resolved("heavy_ball", self.momentum_number, self.order, self.beta)
+
+    @property
+    def convergence(self) -> float:
+        return float(self.momentum.order) if self.momentum.beta == 1 else 1.0
+
+    def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
+        require_number("heavy_ball", self.momentum_number)
+        check_space("heavy_ball", self.space, grid)
+        return grid
+
+    def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
+        order, beta = self.momentum
+        if self.base == "dpmpp_2m":
+            return dpmpp_2m(pred, span, state, beta)
+        if self.base == "unipc":
+            return unipc(pred, span, state, beta, self.compat)
+        velocity, history = state or (None, ())
+        slopes = (slope(pred, span, self.space), *history)[:order]
+        v = damped(beta, velocity, weighted(adams_bashforth(len(slopes)), slopes))
+        kept = (v, slopes[: order - 1])
+        if not state:
+            return Move(euler(pred, span), 0.0, kept)
+        return Move(advance(pred, span, v, self.space), 0.0, kept)

@@ -1,0 +1,89 @@
+"""The momentum number: one float that names an order and a damping.
+
+    order = ceil(m),   beta = m − (order − 1) in (0, 1]
+
+An integer m is the plain multistep method of that order (beta = 1); 1.8 is order 2 with beta 0.8.
+A smaller beta is more momentum: more stable, less accurate.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from sampler.samplers.coefficients import MAX_ORDER
+from sampler.types import Lin
+
+DEFAULT = 1.8
+CALIBRATED = "calibrated:"
+
+
+class Momentum(NamedTuple):
+    """Order 1 to 5 of the multistep sum, and damping beta in (0, 1]."""
+
+    order: int
+    beta: float
+
+    @property
+    def number(self) -> float:
+        return self.order - 1 + self.beta
+
+
+def resolved(
+    name: str, number: float | str | None, order: int | None, beta: float | None
+) -> Momentum:
+    """Order and beta from a momentum number, or from the two, or from what is given of them.
+
+    Nothing given is 1.8; what is missing beside order or beta is taken from there.
+
+    Raises ValueError for numbers out of range, and where the two forms contradict each other.
+    """
+    if isinstance(number, str):
+        if not number.startswith(CALIBRATED):
+            raise ValueError(
+                f"{name}: momentum_number = {number!r} must be a number or 'calibrated:FILE'."
+            )
+        if order is not None or beta is not None:
+            raise ValueError(f"{name}: give either a calibration file or order and beta.")
+        return Momentum(*_split(name, DEFAULT))
+    if order is not None and order not in range(1, MAX_ORDER + 1):
+        raise ValueError(f"{name}: order = {order} must be one of 1, 2, 3, 4, 5.")
+    if beta is not None and not 0 < beta <= 1:
+        raise ValueError(f"{name}: beta = {beta} must lie in (0, 1]; 1 is no momentum.")
+    split = _split(name, DEFAULT if number is None else number)
+    if number is None:
+        return Momentum(order or split.order, split.beta if beta is None else beta)
+    if (order is not None and order != split.order) or (
+        beta is not None and abs(beta - split.beta) > 1e-9
+    ):
+        raise ValueError(
+            f"{name}: momentum_number = {number} is order {split.order} with beta {split.beta:g}, "
+            f"which contradicts order = {order}, beta = {beta}; give one of the two forms."
+        )
+    return split
+
+
+def require_number(name: str, number: float | str | None) -> None:
+    """Raises ValueError for a calibration that has not been looked up for a model yet."""
+    if isinstance(number, str):
+        raise ValueError(
+            f"{name}: momentum_number = {number!r} is looked up by generate(), for its model, "
+            "steps and scale; give a number here."
+        )
+
+
+def damped(beta: float, velocity: Any, e: Lin) -> Lin:
+    """(1 − beta)·velocity + beta·e; e itself at the start (None) and without momentum."""
+    if velocity is None or beta == 1:
+        return e
+    return (1 - beta) * Lin.of(velocity) + beta * e
+
+
+def _split(name: str, number: float) -> Momentum:
+    if not 0 < number <= MAX_ORDER:
+        raise ValueError(
+            f"{name}: momentum_number = {number} must lie in (0, {MAX_ORDER}]: "
+            "its ceiling is the order, the rest is beta."
+        )
+    order = math.ceil(number)
+    return Momentum(order, round(number - (order - 1), 12))
