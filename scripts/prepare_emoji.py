@@ -96,8 +96,10 @@ def sprite(picture: Image.Image, side: int = SIDE) -> np.ndarray:
         Image.fromarray(np.ascontiguousarray(padded[..., c])).resize((side, side), method)
         for c in range(4)
     ]
-    resized = np.stack([np.asarray(channel) for channel in channels], -1)
-    return (resized.clip(0, 1) * 255).round().astype(np.uint8)
+    resized = np.stack([np.asarray(channel) for channel in channels], -1).clip(0, 1)
+    # Lanczos overshoots at edges; a premultiplied colour cannot exceed its alpha.
+    resized[..., :3] = np.minimum(resized[..., :3], resized[..., 3:])
+    return (resized * 255).round().astype(np.uint8)
 
 
 def build(fluent: Path, noto: Path, blobmoji: Path, concepts: list[dict[str, str]]) -> np.ndarray:
