@@ -78,7 +78,8 @@ def lookup(kind: str, name: str) -> type:
 def build(kind: str, spec: Any) -> Any:
     """An instance from a name, from {"name": ..., field: ...}, or the instance itself.
 
-    A field that holds a strategy (its metadata names the kind) is built in the same way.
+    A field that holds a strategy, or a list of them (its metadata names the kind), is built in the
+    same way.
     Raises ValueError that names the wrong field, what is allowed and the nearest name.
     """
     table_of = _load(kind)
@@ -126,9 +127,15 @@ def spec_of(strategy: Any) -> Any:
     spec: dict[str, Any] = {"name": cls.name}
     for entry in fields(cls):
         value = getattr(strategy, entry.name)
-        nested = is_dataclass(value) and hasattr(value, "name") and not isinstance(value, type)
-        spec[entry.name] = spec_of(value) if nested else value
+        if isinstance(value, tuple) and entry.metadata.get("kind"):
+            spec[entry.name] = [spec_of(item) for item in value]
+        else:
+            spec[entry.name] = spec_of(value) if _is_strategy(value) else value
     return spec
+
+
+def _is_strategy(value: Any) -> bool:
+    return is_dataclass(value) and hasattr(value, "name") and not isinstance(value, type)
 
 
 def describe(kind: str, name: str) -> dict[str, Any]:
@@ -158,6 +165,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _field_value(kind: str, cls: type, entry: Field[Any], value: Any) -> Any:
     nested = entry.metadata.get("kind")
+    if nested and isinstance(value, (list, tuple)):
+        return tuple(build(nested, item) for item in value)
     if nested:
         return None if value is None else build(nested, value)
     from pydantic import ValidationError

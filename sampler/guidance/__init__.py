@@ -1,6 +1,25 @@
 """The guidance rules: one file per rule. A new one is a file and a line here."""
 
+from sampler.guidance.adaptive import Adaptive
+from sampler.guidance.apg import APG
+from sampler.guidance.autoguidance import Autoguidance
 from sampler.guidance.cfg import CFG
+from sampler.guidance.cfg_zero import CFGZero
+from sampler.guidance.classifier import ClassifierGuidance
+from sampler.guidance.gfcg import GFCG
+from sampler.guidance.linear_ag import LinearAG
 from sampler.guidance.none import Unguided
+from sampler.guidance.sum import Sum
 
-__all__ = ["CFG", "Unguided"]
+__all__ = [
+    "APG",
+    "CFG",
+    "GFCG",
+    "Adaptive",
+    "Autoguidance",
+    "CFGZero",
+    "ClassifierGuidance",
+    "LinearAG",
+    "Sum",
+    "Unguided",
+]

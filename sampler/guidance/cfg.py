@@ -1,4 +1,4 @@
-"""Classifier-free guidance with its two common companions: rescaling and a guidance interval."""
+"""Classifier-free guidance with its common companions: rescaling, an interval, a step window."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 from sampler_kernels import gram, where
 
+from sampler.guidance.gates import active, check_gates, check_scale, is_one
+from sampler.guidance.spaces import Space, from_space, in_space
 from sampler.registry import register
-from sampler.types import Branch, Cond, GuidanceBase, Level, Lin, Prediction, Span
+from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
 
 
 @register("guidance", "cfg")
@@ -21,17 +23,24 @@ class CFG(GuidanceBase):
         g = u + w·(c − u),   then with rescale φ:  g ← φ·g·std(c)/std(g) + (1 − φ)·g
 
     std is per row, unbiased, over all elements. Any parametrisation gives the same g (weights sum
-    to one), so the network's own output is combined. Costs two evaluations per step; one where
-    w = 1, w = 0, or the level is outside the interval (g = c there).
+    to one), so the network's own output is combined; rescaling does depend on it. Costs two
+    evaluations per step; one where w = 1, w = 0 (without rescale), or outside the interval or the
+    window (g = c there).
 
-    scale: w >= 0; 1 is the conditional model, 0 the unconditional one.
+    scale: w >= 0; 1 is the conditional model, 0 the unconditional one. 7.5 is Stable Diffusion's.
     rescale: φ in 0..1; 0 is off, 0.7 is common for v-prediction models with zero terminal SNR.
+    rescale_space: where std is measured; "native" is the network's own output, as in diffusers.
     interval: (low, high] in sigma/alpha (the EDM sigma) where guidance is on; None is everywhere.
+    window: [first, last) in steps where guidance is on; None is everywhere.
+
+    Deviation: where std(g) = 0 the row is left as it is (the formula divides 0 by 0 there).
     """
 
     scale: float = 7.5
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
+    window: tuple[int, int] | None = None
+    rescale_space: Space = "native"
 
     reference: ClassVar[str] = (
         "Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), arXiv:2207.12598, eq. 6; "
@@ -40,49 +49,37 @@ class CFG(GuidanceBase):
     )
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise ValueError(f"cfg: scale = {self.scale} must be a number >= 0 (1 is no guidance).")
+        check_scale("cfg", self.scale)
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"cfg: rescale = {self.rescale} must lie in 0..1 (0 is off).")
-        if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
-            raise ValueError(
-                f"cfg: interval = {self.interval} must be (low, high) with 0 <= low < high."
-            )
+        check_gates("cfg", self.interval, self.window)
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"cond"} if self._is_one() else {"cond", "uncond"})
+        return frozenset({"cond"} if is_one(self.scale) else {"cond", "uncond"})
 
     def plan(self, x: Any, span: Span, cond: Cond, state: Any) -> Mapping[str, Branch]:
-        if self.scale == 0 and inside(self.interval, span.now):
-            return {"uncond": Branch(cond.uncond)}
-        if self._is_one() or not inside(self.interval, span.now):
+        if is_one(self.scale) or not active(self.interval, self.window, span):
             return {"cond": Branch(cond.cond)}
+        if self.scale == 0 and not self.rescale:
+            return {"uncond": Branch(cond.uncond)}
         return {"uncond": Branch(cond.uncond), "cond": Branch(cond.cond)}
 
     def combine(
         self, x: Any, preds: Mapping[str, Prediction], span: Span, state: Any
     ) -> tuple[Prediction, Any]:
-        if self.scale == 0 and "uncond" in preds:
-            return preds["uncond"], state
-        if "uncond" not in preds or self._is_one():
+        if "uncond" not in preds or is_one(self.scale):
             return preds["cond"], state
-        c, u = preds["cond"].out, preds["uncond"].out
-        guided = u + self.scale * (c - u)
+        uncond = preds["uncond"]
+        if self.scale == 0 and not self.rescale:
+            return uncond, state
+        cond = preds["cond"]
+        guided = cond.like(uncond.out + self.scale * (cond.out - uncond.out))
         if self.rescale:
-            guided = rescaled(guided, c, self.rescale)
-        return preds["cond"].like(guided), state
-
-    def _is_one(self) -> bool:
-        return math.isclose(self.scale, 1, rel_tol=1e-9)
-
-
-def inside(interval: tuple[float, float] | None, level: Level) -> bool:
-    """Whether low < sigma/alpha <= high: open below, closed above; always without an interval."""
-    if interval is None:
-        return True
-    sigma = level.sigma / level.alpha if level.alpha else math.inf
-    return interval[0] < sigma <= interval[1]
+            space = self.rescale_space
+            value = rescaled(in_space(guided, space), in_space(cond, space), self.rescale)
+            guided = from_space(guided, space, value)
+        return guided, state
 
 
 def rescaled(guided: Lin, cond: Lin, phi: float) -> Lin:

@@ -17,7 +17,12 @@ SHAPE = (2, 2, 2)
 COND, UNCOND, WEAK = (mixture(8, seed, spread=s) for seed, s in ((1, 1.5), (2, 1.0), (3, 1.2)))
 
 # (kind, name) -> spec; None: not for this world, with its own tests elsewhere.
-EXAMPLES: dict[tuple[str, str], Any] = {}
+EXAMPLES: dict[tuple[str, str], Any] = {
+    ("guidance", "cfg_zero"): {"name": "cfg_zero", "zero_init_steps": 0},  # no flow model here
+    ("guidance", "linear_ag"): None,  # fitted for one grid: tests/guidance
+    ("guidance", "gfcg"): None,  # these need a classifier: tests/guidance
+    ("guidance", "classifier"): None,
+}
 
 
 def spec(kind: str, name: str) -> Any:

@@ -1,0 +1,53 @@
+"""What a guidance rule may look at before a run of `generate`.
+
+A rule with a method `bind(request, cond) -> (rule, cond)` is given the chance to complete itself
+(a classifier, the conditions of further classes) or to refuse, before the network is called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sampler.types import Cond, Guidance, Level
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch to be run: the adapter, its B prompts and negative prompts, sampler and levels.
+
+    levels: the grid without its last level, which is never evaluated.
+    """
+
+    adapter: Any
+    prompts: Sequence[Any]
+    negative: Sequence[str]
+    sampler: dict[str, Any]
+    levels: Sequence[Level]
+
+    def fingerprint(self) -> str:
+        """Names the weights of the adapter's network; see `fingerprint`."""
+        return fingerprint(self.adapter.network)
+
+
+def bound(rule: Guidance, request: Request, cond: Cond) -> tuple[Guidance, Cond]:
+    """The rule and the conditions to run with; unchanged for a rule without `bind`."""
+    bind = getattr(rule, "bind", None)
+    return (rule, cond) if bind is None else bind(request, cond)
+
+
+def fingerprint(network: Any) -> str:
+    """A name for a network's weights: of parameter names, shapes and first values.
+
+    The values are taken in bfloat16, so that the same weights loaded in another precision keep
+    their name.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(network.named_parameters()):
+        first = value.detach().flatten()[:16].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name}{tuple(value.shape)}{first.tolist()}".encode())
+    return digest.hexdigest()[:16]

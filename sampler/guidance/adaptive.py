@@ -1,0 +1,239 @@
+"""Adaptive guidance: stop paying for the unconditional pass once it agrees with the other one.
+
+A row is *live* at a step where its unconditional prediction is really evaluated and used. All rows
+start live; a row that has converged is latched, and from then on live only at its refreshes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from sampler.guidance.host import on_host, towards_host
+from sampler.guidance.spaces import (
+    choose,
+    choose_prediction,
+    choose_state,
+    cosine,
+    in_space,
+)
+from sampler.registry import build, register
+from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class AdaptiveState(NamedTuple):
+    """rule: the inner rule's state; the others None before the first guided step.
+
+    latched, armed: bool [B] on the CPU; armed rows may latch.
+    wait: int [B] on the CPU, steps until a latched row's next refresh.
+    held: c − u of the last live step, per row [B, ...] (after="hold", or with `turn`).
+    cosines: [2, B] of the last guided step: of (c, u), and of the new and the held direction.
+    seen: bool [B] on the CPU, the rows that `cosines` speaks of.
+    """
+
+    rule: Any
+    latched: Any = None
+    armed: Any = None
+    wait: Any = None
+    held: Any = None
+    cosines: Any = None
+    seen: Any = None
+
+
+@register("guidance", "adaptive")
+@dataclass(frozen=True)
+class Adaptive(GuidanceBase):
+    """Adaptive guidance: any rule over c and u, without the u that would change nothing.
+
+        γ = <c, u> / (‖c‖·‖u‖)      per row, over all elements
+
+    The first step with γ > threshold is still guided, both passes being paid; from the next one on
+    the row is latched for the rest of the run. With after="drop" (the paper's) it takes g = c. With
+    after="hold" the rule goes on with u = c − d, d being the direction c − u of the row's last real
+    pair. Latched rows leave the unconditional batch, so that a batch really gets cheaper.
+
+    rule: the rule that is made cheaper: `cfg`, `apg`, `cfg_zero` or `linear_ag`.
+    threshold: γ in −1..1, 0.991 is the paper's; 1 switches the rule off. Thresholds do not carry
+        over between models (arXiv:2506.08351).
+    lag: 0 decides with this step's γ, and waits for the device; 1 decides with the γ of the step
+        before, at the price of at most one pass more.
+    after: "drop" or "hold".
+    refresh: a latched row evaluates its pair again every `refresh` steps; 0 is never. By default 0
+        for "drop" and 3 for "hold", whose direction goes stale. Our addition.
+    turn: cosine in −1..1; a row whose direction has turned below it at a refresh is refreshed again
+        at the next step. None is off. Our addition.
+    space: where γ is measured; "auto" is the network's own output, and eps for x0-predictions. The
+        paper has eps-predictions; for a v-prediction at zero terminal SNR the γ of eps starts at 1.
+    compact: "rows" leaves converged rows out one by one; "batch" leaves the whole unconditional
+        batch out when all rows have converged (constant shapes). The images are the same.
+
+    Deviations: for networks that predict something else than eps a row latches only after its γ
+    has been at or below the threshold once, since their γ may start at 1; γ = 0 where c or u is 0.
+    """
+
+    rule: Any = field(default="cfg", metadata={"kind": "guidance"})
+    threshold: float = 0.991
+    lag: Literal[0, 1] = 0
+    after: Literal["drop", "hold"] = "drop"
+    refresh: int | None = None
+    turn: float | None = None
+    space: Literal["auto", "native", "eps", "v", "x0", "velocity"] = "auto"
+    compact: Literal["rows", "batch"] = "rows"
+
+    reference: ClassVar[str] = (
+        "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models "
+        "(Castillo et al., 2023), arXiv:2312.12487"
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rule", build("guidance", self.rule))
+        for name, value in (("threshold", self.threshold), ("turn", self.turn)):
+            if value is not None and not -1 <= value <= 1:
+                raise ValueError(f"adaptive: {name} = {value} is a cosine, it must lie in −1..1.")
+        if self.lag not in (0, 1):
+            raise ValueError(f"adaptive: lag = {self.lag} must be 0 or 1.")
+        if self.refresh is not None and self.refresh < 0:
+            raise ValueError(f"adaptive: refresh = {self.refresh} must be at least 0 (never).")
+        if self.turn is not None and not self._period():
+            raise ValueError("adaptive: turn is looked at when a row is refreshed; give refresh.")
+        inner = type(self.rule).name
+        if inner in ("adaptive", "sum") or not self.rule.needs <= {"cond", "uncond"}:
+            raise ValueError(
+                f"adaptive: rule = {inner!r} must be one over the conditional and the "
+                "unconditional prediction, such as cfg or apg; put adaptive inside sum instead."
+            )
+        if self.after == "hold" and inner == "linear_ag":
+            raise ValueError(
+                "adaptive: linear_ag predicts what after='hold' holds; use one of the two."
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.rule.needs
+
+    def start(self, cond: Cond) -> AdaptiveState:
+        return AdaptiveState(self.rule.start(cond))
+
+    def plan(self, x: Any, span: Span, cond: Cond, state: AdaptiveState) -> Mapping[str, Branch]:
+        branches = dict(self.rule.plan(x, span, cond, state.rule))
+        live = self._live(state)
+        if live is None or not branches.keys() >= {"cond", "uncond"}:
+            return branches
+        if not live.any():
+            return {"cond": branches["cond"]}
+        if self.compact == "rows":
+            branches["uncond"] = replace(branches["uncond"], rows=live)
+        return branches
+
+    def combine(
+        self, x: Any, preds: Mapping[str, Prediction], span: Span, state: AdaptiveState
+    ) -> tuple[Prediction, AdaptiveState]:
+        planned = self.rule.plan(x, span, Cond(), state.rule)
+        if not planned.keys() >= {"cond", "uncond"}:  # the inner rule does not guide here
+            return self._resting(x, preds, span, state)
+        cond, live = preds["cond"], self._live(state)
+        if live is not None and not live.any():
+            direction = cosines = None
+            preds = {"cond": cond, "uncond": cond}
+        else:
+            direction = cond.out - preds["uncond"].out
+            cosines = self._cosines(cond, preds["uncond"], direction, state.held)
+        held = direction
+        if live is not None and state.held is not None:
+            old = Lin.of(state.held)
+            held = old if direction is None else choose(live, direction, old)
+            if self.after == "hold":
+                uncond = choose(live, preds["uncond"].out, cond.out - old)
+                preds = {**preds, "uncond": cond.like(uncond)}
+        pred, inner = self._guided(x, preds, span, state, live)
+        decided = self._decided(state, cosines, live, cond)
+        keeps = self.after == "hold" or self.turn is not None
+        return pred, decided._replace(rule=inner, held=held if keeps else None)
+
+    def _resting(
+        self, x: Any, preds: Mapping[str, Prediction], span: Span, state: AdaptiveState
+    ) -> tuple[Prediction, AdaptiveState]:
+        """What the inner rule says without a pair; dropped rows still take g = c."""
+        pred, inner = self.rule.combine(x, preds, span, state.rule)
+        if self.after == "drop" and state.latched is not None and "cond" in preds:
+            cond = preds["cond"]
+            pred = choose_prediction(~state.latched, cond.like(in_space(pred, cond.kind)), cond)
+        return pred, state._replace(rule=inner)
+
+    def _guided(
+        self,
+        x: Any,
+        preds: Mapping[str, Prediction],
+        span: Span,
+        state: AdaptiveState,
+        live: Tensor | None,
+    ) -> tuple[Prediction, Any]:
+        """The inner rule; for "drop" g = c and an unchanged inner state in rows that are not live.
+
+        Always in the network's parametrisation, so that a row's bits do not tell which rows
+        around it were dropped.
+        """
+        cond = preds["cond"]
+        dropping = None if self.after == "hold" else live
+        if dropping is not None and not dropping.any():
+            return cond, state.rule
+        pred, inner = self.rule.combine(x, preds, span, state.rule)
+        pred = cond.like(in_space(pred, cond.kind))
+        if dropping is None:
+            return pred, inner
+        return choose_prediction(dropping, pred, cond), choose_state(dropping, inner, state.rule)
+
+    def _live(self, state: AdaptiveState) -> Tensor | None:
+        """The rows whose pair is due at this step, bool [B] on the CPU; None for all."""
+        if state.latched is None or not state.latched.any():
+            return None
+        live = ~state.latched
+        return live | (state.wait == 0) if self._period() else live
+
+    def _period(self) -> int:
+        if self.refresh is not None:
+            return self.refresh
+        return HOLD_REFRESH if self.after == "hold" else 0
+
+    def _cosines(self, cond: Prediction, uncond: Prediction, direction: Lin, held: Any) -> Tensor:
+        """[1, B], or [2, B] with that of the new and the held direction."""
+        import torch
+
+        space = self.space
+        if space == "auto":
+            space = "eps" if cond.kind == "x0" else "native"
+        found = [cosine(in_space(cond, space), in_space(uncond, space))]
+        if self.turn is not None:
+            found.append(found[0] * 0 + 1 if held is None else cosine(direction, Lin.of(held)))
+        return towards_host(torch.stack(found))
+
+    def _decided(
+        self, state: AdaptiveState, cosines: Tensor | None, live: Tensor | None, cond: Prediction
+    ) -> AdaptiveState:
+        """The latches of the next step: from these cosines, or with lag = 1 from the last ones."""
+        import torch
+
+        none = torch.zeros(cond.out.shape[0], dtype=torch.bool)
+        latched = none if state.latched is None else state.latched
+        armed = (~none if cond.kind == "eps" else none) if state.armed is None else state.armed
+        wait = torch.zeros_like(none, dtype=torch.int64) if state.wait is None else state.wait
+        rows = ~none if live is None else live
+        wait = torch.where(rows, self._period() - 1, wait - 1)
+        used, seen = (cosines, rows) if self.lag == 0 else (state.cosines, state.seen)
+        if used is not None:
+            gamma, *turned = on_host(used)
+            crossed = gamma > self.threshold
+            latched = latched | (seen & armed & crossed)
+            armed = armed | (seen & ~crossed)
+            for turn in turned:
+                wait = torch.where(seen & latched & (turn < (self.turn or 0.0)), 0, wait)
+        kept = (cosines, rows) if self.lag else (None, None)
+        return AdaptiveState(None, latched, armed, wait, None, *kept)
+
+
+HOLD_REFRESH = 3
+"""Steps between refreshes of a held direction: the best of a first trial (see docs/guidance.md)."""

@@ -1,0 +1,117 @@
+"""LinearAG's coefficients: their file, what they are valid for, and the least-squares fit.
+
+    û_t = Σ_{i<=t} a[t][i]·c_i + Σ_{i<t} b[t][i]·u_i      i counts the steps of a run from 0
+
+c_i, u_i are the network's own outputs at step i, u_i real or itself predicted; the scalars a, b
+are the same for all elements of all images, and there is no intercept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sampler.types import SamplerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BUNDLED = Path(__file__).resolve().parents[1] / "bundled" / "linear_ag.json"
+FORMAT = "sampler.linear_ag/1"
+RIDGE = 1e-8
+"""Times the mean diagonal of the normal equations; neighbouring steps are almost collinear."""
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """a[t]: t + 1 numbers; b[t]: t numbers; keys: what they were fitted for.
+
+    keys, all optional: model (fingerprint), sampler (spec), levels ([alpha, sigma] per step),
+    scale, negative, prediction.
+    """
+
+    cond: Rows
+    uncond: Rows
+    keys: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        sizes = [(len(a), len(b)) for a, b in zip(self.cond, self.uncond, strict=True)]
+        if not sizes or sizes != [(t + 1, t) for t in range(len(sizes))]:
+            raise ValueError(
+                "linear_ag: coefficients need t + 1 numbers for c and t for u at every step t."
+            )
+
+    @property
+    def steps(self) -> int:
+        return len(self.cond)
+
+    def save(self, path: Path | str) -> None:
+        """Writes the JSON file that `load` reads."""
+        document = {"format": FORMAT, "keys": self.keys, "cond": self.cond, "uncond": self.uncond}
+        Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: Path | str) -> Coefficients:
+        """Raises SamplerError (6) for a file that is missing or no coefficients file."""
+        path = BUNDLED if path == "bundled" else Path(path)
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["format"] != FORMAT:
+                raise ValueError(f"format is {document['format']!r}")
+            rows = [tuple(map(tuple, document[name])) for name in ("cond", "uncond")]
+            return Coefficients(rows[0], rows[1], document["keys"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SamplerError(
+                f"{path} is no LinearAG coefficients file ({error}); make one with "
+                "`sampler calibrate linear-ag`.",
+                6,
+            ) from error
+
+    def refuse(self, **found: Any) -> None:
+        """Raises ValueError where one of these differs from what the coefficients were fitted for.
+
+        A key that either side does not know is not compared.
+        """
+        for key, value in found.items():
+            fitted = self.keys.get(key)
+            if fitted is not None and value is not None and fitted != value:
+                raise ValueError(
+                    f"linear_ag: the coefficients were fitted for {key} = {fitted!r:.80}, not "
+                    f"{value!r:.80}; run `sampler calibrate linear-ag` for this setting."
+                )
+
+
+def gram_of(cond: Sequence[Tensor], uncond: Sequence[Tensor]) -> Tensor:
+    """Inner products [2T, 2T], float64, of one run's c_0..c_{T−1}, u_0..u_{T−1}, each [B, ...].
+
+    Sums over rows and elements: the matrices of several batches add up.
+    """
+    import torch
+
+    features = torch.stack([v.double().flatten() for v in (*cond, *uncond)])
+    return features @ features.T
+
+
+def solve(gram: Tensor, keys: Mapping[str, Any], ridge: float = RIDGE) -> Coefficients:
+    """Ordinary least squares for every step from the inner products [2T, 2T] of full CFG runs.
+
+    For step t the features are c_0..c_t, u_0..u_{t−1}, the target is u_t; `ridge` times the mean
+    diagonal is added to the diagonal.
+    """
+    import torch
+
+    steps = gram.shape[0] // 2
+    cond, uncond = [], []
+    for t in range(steps):
+        used = [*range(t + 1), *range(steps, steps + t)]
+        matrix, target = gram[used][:, used], gram[used, steps + t]
+        damped = matrix + ridge * matrix.trace() / len(used) * torch.eye(len(used)).double()
+        solution = torch.linalg.lstsq(damped, target[:, None], driver="gelsd").solution[:, 0]
+        cond.append(tuple(solution[: t + 1].tolist()))
+        uncond.append(tuple(solution[t + 1 :].tolist()))
+    return Coefficients(tuple(cond), tuple(uncond), dict(keys))
