@@ -1,0 +1,356 @@
+"""The command line: what it prints, what it writes, how it fails, and what it does not import."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from sampler import registry
+from sampler.bundled import FOLDER
+from sampler.cli import main
+from sampler.runs.writer import read_record
+
+FAST = ("--steps", "2")
+
+
+def run(capsys, *arguments):
+    """(exit code, stdout, stderr) of a command line in this process."""
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def fails(capsys, *arguments):
+    """(exit code, the one line on stderr) of a command line that must fail."""
+    code, out, err = run(capsys, *arguments)
+    assert code != 0 and out == ""
+    assert err.count("\n") == 1 and err.startswith("sampler: "), err
+    assert "Traceback" not in err
+    return code, err
+
+
+def names(folder):
+    return sorted(os.listdir(folder)) if folder.exists() else []
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch, tmp_path):
+    for name in ("SAMPLER_OUT", "SAMPLER_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_images_are_written_with_their_records(capsys, tmp_path):
+    out = tmp_path / "new" / "folder"
+    code, stdout, stderr = run(
+        capsys,
+        "generate",
+        "a fox on a red background",
+        "a dog",
+        "-n",
+        2,
+        "--seed",
+        7,
+        "-o",
+        out,
+        *FAST,
+    )
+    assert code == 0, stderr
+    paths = stdout.splitlines()
+    assert [os.path.basename(path) for path in paths] == names(out)
+    assert [name[:7] for name in names(out)] == ["000000-", "000001-", "000002-", "000003-"]
+    records = [read_record(path) for path in paths]
+    assert [r["prompt"] for r in records] == ["a fox on a red background"] * 2 + ["a dog"] * 2
+    assert [r["seed"] for r in records] == [7, 8, 9, 10]
+    assert records[0]["steps"] == 2 and records[0]["guidance"]["scale"] == 3.0
+    assert records[0]["versions"]["torch"] and str(tmp_path) not in json.dumps(records)
+    with Image.open(paths[0]) as image:
+        assert image.size == (records[0]["width"], records[0]["height"])
+
+
+def test_the_images_are_those_of_the_python_interface(capsys, tmp_path):
+    import sampler
+
+    guidance = {"name": "cfg", "scale": 2.0, "rescale": 0.5}
+    sets = [
+        "--set",
+        "guidance.scale=2",
+        "--set",
+        "guidance.rescale=0.5",
+        "--set",
+        "sampler.order=2",
+    ]
+    code, stdout, _ = run(
+        capsys,
+        "generate",
+        "a fox",
+        "-n",
+        3,
+        "--seed",
+        1,
+        "--batch-size",
+        2,
+        "-o",
+        tmp_path / "o",
+        "--sampler",
+        "ab",
+        *sets,
+        *FAST,
+    )
+    assert code == 0
+    expected = sampler.load().generate(
+        "a fox",
+        n=3,
+        seeds=1,
+        steps=2,
+        batch_size=2,
+        sampler={"name": "ab", "order": 2},
+        guidance=guidance,
+    )
+    for path, image in zip(stdout.splitlines(), expected.images, strict=True):
+        with Image.open(path) as written:
+            assert written.tobytes() == image.tobytes()
+
+
+def test_equal_runs_write_equal_bytes_under_new_names(capsys, tmp_path):
+    for _ in range(2):
+        assert run(capsys, "generate", "a fox", "--seed", 3, "-o", tmp_path / "o", *FAST)[0] == 0
+    first, second = names(tmp_path / "o")
+    assert (first[:7], second[:7]) == ("000000-", "000001-")
+    assert first[7:] == second[7:]
+    assert (tmp_path / "o" / first).read_bytes() == (tmp_path / "o" / second).read_bytes()
+
+
+def test_events_are_json_lines(capsys, tmp_path):
+    code, stdout, _ = run(
+        capsys,
+        "generate",
+        "a fox",
+        "-n",
+        3,
+        "--batch-size",
+        2,
+        "--json",
+        "-q",
+        "-o",
+        tmp_path / "o",
+        *FAST,
+    )
+    assert code == 0
+    events = [json.loads(line) for line in stdout.splitlines()]
+    assert [event["t"] for event in events] == ["plan", "item", "item", "item", "summary"]
+    assert all(event["v"] == 1 and event["time"] > 0 for event in events)
+    assert (events[0]["images"], events[0]["batches"], events[0]["batch_size"]) == (3, 2, 2)
+    assert [event["nfe"] for event in events[1:-1]] == [4, 4, 4]
+    assert all(os.path.isfile(event["file"]) for event in events[1:-1])
+    assert (events[-1]["done"], events[-1]["failed"]) == (3, 0)
+
+
+def test_prompts_from_a_file_and_a_configuration(capsys, tmp_path):
+    (tmp_path / "p.txt").write_text("a dog\n# no\na cat\n")
+    (tmp_path / "c.yaml").write_text(
+        "run: {steps: 2}\nprompts: {file: p.txt}\nguidance: none\n"
+        "output: {dir: out, metadata: basic}\n"
+    )
+    code, stdout, _ = run(capsys, "generate", "-c", "c.yaml", "-q")
+    assert code == 0 and len(names(tmp_path / "out")) == 2
+    assert set(read_record(stdout.splitlines()[0])) == {"key", "seed", "sampler", "guidance"}
+    code, stdout, _ = run(capsys, "generate", "-c", "c.yaml", "a fox", "--prompts", "p.txt",
+                          "--set", "output.metadata=full")  # fmt: skip
+    assert [read_record(p)["prompt"] for p in stdout.splitlines()] == ["a fox", "a dog", "a cat"]
+
+
+def test_the_environment_names_the_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMPLER_OUT", "from_environment")
+    assert run(capsys, "generate", "a fox", *FAST)[0] == 0
+    assert len(names(tmp_path / "from_environment")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["a", "--sampler", "ddmi"], 2, "Unknown sampler 'ddmi' (did you mean 'ddim'?)"),
+        (["a", "--guidance", "cfgg"], 2, "did you mean 'cfg'"),
+        (["a", "--set", "guidance.scal=3"], 2, "no field 'scal' (did you mean 'scale'?)"),
+        (["a", "--set", "guidance.scale=nan"], 2, "'scale' = 'nan'"),
+        (["a", "--set", "guidance.scale=.nan"], 2, "not a finite number"),
+        (["a", "--set", "guidance.scale=-1"], 2, "scale = -1"),
+        (["a", "--set", "runn.steps=3"], 2, "did you mean 'run'"),
+        (["a", "--set", "steps"], 2, "a.b=value"),
+        (["a", "--steps", "0"], 2, "--steps: run.steps = 0"),
+        (["a", "--steps", "1001"], 2, "less than or equal to 1000"),
+        (["a", "--steps", "many"], 2, "--steps"),
+        (["a", "-n", "0"], 2, "run.n = 0"),
+        (["a", "--seed", "-1"], 2, "run.seed = -1"),
+        (["a", "--width", "12"], 2, "width = 12"),
+        (["a", "--batch-size", "some"], 2, "run.batch_size"),
+        (["a", "--dtype", "int8"], 2, "model.dtype"),
+        (["a", "--device", "abacus"], 2, "'abacus' is not available"),
+        (["a\x07b"], 2, "control character U+0007"),
+        ([], 2, "No prompts"),
+        (["--prompts", "missing.txt"], 2, "missing.txt: no such file"),
+        (["--prompts", "empty.txt"], 2, "there is no prompt"),
+        (["-c", "missing.yaml"], 2, "missing.yaml: no such file"),
+        (["-c", "bad.yaml"], 2, "bad.yaml:2: run.stpes: unknown key (did you mean 'steps'?)"),
+        (["a", "--stesp", "3"], 2, "--steps"),
+        (["a", "--model", "missing"], 6, "missing"),
+        (["a", "--model", "folder"], 6, "folder"),
+        (["a", "-o", "empty.txt"], 5, "empty.txt is a file"),
+        (["a", "-o", "empty.txt/below"], 5, "empty.txt is a file"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_writes_nothing(capsys, tmp_path, arguments, code, words):
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "bad.yaml").write_text("run:\n  stpes: 3\n")
+    (tmp_path / "folder").mkdir()
+    before = names(tmp_path)
+    out = () if "-o" in arguments else ("-o", "out")
+    found, line = fails(capsys, "generate", *arguments, *out)
+    assert (found, words in line) == (code, True), (found, line)
+    assert names(tmp_path) == before
+
+
+def test_pickled_weights_are_refused(capsys, tmp_path):
+    import shutil
+
+    import torch
+
+    shutil.copytree(FOLDER / "pipeline", tmp_path / "m")
+    weights = tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save({}, weights.with_suffix(".bin"))
+    weights.unlink()
+    code, _ = fails(capsys, "generate", "a", "--model", tmp_path / "m", "-o", "out")
+    assert code == 6 and not (tmp_path / "out").exists()
+
+
+def test_a_later_failure_keeps_the_batches_before_it(capsys, tmp_path, monkeypatch):
+    from sampler.pipelines.base import Adapter
+
+    real, calls = Adapter.decode, []
+
+    def decode(self, latents):
+        calls.append(1)
+        if len(calls) == 2:
+            raise error
+        return real(self, latents)
+
+    monkeypatch.setattr(Adapter, "decode", decode)
+    arguments = ("generate", "a fox", "-n", 3, "--batch-size", 1, "-q", *FAST)
+    for code, error in [(130, KeyboardInterrupt()), (7, MemoryError()), (1, RuntimeError("odd"))]:
+        calls.clear()
+        found, out, err = run(capsys, *arguments, "-o", tmp_path / str(code))
+        assert found == code and err.count("\n") == 1
+        assert len(out.splitlines()) == len(names(tmp_path / str(code))) == 1
+    assert "Internal error: RuntimeError: odd" in err
+    calls.clear()
+    _, _, err = run(capsys, *arguments, "--debug", "-o", tmp_path / "debug")
+    assert "Traceback" in err
+
+
+def test_images_that_are_not_finite_are_not_written(capsys, tmp_path, monkeypatch):
+    from sampler.engine import Engine
+
+    real = Engine._finished
+
+    def finished(self, *arguments):
+        x, snap = real(self, *arguments)
+        x[1] = float("nan")
+        return x, snap
+
+    monkeypatch.setattr(Engine, "_finished", finished)
+    code, out, err = run(capsys, "generate", "a", "b", "c", "-o", tmp_path / "o", *FAST)
+    assert code == 3 and len(out.splitlines()) == len(names(tmp_path / "o")) == 2
+    assert "image 1" in err and "1 of 3 images were not finite" in err
+
+
+@pytest.mark.parametrize("kind", ["samplers", "guidance", "rewards", "trainers"])
+def test_lists_tell_every_name_and_field(capsys, kind):
+    singular = "guidance" if kind == "guidance" else kind.removesuffix("s")
+    code, out, _ = run(capsys, "list", kind, "--json")
+    assert code == 0
+    entries = {entry["name"]: entry for entry in map(json.loads, out.splitlines())}
+    assert list(entries) == registry.names(singular)
+    for name, entry in entries.items():
+        described = registry.describe(singular, name)
+        assert [f["name"] for f in entry["fields"]] == [f["name"] for f in described["fields"]]
+        assert entry["summary"] and entry["t"] == "entry"
+    code, table, _ = run(capsys, "list", singular)
+    assert code == 0 and all(name in table for name in entries)
+
+
+def test_the_listed_schedulers_are_those_that_can_be_read(capsys):
+    import diffusers
+
+    from sampler.schedule import Schedule
+
+    entries = [
+        json.loads(line) for line in run(capsys, "list", "schedulers", "--json")[1].splitlines()
+    ]
+    words = {"vp": "variance preserving", "edm": "Karras", "flow": "flow matching"}
+    for entry in entries:
+        config = getattr(diffusers, entry["name"])().config
+        assert words[Schedule.from_config(config, entry["name"]).process] in entry["summary"]
+    assert len(entries) > 10
+
+
+def test_an_unknown_kind_suggests_the_nearest(capsys):
+    code, line = fails(capsys, "list", "smplers")
+    assert code == 2 and "did you mean 'samplers'" in line
+
+
+def test_the_doctor_tells_versions_devices_and_space(capsys):
+    code, out, _ = run(capsys, "doctor", "--json")
+    rows = {row["name"]: row for row in map(json.loads, out.splitlines())}
+    assert code == 0 and {"python", "torch", "diffusers", "cpu", "free disk here"} <= set(rows)
+    assert rows["torch"]["ok"] and "wanted >=2.10" in rows["torch"]["value"]
+    assert "torch" in run(capsys, "doctor")[1]
+
+
+def test_wrong_commands_are_usage_errors(capsys):
+    assert "generate" in fails(capsys, "genrate")[1]
+    assert fails(capsys, "generate", "a", "--set")[0] == 2
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and "generate" in out
+
+
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "triton", "PIL", "yaml", "scipy")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--help", "generate --help", "list samplers", "list guidance --json", "list schedulers"],
+)
+def test_light_commands_import_nothing_heavy(line):
+    code = (
+        "import sys\nfrom sampler.cli import main\n"
+        f"code = main({line.split()!r})\n"
+        f"print([n for n in {HEAVY!r} if n in sys.modules], file=sys.stderr)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (0, "[]"), done.stderr
+    assert done.stdout
+
+
+def test_configuration_errors_come_before_torch_is_imported():
+    code = (
+        "import sys\nfrom sampler.cli import main\n"
+        "code = main(['generate', 'a', '--set', 'guidance.scal=3'])\n"
+        "print('torch' in sys.modules)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+
+
+def test_the_console_script_reports_its_code(tmp_path):
+    script = os.path.join(os.path.dirname(sys.executable), "sampler")
+    if not os.path.exists(script):
+        pytest.skip("the package is not installed beside this interpreter")
+    done = subprocess.run([script, "list", "nothing"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    reader = subprocess.run(f"{script} list samplers --json | head -c 1", shell=True,
+                            capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert reader.stderr == ""
