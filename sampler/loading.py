@@ -2,44 +2,212 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sampler import preflight
 from sampler.engine import Engine
 from sampler.types import SamplerError
 
-BUNDLED = {"bundled": "pipeline"}
+if TYPE_CHECKING:
+    import torch
+
+BUNDLED = "bundled"
 BUNDLED_SCALE = 3.0  # the best prompt accuracy and Fréchet distance of the scales in its card
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_DTYPES = ("float32", "float16", "bfloat16")
+_STORED = {"F16": "float16", "BF16": "bfloat16"}
+# Remarks of the libraries at load that are about their own affairs: logger, start of the message.
+_CHATTER = (
+    ("transformers.utils.import_utils", r"`\w+ImageProcessor` requires torchvision"),
+    ("diffusers.pipelines.pipeline_utils", r"Expected types for vae: .*AutoencoderTiny"),
+)
 
-def load(source: Any = None, **options: Any) -> Engine:
+
+def load(
+    source: Any = None,
+    *,
+    download: bool = False,
+    revision: str | None = None,
+    dtype: Any = None,
+    variant: str | None = None,
+    device: Any = None,
+    weak: Any = None,
+) -> Engine:
     """An engine over a text-to-image pipeline.
 
-    source: None or "bundled" for the model inside this package, a folder in the diffusers layout,
-    or a DiffusionPipeline, which is not modified. options go to `from_pretrained`.
+    source: None or "bundled" for the model inside this package; a folder in the diffusers layout;
+    the name of a model on the Hugging Face Hub, from the local cache unless download=True; or a
+    DiffusionPipeline, which is used as it is and not modified. revision: of a Hub model. dtype:
+    "float32", "float16", "bfloat16" or a torch.dtype; by default what is stored on a GPU, float32
+    on a CPU. variant: of the weight files, such as "fp16". device: by default a GPU where there is
+    one. weak: a second, weaker network for Autoguidance, as a folder or a module; the bundled
+    model brings its own.
 
-    Raises SamplerError (6) for a pipeline that is missing, unsafe or not supported.
+    The engine's defaults are "ddim" and "cfg" at the scale of the stock pipeline (3 for the bundled
+    model). A folder is checked before diffusers opens it (`sampler/preflight.py`).
+
+    Raises SamplerError (6) for a model that is missing, unsafe, broken or not supported, and
+    ValueError for an argument that does not fit.
     """
     from sampler.pipelines import adapt
 
-    bundled = source is None or (isinstance(source, str) and source in BUNDLED)
+    bundled = source is None or source == BUNDLED
     if bundled:
-        from sampler import bundled as package
+        from sampler.bundled import FOLDER
 
-        source = package.FOLDER / BUNDLED[source or "bundled"]
-    pipe = _read(Path(source), options) if isinstance(source, (str, Path)) else source
+        source = FOLDER / "pipeline"
+        weak = FOLDER / "weak" if weak is None and (FOLDER / "weak").is_dir() else weak
+    if isinstance(source, (str, Path)):
+        folder = _folder(source, download, revision, variant)
+        pipe = _read(folder, dtype, variant, device)
+    else:
+        given = {"revision": revision, "dtype": dtype, "variant": variant, "device": device}
+        if bad := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"{bad[0]} has no effect on a pipeline that is loaded already.")
+        pipe = source
     adapter = adapt(pipe)
+    if weak is not None:
+        adapter = adapt(pipe, _read_weak(weak, adapter.network))
+    if bundled:
+        from sampler.pipelines.classes import BundledClasses
+
+        adapter.classes = BundledClasses(adapter)
     scale = BUNDLED_SCALE if bundled else adapter.default_scale
     return Engine(adapter, adapter, "ddim", {"name": "cfg", "scale": scale})
 
 
-def _read(folder: Path, options: dict[str, Any]) -> Any:
-    import torch
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+def _folder(source: str | Path, download: bool, revision: str | None, variant: str | None) -> Path:
+    """Where the files of a model are; fetched from the Hub if that was asked for."""
+    path = Path(source).expanduser()
+    if path.exists() or not _HUB_ID.fullmatch(str(source)):
+        return path
+    from huggingface_hub import snapshot_download
 
-    if not (folder / "model_index.json").is_file():
-        raise SamplerError(f"{folder} is no diffusers pipeline: it has no model_index.json.", 6)
-    options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, **options}
-    pipe = DiffusionPipeline.from_pretrained(folder, **options)
+    if download:
+        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+        def fetch() -> Any:
+            return DiffusionPipeline.download(
+                str(source), revision=revision, variant=variant, use_safetensors=True
+            )
+    else:
+
+        def fetch() -> Any:
+            return snapshot_download(str(source), revision=revision, local_files_only=True)
+
+    try:
+        return Path(fetch())
+    except Exception as error:
+        if download:
+            raise SamplerError(f"{source} cannot be downloaded: {_first_line(error)}", 6) from error
+        raise SamplerError(
+            f"{source} is neither a folder here nor in the local cache; "
+            "give download=True (--download) to fetch it from the Hugging Face Hub.",
+            6,
+        ) from None
+
+
+def _read(folder: Path, dtype: Any, variant: str | None, device: Any) -> Any:
+    name = preflight.check(folder)
+    from sampler.pipelines import supported
+
+    if name not in supported():
+        raise SamplerError(
+            f"{name} is not a supported pipeline; supported: {', '.join(supported())}.", 6
+        )
+    import torch
+
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"device = {device!r:.40} is no device of torch; use 'cpu'.") from None
+    options = {"dtype": _dtype(dtype, device, folder), "variant": variant}
+    with _quiet():
+        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+        pipe = _opened(
+            folder,
+            lambda: DiffusionPipeline.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, **options
+            ).to(device),
+        )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _read_weak(weak: Any, network: Any) -> Any:
+    """The weak network: a module, or one of the main network's class from a folder."""
+    if not isinstance(weak, (str, Path)):
+        return weak
+    folder = Path(weak).expanduser()
+    preflight.check_component(folder)
+    options = {"torch_dtype": network.dtype, "local_files_only": True, "use_safetensors": True}
+    return _opened(
+        folder, lambda: type(network).from_pretrained(folder, **options).to(network.device)
+    )
+
+
+def _opened(folder: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (SamplerError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise SamplerError(f"{folder} cannot be loaded: {_first_line(error)}", 6) from error
+
+
+def _dtype(dtype: Any, device: torch.device, folder: Path) -> torch.dtype:
+    import torch
+
+    name = str(dtype).removeprefix("torch.") if dtype is not None else None
+    if name is None and device.type == "cuda":
+        parts = [folder / part for part in ("unet", "transformer")]
+        files = sorted(path for part in parts for path in part.glob("*.safetensors"))
+        name = _STORED.get(preflight.stored_dtype(files[0])) if files else None
+    if name not in (None, *_DTYPES):
+        raise ValueError(f"dtype = {name!r:.40} must be one of {', '.join(_DTYPES)}.")
+    return getattr(torch, name or "float32")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars and the remarks that say nothing about the model; warnings stay."""
+    from diffusers.utils import logging as diffusers_bars
+    from transformers.utils import logging as transformers_bars
+
+    shown = [bars for bars in (diffusers_bars, transformers_bars) if bars.is_progress_bar_enabled()]
+    drops = [(logging.getLogger(name), _Drop(re.compile(text))) for name, text in _CHATTER]
+    for logger, drop in drops:
+        logger.addFilter(drop)
+    for bars in shown:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for bars in shown:
+            bars.enable_progress_bar()
+        for logger, drop in drops:
+            logger.removeFilter(drop)
+
+
+class _Drop(logging.Filter):
+    """Drops the records whose message matches."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        super().__init__()
+        self.pattern = pattern
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self.pattern.search(record.getMessage())

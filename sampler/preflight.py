@@ -1,0 +1,179 @@
+"""What is checked about a model folder before any model library opens it. Imports no torch.
+
+A folder in the diffusers layout names classes, and the libraries import what it names. So only
+classes of diffusers and transformers are let through, no Python file may lie where the libraries
+would look for one, no configuration may point at code elsewhere, and weights must be safetensors,
+which hold numbers only. Everything refused is a SamplerError (6) of one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sampler.types import SamplerError
+
+INDEX = "model_index.json"
+MAX_INDEX = 2**18  # bytes; real ones have a few hundred
+MAX_CONFIG = 2**24  # bytes; a tokenizer_config.json with many added tokens has a few hundred KB
+MAX_DEPTH = 64
+
+# "stable_diffusion" is diffusers' own module of the safety checker.
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_NO_WEIGHTS = re.compile(r"(Tokenizer|Scheduler|Processor|FeatureExtractor)(Fast|Pil)?$")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_FOREIGN_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")
+_KERNEL_KEYS = ("_implementation", "use_kernels", "kernel_config", "hub_kernel")
+_PLAIN = re.compile(r"[a-z0-9_|]*")
+
+
+def check(folder: Path) -> str:
+    """The name of the pipeline class in the folder, which is safe to hand to diffusers.
+
+    Raises SamplerError (6), naming what is wrong and what to do about it.
+    """
+    index = _index(folder)
+    _no_code(folder)
+    for name, (library, cls) in _components(folder, index).items():
+        if not isinstance(library, str) or library not in _LIBRARIES:
+            raise _refused(
+                folder, f"its component {name!r} comes from {library!r:.60}, not from diffusers "
+                "or transformers"
+            )  # fmt: skip
+        if not isinstance(cls, str) or not _NAME.fullmatch(cls):
+            raise _refused(folder, f"the class of its component {name!r} is {cls!r:.60}")
+        if not (folder / name).is_dir():
+            raise SamplerError(f"{folder} is incomplete: the folder {name} is missing.", 6)
+        check_component(folder / name, weights=not _NO_WEIGHTS.search(cls))
+    return index["_class_name"]
+
+
+def check_component(folder: Path, weights: bool = True) -> None:
+    """The same for one component's folder; `weights`: whether it has to have any.
+
+    Raises SamplerError (6).
+    """
+    if not folder.is_dir():
+        raise SamplerError(f"{folder} does not exist, or is not a folder.", 6)
+    _no_code(folder)
+    for path in sorted(folder.glob("*.json")):
+        if path.name.endswith("config.json") or path.name.endswith(".index.json"):
+            _check_config(path)
+    files = sorted(folder.glob("*.safetensors"))
+    if weights and not files:
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _PICKLES)
+        if pickled:
+            raise SamplerError(
+                f"{folder} has pickle weights only ({pickled[0]}), which can run code and are "
+                "refused; convert them to safetensors.",
+                6,
+            )
+        raise SamplerError(f"{folder} has no safetensors weights.", 6)
+    for path in files:
+        stored_dtype(path)
+
+
+def stored_dtype(path: Path) -> str:
+    """The safetensors type of a file's first tensor ("F32", "F16", "BF16", ...).
+
+    Reads the header only. Raises SamplerError (6) where header and file do not fit.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            return file.get_slice(names[0]).get_dtype() if names else "F32"
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
+        raise SamplerError(f"{path} is no intact safetensors file: {reason:.120}.", 6) from None
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    if not folder.exists():
+        raise SamplerError(f"{folder} does not exist.", 6)
+    path = folder / INDEX
+    if not path.is_file():
+        raise SamplerError(f"{folder} is no diffusers pipeline: it has no {INDEX}.", 6)
+    index = _json(path, MAX_INDEX)
+    name = index.get("_class_name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise _refused(folder, f"its pipeline class is {name!r:.60}, not a name of diffusers")
+    _no_foreign_keys(path, index)
+    return index
+
+
+def _components(folder: Path, index: dict[str, Any]) -> dict[str, list[Any]]:
+    """The components that are there; other entries are the pipeline's own settings."""
+    found: dict[str, list[Any]] = {}
+    for key, value in index.items():
+        if key.startswith("_") or not isinstance(value, (list, dict)):
+            continue
+        if not isinstance(value, list) or len(value) != 2 or not _NAME.fullmatch(key):
+            raise _refused(folder, f"the entry {key!r:.60} of its {INDEX} is not [library, class]")
+        if value != [None, None]:
+            found[key] = value
+    return found
+
+
+def _no_code(folder: Path) -> None:
+    found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in (".py", ".pyc"))
+    if found:
+        raise _refused(folder, f"it brings its own code ({found[0]})")
+
+
+def _check_config(path: Path) -> None:
+    config = _json(path, MAX_CONFIG)
+    _no_foreign_keys(path, config)
+    for key, value in _walk(path, config):
+        if any(word in key for word in _KERNEL_KEYS):
+            texts = [value] if isinstance(value, str) else [t for _, t in _walk(path, value)]
+            if any(isinstance(t, str) and not _PLAIN.fullmatch(t) for t in texts):
+                raise _refused(path, f"its key {key!r:.60} names code to be fetched")
+    for name in (config.get("weight_map") or {}).values() if "weight_map" in config else ():
+        inside = isinstance(name, str) and Path(name).name == name
+        if not inside or not name.endswith(".safetensors") or not (path.parent / name).is_file():
+            raise SamplerError(f"{path} names weights that are not there: {name!r:.60}.", 6)
+
+
+def _no_foreign_keys(path: Path, config: Any) -> None:
+    for key, value in _walk(path, config):
+        if key in _FOREIGN_KEYS and value not in (None, False):
+            raise _refused(path, f"its key {key!r} asks for foreign code")
+
+
+def _walk(path: Path, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every (key, value) of a JSON tree; items of lists have the key ""."""
+    if depth > MAX_DEPTH:
+        raise SamplerError(f"{path} is nested too deeply.", 6)
+    pairs = (
+        value.items()
+        if isinstance(value, dict)
+        else (("", item) for item in value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, item in pairs:
+        yield key, item
+        yield from _walk(path, item, depth + 1)
+
+
+def _json(path: Path, limit: int) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > limit:
+            raise SamplerError(f"{path} is larger than {limit} bytes.", 6)
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SamplerError(f"{path} cannot be read as JSON: {reason:.120}.", 6) from None
+    if not isinstance(value, dict):
+        raise SamplerError(f"{path} is not a JSON object.", 6)
+    return value
+
+
+def _refused(path: Path, why: str) -> SamplerError:
+    return SamplerError(f"{path} is refused: {why}; nothing of it was run.", 6)
