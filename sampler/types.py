@@ -190,7 +190,7 @@ class Move:
         square = gram((Lin.of(x_next) - mean) / self.std)[0, 0]
         count = math.prod(mean.shape[1:])
         log_std = math.log(self.std) if isinstance(self.std, float) else self.std.log()
-        return -0.5 * square - count * (0.5 * math.log(2 * math.pi) + log_std)
+        return settle(-0.5 * square - count * (0.5 * math.log(2 * math.pi) + log_std))
 
 
 @dataclass(frozen=True)

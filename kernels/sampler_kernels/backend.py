@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -42,9 +44,34 @@ def backend(tensor: Tensor) -> ModuleType:
             _checked(name, "SAMPLER_KERNELS")
     from sampler_kernels import torch_ops
 
-    if name == "triton":
-        raise ValueError("The Triton backend is not part of this version; use 'reference'.")
-    return torch_ops
+    if name == "reference" or (name == "auto" and not tensor.is_cuda):
+        return torch_ops
+    import torch
+
+    if tensor.dtype == torch.float64 or not _works(str(tensor.device)):
+        return torch_ops
+    from sampler_kernels import fused
+
+    return fused
+
+
+@cache
+def _works(device: str) -> bool:
+    """Whether Triton computes correctly there; if not, says so once."""
+    try:
+        from sampler_kernels.probe import check
+
+        check(device)
+    except Exception as error:  # whatever a broken compiler, driver or installation raises
+        reason = str(error).strip().splitlines() or [""]
+        warnings.warn(
+            f"The Triton kernels do not work on {device} ({type(error).__name__}: {reason[0]}); "
+            "plain torch computes instead. SAMPLER_KERNELS=reference silences this.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _checked(name: str, where: str) -> str:

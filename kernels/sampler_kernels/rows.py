@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Union
 
 from sampler_kernels.backend import backend
+from sampler_kernels.deferred import Deferred, computed
+from sampler_kernels.scalars import RowScalar, select
 from sampler_kernels.trees import leaves, map_tree
 
 if TYPE_CHECKING:
@@ -105,9 +107,14 @@ class Lin:
     def __neg__(self) -> Lin:
         return self * -1.0
 
-    def tensor(self) -> Tensor:
-        """The value [B, ...], for the steps that are not linear (clipping, Adam, a filter)."""
-        return settle(self)
+    def tensor(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The value [B, ...], for the steps that are not linear (clipping, Adam, a filter).
+
+        `dtype`: round once to this type on the way out; by default float32 or float64.
+        """
+        if dtype is None:
+            return settle(self)
+        return backend(self.like).settle([self], dtype)[0]
 
     def terms(self) -> list[tuple[Tensor, Scalar]]:
         """The value as [(X_k, c_k), ...], each tensor once, in the order of first use.
@@ -128,6 +135,8 @@ def gram(*vectors: Lin | Tensor, axes: Sequence[int] | None = None) -> Tensor:
     `axes`: sum over these dimensions only (0, the batch, is not allowed); the result then is
     [K, K, B, ...] with the summed dimensions kept as 1, and broadcasts against the latents.
     Sums are in float32 (float64 for float64 vectors), in an order that does not depend on B.
+    On the Triton backend the result is a `RowGram`, which acts as that tensor: its scalars are
+    computed in one launch with the coefficients that are made of them.
 
     Raises ValueError for vectors of different shapes, or axes that are not dimensions of them.
     """
@@ -156,10 +165,13 @@ def settle(tree: Any) -> Any:
     A Lin that is just a float32 or float64 tensor gives that tensor itself, not a copy.
     """
     lins = [leaf for leaf in leaves(tree) if isinstance(leaf, Lin)]
-    if not lins:
+    late = [leaf for leaf in leaves(tree) if isinstance(leaf, Deferred)]
+    if not lins and not late:
         return tree
-    done = dict(zip(map(id, lins), backend(lins[0].like).settle(lins), strict=True))
-    return map_tree(lambda leaf: done[id(leaf)] if isinstance(leaf, Lin) else leaf, tree)
+    done = {id(leaf): leaf.tensor() for leaf in late}
+    if lins:
+        done.update(zip(map(id, lins), backend(lins[0].like).settle(lins), strict=True))
+    return map_tree(lambda leaf: done.get(id(leaf), leaf), tree)
 
 
 def sqrt(value: Scalar) -> Any:
@@ -171,9 +183,11 @@ def where(condition: Any, yes: Scalar, no: Scalar) -> Any:
     """`yes` where the condition holds, else `no`; for floats, or per-row scalar tensors."""
     if isinstance(condition, bool):
         return yes if condition else no
+    if isinstance(condition, RowScalar):
+        return select(condition, yes, no)
     import torch
 
-    return torch.where(condition, yes, no)
+    return torch.where(condition, computed(yes), computed(no))
 
 
 def _operand(value: Any, near: Lin) -> Lin:

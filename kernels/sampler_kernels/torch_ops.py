@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sampler_kernels.deferred import computed
 from sampler_kernels.rows import Lin
 
 # Summands per partial sum. A row is cut into pieces of this length before it is summed, so that
@@ -16,15 +17,19 @@ from sampler_kernels.rows import Lin
 _CHUNK = 1024
 
 
-def settle(lins: list[Lin]) -> list[Tensor]:
-    """The values of lazy formulas, [B, ...] each; shared sub-formulas are computed once."""
+def settle(lins: list[Lin], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The values of lazy formulas, [B, ...] each; shared sub-formulas are computed once.
+
+    They are float32 or float64, or rounded to `dtype` at the end.
+    """
     memo: dict[int, Tensor] = {}
     values = [_value(lin, memo) for lin in lins]
     # The constant 1 is held as a single number until here.
-    return [
+    values = [
         v if v.shape == lin.shape else v.expand(lin.shape).contiguous()
         for v, lin in zip(values, lins, strict=True)
     ]
+    return values if dtype is None else [v.to(dtype) for v in values]
 
 
 def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Tensor:
@@ -66,6 +71,7 @@ def _value(node: Lin, memo: dict[int, Tensor]) -> Tensor:
 
 def _coefficient(scalar: float | Tensor, like: Tensor) -> float | Tensor:
     """A per-row scalar, shaped so that it broadcasts over the rest of the row."""
+    scalar = computed(scalar)
     if not isinstance(scalar, Tensor):
         return scalar
     if scalar.ndim == 1:

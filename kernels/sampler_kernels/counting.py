@@ -1,0 +1,36 @@
+"""A count of what the Triton backend launches, for benchmarks and for tests on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+
+class Launch(NamedTuple):
+    """One kernel launch, and the bytes of the tensors that it reads and writes once."""
+
+    kernel: str
+    read: int
+    written: int
+
+
+_launches: ContextVar[list[Launch] | None] = ContextVar("sampler_kernels_launches", default=None)
+
+
+@contextmanager
+def count_launches() -> Iterator[list[Launch]]:
+    """The list that is given fills with every launch made inside."""
+    launches: list[Launch] = []
+    token = _launches.set(launches)
+    try:
+        yield launches
+    finally:
+        _launches.reset(token)
+
+
+def record(kernel: str, read: int, written: int) -> None:
+    launches = _launches.get()
+    if launches is not None:
+        launches.append(Launch(kernel, read, written))

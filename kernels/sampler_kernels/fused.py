@@ -1,0 +1,152 @@
+"""The Triton backend: which formulas share a launch, and what is left to the reference.
+
+Left to the reference, which is always right: float64, tensors of another device or shape than the
+rest, coefficients that vary over other than the leading dimensions, gram over other than the
+trailing ones, and more than 4 gram vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sampler_kernels import autograd, torch_ops
+from sampler_kernels.formulas import inputs_of, narrow
+from sampler_kernels.programs import Formula
+from sampler_kernels.rows import Lin
+from sampler_kernels.scalars import PART, RowGram, RowScalar
+from sampler_kernels.triton_ops import run_formula, run_gram, run_scalars
+
+MAX_INPUTS, MAX_OUTPUTS, MAX_VECTORS = 8, 4, 4
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def settle(lins: list[Lin], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The values of lazy formulas, [B, ...] each, in as few launches as their inputs allow."""
+    done: dict[int, Tensor] = {}
+    waiting: list[Lin] = []
+    for lin in lins:
+        if lin.op == "leaf" and lin.a.dtype == dtype:
+            done[id(lin)] = lin.a
+        elif not _fits([lin]):
+            done[id(lin)] = torch_ops.settle([lin])[0].to(dtype)
+        elif all(lin is not other for other in waiting):
+            waiting.append(lin)
+    for group in _groups(waiting):
+        cut = [narrow(lin, MAX_INPUTS, lambda part: settle([part])[0]) for lin in group]
+        for lin, value in zip(group, _launch_formula(cut, dtype), strict=True):
+            done[id(lin)] = value
+    return [done[id(lin)] for lin in lins]
+
+
+def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
+    """G[i, j] = <V_i, V_j> per row: `RowGram`, or the tensor where it has to be differentiable."""
+    shape = tuple(lins[0].shape)
+    first = 1 if axes is None else axes[0]
+    trailing = axes is None or axes == tuple(range(first, len(shape)))
+    if len(lins) > MAX_VECTORS or not trailing or not _fits(lins):
+        return torch_ops.gram(lins, axes)
+    rows = math.prod(shape[:first])
+    kept = shape[:1] if axes is None else (*shape[:first], *(1,) * (len(shape) - first))
+    tensors, scalars = inputs_of(lins)
+    if len(tensors) > MAX_INPUTS or _rows(scalars, shape) > rows:
+        lins = [Lin.of(value) for value in settle(lins)]
+        tensors, scalars = inputs_of(lins)
+    formula = Formula.of(lins)
+    pairs = [(i, j) for i in range(len(lins)) for j in range(i, len(lins))]
+    places = [[pairs.index((min(i, j), max(i, j))) for j in range(len(lins))]
+              for i in range(len(lins))]  # fmt: skip
+    if _must_differentiate(tensors, scalars):
+        table = _torch_table(formula.coefficients, shape, rows)
+        sums = autograd.gram(formula, pairs, table, rows)
+        cells = torch.stack([torch.stack([sums[p] for p in line]) for line in places])
+        return cells.view(len(lins), len(lins), *kept)
+    sums = run_gram(formula, pairs, _table(formula.coefficients, shape, rows), rows)
+    known = [RowScalar(PART, (sums, p), kept, sums.device, False) for p in range(len(pairs))]
+    return RowGram([[known[p] for p in line] for line in places])
+
+
+def _launch_formula(lins: list[Lin], dtype: torch.dtype) -> list[Tensor]:
+    tensors, scalars = inputs_of(lins)
+    shape = tuple(lins[0].shape)
+    rows = max(_rows(scalars, shape), shape[0])
+    formula = Formula.of(lins)
+    if _must_differentiate(tensors, scalars):
+        table = _torch_table(formula.coefficients, shape, rows)
+        return [y.to(dtype) for y in autograd.settle(formula, table, rows)]
+    return run_formula(formula, _table(formula.coefficients, shape, rows), rows, dtype)
+
+
+def _fits(lins: list[Lin]) -> bool:
+    """Whether the kernels can compute these formulas."""
+    tensors, scalars = inputs_of(lins)
+    if not tensors or tensors[0].numel() == 0:
+        return False
+    like = tensors[0]
+    for x in tensors:
+        if x.dtype not in _FLOATS or x.shape != like.shape or x.device != like.device:
+            return False
+    for s in scalars:
+        shape = tuple(s.shape)
+        if s.dtype not in _FLOATS or s.device != like.device:
+            return False
+        if len(shape) == like.ndim > 1 and math.prod(shape) > 1:
+            lead = max(d for d, size in enumerate(shape) if size > 1) + 1
+            if shape[:lead] != tuple(like.shape[:lead]):
+                return False
+    return True
+
+
+def _rows(scalars: Sequence[Any], shape: tuple[int, ...]) -> int:
+    """How many rows the finest coefficient tells apart; the batch where there is none."""
+    finest = [math.prod(s.shape) for s in scalars if s.ndim == len(shape) > 1]
+    return max([shape[0], *finest])
+
+
+def _groups(lins: list[Lin]) -> list[list[Lin]]:
+    """Formulas of one shape that share a launch: up to 8 inputs and 4 outputs."""
+    groups: list[list[Lin]] = []
+    for lin in lins:
+        for group in groups:
+            same = group[0].shape == lin.shape and len(group) < MAX_OUTPUTS
+            if same and len(inputs_of([*group, lin])[0]) <= MAX_INPUTS:
+                group.append(lin)
+                break
+        else:
+            groups.append([lin])
+    return groups
+
+
+def _must_differentiate(tensors: Sequence[Tensor], scalars: Sequence[Any]) -> bool:
+    """Whether torch has to see the operation: for autograd, or while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return True
+    needs = (t.requires_grad for t in (*tensors, *scalars) if isinstance(t, Tensor))
+    return torch.is_grad_enabled() and any(needs)
+
+
+def _table(coefficients: Sequence[Any], shape: tuple[int, ...], rows: int) -> Tensor | None:
+    """The coefficients that are no launch constants, [C, rows], in one launch."""
+    if not coefficients:
+        return None
+    nodes = []
+    for s in coefficients:
+        fine = s.ndim == len(shape) > 1 and math.prod(s.shape) > 1
+        nodes.append(RowScalar.of(s, tuple(s.shape) if fine else shape[:1], s.device))
+    return run_scalars(nodes, rows)
+
+
+def _torch_table(coefficients: Sequence[Any], shape: tuple[int, ...], rows: int) -> Tensor | None:
+    """The same in differentiable torch operations."""
+    if not coefficients:
+        return None
+    lines = []
+    for s in coefficients:
+        s = s.tensor() if isinstance(s, RowScalar) else s
+        s = s.float().reshape(-1, 1)
+        lines.append(s.expand(s.shape[0], rows // s.shape[0]).reshape(rows))
+    return torch.stack(lines)

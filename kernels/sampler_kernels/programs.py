@@ -1,0 +1,127 @@
+"""Formulas as flat programs of integers, which the Triton kernels unroll when they are compiled.
+
+A program names no number and no tensor, only their places, so that the steps of a run share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sampler_kernels import scalars
+from sampler_kernels.rows import Lin
+from sampler_kernels.scalars import RowScalar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Operation codes, as `triton_ops` reads them; a coefficient is a launch constant or a table row.
+LOAD, FILL, ADD, SUB, MUL_CONST, MUL_TABLE, DIV_CONST, DIV_TABLE = range(8)
+
+
+@dataclass(eq=False)
+class Formula:
+    """Lazy values over the same tensors: node i is `code[3i : 3i + 3]` = (operation, a, b).
+
+    LOAD tensors[a]; FILL consts[a]; ADD and SUB nodes a, b; MUL and DIV node a, coefficient b.
+    """
+
+    tensors: list[Tensor] = field(default_factory=list)
+    coefficients: list[Any] = field(default_factory=list)
+    consts: list[float] = field(default_factory=list)
+    code: list[int] = field(default_factory=list)
+    outs: list[int] = field(default_factory=list)
+
+    @property
+    def like(self) -> Tensor:
+        return self.tensors[0]
+
+    @staticmethod
+    def of(lins: Sequence[Lin]) -> Formula:
+        self, places = Formula(), {}
+        for lin in lins:
+            self.outs.append(_visit(lin, places, lambda n, go: self._node(n, go, places)))
+        return self
+
+    def _node(self, node: Lin, go: Callable[[Any], int], places: dict[Any, int]) -> int:
+        if node.op == "leaf":
+            # Two leaves of one tensor are loaded once.
+            key = ("leaf", id(node.a))
+            if key not in places:
+                places[key] = self._emit(LOAD, _append(self.tensors, node.a))
+            return places[key]
+        if node.op in ("ones", "zero"):
+            return self._emit(FILL, _append(self.consts, float(node.op == "ones")))
+        a = go(node.a)
+        if node.op in ("add", "sub"):
+            return self._emit(ADD if node.op == "add" else SUB, a, go(node.b))
+        const = isinstance(node.b, float)
+        if not const and ("scalar", id(node.b)) not in places:
+            places["scalar", id(node.b)] = _append(self.coefficients, node.b)
+        place = _append(self.consts, node.b) if const else places["scalar", id(node.b)]
+        kinds = (MUL_CONST, MUL_TABLE) if node.op == "mul" else (DIV_CONST, DIV_TABLE)
+        return self._emit(kinds[not const], a, place)
+
+    def _emit(self, op: int, a: int, b: int = 0) -> int:
+        self.code += (op, a, b)
+        return len(self.code) // 3 - 1
+
+
+@dataclass(eq=False)
+class ScalarProgram:
+    """Recorded scalars of `rows` rows: node i is `code[4i : 4i + 4]` = (operation, a, b, c).
+
+    PART: pair b of partial sums a, c rows share one value; INPUT: tensor a, likewise; CONST:
+    consts[a]; else nodes.
+    """
+
+    rows: int
+    parts: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+    consts: list[float] = field(default_factory=list)
+    code: list[int] = field(default_factory=list)
+    outs: list[int] = field(default_factory=list)
+
+    @staticmethod
+    def of(nodes: Sequence[RowScalar], rows: int) -> ScalarProgram:
+        self, places = ScalarProgram(rows), {}
+        for node in nodes:
+            self.outs.append(_visit(node, places, lambda n, go: self._node(n, go, places)))
+        return self
+
+    def _node(self, node: Any, go: Callable[[Any], int], places: dict[Any, int]) -> int:
+        if isinstance(node, float):
+            return self._emit(scalars.CONST, _append(self.consts, node))
+        if node.value is not None or node.op == scalars.INPUT:
+            value = (node.args[0] if node.value is None else node.value).float().contiguous()
+            return self._emit(scalars.INPUT, _append(self.inputs, value), 0, self.rows // node.rows)
+        if node.op == scalars.PART:
+            sums, pair = node.args
+            if ("part", id(sums)) not in places:
+                places["part", id(sums)] = _append(self.parts, sums)
+            key = ("pair", id(sums), pair)
+            if key not in places:
+                places[key] = self._emit(
+                    scalars.PART, places["part", id(sums)], pair, self.rows // node.rows
+                )
+            return places[key]
+        return self._emit(node.op, *(go(arg) for arg in node.args))
+
+    def _emit(self, op: int, a: int, b: int = 0, c: int = 0) -> int:
+        self.code += (op, a, b, c)
+        return len(self.code) // 4 - 1
+
+
+def _visit(node: Any, places: dict[Any, int], emit: Callable[..., int]) -> int:
+    """The place of a node; a node that two formulas share is computed once."""
+    if isinstance(node, float):
+        return emit(node, None)
+    if id(node) not in places:
+        places[id(node)] = emit(node, lambda other: _visit(other, places, emit))
+    return places[id(node)]
+
+
+def _append(items: list[Any], item: Any) -> int:
+    items.append(item)
+    return len(items) - 1

@@ -1,0 +1,217 @@
+"""Per-row scalars that are not computed yet: what `gram` gives on the Triton backend.
+
+A rule turns inner products into coefficients with a dozen scalar operations. Run one by one on a
+GPU, each would be a launch as dear as a latent-sized one. So they are recorded here, and one small
+kernel (`triton_ops.scalar_kernel`) reduces the partial sums and runs the whole record.
+
+A `RowScalar` acts as a float32 tensor of its shape. What it does not record (any other torch
+function or method) works too: then its value is computed first, in a launch of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sampler_kernels.deferred import Deferred, computed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# Operation codes, as `triton_ops.scalar_kernel` reads them.
+PART, INPUT, CONST, ADD, SUB, MUL, DIV, SQRT, LESS, LESS_EQUAL, EQUAL, WHERE = range(12)
+
+
+class RowScalar(Deferred):
+    """One number per row: an operation with its arguments, and the value once it is known.
+
+    `shape` is [B], or [B, kept..., 1...] for reductions over some axes. `truth`: a condition.
+    """
+
+    __slots__ = ("args", "device", "op", "shape", "truth", "value")
+    __hash__ = object.__hash__
+
+    def __init__(
+        self, op: int, args: tuple[Any, ...], shape: tuple[int, ...], device: Any, truth: bool
+    ) -> None:
+        self.op, self.args, self.shape, self.device, self.truth = op, args, shape, device, truth
+        self.value: Tensor | None = None
+
+    @staticmethod
+    def of(value: Any, shape: tuple[int, ...], device: Any) -> RowScalar:
+        """A tensor that broadcasts to this shape, as a recorded scalar; a RowScalar as it is."""
+        if isinstance(value, RowScalar):
+            return value
+        return RowScalar(INPUT, (value.expand(shape),), shape, device, False)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        return torch.bool if self.truth else torch.float32
+
+    def tensor(self) -> Tensor:
+        """The value, computed now: float32 (bool for a condition), of this shape."""
+        if self.value is None:
+            from sampler_kernels.triton_ops import compute_scalars
+
+            compute_scalars([self])
+        assert self.value is not None
+        return self.value
+
+    def __add__(self, other: Any) -> Any:
+        return self._binary(ADD, "add", other)
+
+    def __radd__(self, other: Any) -> Any:
+        return self._binary(ADD, "add", other, swap=True)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._binary(SUB, "sub", other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._binary(SUB, "sub", other, swap=True)
+
+    def __mul__(self, other: Any) -> Any:
+        return self._binary(MUL, "mul", other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return self._binary(MUL, "mul", other, swap=True)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._binary(DIV, "div", other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._binary(DIV, "div", other, swap=True)
+
+    def __lt__(self, other: Any) -> Any:
+        return self._binary(LESS, "lt", other)
+
+    def __le__(self, other: Any) -> Any:
+        return self._binary(LESS_EQUAL, "le", other)
+
+    def __gt__(self, other: Any) -> Any:
+        return self._binary(LESS, "lt", other, swap=True)
+
+    def __ge__(self, other: Any) -> Any:
+        return self._binary(LESS_EQUAL, "le", other, swap=True)
+
+    def __eq__(self, other: object) -> Any:
+        return self._binary(EQUAL, "eq", other)
+
+    def __ne__(self, other: object) -> Any:
+        same = self._binary(EQUAL, "eq", other)
+        return same if same is NotImplemented else ~same
+
+    def __and__(self, other: Any) -> Any:
+        if isinstance(other, RowScalar) and self.truth and other.truth:
+            return select(self, other, self)
+        return self.tensor() & computed(other)
+
+    def __or__(self, other: Any) -> Any:
+        if isinstance(other, RowScalar) and self.truth and other.truth:
+            return select(self, self, other)
+        return self.tensor() | computed(other)
+
+    def __invert__(self) -> Any:
+        if not self.truth:
+            return ~self.tensor()
+        return RowScalar(EQUAL, (self, 0.0), self.shape, self.device, True)
+
+    def __neg__(self) -> Any:
+        return self * -1.0
+
+    def __pow__(self, power: Any) -> Any:
+        if isinstance(power, (int, float)) and power in (2, 0.5):
+            return self.square() if power == 2 else self.sqrt()
+        return self.tensor() ** power
+
+    def sqrt(self) -> RowScalar:
+        return RowScalar(SQRT, (self,), self.shape, self.device, False)
+
+    def square(self) -> RowScalar:
+        return RowScalar(MUL, (self, self), self.shape, self.device, False)
+
+    def abs(self) -> Any:
+        return select(self < 0.0, -self, self)
+
+    def clamp(self, min: float | None = None, max: float | None = None) -> Any:
+        """Between numbers; as in torch, NaN stays NaN."""
+        low = self if min is None else select(self < min, min, self)
+        return low if max is None else select(low > max, max, low)
+
+    def __repr__(self) -> str:
+        return f"RowScalar({self.shape})"
+
+    def _binary(self, op: int, name: str, other: Any, swap: bool = False) -> Any:
+        """Records `self op other`; with anything but numbers and such scalars torch does it."""
+        if isinstance(other, (int, float)):
+            if op in (MUL, DIV) and not isinstance(other, bool) and other == 1 and not swap:
+                return self
+            other = float(other)
+        elif not hasattr(other, "dtype"):
+            return NotImplemented
+        elif not isinstance(other, RowScalar) or other.shape != self.shape:
+            import torch
+
+            pair = (computed(other), self.tensor()) if swap else (self.tensor(), computed(other))
+            return getattr(torch, name)(*pair)
+        pair = (other, self) if swap else (self, other)
+        return RowScalar(op, pair, self.shape, self.device, op in (LESS, LESS_EQUAL, EQUAL))
+
+
+class RowGram(Deferred):
+    """A nested list of `RowScalar`s, as `gram` gives them: [K, K, B, ...], or one line of it."""
+
+    __slots__ = ("cells",)
+
+    def __init__(self, cells: list[Any]) -> None:
+        self.cells = cells
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, tuple) and len(index) == 2 and all(isinstance(i, int) for i in index):
+            return self[index[0]][index[1]]
+        if not isinstance(index, int):
+            return self.tensor()[index]
+        cell = self.cells[index]
+        return RowGram(cell) if isinstance(cell, list) else cell
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self.cells)))
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def tensor(self) -> Tensor:
+        """All these inner products, computed together in one launch."""
+        import torch
+
+        from sampler_kernels.triton_ops import compute_scalars
+
+        lines = self.cells if isinstance(self.cells[0], list) else [self.cells]
+        compute_scalars([cell for line in lines for cell in line])
+        known = torch.stack([torch.stack([c.tensor() for c in line]) for line in lines])
+        return known if lines is self.cells else known[0]
+
+
+def select(condition: RowScalar, yes: Any, no: Any) -> Any:
+    """`yes` where the condition holds, else `no`: numbers, or scalars of the condition's shape."""
+    parts = (yes, no)
+    for part in parts:
+        same = isinstance(part, RowScalar) and part.shape == condition.shape
+        if not same and not isinstance(part, (int, float)):
+            import torch
+
+            return torch.where(condition.tensor(), computed(yes), computed(no))
+    truth = all(isinstance(part, RowScalar) and part.truth for part in parts)
+    parts = tuple(part if isinstance(part, RowScalar) else float(part) for part in parts)
+    return RowScalar(WHERE, (condition, *parts), condition.shape, condition.device, truth)

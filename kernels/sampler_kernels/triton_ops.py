@@ -1,0 +1,146 @@
+"""Launches: programs, tensors and numbers to the kernels of `triton_kernels.py`.
+
+The kernels read raw memory, so every tensor is made contiguous first (a copy where it is not).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sampler_kernels import triton_kernels as kernels
+from sampler_kernels.counting import record
+from sampler_kernels.programs import Formula, ScalarProgram
+from sampler_kernels.scalars import RowScalar
+
+# Any: the type checker does not know what @triton.jit makes of a function's arguments.
+_formula: Any = kernels.formula_kernel
+_gram: Any = kernels.gram_kernel
+_scalar: Any = kernels.scalar_kernel
+
+# Elements per program. The interpreter pays per program, a GPU per idle multiprocessor.
+BLOCK = 2048 if kernels.INTERPRETED else 1024
+# Pieces into which a row is cut for its sums: as many as one scalar program reads at once. Their
+# number depends on the length of the row alone, so a row's sums do not depend on the batch.
+MAX_SPLITS = 1024
+# Contraction to fused multiply-adds would round differently from the reference, and its default
+# changes between Triton versions.
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+
+
+def run_formula(
+    formula: Formula, table: Tensor | None, rows: int, dtype: torch.dtype
+) -> list[Tensor]:
+    """The values of a formula's outputs: new contiguous tensors of the inputs' shape."""
+    xs = [x.contiguous() for x in formula.tensors]
+    like = xs[0]
+    n = like.numel() // rows
+    outs = [new(like.shape, dtype, like.device) for _ in formula.outs]
+    blocks = _ceil(n, BLOCK)
+    with _on(like.device):
+        _formula[(rows * blocks,)](
+            tuple(xs),
+            tuple(outs),
+            tuple(formula.consts),
+            table,
+            rows,
+            n,
+            blocks,
+            CODE=tuple(formula.code),
+            NODES=len(formula.code) // 3,
+            OUTS=tuple(formula.outs),
+            M=len(outs),
+            BLOCK=BLOCK,
+            **OPTIONS,
+        )
+    record("formula", _bytes(xs), _bytes(outs))
+    return outs
+
+
+def run_gram(
+    formula: Formula, pairs: Sequence[tuple[int, int]], table: Tensor | None, rows: int
+) -> Tensor:
+    """Partial sums [P, R, splits] of the inner products of a formula's outputs i, j."""
+    xs = [x.contiguous() for x in formula.tensors]
+    n = xs[0].numel() // rows
+    blocks = _ceil(n, BLOCK)
+    chunk = _ceil(blocks, MAX_SPLITS)
+    splits = _ceil(blocks, chunk)
+    sums = new((len(pairs), rows, splits), torch.float32, xs[0].device)
+    nodes = [formula.outs[k] for pair in pairs for k in pair]
+    with _on(sums.device):
+        _gram[(rows * splits,)](
+            tuple(xs),
+            sums,
+            tuple(formula.consts),
+            table,
+            rows,
+            n,
+            splits,
+            chunk,
+            CODE=tuple(formula.code),
+            NODES=len(formula.code) // 3,
+            PAIRS=tuple(nodes),
+            P=len(pairs),
+            BLOCK=BLOCK,
+            **OPTIONS,
+        )
+    record("gram", _bytes(xs), _bytes([sums]))
+    return sums
+
+
+def run_scalars(nodes: Sequence[RowScalar], rows: int) -> Tensor:
+    """The values [C, rows] of recorded scalars; rows is a multiple of every scalar's rows."""
+    program = ScalarProgram.of(nodes, rows)
+    splits = tuple(sums.shape[2] for sums in program.parts)
+    out = new((len(nodes), rows), torch.float32, nodes[0].device)
+    with _on(out.device):
+        _scalar[(rows,)](
+            tuple(program.parts),
+            splits,
+            tuple(program.inputs),
+            tuple(program.consts),
+            out,
+            rows,
+            CODE=tuple(program.code),
+            NODES=len(program.code) // 4,
+            OUTS=tuple(program.outs),
+            M=len(nodes),
+            LANES=1 << (max(splits, default=1) - 1).bit_length(),
+            **OPTIONS,
+        )
+    record("scalar", _bytes(program.parts) + _bytes(program.inputs), _bytes([out]))
+    return out
+
+
+def compute_scalars(nodes: Sequence[RowScalar]) -> None:
+    """Gives every recorded scalar its value: one launch for all that have the same rows."""
+    waiting = {id(node): node for node in nodes if node.value is None}
+    for rows in sorted({node.rows for node in waiting.values()}):
+        mine = [node for node in waiting.values() if node.rows == rows]
+        table = run_scalars(mine, rows)
+        for node, line in zip(mine, table, strict=True):
+            node.value = (line != 0 if node.truth else line).view(node.shape)
+
+
+def new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Contiguous memory for a kernel to write, every element of it."""
+    return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(math.prod(t.shape) * t.element_size() for t in tensors)
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device; this makes it the tensors' own."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,73 @@
+"""One step of every sampler with every rule: Triton's interpreter against the reference."""
+
+import itertools
+
+import pytest
+import torch
+
+from sampler import registry
+from tests.kernels.canary import both, buildable, engine, flow_levels, gap, vp_levels, watched
+
+VARIANTS = {
+    "cfg rescaled": {"name": "cfg", "rescale": 0.7},
+    "apg clipped": {"name": "apg", "norm_threshold": 0.5, "rescale": 0.4, "space": "eps"},
+    "apg native": {"name": "apg", "formulation": "diffusers", "eta": 0.3, "space": "native"},
+    "adaptive apg": {"name": "adaptive", "rule": "apg", "after": "hold", "threshold": 0.5},
+}
+SAMPLERS, RULES = buildable("sampler"), buildable("guidance")
+DTYPES, SIZES = (torch.float32, torch.float16), (1, 7, 1000, 4097)
+EVERY = list(itertools.product(DTYPES, SIZES))
+PAIRS = list(itertools.product(SAMPLERS, RULES))
+STEPS, ROWS = 3, 2
+
+
+def worst(monkeypatch, method, rule, dtype, size):
+    """The largest difference over a few steps, each from the same snapshot."""
+    flow = rule == "cfg_zero"
+    grid = (flow_levels if flow else vp_levels)(STEPS)
+    model, cond = engine(dtype, "velocity" if flow else "v", ROWS)
+    canary = watched(monkeypatch)
+    shape = (ROWS, *size) if isinstance(size, tuple) else (ROWS, size)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(shape[-1]))
+    method, rule = SAMPLERS[method], RULES[rule]
+    snap, levels = model.start(x, grid, cond, method, rule)
+    found = 0.0
+    while snap.index < len(levels) - 1:
+        right, mine = both(lambda s: model.steps(s, levels, cond, method, rule), snap)
+        found = max(found, gap(right, mine))
+        snap = right
+    canary.check()
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "size"), EVERY, ids=str)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_sampler_with_cfg(monkeypatch, name, dtype, size):
+    """Nothing but sums and multiples: the same bits."""
+    assert worst(monkeypatch, name, "cfg", dtype, size) == 0
+
+
+@pytest.mark.parametrize(("dtype", "size"), EVERY, ids=str)
+@pytest.mark.parametrize("name", RULES)
+def test_rule_with_ddim(monkeypatch, name, dtype, size):
+    assert worst(monkeypatch, "ddim", name, dtype, size) <= 1e-6
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variant_with_ddim(monkeypatch, name):
+    monkeypatch.setitem(RULES, name, registry.build("guidance", VARIANTS[name]))
+    assert worst(monkeypatch, "ddim", name, torch.float16, 1000) <= 1e-6
+
+
+@pytest.mark.parametrize("axes", [(-1,), (2, 3), (1, 2, 3), (1,), (2,)], ids=str)
+def test_apg_over_some_axes(monkeypatch, axes):
+    """Trailing axes make more and shorter rows; others are left to the reference."""
+    rule = {"name": "apg", "axes": axes, "norm_threshold": 0.3}
+    monkeypatch.setitem(RULES, "axes", registry.build("guidance", rule))
+    assert worst(monkeypatch, "ddim", "axes", torch.float32, (3, 5, 7)) <= 1e-6
+
+
+@pytest.mark.parametrize(("name", "rule"), PAIRS)
+def test_pair(monkeypatch, name, rule):
+    dtype, size = EVERY[PAIRS.index((name, rule)) % len(EVERY)]
+    assert worst(monkeypatch, name, rule, dtype, size) <= 1e-6
