@@ -1,0 +1,165 @@
+"""Rewards on CLIP: agreement of image and text, human preference, aesthetics.
+
+e and c are the projected embeddings of the image and of the prompt, both divided by their norms.
+Images are resized with antialiased bicubic interpolation, as CLIP's own preprocessing does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sampler.registry import register
+from sampler.rewards.base import Dtype, RewardBase
+from sampler.types import SamplerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _clip(source: str, dtype: str, download: bool) -> Any:
+    from sampler.rewards.encoders import Clip
+
+    return Clip(source, dtype, download)
+
+
+@register("reward", "clip")
+@dataclass(frozen=True)
+class ClipSimilarity(RewardBase):
+    """Agreement of image and prompt: e·c, or CLIPScore max(100·e·c, 0).
+
+    path: a CLIP model in the transformers layout (a hub id with download).
+    scale: "cosine", −1 to 1, or "clipscore", 0 to 100 (its gradient is 0 where e·c < 0).
+    dtype: of the encoders; scores are float32.
+    """
+
+    path: str
+    scale: Literal["cosine", "clipscore"] = "cosine"
+    dtype: Dtype = "float32"
+    download: bool = False
+
+    reference: ClassVar[str] = "CLIPScore (Hessel et al., 2021), arXiv:2104.08718, eq. 1"
+
+    @cached_property
+    def _clip(self) -> Any:
+        return _clip(self.path, self.dtype, self.download)
+
+    def check(self) -> None:
+        _ = self._clip
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        cosine = self._clip.to(images.device).cosine(images, prompts)
+        return cosine if self.scale == "cosine" else (100 * cosine).clamp(min=0)
+
+
+@register("reward", "pickscore")
+@dataclass(frozen=True)
+class PickScore(RewardBase):
+    """Human preference learned from pairs: exp(logit_scale)·e·c / divisor of a tuned CLIP-H.
+
+    path: `yuvalkirstain/PickScore_v1` with the tokenizer files of CLIP-ViT-H-14 beside it.
+    divisor: 1 is the published score; 26 brings it near 0 to 1.
+    dtype: of the encoders; scores are float32.
+    """
+
+    path: str
+    divisor: float = 1.0
+    dtype: Dtype = "float32"
+    download: bool = False
+
+    reference: ClassVar[str] = "Pick-a-Pic (Kirstain et al., 2023), arXiv:2305.01569, eq. 1"
+
+    def __post_init__(self) -> None:
+        if not self.divisor > 0:
+            raise ValueError(f"pickscore: divisor = {self.divisor} must be above 0.")
+
+    @cached_property
+    def _clip(self) -> Any:
+        return _clip(self.path, self.dtype, self.download)
+
+    def check(self) -> None:
+        _ = self._clip
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        clip = self._clip.to(images.device)
+        return clip.cosine(images, prompts) * (clip.temperature / self.divisor)
+
+
+@register("reward", "hpsv2")
+@dataclass(frozen=True)
+class HPSv2(RewardBase):
+    """Human Preference Score v2 and v2.1: e·c of a fine-tuned CLIP ViT-H/14.
+
+    path: the folder that scripts/convert_reward.py makes from `HPS_v2_compressed.pt` or
+    `HPS_v2.1_compressed.pt`.
+    dtype: of the encoders; scores are float32.
+    """
+
+    path: str
+    dtype: Dtype = "float32"
+
+    reference: ClassVar[str] = "Human Preference Score v2 (Wu et al., 2023), arXiv:2306.09341"
+
+    @cached_property
+    def _clip(self) -> Any:
+        return _clip(self.path, self.dtype, False)
+
+    def check(self) -> None:
+        _ = self._clip
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self._clip.to(images.device).cosine(images, prompts)
+
+
+@register("reward", "aesthetic")
+@dataclass(frozen=True)
+class Aesthetic(RewardBase):
+    """LAION's aesthetic predictor, about 1 to 10: five linear layers on e of CLIP ViT-L/14.
+
+    Without activations between them the layers are one affine map of e; they are evaluated one
+    by one, as published. The prompt is not used.
+
+    path: CLIP ViT-L/14 in the transformers layout (a hub id with download).
+    head: the folder that scripts/convert_reward.py makes from `sac+logos+ava1-l14-linearMSE.pth`.
+    dtype: of the encoder; the head is float32.
+    """
+
+    path: str
+    head: str
+    dtype: Dtype = "float32"
+    download: bool = False
+
+    reference: ClassVar[str] = "improved-aesthetic-predictor (Schuhmann, 2022)"
+
+    @cached_property
+    def _clip(self) -> Any:
+        return _clip(self.path, self.dtype, self.download)
+
+    @cached_property
+    def _head(self) -> Any:
+        from sampler.rewards.encoders import read_weights
+        from sampler.rewards.heads import ScoreHead
+
+        weights = read_weights(self.head, "model.safetensors")
+        size = self._clip.model.config.projection_dim
+        head = ScoreHead(size)
+        found = weights.get("layers.0.weight")
+        if found is None or found.shape[1] != size:
+            where = Path(self.head) / "model.safetensors"
+            raise SamplerError(
+                f"{where} is no aesthetic head for embeddings of {size}: use CLIP ViT-L/14, "
+                "and the head that scripts/convert_reward.py writes.",
+                6,
+            )
+        head.load_state_dict(weights)
+        return head.eval().requires_grad_(False)
+
+    def check(self) -> None:
+        _ = self._head
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        embedding = self._clip.to(images.device).image(images)
+        return self._head.to(images.device)(embedding)

@@ -1,0 +1,127 @@
+"""Rewards made of rewards: a weighted sum, a target, a cap, a fixed standardisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sampler.registry import register
+from sampler.rewards.base import RewardBase, is_differentiable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Wrapper(RewardBase):
+    """What the rewards of one other reward share; `reward` is that one."""
+
+    reward: Any
+
+    @property
+    def differentiable(self) -> bool:
+        return is_differentiable(self.reward)
+
+    def check(self) -> None:
+        check_reward(self.reward)
+
+
+@register("reward", "sum")
+@dataclass(frozen=True)
+class WeightedSum(RewardBase):
+    """Σ w_k·r_k. Differentiable where all parts are; `parts` gives each part's own scores.
+
+    rewards: the parts; weights: one per part, 1 each by default.
+    """
+
+    rewards: tuple[Any, ...] = field(metadata={"kind": "reward"})
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rewards, tuple) or not self.rewards:
+            raise ValueError("sum: rewards must be a list of at least one reward.")
+        if self.weights is not None and len(self.weights) != len(self.rewards):
+            raise ValueError(
+                f"sum: {len(self.weights)} weights for {len(self.rewards)} rewards; give one each."
+            )
+
+    @property
+    def differentiable(self) -> bool:
+        return all(is_differentiable(r) for r in self.rewards)
+
+    def check(self) -> None:
+        for reward in self.rewards:
+            check_reward(reward)
+
+    def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Each part's scores [B], unweighted, by name (numbered where a name comes twice)."""
+        found: dict[str, Tensor] = {}
+        for i, reward in enumerate(self.rewards):
+            name = getattr(reward, "name", "") or type(reward).__name__
+            found[f"{name}_{i}" if name in found else name] = reward(images, prompts)
+        return found
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        scores = list(self.parts(images, prompts).values())
+        weights = self.weights or (1.0,) * len(scores)
+        total = weights[0] * scores[0]
+        for weight, part in zip(weights[1:], scores[1:], strict=True):
+            total = total + weight * part
+        return total
+
+
+@register("reward", "target")
+@dataclass(frozen=True)
+class Target(_Wrapper):
+    """−|r − value|: as near to a value as possible.
+
+    reward: the reward r; value: in its units.
+    """
+
+    reward: Any = field(metadata={"kind": "reward"})
+    value: float
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return -(self.reward(images, prompts) - self.value).abs()
+
+
+@register("reward", "capped")
+@dataclass(frozen=True)
+class Capped(_Wrapper):
+    """min(r, value): no gradient beyond the cap, a cheap guard against over-optimisation.
+
+    reward: the reward r; value: in its units.
+    """
+
+    reward: Any = field(metadata={"kind": "reward"})
+    value: float
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.reward(images, prompts).clamp(max=self.value)
+
+
+@register("reward", "zscore")
+@dataclass(frozen=True)
+class ZScore(_Wrapper):
+    """(r − mean) / std with fixed constants, never the batch's own statistics.
+
+    reward: the reward r; mean, std: in its units, std > 0.
+    """
+
+    reward: Any = field(metadata={"kind": "reward"})
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"zscore: std = {self.std} must be above 0.")
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return (self.reward(images, prompts) - self.mean) / self.std
+
+
+def check_reward(reward: Any) -> None:
+    """Loads what a reward needs, where it says so with a method `check`."""
+    check = getattr(reward, "check", None)
+    if check is not None:
+        check()

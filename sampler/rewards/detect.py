@@ -1,0 +1,84 @@
+"""How far the number of objects in an image is from the number wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from sampler.registry import nearest, register
+from sampler.rewards.base import Dtype, RewardBase
+from sampler.types import SamplerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register("reward", "object_count")
+@dataclass(frozen=True)
+class ObjectCount(RewardBase):
+    """−|n̂ − n|, n̂ the number of objects of a class that a detector finds.
+
+        soft: n̂ = Σ over queries of p(class)              differentiable
+        hard: n̂ = number of queries with p(class) >= threshold
+
+    p is a softmax where the detector has a class "no object" (DETR, YOLOS), else a sigmoid
+    (RT-DETR, OWL-ViT). The prompt is not used.
+
+    path: a detector in the transformers layout (a hub id with download).
+    label: a class name; for vocabulary "open" any phrase.
+    vocabulary: "fixed" classes, or "open" (OWL-ViT, OWLv2).
+    threshold: of the hard count, 0 to 1; 0.5 by convention of the detectors' own post-processing.
+    dtype: of the detector; scores are float32.
+    """
+
+    path: str
+    label: str
+    count: int
+    counting: Literal["soft", "hard"] = "soft"
+    vocabulary: Literal["fixed", "open"] = "fixed"
+    threshold: float = 0.5
+    dtype: Dtype = "float32"
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ValueError(f"object_count: count = {self.count} must be at least 0.")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"object_count: threshold = {self.threshold} must lie in (0, 1).")
+
+    @property
+    def differentiable(self) -> bool:
+        return self.counting == "soft"
+
+    @cached_property
+    def _detector(self) -> Any:
+        from sampler.rewards.encoders import Vision
+
+        auto = "ObjectDetection" if self.vocabulary == "fixed" else "ZeroShotObjectDetection"
+        detector = Vision(f"AutoModelFor{auto}", self.path, self.dtype, self.download)
+        if self.vocabulary == "fixed" and self.label not in detector.labels:
+            raise SamplerError(
+                f"The detector has no class {self.label!r}{nearest(self.label, detector.labels)}.",
+                2,
+            )
+        return detector
+
+    def check(self) -> None:
+        _ = self._detector
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """p(class) of every query [B, queries]."""
+        detector = self._detector.to(images.device)
+        if self.vocabulary == "open":
+            return detector.phrase_logits(images, self.label).sigmoid()
+        logits, labels = detector.logits(images), detector.labels
+        with_nothing = logits.shape[-1] == len(labels) + 1
+        p = logits.softmax(-1) if with_nothing else logits.sigmoid()
+        return p[..., labels[self.label]]
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        p = self.probabilities(images)
+        found = p.sum(1) if self.counting == "soft" else (p >= self.threshold).float().sum(1)
+        return -(found - self.count).abs()

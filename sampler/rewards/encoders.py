@@ -1,0 +1,198 @@
+"""Encoders of the rewards, from local folders: the only place here that imports transformers.
+
+Every model is loaded from safetensors, in eval mode, its parameters frozen. The network is asked
+only with `download`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sampler.rewards.heads import ScoreHead
+from sampler.rewards.preprocess import Preprocessing, clip_pixels
+from sampler.types import SamplerError
+
+
+class Clip(nn.Module):
+    """A CLIP model and its tokenizer: normalised embeddings of images and texts."""
+
+    def __init__(self, source: str, dtype: str, download: bool) -> None:
+        super().__init__()
+        from transformers import AutoTokenizer, CLIPModel
+
+        self.model = _pretrained(CLIPModel, source, download, getattr(torch, dtype))
+        self.tokenizer: Any = _pretrained(AutoTokenizer, source, download)
+        self.eval().requires_grad_(False)
+
+    def image(self, images: Tensor) -> Tensor:
+        """Unit vectors [B, D], float32, of images [B, 3, H, W] in [0, 1]; differentiable."""
+        pixels = clip_pixels(images.float(), self.model.config.vision_config.image_size)
+        answer = self.model.get_image_features(pixel_values=pixels.to(self.model.dtype))
+        return nn.functional.normalize(answer.pooler_output.float(), dim=1)
+
+    @torch.no_grad()
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        """Unit vectors [B, D], float32; longer texts are cut at the model's length."""
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = _tokens(self.tokenizer, prompts, length).to(self.model.device)
+        answer = self.model.get_text_features(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        )
+        return nn.functional.normalize(answer.pooler_output.float(), dim=1)
+
+    def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """cos(image, text) [B] of each image with its own prompt."""
+        return (self.image(images) * self.text(prompts)).sum(1)
+
+    @property
+    def temperature(self) -> float:
+        """exp(logit_scale)."""
+        return float(self.model.logit_scale.float().exp())
+
+
+class Blip(nn.Module):
+    """BLIP's image-grounded text encoder under a score head, as ImageReward uses it."""
+
+    LENGTH = 35  # text tokens
+
+    def __init__(self, folder: str, dtype: str) -> None:
+        super().__init__()
+        from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig
+        from transformers.models.blip.modeling_blip import BlipVisionModel
+        from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+        weights = read_weights(folder, "model.safetensors", ("config.json", "tokenizer.json"))
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        text = BlipTextConfig(**config["text"])
+        self.vision = BlipVisionModel(BlipVisionConfig(**config["vision"]))
+        self.text = BlipTextModel(text, add_pooling_layer=False)
+        self.mlp = ScoreHead(text.hidden_size)
+        self.load_state_dict(weights)
+        self.tokenizer: Any = _pretrained(AutoTokenizer, folder, False)
+        self.vision.to(getattr(torch, dtype))
+        self.text.to(getattr(torch, dtype))
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The head's raw answers [B], float32; differentiable in the images."""
+        size: Any = self.vision.config.image_size
+        pixels = clip_pixels(images.float(), size).to(self.vision.dtype)
+        seen = self.vision(pixel_values=pixels).last_hidden_state
+        tokens = _tokens(self.tokenizer, prompts, self.LENGTH).to(seen.device)
+        states = self.text(
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+            encoder_hidden_states=seen,
+            encoder_attention_mask=torch.ones(seen.shape[:2], device=seen.device),
+            is_decoder=False,
+        ).last_hidden_state
+        return self.mlp(states[:, 0].float())
+
+
+class Vision(nn.Module):
+    """A classifier or detector with its preprocessing; `kind` is a transformers auto class."""
+
+    def __init__(self, kind: str, source: str, dtype: str, download: bool) -> None:
+        super().__init__()
+        import transformers
+
+        self.model = _pretrained(
+            getattr(transformers, kind), source, download, getattr(torch, dtype)
+        )
+        self.prepare = _preprocessing(source, download)
+        self.tokenizer: Any = None
+        if kind == "AutoModelForZeroShotObjectDetection":
+            self.tokenizer = _pretrained(transformers.AutoTokenizer, source, download)
+        self.eval().requires_grad_(False)
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class names to class numbers."""
+        return {str(name): int(i) for i, name in self.model.config.id2label.items()}
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The network's logits, float32: [B, classes] or [B, queries, classes]."""
+        pixels = self.prepare(images.float()).to(self.model.dtype)
+        return self.model(pixel_values=pixels).logits.float()
+
+    def phrase_logits(self, images: Tensor, phrase: str) -> Tensor:
+        """[B, queries] of an open-vocabulary detector for one phrase."""
+        pixels = self.prepare(images.float()).to(self.model.dtype)
+        tokens = self.tokenizer([phrase] * len(images), padding=True, return_tensors="pt")
+        tokens = tokens.to(pixels.device)
+        answer = self.model(
+            pixel_values=pixels,
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+        )
+        return answer.logits.float()[..., 0]
+
+
+def _tokens(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
+    """Token ids and attention mask [B, length]; longer texts are cut."""
+    return tokenizer(
+        list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
+
+
+def read_weights(folder: str, name: str, others: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a safetensors file in a folder that also has `others`.
+
+    Raises SamplerError (6) that names the files that are expected and missing.
+    """
+    root = Path(folder)
+    missing = [f for f in (name, *others) if not (root / f).is_file()]
+    if missing:
+        raise SamplerError(
+            f"{folder} lacks {', '.join(missing)}; expected files: {', '.join((name, *others))} "
+            "(scripts/convert_reward.py makes them from the original checkpoints).",
+            6,
+        )
+    try:
+        return load_file(root / name)
+    except (SafetensorError, OSError) as error:
+        raise SamplerError(f"{root / name} is no safetensors file: {error}.", 6) from None
+
+
+def _preprocessing(source: str, download: bool) -> Preprocessing:
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        config, _ = ImageProcessingMixin.get_image_processor_dict(
+            source, local_files_only=not download
+        )
+    except (OSError, ValueError):
+        raise SamplerError(f"{source} lacks preprocessor_config.json.", 6) from None
+    size = config.get("size", {"height": 224, "width": 224})
+    size = {"shortest_edge": size} if isinstance(size, int) else dict(size)
+    side = config.get("crop_size") if config.get("do_center_crop") else None
+    return Preprocessing(
+        size,
+        side["height"] if isinstance(side, dict) else side,
+        tuple(config.get("image_mean") or (0.5, 0.5, 0.5)),
+        tuple(config.get("image_std") or (0.5, 0.5, 0.5)),
+    )
+
+
+def _pretrained(cls: Any, source: str, download: bool, dtype: Any = None) -> Any:
+    """`from_pretrained` of a local folder, or of a hub id with `download`; safetensors only."""
+    if not download and not Path(source).is_dir():
+        raise SamplerError(
+            f"The folder {source!r} does not exist; give a folder in the transformers layout "
+            "(config.json, model.safetensors, tokenizer files), or a hub id with download: true.",
+            6,
+        )
+    options = {} if dtype is None else {"dtype": dtype, "use_safetensors": True}
+    try:
+        return cls.from_pretrained(source, local_files_only=not download, **options)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SamplerError(f"{source} failed to load as {cls.__name__}: {reason}", 6) from error

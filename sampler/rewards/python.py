@@ -1,0 +1,38 @@
+"""A reward that somebody's own module holds, as "module:function"; only where that is allowed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from sampler import registry
+from sampler.types import SamplerError
+
+
+def reward_from(spec: Any, allow_python: bool = False) -> Any:
+    """The reward of a name, a mapping, an instance, or "module:function".
+
+    "module:function" imports and runs code of the caller's choice: it takes allow_python.
+    A function gets gradients through it where it has an attribute `differentiable = True`.
+
+    Raises ValueError as `registry.build` does; SamplerError (2) for code that is not allowed or
+    not there.
+    """
+    if not isinstance(spec, str) or ":" not in spec:
+        return registry.build("reward", spec)
+    if not allow_python:
+        raise SamplerError(
+            f"The reward {spec!r} is Python code: give --allow-python (allow_python=True) to run "
+            "it.",
+            2,
+        )
+    module, _, name = spec.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SamplerError(f"The reward {spec!r} was not found: {error}.", 2) from error
+    if isinstance(found, type):
+        found = found()
+    if not callable(found):
+        raise SamplerError(f"The reward {spec!r} must be a function (images, prompts).", 2)
+    return found

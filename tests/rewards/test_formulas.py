@@ -1,0 +1,193 @@
+"""Each reward against an independent computation, and against stored outputs of others' code."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.fft import dctn
+from scipy.stats import spearmanr
+
+import sampler
+from sampler.rewards.jpeg import SoftCompressibility, jpeg_kilobytes, scaled_table
+from sampler.rewards.preprocess import clip_pixels
+from sampler.rewards.simple import named_colour
+from tests.rewards import worlds
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "finetune"
+
+
+def test_jpeg_sizes_are_pillows():
+    stored = np.load(GOLDEN / "jpeg_sizes.npz")
+    images = torch.tensor(stored["images"]).permute(0, 3, 1, 2) / 255
+    sizes = jpeg_kilobytes(images)
+    np.testing.assert_allclose(sizes.numpy(), stored["kilobytes"], rtol=0.01)
+    bad = sampler.build("reward", "compressibility")(images, ["a"] * 3)
+    torch.testing.assert_close(bad, -sizes)
+    good = sampler.build("reward", "incompressibility")(images, ["a"] * 3)
+    torch.testing.assert_close(good, sizes)
+
+
+def test_soft_compressibility_ranks_images_as_jpeg_does():
+    images = worlds.pictures()
+    soft = -SoftCompressibility()(images, [])
+    hard = jpeg_kilobytes(images)
+    assert hard.min() < 1.0 and hard.max() > 4.0
+    assert spearmanr(soft, hard).statistic >= 0.95
+
+
+def test_soft_compressibility_is_its_formula():
+    """Block by block with scipy's DCT, on sizes that need padding."""
+    image = np.random.default_rng(0).random((3, 20, 37))
+    padded = np.pad(image, ((0, 0), (0, 12), (0, 11)), mode="edge") * 255
+    red, green, blue = padded
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue - 128
+    cb, cr = (blue - luma - 128) / 1.772, (red - luma - 128) / 1.402
+    from sampler.rewards import jpeg
+
+    bits = 0.0
+    for plane, table in ((luma, jpeg.LUMINANCE), (cb, jpeg.CHROMINANCE), (cr, jpeg.CHROMINANCE)):
+        if plane is not luma:
+            plane = plane.reshape(16, 2, 24, 2).mean((1, 3))
+        quality = np.clip((np.array(table) * (200 - 2 * 75) + 50) // 100, 1, 255)
+        for top in range(0, plane.shape[0], 8):
+            for left in range(0, plane.shape[1], 8):
+                block = dctn(plane[top : top + 8, left : left + 8], norm="ortho")
+                bits += np.log2(1 + abs(block / quality)).sum()
+    ours = SoftCompressibility(75)(torch.tensor(image)[None], [])
+    # The chroma matrix of JFIF is rounded to six digits.
+    assert float(ours) == pytest.approx(-bits / 8000, rel=1e-5)
+
+
+def test_tables_scale_as_the_independent_jpeg_group_has_it():
+    assert scaled_table([[16, 200]], 50) == [[16, 200]]
+    assert scaled_table([[16, 200]], 10) == [[80, 255]]
+    assert scaled_table([[16, 200]], 100) == [[1, 1]]
+
+
+def test_soft_compressibility_gradient():
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x: SoftCompressibility()(x, []), images, eps=1e-7, atol=1e-5, fast_mode=True
+    )
+
+
+def test_colourfulness_and_brightness_are_their_formulas():
+    image = np.random.default_rng(1).random((20, 30, 3)).astype(np.float32)
+    red, green, blue = (image * 255).transpose(2, 0, 1).astype(np.float64)
+    rg, yb = red - green, 0.5 * (red + green) - blue
+    spread = np.sqrt(rg.std() ** 2 + yb.std() ** 2)
+    wanted = spread + 0.3 * np.sqrt(rg.mean() ** 2 + yb.mean() ** 2)
+    images = torch.tensor(image).permute(2, 0, 1)[None]
+    assert float(sampler.build("reward", "colourfulness")(images, ["a"])) == pytest.approx(wanted)
+    assert float(sampler.build("reward", "brightness")(images, ["a"])) == pytest.approx(
+        image.mean()
+    )
+
+
+def test_colour_agreement_looks_at_the_border():
+    image = torch.zeros(2, 3, 64, 64)
+    image[:] = torch.tensor([140, 205, 245]).view(3, 1, 1) / 255
+    image[:, :, 8:-8, 8:-8] = 0.1  # the middle does not count
+    reward = sampler.build("reward", "colour_agreement")
+    scores = reward(image, ["a fox on a sky blue background", "a fox on blue"])
+    gap = np.linalg.norm(np.array([140, 205, 245]) - np.array([50, 100, 210])) / 255
+    torch.testing.assert_close(scores, torch.tensor([0.0, -gap]).float(), atol=2e-6, rtol=1e-5)
+    assert named_colour("A cat on top of a hat on a Sky Blue background") == "sky blue"
+    with pytest.raises(ValueError, match="names no background colour"):
+        reward(image[:1], ["a red fox"])
+
+
+def test_our_colours_are_the_training_colours():
+    from emoji_data import BACKGROUNDS
+
+    from sampler.rewards.simple import COLOURS
+
+    assert COLOURS == BACKGROUNDS
+
+
+def test_clip_preprocessing_is_the_stock_one():
+    stored = np.load(GOLDEN / "clip_preprocess.npz")
+    for k in range(4):
+        image = torch.tensor(stored[f"im{k}"]).permute(2, 0, 1)[None] / 255
+        pixels = clip_pixels(image, int(stored["size"]))
+        assert pixels.shape[1:] == stored[f"pv{k}"].shape
+        assert np.abs(pixels[0].numpy() - stored[f"pv{k}"]).max() < 0.02
+
+
+def test_clip_scores_are_transformers_own(tmp_path):
+    from transformers import CLIPModel
+
+    folder = worlds.clip_folder(tmp_path / "clip")
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), worlds.clip_tokenizer()
+    images, prompts = torch.rand(2, 3, 40, 32), ["a fox", "a very long text that is cut at twelve"]
+    tokens = tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=12, return_tensors="pt"
+    )
+    with torch.no_grad():
+        out = model(pixel_values=clip_pixels(images, 32), **tokens)
+    cosine = (out.image_embeds * out.text_embeds).sum(1)
+    found = sampler.build("reward", {"name": "clip", "path": folder})(images, prompts)
+    torch.testing.assert_close(found, cosine, atol=1e-6, rtol=1e-5)
+    pick = sampler.build("reward", {"name": "pickscore", "path": folder})(images, prompts)
+    torch.testing.assert_close(pick, out.logits_per_image.diagonal(), atol=1e-5, rtol=1e-5)
+    hundred = sampler.build("reward", {"name": "clip", "path": folder, "scale": "clipscore"})
+    torch.testing.assert_close(hundred(images, prompts), (100 * cosine).clamp(min=0))
+
+
+def test_classifiers_and_detectors(tmp_path):
+    folder = worlds.vision_folder(tmp_path / "vit", "vit")
+    from transformers import ViTForImageClassification
+
+    model = ViTForImageClassification.from_pretrained(folder).eval()
+    images = torch.rand(2, 3, 48, 32)
+    pixels = F.interpolate(images, (32, 32), mode="bilinear", antialias=True) * 2 - 1
+    with torch.no_grad():
+        wanted = model(pixels).logits.log_softmax(1)[[0, 1], [1, 2]]
+    reward = sampler.build("reward", {"name": "classifier", "path": folder})
+    torch.testing.assert_close(reward(images, ["a dog", "the Car!"]), wanted, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="names no class"):
+        reward(images, ["a dog", "carpet"])
+    with pytest.raises(sampler.SamplerError, match="did you mean 'dog'"):
+        sampler.build("reward", {"name": "classifier", "path": folder, "label": "dig"}).check()
+
+    spec = {"name": "object_count", "path": worlds.vision_folder(tmp_path / "y", "yolos")}
+    spec |= {"label": "dog", "count": 3}
+    soft = sampler.build("reward", spec)
+    p = soft.probabilities(images)
+    logits = soft._detector.model(pixels).logits
+    torch.testing.assert_close(p, logits.softmax(-1)[..., 1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(soft(images, ["", ""]), -(p.sum(1) - 3).abs())
+    hard = sampler.build("reward", {**spec, "counting": "hard", "threshold": float(p.median())})
+    count = (p >= p.median()).sum(1)
+    torch.testing.assert_close(hard(images, ["", ""]), -(count - 3).abs().float())
+
+
+def test_the_bundled_classifier_reads_the_prompt():
+    from sampler.bundled import classifier, concepts
+
+    images = torch.rand(1, 3, 64, 64)
+    logits = classifier.load()(images)
+    names = concepts()
+    reward = sampler.build("reward", "classifier")
+    found = reward(images, [f"a glossy {names[5]} on a red background"])
+    torch.testing.assert_close(found, logits.concept.log_softmax(1)[:, 5])
+    ground = sampler.build("reward", {"name": "classifier", "head": "background"})
+    torch.testing.assert_close(
+        ground(images, [f"a {names[5]} on a sky blue background"]),
+        logits.background.log_softmax(1)[:, 7],
+    )
+
+
+def test_sum_reports_its_parts():
+    images = torch.rand(2, 3, 32, 32)
+    parts = ["brightness", {"name": "target", "reward": "brightness", "value": 1}, "brightness"]
+    reward = sampler.build("reward", {"name": "sum", "rewards": parts, "weights": [2, 1, -1]})
+    found = reward.parts(images, ["a", "b"])
+    assert list(found) == ["brightness", "target", "brightness_2"]
+    mean = images.mean((1, 2, 3))
+    torch.testing.assert_close(reward(images, ["a", "b"]), 2 * mean - (mean - 1).abs() - mean)
+    cap = sampler.build("reward", {"name": "capped", "reward": "brightness", "value": 0.1})
+    torch.testing.assert_close(cap(images, ["a", "b"]), torch.tensor([0.1, 0.1]))

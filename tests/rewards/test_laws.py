@@ -1,0 +1,176 @@
+"""What every reward promises, over the whole catalogue; what the guard refuses."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import sampler
+from sampler.rewards.base import NonFiniteScore, is_differentiable, score
+from sampler.rewards.heads import ScoreHead
+from sampler.rewards.python import reward_from
+from tests.rewards import worlds
+
+PROMPTS = ["a dog on a red background", "a cat on blue", "a car on a sky blue background"]
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory):
+    """A spec of every reward, over tiny random networks; converted ones have their own file."""
+    root = tmp_path_factory.mktemp("rewards")
+    clip = worlds.clip_folder(root / "clip")
+    torch.manual_seed(1)
+    (root / "head").mkdir()
+    save_file(ScoreHead(24).state_dict(), root / "head" / "model.safetensors")
+    vit = worlds.vision_folder(root / "vit", "vit")
+    yolos = worlds.vision_folder(root / "yolos", "yolos")
+    plain = ["brightness", "colourfulness", "colour_agreement", "classifier"]
+    plain += ["compressibility", "incompressibility", "soft_compressibility"]
+    return {
+        **{name: name for name in plain},
+        "clip": {"name": "clip", "path": clip},
+        "clipscore": {"name": "clip", "path": clip, "scale": "clipscore"},
+        "pickscore": {"name": "pickscore", "path": clip, "divisor": 26},
+        "hpsv2": {"name": "hpsv2", "path": clip},
+        "aesthetic": {"name": "aesthetic", "path": clip, "head": str(root / "head")},
+        "vit": {"name": "classifier", "path": vit},
+        "object_count": {"name": "object_count", "path": yolos, "label": "dog", "count": 2},
+        "hard_count": {
+            **{"name": "object_count", "path": yolos, "label": "dog", "count": 2},
+            **{"counting": "hard", "threshold": 0.2},
+        },
+        "sum": {"name": "sum", "rewards": ["brightness", "compressibility"], "weights": [1, 0.1]},
+        "target": {"name": "target", "reward": "brightness", "value": 0.9},
+        "capped": {"name": "capped", "reward": "brightness", "value": 0.9},
+        "zscore": {"name": "zscore", "reward": "colourfulness", "mean": 40, "std": 10},
+    }
+
+
+CASES = [
+    *(
+        "brightness colourfulness colour_agreement classifier compressibility incompressibility "
+        "soft_compressibility clip clipscore pickscore hpsv2 aesthetic vit object_count hard_count "
+        "sum target capped zscore"
+    ).split()
+]
+
+
+def test_the_catalogue_is_covered(specs):
+    named = {s if isinstance(s, str) else s["name"] for s in specs.values()}
+    assert set(CASES) == set(specs)
+    assert named == set(sampler.names("reward")) - {"image_reward"}  # tests of the converter
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_are_independent_and_scores_repeat(specs, name):
+    reward = sampler.build("reward", specs[name])
+    torch.manual_seed(2)
+    images = torch.rand(3, 3, 48, 40)
+    together = score(reward, images, PROMPTS)
+    again = score(reward, images, PROMPTS)
+    alone = torch.cat([score(reward, images[b : b + 1], PROMPTS[b : b + 1]) for b in (2, 0, 1)])
+    assert together.dtype == torch.float32 and together.shape == (3,)
+    torch.testing.assert_close(together, again, rtol=0, atol=0)
+    torch.testing.assert_close(together[[2, 0, 1]], alone, rtol=1e-5, atol=1e-5)
+    assert name == "hard_count" or together.unique().numel() == 3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_differentiable_is_what_it_says(specs, name):
+    reward = sampler.build("reward", specs[name])
+    torch.manual_seed(3)
+    images = torch.rand(2, 3, 32, 48, requires_grad=True)
+    scores = score(reward, images, PROMPTS[:2])
+    if not is_differentiable(reward):
+        assert not reward(images.detach(), PROMPTS[:2]).requires_grad
+        return
+    (gradient,) = torch.autograd.grad(scores.sum(), images)
+    assert gradient.isfinite().all()
+    if name != "clipscore":  # 0 where the cosine is negative
+        assert (gradient.flatten(1).abs().sum(1) > 0).all()
+    assert not any(p.requires_grad for p in _parameters(reward))
+
+
+def _parameters(reward):
+    return [
+        p
+        for value in vars(reward).values()
+        if isinstance(value, torch.nn.Module)
+        for p in value.parameters()
+    ]
+
+
+def test_specs_are_plain_data_and_come_back(specs):
+    from sampler import registry
+
+    for spec in specs.values():
+        reward = sampler.build("reward", spec)
+        again = sampler.build("reward", json.loads(json.dumps(registry.spec_of(reward))))
+        assert again == reward
+
+
+@pytest.mark.parametrize(
+    ("images", "problem"),
+    [
+        (torch.rand(1, 3, 32, 32) * 2 - 1, "in \\[0, 1\\]"),
+        (torch.rand(1, 3, 32, 32) + 0.05, "in \\[0, 1\\]"),
+        (torch.rand(1, 1, 32, 32), "\\[B, 3, H, W\\]"),
+        (torch.rand(1, 3, 8, 32), "16 pixels"),
+        (torch.rand(2, 3, 32, 32), "1 prompts for 2 images"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "float images"),
+    ],
+)
+def test_images_of_another_range_or_shape_are_refused(images, problem):
+    with pytest.raises(ValueError, match=problem):
+        score(sampler.build("reward", "brightness"), images, ["a"])
+
+
+def test_bad_answers_are_named():
+    images = torch.rand(2, 3, 32, 32)
+
+    def nan(images, prompts):
+        return torch.tensor([0.5, float("nan")])
+
+    with pytest.raises(NonFiniteScore, match="'nan' is not finite for row 1 \\('the second'\\)"):
+        score(nan, images, ["the first", "the second"])
+    with pytest.raises(sampler.SamplerError, match="one score per image.*\\(2, 3\\)"):
+        score(lambda i, p: i.mean((2, 3)), images, ["a", "b"])
+    with pytest.raises(sampler.SamplerError, match="not float"):
+        score(lambda i, p: 0.5, images, ["a", "b"])
+
+
+def test_wrong_fields_are_one_sentence():
+    for spec, problem in [
+        ({"name": "sum", "rewards": []}, "at least one"),
+        ({"name": "sum", "rewards": ["brightness"], "weights": [1, 2]}, "2 weights for 1"),
+        ({"name": "zscore", "reward": "brightness", "mean": 0, "std": 0}, "above 0"),
+        ({"name": "soft_compressibility", "quality": 0}, "1..100"),
+        ({"name": "colour_agreement", "border": 0.7}, "0.5"),
+        ({"name": "target", "reward": "brightnes", "value": 1}, "did you mean 'brightness'"),
+    ]:
+        with pytest.raises(ValueError, match=problem):
+            sampler.build("reward", spec)
+
+
+def test_missing_files_are_named(tmp_path, specs):
+    for spec in ({"name": "clip", "path": str(tmp_path / "no")}, {"name": "hpsv2", "path": "no"}):
+        with pytest.raises(
+            sampler.SamplerError, match="does not exist.*model.safetensors"
+        ) as error:
+            sampler.build("reward", spec).check()
+        assert error.value.code == 6
+    head = {**specs["aesthetic"], "head": str(tmp_path)}
+    with pytest.raises(sampler.SamplerError, match="lacks model.safetensors"):
+        sampler.build("reward", head).check()
+    with pytest.raises(sampler.SamplerError, match="config.json, tokenizer.json"):
+        sampler.build("reward", {"name": "image_reward", "path": str(tmp_path)}).check()
+
+
+def test_python_rewards_need_permission():
+    with pytest.raises(sampler.SamplerError, match="allow-python"):
+        reward_from("tests.rewards.worlds:pictures")
+    assert reward_from("tests.rewards.worlds:pictures", True) is worlds.pictures
+    with pytest.raises(sampler.SamplerError, match="was not found"):
+        reward_from("tests.rewards.worlds:nothing", True)
+    assert reward_from({"name": "target", "reward": "brightness", "value": 1.0}).value == 1
