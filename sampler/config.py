@@ -27,7 +27,7 @@ Pixels = Annotated[int, Field(ge=8, le=16384)]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """path: a diffusers folder or hub id, null is the bundled model; dtype auto is float32."""
+    """path: a diffusers folder or hub id, null is the bundled model; auto: as `sampler.load`."""
 
     path: str | None = None
     revision: str | None = None

@@ -41,15 +41,19 @@ def command(
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Any configuration key.")
     ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch a model that is not in the local cache.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Make images from prompts with a diffusion model; the bundled one by default."""
-    report = Report(as_json=as_json, quiet=quiet, debug=debug)
+    report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
-        from sampler.cli.images import make_images
+        from sampler.cli.images import check_folder, make_images
+        from sampler.cli.models import load_engine
 
         given = {
             "--negative": ("run.negative_prompt", negative),
@@ -67,7 +71,9 @@ def command(
             "--dtype": ("model.dtype", dtype),
         }
         settings = _settings(config or [], sets or [], given)
-        make_images(settings, _prompts(settings, prompts or [], prompts_file), report, verbose)
+        texts = _prompts(settings, prompts or [], prompts_file)
+        check_folder(Path(settings.output.dir))
+        make_images(settings, texts, load_engine(settings.model, download), report)
 
 
 def _settings(files: list[Path], sets: list[str], given: dict[str, tuple[str, Any]]) -> Config:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sampler import registry
-from sampler.cli.models import load_engine, model_name
+from sampler.cli.models import model_name
 from sampler.config import Config, strategy_of
 from sampler.runs import writer
 from sampler.types import SamplerError
@@ -30,7 +30,7 @@ class _Made:
     failed: int
 
 
-def make_images(config: Config, prompts: Sequence[str], report: Report, verbose: bool) -> None:
+def make_images(config: Config, prompts: Sequence[str], engine: Engine, report: Report) -> None:
     """Makes and writes the images of a configuration, n per prompt.
 
     Raises SamplerError and ValueError before the first evaluation for what can be known by then;
@@ -39,11 +39,9 @@ def make_images(config: Config, prompts: Sequence[str], report: Report, verbose:
     from sampler.generate import DEFAULT_BATCH, expand
 
     folder = Path(config.output.dir)
-    _check_folder(folder)
     run = config.run
     size = DEFAULT_BATCH if run.batch_size == "auto" else run.batch_size
     jobs = expand(prompts, run.negative_prompt, run.seed, run.n)
-    engine = load_engine(config.model, verbose)
     method = strategy_of(config, "sampler", engine.sampler)
     rule = strategy_of(config, "guidance", engine.guidance)
     report.event(
@@ -56,6 +54,11 @@ def make_images(config: Config, prompts: Sequence[str], report: Report, verbose:
         guidance=registry.spec_of(rule),
         model=model_name(config.model),
         out=str(folder),
+    )
+    report.detail(f"sampler: {registry.spec_of(method)}")
+    report.detail(f"guidance: {registry.spec_of(rule)}")
+    report.detail(
+        f"{len(jobs)} images, {size} at a time, {run.steps} steps, on {engine.pipeline.device}"
     )
     written = failed = 0
     seconds = 0.0
@@ -87,7 +90,7 @@ def make_images(config: Config, prompts: Sequence[str], report: Report, verbose:
         raise SamplerError(f"{failed} of {len(jobs)} images were not finite.", FAILED)
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Refuses, before anything is computed, a place where no image can be written."""
     above = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     if not above.is_dir():
@@ -108,7 +111,7 @@ def _write(
             report.event("item", index=index, status="error", seed=seed, error="nonfinite")
             report.note(f"sampler: image {index} (seed {seed}) is not finite and not written.")
             continue
-        record = _record(result, row, config)
+        record = _record(result, row, config, engine)
         key = writer.key_of(record)
         path = _store(folder, key, writer.encode_png(image, _metadata(record, key, config)))
         written += 1
@@ -136,7 +139,7 @@ def _store(folder: Path, key: str, data: bytes) -> Path:
             continue
 
 
-def _record(result: Result, row: int, config: Config) -> dict[str, Any]:
+def _record(result: Result, row: int, config: Config, engine: Engine) -> dict[str, Any]:
     """Everything that the image is a function of, but the libraries' versions."""
     plain = result.config
     negative = plain["negative"]
@@ -148,7 +151,7 @@ def _record(result: Result, row: int, config: Config) -> dict[str, Any]:
         "model": model_name(config.model),
         "revision": config.model.revision,
         "variant": config.model.variant,
-        "dtype": config.model.dtype,
+        "dtype": str(engine.pipeline.dtype).removeprefix("torch."),
     }
 
 

@@ -29,6 +29,7 @@ class Report:
 
     as_json: bool = False
     quiet: bool = False
+    verbose: bool = False
     debug: bool = False
 
     def result(self, text: str) -> None:
@@ -45,6 +46,11 @@ class Report:
     def note(self, text: str) -> None:
         """One line for the human."""
         if not self.quiet:
+            print(printable(text), file=sys.stderr, flush=True)
+
+    def detail(self, text: str) -> None:
+        """One line for the human who asked for more."""
+        if self.verbose:
             print(printable(text), file=sys.stderr, flush=True)
 
     @contextmanager
