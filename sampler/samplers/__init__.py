@@ -7,6 +7,7 @@ from sampler.samplers.heavy_ball import HeavyBall
 from sampler.samplers.heun import Heun
 from sampler.samplers.multistep import AdamsBashforth
 from sampler.samplers.nesterov import Nesterov
+from sampler.samplers.reddiff import REDDiff
 from sampler.samplers.solvers import DPMSolverPP2M, UniPC
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "HeavyBall",
     "Heun",
     "Nesterov",
+    "REDDiff",
     "UniPC",
 ]

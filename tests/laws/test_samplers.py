@@ -138,11 +138,11 @@ def test_gradient_against_finite_differences_and_checkpointing(name):
         return (engine.run(x, levels, cond(1), method, CFG, [3], grad=True) * probe).sum()
 
     leaf = x.clone().requires_grad_()
+    if not loss(leaf).requires_grad:
+        pytest.skip("the start does not reach the result (an inverse solver from its measurement)")
     (plain,) = torch.autograd.grad(loss(leaf), leaf)
     (saved,) = torch.autograd.grad(checkpoint(loss, leaf, use_reentrant=False), leaf)
     assert torch.equal(plain, saved)
-    if not plain.abs().sum():
-        pytest.skip("the start does not reach the result (an inverse solver from its measurement)")
     h = 1e-6
     way = noise(1).flip(-1)
     with torch.no_grad():

@@ -22,6 +22,11 @@ EXAMPLES: dict[tuple[str, str], Any] = {
     ("guidance", "linear_ag"): None,  # fitted for one grid: tests/guidance
     ("guidance", "gfcg"): None,  # these need a classifier: tests/guidance
     ("guidance", "classifier"): None,
+    ("sampler", "reddiff"): {
+        "name": "reddiff",
+        "operator": "denoise",
+        "y": torch.full((1, *SHAPE), 0.3),
+    },
 }
 
 

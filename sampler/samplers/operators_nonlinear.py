@@ -1,0 +1,123 @@
+"""Non-linear measurements: clipping, lost phase, JPEG."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HighDynamicRange:
+    """A(x) = clip(gain·x, −1, 1): highlights and shadows are lost. A_dagger(y) = y/gain."""
+
+    gain: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.gain > 0:
+            raise ValueError(f"hdr: gain = {self.gain} must be greater than 0.")
+
+    def A(self, x: Tensor) -> Tensor:
+        return (self.gain * x).clamp(-1, 1)
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return y / self.gain
+
+
+@dataclass(frozen=True)
+class PhaseRetrieval:
+    """A(x) = |FFT(x)|, orthonormal, after zero-padding by `pad` pixels on each side.
+
+    The phase is lost: sign and point reflection of x cannot be told. A_dagger is |FFT^{-1}(y)|,
+    cropped: a start, no inverse. Computed in the precision of x.
+    """
+
+    pad: int = 64
+
+    def __post_init__(self) -> None:
+        if self.pad < 0:
+            raise ValueError(f"phase: pad = {self.pad} must be at least 0 pixels.")
+
+    def A(self, x: Tensor) -> Tensor:
+        x = torch.fft.ifftshift(F.pad(x, (self.pad,) * 4), dim=(-2, -1))
+        spectrum = torch.fft.fftshift(torch.fft.fft2(x, norm="ortho"), dim=(-2, -1))
+        return spectrum.abs()
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        spectrum = torch.fft.ifftshift(y, dim=(-2, -1)).to(torch.complex(y[:0], y[:0]).dtype)
+        x = torch.fft.fftshift(torch.fft.ifft2(spectrum, norm="ortho"), dim=(-2, -1)).abs()
+        return x[..., self.pad : x.shape[-2] - self.pad, self.pad : x.shape[-1] - self.pad]
+
+
+# ITU-T T.81 (JPEG), Annex K, tables K.1 and K.2.
+_LUMA = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+_CHROMA = (
+    (17, 18, 24, 47, 99, 99, 99, 99),
+    (18, 21, 26, 66, 99, 99, 99, 99),
+    (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99),
+    *((99,) * 8,) * 4,
+)
+# ITU-R BT.601, full range, as in JFIF.
+_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+
+@dataclass(frozen=True)
+class JPEG:
+    """A(x) = what is left of x after JPEG at `quality` (1 to 100), without chroma subsampling.
+
+    8 x 8 blocks of cosine coefficients in YCbCr, rounded to multiples of the standard tables. The
+    rounding's gradient is taken as 1 (straight-through): its own is 0, and the measurement would
+    not be felt. Height and width must be multiples of 8. A_dagger(y) = y.
+    """
+
+    quality: int = 20
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"jpeg: quality = {self.quality} must lie in 1..100.")
+
+    def A(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        if channels != 3 or height % 8 or width % 8:
+            raise ValueError(
+                f"jpeg: {tuple(x.shape[1:])} must be 3 x H x W with H and W multiples of 8."
+            )
+        colour, cosine = torch.tensor(_YCBCR).to(x), _cosines().to(x)
+        ycc = torch.einsum("ij,bjhw->bihw", colour, x * 127.5)
+        blocks = ycc.reshape(batch, 3, height // 8, 8, width // 8, 8).permute(0, 1, 2, 4, 3, 5)
+        table = self._tables().to(x)[:, None, None]
+        scaled = cosine @ blocks @ cosine.T / table
+        rounded = scaled + (scaled.round() - scaled).detach()
+        blocks = cosine.T @ (rounded * table) @ cosine
+        ycc = blocks.permute(0, 1, 2, 4, 3, 5).reshape(batch, 3, height, width)
+        back = torch.linalg.inv(colour.double()).to(x)
+        return torch.einsum("ij,bjhw->bihw", back, ycc) / 127.5
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return y
+
+    def _tables(self) -> Tensor:
+        """Quantisation steps [3, 8, 8] of this quality, by the IJG's rule."""
+        percent = 5000 / self.quality if self.quality < 50 else 200 - 2 * self.quality
+        base = torch.tensor((_LUMA, _CHROMA, _CHROMA), dtype=torch.float64)
+        return ((base * percent + 50) / 100).floor().clamp(1, 255)
+
+
+def _cosines() -> Tensor:
+    """The orthonormal cosine transform [8, 8], float64."""
+    k, n = torch.arange(8, dtype=torch.float64)[:, None], torch.arange(8, dtype=torch.float64)
+    matrix = torch.cos(math.pi * (2 * n + 1) * k / 16) / 2
+    return torch.cat([matrix[:1] / math.sqrt(2), matrix[1:]])
