@@ -10,7 +10,6 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T", bound=type)
@@ -228,4 +227,6 @@ def _load(kind: str) -> dict[str, type]:
 
 @cache
 def _plugins(kind: str) -> dict[str, Any]:
+    from importlib.metadata import entry_points  # slow to import, and rarely needed
+
     return {entry.name: entry for entry in entry_points(group=KINDS[kind][1])}

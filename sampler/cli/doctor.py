@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
-import shutil
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,9 @@ def versions() -> Iterator[Row]:
 
     ok is None for an optional extra that is not there.
     """
+    import platform
+    from importlib import metadata
+
     from packaging.requirements import Requirement
 
     yield _row("python", f"{platform.python_version()} on {platform.platform()}", True)
@@ -84,6 +84,8 @@ def devices() -> Iterator[Row]:
 
 def disk(folder: Path) -> Row:
     """Free space where runs are written; bad below 1 GiB."""
+    import shutil
+
     free = shutil.disk_usage(folder).free
     return _row("free disk here", f"{free / 2**30:.1f} GiB", free >= 2**30)
 

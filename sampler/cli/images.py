@@ -18,6 +18,7 @@ from sampler.types import SamplerError
 if TYPE_CHECKING:
     from sampler.cli.report import Report
     from sampler.engine import Engine, Result
+    from sampler.generate import Job
 
 FAILED = 3  # the exit code of a run that finished with failed images
 
@@ -44,39 +45,27 @@ def make_images(config: Config, prompts: Sequence[str], engine: Engine, report: 
     jobs = expand(prompts, run.negative_prompt, run.seed, run.n)
     method = strategy_of(config, "sampler", engine.sampler)
     rule = strategy_of(config, "guidance", engine.guidance)
-    report.event(
-        "plan",
-        images=len(jobs),
-        batches=-(-len(jobs) // size),
-        batch_size=size,
-        steps=run.steps,
-        sampler=registry.spec_of(method),
-        guidance=registry.spec_of(rule),
-        model=model_name(config.model),
-        out=str(folder),
-    )
-    report.detail(f"sampler: {registry.spec_of(method)}")
-    report.detail(f"guidance: {registry.spec_of(rule)}")
-    report.detail(
-        f"{len(jobs)} images, {size} at a time, {run.steps} steps, on {engine.pipeline.device}"
-    )
+    plan = {
+        "images": len(jobs),
+        "batches": -(-len(jobs) // size),
+        "batch_size": size,
+        "steps": run.steps,
+        "sampler": registry.spec_of(method),
+        "guidance": registry.spec_of(rule),
+        "model": model_name(config.model),
+        "device": str(engine.pipeline.device),
+        "out": str(folder),
+    }
+    report.event("plan", **plan)
+    for name, value in plan.items():
+        report.detail(f"{name}: {value}")
     written = failed = 0
     seconds = 0.0
     try:
         with report.progress(len(jobs)) as meter:
             for first in range(0, len(jobs), size):
                 batch = jobs[first : first + size]
-                result = engine.generate(
-                    [job.prompt for job in batch],
-                    negative=[job.negative for job in batch],
-                    seeds=[job.seed for job in batch],
-                    steps=run.steps,
-                    width=run.width,
-                    height=run.height,
-                    sampler=method,
-                    guidance=rule,
-                    batch_size=size,
-                )
+                result = _evaluate(engine, batch, size, config, (method, rule))
                 made = _write(result, first, folder, config, engine, report)
                 written, failed = written + made.written, failed + made.failed
                 seconds += result.seconds
@@ -88,6 +77,23 @@ def make_images(config: Config, prompts: Sequence[str], engine: Engine, report: 
     report.note(f"{written} images in {folder}, {seconds:.1f} s of sampling and decoding.")
     if failed:
         raise SamplerError(f"{failed} of {len(jobs)} images were not finite.", FAILED)
+
+
+def _evaluate(
+    engine: Engine, jobs: Sequence[Job], size: int, config: Config, strategies: tuple[Any, Any]
+) -> Result:
+    method, rule = strategies
+    return engine.generate(
+        [job.prompt for job in jobs],
+        negative=[job.negative for job in jobs],
+        seeds=[job.seed for job in jobs],
+        steps=config.run.steps,
+        width=config.run.width,
+        height=config.run.height,
+        sampler=method,
+        guidance=rule,
+        batch_size=size,
+    )
 
 
 def check_folder(folder: Path) -> None:

@@ -7,10 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sampler import registry
 from sampler.cli.options import Debug, Json
 from sampler.cli.report import Report, printable
-from sampler.types import SamplerError
 
 KINDS = {
     "samplers": "sampler",
@@ -32,6 +30,9 @@ def command(
     """List what there is of a kind, with fields, defaults and references."""
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
+        from sampler import registry
+        from sampler.types import SamplerError
+
         plural = _SINGULAR.get(kind, kind)
         if plural not in KINDS:
             raise SamplerError(f"Unknown kind {kind!r}{registry.nearest(kind, KINDS)}.", 2)
@@ -47,6 +48,8 @@ def command(
 
 def strategies(kind: str, report: Report) -> list[dict[str, Any]]:
     """What `sampler.describe` says of every name; a plug-in that fails to load is told."""
+    from sampler import registry
+
     found = []
     for name in registry.names(kind):
         try:

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-import traceback
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
-
-from sampler.types import SamplerError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -66,6 +63,8 @@ class Report:
             raise typer.Exit(1) from None
         except (Exception, KeyboardInterrupt) as error:
             if self.debug:
+                import traceback
+
                 traceback.print_exc()
             text, code = explained(error)
             self.event("error", code=code, message=text)
@@ -111,6 +110,8 @@ class Meter:
 
 def explained(error: BaseException) -> tuple[str, int]:
     """An error as one sentence and the exit code it stands for."""
+    from sampler.types import SamplerError
+
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, SamplerError):
         return text, error.code
