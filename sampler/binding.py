@@ -16,9 +16,9 @@ from sampler.types import Cond, Guidance, Level
 
 @dataclass(frozen=True)
 class Request:
-    """One batch to be run: the adapter, its B prompts and negative prompts, sampler and levels.
+    """One batch to be run: the adapter, B prompts and negative prompts, sampler, levels and size.
 
-    levels: the grid without its last level, which is never evaluated.
+    levels: the grid without its last level, which is never evaluated; size: (height, width).
     """
 
     adapter: Any
@@ -26,6 +26,7 @@ class Request:
     negative: Sequence[str]
     sampler: dict[str, Any]
     levels: Sequence[Level]
+    size: tuple[int, int]
 
     def fingerprint(self) -> str:
         """Names the weights of the adapter's network; see `fingerprint`."""

@@ -143,6 +143,12 @@ class Engine:
                 f"Guidance {rule.name!r} needs an unconditional branch: "
                 "pass cond=sampler.Cond(cond=..., uncond=...)."
             )
+        models = getattr(self.denoiser, "models", ("main",))
+        if missing := rule.needs - {"cond", "uncond", *models}:
+            raise ValueError(
+                f"Guidance {rule.name!r} needs the model {min(missing)!r}, and this denoiser has "
+                f"{', '.join(models)}; give one: sampler.load(weak=...) or denoiser(models=...)."
+            )
         with nullcontext() if grad else torch.no_grad():
             snap, grid = self.start(x, levels, cond, method, rule, seeds)
             walk = self.steps(snap, grid, cond, method, rule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from sampler import registry
+from sampler.binding import Request, bound
 from sampler.engine import Engine, Result
 from sampler.noise import MAX_SEED, initial
-from sampler.types import Guidance, Sampler
+from sampler.types import Cond, Guidance, Sampler, Snapshot
 
 Output = Literal["pil", "tensor", "latent"]
 DEFAULT_BATCH = 8
@@ -65,6 +67,12 @@ def generate(
         raise ValueError(f"output = {output!r} must be 'pil', 'tensor' or 'latent'.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size = {batch_size} must be at least 1.")
+    if "uncond" not in rule.needs and any(job.negative for job in jobs):
+        warnings.warn(
+            f"Guidance {rule.name!r} with these settings evaluates no unconditional branch: the "
+            "negative prompt has no effect.",
+            stacklevel=3,
+        )
     adapter = engine.pipeline
     size = adapter.size(height, width)
     adapter.grid(steps, size)  # refuses bad steps before anything is spent
@@ -72,7 +80,7 @@ def generate(
     latents, images, nfe = [], [], []
     with torch.no_grad():
         for first in range(0, len(jobs), cut):
-            x, counted = _batch(engine, jobs[first : first + cut], size, steps, method, rule)
+            x, counted = sample_batch(engine, jobs[first : first + cut], size, steps, method, rule)
             latents.append(x)
             nfe.extend(counted)
             if output != "latent":
@@ -102,27 +110,42 @@ def generate(
     )
 
 
-def _batch(
+def sample_batch(
     engine: Engine,
     jobs: Sequence[Job],
     size: tuple[int, int],
     steps: int,
     method: Sampler,
     rule: Guidance,
+    cond: Cond | None = None,
+    on_step: Callable[[Snapshot], None] | None = None,
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """The latents [B, ...] of some jobs, and the rows evaluated for each."""
+    """The latents [B, ...] of some jobs, and the rows evaluated for each.
+
+    cond: their conditions, where they are encoded already. on_step sees every snapshot.
+    """
     adapter = engine.pipeline
-    cond = adapter.encode(
+    if cond is None:
+        cond = adapter.encode(
+            [job.prompt for job in jobs],
+            [job.negative for job in jobs],
+            "uncond" in rule.needs,
+            size,
+        )
+    grid = adapter.grid(steps, size)
+    request = Request(
+        adapter,
         [job.prompt for job in jobs],
         [job.negative for job in jobs],
-        "uncond" in rule.needs,
+        registry.spec_of(method),
+        method.levels(grid)[:-1],
         size,
     )
-    grid = adapter.grid(steps, size)
+    rule, cond = bound(rule, request, cond)
     seeds = [job.seed for job in jobs]
     x = initial(seeds, adapter.latent_shape(*size)).to(adapter.device)
     x = x * adapter.schedule.initial_scale(grid)
-    x, snap = engine._finished(x, grid, cond, method, rule, seeds)
+    x, snap = engine._finished(x, grid, cond, method, rule, seeds, on_step=on_step)
     return x, snap.nfe
 
 

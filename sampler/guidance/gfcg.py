@@ -88,7 +88,7 @@ class GFCG(GuidanceBase):
         extra = {
             **cond.extra,
             "target": reader.target(request.prompts),
-            "classes": reader.conditions(request.prompts),
+            "classes": reader.conditions(request.prompts, request.size),
         }
         return replace(self, classifier=reader.classify), replace(cond, extra=extra)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from sampler.denoiser import BatchedDenoiser
+from sampler.denoisers import BatchedDenoiser
 from sampler.schedule import Schedule
 from sampler.types import Cond, Level, Prediction, SamplerError
 
@@ -62,6 +63,7 @@ class Adapter(BatchedDenoiser):
     """
 
     network_name = "unet"
+    classes: Any = None  # a reader of classes, for rules with a classifier (`classes.py`)
 
     def __init__(self, pipe: Any, weak: Any = None) -> None:
         self.pipe = pipe
@@ -155,4 +157,13 @@ class Adapter(BatchedDenoiser):
 
     def time(self, level: Level, like: Tensor) -> Tensor:
         """The level's timestep: 0-d, integer where it is one, as in stock pipelines; or [R]."""
+        if isinstance(level.t, (int, float)):
+            return _constant(level.t, like.device)
         return torch.as_tensor(level.t, device=like.device)
+
+
+@lru_cache(maxsize=2048, typed=True)
+def _constant(t: float, device: torch.device) -> Tensor:
+    """A 0-d tensor, kept: on a GPU making one is a copy that the host waits for."""
+    with torch.inference_mode(False):
+        return torch.as_tensor(t, device=device)

@@ -1,0 +1,167 @@
+"""Readers of classes: what rules with a classifier have to know of a model's world.
+
+A reader answers three questions, for B prompts of one batch:
+
+    target(prompts)     which class each prompt asks for, int [B]
+    conditions(prompts, size)   a function of classes [B] to conditions [B, ...], for images of
+                        size (height, width): the same prompts, but asking for these classes
+    classify(x0)        logits [B, K] of latents [B, ...]; differentiable
+
+`gfcg` and `classifier` take one as their `classifier`; the bundled model has its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sampler.pipelines.base import Adapter
+
+Images = Callable[[Tensor], Tensor]
+Size = tuple[int, int]
+
+
+class CandidateClasses:
+    """Classes that are whole prompts; `classifier`: images [B, 3, H, W] in [0, 1] -> logits [B, K].
+
+    Raises ValueError for fewer than two candidates.
+    """
+
+    def __init__(self, adapter: Adapter, candidates: Sequence[str], classifier: Images) -> None:
+        if len(candidates) < 2:
+            raise ValueError("Classes need at least two candidate prompts, one of them wrong.")
+        self.adapter = adapter
+        self.candidates = list(candidates)
+        self.classifier = classifier
+
+    def target(self, prompts: Sequence[str]) -> Tensor:
+        """Raises ValueError for a prompt that is no candidate."""
+        if unknown := [p for p in prompts if p not in self.candidates]:
+            raise ValueError(f"The prompt {unknown[0]!r:.60} is none of the candidate prompts.")
+        return torch.tensor([self.candidates.index(prompt) for prompt in prompts])
+
+    def conditions(self, prompts: Sequence[str], size: Size) -> Callable[[Tensor], Any]:
+        return lambda classes: _encoded(self.adapter, [self.candidates[k] for k in classes], size)
+
+    def classify(self, x0: Tensor) -> Tensor:
+        return self.classifier(self.adapter.decode(x0))
+
+
+class BundledClasses:
+    """The bundled model's concepts: "a red apple on blue" against the same with another concept."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        from sampler.bundled import concepts
+
+        self.adapter = adapter
+        self.concepts = concepts()
+        # the longest name first: "hot dog" is no "dog"
+        names = sorted(map(re.escape, self.concepts), key=len, reverse=True)
+        self.pattern = re.compile(rf"\b({'|'.join(names)})\b", re.IGNORECASE)
+
+    @cached_property
+    def classifier(self) -> Any:
+        from sampler.bundled import classifier
+
+        return classifier.load().to(self.adapter.device)
+
+    def target(self, prompts: Sequence[str]) -> Tensor:
+        """Raises ValueError for a prompt that names none of the 128 concepts."""
+        found = [self.pattern.search(prompt) for prompt in prompts]
+        if None in found:
+            raise ValueError(
+                f"The prompt {prompts[found.index(None)]!r:.60} names no concept of the bundled "
+                "classifier; see sampler.bundled.concepts()."
+            )
+        names = [match[1].lower() for match in found if match]
+        return torch.tensor([self.concepts.index(name) for name in names])
+
+    def conditions(self, prompts: Sequence[str], size: Size) -> Callable[[Tensor], Any]:
+        def encoded(classes: Tensor) -> Any:
+            names = [self.concepts[k] for k in classes]
+            texts = [
+                self.pattern.sub(lambda _, name=name: name, prompt, count=1)
+                for prompt, name in zip(prompts, names, strict=True)
+            ]
+            return _encoded(self.adapter, texts, size)
+
+        return encoded
+
+    def classify(self, x0: Tensor) -> Tensor:
+        return self.classifier(self.adapter.decode(x0)).concept
+
+
+def gfcg_for(engine: Any, candidates: Sequence[str], classifier: Images, **fields: Any) -> Any:
+    """The rule `gfcg` for an engine, choosing among candidate prompts.
+
+    classifier: images [B, 3, H, W] in [0, 1] -> logits [B, K] in the order of the candidates, such
+    as `clip_classifier` or `image_classifier`. fields: further fields of the rule.
+    """
+    from sampler import registry
+
+    reader = CandidateClasses(engine.pipeline, candidates, classifier)
+    return registry.build("guidance", {"name": "gfcg", "classifier": reader, **fields})
+
+
+def clip_classifier(folder: str, candidates: Sequence[str]) -> Images:
+    """CLIP's image-text logits, from a local folder: how well an image fits each candidate."""
+    from transformers import AutoProcessor, CLIPModel
+
+    loaded: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
+    model = loaded.eval().requires_grad_(False)
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    texts = processor(text=list(candidates), return_tensors="pt", padding=True)
+    prepare = _preparation(processor.image_processor)
+
+    def logits(images: Tensor) -> Tensor:
+        where = {k: v.to(images.device) for k, v in texts.items()}
+        return model.to(images.device)(pixel_values=prepare(images), **where).logits_per_image
+
+    return logits
+
+
+def image_classifier(folder: str, labels: Sequence[str] | None = None) -> Images:
+    """A transformers image classifier from a local folder; `labels`: its labels to be used.
+
+    Raises ValueError for a label that the model does not have.
+    """
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    loaded = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
+    model = loaded.eval().requires_grad_(False)
+    prepare = _preparation(AutoImageProcessor.from_pretrained(folder, local_files_only=True))
+    known = model.config.label2id
+    if unknown := [label for label in labels or () if label not in known]:
+        raise ValueError(f"{folder} has no label {unknown[0]!r}; it has {len(known)} others.")
+    index = None if labels is None else torch.tensor([known[label] for label in labels])
+
+    def logits(images: Tensor) -> Tensor:
+        found = model.to(images.device)(pixel_values=prepare(images)).logits
+        return found if index is None else found[:, index.to(images.device)]
+
+    return logits
+
+
+def _preparation(processor: Any) -> Images:
+    """Resizing and normalising on tensors, so that gradients pass; sizes as the processor's."""
+    size = getattr(processor, "crop_size", None) or processor.size
+    side = size.get("height") or size.get("shortest_edge")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
+
+    def prepare(images: Tensor) -> Tensor:
+        resized = torch.nn.functional.interpolate(
+            images, (side, side), mode="bicubic", antialias=True
+        )
+        return (resized - mean.to(images.device)) / std.to(images.device)
+
+    return prepare
+
+
+def _encoded(adapter: Adapter, prompts: list[str], size: Size) -> Any:
+    with torch.no_grad():
+        return adapter.encode(prompts, [""] * len(prompts), False, size).cond
