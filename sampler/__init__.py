@@ -13,9 +13,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sampler.denoiser import denoiser
+    from sampler.denoisers import denoiser
     from sampler.engine import Engine, Result
     from sampler.loading import load
+    from sampler.pipelines.scheduler import scheduler
     from sampler.registry import build, describe, names, register
     from sampler.schedule import Schedule
     from sampler.snapshots import load_snapshot, save_snapshot
@@ -39,9 +40,10 @@ __version__ = "0.1.0"
 
 # module -> the public names it has; the imports above tell the same to type checkers
 _HOMES = {
-    "denoiser": "denoiser",
+    "denoisers": "denoiser",  # a module called as a function of the package would hide it
     "engine": "Engine Result",
     "loading": "load",
+    "pipelines.scheduler": "scheduler",
     "registry": "build describe names register",
     "schedule": "Schedule",
     "snapshots": "load_snapshot save_snapshot",
@@ -74,6 +76,7 @@ __all__ = [
     "names",
     "register",
     "save_snapshot",
+    "scheduler",
     "settle",
 ]
 

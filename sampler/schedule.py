@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -91,6 +92,8 @@ class Schedule:
 
         Raises ValueError for a scheduler or a setting whose levels are not known here.
         """
+        if isinstance(config.get("base"), Mapping):  # our drop-in, in the place of another
+            return Schedule.from_config(config["base"])
         name = scheduler or str(config.get("_class_name", ""))
         for key, harmless in _UNKNOWN.items():
             value = config.get(key)
@@ -188,9 +191,8 @@ class Schedule:
         if not 0 <= low <= self.train_steps - 1:
             raise ValueError(f"Timestep {t} must lie in 0..{self.train_steps - 1}.")
         if low == t:
-            # torch's float32 square root, which stock schedulers use, is at times one bit off.
-            acp = torch.tensor(self.table[low])
-            return Level(t, float(acp**0.5), float((1 - acp) ** 0.5))
+            alphas, sigmas = self._roots
+            return Level(t, alphas[low], sigmas[low])
         return _from_ratio(t, float(np.interp(t, (low, low + 1), self._ratios()[low : low + 2])))
 
     def grid(
@@ -269,6 +271,15 @@ class Schedule:
         if spacing in (None, "karras"):
             return replace(self, karras=self.karras or spacing == "karras", final=final)
         return replace(self, spacing=spacing, karras=False, final=final)
+
+    @cached_property
+    def _roots(self) -> tuple[list[float], list[float]]:
+        """alpha and sigma of every training timestep.
+
+        By torch's float32 square root, as in the stock schedulers; it is at times one bit off.
+        """
+        acp = torch.tensor(self.table)
+        return (acp**0.5).tolist(), ((1 - acp) ** 0.5).tolist()
 
     def _ratios(self) -> Any:
         """sigma/alpha of every training timestep [N], float64; infinite at alpha = 0."""

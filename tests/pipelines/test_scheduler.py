@@ -1,0 +1,196 @@
+"""The drop-in: the engine's latents bit for bit inside stock pipelines, saved and loaded."""
+
+import pytest
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+import sampler
+from tests import tiny
+
+SEEDS = (3, 4)
+PROMPTS = ["a red fox", "a blue door"]
+SAMPLERS = [
+    "ddim",
+    {"name": "ddim", "eta": 1.0},
+    {"name": "ab", "order": 4},
+    {"name": "ab", "order": 3, "steps": "variable"},
+    "ghvb",
+    {"name": "ghvb", "momentum_number": 3.8},
+    {"name": "heavy_ball", "base": "unipc", "beta": 0.8},
+    "nesterov",
+    "dpmpp_2m",
+    "unipc",
+    "consistency",
+    "heun",
+]
+PIPELINES = {
+    "sd": tiny.sd,
+    "zero_snr": lambda: tiny.sd("zero_snr"),
+    "euler": lambda: tiny.sd(scheduler=EulerDiscreteScheduler(**tiny.BETAS)),
+    "dpm": lambda: tiny.sd(scheduler=DPMSolverMultistepScheduler(**tiny.BETAS)),
+    "sdxl": tiny.sdxl,
+    "pixart": tiny.pixart,
+}
+
+
+def generators():
+    return [torch.Generator().manual_seed(s) for s in SEEDS]
+
+
+def engine_latents(pipe, method, steps=5, scale=4.0, **options):
+    result = sampler.load(pipe).generate(
+        PROMPTS,
+        seeds=list(SEEDS),
+        steps=steps,
+        sampler=method,
+        guidance={"name": "cfg", "scale": scale},
+        batch_size=2,
+        output="latent",
+        **options,
+    )
+    return result.latents
+
+
+def stock_latents(pipe, steps=5, scale=4.0, **options):
+    return pipe(
+        PROMPTS,
+        num_inference_steps=steps,
+        guidance_scale=scale,
+        generator=generators(),
+        output_type="latent",
+        **options,
+    ).images
+
+
+@pytest.mark.parametrize("method", SAMPLERS, ids=str)
+def test_bit_equal_on_stable_diffusion(method):
+    pipe = tiny.sd()
+    ours = engine_latents(pipe, method)
+    pipe.scheduler = sampler.scheduler(method, pipe.scheduler)
+    for _ in range(2):  # history is reset by set_timesteps: the second call is the first again
+        assert torch.equal(stock_latents(pipe), ours)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_bit_equal_on_every_family(name):
+    pipe = PIPELINES[name]()
+    method = {"name": "ghvb", "momentum_number": 2.5}
+    ours = engine_latents(pipe, method)
+    pipe.scheduler = sampler.scheduler(method, pipe.scheduler)
+    options = {"use_resolution_binning": False} if name == "pixart" else {}
+    assert torch.equal(stock_latents(pipe, **options), ours)
+    assert len(pipe.scheduler.timesteps) == 5 == len(set(pipe.scheduler.timesteps.tolist()))
+
+
+def test_it_is_ddim_where_it_is_ddim():
+    pipe = tiny.sd()
+    stock = stock_latents(pipe)
+    pipe.scheduler = sampler.scheduler("ddim", pipe.scheduler)
+    assert torch.equal(stock_latents(pipe), stock)
+    pipe.scheduler = sampler.scheduler({"name": "ghvb", "momentum_number": 1.0}, pipe.scheduler)
+    assert torch.allclose(stock_latents(pipe), stock, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [tiny.sd3, tiny.flux])
+def test_flow_matching_pipelines(build):
+    """Order 1 is the stock Euler scheduler; a momentum sampler runs and is another."""
+    pipe = build()
+    call = {"num_inference_steps": 4, "output_type": "latent", "height": 32, "width": 32}
+
+    def run():
+        return pipe("a fox", generator=torch.Generator().manual_seed(1), **call).images
+
+    stock = run()
+    pipe.scheduler = sampler.scheduler({"name": "ghvb", "momentum_number": 1.0}, pipe.scheduler)
+    assert torch.allclose(run(), stock, atol=1e-5)
+    pipe.scheduler = sampler.scheduler("ghvb", pipe.scheduler)
+    assert run().isfinite().all() and not torch.allclose(run(), stock, atol=1e-3)
+
+
+def test_saved_and_loaded_with_its_pipeline(tmp_path):
+    pipe = tiny.sd("v")
+    method = {"name": "ghvb", "momentum_number": 2.5}
+    pipe.scheduler = sampler.scheduler(method, pipe.scheduler)
+    before = stock_latents(pipe)
+    pipe.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert type(again.scheduler) is type(pipe.scheduler)
+    assert again.scheduler.method == pipe.scheduler.method
+    assert torch.equal(stock_latents(again), before)
+    assert torch.equal(engine_latents(again, method), before)
+    other = sampler.scheduler("ddim", again.scheduler)  # a drop-in in the place of a drop-in
+    assert other.config["base"] == pipe.scheduler.config["base"]
+    assert other.config.prediction_type == "v_prediction"
+
+
+def test_half_precision_keeps_its_state_in_float32():
+    pipe = tiny.sd()
+    drop = sampler.scheduler({"name": "ab", "order": 4}, pipe.scheduler)
+    whole = sampler.scheduler({"name": "ab", "order": 4}, pipe.scheduler)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+    y = x.float()
+    for one in (drop, whole):
+        one.set_timesteps(6)
+    for t in drop.timesteps:
+        out = torch.sin(3 * y).half()
+        x = drop.step(out, t, x).prev_sample
+        y = whole.step(out.float(), t, y).prev_sample
+        assert x.dtype == torch.float16 and torch.equal(x, y.half())
+
+
+def test_image_to_image_starts_midway():
+    pipe = tiny.sd()
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
+    other = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+
+    def run():
+        return other(
+            "a fox",
+            image,
+            strength=0.6,
+            num_inference_steps=10,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(2),
+        ).images
+
+    stock = run()
+    for method in ({"name": "ghvb", "momentum_number": 1.0}, "heun"):
+        other.scheduler = sampler.scheduler(method, pipe.scheduler)
+        same = torch.allclose(run(), stock, atol=1e-5)
+        assert same == (method != "heun")
+
+
+def test_custom_timesteps():
+    drop = sampler.scheduler("ghvb", tiny.sd().scheduler)
+    drop.set_timesteps(timesteps=[900, 500, 100])
+    assert drop.timesteps.tolist() == [900, 500, 100]
+    with pytest.raises(ValueError, match="must fall"):
+        drop.set_timesteps(timesteps=[801, 801, 1])
+    drop.set_timesteps(3)
+    x = torch.zeros(1, 4, 8, 8)
+    drop.step(x, drop.timesteps[0], x)
+    with pytest.raises(ValueError, match="not the next one"):
+        drop.step(x, drop.timesteps[0], x)
+
+
+def test_refusals():
+    base = tiny.sd().scheduler
+    y = torch.zeros(1, 4, 8, 8)
+    with pytest.raises(ValueError, match="plain data"):
+        sampler.scheduler({"name": "reddiff", "operator": "denoise", "y": y}, base)
+    with pytest.raises(ValueError, match="needs a flow-matching model"):
+        sampler.scheduler({"name": "ghvb", "space": "flow"}, base)
+    with pytest.raises(ValueError, match="looked up by generate"):
+        sampler.scheduler({"name": "ghvb", "momentum_number": "calibrated:x.json"}, base)
+    from diffusers import ScoreSdeVeScheduler
+
+    with pytest.raises(ValueError, match="not known"):
+        sampler.scheduler("ghvb", ScoreSdeVeScheduler())
