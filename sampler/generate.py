@@ -126,12 +126,14 @@ def sample_batch(
     """
     adapter = engine.pipeline
     if cond is None:
-        cond = adapter.encode(
+        encoded: Cond = adapter.encode(
             [job.prompt for job in jobs],
             [job.negative for job in jobs],
             "uncond" in rule.needs,
             size,
         )
+    else:
+        encoded = cond
     grid = adapter.grid(steps, size)
     request = Request(
         adapter,
@@ -141,11 +143,11 @@ def sample_batch(
         method.levels(grid)[:-1],
         size,
     )
-    rule, cond = bound(rule, request, cond)
+    rule, encoded = bound(rule, request, encoded)
     seeds = [job.seed for job in jobs]
     x = initial(seeds, adapter.latent_shape(*size)).to(adapter.device)
     x = x * adapter.schedule.initial_scale(grid)
-    x, snap = engine._finished(x, grid, cond, method, rule, seeds, on_step=on_step)
+    x, snap = engine._finished(x, grid, encoded, method, rule, seeds, on_step=on_step)
     return x, snap.nfe
 
 

@@ -20,6 +20,15 @@ from sampler import registry
 MAX_SEED = 2**63 - 1
 RECORD_FORMAT = 1
 
+_PLAIN: dict[str, Any] = {
+    "separators": (",", ":"),
+    "ensure_ascii": False,
+    "allow_nan": False,
+    "check_circular": False,
+}
+_encode = json.JSONEncoder(**_PLAIN).encode
+_encode_sorted = json.JSONEncoder(sort_keys=True, **_PLAIN).encode
+
 
 @dataclass(frozen=True)
 class Model:
@@ -82,7 +91,7 @@ class Job:
         for name in ("replica", "tag", "meta", "axes"):
             if value := getattr(self, name):
                 body[name] = value
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+        return _encode(body) + "\n"
 
     @staticmethod
     def parse(line: str | bytes) -> Job:
@@ -95,9 +104,7 @@ def canonical(value: Any) -> str:
 
     Raises ValueError for NaN and infinity, TypeError for what JSON cannot hold.
     """
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    text = _encode_sorted(value)
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
@@ -134,9 +141,9 @@ class Keys:
 
     def __init__(self, settings: Settings, model: Model) -> None:
         shared = shared_record(settings, model)
-        names = sorted([*shared, "prompt", "negative_prompt", "replica", "seed"])
+        names = sorted([*shared, *_OWN])
         parts = {name: _member(name, shared[name]) for name in shared}
-        self._layout = [parts.get(name, name) for name in names]
+        self._layout = [(name, parts.get(name, "")) for name in names]
 
     def key(self, prompt: str, negative: str, replica: int, seed: int) -> str:
         """`key_of(record_of(...))`, several times faster."""
@@ -149,15 +156,16 @@ class Keys:
         return int.from_bytes(digest.digest()[:8], "big") & MAX_SEED
 
     def _hash(self, prompt: str, negative: str, replica: int, seed: int | None) -> Any:
-        own = _own(prompt, negative, replica)
+        own: dict[str, Any] = _own(prompt, negative, replica)
         if seed is not None:
             own["seed"] = seed
-        members = (
-            part if part[0] == '"' else _member(part, own[part])
-            for part in self._layout
-            if part[0] == '"' or part in own
-        )
+        members = [
+            part or _member(name, own[name]) for name, part in self._layout if part or name in own
+        ]
         return hashlib.sha256(("{" + ",".join(members) + "}").encode())
+
+
+_OWN = ("prompt", "negative_prompt", "replica", "seed")
 
 
 def _own(prompt: str, negative: str, replica: int) -> dict[str, Any]:

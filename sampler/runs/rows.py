@@ -208,5 +208,3 @@ def _checked(value: Any, key: str, where: str) -> Any:
     if not 0 < len(text) <= 10_000 or _FORBIDDEN.search(text) or "\\u0000" in text:
         raise SamplerError(f"{where}: {key:.60}: must be plain data of at most 10,000 bytes.", 2)
     return value
-
-

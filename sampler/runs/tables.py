@@ -161,7 +161,9 @@ def _parquet(path: Path, name: str) -> Iterator[Line]:
         raise SamplerError(f"{name}: {reason}.", 2) from None
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         problem = str(error).splitlines()[0]
-        raise SamplerError(f"{name}: this is no parquet file that can be read: {problem}", 2) from None
+        raise SamplerError(
+            f"{name}: this is no parquet file that can be read: {problem}", 2
+        ) from None
 
 
 def _no_constant(text: str) -> Any:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sampler import registry
@@ -20,36 +19,44 @@ from sampler.types import SamplerError
 
 MAX_DEPTH = 20
 MAX_PARTS = 10_000
+MAX_CHARS = 1_000_000
 _NAME = re.compile(r"__([A-Za-z0-9_\-/]+?)__")
 _TOKEN = re.compile(r"__[A-Za-z0-9_\-/]+?__|[{|}]|\\[{|}]")
 
 
-@dataclass
 class _Node:
     """Either one of several `choices`, or all of `parts` one after the other."""
 
-    choices: list[_Node] | None = None
-    parts: list[str | _Node] = field(default_factory=list)
+    def __init__(self, choices: list[_Node] | None = None) -> None:
+        self.choices = choices
+        self.parts: list[str | _Node] = []
+        self._size: tuple[int, int] | None = None
 
-    def count(self) -> int:
-        if self.choices is not None:
-            return sum(choice.count() for choice in self.choices)
-        return math.prod(part.count() for part in self.parts if isinstance(part, _Node))
+    def size(self) -> tuple[int, int]:
+        """How many prompts, and the characters of the longest at most; counted once."""
+        if self._size is None:
+            if self.choices is not None:
+                sizes = [choice.size() for choice in self.choices]
+                self._size = sum(n for n, _ in sizes), max(long for _, long in sizes)
+            else:
+                sizes = [(1, len(p)) if isinstance(p, str) else p.size() for p in self.parts]
+                self._size = math.prod(n for n, _ in sizes), sum(long for _, long in sizes)
+        return self._size
 
     def text(self, number: int) -> str:
-        """Prompt `number` of `count()`; the last part runs fastest."""
+        """Prompt `number`; the last part runs fastest."""
         if self.choices is not None:
             for choice in self.choices:
-                if number < (size := choice.count()):
+                if number < choice.size()[0]:
                     return choice.text(number)
-                number -= size
+                number -= choice.size()[0]
             raise IndexError(number)
         done: list[str] = []
         for part in reversed(self.parts):
             if isinstance(part, str):
                 done.append(part)
             else:
-                number, rest = divmod(number, part.count())
+                number, rest = divmod(number, part.size()[0])
                 done.append(part.text(rest))
         return "".join(reversed(done))
 
@@ -59,19 +66,19 @@ class Wildcards:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._files: dict[str, list[str]] = {}
+        self._files: dict[str, _Node] = {}
 
     def count(self, template: str) -> int:
         """How many prompts a template has. Raises SamplerError (2) for a template that is wrong."""
-        return 1 if _is_plain(template) else self._parse(template, (), template).count()
+        return 1 if _is_plain(template) else self._tree(template).size()[0]
 
     def all(self, template: str, limit: int) -> Iterator[str]:
         """Every prompt of a template. Raises SamplerError (2), before any, for more than limit."""
         if _is_plain(template):
             yield template
             return
-        tree = self._parse(template, (), template)
-        if (total := tree.count()) > limit:
+        tree = self._tree(template)
+        if (total := tree.size()[0]) > limit:
             shown = f"{total:,}" if total < 10**15 else "more than 10^15"
             raise SamplerError(f"{template!r:.60} has {shown} prompts; the limit is {limit:,}.", 2)
         for number in range(total):
@@ -81,9 +88,15 @@ class Wildcards:
         """One prompt of a template: a pure function of (seed, index), each as likely."""
         if _is_plain(template):
             return template
-        tree = self._parse(template, (), template)
+        tree = self._tree(template)
         digest = hashlib.sha256(f"wildcard\n{seed}\n{index}".encode()).digest()
-        return tree.text(int.from_bytes(digest, "big") % tree.count())
+        return tree.text(int.from_bytes(digest, "big") % tree.size()[0])
+
+    def _tree(self, template: str) -> _Node:
+        tree = self._parse(template, (), template)
+        if tree.size()[1] > MAX_CHARS:
+            raise SamplerError(f"{template!r:.60}: its prompts can grow too long.", 2)
+        return tree
 
     def _parse(self, text: str, open_names: tuple[str, ...], shown: str) -> _Node:
         """The tree of a template; `open_names`: the wildcard files that it stands in."""
@@ -105,35 +118,36 @@ class Wildcards:
         if name in open_names or len(open_names) >= MAX_DEPTH:
             chain = " in ".join(f"__{n:.40}__" for n in (name, *reversed(open_names)))
             raise SamplerError(f"{shown!r:.60}: the wildcard stands in itself: {chain:.200}.", 2)
-        lines = self._lines(name, shown)
-        return _Node([self._parse(line, (*open_names, name), shown) for line in lines])
-
-    def _lines(self, name: str, shown: str) -> list[str]:
         if name not in self._files:
-            if self._folder is None:
-                raise SamplerError(
-                    f"{shown!r:.60}: __{name:.60}__ needs a folder of wildcard files "
-                    "(prompts.wildcards, or --wildcards).",
-                    2,
-                )
-            path = self._folder / f"{name}.txt"
-            known = [p.stem for p in sorted(self._folder.glob("*.txt"))]
-            inside = path.resolve().is_relative_to(self._folder.resolve())
-            if name.startswith("/") or not inside or not path.is_file():
-                hint = registry.nearest(name, known) if known else ""
-                raise SamplerError(f"{shown!r:.60}: unknown wildcard __{name:.60}__{hint}.", 2)
-            lines = []
-            for _, row in read_table(path):
-                if isinstance(row, SamplerError):
-                    raise row
-                lines.append(row["prompt"])
-            if not lines:
-                raise SamplerError(f"{path}: there is no line in it.", 2)
-            self._files[name] = lines
+            lines = self._lines(name, shown)
+            choices = [self._parse(line, (*open_names, name), shown) for line in lines]
+            self._files[name] = _Node(choices)
         return self._files[name]
 
+    def _lines(self, name: str, shown: str) -> list[str]:
+        if self._folder is None:
+            raise SamplerError(
+                f"{shown!r:.60}: __{name:.60}__ needs a folder of wildcard files "
+                "(prompts.wildcards, or --wildcards).",
+                2,
+            )
+        path = self._folder / f"{name}.txt"
+        inside = path.resolve().is_relative_to(self._folder.resolve())
+        if name.startswith("/") or not inside or not path.is_file():
+            known = [p.stem for p in sorted(self._folder.glob("*.txt"))]
+            hint = registry.nearest(name, known) if known else ""
+            raise SamplerError(f"{shown!r:.60}: unknown wildcard __{name:.60}__{hint}.", 2)
+        lines = []
+        for _, row in read_table(path):
+            if isinstance(row, SamplerError):
+                raise row
+            lines.append(row["prompt"])
+        if not lines:
+            raise SamplerError(f"{path}: there is no line in it.", 2)
+        return lines
 
-def _take(token: str, stack: list[_Node], shown: str, file: object) -> None:
+
+def _take(token: str, stack: list[_Node], shown: str, file: Callable[[str], _Node]) -> None:
     """One token: the stack holds, in turn, sequences and the choices that they stand in."""
     if token.startswith("\\"):
         stack[-1].parts.append(token[1])
@@ -151,7 +165,7 @@ def _take(token: str, stack: list[_Node], shown: str, file: object) -> None:
     elif token in "|}":
         stack[-1].parts.append(token)
     else:
-        stack[-1].parts.append(file(token[2:-2]))  # pyright: ignore[reportCallIssue]
+        stack[-1].parts.append(file(token[2:-2]))
 
 
 def _choices(stack: list[_Node]) -> list[_Node]:

@@ -1,0 +1,119 @@
+"""Sweeps: `--axis NAME=VALUES`, and the rows of every combination.
+
+VALUES: `a,b,c` (`\\,` is a comma), `1..10`, `1..10:2`, `0..1#5` (5 evenly spaced). NAME: a column
+of prompt files (`steps`, `guidance`, `guidance.scale`), or `prompt/cat`, which replaces the text
+"cat" in the prompt by each value.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sampler import registry
+from sampler.runs.rows import COLUMNS, scalar
+from sampler.runs.tables import Line
+from sampler.types import SamplerError
+
+MAX_VALUES = 10_000
+_NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::({_NUMBER})|#(\d{{1,6}}))?$")
+_TEXT_COLUMNS = ("prompt", "negative_prompt", "tag")
+REPLACE = "prompt/"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A name and its values, in order."""
+
+    name: str
+    values: tuple[Any, ...]
+
+
+def parse_axis(text: str) -> Axis:
+    """The axis of `NAME=VALUES`. Raises SamplerError (2)."""
+    name, equals, values = text.partition("=")
+    name = name.strip()
+    if not equals or not name or not values:
+        raise SamplerError(f"--axis takes NAME=VALUES, not {text!r:.60}.", 2)
+    column = name.partition(".")[0]
+    if column not in COLUMNS and not (name.startswith(REPLACE) and name != REPLACE):
+        known = [*COLUMNS, "guidance.scale", "sampler.order", "prompt/TEXT"]
+        raise SamplerError(f"--axis {name!r:.60}: unknown name{registry.nearest(name, known)}.", 2)
+    is_text = column in _TEXT_COLUMNS or name.startswith(REPLACE)
+    found = _split(values) if is_text else _values(values, name)
+    if twice := [value for k, value in enumerate(found) if value in found[:k]]:
+        raise SamplerError(f"--axis {name}: the value {twice[0]!r:.60} is given twice.", 2)
+    return Axis(name, tuple(found))
+
+
+def sweep(rows: Iterable[Line], axes: list[Axis]) -> Iterator[Line]:
+    """Every row with every combination of the axes' values; the last axis runs fastest.
+
+    The values of a row's cell are kept in the column `axes`. Raises SamplerError (2) where an
+    axis is given twice, and where the text to replace is not in a prompt.
+    """
+    names = [axis.name for axis in axes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SamplerError(f"--axis {twice[0]:.60} is given twice.", 2)
+    for line, cells in rows:
+        if isinstance(cells, SamplerError):
+            yield line, cells
+            continue
+        for values in itertools.product(*(axis.values for axis in axes)):
+            yield line, _changed(cells, dict(zip(names, values, strict=True)), line)
+
+
+def _changed(cells: Mapping[str, Any], values: Mapping[str, Any], line: int) -> Mapping[str, Any]:
+    """A row with these values. Replacements are made at once, on the row's own prompt."""
+    changed = dict(cells)
+    replaced = {n.removeprefix(REPLACE): v for n, v in values.items() if n.startswith(REPLACE)}
+    changed.update({n: v for n, v in values.items() if not n.startswith(REPLACE)})
+    prompt = str(changed.get("prompt", ""))
+    if missing := [text for text in replaced if text not in prompt]:
+        raise SamplerError(f"--axis prompt/{missing[0]:.60}: not in the prompt of row {line}.", 2)
+    if replaced:
+        pattern = "|".join(re.escape(text) for text in sorted(replaced, key=len, reverse=True))
+        changed["prompt"] = re.sub(pattern, lambda match: str(replaced[match[0]]), prompt)
+    return {**changed, "axes": dict(values)}
+
+
+def _values(text: str, name: str) -> list[Any]:
+    found: list[Any] = []
+    for part in _split(text):
+        match = _RANGE.match(part.strip())
+        found += _range(match, name) if match else [scalar(part.strip())]
+    if len(found) > MAX_VALUES:
+        raise SamplerError(f"--axis {name}: more than {MAX_VALUES} values.", 2)
+    return found
+
+
+def _range(match: re.Match[str], name: str) -> list[Any]:
+    """Both ends included. Whole numbers stay whole; others are rounded to 12 digits."""
+    first, last = float(match[1]), float(match[2])
+    whole = all(re.fullmatch(r"-?\d+", match[i] or "1") for i in (1, 2, 3))
+    if match[4]:
+        count = int(match[4])
+        if not 2 <= count <= MAX_VALUES:
+            raise SamplerError(f"--axis {name}: A..B#N needs N from 2 to {MAX_VALUES}.", 2)
+        step, whole = (last - first) / (count - 1), False
+    else:
+        step = float(match[3] or 1) * (1 if last >= first else -1)
+        if step * (last - first) < 0 or step == 0 or not math.isfinite(step):
+            raise SamplerError(f"--axis {name}: {match[0]:.60} never arrives; use a step > 0.", 2)
+        steps = (last - first) / step
+        if not steps < MAX_VALUES:
+            raise SamplerError(f"--axis {name}: more than {MAX_VALUES} values.", 2)
+        count = int(steps + 1e-9) + 1
+    values = [float(f"{first + k * step:.12g}") for k in range(count)]
+    return [int(value) for value in values] if whole else values
+
+
+def _split(text: str) -> list[str]:
+    """Parts between commas; `\\,` is a comma."""
+    parts = re.split(r"(?<!\\),", text)
+    return [part.replace("\\,", ",").strip() for part in parts]

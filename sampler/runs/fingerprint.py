@@ -1,0 +1,131 @@
+"""Which model it is: a hash over its weights and configurations, without loading it.
+
+    SHA-256 over sorted (file name, size, SHA-256 of the content)
+
+Hashes of files are cached by (path, size, mtime, inode). `fast` hashes the header, the size and
+sixteen blocks of every safetensors file instead of all of it, and says so in the fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sampler.runs.jobs import Model
+from sampler.types import SamplerError
+
+ENDINGS = (".safetensors", ".json", ".txt", ".model")
+BLOCK = 2**20
+BLOCKS = 16
+MAX_HEADER = 100 * 2**20
+
+
+def fingerprint(folder: Path, fast: bool = False) -> str:
+    """The fingerprint of a diffusers folder. Raises SamplerError (6) where it is none."""
+    if not (folder / "model_index.json").is_file():
+        raise SamplerError(f"{folder} is no diffusers pipeline: it has no model_index.json.", 6)
+    cache = _Cache()
+    digest = hashlib.sha256(b"fast" if fast else b"full")
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        size = path.stat().st_size
+        digest.update(f"{name}\n{size}\n{cache.hash(path, fast)}\n".encode())
+    cache.save()
+    return ("fast:" if fast else "files:") + digest.hexdigest()
+
+
+def native_size(folder: Path) -> tuple[int, int] | None:
+    """(height, width) of the images that the model makes unasked; None where configs do not say."""
+    for name in ("unet", "transformer"):
+        size = _config(folder / name).get("sample_size")
+        if size:
+            height, width = (size, size) if isinstance(size, int) else size
+            factor = vae_factor(folder)
+            return height * factor, width * factor
+    return None
+
+
+def vae_factor(folder: Path) -> int:
+    """Pixels per latent, along one side."""
+    return 2 ** max(0, len(_config(folder / "vae").get("block_out_channels", [0] * 4)) - 1)
+
+
+def model_of(path: str | None, folder: Path, dtype: str, fast: bool = False) -> Model:
+    """What a run has to know of the model in a folder; `path` as the user gave it."""
+    label = "bundled" if path is None else Path(path).name
+    return Model(fingerprint(folder, fast), dtype, label, native_size(folder), path)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for root, folders, names in sorted(os.walk(folder)):
+        folders.sort()
+        for name in sorted(names):
+            if name.endswith(ENDINGS) and not name.startswith("."):
+                yield Path(root) / name
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class _Cache:
+    """Hashes of large files, kept between runs in the user's cache folder."""
+
+    def __init__(self) -> None:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        self._path = Path(base) / "diffusion-sampler" / "hashes.json"
+        self._known: dict[str, str] = {}
+        self._changed = False
+        with suppress(OSError, ValueError):
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            self._known = found if isinstance(found, dict) else {}
+
+    def hash(self, path: Path, fast: bool) -> str:
+        fast = fast and path.suffix == ".safetensors"
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}|{fast}"
+        if key not in self._known:
+            self._known[key] = _fast_hash(path, stat.st_size) if fast else _hash(path)
+            self._changed = True
+        return self._known[key]
+
+    def save(self) -> None:
+        """Best effort: without a cache the next run only hashes again."""
+        if not self._changed:
+            return
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self._path.parent)
+            with open(handle, "w", encoding="utf-8") as stream:
+                json.dump(dict(list(self._known.items())[-5000:]), stream)
+            os.replace(temporary, self._path)
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fast_hash(path: Path, size: int) -> str:
+    """The header, and BLOCKS evenly spaced blocks."""
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        digest.update(stream.read(min(length, MAX_HEADER)))
+        for k in range(BLOCKS):
+            stream.seek(max(0, size - BLOCK) * k // (BLOCKS - 1))
+            digest.update(stream.read(BLOCK))
+    return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""What an image says about itself: our record as JSON, and the text form that web UIs read.
+
+Never paths, users, hosts, environment or times: equal jobs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from sampler.runs import png
+from sampler.runs.jobs import Job, Model, Settings, canonical, key_of, record_of
+from sampler.types import SamplerError
+
+Metadata = Literal["full", "basic", "none"]
+CHUNK = "sampler"
+PARAMETERS = "parameters"
+MAX_RECORD = 256 * 1024
+LIBRARIES = ("diffusion-sampler", "torch", "diffusers", "transformers")
+
+
+def texts(job: Job, settings: Settings, model: Model, size: tuple[int, int], how: Metadata,
+          libraries: Mapping[str, str]) -> dict[str, str]:  # fmt: skip
+    """The text chunks of an image of this (height, width)."""
+    if how == "none":
+        return {}
+    if how == "basic":
+        names = {"sampler": settings.sampler["name"], "guidance": settings.guidance["name"]}
+        return {CHUNK: canonical({"key": job.key, "seed": job.seed, **names})}
+    record = canonical(
+        {"key": job.key, "record": record_of(job, settings, model), "libraries": dict(libraries)}
+    )
+    if len(record.encode()) > MAX_RECORD:
+        record = canonical({"key": job.key, "record": "see the run's journal"})
+    return {CHUNK: record, PARAMETERS: parameters(job, settings, model, size)}
+
+
+def parameters(job: Job, settings: Settings, model: Model, size: tuple[int, int]) -> str:
+    """The common web-UI form: prompt, negative prompt, one line of settings."""
+    guidance = settings.guidance
+    facts = {
+        "Steps": settings.steps,
+        "Sampler": settings.sampler["name"],
+        "CFG scale": scale_of(guidance),
+        "Seed": job.seed,
+        "Size": f"{size[1]}x{size[0]}",
+        "Model hash": model.fingerprint.partition(":")[2][:10],
+        "Model": model.label,
+        "Guidance": guidance["name"],
+        "Version": f"diffusion-sampler {library_versions()['diffusion-sampler']}",
+    }
+    line = ", ".join(f"{key}: {value}" for key, value in facts.items() if value not in (None, ""))
+    negative = [f"Negative prompt: {job.negative_prompt}"] if job.negative_prompt else []
+    return "\n".join([job.prompt, *negative, line])
+
+
+def scale_of(guidance: Mapping[str, Any]) -> Any:
+    """The guidance scale of a rule or of the rule inside it; None where there is none."""
+    if "scale" in guidance:
+        return guidance["scale"]
+    inner = [scale_of(value) for value in guidance.values() if isinstance(value, Mapping)]
+    return inner[0] if inner else None
+
+
+def read_record(data: bytes) -> dict[str, Any]:
+    """The record inside an image: {"key", "record", "libraries"}, checked against its key.
+
+    Raises SamplerError (2) for no image, no record, and a record that does not fit its key.
+    """
+    _, found = png.decode(data)
+    if CHUNK not in found:
+        raise SamplerError("The image holds no record of how it was made.", 2)
+    try:
+        body = json.loads(found[CHUNK])
+        record = body["record"]
+        whole = isinstance(record, dict) and key_of(record) == body["key"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise SamplerError("The image's record cannot be read.", 2) from None
+    if not whole:
+        raise SamplerError("The image's record is not whole: it does not fit its key.", 2)
+    return body
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Installed versions, without importing anything."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

@@ -1,0 +1,131 @@
+"""Images to disk beside the computation: encode, write and journal in a few threads.
+
+Two batches may wait at most, so memory stays bounded; the first error is raised at the next batch.
+A batch is journalled when all of its images are on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sampler.runs import journal, png
+from sampler.runs.store import Store
+
+DEPTH = 2  # batches
+
+
+@dataclass(frozen=True)
+class Item:
+    """One result: its journal line, and the image that belongs to it, if there is one."""
+
+    line: dict[str, Any]
+    pixels: np.ndarray | None = None
+    texts: dict[str, str] | None = None
+
+
+def failed_name(index: int) -> str:
+    """Where the error of an image lies, for people."""
+    return f"failed/{index:06d}.json"
+
+
+class _Batch:
+    """Items that are journalled together, by the thread that finishes the last of them."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.left = len(items)
+        self.lines: list[dict[str, Any] | None] = [None] * len(items)
+        self.lock = threading.Lock()
+
+    def finished(self, position: int, line: dict[str, Any]) -> bool:
+        with self.lock:
+            self.lines[position] = line
+            self.left -= 1
+            return self.left == 0
+
+
+class Pump:
+    """Writer threads; a context manager that drains them. `written` hears of every line."""
+
+    def __init__(
+        self,
+        store: Store,
+        threads: int = 2,
+        written: Callable[[Sequence[dict[str, Any]]], None] | None = None,
+    ) -> None:
+        self._store, self._written = store, written
+        self._slots = threading.BoundedSemaphore(DEPTH)
+        self._tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._journal = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._work, daemon=True, name=f"writer-{k}")
+            for k in range(max(1, threads))
+        ]
+
+    def __enter__(self) -> Pump:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        self.close(None)
+        if kind is None:
+            self._raise()
+
+    def put(self, items: Sequence[Item]) -> None:
+        """Hands a batch over; waits while two are being written. Raises what writing raised."""
+        if not items:
+            return
+        while not self._slots.acquire(timeout=0.5):
+            self._raise()
+        self._raise()
+        batch = _Batch(items)
+        for position, item in enumerate(items):
+            self._tasks.put((batch, position, item))
+
+    def close(self, seconds: float | None) -> bool:
+        """Waits until all is written, at most so long; whether it is."""
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join(seconds)
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            batch, position, item = task
+            try:
+                if self._error is None and batch.finished(position, self._stored(item)):
+                    self._commit(batch)
+            except BaseException as error:  # told to the thread that computes
+                self._error = self._error or error
+
+    def _stored(self, item: Item) -> dict[str, Any]:
+        line = item.line
+        if item.pixels is not None:
+            data = png.encode(item.pixels, item.texts or {})
+            self._store.put(line["file"], data)
+            digest = hashlib.sha256(data).hexdigest()
+            return {**line, "sha256": digest, "bytes": len(data)}
+        if line["status"] == "error":
+            self._store.put(failed_name(line["index"]), journal.encode([line]))
+        return line
+
+    def _commit(self, batch: _Batch) -> None:
+        lines = [line for line in batch.lines if line is not None]
+        with self._journal:
+            self._store.commit([line["file"] for line in lines if "file" in line], lines)
+        self._slots.release()
+        if self._written is not None:
+            self._written(lines)

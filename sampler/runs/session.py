@@ -1,0 +1,112 @@
+"""A run folder that is held: locked, and cleared of what killed writers left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sampler.runs import durable
+from sampler.runs.folder import RUN, Run
+from sampler.runs.lock import Lock
+from sampler.runs.store import LocalStore, Store, open_store
+from sampler.types import SamplerError
+
+PLAN_WAIT = 600.0  # seconds that a further worker waits for the plan of the first
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is kept, and as whom: worker `rank` of `world`, of one group."""
+
+    where: str
+    rank: int = 0
+    world: int = 1
+    group: str | None = None
+    fsync: bool = True
+
+
+def place_of(where: str | Path, executor: str = "local", fsync: bool = True) -> Place:
+    """The place of this process. torchrun's ranks read who they are from the environment."""
+    if executor != "torchrun":
+        return Place(str(where), fsync=fsync)
+    try:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        raise SamplerError(
+            "--executor torchrun reads RANK and WORLD_SIZE: start it with torchrun.", 2
+        ) from None
+    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT",
+             "SLURM_JOB_ID")  # fmt: skip
+    group = ":".join(os.environ.get(name, "") for name in names)
+    return Place(str(where), rank, world, group, fsync)
+
+
+@contextmanager
+def held(place: Place) -> Iterator[Store]:
+    """The store of a place, held against other runs. Raises SamplerError (4, 5)."""
+    store = open_store(place.where, place.rank, place.fsync)
+    if not isinstance(store, LocalStore):
+        yield store
+        return
+    durable.make_folder(store.root)
+    with Lock(store.root, place.group):
+        if place.group is None:
+            durable.remove_temporaries(store.root)
+        yield store
+
+
+def wait_for_plan(store: Store) -> Run:
+    """The run that the first worker is planning."""
+    deadline = time.monotonic() + PLAN_WAIT
+    while store.read(RUN) is None:
+        if time.monotonic() > deadline:
+            raise SamplerError(f"{store.where}: the first worker has not planned the run.", 4)
+        time.sleep(0.1)
+    return Run(store)
+
+
+@dataclass
+class Stop:
+    """Whether to stop, and for which signal."""
+
+    signal: int | None = None
+    _flag: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self) -> bool:
+        return self._flag.is_set()
+
+    def set(self, number: int) -> None:
+        self.signal = number
+        self._flag.set()
+
+
+@contextmanager
+def signals(told: Callable[[str], None] = lambda text: None) -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask to stop after the current step; a second one ends the process."""
+    stop = Stop()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop():
+            os._exit(128 + number)
+        stop.set(number)
+        told("Stopping: what is computed will be written. Once more ends at once.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: dict[int, Any] = {
+        number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,101 @@
+"""Which worker makes which batch, without any message between them: claims in a shared folder.
+
+Worker r takes the batches with b % world == r first, then those that nobody claims or whose claim
+has expired. A claim is a file made with O_EXCL and kept fresh by its owner. Two workers that make
+the same batch all the same do no harm: names and bytes are equal.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from sampler.runs import durable
+from sampler.runs.session import Place
+
+FOLDER = ".claims"
+LEASE = 60.0  # seconds
+POLL = 0.5
+
+
+class Claims:
+    """The claims of one worker; a context manager that keeps them fresh."""
+
+    def __init__(self, root: Path, place: Place, lease: float = LEASE) -> None:
+        group = "".join(c if c.isalnum() else "-" for c in place.group or "run")[-60:]
+        self._folder = root / FOLDER / group  # claims of an earlier start are of another group
+        self._rank, self._lease = place.rank, lease
+        self._held: Path | None = None
+        self._stop = threading.Event()
+        self._beat = threading.Thread(target=self._renew, daemon=True, name="claims")
+
+    def __enter__(self) -> Claims:
+        durable.make_folder(self._folder)
+        self._beat.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+
+    def take(self, batch: int) -> bool:
+        """Claims a batch, if it is free or its owner has gone."""
+        path = self._folder / f"{batch:06d}"
+        if self._expired(path):
+            path.unlink(missing_ok=True)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise durable.storage_error(error, path) from error
+        os.write(handle, str(self._rank).encode())
+        os.close(handle)
+        self._held = path
+        return True
+
+    def _expired(self, path: Path) -> bool:
+        try:
+            return time.time() - path.stat().st_mtime > self._lease
+        except FileNotFoundError:
+            return False
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._lease / 4):
+            if (path := self._held) is not None:
+                try:
+                    os.utime(path)
+                except OSError:
+                    pass
+
+
+def turns(
+    place: Place,
+    start: Collection[int],
+    remaining: Callable[[], Collection[int]],
+    stopped: Callable[[], bool],
+    lease: float = LEASE,
+) -> Iterator[int]:
+    """The batches of `start` that this worker makes, until somebody has made each of them.
+
+    remaining: those that no journal has yet.
+    """
+    root = Path(place.where)
+    with Claims(root, place, lease) as claims:
+        mine: set[int] = set()
+        for batch in [b for b in sorted(start) if b % place.world == place.rank]:
+            if not stopped() and claims.take(batch):
+                mine.add(batch)
+                yield batch
+        while not stopped() and (left := set(remaining()) - mine):
+            taken = next((batch for batch in sorted(left) if claims.take(batch)), None)
+            if taken is None:
+                time.sleep(min(POLL, lease / 4))
+            else:
+                mine.add(taken)
+                yield taken
+    if not stopped() and place.rank == 0:
+        shutil.rmtree(root / FOLDER, ignore_errors=True)

@@ -1,0 +1,197 @@
+"""One planned batch to pixels: the loop, what may go wrong in it, and what stays of it then.
+
+Out of memory: the micro-batch is halved inside the planned batch, and remembered for the group.
+An exception: the batch is halved too, until the row that raises stands alone; the others are made.
+Not finite: the row is an error that names the component and the step; a decode is tried again in
+float32 first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sampler import registry
+from sampler.engine import Engine
+from sampler.generate import Job as Row
+from sampler.generate import sample_batch
+from sampler.runs.jobs import Job, Settings
+from sampler.types import SamplerError, Snapshot
+from sampler.workers.texts import Texts
+from sampler.workers.trouble import decode_float32, finite, free_memory, is_memory, to_pixels
+
+
+class Stopped(BaseException):
+    """The run was told to stop; no error of a row."""
+
+
+class _NoMemory(Exception):
+    """Several rows together need more memory than there is."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image [H, W, 3] of uint8, what it cost, and how many rows were computed together."""
+
+    pixels: np.ndarray
+    nfe: int
+    ms: int
+    micro: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why there is no image. code: oom, nonfinite, exception or flagged."""
+
+    code: str
+    where: str
+    message: str
+
+
+Outcome = Made | Failed
+
+
+@dataclass
+class Compute:
+    """An engine at work for one run. micro: the batch size by group that memory allowed.
+
+    stopped is asked at every step. strict: an exception ends the run.
+    """
+
+    engine: Engine
+    stopped: Callable[[], bool] = lambda: False
+    shrunk: Callable[[int, int], None] = lambda group, size: None
+    micro: dict[int, int] = field(default_factory=dict[int, int])
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        self.texts = Texts(self.engine.pipeline)
+
+    def batch(self, jobs: Sequence[Job], settings: Settings) -> list[Outcome]:
+        """The outcomes of the jobs of one planned batch, in order. Raises Stopped."""
+        group = jobs[0].group
+        outcomes: list[Outcome] = []
+        while len(outcomes) < len(jobs):
+            done = len(outcomes)
+            part = jobs[done : done + self.micro.get(group, len(jobs))]
+            try:
+                outcomes += self._rows(part, settings)
+                continue
+            except _NoMemory:
+                pass
+            # Out of the handler: the exception's traceback holds the tensors of the attempt.
+            free_memory()
+            self.micro[group] = len(part) // 2
+            self.shrunk(group, self.micro[group])
+        return outcomes
+
+    def _rows(self, jobs: Sequence[Job], settings: Settings) -> list[Outcome]:
+        """Together; where that raises, each half by itself, down to the row that is at fault."""
+        try:
+            return self._together(jobs, settings)
+        except Exception as error:
+            memory = is_memory(error)
+            if memory and len(jobs) > 1:
+                raise _NoMemory from None
+            if self.strict and not memory:
+                raise SamplerError(
+                    f"Image {jobs[0].index}: {_failure(error, False).message}", 1
+                ) from error
+            if len(jobs) == 1:
+                return [_failure(error, memory)]
+        half = len(jobs) // 2
+        return self._rows(jobs[:half], settings) + self._rows(jobs[half:], settings)
+
+    def _together(self, jobs: Sequence[Job], settings: Settings) -> list[Outcome]:
+        started = time.perf_counter()
+        adapter = self.engine.pipeline
+        method = registry.build("sampler", settings.sampler)
+        rule = registry.build("guidance", settings.guidance)
+        size = adapter.size(settings.height, settings.width)
+        rows = [Row(job.prompt, job.negative_prompt, job.seed) for job in jobs]
+        watch = _Watch(len(rows), self.stopped)
+        with torch.no_grad():
+            cond = self.texts.encode(
+                [row.prompt for row in rows],
+                [row.negative for row in rows],
+                "uncond" in rule.needs,
+                size,
+            )
+            x, nfe = sample_batch(
+                self.engine, rows, size, settings.steps, method, rule, cond, watch.step
+            )
+            images, broken, notes = self._decoded(x, watch)
+            pixels = to_pixels(images)
+        ms = round(1000 * (time.perf_counter() - started) / len(rows))
+        outcomes: list[Outcome] = []
+        for b, job in enumerate(jobs):
+            if b in broken:
+                outcomes.append(broken[b])
+                continue
+            long = self.texts.warning(job.prompt)
+            warnings = tuple(note for note in (long, notes.get(b)) if note)
+            outcomes.append(Made(pixels[b], nfe[b], ms, len(jobs), warnings))
+        return outcomes
+
+    def _decoded(
+        self, x: Tensor, watch: _Watch
+    ) -> tuple[Tensor, dict[int, Failed], dict[int, str]]:
+        """Images [B, 3, H, W], the rows that are broken, notes on those that float32 saved."""
+        images = self.engine.pipeline.decode(x)
+        bad_steps = watch.first_bad().tolist()
+        whole = finite(images).tolist()
+        broken, notes = {}, {}
+        for b, step in enumerate(bad_steps):
+            if step >= 0:
+                message = f"the latents are not finite after step {step}"
+                broken[b] = Failed("nonfinite", "denoiser", message)
+            elif not bool(torch.isfinite(x[b]).all()):
+                broken[b] = Failed("nonfinite", "sampler", "the result is not finite")
+            elif not whole[b]:
+                again = decode_float32(self.engine.pipeline, x[b : b + 1])
+                if again is not None and bool(finite(again)[0]):
+                    images[b] = again[0].to(images)
+                    notes[b] = "decoded in float32: the decoder's own precision overflowed"
+                else:
+                    message = "the decoded image is not finite, in float32 either"
+                    broken[b] = Failed("nonfinite", "vae", message)
+        return images, broken, notes
+
+
+class _Watch:
+    """Looks at every step: stops when told to, and remembers where a row stopped being finite."""
+
+    def __init__(self, rows: int, stopped: Callable[[], bool]) -> None:
+        self._stopped = stopped
+        self._bad: Tensor | None = None
+        self._rows = rows
+
+    def step(self, snapshot: Snapshot) -> None:
+        """No synchronisation with a device: the numbers of the steps stay there until the end."""
+        if self._stopped():
+            raise Stopped
+        good = finite(snapshot.x)
+        if self._bad is None:
+            self._bad = torch.full_like(good, -1, dtype=torch.int64)
+        self._bad = torch.where((self._bad < 0) & ~good, snapshot.index - 1, self._bad)
+
+    def first_bad(self) -> Tensor:
+        """Per row the first step whose latents are not finite, or -1."""
+        return torch.full((self._rows,), -1) if self._bad is None else self._bad.cpu()
+
+
+def _failure(error: BaseException, memory: bool) -> Failed:
+    text = " ".join(str(error).split())[:500] or type(error).__name__
+    if memory:
+        return Failed("oom", "device", "out of memory with one image at a time")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = trace.tb_frame.f_globals.get("__name__", "?") if trace is not None else "?"
+    return Failed("exception", str(where), f"{type(error).__name__}: {text}")

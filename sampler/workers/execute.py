@@ -1,0 +1,76 @@
+"""From a planned run to a finished one: who computes, and what the end is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sampler.engine import Engine
+from sampler.runs.folder import Check, Run
+from sampler.runs.session import Place, Stop
+from sampler.types import SamplerError
+from sampler.workers import claims
+from sampler.workers.work import Lines, Options, Tally, work
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make of a run: what counts as missing, and how to work.
+
+    lease: seconds after which the batches of a worker that went silent are taken by others.
+    """
+
+    retry_errors: bool = False
+    check: Check = "size"
+    options: Options = Options()
+    lease: float = claims.LEASE
+
+
+def left_to_do(run: Run, request: Request) -> dict[int, list[int]]:
+    """batch -> jobs, as the request counts them."""
+    return run.missing(retry_errors=request.retry_errors, check=request.check)
+
+
+def execute(
+    run: Run,
+    load: Callable[[], Engine],
+    place: Place,
+    request: Request,
+    stop: Stop,
+    told: Callable[[Lines], None] = lambda lines: None,
+) -> Tally:
+    """Makes what is missing, in this process. The engine is loaded only if something is.
+
+    Raises SamplerError: 5 storage, 6 the model is not that of the run, 3 beyond max_errors.
+    """
+    missing = left_to_do(run, request)
+    tally = Tally(skipped=run.total - sum(len(jobs) for jobs in missing.values()))
+    if not missing:
+        return tally
+    engine = load()
+    batches: Any = sorted(missing)
+    if place.world > 1:
+        chosen = [run.batches[number] for number in missing]
+
+        def remaining() -> dict[int, list[int]]:
+            return run.missing(check=request.check, batches=chosen)
+
+        batches = claims.turns(place, missing, remaining, stop, request.lease)
+    work(run, engine, batches, missing, request.options, tally, told, stop)
+    return tally
+
+
+def outcome(tally: Tally, where: str) -> None:
+    """Raises the SamplerError that the end of a run stands for; nothing where all is done."""
+    if tally.failed and not tally.done and tally.oom == tally.failed:
+        raise SamplerError("Out of memory with one image at a time; use a smaller size.", 7)
+    if tally.failed:
+        raise SamplerError(
+            f"{tally.failed} images failed; `sampler show {where} --errors` tells why, "
+            f"`sampler resume {where} --retry-errors` tries again.",
+            3,
+        )
+
+
+__all__ = ["Options", "Request", "Tally", "execute", "left_to_do", "outcome"]

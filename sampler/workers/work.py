@@ -1,0 +1,138 @@
+"""A worker: takes batches of a run, computes them, hands them to the writers.
+
+The same code serves one process, the ranks of torchrun and the actors of Ray; they differ in where
+the numbers of the batches come from.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sampler.engine import Engine
+from sampler.runs import metadata
+from sampler.runs.folder import Run
+from sampler.runs.jobs import Job
+from sampler.runs.pump import Item, Pump, failed_name
+from sampler.types import SamplerError
+from sampler.workers import flagged
+from sampler.workers.compute import Compute, Failed, Made, Outcome, Stopped
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to work. drain: seconds that writers get when stopped; max_errors: then stop."""
+
+    writer_threads: int = 2
+    drain: float = 5.0
+    strict: bool = False
+    max_errors: int | None = None
+
+
+@dataclass
+class Tally:
+    """What came of the batches. skipped: what was there already; oom: errors for want of memory."""
+
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    rows: int = 0
+    oom: int = 0
+    stopped: bool = False
+    drained: bool = True
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, lines: Lines) -> None:
+        """Takes note of journal lines, from any thread."""
+        with self._lock:
+            for line in lines:
+                self.done += line["status"] == "ok"
+                self.failed += line["status"] == "error"
+                self.rows += line.get("nfe") or 0
+                self.oom += (line.get("error") or {}).get("code") == "oom"
+
+
+def work(
+    run: Run,
+    engine: Engine,
+    batches: Iterable[int],
+    missing: Mapping[int, Sequence[int]],
+    options: Options,
+    tally: Tally,
+    told: Callable[[Lines], None] = lambda lines: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Makes what is missing of these batches; a batch is always computed whole.
+
+    told hears of journal lines when they are on disk. Raises SamplerError: 5 where results cannot
+    be written, 3 beyond max_errors.
+    """
+    results = run.results()
+
+    def shrunk(group: int, size: int) -> None:
+        run.store.commit([], [{"event": "micro", "group": group, "size": size}])
+
+    def written(lines: Lines) -> None:
+        for line in lines:
+            old = results.entries.get(line["key"])
+            if line["status"] == "ok" and old is not None and old["status"] == "error":
+                run.store.remove(failed_name(line["index"]))
+        tally.count(lines)
+        told(lines)
+
+    compute = Compute(engine, stopped, shrunk, dict(results.micro), options.strict)
+    pump = Pump(run.store, options.writer_threads, written)
+    with pump:
+        try:
+            for number in batches:
+                if stopped():
+                    raise Stopped
+                batch = run.batches[number]
+                jobs = [run.job(index) for index in batch.jobs]
+                outcomes = compute.batch(jobs, run.groups[batch.group])
+                wanted = set(missing.get(number, batch.jobs))
+                pump.put([_item(run, engine, number, job, outcome)
+                          for job, outcome in zip(jobs, outcomes, strict=True)
+                          if job.index in wanted])  # fmt: skip
+                if options.max_errors is not None and tally.failed > options.max_errors:
+                    raise SamplerError(f"More than {options.max_errors} images failed.", 3)
+        except (Stopped, KeyboardInterrupt):
+            tally.stopped = True
+            tally.drained = pump.close(options.drain)
+
+
+def _item(run: Run, engine: Engine, batch: int, job: Job, outcome: Outcome) -> Item:
+    """The journal line of an outcome, and the image."""
+    line: dict[str, Any] = {
+        "key": job.key,
+        "index": job.index,
+        "status": "error",
+        "seed": job.seed,
+        "batch": batch,
+    }
+    if isinstance(outcome, Made) and run.output.flagged != "keep":
+        outcome = flagged.handled(engine, outcome, run.output.flagged)
+    if isinstance(outcome, Failed):
+        error = {"code": outcome.code, "where": outcome.where, "message": outcome.message}
+        status = "skipped" if outcome.code == "flagged" else "error"
+        return Item({**line, "status": status, "error": error})
+    height, width, _ = outcome.pixels.shape
+    settings = run.groups[job.group]
+    texts = metadata.texts(
+        job, settings, run.model, (height, width), run.output.metadata, metadata.library_versions()
+    )
+    line |= {
+        "status": "ok",
+        "file": run.name(job),
+        "nfe": outcome.nfe,
+        "ms": outcome.ms,
+        "micro": outcome.micro,
+        "w": width,
+        "h": height,
+        "warnings": list(outcome.warnings),
+    }
+    return Item(line, outcome.pixels, texts)

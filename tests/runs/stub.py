@@ -1,0 +1,102 @@
+"""An engine that costs nothing: a smooth function in the network's place, 16 × 16 images.
+
+Everything above it is real: the loop, the noise, the plan, the writers, the journal.
+"""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from sampler.engine import Engine
+from sampler.pipelines.base import Adapter
+from sampler.runs import folder, rows
+from sampler.runs.jobs import Model, Settings
+from sampler.runs.plan import Planner
+from sampler.runs.session import Place, Stop, held
+from sampler.runs.start import start
+from sampler.schedule import Schedule
+from sampler.types import Cond
+from sampler.workers.execute import Request, execute
+
+MODEL = Model("files:" + "5" * 64, label="stub", native=(16, 16))
+SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.001, "beta_end": 0.02,
+            "beta_schedule": "linear", "prediction_type": "epsilon"}  # fmt: skip
+
+
+class StubAdapter(Adapter):
+    """pause: seconds per evaluation. trouble(rows of prompts): raises where a test wants it to."""
+
+    def __init__(self, pause=0.0, trouble=None):
+        self.pipe = SimpleNamespace(tokenizer=None, vae=None)
+        self.network = torch.nn.Linear(1, 1)
+        self.networks = {"main": self.network}
+        self.models = ("main",)
+        self.schedule = Schedule.from_config(SCHEDULE, "DDIMScheduler")
+        self.pause, self.trouble = pause, trouble
+        self.encoded = 0
+        self.batches = []
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def size(self, height, width):
+        return height or 16, width or 16
+
+    def latent_shape(self, height, width):
+        return (3, height, width)
+
+    def encode(self, prompts, negative, guided, size):
+        self.encoded += len(prompts)
+        cond = torch.tensor([[sum(map(ord, p)) % 97 / 97.0] for p in prompts])
+        uncond = torch.tensor([[len(n) / 10.0] for n in negative])
+        self.last = list(prompts)
+        return Cond({"c": cond}, {"c": uncond} if guided else None)
+
+    def forward(self, x, level, cond, model):
+        self.batches.append(x.shape[0])
+        if self.pause:
+            time.sleep(self.pause)
+        if self.trouble is not None:
+            self.trouble(self, x, cond)
+        return torch.tanh(x + cond["c"][:, :, None, None])
+
+    def decode(self, latents):
+        return (latents / 4 + 0.5).clamp(0, 1)
+
+
+def engine(**options):
+    adapter = StubAdapter(**options)
+    return Engine(adapter, adapter, "ddim", {"name": "cfg", "scale": 3.0})
+
+
+def defaults(steps=3, **changes):
+    settings = Settings(steps, None, None, rows.resolved("sampler", "ddim"),
+                        rows.resolved("guidance", {"name": "cfg", "scale": 3.0}))  # fmt: skip
+    return rows.Defaults(settings, **changes)
+
+
+def prompts(count):
+    return [(k + 1, {"prompt": f"picture {k}"}) for k in range(count)]
+
+
+def planned(store, table, batch_size=4, steps=3, facts=None, **options):
+    planner = Planner(MODEL, defaults(steps), batch_size, **options)
+    return start(store, planner, table, "test", False, facts or folder.Facts(MODEL))
+
+
+def make(where, table, made_by=None, place=None, request=None, stop=None, told=None, **options):
+    """A whole run in this process: plan, resume, finish. Returns (run, tally)."""
+    with held(place or Place(str(where))) as store:
+        run = planned(store, table, **options)
+        arguments = [told] if told else []
+        tally = execute(run, lambda: made_by or engine(), place or Place(str(where)),
+                        request or Request(), stop or Stop(), *arguments)  # fmt: skip
+    return run, tally
+
+
+def pictures(where):
+    """{name: bytes} of the images of a run."""
+    root = Path(where) / "images"
+    return {path.name: path.read_bytes() for path in sorted(root.rglob("*.png"))}
