@@ -111,7 +111,7 @@ def _formula_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     for end, grad in zip(ctx.ends, grads, strict=True):
         if grad is not None:
             _add(adjoints, end, Lin.of(grad))
-    return *_pulled_back(nodes, adjoints, xs, table, ctx.code), None, None, None
+    return *_pulled_back(nodes, adjoints, xs, table, ctx.code), None, ctx.consts and None, None
 
 
 def _gram_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -121,7 +121,7 @@ def _gram_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     for p, (i, j) in enumerate(zip(ctx.ends[::2], ctx.ends[1::2], strict=True)):
         _add(adjoints, i, nodes[j] * grad[p])
         _add(adjoints, j, nodes[i] * grad[p])
-    return *_pulled_back(nodes, adjoints, xs, table, ctx.code), None, None, None
+    return *_pulled_back(nodes, adjoints, xs, table, ctx.code), None, ctx.consts and None, None
 
 
 formula_op.register_autograd(_formula_backward, setup_context=_setup)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -32,46 +30,27 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+def requested() -> str:
+    """The backend that is asked for: by `use_backend`, else by SAMPLER_KERNELS, else "auto".
+
+    Raises ValueError where the variable names an unknown one.
+    """
+    name = _chosen.get()
+    return name or _checked(os.environ.get("SAMPLER_KERNELS") or "auto", "SAMPLER_KERNELS")
+
+
 def backend(tensor: Tensor) -> ModuleType:
     """The module whose `settle` and `gram` serve lazy values that stand on `tensor`.
 
-    Raises ValueError where SAMPLER_KERNELS or `use_backend` names an unknown backend.
+    "auto": Triton on CUDA and ROCm devices where it works, plain torch elsewhere and for float64.
     """
-    name = _chosen.get()
-    if name is None:
-        name = os.environ.get("SAMPLER_KERNELS", "auto")
-        if name != "auto":
-            _checked(name, "SAMPLER_KERNELS")
-    from sampler_kernels import torch_ops
+    from sampler_kernels import selection, torch_ops
 
-    if name == "reference" or (name == "auto" and not tensor.is_cuda):
-        return torch_ops
-    import torch
-
-    if tensor.dtype == torch.float64 or not _works(str(tensor.device)):
+    if not selection.triton(str(tensor.device), str(tensor.dtype)):
         return torch_ops
     from sampler_kernels import fused
 
     return fused
-
-
-@cache
-def _works(device: str) -> bool:
-    """Whether Triton computes correctly there; if not, says so once."""
-    try:
-        from sampler_kernels.probe import check
-
-        check(device)
-    except Exception as error:  # whatever a broken compiler, driver or installation raises
-        reason = str(error).strip().splitlines() or [""]
-        warnings.warn(
-            f"The Triton kernels do not work on {device} ({type(error).__name__}: {reason[0]}); "
-            "plain torch computes instead. SAMPLER_KERNELS=reference silences this.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return False
-    return True
 
 
 def _checked(name: str, where: str) -> str:

@@ -1,4 +1,4 @@
-"""Questions about lazy formulas: what they stand on, and how to cut one that is too wide."""
+"""Lazy formulas: what they stand on, and how to cut one that is too wide."""
 
 from __future__ import annotations
 

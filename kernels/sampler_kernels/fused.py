@@ -22,6 +22,8 @@ from sampler_kernels.scalars import PART, RowGram, RowScalar
 from sampler_kernels.triton_ops import run_formula, run_gram, run_scalars
 
 MAX_INPUTS, MAX_OUTPUTS, MAX_VECTORS = 8, 4, 4
+# Other classes are stand-ins of tracers, without memory.
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -123,10 +125,10 @@ def _groups(lins: list[Lin]) -> list[list[Lin]]:
 
 def _must_differentiate(tensors: Sequence[Tensor], scalars: Sequence[Any]) -> bool:
     """Whether torch has to see the operation: for autograd, or while torch.compile traces."""
-    if torch.compiler.is_compiling():
+    inputs = [t for t in (*tensors, *scalars) if isinstance(t, Tensor)]
+    if torch.compiler.is_compiling() or any(type(t) not in _PLAIN for t in inputs):
         return True
-    needs = (t.requires_grad for t in (*tensors, *scalars) if isinstance(t, Tensor))
-    return torch.is_grad_enabled() and any(needs)
+    return torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 
 
 def _table(coefficients: Sequence[Any], shape: tuple[int, ...], rows: int) -> Tensor | None:

@@ -5,8 +5,7 @@
 A `Lin` remembers the formula as its author wrote it, and nothing latent-sized is computed before
 `settle` or `gram` asks. The reference backend evaluates the formula as written, operation by
 operation, so a difference is formed before it is scaled, squared or projected, and plain CFG with
-DDIM rounds as the same lines in diffusers do. `Lin.terms()` is the same value collected as
-{tensor: coefficient}, for backends that compute everything in one pass.
+DDIM rounds as the same lines in diffusers do. The Triton backend does the same in registers.
 
 A coefficient tensor of as many dimensions as the latents, as `gram(..., axes=...)` returns it,
 broadcasts as it is: then a row is one sample at one position of the axes that were kept.
@@ -107,6 +106,28 @@ class Lin:
     def __neg__(self) -> Lin:
         return self * -1.0
 
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """`tensor + lin`, `tensor - lin`, `tensor * lin`; nothing else in torch is linear.
+
+        By method and not by operator: while torch.compile traces, `lin * tensor` comes here too.
+        """
+        import torch
+
+        if len(args) == 2:
+            a, b = args
+            if func in (torch.Tensor.mul, torch.Tensor.__mul__):
+                return a.__mul__(b) if isinstance(a, Lin) else b.__mul__(a)
+            if func in (torch.Tensor.add, torch.Tensor.__add__):
+                return Lin.of(a).__add__(b)
+            if func in (torch.Tensor.sub, torch.Tensor.__sub__):
+                return Lin.of(a).__sub__(b)
+            if func in (torch.Tensor.div, torch.Tensor.__truediv__) and isinstance(a, Lin):
+                return a.__truediv__(b)
+        raise TypeError(f"{func} does not know a Lin; give it lin.tensor().")
+
     def tensor(self, dtype: torch.dtype | None = None) -> Tensor:
         """The value [B, ...], for the steps that are not linear (clipping, Adam, a filter).
 
@@ -115,15 +136,6 @@ class Lin:
         if dtype is None:
             return settle(self)
         return backend(self.like).settle([self], dtype)[0]
-
-    def terms(self) -> list[tuple[Tensor, Scalar]]:
-        """The value as [(X_k, c_k), ...], each tensor once, in the order of first use.
-
-        Terms whose coefficient is the Python number 0 are left out.
-        """
-        found: dict[int, tuple[Tensor, Scalar]] = {}
-        _collect(self, 1.0, found)
-        return [(x, c) for x, c in found.values() if not (isinstance(c, float) and c == 0.0)]
 
     def __repr__(self) -> str:
         return f"Lin({self.op}, shape={tuple(self.shape)})"
@@ -209,18 +221,3 @@ def _scalar(value: Any, near: Lin) -> Scalar:
     raise ValueError(
         f"A coefficient is a number or a tensor [{rows}], one per row, not {tuple(value.shape)}."
     )
-
-
-def _collect(node: Lin, factor: Scalar, found: dict[int, tuple[Tensor, Scalar]]) -> None:
-    if node.op in ("leaf", "ones"):
-        key = id(node.a) if node.op == "leaf" else -id(node.a)
-        tensor = node.a if node.op == "leaf" else node.a.new_ones(()).expand(node.a.shape)
-        before = found.get(key)
-        found[key] = (tensor, factor) if before is None else (before[0], before[1] + factor)
-    elif node.op in ("add", "sub"):
-        _collect(node.a, factor, found)
-        _collect(node.b, factor if node.op == "add" else -factor, found)
-    elif node.op == "mul":
-        _collect(node.a, factor * node.b, found)
-    elif node.op == "div":
-        _collect(node.a, factor / node.b, found)

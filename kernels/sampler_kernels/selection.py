@@ -1,0 +1,40 @@
+"""Whether Triton computes on a device: asked for, possible, and seen to be right."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+
+from sampler_kernels.backend import requested
+
+
+# torch.compile bakes the answer into what it compiles, as it does with shapes and devices.
+@torch.compiler.assume_constant_result
+def triton(device: str, dtype: str) -> bool:
+    """Whether Triton serves tensors of this device ("cuda:0") and type ("torch.float32")."""
+    name = requested()
+    on_gpu = device.startswith("cuda")
+    if name == "reference" or (name == "auto" and not on_gpu) or dtype == "torch.float64":
+        return False
+    return works(device)
+
+
+@cache
+def works(device: str) -> bool:
+    """Whether the kernels run there and answer rightly; if not, a warning says so, once."""
+    try:
+        from sampler_kernels.probe import check
+
+        check(device)
+    except Exception as error:  # whatever a broken compiler, driver or installation raises
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        warnings.warn(
+            f"The Triton kernels do not work on {device} ({type(error).__name__}: {reason}); "
+            "plain torch computes instead. SAMPLER_KERNELS=reference silences this.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
