@@ -251,13 +251,30 @@ def test_a_later_failure_keeps_the_batches_before_it(capsys, tmp_path, monkeypat
     assert "Traceback" in err
 
 
+def test_warnings_are_one_line_and_an_event(capsys, tmp_path, monkeypatch):
+    import warnings
+
+    from sampler.pipelines.base import Adapter
+
+    real = Adapter.decode
+
+    def decode(self, latents):
+        warnings.warn("something odd", stacklevel=1)
+        return real(self, latents)
+
+    monkeypatch.setattr(Adapter, "decode", decode)
+    code, out, err = run(capsys, "generate", "a", "--json", "-o", tmp_path / "o", *FAST)
+    assert code == 0 and "sampler: warning: something odd\n" in err
+    assert [json.loads(line)["t"] for line in out.splitlines()][1] == "warning"
+
+
 def test_images_that_are_not_finite_are_not_written(capsys, tmp_path, monkeypatch):
     from sampler.engine import Engine
 
     real = Engine._finished
 
-    def finished(self, *arguments):
-        x, snap = real(self, *arguments)
+    def finished(self, *arguments, **options):
+        x, snap = real(self, *arguments, **options)
         x[1] = float("nan")
         return x, snap
 

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,9 @@ class Report:
     def errors(self) -> Iterator[None]:
         """Turns what is raised inside into one line on stderr and the exit code."""
         try:
-            yield
+            with warnings.catch_warnings():
+                warnings.showwarning = self._warned
+                yield
         except (typer.Exit, typer.Abort):
             raise
         except BrokenPipeError:
@@ -70,6 +73,10 @@ class Report:
             self.event("error", code=code, message=text)
             print(f"sampler: {printable(text)}", file=sys.stderr, flush=True)
             raise typer.Exit(code) from None
+
+    def _warned(self, message: Warning | str, *_: Any, **__: Any) -> None:
+        self.event("warning", message=str(message))
+        self.note(f"sampler: warning: {' '.join(str(message).split())}")
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Meter]:
