@@ -13,7 +13,19 @@ from torch import Tensor
 
 from sampler import registry
 from sampler.noise import Noise
-from sampler.types import Cond, Denoiser, Guidance, Level, Sampler, SamplerError, Snapshot, spans
+from sampler.types import (
+    Cond,
+    Denoiser,
+    Guidance,
+    Level,
+    Move,
+    Prediction,
+    Sampler,
+    SamplerError,
+    Snapshot,
+    Span,
+    spans,
+)
 
 
 @dataclass(frozen=True)
@@ -66,20 +78,24 @@ class Engine:
         `levels` is the grid as the sampler walks it (`sampler.levels(grid)`).
         """
         rule, method, cond = self._rule(guidance), self._method(sampler), _as_cond(cond)
-        _, x, s, g, seeds, counted = snapshot
-        noise = Noise(tuple(seeds))
         for span in spans(tuple(levels))[snapshot.index :]:
-            nfe = list(counted)
-            branches = rule.plan(x, span, cond, g)
-            preds = self.denoiser(x, span, branches, nfe) if branches else {}
-            pred, g = rule.combine(x, preds, span, g)
-            move = method.step(x, pred, span, s)
-            x = Lin.of(move.mean)
-            if _stochastic(move.std):
-                x = x + move.std * Lin.of(noise.draw(span.index, x.like))
-            x, s, g = settle((x, move.state, g))
-            counted = tuple(nfe)
-            yield Snapshot(span.index + 1, x, s, g, seeds, counted)
+            pred, state, nfe = self.predict(snapshot, span, cond, rule)
+            move = method.step(snapshot.x, pred, span, snapshot.sampler)
+            snapshot = landed(snapshot, move, state, nfe)
+            yield snapshot
+
+    def predict(
+        self, snapshot: Snapshot, span: Span, cond: Any = None, guidance: Any = None
+    ) -> tuple[Prediction, Any, tuple[int, ...]]:
+        """The first half of a step: (guided prediction, the rule's next state, rows evaluated)."""
+        rule, nfe = self._rule(guidance), list(snapshot.nfe)
+        branches = rule.plan(snapshot.x, span, _as_cond(cond), snapshot.guidance)
+        preds = self.denoiser(snapshot.x, span, branches, nfe) if branches else {}
+        return *rule.combine(snapshot.x, preds, span, snapshot.guidance), tuple(nfe)
+
+    def with_denoiser(self, denoiser: Denoiser) -> Engine:
+        """The same engine over another denoiser."""
+        return Engine(denoiser, self.pipeline, self.sampler, self.guidance)
 
     def start(
         self,
@@ -170,6 +186,15 @@ class Engine:
 
     def _method(self, sampler: Any) -> Sampler:
         return self.sampler if sampler is None else registry.build("sampler", sampler)
+
+
+def landed(snapshot: Snapshot, move: Move, guidance: Any, nfe: tuple[int, ...]) -> Snapshot:
+    """The second half of a step: where a move ends, with its noise drawn and all computed."""
+    x = Lin.of(move.mean)
+    if _stochastic(move.std):
+        x = x + move.std * Lin.of(Noise(snapshot.seeds).draw(snapshot.index, x.like))
+    x, state, guidance = settle((x, move.state, guidance))
+    return Snapshot(snapshot.index + 1, x, state, guidance, snapshot.seeds, nfe)
 
 
 def _as_cond(cond: Any) -> Cond:

@@ -45,15 +45,17 @@ def is_differentiable(reward: Any) -> bool:
     return bool(getattr(reward, "differentiable", False))
 
 
-def score(reward: Callable[..., Any], images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Scores [B] of images [B, 3, H, W] in [0, 1], checked.
+def score(
+    reward: Callable[..., Any], images: Tensor, prompts: Sequence[str], finite: bool = True
+) -> Tensor:
+    """Scores [B] of images [B, 3, H, W] in [0, 1], checked; with `finite` for NaN as well.
 
     Raises ValueError for images that are no images or lie in another range, SamplerError for an
     answer of the wrong shape, and NonFiniteScore for scores that are not finite.
     """
     check_images(images, prompts)
     scores = reward(images, list(prompts))
-    name = getattr(reward, "name", "") or getattr(reward, "__name__", type(reward).__name__)
+    name = name_of(reward)
     if tuple(getattr(scores, "shape", ())) != (len(prompts),):
         shape = tuple(scores.shape) if hasattr(scores, "shape") else type(scores).__name__
         raise SamplerError(
@@ -61,8 +63,14 @@ def score(reward: Callable[..., Any], images: Tensor, prompts: Sequence[str]) ->
             f"not {shape}."
         )
     scores = scores.to(images.device, score_dtype(images))
-    check_finite(name, scores, prompts)
+    if finite:
+        check_finite(name, scores, prompts)
     return scores
+
+
+def name_of(reward: Any) -> str:
+    """What messages call a reward."""
+    return getattr(reward, "name", "") or getattr(reward, "__name__", type(reward).__name__)
 
 
 def check_finite(name: str, scores: Tensor, prompts: Sequence[str]) -> None:
