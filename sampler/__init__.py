@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sampler.denoisers import denoiser
     from sampler.engine import Engine, Result
+    from sampler.images import start_from
     from sampler.loading import load
     from sampler.pipelines.scheduler import scheduler
     from sampler.registry import build, describe, names, register
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "denoisers": "denoiser",  # a module called as a function of the package would hide it
     "engine": "Engine Result",
+    "images": "start_from",
     "loading": "load",
     "pipelines.scheduler": "scheduler",
     "registry": "build describe names register",
@@ -78,6 +80,7 @@ __all__ = [
     "save_snapshot",
     "scheduler",
     "settle",
+    "start_from",
 ]
 
 

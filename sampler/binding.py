@@ -1,7 +1,8 @@
-"""What a guidance rule may look at before a run of `generate`.
+"""What a strategy may look at before a run of `generate`.
 
 A rule with a method `bind(request, cond) -> (rule, cond)` is given the chance to complete itself
-(a classifier, the conditions of further classes) or to refuse, before the network is called.
+(a classifier, the conditions of further classes) or to refuse, before the network is called; a
+sampler with `bind(setting) -> sampler` likewise (a calibrated number, a decoder).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sampler.types import Cond, Guidance, Level
+from sampler.types import Cond, Guidance, Level, Sampler
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,28 @@ class Request:
     def fingerprint(self) -> str:
         """Names the weights of the adapter's network; see `fingerprint`."""
         return fingerprint(self.adapter.network)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a sampler is to run in: adapter, grid asked for, rule, (height, width)."""
+
+    adapter: Any
+    levels: Sequence[Level]
+    guidance: dict[str, Any]
+    size: tuple[int, int]
+
+    def fingerprint(self) -> str:
+        """Names the weights of the adapter's network; see `fingerprint`."""
+        return fingerprint(self.adapter.network)
+
+
+def bound_sampler(method: Sampler, setting: Setting) -> Sampler:
+    """The sampler to run with. Raises ValueError for a grid that it cannot walk."""
+    bind = getattr(method, "bind", None)
+    method = method if bind is None else bind(setting)
+    method.levels(tuple(setting.levels))
+    return method
 
 
 def bound(rule: Guidance, request: Request, cond: Cond) -> tuple[Guidance, Cond]:

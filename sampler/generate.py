@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sampler import registry
-from sampler.binding import Request, bound
+from sampler.binding import Request, Setting, bound, bound_sampler
 from sampler.engine import Engine, Result
+from sampler.images import as_images, encode, start_from
 from sampler.noise import MAX_SEED, initial
 from sampler.types import Cond, Guidance, Sampler, Snapshot
 
@@ -46,6 +47,8 @@ def generate(
     batch_size: int | None = None,
     output: Output = "pil",
     progress: Callable[[int, int], None] | None = None,
+    image: Any = None,
+    strength: float = 0.6,
 ) -> Result:
     """Images from prompts, n for each, in the order of the prompts.
 
@@ -56,6 +59,8 @@ def generate(
     engine's. batch_size: rows per evaluation (8); it is part of what makes images bit-equal, since
     networks round differently with other batch sizes. output: "pil", "tensor" ([B, 3, H, W] in
     [0, 1]) or "latent" (images is None). progress(images done, images in all) after every batch.
+    image: a file, a PIL image or a tensor [B or 1, 3, H, W] in [0, 1] to start from, noised to the
+    last floor(strength·steps) of the steps (image to image); strength 0 gives it back.
 
     Raises ValueError, before any network call, for an empty prompt list, counts that do not fit,
     and what the strategies and the schedule refuse.
@@ -75,12 +80,17 @@ def generate(
         )
     adapter = engine.pipeline
     size = adapter.size(height, width)
-    adapter.grid(steps, size)  # refuses bad steps before anything is spent
+    # what does not fit is refused before anything is spent
+    rule_spec, grid = registry.spec_of(rule), adapter.grid(steps, size)
+    method = bound_sampler(method, Setting(adapter, grid, rule_spec, size))
     cut = batch_size or DEFAULT_BATCH
     latents, images, nfe = [], [], []
     with torch.no_grad():
+        origin = None if image is None else _origin(adapter, image, strength, size, len(jobs))
         for first in range(0, len(jobs), cut):
-            x, counted = sample_batch(engine, jobs[first : first + cut], size, steps, method, rule)
+            start = None if origin is None else (origin[first : first + cut], strength)
+            batch = jobs[first : first + cut]
+            x, counted = sample_batch(engine, batch, size, steps, method, rule, start=start)
             latents.append(x)
             nfe.extend(counted)
             if output != "latent":
@@ -96,9 +106,10 @@ def generate(
         "height": size[0],
         "width": size[1],
         "sampler": registry.spec_of(method),
-        "guidance": registry.spec_of(rule),
+        "guidance": rule_spec,
         "batch_size": cut,
         "output": output,
+        **({} if image is None else {"image": image, "strength": strength}),
     }
     return Result(
         images=None if output == "latent" else to_output(torch.cat(images), output),
@@ -119,10 +130,12 @@ def sample_batch(
     rule: Guidance,
     cond: Cond | None = None,
     on_step: Callable[[Snapshot], None] | None = None,
+    start: tuple[Tensor, float] | None = None,
 ) -> tuple[Tensor, tuple[int, ...]]:
     """The latents [B, ...] of some jobs, and the rows evaluated for each.
 
-    cond: their conditions, where they are encoded already. on_step sees every snapshot.
+    cond: their conditions, where they are encoded already. on_step sees every snapshot. start:
+    clean latents [B, ...] and the strength of the noise to start from, instead of noise alone.
     """
     adapter = engine.pipeline
     if cond is None:
@@ -134,7 +147,13 @@ def sample_batch(
         )
     else:
         encoded = cond
-    grid = adapter.grid(steps, size)
+    grid, seeds = adapter.grid(steps, size), [job.seed for job in jobs]
+    x = initial(seeds, adapter.latent_shape(*size)).to(adapter.device)
+    x = x * adapter.schedule.initial_scale(grid)
+    if start is not None:
+        x, grid = start_from(start[0], grid, start[1], seeds)
+        if len(grid) == 1:
+            return x, (0,) * len(jobs)
     request = Request(
         adapter,
         [job.prompt for job in jobs],
@@ -144,11 +163,22 @@ def sample_batch(
         size,
     )
     rule, encoded = bound(rule, request, encoded)
-    seeds = [job.seed for job in jobs]
-    x = initial(seeds, adapter.latent_shape(*size)).to(adapter.device)
-    x = x * adapter.schedule.initial_scale(grid)
     x, snap = engine._finished(x, grid, encoded, method, rule, seeds, on_step=on_step)
     return x, snap.nfe
+
+
+def _origin(adapter: Any, image: Any, strength: float, size: tuple[int, int], rows: int) -> Tensor:
+    """The image to start from as latents, one row per job [rows, ...]."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength = {strength} must lie in 0..1; 0 returns the image.")
+    images = as_images(image)
+    if tuple(images.shape[-2:]) != size or len(images) not in (1, rows):
+        raise ValueError(
+            f"image: {len(images)} of {images.shape[-1]} x {images.shape[-2]} pixels for {rows} "
+            f"images of {size[1]} x {size[0]}; give one, or one each, of that size."
+        )
+    latents = encode(adapter, images)
+    return latents.expand(rows, *latents.shape[1:])
 
 
 def expand(

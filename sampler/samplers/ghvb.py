@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from sampler.registry import register
 from sampler.samplers.coefficients import ghvb
 from sampler.samplers.coordinates import SPACES, Space, advance, check_space, euler, slope, weighted
-from sampler.samplers.momentum import Momentum, damped, require_number, resolved
+from sampler.samplers.momentum import Momentum, bound_number, damped, require_number, resolved
 from sampler.types import Level, Move, Prediction, SamplerBase, Span
 
 
@@ -58,6 +58,10 @@ class GHVB(SamplerBase):
     @property
     def convergence(self) -> float:
         return float(self.momentum.order)
+
+    def bind(self, setting: Any) -> GHVB:
+        """With the calibrated number of this model and run, where one is asked for."""
+        return replace(self, momentum_number=bound_number(self, setting))
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
         require_number("ghvb", self.momentum_number)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from sampler.registry import register
 from sampler.samplers.coefficients import adams_bashforth
 from sampler.samplers.coordinates import SPACES, Space, advance, check_space, euler, slope, weighted
 from sampler.samplers.data_space import Compat, dpmpp_2m, unipc
-from sampler.samplers.momentum import Momentum, damped, require_number, resolved
+from sampler.samplers.momentum import Momentum, bound_number, damped, require_number, resolved
 from sampler.types import Level, Move, Prediction, SamplerBase, Span
 
 
@@ -71,6 +71,10 @@ class HeavyBall(SamplerBase):
     @property
     def convergence(self) -> float:
         return float(self.momentum.order) if self.momentum.beta == 1 else 1.0
+
+    def bind(self, setting: Any) -> HeavyBall:
+        """With the calibrated number of this model and run, where one is asked for."""
+        return replace(self, momentum_number=bound_number(self, setting))
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
         require_number("heavy_ball", self.momentum_number)

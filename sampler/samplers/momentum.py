@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from sampler.samplers.calibrated import key_of, look_up
 from sampler.samplers.coefficients import MAX_ORDER
 from sampler.types import Lin
 
@@ -70,6 +71,18 @@ def require_number(name: str, number: float | str | None) -> None:
             f"{name}: momentum_number = {number!r} is looked up by generate(), for its model, "
             "steps and scale; give a number here."
         )
+
+
+def bound_number(method: Any, setting: Any) -> float | None:
+    """The momentum number to run with; "calibrated:FILE" is looked up for a `binding.Setting`.
+
+    Raises SamplerError (2) as `calibrated.look_up`.
+    """
+    number = method.momentum_number
+    if not isinstance(number, str):
+        return number
+    key = key_of(method.name, setting.levels, setting.guidance)
+    return look_up(number, setting.fingerprint(), key)
 
 
 def damped(beta: float, velocity: Any, e: Lin) -> Lin:

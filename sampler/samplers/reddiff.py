@@ -118,12 +118,12 @@ class REDDiff(SamplerBase):
     def stochastic(self) -> bool:
         return True
 
-    def bind(self, request: Any) -> REDDiff:
+    def bind(self, setting: Any) -> REDDiff:
         """The same with A ∘ decode as its operator, where y belongs to the decoded image."""
         if self.space == "model":
             return self
         bound = replace(self)
-        through = self._measurement.through(request.adapter, request.size)
+        through = self._measurement.through(setting.adapter, setting.size)
         object.__setattr__(bound, "_measured", through)
         return bound
 

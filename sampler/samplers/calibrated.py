@@ -1,0 +1,80 @@
+"""Momentum numbers found by `sampler calibrate momentum`, looked up for the run at hand.
+
+A file holds numbers for one model; each is good for one sampler, number of steps, rule with its
+scale, and schedule. For any other the look-up refuses: a momentum number does not carry over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sampler.types import Level, SamplerError
+
+FORMAT = 1
+BUNDLED = Path(__file__).parents[1] / "bundled" / "calibration" / "momentum.json"
+
+
+class Key(NamedTuple):
+    """What a number is good for; `schedule` is `schedule_key` of the levels."""
+
+    sampler: str
+    steps: int
+    guidance: str
+    scale: float
+    schedule: str
+
+    def __str__(self) -> str:
+        return f"{self.sampler} at {self.steps} steps with {self.guidance} at scale {self.scale:g}"
+
+
+def key_of(sampler: str, levels: Sequence[Level], guidance: Mapping[str, Any]) -> Key:
+    """The key of a run over `levels`; the scale of a rule without one is 1."""
+    rule: Any = guidance
+    while isinstance(rule.get("rule"), Mapping):
+        rule = rule["rule"]
+    scale = rule.get("scale")
+    name = str(guidance["name"])
+    steps = len(levels) - 1
+    return Key(sampler, steps, name, 1.0 if scale is None else float(scale), schedule_key(levels))
+
+
+def schedule_key(levels: Sequence[Level]) -> str:
+    """A name for a grid: of its levels, to nine digits."""
+    text = " ".join(f"{level.alpha:.9e},{level.sigma:.9e}" for level in levels)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def look_up(spec: str, fingerprint: str, key: Key) -> float:
+    """The number of "calibrated:FILE" (or "calibrated:bundled") for a model and a run.
+
+    Raises SamplerError (2) for a file that cannot be read, another model, and a setting that was
+    not calibrated.
+    """
+    name = spec.partition(":")[2]
+    path = BUNDLED if name == "bundled" else Path(name)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        known = {
+            Key(*(entry[field] for field in Key._fields)): entry for entry in stored["entries"]
+        }
+        model, version = stored["model"], stored["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SamplerError(
+            f"{path} is no momentum calibration that can be read: {error}.", 2
+        ) from None
+    if version != FORMAT or model != fingerprint:
+        raise SamplerError(
+            f"{path} was calibrated for model {model}, not for this one ({fingerprint}); "
+            "run `sampler calibrate momentum` for it.",
+            2,
+        )
+    if key not in known:
+        there = "; ".join(str(k) for k in known)
+        raise SamplerError(
+            f"{path} has no momentum number for {key} on this schedule; it has {there}.", 2
+        )
+    return float(known[key]["momentum_number"])
