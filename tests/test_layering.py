@@ -81,7 +81,7 @@ def own(name):
 # layer -> what of our own it may import besides itself; the first prefix that fits a module counts
 TYPES = ("sampler.types", "sampler_kernels")
 STRATEGY = (*TYPES, "sampler.registry")
-CORE = (*STRATEGY, "sampler.schedule", "sampler.grids", "sampler.noise", "sampler.denoiser")
+CORE = (*STRATEGY, "sampler.schedule", "sampler.grids", "sampler.noise", "sampler.denoisers")
 RULES = {
     "sampler_kernels": (),
     "sampler.types": ("sampler_kernels",),
@@ -93,7 +93,7 @@ RULES = {
     "sampler.samplers": (*STRATEGY, "sampler.noise", "sampler.images"),
     "sampler.guidance": STRATEGY,
     "sampler.rewards": (*STRATEGY, "sampler.bundled"),
-    "sampler.denoiser": CORE,
+    "sampler.denoisers": CORE,
     "sampler.bundled": (),
     "sampler.strict_yaml": ("sampler.types",),
     "sampler.config": (*STRATEGY, "sampler.strict_yaml"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import is_
 from typing import Any
 
 import torch
-from sampler_kernels import map_tree
+from sampler_kernels import leaves, map_tree
 from torch import Tensor
 
 from sampler.types import KINDS, Branch, Level, Prediction, Span
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
 class BatchedDenoiser:
@@ -19,6 +22,8 @@ class BatchedDenoiser:
     """
 
     models: tuple[str, ...] = ("main",)
+    # The last conditions, the versions of their tensors, and what they became; see `_stacked`.
+    _memo: tuple[list[Any], list[int], Any] = ([], [], None)
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         """The network's raw output [R, ...] for rows x [R, ...] and their conditions."""
@@ -37,23 +42,48 @@ class BatchedDenoiser:
         the output of "cond". Raises ValueError for an unknown model.
         """
         level, outs = span.now, {}
-        for model in dict.fromkeys(branch.model for branch in branches.values()):
+        names_of: dict[str, list[str]] = {}
+        for name, branch in branches.items():
+            names_of.setdefault(branch.model, []).append(name)
+        for model, names in names_of.items():
             if model not in self.models:
                 raise ValueError(f"No model {model!r} here; there are {', '.join(self.models)}.")
-            mine = {k: b for k, b in branches.items() if b.model == model}
-            rows = {k: _rows(b, x.shape[0], nfe) for k, b in mine.items()}
+            rows = {k: _rows(branches[k], x.shape[0], nfe) for k in names}
             parts = {k: x if r is None else x[r] for k, r in rows.items()}
-            busy = [k for k, part in parts.items() if len(part)]
+            busy = [k for k in names if len(parts[k])]
             if not busy:
                 continue
             xs = _cat([parts[k] for k in busy])
-            conds = [_take(mine[k].cond, rows[k]) for k in busy]
-            out = self.forward(xs, _cat_level(level, [rows[k] for k in busy]), _stack(conds), model)
-            if out.dtype not in (torch.float16, torch.bfloat16) or x.dtype == torch.float64:
+            cond = self._stacked([branches[k].cond for k in busy], [rows[k] for k in busy])
+            out = self.forward(xs, _cat_level(level, [rows[k] for k in busy]), cond, model)
+            if out.dtype is not x.dtype and (out.dtype not in HALVES or x.dtype is torch.float64):
                 out = out.to(x.dtype)  # halves are taken up where they are first used
-            for name, part in zip(busy, out.split([len(parts[k]) for k in busy]), strict=True):
-                outs[name] = (part, rows[name])
+            sizes = [parts[k].shape[0] for k in busy]
+            cut = (out,) if len(busy) == 1 else out.split_with_sizes(sizes)
+            outs.update({k: (part, rows[k]) for k, part in zip(busy, cut, strict=True)})
         return {k: self._prediction(x, k, branches[k], outs, level) for k in branches}
+
+    def _stacked(self, conds: list[Any], rows: list[Tensor | None]) -> Any:
+        """The conditions of the evaluated rows, one branch after the other.
+
+        A run asks for the same branches at every step, so the last answer is kept, together with
+        the very objects it is a copy of: it depends on nothing else, and so is no state of a run.
+        It is not used where gradients flow (a graph serves one backward pass), where rows are left
+        out, and after one of the tensors was written to.
+        """
+        if len(conds) == 1 or any(r is not None for r in rows) or torch.is_grad_enabled():
+            return _stack([_take(c, r) for c, r in zip(conds, rows, strict=True)])
+        parts = [*conds, *leaves(conds)]
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        if any(t.is_inference() for t in tensors):  # these do not count how often they change
+            return _stack(conds)
+        versions = [t._version for t in tensors]
+        known, before, stacked = self._memo
+        same = len(known) == len(parts) and all(map(is_, known, parts))
+        if not same or versions != before:
+            stacked = _stack(conds)
+            self._memo = (parts, versions, stacked)
+        return stacked
 
     def _prediction(
         self, x: Tensor, name: str, branch: Branch, outs: dict[str, Any], level: Level
