@@ -43,7 +43,7 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SamplerError(f"{model.path} cannot be loaded: {reason}", 6) from error
+        raise SamplerError(f"{model_name(model)} cannot be loaded: {reason}", 6) from error
 
 
 def model_name(model: ModelConfig) -> str:
