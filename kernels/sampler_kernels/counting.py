@@ -16,6 +16,7 @@ class Launch(NamedTuple):
     written: int
 
 
+_dry: ContextVar[bool] = ContextVar("sampler_kernels_dry", default=False)
 _launches: ContextVar[list[Launch] | None] = ContextVar("sampler_kernels_launches", default=None)
 
 
@@ -28,6 +29,23 @@ def count_launches() -> Iterator[list[Launch]]:
         yield launches
     finally:
         _launches.reset(token)
+
+
+@contextmanager
+def dry_run() -> Iterator[None]:
+    """Inside, the Triton backend serves every device and launches nothing: it only counts.
+
+    Results are zeros. For counting on machines without a GPU.
+    """
+    token = _dry.set(True)
+    try:
+        yield
+    finally:
+        _dry.reset(token)
+
+
+def dry() -> bool:
+    return _dry.get()
 
 
 def record(kernel: str, read: int, written: int) -> None:

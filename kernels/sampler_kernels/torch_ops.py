@@ -15,6 +15,7 @@ from sampler_kernels.rows import Lin
 # Summands per partial sum. A row is cut into pieces of this length before it is summed, so that
 # neither the batch size nor the number of threads decides in which order its elements are added.
 _CHUNK = 1024
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 def settle(lins: list[Lin], dtype: torch.dtype | None = None) -> list[Tensor]:
@@ -46,26 +47,28 @@ def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Tensor:
 
 
 def _value(node: Lin, memo: dict[int, Tensor]) -> Tensor:
-    known = memo.get(id(node))
-    if known is not None:
-        return known
-    if node.op == "leaf":
-        value = node.a.float() if node.a.dtype in (torch.float16, torch.bfloat16) else node.a
-    elif node.op in ("ones", "zero"):
-        dtype = torch.float64 if node.a.dtype == torch.float64 else torch.float32
-        number = 1.0 if node.op == "ones" else 0.0
-        value = torch.full((1,) * node.a.ndim, number, dtype=dtype, device=node.a.device)
+    op = node.op
+    if op == "leaf" and node.a.dtype not in _HALVES:
+        return node.a
+    key = id(node)
+    value = memo.get(key)
+    if value is not None:
+        return value
+    if op == "mul" or op == "div":
+        a, b = _value(node.a, memo), node.b
+        b = b if type(b) is float else _coefficient(b, a)
+        value = a * b if op == "mul" else a / b
+    elif op == "add":
+        value = _value(node.a, memo) + _value(node.b, memo)
+    elif op == "sub":
+        value = _value(node.a, memo) - _value(node.b, memo)
+    elif op == "leaf":
+        value = node.a.float()
     else:
-        a = _value(node.a, memo)
-        if node.op == "add":
-            value = a + _value(node.b, memo)
-        elif node.op == "sub":
-            value = a - _value(node.b, memo)
-        elif node.op == "mul":
-            value = a * _coefficient(node.b, a)
-        else:
-            value = a / _coefficient(node.b, a)
-    memo[id(node)] = value
+        dtype = torch.float64 if node.a.dtype == torch.float64 else torch.float32
+        number = 1.0 if op == "ones" else 0.0
+        value = torch.full((1,) * node.a.ndim, number, dtype=dtype, device=node.a.device)
+    memo[key] = value
     return value
 
 

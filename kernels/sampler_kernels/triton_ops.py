@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sampler_kernels import triton_kernels as kernels
-from sampler_kernels.counting import record
+from sampler_kernels.counting import dry, record
 from sampler_kernels.programs import Formula, ScalarProgram
 from sampler_kernels.scalars import RowScalar
 
@@ -40,24 +40,12 @@ def run_formula(
     xs = [x.contiguous() for x in formula.tensors]
     like = xs[0]
     n = like.numel() // rows
-    outs = [new(like.shape, dtype, like.device) for _ in formula.outs]
     blocks = _ceil(n, BLOCK)
-    with _on(like.device):
-        _formula[(rows * blocks,)](
-            tuple(xs),
-            tuple(outs),
-            tuple(formula.consts),
-            table,
-            rows,
-            n,
-            blocks,
-            CODE=tuple(formula.code),
-            NODES=len(formula.code) // 3,
-            OUTS=tuple(formula.outs),
-            M=len(outs),
-            BLOCK=BLOCK,
-            **OPTIONS,
-        )
+    outs = [new(like.shape, dtype, like.device) for _ in formula.outs]
+    args = (tuple(xs), tuple(outs), tuple(formula.consts), table, rows, n, blocks)
+    program = {"CODE": tuple(formula.code), "NODES": len(formula.code) // 3, "BLOCK": BLOCK}
+    ends = {"OUTS": tuple(formula.outs), "M": len(outs)}
+    _launch(_formula, rows * blocks, like.device, args, {**program, **ends})
     record("formula", _bytes(xs), _bytes(outs))
     return outs
 
@@ -72,24 +60,11 @@ def run_gram(
     chunk = _ceil(blocks, MAX_SPLITS)
     splits = _ceil(blocks, chunk)
     sums = new((len(pairs), rows, splits), torch.float32, xs[0].device)
-    nodes = [formula.outs[k] for pair in pairs for k in pair]
-    with _on(sums.device):
-        _gram[(rows * splits,)](
-            tuple(xs),
-            sums,
-            tuple(formula.consts),
-            table,
-            rows,
-            n,
-            splits,
-            chunk,
-            CODE=tuple(formula.code),
-            NODES=len(formula.code) // 3,
-            PAIRS=tuple(nodes),
-            P=len(pairs),
-            BLOCK=BLOCK,
-            **OPTIONS,
-        )
+    nodes = tuple(formula.outs[k] for pair in pairs for k in pair)
+    args = (tuple(xs), sums, tuple(formula.consts), table, rows, n, splits, chunk)
+    program = {"CODE": tuple(formula.code), "NODES": len(formula.code) // 3, "BLOCK": BLOCK}
+    ends = {"PAIRS": nodes, "P": len(pairs)}
+    _launch(_gram, rows * splits, sums.device, args, {**program, **ends})
     record("gram", _bytes(xs), _bytes([sums]))
     return sums
 
@@ -99,21 +74,15 @@ def run_scalars(nodes: Sequence[RowScalar], rows: int) -> Tensor:
     program = ScalarProgram.of(nodes, rows)
     splits = tuple(sums.shape[2] for sums in program.parts)
     out = new((len(nodes), rows), torch.float32, nodes[0].device)
-    with _on(out.device):
-        _scalar[(rows,)](
-            tuple(program.parts),
-            splits,
-            tuple(program.inputs),
-            tuple(program.consts),
-            out,
-            rows,
-            CODE=tuple(program.code),
-            NODES=len(program.code) // 4,
-            OUTS=tuple(program.outs),
-            M=len(nodes),
-            LANES=1 << (max(splits, default=1) - 1).bit_length(),
-            **OPTIONS,
-        )
+    inputs = (tuple(program.parts), splits, tuple(program.inputs), tuple(program.consts))
+    constants = {
+        "CODE": tuple(program.code),
+        "NODES": len(program.code) // 4,
+        "OUTS": tuple(program.outs),
+        "M": len(nodes),
+        "LANES": 1 << (max(splits, default=1) - 1).bit_length(),
+    }
+    _launch(_scalar, rows, out.device, (*inputs, out, rows), constants)
     record("scalar", _bytes(program.parts) + _bytes(program.inputs), _bytes([out]))
     return out
 
@@ -130,7 +99,18 @@ def compute_scalars(nodes: Sequence[RowScalar]) -> None:
 
 def new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Contiguous memory for a kernel to write, every element of it."""
-    return torch.empty(tuple(shape), dtype=dtype, device=device)
+    make = torch.zeros if dry() else torch.empty
+    return make(tuple(shape), dtype=dtype, device=device)
+
+
+def _launch(
+    kernel: Any, programs: int, device: torch.device, args: tuple[Any, ...], constants: dict
+) -> None:
+    """Runs a kernel on the tensors' own device; Triton takes the current one."""
+    if dry():
+        return
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[(programs,)](*args, **constants, **OPTIONS)
 
 
 def _ceil(a: int, b: int) -> int:
@@ -139,8 +119,3 @@ def _ceil(a: int, b: int) -> int:
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(math.prod(t.shape) * t.element_size() for t in tensors)
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device; this makes it the tensors' own."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -64,7 +64,7 @@ def test_apg_over_some_axes(monkeypatch, axes):
     """Trailing axes make more and shorter rows; others are left to the reference."""
     rule = {"name": "apg", "axes": axes, "norm_threshold": 0.3}
     monkeypatch.setitem(RULES, "axes", registry.build("guidance", rule))
-    assert worst(monkeypatch, "ddim", "axes", torch.float32, (3, 5, 7)) <= 1e-6
+    assert worst(monkeypatch, "ddim", "axes", torch.float32, (2, 3, 7)) <= 1e-6
 
 
 @pytest.mark.parametrize(("name", "rule"), PAIRS)
