@@ -41,26 +41,27 @@ class BatchedDenoiser:
         Adds to nfe[b] each row that is evaluated for row b. Rows that a branch leaves out get
         the output of "cond". Raises ValueError for an unknown model.
         """
-        level, outs = span.now, {}
+        level, count = span.now, x.shape[0]
         names_of: dict[str, list[str]] = {}
         for name, branch in branches.items():
             names_of.setdefault(branch.model, []).append(name)
+        outs: dict[str, tuple[Tensor, Tensor | None]] = {}
         for model, names in names_of.items():
             if model not in self.models:
                 raise ValueError(f"No model {model!r} here; there are {', '.join(self.models)}.")
-            rows = {k: _rows(branches[k], x.shape[0], nfe) for k in names}
-            parts = {k: x if r is None else x[r] for k, r in rows.items()}
-            busy = [k for k in names if len(parts[k])]
-            if not busy:
+            asked = [(name, _rows(branches[name], count, nfe)) for name in names]
+            asked = [(name, rows) for name, rows in asked if rows is None or rows.shape[0]]
+            if not asked:
                 continue
-            xs = _cat([parts[k] for k in busy])
-            cond = self._stacked([branches[k].cond for k in busy], [rows[k] for k in busy])
-            out = self.forward(xs, _cat_level(level, [rows[k] for k in busy]), cond, model)
+            parts = [x if rows is None else x[rows] for _, rows in asked]
+            rows = [rows for _, rows in asked]
+            cond = self._stacked([branches[name].cond for name, _ in asked], rows)
+            out = self.forward(_cat(parts), _cat_level(level, rows), cond, model)
             if out.dtype is not x.dtype and (out.dtype not in HALVES or x.dtype is torch.float64):
                 out = out.to(x.dtype)  # halves are taken up where they are first used
-            sizes = [parts[k].shape[0] for k in busy]
-            cut = (out,) if len(busy) == 1 else out.split_with_sizes(sizes)
-            outs.update({k: (part, rows[k]) for k, part in zip(busy, cut, strict=True)})
+            cut = out.split_with_sizes([part.shape[0] for part in parts])
+            for (name, which), part in zip(asked, cut, strict=True):
+                outs[name] = (part, which)
         return {k: self._prediction(x, k, branches[k], outs, level) for k in branches}
 
     def _stacked(self, conds: list[Any], rows: list[Tensor | None]) -> Any:
@@ -71,7 +72,9 @@ class BatchedDenoiser:
         It is not used where gradients flow (a graph serves one backward pass), where rows are left
         out, and after one of the tensors was written to.
         """
-        if len(conds) == 1 or any(r is not None for r in rows) or torch.is_grad_enabled():
+        if len(conds) == 1 and rows[0] is None:
+            return conds[0]
+        if torch.is_grad_enabled() or any(r is not None for r in rows):
             return _stack([_take(c, r) for c, r in zip(conds, rows, strict=True)])
         parts = [*conds, *leaves(conds)]
         tensors = [part for part in parts if isinstance(part, Tensor)]

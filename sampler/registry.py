@@ -81,17 +81,18 @@ def build(kind: str, spec: Any) -> Any:
     same way.
     Raises ValueError that names the wrong field, what is allowed and the nearest name.
     """
+    # First, and without a look at the table: the loop comes here at every step.
+    if not isinstance(spec, (str, Mapping, type)) and hasattr(spec, _METHOD.get(kind, "")):
+        return spec
     table_of = _load(kind)
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
-        if isinstance(spec, type) or not hasattr(spec, _METHOD[kind]):
-            known = ", ".join(table_of)
-            raise ValueError(
-                f"A {kind} is a name, a mapping with 'name', or an instance, not {spec!r:.60}; "
-                f"names: {known}."
-            )
-        return spec
+        known = ", ".join(table_of)
+        raise ValueError(
+            f"A {kind} is a name, a mapping with 'name', or an instance, not {spec!r:.60}; "
+            f"names: {known}."
+        )
     if not isinstance(spec.get("name"), str):
         raise ValueError(f"A {kind} mapping needs 'name', one of {', '.join(names(kind))}.")
     cls = lookup(kind, spec["name"])
