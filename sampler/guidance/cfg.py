@@ -32,6 +32,8 @@ class CFG(GuidanceBase):
     rescale_space: where std is measured; "native" is the network's own output, as in diffusers.
     interval: (low, high] in sigma/alpha (the EDM sigma) where guidance is on; None is everywhere.
     window: [first, last) in steps where guidance is on; None is everywhere.
+    match_norm: axes over which the norm of g is set to that of c, (-1,) per token as the pipelines
+        of QwenImage do; None is off.
 
     Deviation: where std(g) = 0 the row is left as it is (the formula divides 0 by 0 there).
     """
@@ -41,6 +43,7 @@ class CFG(GuidanceBase):
     interval: tuple[float, float] | None = None
     window: tuple[int, int] | None = None
     rescale_space: Space = "native"
+    match_norm: tuple[int, ...] | None = None
 
     reference: ClassVar[str] = (
         "Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), arXiv:2207.12598, eq. 6; "
@@ -52,6 +55,10 @@ class CFG(GuidanceBase):
         check_scale("cfg", self.scale)
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"cfg: rescale = {self.rescale} must lie in 0..1 (0 is off).")
+        if self.match_norm is not None and (not self.match_norm or 0 in self.match_norm):
+            raise ValueError(
+                f"cfg: match_norm = {self.match_norm} must name dimensions other than 0, or None."
+            )
         check_gates("cfg", self.interval, self.window)
 
     @property
@@ -61,7 +68,7 @@ class CFG(GuidanceBase):
     def plan(self, x: Any, span: Span, cond: Cond, state: Any) -> Mapping[str, Branch]:
         if is_one(self.scale) or not active(self.interval, self.window, span):
             return {"cond": Branch(cond.cond)}
-        if self.scale == 0 and not self.rescale:
+        if self.scale == 0 and not self._adjusts():
             return {"uncond": Branch(cond.uncond)}
         return {"uncond": Branch(cond.uncond), "cond": Branch(cond.cond)}
 
@@ -71,7 +78,7 @@ class CFG(GuidanceBase):
         if "uncond" not in preds or is_one(self.scale):
             return preds["cond"], state
         uncond = preds["uncond"]
-        if self.scale == 0 and not self.rescale:
+        if self.scale == 0 and not self._adjusts():
             return uncond, state
         cond = preds["cond"]
         guided = cond.like(uncond.out + self.scale * (cond.out - uncond.out))
@@ -79,7 +86,22 @@ class CFG(GuidanceBase):
             space = self.rescale_space
             value = rescaled(in_space(guided, space), in_space(cond, space), self.rescale)
             guided = from_space(guided, space, value)
+        if self.match_norm is not None:
+            value = in_space(guided, cond.kind)
+            guided = cond.like(value * norm_ratio(cond.out, value, self.match_norm))
         return guided, state
+
+    def _adjusts(self) -> bool:
+        """Whether g is adjusted to c, so that c is needed even at scale 0."""
+        return bool(self.rescale) or self.match_norm is not None
+
+
+def norm_ratio(of: Lin, to: Lin, axes: tuple[int, ...]) -> Any:
+    """‖of‖/‖to‖ over these axes; 1 where `to` is 0."""
+    squares = gram(of, to, axes=axes)
+    flat = squares[1, 1] == 0
+    ratio = squares[0, 0] / where(flat, squares[1, 1] + 1, squares[1, 1])
+    return where(flat, ratio * 0 + 1, ratio).sqrt()
 
 
 def rescaled(guided: Lin, cond: Lin, phi: float) -> Lin:

@@ -1,0 +1,244 @@
+"""The network calls of a stock pipeline, guided by a rule; see `hook.py`.
+
+A call of the pipeline's network becomes one step of the rule: plan, the rows that it asks for,
+combine. What a run carries along lives here, and is thrown away when a run starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from diffusers.hooks.hooks import ModelHook
+from sampler_kernels import map_tree, settle
+from torch import Tensor
+
+from sampler.guidance.spaces import in_space
+from sampler.schedule import Schedule
+from sampler.types import Branch, Cond, Guidance, Level, Prediction, SamplerError, Span
+
+Order = Literal["uncond first", "cond first", "sequential"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a pipeline class calls its network; `unit`: what its timesteps are multiplied with."""
+
+    network: str
+    order: Order
+    unit: float = 1.0
+
+
+class GuidedCalls(ModelHook):
+    """What both layouts share: where in a run a call is, and the rule's state."""
+
+    def __init__(self, pipe: Any, layout: Layout, rule: Guidance) -> None:
+        super().__init__()
+        self.pipe, self.layout, self.rule = pipe, layout, rule
+        self.schedule = Schedule.from_config(pipe.scheduler.config, type(pipe.scheduler).__name__)
+        if self.schedule.process == "edm":
+            raise SamplerError("sampler.guide does not serve EDM schedulers; use sampler.load.", 6)
+        self.nfe: list[int] = []
+        self._times: Any = None
+        self._state: Any = None
+        self._index = 0
+
+    def finish(self) -> None:
+        """Called when the context ends without an error."""
+
+    def span(self, x: Tensor, timestep: Any) -> Span:
+        """Where this evaluation is; a new run of the pipeline starts the rule anew.
+
+        Every run calls `set_timesteps`, which makes a new tensor of them.
+        """
+        times = self.pipe.scheduler.timesteps
+        told = float(torch.as_tensor(timestep).flatten()[0]) / self.layout.unit
+        if times is not self._times or len(self.nfe) != x.shape[0]:
+            self._times, self._state, self._index = times, self.rule.start(Cond()), 0
+            self.nfe = [0] * x.shape[0]
+            self._position = _nearest(times, told, 0)  # later than 0 for image-to-image
+        position = min(self._position + self._index, len(times) - 1)
+        after = times[position + 1] if position + 1 < len(times) else None
+        now = self._level(times[position])
+        following = Level(0, 1.0, 0.0) if after is None else self._level(after)
+        return Span(self._index, now, following)
+
+    def _level(self, t: Any) -> Level:
+        return self.schedule.level(float(t))
+
+    def plan(self, x: Tensor, span: Span) -> Mapping[str, Branch]:
+        return self.rule.plan(x, span, Cond("cond", "uncond"), self._state)
+
+    def combine(self, x: Tensor, span: Span, outs: Mapping[str, Tensor]) -> Tensor:
+        """g in the network's own parametrisation; advances the rule's state."""
+        kind = self.schedule.prediction
+        x = x.float()
+        preds = {name: Prediction.of(kind, x, out, span.now) for name, out in outs.items()}
+        pred, state = self.rule.combine(x, preds, span, self._state)
+        guided, self._state = settle((in_space(pred, kind), state))
+        self._index += 1
+        return guided
+
+    def count(self, rows: Tensor | None) -> None:
+        for row in range(len(self.nfe)) if rows is None else rows.tolist():
+            self.nfe[row] += 1
+
+    def call(self, rows: Tensor | None, batch: int, args: Any, kwargs: Any) -> Any:
+        """The network on some rows of its batch (None: all of them, the call as it came)."""
+        forward: Any = self.fn_ref.original_forward
+        if rows is None:
+            return forward(*args, **kwargs)
+
+        def cut(leaf: Any) -> Any:
+            whole = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch
+            return leaf[rows.to(leaf.device)] if whole else leaf
+
+        return forward(*map_tree(cut, list(args)), **map_tree(cut, kwargs))
+
+
+class BatchedCalls(GuidedCalls):
+    """One call per step on both halves."""
+
+    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        both, timestep = _inputs(args, kwargs)
+        _refuse(self.pipe, kwargs, both)
+        batch = both.shape[0] // 2
+        x = both[:batch]
+        span = self.span(x, timestep)
+        outs, raw = self._evaluated(x, span, args, kwargs)
+        guided = self.combine(x, span, {k: v[:, : x.shape[1]] for k, v in outs.items()})
+        like = next(iter(outs.values()), both[:batch])  # learned variances stay as they are
+        guided = torch.cat([guided.to(like.dtype), like[:, x.shape[1] :]], 1)
+        return _wrapped(torch.cat([guided, guided]), raw)
+
+    def _evaluated(
+        self, x: Tensor, span: Span, args: Any, kwargs: Any
+    ) -> tuple[dict[str, Tensor], Any]:
+        """The outputs that the rule asks for, [B, ...], and the network's answer as it came."""
+        branches, batch = self.plan(x, span), x.shape[0]
+        if not branches:
+            return {}, None
+        first = {"uncond": 0, "cond": batch}
+        if self.layout.order == "cond first":
+            first = {"cond": 0, "uncond": batch}
+        names = sorted(branches, key=lambda name: first[name])
+        index = {k: _index(branches[k].rows, batch) for k in names}
+        for rows in index.values():
+            self.count(rows)
+        whole = len(names) == 2 and all(len(rows) == batch for rows in index.values())
+        rows = None if whole else torch.cat([index[k] + first[k] for k in names])
+        raw = self.call(rows, 2 * batch, args, kwargs)
+        parts = _tensor(raw).split([len(index[k]) for k in names])
+        outs = dict(zip(names, parts, strict=True))
+        for name, rows in index.items():
+            if len(rows) < batch:
+                outs[name] = outs["cond"].index_copy(0, rows.to(x.device), outs[name])
+        return outs, raw
+
+
+class _Pending(NamedTuple):
+    """A cond call whose uncond call is to come."""
+
+    told: float
+    span: Span
+    branches: Mapping[str, Branch]
+    cond: Tensor
+
+
+class SequentialCalls(GuidedCalls):
+    """A call for cond, then a call for uncond at every step, as with true_cfg_scale > 1."""
+
+    _pending: _Pending | None = None
+
+    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise ValueError("sampler.guide writes in place here; call the pipeline as usual.")
+        x, timestep = _inputs(args, kwargs)
+        told = float(torch.as_tensor(timestep).flatten()[0])
+        if self._pending is None:
+            return self._first(x, told, args, kwargs)
+        if self._pending.told != told or self._times is not self.pipe.scheduler.timesteps:
+            self.finish()
+        pending, self._pending = self._pending, None
+        return self._second(pending, x, args, kwargs)
+
+    def finish(self) -> None:
+        if self._pending is not None:
+            self._pending = None
+            raise ValueError(_OFF + " a negative prompt and true_cfg_scale > 1.")
+
+    def _first(self, x: Tensor, told: float, args: Any, kwargs: Any) -> Any:
+        span = self.span(x, told)
+        branches = self.plan(x, span)
+        if "cond" in branches:
+            self.count(None)
+            raw = self.call(None, x.shape[0], args, kwargs)
+            cond = _tensor(raw)
+        else:
+            cond, raw = torch.zeros_like(x), (None,)
+        self._pending = _Pending(told, span, branches, cond)
+        return _wrapped(cond, raw)
+
+    def _second(self, pending: _Pending, x: Tensor, args: Any, kwargs: Any) -> Any:
+        _, span, branches, cond = pending
+        outs = {"cond": cond} if "cond" in branches else {}
+        raw: Any = (None,)
+        if "uncond" in branches:
+            rows = _index(branches["uncond"].rows, x.shape[0])
+            self.count(rows)
+            some = None if len(rows) == x.shape[0] else rows
+            raw = self.call(some, x.shape[0], args, kwargs)
+            outs["uncond"] = _tensor(raw)
+            if some is not None:
+                outs["uncond"] = cond.index_copy(0, rows.to(x.device), outs["uncond"])
+        guided = self.combine(x, span, outs).to(cond.dtype)
+        cond.copy_(guided)
+        return _wrapped(guided, raw)
+
+
+_OFF = "Inside sampler.guide the pipeline's own guidance must be on, with any value: call it with"
+
+
+def _refuse(pipe: Any, kwargs: Mapping[str, Any], both: Tensor) -> None:
+    """Raises ValueError for a call in which the two halves are not all that there is."""
+    if kwargs.get("skip_layers") is not None or getattr(pipe, "skip_guidance_layers", None):
+        raise ValueError(
+            "sampler.guide cannot serve skip-layer guidance, which uses the conditional half again."
+        )
+    if getattr(pipe, "guidance_rescale", 0.0):
+        raise ValueError(
+            "Inside sampler.guide set rescale in the rule, not guidance_rescale in the call."
+        )
+    half = both.shape[0] // 2
+    guided = getattr(pipe, "do_classifier_free_guidance", None)
+    if guided is None:  # DiT and PixArt do not tell: with guidance both halves are the same sample
+        guided = both.shape[0] % 2 == 0 and torch.equal(both[:half], both[half:])
+    if not guided or both.shape[0] % 2:
+        raise ValueError(_OFF + " guidance_scale > 1.")
+
+
+def _inputs(args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+    """(sample, timestep) of a network call."""
+    sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+    timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+    return sample, timestep  # pyright: ignore[reportReturnType]
+
+
+def _tensor(raw: Any) -> Tensor:
+    return raw[0] if isinstance(raw, tuple) else raw.sample
+
+
+def _wrapped(value: Tensor, raw: Any) -> Any:
+    """The value in the form in which the network answers (a tuple where it was not called)."""
+    return (value,) if raw is None or isinstance(raw, tuple) else type(raw)(sample=value)
+
+
+def _index(rows: Tensor | None, batch: int) -> Tensor:
+    return torch.arange(batch) if rows is None else rows.nonzero()[:, 0]
+
+
+def _nearest(times: Tensor, told: float, start: int) -> int:
+    """The position of a timestep; half-precision networks are told a rounded one."""
+    return start + int((times[start:].double().cpu() - told).abs().argmin())
