@@ -10,13 +10,17 @@ Nothing heavy is imported before it is used: `import sampler` takes milliseconds
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sampler.denoisers import denoiser
     from sampler.engine import Engine, Result
     from sampler.images import start_from
+    from sampler.finetune.api import finetune
     from sampler.loading import load
+    from sampler.pipelines.hook import guide
     from sampler.pipelines.scheduler import scheduler
     from sampler.registry import build, describe, names, register
     from sampler.schedule import Schedule
@@ -44,7 +48,9 @@ _HOMES = {
     "denoisers": "denoiser",  # a module called as a function of the package would hide it
     "engine": "Engine Result",
     "images": "start_from",
+    "finetune.api": "finetune",
     "loading": "load",
+    "pipelines.hook": "guide",
     "pipelines.scheduler": "scheduler",
     "registry": "build describe names register",
     "schedule": "Schedule",
@@ -72,7 +78,9 @@ __all__ = [
     "build",
     "denoiser",
     "describe",
+    "finetune",
     "gram",
+    "guide",
     "load",
     "load_snapshot",
     "names",
@@ -94,3 +102,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})
+
+
+class _Package(ModuleType):
+    """`sampler.denoiser` and `sampler.finetune` are functions, and submodules of the same names
+    exist: importing those must not put a module in the function's place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
