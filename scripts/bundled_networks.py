@@ -133,6 +133,10 @@ def save_part(module: Any, folder: Path) -> None:
     """Write a network in fp16 safetensors, or a scheduler or tokenizer; drop local paths."""
     if isinstance(module, nn.Module):
         module = module.to(torch.float16)
+    if isinstance(module, CLIPTokenizer):
+        # Calls with padding leave their settings behind, and these would be written.
+        module.backend_tokenizer.no_padding()
+        module.backend_tokenizer.no_truncation()
     module.save_pretrained(folder)
     for path in folder.glob("*config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))

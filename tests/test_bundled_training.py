@@ -179,6 +179,8 @@ def test_all_stages_make_a_bundle_that_loads_and_is_reported(sprites, tmp_path):
     assert (
         list((tmp_path / "unet").glob("grid-*.png")) and (tmp_path / "contact_sheet.png").exists()
     )
+    tokenizer = json.loads((tmp_path / "bundle/pipeline/tokenizer/tokenizer.json").read_text())
+    assert tokenizer["padding"] is None and tokenizer["truncation"] is None
     figures = json.loads((tmp_path / "report.json").read_text())
     assert {"concept", "background", "frechet_distance"} <= set(figures["default"])
     assert "weak sibling, scale 1" in (tmp_path / "report.md").read_text()
