@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/sampler generate -c configs/demo.yaml
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

@@ -88,7 +88,7 @@ RULES = {
     "sampler.registry": (),
     "sampler.noise": TYPES,
     "sampler.grids": TYPES,
-    "sampler.images": TYPES,
+    "sampler.images": (*TYPES, "sampler.noise"),
     "sampler.schedule": (*TYPES, "sampler.grids"),
     "sampler.samplers": (*STRATEGY, "sampler.noise", "sampler.images"),
     "sampler.guidance": STRATEGY,
