@@ -1,0 +1,54 @@
+"""The budget: launches and bytes of a step, counted."""
+
+import pytest
+import torch
+
+from sampler.benchmark import CASES, Case, Step, count
+from tests.kernels.canary import buildable
+
+# More than the least that is possible: rescaling takes its two means before its two variances,
+# and the cosine of adaptive guidance is not yet taken by the launch that makes the step.
+ABOVE = {"CFG rescaled + DDIM": (5, 20), "Adaptive CFG + DDIM": (3, 16)}
+METHODS = [name for name in buildable("sampler")]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_cfg_with_any_sampler_is_one_launch(name):
+    found = count(Case("", "cfg", name), "triton")
+    assert (found.kernels, found.others) == (1, 0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_apg_with_momentum_and_any_sampler_is_three(name):
+    found = count(Case("", "apg", name), "triton")
+    assert (found.kernels, found.others) == (3, 0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_traffic_is_the_least_possible(case):
+    """Within 10 %; partial sums and coefficients are what is beyond it."""
+    found = count(case, "triton")
+    kernels, least = ABOVE.get(case.name, (1 if "CFG +" in case.name else 3, case.least))
+    assert found.kernels <= kernels
+    if least:
+        assert least <= found.bytes <= 1.1 * least
+
+
+def test_the_reference_is_counted_too():
+    """As torch's own profiler sees it, with one conversion of each prediction to float32."""
+    case = Case("", "cfg", kind="x0")
+    found = count(case, "reference")
+    step = Step(case, (2, 4096))
+    seen = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    with seen as profile, torch.no_grad():
+        step()
+    names = ("aten::add", "aten::sub", "aten::mul", "aten::div")
+    assert found.kernels == 0
+    assert found.others == sum(e.count for e in profile.key_averages() if e.key in names) + 2
+
+
+def test_a_counted_step_is_a_real_step():
+    """A dry run gives zeros; without it the same call computes."""
+    step = Step(CASES[0], (2, 64))
+    with torch.no_grad():
+        assert step()[0].abs().sum() > 0
