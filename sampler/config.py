@@ -39,7 +39,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """n: images per prompt; seed: image i of the run has seed + i, null derives one per image."""
+    """n: images per prompt; seed: image i of every prompt has seed + i, null derives them.
+
+    dedupe: equal images are made once.
+    """
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
     width: Pixels | None = None
@@ -48,24 +51,62 @@ class RunConfig:
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     negative_prompt: str | None = None
+    dedupe: bool = True
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
 @dataclass(frozen=True)
 class PromptsConfig:
-    """file: a text file with one prompt per line; texts: the prompts themselves."""
+    """file: txt, csv, tsv, jsonl or parquet, "-" is standard input; texts: the prompts themselves.
+
+    format: of the file, where its name does not tell. wildcards: a folder of NAME.txt files.
+    expand: what becomes of {a|b} and __NAME__ in prompts; on_bad_row: error or skip.
+    """
 
     file: str | None = None
     texts: tuple[str, ...] | None = None
+    format: Literal["txt", "csv", "tsv", "jsonl", "parquet"] | None = None
+    wildcards: str | None = None
+    expand: Literal["none", "random", "all"] = "none"
+    on_bad_row: Literal["error", "skip"] = "error"
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """metadata: what an image's text chunk holds: the whole record, key and seed, or nothing."""
+    """dir: the run folder, or a URL; null makes a new one below runs/.
 
-    dir: str = "runs"
+    metadata: what an image says of itself; name_template: of {index} {key} {seed} {slug} {sampler}
+    {guidance} {axis:NAME}; flagged: what becomes of images that a safety checker flags; fsync:
+    false trusts the operating system with what was written last.
+    """
+
+    dir: str | None = None
     metadata: Literal["full", "basic", "none"] = "full"
+    name_template: str | None = None
+    flagged: Literal["keep", "blur", "drop"] = "keep"
+    fsync: bool = True
+    writer_threads: Annotated[int, Field(ge=1, le=16)] = 2
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may ask for at most."""
+
+    max_jobs: Annotated[int, Field(ge=1)] = 1_000_000
+    max_pixels: Annotated[int, Field(ge=64)] = 16_777_216
+    max_steps: Annotated[int, Field(ge=1)] = 1000
+    max_prompt_chars: Annotated[int, Field(ge=1)] = 20_000
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class ErrorsConfig:
+    """strict: the first image that fails ends the run; max_errors: more than so many do."""
+
+    strict: bool = False
+    max_errors: Annotated[int, Field(ge=0)] | None = None
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
@@ -80,6 +121,8 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+    limits: Limits = field(default_factory=Limits)
+    errors: ErrorsConfig = field(default_factory=ErrorsConfig)
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 

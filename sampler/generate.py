@@ -49,6 +49,7 @@ def generate(
     progress: Callable[[int, int], None] | None = None,
     image: Any = None,
     strength: float = 0.6,
+    out: Any = None,
 ) -> Result:
     """Images from prompts, n for each, in the order of the prompts.
 
@@ -60,7 +61,9 @@ def generate(
     networks round differently with other batch sizes. output: "pil", "tensor" ([B, 3, H, W] in
     [0, 1]) or "latent" (images is None). progress(images done, images in all) after every batch.
     image: a file, a PIL image or a tensor [B or 1, 3, H, W] in [0, 1] to start from, noised to the
-    last floor(strength·steps) of the steps (image to image); strength 0 gives it back.
+    last floor(strength·steps) of the steps (image to image); strength 0 gives it back. out: a run
+    folder, which is written and, where it exists, gone on with; images are then read from it
+    lazily, and latents is None.
 
     Raises ValueError, before any network call, for an empty prompt list, counts that do not fit,
     and what the strategies and the schedule refuse.
@@ -84,6 +87,13 @@ def generate(
     rule_spec, grid = registry.spec_of(rule), adapter.grid(steps, size)
     method = bound_sampler(method, Setting(adapter, grid, rule_spec, size))
     cut = batch_size or DEFAULT_BATCH
+    if out is not None:
+        from sampler.workers.python import Asked, generate_into
+
+        if image is not None or output != "pil":
+            raise ValueError("out= keeps images of prompts: leave out image= and output=.")
+        asked = Asked(jobs, size, steps, method, rule, cut)
+        return generate_into(engine, str(out), asked, progress)
     latents, images, nfe = [], [], []
     with torch.no_grad():
         origin = None if image is None else _origin(adapter, image, strength, size, len(jobs))

@@ -29,7 +29,7 @@ class Layer:
 
 
 def read_file(path: Path) -> Layer:
-    """The layer of a YAML file. A relative `prompts.file` is relative to that file's folder.
+    """The layer of a YAML file; `prompts.file` and `.wildcards` are relative to its folder.
 
     Raises SamplerError (2) that names the file and the line.
     """
@@ -50,9 +50,16 @@ def read_file(path: Path) -> Layer:
     prompts: Any = tree.get("prompts")
     if isinstance(prompts, list):
         tree["prompts"] = {"texts": prompts}
-    elif isinstance(prompts, dict) and isinstance(prompts.get("file"), str):
-        tree["prompts"] = {**prompts, "file": str(path.parent / prompts["file"])}
+    elif isinstance(prompts, dict):
+        tree["prompts"] = {
+            key: str(path.parent / value) if _is_place(key, value) else value
+            for key, value in prompts.items()
+        }
     return Layer(tree, {key: f"{path}:{line}" for key, line in lines.items()})
+
+
+def _is_place(key: str, value: Any) -> bool:
+    return key in ("file", "wildcards") and isinstance(value, str) and value != "-"
 
 
 def from_environment(environment: Mapping[str, str]) -> list[Layer]:

@@ -11,7 +11,7 @@ from PIL import Image
 from sampler import registry
 from sampler.bundled import FOLDER
 from sampler.cli import main
-from sampler.runs.writer import read_record
+from sampler.runs.metadata import CHUNK, read_record
 
 FAST = ("--steps", "2")
 
@@ -34,7 +34,15 @@ def fails(capsys, *arguments):
 
 
 def names(folder):
+    """The images of a run folder, or what else is in a folder."""
+    folder = folder / "images" if (folder / "images").exists() else folder
     return sorted(os.listdir(folder)) if folder.exists() else []
+
+
+def record(path):
+    """The record inside an image."""
+    with open(path, "rb") as stream:
+        return read_record(stream.read())["record"]
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +71,13 @@ def test_images_are_written_with_their_records(capsys, tmp_path):
     paths = stdout.splitlines()
     assert [os.path.basename(path) for path in paths] == names(out)
     assert [name[:7] for name in names(out)] == ["000000-", "000001-", "000002-", "000003-"]
-    records = [read_record(path) for path in paths]
+    records = [record(path) for path in paths]
     assert [r["prompt"] for r in records] == ["a fox on a red background"] * 2 + ["a dog"] * 2
-    assert [r["seed"] for r in records] == [7, 8, 9, 10]
+    assert [r["seed"] for r in records] == [7, 8, 7, 8]
     assert records[0]["steps"] == 2 and records[0]["guidance"]["scale"] == 3.0
-    assert records[0]["versions"]["torch"] and str(tmp_path) not in json.dumps(records)
+    with Image.open(paths[0]) as image:
+        assert json.loads(image.text[CHUNK])["libraries"]["torch"]
+        assert str(tmp_path) not in json.dumps(image.text)
     with Image.open(paths[0]) as image:
         assert image.size == (records[0]["width"], records[0]["height"])
 
@@ -116,13 +126,17 @@ def test_the_images_are_those_of_the_python_interface(capsys, tmp_path):
             assert written.tobytes() == image.tobytes()
 
 
-def test_equal_runs_write_equal_bytes_under_new_names(capsys, tmp_path):
-    for _ in range(2):
-        assert run(capsys, "generate", "a fox", "--seed", 3, "-o", tmp_path / "o", *FAST)[0] == 0
-    first, second = names(tmp_path / "o")
-    assert (first[:7], second[:7]) == ("000000-", "000001-")
-    assert first[7:] == second[7:]
-    assert (tmp_path / "o" / first).read_bytes() == (tmp_path / "o" / second).read_bytes()
+def test_the_same_command_again_finds_everything_done(capsys, tmp_path):
+    line = ("generate", "a fox", "--seed", 3, "-o", tmp_path / "o", *FAST)
+    assert run(capsys, *line)[0] == 0
+    first = {name: (tmp_path / "o/images" / name).read_bytes() for name in names(tmp_path / "o")}
+    code, out, err = run(capsys, *line)
+    assert (code, out) == (0, "") and "already" in err
+    assert run(capsys, *line, "--new")[0] == 0
+    again = tmp_path / "o-2" / "images"
+    assert {name: (again / name).read_bytes() for name in os.listdir(again)} == first
+    code, err = fails(capsys, *line, "--seed", 4)
+    assert code == 4 and "seed" in err
 
 
 def test_events_are_json_lines(capsys, tmp_path):
@@ -158,10 +172,15 @@ def test_prompts_from_a_file_and_a_configuration(capsys, tmp_path):
     )
     code, stdout, _ = run(capsys, "generate", "-c", "c.yaml", "-q")
     assert code == 0 and len(names(tmp_path / "out")) == 2
-    assert set(read_record(stdout.splitlines()[0])) == {"key", "seed", "sampler", "guidance"}
+    with Image.open(stdout.splitlines()[0]) as image:
+        assert set(json.loads(image.text[CHUNK])) == {"key", "seed", "sampler", "guidance"}
     code, stdout, _ = run(capsys, "generate", "-c", "c.yaml", "a fox", "--prompts", "p.txt",
-                          "--set", "output.metadata=full")  # fmt: skip
-    assert [read_record(p)["prompt"] for p in stdout.splitlines()] == ["a fox", "a dog", "a cat"]
+                          "--set", "output.metadata=full", "-o", "out2")  # fmt: skip
+    assert [record(p)["prompt"] for p in stdout.splitlines()] == ["a fox", "a dog", "a cat"]
+    code, stdout, _ = run(capsys, "generate", "-c", "c.yaml", "a fox", "-o", "out3",
+                          "--set", "output.metadata=none")  # fmt: skip
+    with Image.open(stdout.splitlines()[0]) as image:
+        assert code == 0 and not image.info
 
 
 def test_the_environment_names_the_folder(capsys, tmp_path, monkeypatch):
@@ -187,13 +206,16 @@ def test_the_environment_names_the_folder(capsys, tmp_path, monkeypatch):
         (["a", "-n", "0"], 2, "run.n = 0"),
         (["a", "--seed", "-1"], 2, "run.seed = -1"),
         (["a", "--width", "12"], 2, "width = 12"),
+        (["a", "--executor", "clod"], 2, "--executor: 'clod'"),
+        (["a", "--axis", "stepz=1,2"], 2, "did you mean 'steps'"),
+        (["a", "--name-template", "{promt}"], 2, "{promt}"),
         (["a", "--batch-size", "some"], 2, "run.batch_size"),
         (["a", "--dtype", "int8"], 2, "model.dtype"),
         (["a", "--device", "abacus"], 2, "'abacus' is not available"),
         (["a\x07b"], 2, "control character U+0007"),
-        ([], 2, "No prompts"),
+        ([], 2, "There is no prompt"),
         (["--prompts", "missing.txt"], 2, "missing.txt: no such file"),
-        (["--prompts", "empty.txt"], 2, "there is no prompt"),
+        (["--prompts", "empty.txt"], 2, "There is no prompt"),
         (["-c", "missing.yaml"], 2, "missing.yaml: no such file"),
         (["-c", "bad.yaml"], 2, "bad.yaml:2: run.stpes: unknown key (did you mean 'steps'?)"),
         (["a", "--stesp", "3"], 2, "--steps"),
@@ -227,7 +249,7 @@ def test_pickled_weights_are_refused(capsys, tmp_path):
     assert code == 6 and not (tmp_path / "out").exists()
 
 
-def test_a_later_failure_keeps_the_batches_before_it(capsys, tmp_path, monkeypatch):
+def test_failures_of_single_images_do_not_harm_the_others(capsys, tmp_path, monkeypatch):
     from sampler.pipelines.base import Adapter
 
     real, calls = Adapter.decode, []
@@ -240,32 +262,31 @@ def test_a_later_failure_keeps_the_batches_before_it(capsys, tmp_path, monkeypat
 
     monkeypatch.setattr(Adapter, "decode", decode)
     arguments = ("generate", "a fox", "-n", 3, "--batch-size", 1, "-q", *FAST)
-    for code, error in [(130, KeyboardInterrupt()), (7, MemoryError()), (1, RuntimeError("odd"))]:
+    cases = [(130, KeyboardInterrupt(), 1), (3, MemoryError(), 2), (3, RuntimeError("odd"), 2)]
+    for number, (code, error, there) in enumerate(cases):
         calls.clear()
-        found, out, err = run(capsys, *arguments, "-o", tmp_path / str(code))
-        assert found == code and err.count("\n") == 1
-        assert len(out.splitlines()) == len(names(tmp_path / str(code))) == 1
-    assert "Internal error: RuntimeError: odd" in err
+        found, out, err = run(capsys, *arguments, "-o", tmp_path / str(number))
+        assert found == code, err
+        assert len(out.splitlines()) == len(names(tmp_path / str(number))) == there
+        calls.clear()
+        assert run(capsys, "resume", tmp_path / str(number), "--retry-errors", "-q")[0] == (
+            130 if number == 0 else 0
+        )
+    journal = (tmp_path / "2" / "journal.jsonl").read_text()
+    assert "RuntimeError: odd" in journal
     calls.clear()
-    _, _, err = run(capsys, *arguments, "--debug", "-o", tmp_path / "debug")
-    assert "Traceback" in err
+    error = RuntimeError("odd")
+    assert run(capsys, *arguments, "--strict", "-o", tmp_path / "strict")[0] == 1
 
 
-def test_warnings_are_one_line_and_an_event(capsys, tmp_path, monkeypatch):
-    import warnings
-
+def test_out_of_memory_for_every_image_has_its_own_code(capsys, tmp_path, monkeypatch):
     from sampler.pipelines.base import Adapter
 
-    real = Adapter.decode
-
     def decode(self, latents):
-        warnings.warn("something odd", stacklevel=1)
-        return real(self, latents)
+        raise MemoryError
 
     monkeypatch.setattr(Adapter, "decode", decode)
-    code, out, err = run(capsys, "generate", "a", "--json", "-o", tmp_path / "o", *FAST)
-    assert code == 0 and "sampler: warning: something odd\n" in err
-    assert [json.loads(line)["t"] for line in out.splitlines()][1] == "warning"
+    assert run(capsys, "generate", "a fox", "-n", 2, "-q", "-o", tmp_path / "o", *FAST)[0] == 7
 
 
 def test_images_that_are_not_finite_are_not_written(capsys, tmp_path, monkeypatch):
@@ -281,7 +302,7 @@ def test_images_that_are_not_finite_are_not_written(capsys, tmp_path, monkeypatc
     monkeypatch.setattr(Engine, "_finished", finished)
     code, out, err = run(capsys, "generate", "a", "b", "c", "-o", tmp_path / "o", *FAST)
     assert code == 3 and len(out.splitlines()) == len(names(tmp_path / "o")) == 2
-    assert "image 1" in err and "1 of 3 images were not finite" in err
+    assert "image 1: nonfinite" in err and "1 images failed" in err
 
 
 @pytest.mark.parametrize("kind", ["samplers", "guidance", "rewards", "trainers"])

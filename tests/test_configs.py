@@ -7,7 +7,7 @@ import pytest
 
 from sampler.cli import main
 from sampler.layers import read_file, resolve
-from sampler.runs.writer import read_record
+from sampler.runs.metadata import read_record
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -25,8 +25,8 @@ def test_recipe_runs(recipe, tmp_path, capsys):
     code = main([*arguments, "-o", str(tmp_path), "--steps", "4", "-n", "1"])
     captured = capsys.readouterr()
     assert code == 0, captured.err
-    (name,) = os.listdir(tmp_path)
-    record = read_record(tmp_path / name)
+    (name,) = os.listdir(tmp_path / "images")
+    record = read_record((tmp_path / "images" / name).read_bytes())["record"]
     assert record["sampler"]["name"] == _name(config.sampler or "ddim")
     assert record["guidance"]["name"] == _name(config.guidance or "cfg")
 

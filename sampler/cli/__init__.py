@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from sampler.cli import doctor, generate, listing
+from sampler.cli import doctor, generate, listing, resume
 
 app = typer.Typer(
     help="Images from text with diffusion models: samplers and guidance rules as parts.",
@@ -17,6 +17,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate")(generate.command)
+app.command("sweep")(generate.command)
+app.command("resume")(resume.command)
 app.command("list")(listing.command)
 app.command("doctor")(doctor.command)
 

@@ -1,4 +1,4 @@
-"""`sampler generate`: prompts to PNG files, batch by batch."""
+"""`sampler generate` and `sampler sweep`: prompts to a run folder of images, resumable."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ def command(
     prompts_file: Annotated[
         str | None,
         typer.Option(
-            "--prompts", metavar="FILE", help="A .txt file, one prompt a line; - is stdin."
+            "--prompts", metavar="FILE", help="txt, csv, tsv, jsonl or parquet; - is stdin."
         ),
     ] = None,
-    out: Annotated[str | None, typer.Option("-o", "--out", help="Folder for the images.")] = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--axis", metavar="NAME=VALUES", help="Sweep: a,b,c or 1..10:2 or 0..1#5; repeatable."
+        ),
+    ] = None,
+    out: Annotated[str | None, typer.Option("-o", "--out", help="Run folder, or a URL.")] = None,
     n: Annotated[int | None, typer.Option("-n", help="Images per prompt.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Image i of the run has seed + i.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Image i of every prompt has seed + i; else derived.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Network evaluations, 1 to 1000.")] = None,
     sampler: Annotated[str | None, typer.Option(help="Its name; see `sampler list`.")] = None,
     guidance: Annotated[str | None, typer.Option(help="Its name; see `sampler list`.")] = None,
@@ -35,12 +43,35 @@ def command(
     model: Annotated[str | None, typer.Option(help="Folder or hub id; default: bundled.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, float16, bfloat16.")] = None,
+    expand: Annotated[
+        str | None, typer.Option(help="{a|b} and __NAME__ in prompts: none, random or all.")
+    ] = None,
+    wildcards: Annotated[str | None, typer.Option(help="Folder of NAME.txt files.")] = None,
+    on_bad_row: Annotated[str | None, typer.Option(help="error or skip.")] = None,
+    metadata: Annotated[str | None, typer.Option(help="In the images: full, basic, none.")] = None,
+    name_template: Annotated[
+        str | None, typer.Option(help="Of {index} {key} {seed} {slug} {sampler} {axis:NAME} ...")
+    ] = None,
+    dedupe: Annotated[
+        bool | None, typer.Option("--dedupe/--no-dedupe", help="Make equal images once.")
+    ] = None,
+    strict: Annotated[
+        bool | None, typer.Option("--strict", help="Stop at the first image that fails.")
+    ] = None,
+    max_errors: Annotated[int | None, typer.Option(help="Stop beyond so many.")] = None,
     config: Annotated[
         list[Path] | None, typer.Option("-c", "--config", help="YAML file; later ones win.")
     ] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Any configuration key.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell the plan; load nothing.")
+    ] = False,
+    new: Annotated[bool, typer.Option("--new", help="A new folder, whatever is there.")] = False,
+    executor: Annotated[str, typer.Option(help="local, torchrun or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; default: local.")] = None,
+    fingerprint: Annotated[str, typer.Option(help="full, or fast: a part of each file.")] = "full",
     download: Annotated[
         bool, typer.Option("--download", help="Fetch a model that is not in the local cache.")
     ] = False,
@@ -52,10 +83,11 @@ def command(
     """Make images from prompts with a diffusion model; the bundled one by default."""
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
-        from sampler.cli.images import check_folder, make_images
-        from sampler.cli.models import load_engine
+        from sampler.cli import batch
+        from sampler.runs.axes import parse_axis
 
         given = {
+            "--prompts": ("prompts.file", prompts_file),
             "--negative": ("run.negative_prompt", negative),
             "--out": ("output.dir", out),
             "-n": ("run.n", n),
@@ -66,14 +98,36 @@ def command(
             "--sampler": ("sampler", sampler),
             "--guidance": ("guidance", guidance),
             "--batch-size": ("run.batch_size", _number_or_text(batch_size)),
+            "--no-dedupe": ("run.dedupe", dedupe),
             "--model": ("model.path", model),
             "--device": ("model.device", device),
             "--dtype": ("model.dtype", dtype),
+            "--expand": ("prompts.expand", expand),
+            "--wildcards": ("prompts.wildcards", wildcards),
+            "--on-bad-row": ("prompts.on_bad_row", on_bad_row),
+            "--metadata": ("output.metadata", metadata),
+            "--name-template": ("output.name_template", name_template),
+            "--strict": ("errors.strict", strict),
+            "--max-errors": ("errors.max_errors", max_errors),
         }
+        choice("--executor", executor, ("local", "torchrun", "ray"))
+        fast = choice("--fingerprint", fingerprint, ("full", "fast")) == "fast"
         settings = _settings(config or [], sets or [], given)
-        texts = _prompts(settings, prompts or [], prompts_file)
-        check_folder(Path(settings.output.dir))
-        make_images(settings, texts, load_engine(settings.model, download), report)
+        if prompts and prompts_file is None:
+            settings = _without_file(settings)
+        axes = [parse_axis(text) for text in axis or []]
+        source = batch.Source(settings, prompts or (), axes, fast)
+        batch.generate(source, batch.How(executor, address, new, dry_run, download), report)
+
+
+def choice(option: str, value: str, known: tuple[str, ...]) -> str:
+    """The value, if it is one of those known. Raises SamplerError (2)."""
+    from sampler import registry
+    from sampler.types import SamplerError
+
+    if value not in known:
+        raise SamplerError(f"{option}: {value!r:.40}{registry.nearest(value, known)}.", 2)
+    return value
 
 
 def _settings(files: list[Path], sets: list[str], given: dict[str, tuple[str, Any]]) -> Config:
@@ -89,19 +143,11 @@ def _settings(files: list[Path], sets: list[str], given: dict[str, tuple[str, An
     )
 
 
-def _prompts(settings: Config, arguments: list[str], file: str | None) -> list[str]:
-    """Those of the command line, arguments first; without any, those of the configuration."""
-    from sampler.runs.prompts import check_prompt, read_prompts
-    from sampler.types import SamplerError
+def _without_file(settings: Config) -> Config:
+    """Prompts of the command line stand in place of those of the configuration."""
+    from dataclasses import replace
 
-    texts, source = arguments, file
-    if not texts and source is None:
-        texts, source = list(settings.prompts.texts or ()), settings.prompts.file
-    checked = [check_prompt(text, f"prompt {i}") for i, text in enumerate(texts, 1)]
-    checked += read_prompts(source) if source is not None else []
-    if not checked:
-        raise SamplerError("No prompts: give them as arguments or with --prompts FILE.txt.", 2)
-    return checked
+    return replace(settings, prompts=replace(settings.prompts, file=None, texts=None))
 
 
 def _number_or_text(text: str | None) -> int | str | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ class Report:
     def result(self, text: str) -> None:
         """One line of the result, where no events are asked for."""
         if not self.as_json:
-            print(printable(text), flush=True)
+            print("\n".join(map(printable, text.split("\n"))), flush=True)
 
     def event(self, kind: str, /, **content: Any) -> None:
         """One event {"v": 1, "t": kind, "time": unix seconds, ...}, where events are asked for."""
@@ -88,31 +89,70 @@ class Report:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
-        columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), Remaining())
+        columns = (BarColumn(), MofNCompleteColumn(), Remaining(), TextColumn("{task.description}"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            bar.add_task("images", total=total)
+            bar.add_task("", total=total)
             yield Meter(total, self, bar)
 
 
 class Meter:
-    """Images done, of how many, and since when."""
+    """Images done and failed, of how many, since when; writer threads tell it."""
 
     def __init__(self, total: int, report: Report, bar: Progress | None = None) -> None:
         self.total, self.report, self.bar = total, report, bar
-        self.done = 0
+        self.done = self.failed = self.skipped = self.rows = 0
         self.started = self.told = time.monotonic()
+        self._lock = threading.Lock()
 
-    def advance(self, count: int) -> None:
-        """So many more images are done."""
-        self.done += count
+    def skip(self, count: int) -> None:
+        """So many images were there already; the clock starts now."""
+        self.skipped = count
+        self.started = time.monotonic()
         if self.bar is not None:
             self.bar.advance(self.bar.task_ids[0], count)
-            return
+
+    def lines(self, where: str) -> Callable[[Sequence[Mapping[str, Any]]], None]:
+        """What hears of journal lines: results and events for each, and progress."""
+
+        def told(lines: Sequence[Mapping[str, Any]]) -> None:
+            with self._lock:
+                for line in lines:
+                    self._line(line, where)
+                self._progress(len(lines))
+
+        return told
+
+    def _line(self, line: Mapping[str, Any], where: str) -> None:
+        facts: dict[str, Any] = dict(line)
+        if line["status"] == "ok":
+            self.done += 1
+            self.rows += line["nfe"]
+            facts["file"] = f"{where}/{line['file']}"
+            self.report.result(facts["file"])
+        else:
+            self.failed += line["status"] == "error"
+            error = line["error"]
+            self.report.note(f"sampler: image {line['index']}: {error['code']}: {error['message']}")
+        self.report.event("item", **facts)
+        for warning in line.get("warnings", ()):
+            self.report.note(f"sampler: image {line['index']}: {warning}")
+
+    def _progress(self, count: int) -> None:
         now = time.monotonic()
-        if now - self.told >= PLAIN_EVERY:
+        made = self.done + self.failed
+        rate = made / max(now - self.started, 1e-9)
+        rows = self.rows / max(self.done, 1)
+        text = f"{rate:.2f} images/s, {rows:.1f} rows per image, {self.failed} failed"
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], advance=count, description=text)
+        elif now - self.told >= PLAIN_EVERY:
             self.told = now
-            left = (now - self.started) / self.done * (self.total - self.done)
-            self.report.note(f"{self.done} of {self.total} images, {left:.0f} s left")
+            left = (self.total - self.skipped - made) / rate
+            reached = made + self.skipped
+            there = f", {self.skipped} were there" if self.skipped else ""
+            self.report.note(f"{reached} of {self.total} images{there}, {text}, {left:.0f} s left")
+            counts = {"done": self.done, "failed": self.failed, "skipped": self.skipped}
+            self.report.event("progress", **counts, total=self.total, rate=round(rate, 3))
 
 
 def explained(error: BaseException) -> tuple[str, int]:

@@ -60,22 +60,22 @@ def sweep(rows: Iterable[Line], axes: list[Axis]) -> Iterator[Line]:
     names = [axis.name for axis in axes]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SamplerError(f"--axis {twice[0]:.60} is given twice.", 2)
-    for line, cells in rows:
+    for where, cells in rows:
         if isinstance(cells, SamplerError):
-            yield line, cells
+            yield where, cells
             continue
         for values in itertools.product(*(axis.values for axis in axes)):
-            yield line, _changed(cells, dict(zip(names, values, strict=True)), line)
+            yield where, _changed(cells, dict(zip(names, values, strict=True)), where)
 
 
-def _changed(cells: Mapping[str, Any], values: Mapping[str, Any], line: int) -> Mapping[str, Any]:
+def _changed(cells: Mapping[str, Any], values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """A row with these values. Replacements are made at once, on the row's own prompt."""
     changed = dict(cells)
     replaced = {n.removeprefix(REPLACE): v for n, v in values.items() if n.startswith(REPLACE)}
     changed.update({n: v for n, v in values.items() if not n.startswith(REPLACE)})
     prompt = str(changed.get("prompt", ""))
     if missing := [text for text in replaced if text not in prompt]:
-        raise SamplerError(f"--axis prompt/{missing[0]:.60}: not in the prompt of row {line}.", 2)
+        raise SamplerError(f"{where}: --axis prompt/{missing[0]:.60}: not in the prompt.", 2)
     if replaced:
         pattern = "|".join(re.escape(text) for text in sorted(replaced, key=len, reverse=True))
         changed["prompt"] = re.sub(pattern, lambda match: str(replaced[match[0]]), prompt)

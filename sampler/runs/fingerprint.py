@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,10 +27,21 @@ BLOCKS = 16
 MAX_HEADER = 100 * 2**20
 
 
+# The guidance scale of the stock pipelines, where none is given (tested against diffusers).
+SCALES = {
+    "StableDiffusionPipeline": 7.5,
+    "StableDiffusionXLPipeline": 5.0,
+    "PixArtAlphaPipeline": 4.5,
+    "PixArtSigmaPipeline": 4.5,
+    "StableDiffusion3Pipeline": 7.0,
+    "FluxPipeline": 3.5,
+    "DiTPipeline": 4.0,
+}
+BUNDLED_SCALE = 3.0  # as `sampler.load` chooses for the bundled model
+
+
 def fingerprint(folder: Path, fast: bool = False) -> str:
-    """The fingerprint of a diffusers folder. Raises SamplerError (6) where it is none."""
-    if not (folder / "model_index.json").is_file():
-        raise SamplerError(f"{folder} is no diffusers pipeline: it has no model_index.json.", 6)
+    """The fingerprint of the files below a folder."""
     cache = _Cache()
     digest = hashlib.sha256(b"fast" if fast else b"full")
     for path in _files(folder):
@@ -38,6 +50,46 @@ def fingerprint(folder: Path, fast: bool = False) -> str:
         digest.update(f"{name}\n{size}\n{cache.hash(path, fast)}\n".encode())
     cache.save()
     return ("fast:" if fast else "files:") + digest.hexdigest()
+
+
+def model_of(path: str | None, revision: str | None, dtype: str, fast: bool = False) -> Model:
+    """What a run has to know of a model that `sampler.load(path)` would load, without loading it.
+
+    dtype: as configured; "auto" depends on the machine. Raises SamplerError (6) where it is none.
+    """
+    if path in (None, "bundled"):
+        from sampler.bundled import FOLDER
+
+        folder = FOLDER / "pipeline"
+        return Model(fingerprint(FOLDER, fast), dtype, "bundled", native_size(folder), None)
+    folder = find(path, revision)
+    label = folder.name if folder == Path(path).expanduser() else path
+    if not (folder / "model_index.json").is_file():
+        raise SamplerError(f"{path} is no diffusers pipeline: it has no model_index.json.", 6)
+    return Model(fingerprint(folder, fast), dtype, label, native_size(folder), path)
+
+
+def find(path: str, revision: str | None = None) -> Path:
+    """The folder of a model: as given, or in the local cache of the Hugging Face Hub."""
+    folder = Path(path).expanduser()
+    if folder.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, revision=revision, local_files_only=True))
+    except Exception:
+        raise SamplerError(
+            f"{path} is neither a folder here nor in the local cache; --download fetches it.", 6
+        ) from None
+
+
+def default_scale(path: str | None, revision: str | None = None) -> float:
+    """The guidance scale of a model where the run says none."""
+    if path in (None, "bundled"):
+        return BUNDLED_SCALE
+    index = _json(find(path, revision) / "model_index.json")
+    return SCALES.get(str(index.get("_class_name")), 7.5)
 
 
 def native_size(folder: Path) -> tuple[int, int] | None:
@@ -53,13 +105,9 @@ def native_size(folder: Path) -> tuple[int, int] | None:
 
 def vae_factor(folder: Path) -> int:
     """Pixels per latent, along one side."""
-    return 2 ** max(0, len(_config(folder / "vae").get("block_out_channels", [0] * 4)) - 1)
-
-
-def model_of(path: str | None, folder: Path, dtype: str, fast: bool = False) -> Model:
-    """What a run has to know of the model in a folder; `path` as the user gave it."""
-    label = "bundled" if path is None else Path(path).name
-    return Model(fingerprint(folder, fast), dtype, label, native_size(folder), path)
+    config = _config(folder / "vae")
+    blocks = config.get("block_out_channels") or config.get("decoder_block_out_channels")
+    return 2 ** (len(blocks) - 1) if blocks else 8
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -71,8 +119,12 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
+    return _json(folder / "config.json")
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -48,7 +48,7 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if not self._shared:
+        if not self._shared and self._path.exists():
             os.ftruncate(self._handle, 0)
         os.close(self._handle)
 

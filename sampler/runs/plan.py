@@ -96,17 +96,17 @@ class Planner:
         self._replicas: dict[bytes, int] = {}
         self._drawn = 0
 
-    def jobs(self, rows: Iterable[Line], name: str, text: bool) -> Iterator[Job]:
-        """The jobs of rows that come from `name`; `plan` is complete when they are exhausted.
+    def jobs(self, rows: Iterable[Line], text: bool) -> Iterator[Job]:
+        """The jobs of rows; `plan` is complete when they are exhausted.
 
         text: the cells are all text. Raises SamplerError (2) for a wrong row, for too many jobs,
         and where there is none.
         """
         digest = hashlib.sha256(canonical([self.plan.batch_size, self._dedupe]).encode())
         number = -1
-        for number, (line, cells) in enumerate(rows):
+        for number, (where, cells) in enumerate(rows):
             try:
-                row, group = self._row(cells, f"{name}:{line}", text)
+                row, group = self._row(cells, where, text)
                 made = self._of_row(row, group, number, cells)
                 for job in made:
                     digest.update(job.key.encode())
@@ -116,7 +116,9 @@ class Planner:
                     raise
                 self._skipped(error)
         if not self.plan.jobs:
-            raise SamplerError(f"{name}: there is no prompt in it.", 2)
+            raise SamplerError(
+                "There is no prompt; give them as arguments or with --prompts FILE.", 2
+            )
         self.plan.rows, self.plan.hash = number + 1, digest.hexdigest()
         self._seen.clear()
 
@@ -125,7 +127,6 @@ class Planner:
             raise cells
         if "axes" in cells:
             cells = {name: value for name, value in cells.items() if name != "axes"}
-            text = False
         row = parse_row(cells, where, self._defaults.limits, text)
         return row, self._group(row, where)
 

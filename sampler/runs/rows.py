@@ -15,22 +15,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sampler import registry
+from sampler.config import Limits
 from sampler.runs.jobs import MAX_SEED, Settings, canonical
 from sampler.types import SamplerError
 
 # Control characters (tab apart) and halves of surrogate pairs: nothing that text should hold.
 _FORBIDDEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
 _STRATEGIES = ("sampler", "guidance")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a run may ask for at most."""
-
-    max_jobs: int = 1_000_000
-    max_pixels: int = 16_777_216
-    max_steps: int = 1000
-    max_prompt_chars: int = 20_000
 
 
 class Row(BaseModel):
@@ -136,6 +127,9 @@ def resolve(row: Row, defaults: Defaults, native: tuple[int, int] | None) -> Set
     )
     if settings.steps > limits.max_steps:
         raise ValueError(f"steps: {settings.steps} is more than {limits.max_steps}.")
+    for name in ("height", "width"):
+        if (value := getattr(settings, name)) and value % 8:
+            raise ValueError(f"{name} = {value} must be a multiple of 8.")
     pixels = (settings.height or 0) * (settings.width or 0)
     if pixels > limits.max_pixels or max(settings.height or 0, settings.width or 0) > 65_536:
         raise ValueError(f"width, height: more than {limits.max_pixels} pixels.")

@@ -7,15 +7,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from sampler.runs import durable
-from sampler.runs.folder import RUN, Run
-from sampler.runs.lock import Lock
+from sampler.runs.folder import JOBS, PLAN, RUN, Run
+from sampler.runs.lock import NAME, Lock
 from sampler.runs.store import LocalStore, Store, open_store
 from sampler.types import SamplerError
 
@@ -56,11 +56,29 @@ def held(place: Place) -> Iterator[Store]:
     if not isinstance(store, LocalStore):
         yield store
         return
+    made = [folder for folder in (store.root, *store.root.parents) if not folder.exists()]
     durable.make_folder(store.root)
     with Lock(store.root, place.group):
         if place.group is None:
             durable.remove_temporaries(store.root)
-        yield store
+        fresh = store.read(RUN) is None
+        try:
+            yield store
+        except (SamplerError, ValueError):
+            if fresh and place.rank == 0:
+                _forget(store.root, made)
+            raise
+
+
+def _forget(root: Path, made: list[Path]) -> None:
+    """Removes a run that failed before its first result, and the folders made for it."""
+    if any(root.glob("journal*")):
+        return
+    for name in (RUN, PLAN, JOBS, NAME):
+        (root / name).unlink(missing_ok=True)
+    for folder in [root / "images", *made]:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def wait_for_plan(store: Store) -> Run:

@@ -16,14 +16,12 @@ from sampler.runs.tables import Line
 from sampler.types import SamplerError
 
 
-def start(
-    store: Store, planner: Planner, rows: Iterable[Line], name: str, text: bool, facts: Facts
-) -> Run:
+def start(store: Store, planner: Planner, rows: Iterable[Line], text: bool, facts: Facts) -> Run:
     """The run of these rows in this folder: planned, or found there to be gone on with.
 
     Raises SamplerError (4), naming what differs, where the folder holds another plan.
     """
-    jobs = planner.jobs(rows, name, text)
+    jobs = planner.jobs(rows, text)
     if store.read(RUN) is not None:
         run = Run(store)
         _compare(run, jobs, planner, facts)

@@ -1,7 +1,8 @@
 """Prompt files as rows: txt, csv, tsv, jsonl, parquet, or standard input; read as streams.
 
-Every reader yields (line, mapping of columns), or (line, SamplerError) for a row that is wrong by
-itself, which `--on-bad-row skip` may pass over. What makes the rest unreadable is raised.
+Every reader yields ("file:line", mapping of columns), or ("file:line", SamplerError) for a row that
+is wrong by itself, which `--on-bad-row skip` may pass over. What makes the rest unreadable is
+raised.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sampler.types import SamplerError
 MAX_LINE = 2**20  # bytes of a line, characters of a csv field
 STDIN = "-"
 
-Line = tuple[int, "Mapping[str, Any] | SamplerError"]
+Line = tuple[str, "Mapping[str, Any] | SamplerError"]
 
 
 def read_table(path: str | Path, kind: str | None = None) -> Iterator[Line]:
@@ -49,7 +50,7 @@ def is_text(kind: str) -> bool:
     return kind in ("txt", "csv", "tsv")
 
 
-def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str | SamplerError]]:
+def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[str, str | SamplerError]]:
     """Numbered lines as text; a line that is not UTF-8 is an error in its place."""
     number = 0
     while raw := stream.readline(MAX_LINE + 1):
@@ -57,35 +58,36 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str | SamplerErro
         if len(raw) > MAX_LINE:
             raise SamplerError(f"{name}:{number}: the line is longer than 1 MiB.", 2)
         try:
-            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            yield f"{name}:{number}", raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
-            yield number, SamplerError(f"{name}:{number}: this is not UTF-8 text.", 2)
+            where = f"{name}:{number}"
+            yield where, SamplerError(f"{where}: this is not UTF-8 text.", 2)
 
 
 def _txt(stream: BinaryIO, name: str) -> Iterator[Line]:
-    for number, text in _lines(stream, name):
+    for where, text in _lines(stream, name):
         if isinstance(text, SamplerError):
-            yield number, text
+            yield where, text
         elif (prompt := text.strip(" \t\r\n")) and not prompt.startswith("#"):
-            yield number, {"prompt": prompt}
+            yield where, {"prompt": prompt}
 
 
 def _jsonl(stream: BinaryIO, name: str) -> Iterator[Line]:
-    for number, text in _lines(stream, name):
+    for where, text in _lines(stream, name):
         if isinstance(text, SamplerError):
-            yield number, text
+            yield where, text
         elif text.strip():
             try:
                 row = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
                 if not isinstance(row, dict):
                     raise ValueError("a line must be one object {...}")
-                yield number, row
+                yield where, row
             except RecursionError:
-                yield number, SamplerError(f"{name}:{number}: nested too deeply.", 2)
+                yield where, SamplerError(f"{where}: nested too deeply.", 2)
             except ValueError as error:
                 text = getattr(error, "msg", None) or str(error)
                 text = text[0].lower() + text[1:]
-                yield number, SamplerError(f"{name}:{number}: this is no JSON line: {text}.", 2)
+                yield where, SamplerError(f"{where}: this is no JSON line: {text}.", 2)
 
 
 def _separated(delimiter: str) -> Callable[[BinaryIO, str], Iterator[Line]]:
@@ -95,16 +97,16 @@ def _separated(delimiter: str) -> Callable[[BinaryIO, str], Iterator[Line]]:
         begun, header = 1, None
         try:
             for cells in reader:
-                line, begun = begun, reader.line_num + 1
+                where, begun = f"{name}:{begun}", reader.line_num + 1
                 if header is None:
                     header = _header(cells, name)
                 elif not cells:
                     continue
                 elif len(cells) != len(header):
                     problem = f"{len(cells)} cells, but the header has {len(header)}"
-                    yield line, SamplerError(f"{name}:{line}: {problem}.", 2)
+                    yield where, SamplerError(f"{where}: {problem}.", 2)
                 else:
-                    yield line, dict(zip(header, cells, strict=True))
+                    yield where, dict(zip(header, cells, strict=True))
         except csv.Error as error:
             problem = "a quote is never closed" if "end of data" in str(error) else str(error)
             raise SamplerError(f"{name}:{begun}: {problem}.", 2) from None
@@ -132,7 +134,7 @@ def _header(cells: list[str], name: str) -> list[str]:
     return header
 
 
-def _or_raise(lines: Iterable[tuple[int, str | SamplerError]]) -> Iterator[str]:
+def _or_raise(lines: Iterable[tuple[str, str | SamplerError]]) -> Iterator[str]:
     for _, text in lines:
         if isinstance(text, SamplerError):
             raise text
@@ -155,7 +157,10 @@ def _parquet(path: Path, name: str) -> Iterator[Line]:
             for table in file.iter_batches(batch_size=1024):
                 for row in table.to_pylist():
                     number += 1
-                    yield number, {key: value for key, value in row.items() if value is not None}
+                    yield (
+                        f"{name}:{number}",
+                        {key: value for key, value in row.items() if value is not None},
+                    )
     except OSError as error:
         reason = (error.strerror or str(error).splitlines()[0]).lower()
         raise SamplerError(f"{name}: {reason}.", 2) from None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sampler import registry
+from sampler.binding import Setting, bound_sampler
 from sampler.engine import Engine
 from sampler.generate import Job as Row
 from sampler.generate import sample_batch
@@ -114,6 +115,8 @@ class Compute:
         method = registry.build("sampler", settings.sampler)
         rule = registry.build("guidance", settings.guidance)
         size = adapter.size(settings.height, settings.width)
+        grid = adapter.grid(settings.steps, size)
+        method = bound_sampler(method, Setting(adapter, grid, dict(settings.guidance), size))
         rows = [Row(job.prompt, job.negative_prompt, job.seed) for job in jobs]
         watch = _Watch(len(rows), self.stopped)
         with torch.no_grad():

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sampler import registry
+from sampler.binding import Setting, bound_sampler
 from sampler.engine import Engine
 from sampler.runs.folder import Check, Run
 from sampler.runs.session import Place, Stop
@@ -39,16 +41,21 @@ def execute(
     request: Request,
     stop: Stop,
     told: Callable[[Lines], None] = lambda lines: None,
+    began: Callable[[int], None] = lambda skipped: None,
 ) -> Tally:
     """Makes what is missing, in this process. The engine is loaded only if something is.
+
+    began hears how many images are there already, told of every line that is on disk.
 
     Raises SamplerError: 5 storage, 6 the model is not that of the run, 3 beyond max_errors.
     """
     missing = left_to_do(run, request)
     tally = Tally(skipped=run.total - sum(len(jobs) for jobs in missing.values()))
+    began(tally.skipped)
     if not missing:
         return tally
     engine = load()
+    _check(run, engine)
     batches: Any = sorted(missing)
     if place.world > 1:
         chosen = [run.batches[number] for number in missing]
@@ -59,6 +66,19 @@ def execute(
         batches = claims.turns(place, missing, remaining, stop, request.lease)
     work(run, engine, batches, missing, request.options, tally, told, stop)
     return tally
+
+
+def _check(run: Run, engine: Engine) -> None:
+    """Raises, before anything is spent, what would make every image of a group fail."""
+    adapter = engine.pipeline
+    for settings in run.groups:
+        size = adapter.size(settings.height, settings.width)
+        grid = adapter.grid(settings.steps, size)
+        rule = registry.build("guidance", settings.guidance)
+        if missing := rule.needs - {"cond", "uncond", *adapter.models}:
+            raise ValueError(f"Guidance {rule.name!r} needs the model {min(missing)!r}.")
+        method = registry.build("sampler", settings.sampler)
+        bound_sampler(method, Setting(adapter, grid, dict(settings.guidance), size))
 
 
 def outcome(tally: Tally, where: str) -> None:

@@ -78,12 +78,12 @@ def defaults(steps=3, **changes):
 
 
 def prompts(count):
-    return [(k + 1, {"prompt": f"picture {k}"}) for k in range(count)]
+    return [(f"test:{k + 1}", {"prompt": f"picture {k}"}) for k in range(count)]
 
 
 def planned(store, table, batch_size=4, steps=3, facts=None, **options):
     planner = Planner(MODEL, defaults(steps), batch_size, **options)
-    return start(store, planner, table, "test", False, facts or folder.Facts(MODEL))
+    return start(store, planner, table, False, facts or folder.Facts(MODEL))
 
 
 def make(where, table, made_by=None, place=None, request=None, stop=None, told=None, **options):

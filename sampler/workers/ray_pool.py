@@ -1,0 +1,172 @@
+"""Ray: batches as tasks of actors, one actor per GPU, retried elsewhere when an actor is lost.
+
+Only numbers of batches travel. Every actor opens the run folder (a shared one, or a URL), writes
+its images and its own journal there; doing a batch twice does no harm.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sampler.config import ModelConfig
+from sampler.engine import Engine
+from sampler.runs.folder import Run
+from sampler.runs.session import Stop
+from sampler.runs.store import open_store
+from sampler.types import SamplerError
+from sampler.workers.execute import Request, left_to_do
+from sampler.workers.work import Lines, Options, Tally, work
+
+RETRIES = 5
+ASKED = 1.0  # seconds between looks at whether to stop
+START = 300.0  # seconds without any actor, after which the run gives up
+
+Load = Callable[[ModelConfig], Engine]
+
+
+@dataclass
+class Worker:
+    """One actor: an engine, and the run folder as worker `number`."""
+
+    where: str
+    number: int
+    model: dict[str, Any]
+    options: dict[str, Any]
+    load: Load
+
+    def __post_init__(self) -> None:
+        self.run = Run(open_store(self.where, self.number))
+        self.engine = self.load(ModelConfig(**self.model))
+
+    def batch(self, number: int, missing: list[int]) -> list[dict[str, Any]]:
+        """Makes one batch; its journal lines, when they are on disk."""
+        lines: list[dict[str, Any]] = []
+
+        def told(new: Lines) -> None:
+            lines.extend(dict(line) for line in new)
+
+        options = Options(**self.options)
+        work(self.run, self.engine, [number], {number: missing}, options, Tally(), told)
+        return lines
+
+
+def load_model(model: ModelConfig) -> Engine:
+    """The engine of an actor."""
+    import sampler
+
+    return sampler.load(
+        model.path,
+        revision=model.revision,
+        dtype=None if model.dtype == "auto" else model.dtype,
+        variant=model.variant,
+        device=None if model.device == "auto" else model.device,
+    )
+
+
+def execute_on_ray(
+    run: Run,
+    model: ModelConfig,
+    address: str | None,
+    request: Request,
+    stop: Stop,
+    told: Callable[[Lines], None],
+    began: Callable[[int], None],
+    load: Load = load_model,
+) -> Tally:
+    """Makes what is missing with all GPUs of a Ray cluster, or its CPUs where it has none.
+
+    address: of the cluster; None starts a local one, "auto" finds the one of this machine. A
+    batch whose actor is lost is given to another one, RETRIES times.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it when it is imported
+    ray = _ray()
+    missing = left_to_do(run, request)
+    tally = Tally(skipped=run.total - sum(map(len, missing.values())))
+    began(tally.skipped)
+    if not missing:
+        return tally
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False,
+                 configure_logging=False)  # fmt: skip
+    try:
+        where = run.store.where if "://" in run.store.where else os.path.abspath(run.store.where)
+        pool = _Pool(ray, where, model, request.options, load)
+        pool.finish(missing, stop, lambda lines: (tally.count(lines), told(lines)))
+        tally.stopped = stop()
+    finally:
+        if started:
+            ray.shutdown()
+    return tally
+
+
+class _Pool:
+    """The actors, and which batch each of them has."""
+
+    def __init__(
+        self, ray: Any, where: str, model: ModelConfig, options: Options, load: Load
+    ) -> None:
+        self._ray = ray
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        self._resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        self._count = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._made = 0
+        self._arguments = (where, asdict(model), asdict(options), load)
+        self._tries: dict[int, int] = {}
+
+    def finish(
+        self, missing: dict[int, list[int]], stop: Stop, told: Callable[[Lines], Any]
+    ) -> None:
+        """Gives batches out until all are made. Raises SamplerError where one cannot be."""
+        waiting = sorted(missing, reverse=True)
+        idle = [self._actor() for _ in range(min(self._count, len(waiting)))]
+        working: dict[Any, tuple[int, Any]] = {}
+        while (waiting or working) and not stop():
+            while waiting and idle:
+                actor, number = idle.pop(), waiting.pop()
+                task = actor.batch.remote(number, missing[number])
+                working[task] = (number, actor)
+            done, _ = self._ray.wait(list(working), timeout=ASKED)
+            for task in done:
+                number, actor = working.pop(task)
+                try:
+                    told(self._ray.get(task))
+                    idle.append(actor)
+                except self._ray.exceptions.RayTaskError as error:
+                    raise _as_own(error) from None
+                except self._ray.exceptions.RayError as error:
+                    self._again(number, error)
+                    waiting.append(number)
+                    idle.append(self._actor())
+
+    def _again(self, number: int, error: Exception) -> None:
+        self._tries[number] = self._tries.get(number, 0) + 1
+        if self._tries[number] > RETRIES:
+            raise SamplerError(f"Batch {number} was lost {RETRIES} times: {error}.", 1)
+
+    def _actor(self) -> Any:
+        """A new actor, as a worker number of its own: journals are never shared."""
+        self._made += 1
+        where, model, options, load = self._arguments
+        remote = self._ray.remote(**self._resources)(Worker)
+        return remote.remote(where, self._made, model, options, load)
+
+
+def _as_own(error: Any) -> SamplerError:
+    """What went wrong in an actor, as it would have been here."""
+    cause = error.cause if isinstance(getattr(error, "cause", None), SamplerError) else None
+    return cause or SamplerError(str(error).strip().splitlines()[-1], 1)
+
+
+def _ray() -> Any:
+    try:
+        ray = importlib.import_module("ray")
+    except ModuleNotFoundError:
+        raise SamplerError(
+            "--executor ray needs the extra 'ray' (pip install diffusion-sampler[ray]).", 2
+        ) from None
+    return ray
