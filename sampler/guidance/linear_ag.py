@@ -75,7 +75,7 @@ class LinearAG(GuidanceBase):
         if not is_one(self._scale()):
             self._known.refuse(
                 sampler=request.sampler,
-                levels=_rounded(request.levels),
+                levels=rounded_levels(request.levels),
                 model=request.fingerprint(),
             )
             for negative in request.negative:
@@ -132,10 +132,13 @@ class LinearAG(GuidanceBase):
                 f"linear_ag: step {span.index} lies beyond the {self._known.steps} steps of the "
                 "calibration; run with as many steps."
             )
-        if levels is not None and _rounded([span.now])[0] != list(levels[span.index]):
+        if levels is None:
+            return
+        found, fitted = rounded_levels([span.now])[0], list(levels[span.index])
+        if found != fitted:
             raise ValueError(
-                f"linear_ag: step {span.index} is at alpha, sigma = {_rounded([span.now])[0]}, the "
-                f"calibration was at {levels[span.index]}; use the same schedule and steps."
+                f"linear_ag: step {span.index} is at alpha, sigma = {found}, the calibration was "
+                f"at {fitted}; use the same schedule and steps."
             )
 
 
@@ -149,6 +152,6 @@ def default_policy(steps: int) -> tuple[int, ...]:
     return tuple(int(t < steps / 2 and t % 2 == 0) for t in range(steps))
 
 
-def _rounded(levels: Any) -> list[list[float]]:
+def rounded_levels(levels: Any) -> list[list[float]]:
     """[alpha, sigma] of the levels that are evaluated, to 6 digits, as the file has them."""
     return [[round(float(v), 6) for v in (level.alpha, level.sigma)] for level in levels]
