@@ -1,6 +1,6 @@
 """How long a run takes in the engine and in the stock pipeline: same sampler, guidance and seed.
 
-    python scripts/bench_overhead.py [--quick] [--csv docs/figures/overhead.csv]
+    python scripts/bench_overhead.py [--quick] [--pairs 30] [--csv docs/figures/overhead.csv]
 
 Batch 1, one CPU thread, DDIM with classifier-free guidance at scale 3. The two sides take turns in
 one process (engine, stock, stock, engine, ...), so that what else the machine does meets both. The
@@ -20,7 +20,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,8 @@ def machine() -> dict[str, Any]:
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers")]
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "machine": f"{cpu_name()}, {torch.get_num_threads()} thread",
+        "machine": f"{cpu_name()}, {torch.get_num_threads()} thread of {os.cpu_count()} cores",
+        "load": round(os.getloadavg()[0], 1),  # how busy others kept it
         "versions": f"python {platform.python_version()}, {', '.join(versions)}",
     }
 
@@ -184,10 +185,12 @@ def cpu_name() -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="tiny counts: does it run at all?")
+    parser.add_argument("--pairs", type=int, help="how often each side runs (30)")
     parser.add_argument("--csv", type=Path, help="write the rows there")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     setting = QUICK if options.quick else Setting()
+    setting = replace(setting, pairs=options.pairs or setting.pairs)
     rows: list[dict[str, Any]] = []
     for name, build in (("bundled", bundled_pipeline), ("tiny SD", tiny_pipeline)):
         for row in measure(name, build(), setting):
