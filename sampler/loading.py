@@ -38,6 +38,7 @@ def load(
     variant: str | None = None,
     device: Any = None,
     weak: Any = None,
+    attention: str = "auto",
 ) -> Engine:
     """An engine over a text-to-image pipeline.
 
@@ -47,7 +48,7 @@ def load(
     "float32", "float16", "bfloat16" or a torch.dtype; by default what is stored on a GPU, float32
     on a CPU. variant: of the weight files, such as "fp16". device: by default a GPU where there is
     one. weak: a second, weaker network for Autoguidance, as a folder or a module; the bundled
-    model brings its own.
+    model brings its own. attention: "auto" as loaded, "native" (torch's own) or "xformers".
 
     The engine's defaults are "ddim" and "cfg" at the scale of the stock pipeline (3 for the bundled
     model). A folder is checked before diffusers opens it (`sampler/preflight.py`).
@@ -56,6 +57,7 @@ def load(
     ValueError for an argument that does not fit.
     """
     from sampler.pipelines import adapt
+    from sampler.pipelines.attention import set_attention
 
     bundled = source is None or source == BUNDLED
     if bundled:
@@ -68,10 +70,12 @@ def load(
         pipe = _read(folder, dtype, variant, device)
     else:
         given = {"revision": revision, "dtype": dtype, "variant": variant, "device": device}
+        given["attention"] = None if attention == "auto" else attention
         if bad := [name for name, value in given.items() if value is not None]:
             raise ValueError(f"{bad[0]} has no effect on a pipeline that is loaded already.")
         pipe = source
     adapter = adapt(pipe)
+    set_attention(adapter.network, attention)
     if weak is not None:
         adapter = adapt(pipe, _read_weak(weak, adapter.network))
     if bundled:

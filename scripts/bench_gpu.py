@@ -1,4 +1,4 @@
-"""The part of bench_kernels.py that needs a GPU: times by CUDA events, one row per case and size."""
+"""The part of bench_kernels.py that needs a GPU: CUDA event times, one row per case and size."""
 
 from __future__ import annotations
 
