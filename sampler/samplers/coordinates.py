@@ -112,8 +112,8 @@ def log_snr(level: Level) -> Any:
     return math.log(ratio) if ratio > 0 else -math.inf
 
 
-def weighted(coefficients: Sequence[float], history: Sequence[Any]) -> Lin:
-    """sum_j coefficients[j]·history[j], newest first; history of Lins or tensors [B, ...]."""
+def weighted(coefficients: Sequence[Any], history: Sequence[Any]) -> Lin:
+    """sum_j coefficients[j]·history[j], newest first; coefficients floats or [B]."""
     total = coefficients[0] * Lin.of(history[0])
     for coefficient, value in zip(coefficients[1:], history[1:], strict=True):
         total = total + coefficient * Lin.of(value)

@@ -31,21 +31,27 @@ class Momentum(NamedTuple):
 
 
 def resolved(
-    name: str, number: float | str | None, order: int | None, beta: float | None
+    name: str,
+    number: float | str | None,
+    order: int | None,
+    beta: float | None,
+    words: tuple[str, ...] = (),
 ) -> Momentum:
     """Order and beta from a momentum number, or from the two, or from what is given of them.
 
-    Nothing given is 1.8; what is missing beside order or beta is taken from there.
+    Nothing given is 1.8; what is missing beside order or beta is taken from there. `words`: texts
+    that may stand in the place of a number, quoted.
 
     Raises ValueError for numbers out of range, and where the two forms contradict each other.
     """
     if isinstance(number, str):
-        if not number.startswith(CALIBRATED):
+        words = (*words, f"'{CALIBRATED}FILE'")
+        if not number.startswith(CALIBRATED) and repr(number) not in words:
             raise ValueError(
-                f"{name}: momentum_number = {number!r} must be a number or 'calibrated:FILE'."
+                f"{name}: momentum_number = {number!r} must be a number or {' or '.join(words)}."
             )
         if order is not None or beta is not None:
-            raise ValueError(f"{name}: give either a calibration file or order and beta.")
+            raise ValueError(f"{name}: give either {number!r} or order and beta.")
         return Momentum(*_split(name, DEFAULT))
     if order is not None and order not in range(1, MAX_ORDER + 1):
         raise ValueError(f"{name}: order = {order} must be one of 1, 2, 3, 4, 5.")
@@ -66,28 +72,28 @@ def resolved(
 
 def require_number(name: str, number: float | str | None) -> None:
     """Raises ValueError for a calibration that has not been looked up for a model yet."""
-    if isinstance(number, str):
+    if isinstance(number, str) and number.startswith(CALIBRATED):
         raise ValueError(
             f"{name}: momentum_number = {number!r} is looked up by generate(), for its model, "
             "steps and scale; give a number here."
         )
 
 
-def bound_number(method: Any, setting: Any) -> float | None:
+def bound_number(method: Any, setting: Any) -> float | str | None:
     """The momentum number to run with; "calibrated:FILE" is looked up for a `binding.Setting`.
 
     Raises SamplerError (2) as `calibrated.look_up`.
     """
     number = method.momentum_number
-    if not isinstance(number, str):
+    if not (isinstance(number, str) and number.startswith(CALIBRATED)):
         return number
     key = key_of(method.name, setting.levels, setting.guidance)
     return look_up(number, setting.fingerprint(), key)
 
 
-def damped(beta: float, velocity: Any, e: Lin) -> Lin:
+def damped(beta: Any, velocity: Any, e: Lin) -> Lin:
     """(1 − beta)·velocity + beta·e; e itself at the start (None) and without momentum."""
-    if velocity is None or beta == 1:
+    if velocity is None or (isinstance(beta, float) and beta == 1):
         return e
     return (1 - beta) * Lin.of(velocity) + beta * e
 
