@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sampler.denoisers import denoiser
     from sampler.engine import Engine, Result
-    from sampler.images import start_from
     from sampler.finetune.api import finetune
+    from sampler.images import start_from
     from sampler.loading import load
     from sampler.pipelines.hook import guide
     from sampler.pipelines.scheduler import scheduler
@@ -47,8 +47,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "denoisers": "denoiser",  # a module called as a function of the package would hide it
     "engine": "Engine Result",
-    "images": "start_from",
     "finetune.api": "finetune",
+    "images": "start_from",
     "loading": "load",
     "pipelines.hook": "guide",
     "pipelines.scheduler": "scheduler",
@@ -105,8 +105,8 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """`sampler.denoiser` and `sampler.finetune` are functions, and submodules of the same names
-    exist: importing those must not put a module in the function's place."""
+    """`sampler.finetune` is a function, and there is a subpackage of that name: importing it must
+    not put a module in the function's place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):

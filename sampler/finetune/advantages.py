@@ -1,0 +1,52 @@
+"""From rewards to advantages: per prompt over the recent past, or within a group of images.
+
+Plain float64 numbers on the CPU; every process computes the same from the gathered rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Buffers = dict[str, list[float]]
+
+
+def per_prompt(
+    prompts: Sequence[str], rewards: Sequence[float], buffers: Buffers, size: int, least: int
+) -> tuple[list[float], list[float], Buffers]:
+    """(advantages, 1/std per row, new buffers): A = (r − mean)/(std + 1e-6), population std.
+
+    Each prompt's rewards first join its ring buffer of `size`. With fewer than `least` values in
+    it, mean and std are those of the whole batch, else those of the buffer. Prompts are told apart
+    by their text.
+    """
+    rewards_array = np.asarray(rewards, dtype=np.float64)
+    buffers = {prompt: list(values) for prompt, values in buffers.items()}
+    for prompt in dict.fromkeys(prompts):
+        new = [float(r) for p, r in zip(prompts, rewards, strict=True) if p == prompt]
+        buffers[prompt] = [*buffers.get(prompt, []), *new][-size:]
+    advantages, inverse = [], []
+    for prompt, reward in zip(prompts, rewards_array, strict=True):
+        known = buffers[prompt]
+        pool = rewards_array if len(known) < least else np.asarray(known)
+        inverse.append(float(1 / (pool.std() + 1e-6)))
+        advantages.append(float((reward - pool.mean()) / (pool.std() + 1e-6)))
+    return advantages, inverse, buffers
+
+
+def per_group(
+    prompts: Sequence[str], rewards: Sequence[float]
+) -> tuple[list[float], list[float], Buffers]:
+    """(advantages, 1/std per row, {}) within the images of each prompt of this batch alone.
+
+    A = (r − group mean)/(std + 1e-4), the population std over the whole batch (Flow-GRPO's).
+    """
+    values = np.asarray(rewards, dtype=np.float64)
+    means = {
+        prompt: np.mean([v for p, v in zip(prompts, values, strict=True) if p == prompt])
+        for prompt in dict.fromkeys(prompts)
+    }
+    scale = float(1 / (values.std() + 1e-4))
+    advantages = [float((v - means[p]) * scale) for p, v in zip(prompts, values, strict=True)]
+    return advantages, [scale] * len(values), {}

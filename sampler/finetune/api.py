@@ -1,0 +1,78 @@
+"""`sampler.finetune`: from names and files to a run of `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sampler import registry
+
+if TYPE_CHECKING:
+    from sampler.engine import Engine
+    from sampler.finetune.fit import Progress, Report
+
+
+def finetune(
+    engine: Engine,
+    trainer: Any = "alignprop",
+    reward: Any = "soft_compressibility",
+    prompts: str | Path | Sequence[str] = (),
+    out: str | Path = "runs/tune",
+    updates: int | None = None,
+    *,
+    settings: Any = None,
+    allow_python: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Fine-tunes the engine's network for a reward and writes an adapter; resumes a run in `out`.
+
+    trainer, reward: a name, a mapping or an instance; the reward also a function (images, prompts)
+    -> scores, or "module:function" with allow_python. prompts: texts, or a .txt file with one per
+    line. out: the run folder; the adapter is in out/lora. updates: collected batches (20).
+    settings: `sampler.finetune.settings.Settings` or a mapping of its fields. progress(record)
+    after every update and evaluation.
+
+    The engine and its pipeline are as before afterwards; `load_lora` puts the adapter on. Raises
+    ValueError or SamplerError, before anything is sampled, for what cannot be trained; and
+    SamplerError (4) for a folder of another run, (3) after too many updates that were not finite.
+    """
+    from sampler.finetune.fit import fit
+    from sampler.finetune.session import Session
+    from sampler.finetune.settings import settings_from
+    from sampler.rewards.python import reward_from
+    from sampler.types import SamplerError
+
+    if engine.pipeline is None:
+        raise SamplerError("Fine-tuning needs an engine over a pipeline: sampler.load(...).", 2)
+    method = registry.build("trainer", trainer)
+    scores = reward_from(reward, allow_python)
+    texts = _texts(prompts)
+    chosen = settings_from(settings)
+    chosen = chosen if updates is None else replace(chosen, updates=updates)
+    chosen = chosen.resolved(method, engine, texts)
+    size = engine.pipeline.size(chosen.height, chosen.width)
+    engine.pipeline.grid(chosen.steps, size)  # refuses bad steps before anything is spent
+    session = Session(
+        engine,
+        scores,
+        chosen.sampler,
+        chosen.guidance,
+        chosen.steps or 1,
+        size,
+        chosen.micro or 1,
+        chosen.negative,
+    )
+    return fit(session, method, texts, Path(out), chosen, progress)
+
+
+def _texts(prompts: str | Path | Sequence[str]) -> list[str]:
+    from sampler.runs.prompts import check_prompt, read_prompts
+
+    if isinstance(prompts, (str, Path)):
+        return read_prompts(prompts)
+    texts = [check_prompt(text, f"prompt {i}") for i, text in enumerate(prompts, 1)]
+    if not texts:
+        raise ValueError("No prompts: give a list of texts, or a .txt file with one per line.")
+    return texts

@@ -1,0 +1,129 @@
+"""What a trainer is, and what travels between it and the loop that runs it.
+
+An update is one collected batch: `rows` images, numbered over all processes. Prompts, seeds,
+noise and random choices are functions of (run seed, update, row), so neither the number of
+processes nor the cut into micro-batches changes a gradient, and resuming needs no random state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sampler.finetune.session import Session
+
+
+@dataclass(frozen=True)
+class Update:
+    """One micro-batch's share of an optimiser step.
+
+    loss: a scalar, already divided by the number of rows (or actions) of the whole step over all
+    processes, so that shares add up to the step's loss; None where this process has no rows.
+    metrics: per-row tensors [B] (averaged over all rows) or plain numbers (the last one counts).
+    step: whether the optimiser steps after this share. state: what the trainer wants to be given
+    next time; that of the last share counts.
+    """
+
+    loss: Tensor | None
+    metrics: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    step: bool = False
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one update; this process has rank, rank + world, rank + 2·world, ..."""
+
+    update: int
+    seed: int
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def rows(self) -> list[int]:
+        """The numbers of this process's rows."""
+        return list(range(self.rank, len(self.prompts), self.world))
+
+    def random(self, purpose: str) -> random.Random:
+        """A generator that is the same in every process and on every resume of this update."""
+        return random.Random(derived(self.seed, self.update, purpose))
+
+
+def batch(
+    prompts: Sequence[str],
+    count: int,
+    update: int,
+    seed: int,
+    group: int = 1,
+    rank: int = 0,
+    world: int = 1,
+) -> Batch:
+    """The batch of an update: `count` rows, `group` of them per prompt.
+
+    The prompts are walked in a new random order on every pass.
+    """
+    chosen = []
+    for slot in range(update * (count // group), (update + 1) * (count // group)):
+        turn, place = divmod(slot, len(prompts))
+        order = list(range(len(prompts)))
+        random.Random(derived(seed, turn, "order")).shuffle(order)
+        chosen += [prompts[order[place]]] * group
+    seeds = tuple(derived(seed, update, f"row {row}") for row in range(count))
+    return Batch(update, seed, tuple(chosen), seeds, rank, world)
+
+
+def derived(seed: int, update: int, purpose: str) -> int:
+    """A number in 0 .. 2^63 − 1 that depends on all three."""
+    digest = hashlib.sha256(f"{seed}:{update}:{purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def parts(rows: Sequence[int], size: int) -> list[list[int]]:
+    """Rows in consecutive pieces of at most `size`."""
+    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a trainer's authors used, where the settings say nothing (finetune/settings.py)."""
+
+    steps: int
+    sampler: Any
+    lr: float
+    weight_decay: float
+    clip: float
+    rank: int
+    alpha: int
+    lr_end: float = 1.0
+
+
+class TrainerBase:
+    """The defaults of a trainer; a strategy is a frozen dataclass that overrides what differs."""
+
+    name: ClassVar[str] = ""
+    reference: ClassVar[str] = ""
+    defaults: ClassVar[Defaults]
+
+    @property
+    def group(self) -> int:
+        """Images per prompt in a batch."""
+        return 1
+
+    def check(self, session: Session) -> None:
+        """Raises ValueError, before anything is sampled, for what cannot be trained."""
+
+    def start(self) -> Any:
+        """The first state: plain data, saved with the checkpoints."""
+        return None
+
+    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[Update]:
+        """The shares of one or more optimiser steps on this batch."""
+        raise NotImplementedError

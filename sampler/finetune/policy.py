@@ -1,0 +1,201 @@
+"""DDPO and RLCM: stochastic sampling as a Gaussian policy, improved by policy gradients.
+
+State x_i at level i, action x_{i+1} ~ N(mean_i, std_i²·I), the sampler's own move. Moves with
+std = 0 are never actions. The reward r of the image is that of every action of its trajectory.
+
+    rho = exp(log pi_theta − log pi_old)
+    minimise mean max(−A·rho, −A·clip(rho, 1 − clip_range, 1 + clip_range)) + kl_beta·KL
+    KL = ||mean_theta − mean_base||² / (2 std²)
+
+Log-probabilities are float32. `reduction` "mean" divides them (and KL) by the number of elements
+of a latent, as all published code does: the ratio then is the D-th root of the true one, and
+clip_range belongs to it (1e-4 on the mean of 16384 elements is 1.6 nats on the sum).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sampler.finetune.base import Batch, Defaults, TrainerBase, Update
+from sampler.registry import register
+from sampler.rewards.base import is_differentiable, name_of
+
+if TYPE_CHECKING:
+    from sampler.finetune.session import Session
+
+Advantage = Literal["per_prompt", "group"]
+Reduction = Literal["mean", "sum"]
+FinalStep = Literal["drop", "pathwise", "explore", "released"]
+
+
+@register("trainer", "ddpo")
+@dataclass(frozen=True)
+class DDPO(TrainerBase):
+    """Denoising diffusion policy optimisation: PPO on ancestral sampling, for any reward.
+
+    sampler: one with std > 0, "ddim" with eta > 0 by default. All steps of a minibatch are
+    accumulated into one optimiser step, so their order does not matter (the published code
+    shuffles them, per sample).
+
+    clip_range: 1e-4 with reduction "mean". max_advantage: advantages are clipped to ± this.
+    advantage: "per_prompt" (a ring buffer of `buffer` rewards per prompt, used once it has
+        `min_count`), or "group" (the images of a prompt in this batch; group_size >= 2).
+    group_size: images per prompt. minibatches: optimiser steps per pass over a batch; passes: over
+        a batch. kl_beta: weight of KL to the adapter-off policy.
+    offload: keep stored trajectories on the CPU.
+    """
+
+    clip_range: float = 1e-4
+    max_advantage: float = 10.0
+    reduction: Reduction = "mean"
+    advantage: Advantage = "per_prompt"
+    buffer: int = 32
+    min_count: int = 16
+    group_size: int = 1
+    minibatches: int = 1
+    passes: int = 1
+    kl_beta: float = 0.0
+    offload: bool = False
+
+    reference: ClassVar[str] = (
+        "Training Diffusion Models with Reinforcement Learning (Black et al., 2023), "
+        "arXiv:2305.13301, section 4.3; clipping: PPO (Schulman et al., 2017), arXiv:1707.06347, "
+        "eq. 7"
+    )
+    defaults: ClassVar[Defaults] = Defaults(
+        steps=50,
+        sampler={"name": "ddim", "eta": 1.0},
+        lr=3e-4,
+        weight_decay=1e-4,
+        clip=1.0,
+        rank=4,
+        alpha=4,
+    )
+
+    def __post_init__(self) -> None:
+        check_policy("ddpo", self)
+
+    @property
+    def group(self) -> int:
+        return self.group_size
+
+    def start(self) -> Any:
+        return {}
+
+    def check(self, session: Session) -> None:
+        check_actions("ddpo", session, "ddim with eta > 0")
+
+    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[Update]:
+        from sampler.finetune.ppo import policy_updates
+        from sampler.finetune.rollout import Policy
+
+        return policy_updates(Policy(self, session), batch, state)
+
+
+@register("trainer", "rlcm")
+@dataclass(frozen=True)
+class RLCM(TrainerBase):
+    """Reinforcement learning of consistency models: PPO on few-step consistency sampling.
+
+    mean_i = alpha_{i+1}·f(x_i), std_i = sigma_{i+1}; f the consistency map. T network calls give
+    T − 1 actions; the image is f(x_{T−1}), without noise. What becomes of that last map:
+
+    final_step: "drop" (default) treats it as part of the environment: the gradient through it is
+        left out. "pathwise" adds −grad r(decode f(x_{T−1})) at fixed x_{T−1}, which makes the
+        estimator unbiased; needs a differentiable reward. "explore" adds noise of explore_std to
+        f, rewards that image and counts the noise as an action: unbiased for the smoothed
+        objective, any reward, works at T = 1. "released" is the authors' code: it noises once
+        more at the last level and trains on that move, though the rewarded image does not depend
+        on it (zero expectation, pure variance).
+
+    The other fields are those of `ddpo`.
+    """
+
+    final_step: FinalStep = "drop"
+    explore_std: float = 0.1
+    clip_range: float = 1e-4
+    max_advantage: float = 10.0
+    reduction: Reduction = "mean"
+    advantage: Advantage = "per_prompt"
+    buffer: int = 32
+    min_count: int = 16
+    group_size: int = 1
+    minibatches: int = 1
+    passes: int = 1
+    kl_beta: float = 0.0
+    offload: bool = False
+
+    reference: ClassVar[str] = (
+        "RL for Consistency Models (Oertell et al., 2024), arXiv:2404.03673, section 4"
+    )
+    defaults: ClassVar[Defaults] = Defaults(
+        steps=8,
+        sampler="consistency",
+        lr=1e-4,
+        weight_decay=0.0,
+        clip=5.0,
+        rank=8,
+        alpha=8,
+        lr_end=2 / 3,
+    )
+
+    def __post_init__(self) -> None:
+        check_policy("rlcm", self)
+        if not self.explore_std > 0:
+            raise ValueError(f"rlcm: explore_std = {self.explore_std} must be above 0.")
+
+    @property
+    def group(self) -> int:
+        return self.group_size
+
+    def start(self) -> Any:
+        return {}
+
+    def check(self, session: Session) -> None:
+        check_actions("rlcm", session, "consistency")
+        if session.steps == 1 and self.final_step == "drop":
+            raise ValueError(
+                "rlcm: with steps = 1 and final_step = 'drop' there is no action to learn from; "
+                "use more steps, or final_step = 'explore'."
+            )
+        if self.final_step == "pathwise" and not is_differentiable(session.reward):
+            raise ValueError(
+                "rlcm: final_step = 'pathwise' needs a differentiable reward; "
+                f"{name_of(session.reward)!r} is not: use 'drop' or 'explore'."
+            )
+
+    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[Update]:
+        from sampler.finetune.ppo import policy_updates
+        from sampler.finetune.rollout import Policy
+
+        policy = Policy(self, session, self.final_step, self.explore_std)
+        return policy_updates(policy, batch, state)
+
+
+def check_policy(name: str, trainer: DDPO | RLCM) -> None:
+    """Raises ValueError for a field out of range."""
+    if not trainer.clip_range > 0 or not trainer.max_advantage > 0:
+        raise ValueError(f"{name}: clip_range and max_advantage must be above 0.")
+    for key in ("buffer", "min_count", "group_size", "minibatches", "passes"):
+        if getattr(trainer, key) < 1:
+            raise ValueError(f"{name}: {key} = {getattr(trainer, key)} must be at least 1.")
+    if trainer.min_count > trainer.buffer:
+        raise ValueError(
+            f"{name}: min_count = {trainer.min_count} can never be reached by a buffer of "
+            f"{trainer.buffer}."
+        )
+    if trainer.advantage == "group" and trainer.group_size < 2:
+        raise ValueError(f"{name}: advantage = 'group' needs group_size of at least 2.")
+    if trainer.kl_beta < 0:
+        raise ValueError(f"{name}: kl_beta = {trainer.kl_beta} must be at least 0.")
+
+
+def check_actions(name: str, session: Session, instead: str) -> None:
+    """Raises ValueError for a sampler whose moves have no density."""
+    if not session.method.stochastic:
+        raise ValueError(
+            f"{name} learns from the sampler's noise, and {session.method.name!r} with these "
+            f"settings draws none; use {instead}."
+        )

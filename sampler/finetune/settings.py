@@ -1,0 +1,149 @@
+"""How a fine-tuning run is driven: everything that is not the trainer's or the reward's own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from sampler import registry
+from sampler.finetune.base import TrainerBase
+from sampler.types import SamplerError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of `sampler.finetune`; None stands for the trainer's own default.
+
+    updates: collected batches. batch: rows per update over all processes; micro: rows per
+    evaluation (all of a process's by default). seed: of prompts' order, noise and initial adapter.
+    steps, sampler, guidance, height, width, negative: of sampling.
+    lr, betas, eps, weight_decay: of AdamW; lr_end: the share of lr that is left, linearly, after
+    the last update; clip: of the global gradient norm, 0 is off.
+    rank, alpha, targets: of the adapter (LoRA, Gaussian A, B = 0).
+    mixed_precision: "bf16" runs the network under autocast; adapter, scores, log-probabilities and
+    optimiser stay float32.
+    max_skips: stop after so many updates in a row whose loss, gradient or score is not finite.
+    checkpoint_every: updates; the newest `keep` are kept.
+    eval_every: updates, 0 is never; eval_prompts: the training prompts' first 8 by default, made
+    with the seeds 0, 1, ...
+    stop_reward, patience, max_drift: stop at that evaluation reward; after so many evaluations
+    without a better one; beyond that mean squared distance of the latents to the base model's.
+    log_with: a tracker of accelerate's, such as "tensorboard"; log.jsonl is always written.
+    """
+
+    updates: int = 20
+    batch: int = 8
+    micro: int | None = None
+    seed: int = 0
+    steps: int | None = None
+    sampler: Any = field(default=None, metadata={"kind": "sampler"})
+    guidance: Any = field(default=None, metadata={"kind": "guidance"})
+    height: int | None = None
+    width: int | None = None
+    negative: str = ""
+    lr: float | None = None
+    lr_end: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float | None = None
+    clip: float | None = None
+    rank: int | None = None
+    alpha: int | None = None
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    mixed_precision: Literal["no", "bf16"] = "no"
+    max_skips: int = 5
+    checkpoint_every: int = 10
+    keep: int = 2
+    eval_every: int = 0
+    eval_prompts: tuple[str, ...] | None = None
+    stop_reward: float | None = None
+    patience: int | None = None
+    max_drift: float | None = None
+    log_with: str | None = None
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
+    def __post_init__(self) -> None:
+        at_least = {"updates": 0, "batch": 1, "max_skips": 1, "checkpoint_every": 1, "keep": 1}
+        for key, least in {**at_least, "eval_every": 0}.items():
+            if getattr(self, key) < least:
+                raise ValueError(f"{key} = {getattr(self, key)} must be at least {least}.")
+        for key in ("micro", "rank", "alpha", "steps", "patience"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key} = {value} must be at least 1.")
+        if (self.stop_reward, self.patience, self.max_drift) != (None,) * 3 and not self.eval_every:
+            raise ValueError(
+                "stop_reward, patience and max_drift look at evaluations: set eval_every as well."
+            )
+
+    def resolved(self, trainer: TrainerBase, engine: Any, prompts: list[str]) -> Settings:
+        """With the trainer's and the engine's defaults filled in, and strategies built."""
+        own = trainer.defaults
+        given = {
+            key: getattr(own, key)
+            for key in ("steps", "lr", "lr_end", "weight_decay", "clip", "rank", "alpha")
+            if getattr(self, key) is None
+        }
+        rule = engine.guidance if self.guidance is None else self.guidance
+        height, width = engine.pipeline.size(self.height, self.width)
+        return replace(
+            self,
+            **given,
+            sampler=registry.build("sampler", self.sampler or own.sampler),
+            guidance=registry.build("guidance", rule),
+            height=height,
+            width=width,
+            eval_prompts=tuple(self.eval_prompts or prompts[:8]),
+            micro=self.micro or self.batch,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Plain data, for config.json and for comparing runs."""
+        plain = asdict(replace(self, sampler=None, guidance=None))
+        strategies = {k: registry.spec_of(getattr(self, k)) for k in ("sampler", "guidance")}
+        return {**plain, **strategies}
+
+
+# What may differ when a run is resumed: none of it changes an update that was made.
+FREE = ("updates", "checkpoint_every", "keep", "log_with", "max_skips")
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The settings in which two records of runs differ, "section.key" each."""
+    found = []
+    for section in sorted({*before, *now}):
+        old, new = before.get(section), now.get(section)
+        if isinstance(old, dict) and isinstance(new, dict):
+            keys = sorted({*old, *new})
+            found += [f"{section}.{k}" for k in keys if old.get(k) != new.get(k)]
+        elif old != new:
+            found.append(section)
+    free = {f"fit.{key}" for key in FREE}
+    if now.get("fit", {}).get("lr_end") != 1.0:
+        free.discard("fit.updates")  # the learning rate is a function of it
+    return [key for key in found if key not in free]
+
+
+def settings_from(values: Any) -> Settings:
+    """Settings from a mapping, checked; from None; or the instance itself.
+
+    Raises SamplerError (2) for an unknown key, ValueError for a wrong value.
+    """
+    if values is None:
+        return Settings()
+    if isinstance(values, Settings):
+        return values
+    known = {f.name for f in fields(Settings)}
+    for key in values:
+        if key not in known:
+            raise SamplerError(f"fit has no key {key!r}{registry.nearest(str(key), known)}.", 2)
+    try:
+        return TypeAdapter(Settings).validate_python(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "fit"
+        text = problem["msg"].removeprefix("Value error, ")
+        raise SamplerError(f"fit.{where} = {problem['input']!r:.60}: {text}", 2) from None
