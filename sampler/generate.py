@@ -15,6 +15,7 @@ from torch import Tensor
 from sampler import registry
 from sampler.binding import Request, Setting, bound, bound_sampler
 from sampler.engine import Engine, Result
+from sampler.graphs import GraphedRuns, graphed
 from sampler.images import as_images, encode, start_from
 from sampler.noise import MAX_SEED, initial
 from sampler.types import Cond, Guidance, Sampler, Snapshot
@@ -50,6 +51,7 @@ def generate(
     image: Any = None,
     strength: float = 0.6,
     out: Any = None,
+    graph: bool | Literal["auto"] = False,
 ) -> Result:
     """Images from prompts, n for each, in the order of the prompts.
 
@@ -63,7 +65,8 @@ def generate(
     image: a file, a PIL image or a tensor [B or 1, 3, H, W] in [0, 1] to start from, noised to the
     last floor(strength·steps) of the steps (image to image); strength 0 gives it back. out: a run
     folder, which is written and, where it exists, gone on with; images are then read from it
-    lazily, and latents is None.
+    lazily, and latents is None. graph: whether batches after the first replay a CUDA graph of it;
+    "auto" where that is possible and worth it. The images are the same.
 
     Raises ValueError, before any network call, for an empty prompt list, counts that do not fit,
     and what the strategies and the schedule refuse.
@@ -95,12 +98,14 @@ def generate(
         asked = Asked(jobs, size, steps, method, rule, cut)
         return generate_into(engine, str(out), asked, progress)
     latents, images, nfe = [], [], []
+    runs = graphed(engine, graph, -(-len(jobs) // cut))
     with torch.no_grad():
         origin = None if image is None else _origin(adapter, image, strength, size, len(jobs))
         for first in range(0, len(jobs), cut):
             start = None if origin is None else (origin[first : first + cut], strength)
-            batch = jobs[first : first + cut]
-            x, counted = sample_batch(engine, batch, size, steps, method, rule, start=start)
+            x, counted = sample_batch(
+                engine, jobs[first : first + cut], size, steps, method, rule, start=start, runs=runs
+            )
             latents.append(x)
             nfe.extend(counted)
             if output != "latent":
@@ -141,11 +146,13 @@ def sample_batch(
     cond: Cond | None = None,
     on_step: Callable[[Snapshot], None] | None = None,
     start: tuple[Tensor, float] | None = None,
+    runs: GraphedRuns | None = None,
 ) -> tuple[Tensor, tuple[int, ...]]:
     """The latents [B, ...] of some jobs, and the rows evaluated for each.
 
     cond: their conditions, where they are encoded already. on_step sees every snapshot. start:
     clean latents [B, ...] and the strength of the noise to start from, instead of noise alone.
+    runs: what replays a graph, instead of the engine's own loop (on_step is not called then).
     """
     adapter = engine.pipeline
     if cond is None:
@@ -173,7 +180,10 @@ def sample_batch(
         size,
     )
     rule, encoded = bound(rule, request, encoded)
-    x, snap = engine._finished(x, grid, encoded, method, rule, seeds, on_step=on_step)
+    if runs is not None:
+        x, snap = runs(x, grid, encoded, method, rule, seeds)
+    else:
+        x, snap = engine._finished(x, grid, encoded, method, rule, seeds, on_step=on_step)
     return x, snap.nfe
 
 
