@@ -157,6 +157,11 @@ def strategy_of(config: Config, kind: str, default: Any = None) -> Any:
     return registry.build(kind, spec)
 
 
+def schema() -> dict[str, Any]:
+    """The JSON schema of a configuration."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_adapter().json_schema()}
+
+
 @cache
 def _adapter() -> TypeAdapter[Config]:
     return TypeAdapter(Config)

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 
 import typer
 
-from sampler.cli import doctor, generate, listing, resume
+from sampler.cli import (
+    calibrate,
+    doctor,
+    generate,
+    listing,
+    replay,
+    resume,
+    sheets,
+    show,
+    validate,
+    verify,
+)
 
 app = typer.Typer(
     help="Images from text with diffusion models: samplers and guidance rules as parts.",
@@ -19,8 +30,20 @@ app = typer.Typer(
 app.command("generate")(generate.command)
 app.command("sweep")(generate.command)
 app.command("resume")(resume.command)
+app.command("verify")(verify.command)
+app.command("replay")(replay.command)
+app.command("show")(show.command)
+app.command("grid")(sheets.grid)
+app.command("gallery")(sheets.gallery)
+app.command("export")(sheets.export)
+app.command("validate")(validate.validate)
 app.command("list")(listing.command)
 app.command("doctor")(doctor.command)
+app.add_typer(calibrate.app, name="calibrate")
+_config = typer.Typer(help="The configuration files' schema.", no_args_is_help=True)
+_config.command("schema")(validate.schema)
+_config.callback()(lambda: None)
+app.add_typer(_config, name="config")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

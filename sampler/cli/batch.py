@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from sampler.types import SamplerError
 
 if TYPE_CHECKING:
     from sampler.cli.report import Report
+    from sampler.engine import Engine
     from sampler.workers.execute import Request, Tally
 
 
@@ -129,6 +130,9 @@ def generate(source: Source, how: How, report: Report) -> None:
     if source.config.prompts.file == tables.STDIN:
         # It can be read once, and a plan may need it twice.
         source = replace(source, buffered=list(source.rows()))
+    load = engine_loader(source.config, how.download)
+    if how.download:
+        load()  # what is not in the local cache has to be there before it can be planned
     model = source.model()
     facts = source.facts(model)
     if how.dry:
@@ -145,12 +149,26 @@ def generate(source: Source, how: How, report: Report) -> None:
         for problem in source.skipped:
             report.event("warning", message=problem)
             report.note(f"sampler: skipped: {problem}")
-        finish(run, place, source.config, how, report, stop)
+        finish(run, place, source.config, how, report, stop, load)
+
+
+def engine_loader(config: Config, download: bool) -> Callable[[], Engine]:
+    """The engine of a configuration, loaded once, when it is asked for."""
+    loaded: list[Engine] = []
+
+    def load() -> Engine:
+        from sampler.cli.models import load_engine
+
+        if not loaded:
+            loaded.append(load_engine(config.model, download))
+        return loaded[0]
+
+    return load
 
 
 def finish(
     run: Run, place: Place, config: Config, how: How, report: Report, stop: Stop,
-    retry_errors: bool = False, repair: bool = False,
+    load: Callable[[], Engine], retry_errors: bool = False, repair: bool = False,
 ) -> None:  # fmt: skip
     """Makes what is missing of a run and tells of it. Raises SamplerError (3, 5, 6, 7)."""
     if not run.missing(retry_errors=retry_errors, check="hash" if repair else "size"):
@@ -158,7 +176,6 @@ def finish(
         report.event("summary", done=0, failed=0, skipped=run.total, out=run.store.where)
         report.note(f"All {run.total} images are in {run.store.where} already.")
         return
-    from sampler.cli.models import load_engine
     from sampler.workers.execute import Options, Request, execute, outcome
 
     errors, output = config.errors, config.output
@@ -171,7 +188,7 @@ def finish(
         with report.progress(run.total) as meter:
             tally = execute(
                 run,
-                lambda: load_engine(config.model, how.download),
+                load,
                 place,
                 request,
                 stop,

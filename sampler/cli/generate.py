@@ -36,6 +36,16 @@ def command(
     steps: Annotated[int | None, typer.Option(help="Network evaluations, 1 to 1000.")] = None,
     sampler: Annotated[str | None, typer.Option(help="Its name; see `sampler list`.")] = None,
     guidance: Annotated[str | None, typer.Option(help="Its name; see `sampler list`.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Restore --image: inpaint, superres, deblur, denoise, hdr, jpeg."),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="FILE", help="What --task restores.")
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", metavar="FILE", help="White is filled (inpaint).")
+    ] = None,
     negative: Annotated[str | None, typer.Option(help="What the images should not show.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
@@ -83,10 +93,12 @@ def command(
     """Make images from prompts with a diffusion model; the bundled one by default."""
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
+        from sampler import tasks
         from sampler.cli import batch
         from sampler.runs.axes import parse_axis
 
         given = {
+            **tasks.settings(task, image, mask),
             "--prompts": ("prompts.file", prompts_file),
             "--negative": ("run.negative_prompt", negative),
             "--out": ("output.dir", out),

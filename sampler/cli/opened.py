@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from sampler.config import Config, checked
+from sampler.runs import fingerprint
 from sampler.runs.folder import Run
 from sampler.runs.session import Place
 from sampler.runs.store import LocalStore, open_store
 from sampler.types import SamplerError
+
+if TYPE_CHECKING:
+    from sampler.engine import Engine
 
 
 def opened(where: str, place: Place | None = None) -> Run:
@@ -25,3 +30,53 @@ def config_of(run: Run) -> Config:
         name: run.config[name] for name in ("model", "output", "errors") if name in run.config
     }
     return checked(tree, {(): f"{run.store.where}/run.json"})
+
+
+def engine_of(run: Run, config: Config, device: str | None = None) -> Engine:
+    """The engine of a run, if its model is the one that the run was planned for.
+
+    Raises SamplerError (6) where it is another.
+    """
+    from sampler.cli.models import load_engine
+
+    check_model(run, config)
+    model = replace(config.model, device=device) if device else config.model
+    engine = load_engine(model)
+    if run.model.fingerprint.startswith("tensors:"):
+        from sampler.workers.python import model_in_memory
+
+        if model_in_memory(engine).fingerprint != run.model.fingerprint:
+            raise _another(run)
+    return engine
+
+
+def check_model(run: Run, config: Config) -> None:
+    """Whether the files of the model are those of the run; without loading it."""
+    if run.model.fingerprint.startswith("tensors:"):
+        return  # a pipeline that was in memory: known only when it is loaded
+    model, fast = config.model, run.model.fingerprint.startswith("fast:")
+    found = fingerprint.model_of(model.path, model.revision, model.dtype, fast)
+    if found.fingerprint != run.model.fingerprint:
+        raise _another(run)
+
+
+def _another(run: Run) -> SamplerError:
+    return SamplerError(
+        f"{run.store.where} was made with another model than {run.model.label} is now; "
+        "go on where that model is, or with engine.generate(..., out=...).",
+        6,
+    )
+
+
+def index_of(run: Run, key: str) -> int:
+    """The number of the job whose key starts so, or that has this number.
+
+    Raises SamplerError (2) where that is none, or several.
+    """
+    if key.isdigit() and len(key) < 8 and int(key) < run.total:
+        return int(key)
+    found = [index for index in range(run.total) if run.key(index).startswith(key)] if key else []
+    if len(found) != 1:
+        problem = "no image" if not found else f"{len(found)} images"
+        raise SamplerError(f"{run.store.where} has {problem} with the key {key!r:.40}.", 2)
+    return found[0]

@@ -33,7 +33,7 @@ def command(
 
         from sampler.cli import batch
         from sampler.cli.generate import choice
-        from sampler.cli.opened import config_of, opened
+        from sampler.cli.opened import config_of, engine_of, opened
         from sampler.runs.session import held, place_of, signals
 
         choice("--executor", executor, ("local", "torchrun", "ray"))
@@ -45,4 +45,7 @@ def command(
             if device is not None:
                 config = replace(config, model=replace(config.model, device=device))
             how = batch.How(executor, address)
-            batch.finish(found, place, config, how, report, stop, retry_errors, repair)
+            batch.finish(
+                found, place, config, how, report, stop,
+                lambda: engine_of(found, config), retry_errors, repair,
+            )  # fmt: skip

@@ -37,14 +37,16 @@ SCALES = {
     "FluxPipeline": 3.5,
     "DiTPipeline": 4.0,
 }
+BUNDLED_PARTS = ("pipeline", "weak", "classifier")  # what rules on it may use
 BUNDLED_SCALE = 3.0  # as `sampler.load` chooses for the bundled model
 
 
-def fingerprint(folder: Path, fast: bool = False) -> str:
-    """The fingerprint of the files below a folder."""
+def fingerprint(folder: Path, fast: bool = False, parts: tuple[str, ...] = ()) -> str:
+    """The fingerprint of the files below a folder, or below these parts of it."""
     cache = _Cache()
     digest = hashlib.sha256(b"fast" if fast else b"full")
-    for path in _files(folder):
+    roots = [folder / part for part in parts] or [folder]
+    for path in (path for root in roots for path in _files(root)):
         name = path.relative_to(folder).as_posix()
         size = path.stat().st_size
         digest.update(f"{name}\n{size}\n{cache.hash(path, fast)}\n".encode())
@@ -61,7 +63,8 @@ def model_of(path: str | None, revision: str | None, dtype: str, fast: bool = Fa
         from sampler.bundled import FOLDER
 
         folder = FOLDER / "pipeline"
-        return Model(fingerprint(FOLDER, fast), dtype, "bundled", native_size(folder), None)
+        whole = fingerprint(FOLDER, fast, BUNDLED_PARTS)
+        return Model(whole, dtype, "bundled", native_size(folder), None)
     folder = find(path, revision)
     label = folder.name if folder == Path(path).expanduser() else path
     if not (folder / "model_index.json").is_file():

@@ -1,0 +1,112 @@
+"""`sampler replay`: an image again, from its record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sampler.cli.options import Debug, Json, Quiet
+from sampler.cli.report import Report
+
+if TYPE_CHECKING:
+    from sampler.runs.folder import Run
+
+
+def command(
+    what: Annotated[str, typer.Argument(help="RUN#KEY (or RUN#NUMBER), or an image.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="For an image outside of its run: folder or hub id.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make an image again; from its run folder bit-equal, since its batch is known there."""
+    report = Report(as_json=as_json, quiet=quiet, debug=debug)
+    with report.errors():
+        from sampler.runs.durable import write_file
+        from sampler.types import SamplerError
+
+        where, mark, key = what.partition("#")
+        if not mark:
+            where, key = _home(Path(what))
+        path = out or Path(f"replay-{(key or Path(what).stem)[:10]}.png")
+        if path.exists():
+            raise SamplerError(f"{path} exists; name another file with -o.", 2)
+        before = None if mark else Path(what).read_bytes()
+        if where:
+            data, before = _from_run(where, key, device)
+        else:
+            data = _from_image(before or b"", model, device)
+        write_file(path, data)
+        same = _difference(data, before)
+        report.event("replay", file=str(path), difference=same)
+        report.result(str(path))
+        levels = (
+            "unknown" if same is None else "no pixel differs" if same == 0 else f"{same} levels"
+        )
+        report.note(f"Compared with the original: {levels}.")
+
+
+def _home(image: Path) -> tuple[str, str]:
+    """(run folder, key) of an image that lies in its run; ("", key) of one that does not."""
+    from sampler.runs.metadata import read_record
+    from sampler.types import SamplerError
+
+    if not image.is_file():
+        raise SamplerError(f"{image}: no such file; RUN#KEY names an image of a run.", 2)
+    key = str(read_record(image.read_bytes())["key"])
+    for folder in list(image.resolve().parents)[:3]:
+        if (folder / "run.json").is_file():
+            return str(folder), key
+    return "", key
+
+
+def _from_run(where: str, key: str, device: str | None) -> tuple[bytes, bytes | None]:
+    from sampler.cli.opened import config_of, engine_of, index_of, opened
+    from sampler.workers.replay import from_run
+
+    run: Run = opened(where)
+    index = index_of(run, key)
+    data = from_run(run, engine_of(run, config_of(run), device), index)
+    entry = run.results().entries.get(run.key(index), {})
+    return data, run.store.read(entry["file"]) if entry.get("file") else None
+
+
+def _from_image(data: bytes, model: str | None, device: str | None) -> bytes:
+    from dataclasses import replace
+
+    from sampler.cli.models import load_engine
+    from sampler.config import ModelConfig
+    from sampler.runs.fingerprint import model_of
+    from sampler.runs.metadata import read_record
+    from sampler.types import SamplerError
+    from sampler.workers.replay import from_record
+
+    body = read_record(data)
+    made_with = body["record"]["model"]
+    found = model_of(model, None, made_with["dtype"])
+    if found.fingerprint != made_with["fingerprint"]:
+        raise SamplerError(
+            "The image was made with another model than this; name the right one with --model.", 6
+        )
+    config = ModelConfig(path=model, dtype=made_with["dtype"])
+    return from_record(load_engine(replace(config, device=device or "auto")), body)
+
+
+def _difference(data: bytes, before: bytes | None) -> int | None:
+    """The largest difference of a pixel, in levels of 8 bits."""
+    import numpy as np
+
+    from sampler.runs.png import decode
+
+    if before is None:
+        return None
+    new, old = decode(data)[0], decode(before)[0]
+    if new.shape != old.shape:
+        return 255
+    return int(np.abs(new.astype(np.int16) - old).max())

@@ -1,0 +1,66 @@
+"""`sampler show`: what a run folder or an image says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated, Any
+
+import typer
+
+from sampler.cli.options import Debug, Json
+from sampler.cli.report import Report
+
+
+def command(
+    what: Annotated[str, typer.Argument(help="A run folder, RUN#KEY, or an image.")],
+    errors: Annotated[bool, typer.Option("--errors", help="Only the images that failed.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the records of a run, or the record inside an image."""
+    report = Report(as_json=as_json, debug=debug)
+    with report.errors():
+        from sampler.cli.opened import opened
+        from sampler.runs.metadata import read_record
+
+        where, mark, key = what.partition("#")
+        if not mark and os.path.isfile(what):
+            with open(what, "rb") as stream:
+                _one(read_record(stream.read()), report)
+        elif mark:
+            _keyed(where, key, report)
+        else:
+            _all(opened(what), errors, report)
+
+
+def _keyed(where: str, key: str, report: Report) -> None:
+    from sampler.cli.opened import index_of, opened
+    from sampler.runs.records import records
+
+    run = opened(where)
+    index = index_of(run, key)
+    _one(next(record for record in records(run) if record["index"] == index), report)
+
+
+def _all(run: Any, errors: bool, report: Report) -> None:
+    from sampler.runs.records import counts, records
+
+    for record in records(run):
+        if errors and record["status"] != "error":
+            continue
+        report.event("record", **record)
+        last = record["error"] or record["file"] or ""
+        report.result(
+            f"{record['index']:06d} {record['status']:7} {record['key'][:10]} "
+            f"seed {record['seed']} {record['guidance']['name']} {record['sampler']['name']} "
+            f"{record['prompt'][:60]!r} {last}"
+        )
+    tally = counts(run)
+    report.event("summary", **tally, duplicates=len(run.duplicates), batches=len(run.batches))
+    report.note(", ".join(f"{count} {status}" for status, count in tally.items()))
+
+
+def _one(record: dict[str, Any], report: Report) -> None:
+    report.event("record", **record)
+    report.result(json.dumps(record, ensure_ascii=False, indent=1))

@@ -1,0 +1,37 @@
+"""`sampler verify`: every file of a run against its journal."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sampler.cli.options import Debug, Json, Quiet
+from sampler.cli.report import Report
+
+
+def command(
+    run: Annotated[str, typer.Argument(help="The run folder, or its URL.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check every file of a run against its journal; exit code 3 if anything is wrong."""
+    report = Report(as_json=as_json, quiet=quiet, debug=debug)
+    with report.errors():
+        from sampler.cli.opened import opened
+        from sampler.runs.records import counts
+        from sampler.runs.verify import findings
+
+        found = opened(run)
+        wrong = 0
+        for finding in findings(found):
+            wrong += 1
+            report.event("finding", kind=finding.kind, what=finding.what, problem=finding.problem)
+            report.result(f"{finding.what}: {finding.problem}")
+        tally = counts(found)
+        report.event("summary", **tally, wrong=wrong)
+        if wrong:
+            report.note(f"{wrong} things are wrong; `sampler resume {run} --repair` mends images.")
+            raise typer.Exit(3)
+        report.note(f"{tally['ok']} of {found.total} images are there and as they were written.")

@@ -1,0 +1,109 @@
+"""A run as a table (csv, parquet) or as shards of images with records (webdataset)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sampler.runs import durable
+from sampler.runs.folder import Run
+from sampler.runs.records import flat, records
+from sampler.types import SamplerError
+
+SHARD = 1000  # images
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def export_csv(run: Run, path: Path) -> int:
+    """One line per image; a text that a spreadsheet would run as a formula gets a "'" before it."""
+    rows = [flat(record) for record in records(run)]
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, _columns(rows), restval="")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({_safe(key): _safe(value) for key, value in row.items()})
+    durable.write_file(path, buffer.getvalue().encode())
+    return len(rows)
+
+
+def export_parquet(run: Run, path: Path) -> int:
+    """One row per image; needs pyarrow (extra "data")."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise SamplerError(
+            "parquet needs the extra 'data' (pip install diffusion-sampler[data]).", 2
+        ) from None
+    rows = [flat(record) for record in records(run)]
+    columns = {name: [row.get(name) for row in rows] for name in _columns(rows, safe=False)}
+    buffer = io.BytesIO()
+    table = pyarrow.table({name: _typed(pyarrow, values) for name, values in columns.items()})
+    pyarrow.parquet.write_table(table, buffer)
+    durable.write_file(path, buffer.getvalue())
+    return len(rows)
+
+
+def export_webdataset(run: Run, folder: Path) -> int:
+    """Shards 000000.tar ... of the images made: NUMBER.png, NUMBER.txt (prompt), NUMBER.json."""
+    durable.make_folder(folder)
+    count = shard = 0
+    members: list[tuple[str, bytes]] = []
+    for record in records(run):
+        data = run.store.read(record["file"]) if record["status"] == "ok" else None
+        if data is None:
+            continue
+        name = f"{record['index']:06d}"
+        body = json.dumps(record, ensure_ascii=False).encode()
+        members += [(f"{name}.png", data), (f"{name}.txt", record["prompt"].encode()),
+                    (f"{name}.json", body)]  # fmt: skip
+        count += 1
+        if count % SHARD == 0:
+            durable.write_file(folder / f"{shard:06d}.tar", _tar(members))
+            members, shard = [], shard + 1
+    if members:
+        durable.write_file(folder / f"{shard:06d}.tar", _tar(members))
+    return count
+
+
+def _columns(rows: list[dict[str, Any]], safe: bool = True) -> list[str]:
+    """All columns in order of appearance."""
+    found: dict[str, None] = {}
+    for row in rows:
+        found.update(dict.fromkeys(row))
+    return [_safe(name) if safe else name for name in found]
+
+
+def _safe(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _typed(pyarrow: Any, values: list[Any]) -> Any:
+    """A column; as text where its values are of several types."""
+    try:
+        return pyarrow.array(values)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError):
+        return pyarrow.array([None if value is None else str(value) for value in values])
+
+
+def _tar(members: list[tuple[str, bytes]]) -> bytes:
+    """A tar archive without times and owners: equal runs give equal bytes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def images(run: Run) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Records of made images with their bytes; what has gone is passed over."""
+    for record in records(run):
+        if record["status"] == "ok" and (data := run.store.read(record["file"])) is not None:
+            yield record, data

@@ -1,0 +1,69 @@
+"""The results of a run as plain records, for tables, galleries and people."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sampler.runs.folder import Run
+from sampler.runs.metadata import scale_of
+
+
+def records(run: Run) -> Iterator[dict[str, Any]]:
+    """One record per job, in order; status "open" where nothing is known yet."""
+    entries = run.results().entries
+    sharing: dict[int, list[int]] = defaultdict(list)
+    for row, index in run.duplicates:
+        sharing[index].append(row)
+    for job in run.jobs():
+        settings = run.groups[job.group]
+        entry = entries.get(job.key, {})
+        error = entry.get("error") or {}
+        yield {
+            "index": job.index,
+            "key": job.key,
+            "status": entry.get("status", "open"),
+            "file": entry.get("file"),
+            "rows": [job.row, *sharing[job.index]],
+            "prompt": job.prompt,
+            "negative_prompt": job.negative_prompt,
+            "seed": job.seed,
+            "steps": settings.steps,
+            "width": entry.get("w", settings.width),
+            "height": entry.get("h", settings.height),
+            "sampler": dict(settings.sampler),
+            "guidance": dict(settings.guidance),
+            "scale": scale_of(settings.guidance),
+            "nfe": entry.get("nfe"),
+            "ms": entry.get("ms"),
+            "warnings": entry.get("warnings", []),
+            "error": f"{error['code']}: {error['message']}" if error else None,
+            "tag": job.tag,
+            "meta": dict(job.meta),
+            "axes": dict(job.axes),
+        }
+
+
+def counts(run: Run) -> dict[str, int]:
+    """How many images are ok, failed, skipped or open."""
+    entries = run.results().entries
+    found = Counter(
+        entries.get(run.key(index), {}).get("status", "open") for index in range(run.total)
+    )
+    return {status: found[status] for status in ("ok", "error", "skipped", "open")}
+
+
+def flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as one row of a table: strategies by name, meta and axes as columns."""
+    row = {key: value for key, value in record.items() if key not in ("meta", "axes")}
+    row["rows"] = ";".join(map(str, record["rows"]))
+    row["warnings"] = "; ".join(record["warnings"])
+    for kind in ("sampler", "guidance"):
+        row[kind] = record[kind]["name"]
+    row |= {name: _plain(value) for name, value in record["meta"].items()}
+    return row | {f"axis_{name}": _plain(value) for name, value in record["axes"].items()}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)

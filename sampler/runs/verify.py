@@ -1,0 +1,54 @@
+"""Every file of a run against its journal, and every job against its key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sampler.runs.folder import Run
+from sampler.runs.jobs import key_of, record_of
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a file or record. kind: missing, size, content, job, unknown, journal."""
+
+    kind: str
+    what: str
+    problem: str
+
+
+def findings(run: Run) -> Iterator[Finding]:
+    """Everything that is wrong; what is not made yet is not wrong."""
+    results = run.results()
+    if results.bad:
+        yield Finding("journal", "journal", f"{results.bad} lines cannot be read (passed over)")
+    sizes = run.store.sizes()
+    known: set[str] = set()
+    for index in range(run.total):
+        entry = results.entries.get(run.key(index))
+        yield from _job(run, index)
+        if entry is None or entry["status"] != "ok":
+            continue
+        name = entry["file"]
+        known.add(name)
+        if name not in sizes:
+            yield Finding("missing", name, "the file has gone")
+        elif sizes[name] != entry["bytes"]:
+            yield Finding("size", name, f"{sizes[name]} bytes, not {entry['bytes']}")
+        elif run.digest(name) != entry["sha256"]:
+            yield Finding("content", name, "the content is not what was written")
+    for name in sorted(sizes.keys() - known):
+        if name.endswith(".png"):
+            yield Finding("unknown", name, "no record of it")
+
+
+def _job(run: Run, index: int) -> Iterator[Finding]:
+    name = f"jobs.jsonl:{index + 1}"
+    try:
+        job = run.job(index)
+        fits = key_of(record_of(job, run.groups[job.group], run.model)) == job.key
+        if not fits or job.index != index:
+            yield Finding("job", name, "the job does not fit its key")
+    except (ValueError, TypeError, IndexError, KeyError):
+        yield Finding("job", name, "the line cannot be read")
