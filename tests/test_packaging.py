@@ -84,7 +84,7 @@ def test_the_installed_wheel_works_from_another_folder(wheel, tmp_path):
         str(target / "sampler" / "__init__.py"),
         str(target / "sampler_kernels" / "__init__.py"),
     ]
-    assert len(os.listdir(tmp_path / "o")) == 1
+    assert len(list((tmp_path / "o").rglob("*.png"))) == 1
 
 
 def test_no_import_package_is_called_kernels(wheel):
