@@ -84,7 +84,12 @@ class Adapter(BatchedDenoiser):
 
     @property
     def device(self) -> torch.device:
-        return self.pipe._execution_device
+        """Where the network runs: where it is, or where its offloading hooks will take it.
+
+        diffusers' own answer walks through every module of the pipeline, which is slow.
+        """
+        hooked = hasattr(self.network, "_hf_hook") or hasattr(self.network, "_diffusers_hook")
+        return self.pipe._execution_device if hooked else self.network.device
 
     @property
     def dtype(self) -> torch.dtype:

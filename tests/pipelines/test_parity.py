@@ -329,3 +329,12 @@ def test_a_weak_network_is_a_second_model():
     for name, network in (("cond", pipe.unet), ("weak", other)):
         assert torch.equal(made[name].out.tensor(), network(x, level.t, text).sample)
     assert nfe == [2]
+
+
+def test_the_device_is_the_networks_or_what_offloading_says():
+    pipe = tiny.sd()
+    assert adapt(pipe).device == torch.device("cpu") == pipe._execution_device
+    pipe.unet.to("meta")
+    assert adapt(pipe).device.type == "meta"
+    pipe.unet._hf_hook = None  # as accelerate marks what it offloads
+    assert adapt(pipe).device == pipe._execution_device
