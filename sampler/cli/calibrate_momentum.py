@@ -13,7 +13,7 @@ from sampler.cli.report import Report
 
 def command(
     prompts: Annotated[
-        Path, typer.Option("--prompts", metavar="FILE", help="Text file, one prompt per line.")
+        str, typer.Option("--prompts", metavar="FILE", help="Text file, one prompt per line.")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="JSON to write.")],
     model: Annotated[str | None, typer.Option(help="Folder or hub id; default: bundled.")] = None,
@@ -39,13 +39,14 @@ def command(
     with report.errors():
         from sampler import momentum_calibration
         from sampler.loading import load
+        from sampler.runs.prompts import read_prompts
 
-        lines = prompts.read_text(encoding="utf-8").splitlines()
+        texts = read_prompts(prompts)
         engine = load(model)
         scales = scale or [engine.guidance.scale]
         found = momentum_calibration.calibrate_momentum(
             engine,
-            [line.strip() for line in lines if line.strip()],
+            texts,
             steps=steps or [20],
             guidance=[{"name": guidance, "scale": value} for value in scales],
             seed=seed,

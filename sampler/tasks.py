@@ -1,0 +1,69 @@
+"""Image restoration from files: what `sampler generate --task` makes of a task and its images.
+
+Everything is plain data, so it goes into a configuration, a run folder and a record like any other
+setting. Needs no torch: sizes are read from the headers of the files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sampler.types import SamplerError
+
+# RED-Diff's settings for images that lie in a pipeline's latents: the published examples' lr.
+BASE = {"name": "reddiff", "space": "image", "lr": 0.25, "lam": 0.25}
+OPERATORS: dict[str, dict[str, Any]] = {
+    "inpaint": {"name": "inpaint"},
+    "superres": {"name": "superres", "factor": 4},
+    "deblur": {"name": "deblur", "kind": "gaussian", "size": 9, "sigma": 2.0},
+    "denoise": {"name": "denoise"},
+    "hdr": {"name": "hdr"},
+    "jpeg": {"name": "jpeg", "quality": 20},
+}
+
+
+def settings(task: str | None, image: str | None, mask: str | None) -> dict[str, tuple[str, Any]]:
+    """Named options {option: (configuration key, value)} of a task on an image file.
+
+    inpaint: mask is an image of the same size, white where it is to be filled. superres: image is
+    the small one; the result is four times as large. Others: image is the degraded one.
+
+    Raises SamplerError (2) for an unknown task, a missing file, and a mask that does not fit.
+    """
+    if task is None:
+        if image is not None or mask is not None:
+            raise SamplerError(f"--image and --mask need --task: {', '.join(OPERATORS)}.", 2)
+        return {}
+    if task not in OPERATORS:
+        raise SamplerError(f"--task {task!r} must be one of {', '.join(OPERATORS)}.", 2)
+    if image is None:
+        raise SamplerError(f"--task {task} needs --image FILE.", 2)
+    if (mask is None) == (task == "inpaint"):
+        raise SamplerError("--mask FILE goes with --task inpaint, and only with it.", 2)
+    width, height = _size(image)
+    operator = dict(OPERATORS[task])
+    if mask is not None:
+        if _size(mask) != (width, height):
+            wrong = " x ".join(map(str, _size(mask)))
+            raise SamplerError(f"--mask is {wrong} pixels, --image {width} x {height}.", 2)
+        operator["mask"] = str(Path(mask).resolve())
+    factor = operator.get("factor", 1)
+    spec = {**BASE, "operator": operator, "y": str(Path(image).resolve())}
+    return {
+        "--task": ("sampler", spec),
+        "--image width": ("run.width", width * factor),
+        "--image height": ("run.height", height * factor),
+    }
+
+
+def _size(path: str) -> tuple[int, int]:
+    """(width, height) of an image file, upright."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            return ImageOps.exif_transpose(file).size
+    except (OSError, UnidentifiedImageError) as error:
+        reason = getattr(error, "strerror", None) or "it is no image that can be read"
+        raise SamplerError(f"{path}: {reason.lower()}.", 2) from None

@@ -1,0 +1,103 @@
+"""Calibrated momentum numbers: found, written, looked up, and refused elsewhere."""
+
+import json
+
+import pytest
+import torch
+
+import sampler
+from sampler.cli import main
+from sampler.momentum_calibration import calibrate_momentum, save
+from sampler.samplers.calibrated import BUNDLED, look_up
+from tests import tiny
+
+RULE = {"name": "cfg", "scale": 5.0}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    engine = sampler.load(tiny.sd())
+    found = calibrate_momentum(
+        engine, ["a", "b"], steps=[4], guidance=[RULE], numbers=[1.0, 2.5], batch_size=2
+    )
+    path = tmp_path_factory.mktemp("calibration") / "momentum.json"
+    save(found, path)
+    return engine, found, path
+
+
+def test_the_number_of_least_error_is_found(made):
+    engine, found, _ = made
+    (entry,) = found["entries"]
+    errors = {float(m): e for m, e in entry["errors"].items()}
+    assert set(errors) == {1.0, 1.8, 2.5} and entry["momentum_number"] in errors
+    assert errors[entry["momentum_number"]] <= errors[1.8]
+    options = {"seeds": 0, "guidance": RULE, "batch_size": 2, "output": "latent"}
+    reference = {"name": "ghvb", "momentum_number": 1.8}
+    exact = engine.generate(["a", "b"], steps=40, sampler=reference, **options).latents
+    for number, error in errors.items():
+        method = {"name": "ghvb", "momentum_number": number}
+        latents = engine.generate(["a", "b"], steps=4, sampler=method, **options).latents
+        gap = ((latents - exact).square().mean() / exact.square().mean()).sqrt()
+        assert float(gap) == pytest.approx(error, rel=1e-3)
+
+
+def test_generate_uses_and_records_it(made):
+    engine, found, path = made
+    options = {"seeds": [3], "steps": 4, "guidance": RULE, "output": "latent"}
+    number = found["entries"][0]["momentum_number"]
+    for name in ("ghvb",):
+        method = {"name": name, "momentum_number": f"calibrated:{path}"}
+        result = engine.generate("a", sampler=method, **options)
+        assert result.config["sampler"]["momentum_number"] == number
+        fixed = {"name": name, "momentum_number": number}
+        assert torch.equal(engine.generate("a", sampler=fixed, **options).latents, result.latents)
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 5}, {"guidance": {"name": "cfg", "scale": 4.0}}, {"guidance": "none"}]
+)
+def test_another_setting_is_refused(made, change):
+    engine, _, path = made
+    method = {"name": "ghvb", "momentum_number": f"calibrated:{path}"}
+    options = {"steps": 4, "guidance": RULE, "sampler": method, **change}
+    with pytest.raises(sampler.SamplerError, match="no momentum number for"):
+        engine.generate("a", **options)
+
+
+def test_another_sampler_model_and_file_are_refused(made, tmp_path):
+    engine, _, path = made
+    options = {"steps": 4, "guidance": RULE}
+    method = {"name": "heavy_ball", "momentum_number": f"calibrated:{path}"}
+    with pytest.raises(sampler.SamplerError, match="no momentum number for heavy_ball"):
+        engine.generate("a", sampler=method, **options)
+    method = {"name": "ghvb", "momentum_number": f"calibrated:{path}"}
+    with pytest.raises(sampler.SamplerError, match="was calibrated for model"):
+        sampler.load(tiny.sd(seed=1)).generate("a", sampler=method, **options)
+    (tmp_path / "bad.json").write_text("{}")
+    method["momentum_number"] = f"calibrated:{tmp_path / 'bad.json'}"
+    with pytest.raises(sampler.SamplerError, match="no momentum calibration"):
+        engine.generate("a", sampler=method, **options)
+
+
+def test_the_shipped_file_serves_the_bundled_model():
+    engine = sampler.load()
+    for steps in (8, 12, 20):
+        for scale in (3.0, 7.5, 12.0):
+            method = {"name": "ghvb", "momentum_number": "calibrated:bundled"}
+            rule = {"name": "cfg", "scale": scale}
+            result = engine.generate("a dog", steps=steps, sampler=method, guidance=rule, n=1)
+            assert 0 < result.config["sampler"]["momentum_number"] <= 5
+    stored = json.loads(BUNDLED.read_text())
+    with pytest.raises(sampler.SamplerError):
+        look_up("calibrated:bundled", "another", stored["entries"][0])
+
+
+def test_the_command(made, tmp_path, capsys):
+    engine, _, _ = made
+    (tmp_path / "prompts.txt").write_text("a dog\n\n")
+    engine.pipeline.pipe.save_pretrained(tmp_path / "model")
+    out, plot = tmp_path / "out.json", tmp_path / "out.png"
+    arguments = ["calibrate", "momentum", "--prompts", str(tmp_path / "prompts.txt"), "-q"]
+    arguments += ["--model", str(tmp_path / "model"), "--steps", "2", "--scale", "3"]
+    assert main([*arguments, "-o", str(out), "--plot", str(plot)]) == 0, capsys.readouterr().err
+    assert json.loads(out.read_text())["entries"][0]["steps"] == 2 and plot.stat().st_size > 1000
