@@ -2,8 +2,9 @@
 
     python scripts/bench_overhead.py [--quick] [--pairs 30] [--csv docs/figures/overhead.csv]
 
-Batch 1, one CPU thread, DDIM with classifier-free guidance at scale 3. The two sides take turns in
-one process (engine, stock, stock, engine, ...), so that what else the machine does meets both. The
+In CPU seconds of this process, which runs one thread: waiting for a busy machine is not in them.
+Batch 1, DDIM with classifier-free guidance at scale 3. The two sides take turns in one process
+(engine, stock, stock, engine, ...), so that what else the machine does to caches meets both. The
 ratio is the median over pairs of neighbours, with a 95 % bootstrap interval. `network` is the real
 one, or a stub that returns a constant: then what is left is the loop's own time. The time per step
 comes from the difference of two run lengths, so that encoding the prompt is not in it.
@@ -114,13 +115,13 @@ def sides(pipe: Any) -> tuple[Run, Run]:
 
 
 def pairs_of(ours: Callable[[], Any], stock: Callable[[], Any], count: int) -> np.ndarray:
-    """Seconds [count, 2] of (ours, stock), measured in turns: ABBA."""
+    """CPU seconds [count, 2] of (ours, stock), measured in turns: ABBA."""
     measured = np.empty((count, 2))
     for i in range(count):
         for side in (0, 1) if i % 2 == 0 else (1, 0):
-            started = time.perf_counter()
+            started = time.process_time()
             (ours, stock)[side]()
-            measured[i, side] = time.perf_counter() - started
+            measured[i, side] = time.process_time() - started
     return measured
 
 
