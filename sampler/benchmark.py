@@ -130,9 +130,9 @@ def count(case: Case, backend: str, rows: int = 2, length: int = 4096) -> Count:
     return Count(len(ours), ops.launches, moved / elements)
 
 
-def seconds(fn: Callable[[], Any], repeats: int = 40) -> float:
-    """The fastest of some calls on the CPU, after three to warm up: others only ever add time."""
-    for _ in range(3):
+def seconds(fn: Callable[[], Any], repeats: int = 40, warm: int = 3) -> float:
+    """The fastest of some calls, after a few to warm up: other programs only ever add time."""
+    for _ in range(warm):
         fn()
     times = []
     for _ in range(repeats):
@@ -140,6 +140,35 @@ def seconds(fn: Callable[[], Any], repeats: int = 40) -> float:
         fn()
         times.append(time.perf_counter() - begin)
     return min(times)
+
+
+def cost(fn: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """What a call gives, and what it costs: the faster of two in seconds, FLOPs, peak memory.
+
+    Memory is the device's on a GPU; on a CPU the largest that this process has ever been.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    with FlopCounterMode(display=False) as flops:
+        result = fn()
+
+    def timed() -> None:
+        fn()
+        if gpu:
+            torch.cuda.synchronize()
+
+    times = seconds(timed, repeats=2, warm=0)
+    if gpu:
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    numbers = {"seconds": round(times, 3), "GFLOP": round(flops.get_total_flops() / 1e9, 2)}
+    return result, {**numbers, "peak MiB": round(peak / 2**20)}
 
 
 class _Ops(TorchDispatchMode):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from sampler.cli import (
+    bench,
     calibrate,
     doctor,
     generate,
@@ -38,6 +39,7 @@ app.command("gallery")(sheets.gallery)
 app.command("export")(sheets.export)
 app.command("validate")(validate.validate)
 app.command("list")(listing.command)
+app.command("bench")(bench.command)
 app.command("doctor")(doctor.command)
 app.add_typer(calibrate.app, name="calibrate")
 _config = typer.Typer(help="The configuration files' schema.", no_args_is_help=True)
