@@ -1,5 +1,8 @@
 """The budget: launches and bytes of a step, counted."""
 
+import csv
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -52,3 +55,17 @@ def test_a_counted_step_is_a_real_step():
     step = Step(CASES[0], (2, 64))
     with torch.no_grad():
         assert step()[0].abs().sum() > 0
+
+
+def test_the_published_counts_are_these():
+    root = Path(__file__).parents[2] / "docs"
+    lines = (root / "figures/kernels_counts.csv").read_text(encoding="utf-8").splitlines()
+    page = (root / "kernels.md").read_text(encoding="utf-8")
+    published = {row["case"]: row for row in csv.DictReader(lines[1:])}
+    assert list(published) == [case.name for case in CASES]
+    for case in CASES:
+        row, found = published[case.name], count(case, "triton")
+        assert int(row["launches"]) == found.kernels
+        assert abs(float(row["bytes per element"]) - found.bytes) <= 0.01 * found.bytes
+        shown = f"| {case.name} | {found.kernels} | {row['bytes per element']} |"
+        assert shown in page
