@@ -72,6 +72,7 @@ class Adapter(BatchedDenoiser):
         if weak is not None:
             self.networks["weak"] = weak
         self.models = tuple(self.networks)
+        self._dtype: tuple[torch.dtype, torch.dtype] | None = None
         self.check()
         try:
             name = type(pipe.scheduler).__name__
@@ -93,7 +94,11 @@ class Adapter(BatchedDenoiser):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.network.dtype
+        """The network's dtype; asking diffusers walks all its modules, so only after a change."""
+        first = next(self.network.parameters()).dtype
+        if self._dtype is None or self._dtype[0] != first:
+            self._dtype = (first, self.network.dtype)
+        return self._dtype[1]
 
     @property
     def default_scale(self) -> float:
