@@ -7,6 +7,7 @@ from sampler_kernels import leaves, triton_ops, use_backend
 
 import sampler
 from sampler import registry
+from sampler.guidance.linear_ag_coefficients import Coefficients
 from sampler.types import Level
 
 MARGIN = 37  # odd, so that the outputs of a test are not even aligned
@@ -68,8 +69,17 @@ def judge(x):
     return x.flatten(1).sin().mean(1, keepdim=True) * torch.linspace(-1, 2, 4)
 
 
+FITTED = Coefficients(
+    tuple(tuple(0.9 / (t + 1) for _ in range(t + 1)) for t in range(8)),
+    tuple(tuple(0.1 / t for _ in range(t)) for t in range(8)),
+)
+
 # What a strategy needs beyond its name to be built and started; others are tried without.
-NEEDED = {"classifier": {"classifier": judge}, "gfcg": {"classifier": judge}}
+NEEDED = {
+    "classifier": {"classifier": judge},
+    "gfcg": {"classifier": judge},
+    "linear_ag": {"coefficients": FITTED, "policy": (1, 0, 1, 0, 0, 0, 0, 0)},
+}
 
 
 def buildable(kind):
