@@ -1,4 +1,4 @@
-"""The figures of docs/samplers.md: studies `mixture`, `orders`, `bundled`, `inverse`, and `plots`.
+"""The figures of docs/samplers.md: studies mixture, orders, auto, bundled, inverse; and plots.
 
 Every study appends rows to docs/figures/samplers_<study>.csv as they are made, and goes on where
 it was stopped. `plots` draws the pictures from those files.
@@ -81,7 +81,9 @@ def orders() -> Iterable[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", choices=["mixture", "orders", "bundled", "inverse", "plots"])
+    parser.add_argument(
+        "study", choices=["mixture", "orders", "auto", "bundled", "inverse", "plots"]
+    )
     parser.add_argument(
         "--images", type=int, default=0, help="images a point (default: the study's)"
     )
@@ -92,6 +94,10 @@ def main() -> None:
         append("mixture", study())
     elif options.study == "orders":
         append("orders", orders())
+    elif options.study == "auto":
+        from samplers_mixture import carry_over
+
+        append("auto", carry_over())
     elif options.study == "bundled":
         from samplers_bundled import study as bundled
 

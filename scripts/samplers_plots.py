@@ -1,0 +1,119 @@
+"""The pictures of docs/samplers.md, from the studies' files."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+Rows = list[dict[str, str]]
+
+MIXTURE = (
+    "ddim",
+    "ab 2",
+    "ab 4",
+    "heavy_ball 1.8",
+    "ghvb 1.8",
+    "ghvb auto",
+    "ghvb 3.8",
+    "dpmpp_2m",
+    "unipc",
+    "diffusers DEIS 2",
+)
+
+
+def draw(folder: Path, stored: Callable[[str], Rows]) -> None:
+    """Draws every study that has rows, and prints the summary tables of the document."""
+    for name, picture in (("mixture", mixture), ("bundled", bundled), ("inverse", inverse)):
+        rows = stored(name)
+        if rows:
+            picture(rows, folder / f"samplers_{name}.png")
+
+
+def mixture(rows: Rows, path: Path) -> None:
+    """Error over steps, one panel per scale; and each sampler's ratio to the best fixed number."""
+    scales = sorted({float(r["scale"]) for r in rows})
+    figure, panels = plt.subplots(2, 3, figsize=(13, 7), sharex=True)
+    for scale, axes in zip(scales, panels.flat, strict=True):
+        for name in MIXTURE:
+            points = sorted(
+                (int(r["steps"]), float(r["error"]))
+                for r in rows
+                if r["sampler"] == name and float(r["scale"]) == scale
+            )
+            axes.loglog(*zip(*points, strict=True), marker=".", label=name)
+        axes.set(title=f"scale {scale:g}", ylim=(None, 20))
+        axes.set_xticks([8, 12, 20, 30], labels=["8", "12", "20", "30"])
+    panels[1, 1].set_xlabel("evaluations")
+    panels[0, 0].set_ylabel("error, relative to the exact end")
+    panels[0, 0].legend(fontsize=7)
+    _save(figure, path)
+    for line in ratios(rows):
+        print(line)
+
+
+def ratios(rows: Rows) -> list[str]:
+    """A table: per sampler the error as a multiple of the best fixed number of each setting."""
+    settings: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        settings[row["scale"], row["steps"]][row["sampler"]] = float(row["error"])
+    fixed = [n for n in next(iter(settings.values())) if _is_fixed(n)]
+    table = ["| sampler | geometric mean | worst |", "|---|---|---|"]
+    for name in next(iter(settings.values())):
+        shares = [e[name] / min(e[f] for f in fixed) for e in settings.values()]
+        mean = math.exp(sum(map(math.log, shares)) / len(shares))
+        table.append(f"| `{name}` | {mean:.2f} | {max(shares):.1f} |")
+    return table
+
+
+def bundled(rows: Rows, path: Path) -> None:
+    """Distance to the 500-step run, Fréchet distance and accuracy over steps, per scale."""
+    scales = sorted({float(r["scale"]) for r in rows})
+    figure, panels = plt.subplots(len(scales), 3, figsize=(13, 4 * len(scales)), squeeze=False)
+    for scale, line in zip(scales, panels, strict=True):
+        for axes, key in zip(line, ("distance", "frechet", "accuracy"), strict=True):
+            for name in dict.fromkeys(r["sampler"] for r in rows):
+                points = sorted(
+                    (int(r["steps"]), float(r[key]))
+                    for r in rows
+                    if r["sampler"] == name and float(r["scale"]) == scale
+                )
+                if points:
+                    axes.plot(*zip(*points, strict=True), marker=".", label=name)
+            axes.set(xlabel="evaluations", title=f"{key}, scale {scale:g}")
+        line[0].legend(fontsize=7)
+    _save(figure, path)
+
+
+def inverse(rows: Rows, path: Path) -> None:
+    """PSNR per operator and method, with standard errors."""
+    names = list(dict.fromkeys(r["task"] for r in rows))
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    figure, axes = plt.subplots(figsize=(10, 4.5))
+    for i, method in enumerate(methods):
+        mine = {r["task"]: r for r in rows if r["method"] == method}
+        places = [k + 0.8 * i / len(methods) for k, n in enumerate(names) if n in mine]
+        values = [float(mine[n]["psnr"]) for n in names if n in mine]
+        spread = [float(mine[n]["psnr_error"]) for n in names if n in mine]
+        axes.bar(places, values, 0.8 / len(methods), yerr=spread, label=method)
+    axes.set_xticks([k + 0.3 for k in range(len(names))], labels=names, fontsize=8)
+    axes.set_ylabel("PSNR / dB")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _is_fixed(name: str) -> bool:
+    return name == "ddim" or (name.startswith("ghvb") and not name.endswith("auto"))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
