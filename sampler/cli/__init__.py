@@ -11,6 +11,7 @@ from sampler.cli import (
     bench,
     calibrate,
     doctor,
+    finetune,
     generate,
     listing,
     replay,
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate.command)
 app.command("sweep")(generate.command)
+app.command("finetune")(finetune.command)
 app.command("resume")(resume.command)
 app.command("verify")(verify.command)
 app.command("replay")(replay.command)

@@ -9,6 +9,7 @@ pipelines reads.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,7 +139,9 @@ def load_lora(engine: Any, *sources: str | Path | tuple[str | Path, float]) -> N
             )
         name = f"lora_{number}"
         try:
-            inject_adapter_in_model(LoraConfig(**config), network, name)
+            with warnings.catch_warnings():  # peft remarks that there are several adapters
+                warnings.simplefilter("ignore", UserWarning)
+                inject_adapter_in_model(LoraConfig(**config), network, name)
             missing = set_peft_model_state_dict(network, state, adapter_name=name)
             if missing.unexpected_keys:
                 raise ValueError(f"no layer has {missing.unexpected_keys[0]}")

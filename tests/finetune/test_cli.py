@@ -1,0 +1,72 @@
+"""`sampler finetune`: recipes, precedence, errors, a whole run and its resumption."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sampler.cli import main
+from sampler.finetune.recipe import resolve
+from sampler.layers import read_file
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_whole(recipe, capsys):
+    assert recipe.read_text().startswith("# ")
+    assert resolve([read_file(recipe)]).version == 1
+    assert main(["finetune", "-c", str(recipe), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "updates of" in told and "8 prompts" in told
+
+
+def test_a_run_and_its_resumption(tmp_path, capsys):
+    """On the bundled model: the folder is the result; a second call has nothing left to do."""
+    (tmp_path / "prompts.txt").write_text("a dog on a green background\n")
+    (tmp_path / "a.yaml").write_text("reward: brightness\nprompts: {file: prompts.txt}\n")
+    fit = ["--set", "fit.steps=2", "--set", "fit.batch=1", "--set", "fit.checkpoint_every=1"]
+    call = ["finetune", "-c", str(tmp_path / "a.yaml"), "-o", str(tmp_path / "run"), *fit]
+    assert main([*call, "--trainer", "ddpo", "--updates", "1", "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [e["t"] for e in events] == ["progress", "summary"]
+    assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert main([*call, "--trainer", "ddpo", "--updates", "1", "-q"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "lora")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("rewards: brightness\n", "a.yaml:1: unknown key 'rewards' (did you mean 'reward'?)"),
+        (
+            "reward: brightnes\n",
+            "a.yaml:1: Unknown reward 'brightnes' (did you mean 'brightness'?)",
+        ),
+        ("reward: brightness\ntrainer: {name: ddpo, clip: 1}\n", "a.yaml:2: trainer 'ddpo' has no"),
+        ("reward: brightness\nfit: {update: 3}\n", "a.yaml:2: fit has no key 'update'"),
+        ("reward: brightness\nfit: 3\n", "fit is a mapping"),
+        ("reward: brightness\nfit: {batch: 0}\n", "batch = 0 must be at least 1"),
+        ("model: {path: 3}\nreward: brightness\n", "a.yaml:1: model.path = 3"),
+        ("prompts: [a dog]\n", "No reward"),
+        ("reward: brightness\n", "No prompts"),
+        ("reward: os:system\nprompts: [a dog]\n", "--allow-python"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, text, problem):
+    (tmp_path / "a.yaml").write_text(text)
+    assert main(["finetune", "-c", str(tmp_path / "a.yaml"), "-o", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err.strip()
+    assert problem in told and "\n" not in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_later_layers_win_and_strategies_are_merged(tmp_path):
+    (tmp_path / "a.yaml").write_text("trainer: {name: alignprop, k: 3}\nreward: brightness\n")
+    (tmp_path / "b.yaml").write_text("trainer: {loss: hinge}\nfit: {seed: 3, batch: 2}\n")
+    (tmp_path / "c.yaml").write_text("trainer: ddpo\nfit: {batch: 4}\n")
+    files = [read_file(tmp_path / f"{name}.yaml") for name in "abc"]
+    both = resolve(files[:2])
+    assert both.trainer == {"name": "alignprop", "k": 3, "loss": "hinge"}
+    every = resolve(files)
+    assert every.trainer == {"name": "ddpo"} and every.fit == {"seed": 3, "batch": 4}
