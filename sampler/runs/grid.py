@@ -14,7 +14,7 @@ from sampler.runs.export import images
 from sampler.runs.folder import Run
 from sampler.types import SamplerError
 
-CELL = 256  # pixels at most, along the longer side
+CELL, SMALL = 256, 128  # pixels at most, and at least, along the longer side
 PAGE = 100  # images of a sheet without axes
 GAP, MARGIN, TEXT = 4, 12, 14
 _INK, _PAPER = (30, 30, 34), (250, 250, 248)
@@ -28,6 +28,7 @@ class Sheet:
     rows: list[str]
     columns: list[str]
     cells: dict[tuple[int, int], bytes]
+    across: str = ""
 
 
 def sheets(run: Run, x: str | None = None, y: str | None = None, columns: int = 0) -> list[bytes]:
@@ -84,8 +85,9 @@ def _crossed(found: list[tuple[dict[str, Any], bytes]], x: str, y: str | None) -
             Sheet(
                 "   ".join(part for part in title if part),
                 [f"{y} = {value}" if y else "" for value in down],
-                [f"{x} = {value}" for value in across],
+                across,
                 {},
+                x,
             ),
         )
         page.cells[place] = data
@@ -105,7 +107,8 @@ def _drawn(sheet: Sheet) -> bytes:
     wide = max(image.width for image in opened.values()) + GAP
     high = max(image.height for image in opened.values()) + GAP
     font = ImageFont.load_default(TEXT)
-    left = MARGIN + max((_width(font, text) + 8 for text in sheet.rows if text), default=0)
+    corner = f"{sheet.across} =" if sheet.across else ""
+    left = MARGIN + max((_width(font, t) + 8 for t in (*sheet.rows, corner) if t), default=0)
     top = MARGIN + (TEXT + 10 if sheet.title else 0) + (TEXT + 8 if any(sheet.columns) else 0)
     size = left + wide * len(sheet.columns) + MARGIN, top + high * len(sheet.rows) + MARGIN
     if size[0] * size[1] > png.MAX_PIXELS:
@@ -114,6 +117,7 @@ def _drawn(sheet: Sheet) -> bytes:
     draw = ImageDraw.Draw(canvas)
     room = size[0] - 2 * MARGIN
     draw.text((MARGIN, MARGIN), _fitting(font, sheet.title, room), _INK, font)
+    draw.text((MARGIN, top - TEXT - 6), corner, _INK, font)
     for column, text in enumerate(sheet.columns):
         place = (left + column * wide, top - TEXT - 6)
         draw.text(place, _fitting(font, text, wide - GAP), _INK, font)
@@ -128,6 +132,9 @@ def _drawn(sheet: Sheet) -> bytes:
 
 def _small(data: bytes) -> Image.Image:
     image = Image.fromarray(png.decode(data)[0])
+    if max(image.size) < SMALL:
+        factor = -(-SMALL // max(image.size))
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
     image.thumbnail((CELL, CELL))
     return image
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +112,8 @@ def resolve(row: Row, defaults: Defaults, native: tuple[int, int] | None) -> Set
     guidance = _spec("guidance", row.guidance, base.guidance)
     if row.scale is not None:
         guidance = with_scale(guidance, row.scale)
+    if row.fields:  # a field may belong to a rule inside that is there by default
+        sampler, guidance = resolved("sampler", sampler), resolved("guidance", guidance)
     for key, value in row.fields.items():
         kind, _, rest = key.partition(".")
         if kind == "sampler":
@@ -196,9 +198,25 @@ def _check_text(text: str | None, key: str, where: str, limits: Limits) -> None:
 def _checked(value: Any, key: str, where: str) -> Any:
     """A meta value: any short plain data."""
     try:
-        text = canonical(value)
+        size = len(canonical(value))
     except (TypeError, ValueError, RecursionError):
-        text = ""
-    if not 0 < len(text) <= 10_000 or _FORBIDDEN.search(text) or "\\u0000" in text:
-        raise SamplerError(f"{where}: {key:.60}: must be plain data of at most 10,000 bytes.", 2)
+        size = 0
+    if not 0 < size <= 10_000 or any(_FORBIDDEN.search(text) for text in _texts(value)):
+        raise SamplerError(
+            f"{where}: {key:.60}: must be plain data of at most 10,000 characters, without "
+            "control characters.",
+            2,
+        )
     return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield str(name)
+            yield from _texts(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner)

@@ -86,7 +86,8 @@ def _jsonl(stream: BinaryIO, name: str) -> Iterator[Line]:
                 yield where, SamplerError(f"{where}: nested too deeply.", 2)
             except ValueError as error:
                 text = getattr(error, "msg", None) or str(error)
-                text = text[0].lower() + text[1:]
+                if text[1:3].islower():
+                    text = text[0].lower() + text[1:]
                 yield where, SamplerError(f"{where}: this is no JSON line: {text}.", 2)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -41,6 +42,10 @@ class Worker:
     def __post_init__(self) -> None:
         self.run = Run(open_store(self.where, self.number))
         self.engine = self.load(ModelConfig(**self.model))
+
+    def ready(self) -> list[dict[str, Any]]:
+        """Answers when the engine is loaded; there are no results yet."""
+        return []
 
     def batch(self, number: int, missing: list[int]) -> list[dict[str, Any]]:
         """Makes one batch; its journal lines, when they are on disk."""
@@ -121,39 +126,51 @@ class _Pool:
     def finish(
         self, missing: dict[int, list[int]], stop: Stop, told: Callable[[Lines], Any]
     ) -> None:
-        """Gives batches out until all are made. Raises SamplerError where one cannot be."""
+        """Gives batches out until all are made. Raises SamplerError where one cannot be.
+
+        A batch goes to an actor that has said it is ready: one that replaces a lost actor may
+        never get a place, where a node has gone for good.
+        """
         waiting = sorted(missing, reverse=True)
-        idle = [self._actor() for _ in range(min(self._count, len(waiting)))]
+        idle: list[Any] = []
+        starting = dict(self._actor() for _ in range(min(self._count, len(waiting))))
         working: dict[Any, tuple[int, Any]] = {}
+        heard = time.monotonic()
         while (waiting or working) and not stop():
             while waiting and idle:
                 actor, number = idle.pop(), waiting.pop()
                 task = actor.batch.remote(number, missing[number])
                 working[task] = (number, actor)
-            done, _ = self._ray.wait(list(working), timeout=ASKED)
+            done, _ = self._ray.wait([*working, *starting], timeout=ASKED)
+            heard = time.monotonic() if done or working else heard
+            if time.monotonic() - heard > START:
+                raise SamplerError(f"No Ray actor has started for {START:.0f} s.", 1)
             for task in done:
-                number, actor = working.pop(task)
+                number, actor = working.pop(task, (None, starting.pop(task, None)))
                 try:
-                    told(self._ray.get(task))
+                    lines = self._ray.get(task)
                     idle.append(actor)
+                    told(lines)
                 except self._ray.exceptions.RayTaskError as error:
                     raise _as_own(error) from None
                 except self._ray.exceptions.RayError as error:
-                    self._again(number, error)
-                    waiting.append(number)
-                    idle.append(self._actor())
+                    if number is not None:
+                        self._again(number, error)
+                        waiting.append(number)
+                    starting.update([self._actor()])
 
     def _again(self, number: int, error: Exception) -> None:
         self._tries[number] = self._tries.get(number, 0) + 1
         if self._tries[number] > RETRIES:
             raise SamplerError(f"Batch {number} was lost {RETRIES} times: {error}.", 1)
 
-    def _actor(self) -> Any:
-        """A new actor, as a worker number of its own: journals are never shared."""
+    def _actor(self) -> tuple[Any, Any]:
+        """(what says that it is ready, a new actor), with a journal of its own."""
         self._made += 1
         where, model, options, load = self._arguments
         remote = self._ray.remote(**self._resources)(Worker)
-        return remote.remote(where, self._made, model, options, load)
+        actor = remote.remote(where, self._made, model, options, load)
+        return actor.ready.remote(), actor
 
 
 def _as_own(error: Any) -> SamplerError:

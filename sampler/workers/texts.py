@@ -51,7 +51,7 @@ class Texts:
             return None
         if len(prompt) <= (limit - 2) // 2:
             return None  # a token has at most a few bytes, never less than half a character here
-        count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        count = len(tokenizer.tokenize(prompt)) + tokenizer.num_special_tokens_to_add()
         return f"{count - limit} tokens of the prompt were dropped" if count > limit else None
 
     def _one(self, prompt: str, negative: str, guided: bool, size: tuple[int, int]) -> Cond:

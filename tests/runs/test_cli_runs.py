@@ -1,0 +1,312 @@
+"""The commands over run folders, as a user types them; every exit code."""
+
+import csv
+import html
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tokenize
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sampler.cli import main
+from sampler.runs import metadata, png
+from sampler.types import SamplerError
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = '<script>alert(1)</script> "a" & <b>fox</b>'
+
+
+def run(capsys, *arguments):
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of the bundled model from a csv with settings per row, and a sweep."""
+    where = tmp_path_factory.mktemp("cli")
+    with open(where / "p.csv", "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["prompt", "negative_prompt", "seed", "steps", "scale", "tag", "meta_note"])
+        writer.writerow(["a red apple on a blue background", "blurry", 1, 3, 2, "x", "=1+1"])
+        writer.writerow([HOSTILE, "", 2, 2, "", "=cmd()", "n"])
+        writer.writerow(["a fox", "", 3, 2, "", "y", "n"])
+        writer.writerow(["a fox", "", 3, 2, "", "y", "n"])
+    line = ["generate", "--prompts", str(where / "p.csv"), "-o", str(where / "run"), "-q"]
+    assert main([*line, "--batch-size", "2"]) == 0
+    sweep = ["sweep", "a fox", "--axis", "guidance=cfg,none", "--axis", "steps=1..3", "-q"]
+    assert main([*sweep, "-o", str(where / "sweep")]) == 0
+    return where
+
+
+def test_verify_and_repair(capsys, folder):
+    assert run(capsys, "verify", folder / "run")[0] == 0
+    image = sorted((folder / "run/images").iterdir())[1]
+    good = image.read_bytes()
+    image.write_bytes(good[:-30])
+    code, out, err = run(capsys, "verify", folder / "run")
+    assert code == 3 and image.name in out and "resume" in err
+    assert run(capsys, "resume", folder / "run", "--repair")[0] == 0
+    assert image.read_bytes() == good
+    assert run(capsys, "verify", folder / "run", "--json")[0] == 0
+
+
+def test_resume_of_what_is_no_run(capsys, tmp_path):
+    for line in (
+        ["resume"],
+        ["verify"],
+        ["show"],
+        ["grid"],
+        ["gallery"],
+        ["export", "--to", "csv"],
+    ):
+        code, _, err = run(capsys, line[0], tmp_path / "none", *line[1:])
+        assert code == 2 and err.count("\n") == 1 and "run folder" in err
+        assert not (tmp_path / "none").exists()
+
+
+def test_show_tells_records_counts_and_failures(capsys, folder):
+    code, out, err = run(capsys, "show", folder / "run")
+    assert code == 0 and len(out.splitlines()) == 3 and "3 ok, 0 error" in err
+    assert run(capsys, "show", folder / "run", "--errors")[1] == ""
+    record = json.loads(run(capsys, "show", f"{folder / 'run'}#1")[1])
+    assert record["prompt"] == HOSTILE and record["tag"] == "=cmd()"
+    events = [json.loads(x) for x in run(capsys, "show", folder / "run", "--json")[1].splitlines()]
+    assert events[2]["rows"] == [2, 3] and events[-1]["duplicates"] == 1
+    image = sorted((folder / "run/images").iterdir())[0]
+    inside = json.loads(run(capsys, "show", image)[1])
+    assert inside["record"]["guidance"]["scale"] == 2.0
+    assert run(capsys, "show", f"{folder / 'run'}#zz")[0] == 2
+
+
+def test_an_image_says_how_it_was_made_to_us_and_to_web_uis(folder):
+    image = sorted((folder / "run/images").iterdir())[0]
+    with Image.open(image) as opened:
+        text = opened.text["parameters"].splitlines()
+    assert text[0] == "a red apple on a blue background"
+    assert text[1] == "Negative prompt: blurry"
+    assert re.match(r"Steps: 3, Sampler: ddim, CFG scale: 2.0, Seed: 1, Size: 64x64, ", text[2])
+    assert str(folder) not in str(image.read_bytes())
+
+
+def test_a_replayed_image_is_bit_equal(capsys, folder, tmp_path):
+    image = sorted((folder / "run/images").iterdir())[2]
+    line = ("replay", image, "-o", tmp_path / "again.png")
+    code, out, err = run(capsys, *line)
+    assert code == 0 and "no pixel differs" in err
+    assert (tmp_path / "again.png").read_bytes() == image.read_bytes()
+    assert run(capsys, *line)[0] == 2, "no file is replaced"
+    alone = tmp_path / "alone.png"
+    alone.write_bytes(image.read_bytes())
+    code, out, err = run(capsys, "replay", alone, "-o", tmp_path / "x.png", "--json")
+    assert code == 0 and json.loads(out)["difference"] <= 1
+    with Image.open(alone) as opened:
+        opened.save(tmp_path / "bare.png")
+    assert run(capsys, "replay", tmp_path / "bare.png")[0] == 2
+    assert run(capsys, "replay", tmp_path / "missing.png")[0] == 2
+
+
+def test_grids_have_a_cell_for_every_combination(capsys, folder):
+    code, out, _ = run(capsys, "grid", folder / "sweep")
+    assert code == 0 and len(out.splitlines()) == 1
+    wide = np.asarray(Image.open(out.strip()))
+    code, out, _ = run(capsys, "grid", folder / "sweep", "--x", "guidance")
+    high = np.asarray(Image.open(out.strip()))
+    assert wide.shape[1] > high.shape[1] and high.shape[0] > wide.shape[0]
+    assert run(capsys, "grid", folder / "run")[0] == 0
+    assert run(capsys, "grid", folder / "sweep", "--x", "seed")[0] == 2
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_gallery_is_escaped_and_has_no_script(capsys, folder):
+    code, out, _ = run(capsys, "gallery", folder / "run")
+    text = Path(out.strip()).read_text()
+    page = Page()
+    page.feed(text)
+    assert code == 0 and page.tags.count("img") == page.tags.count("article") == 3
+    allowed = {"html", "head", "meta", "title", "style", "body", "header", "h1", "p", "form",
+               "input",
+               "fieldset", "legend", "label", "main", "article", "a", "img", "small", "details",
+               "summary", "pre"}  # fmt: skip
+    assert set(page.tags) <= allowed
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert any("default-src 'none'" in (value or "") for _, value in page.attributes)
+    assert html.escape(HOSTILE) in text and HOSTILE not in text
+    for _, value in page.attributes:
+        assert "javascript:" not in (value or "")
+    links = [value for name, value in page.attributes if name == "src"]
+    assert all((folder / "run" / link).is_file() for link in links)
+
+
+def test_exports(capsys, folder, tmp_path):
+    code, out, _ = run(capsys, "export", folder / "run", "--to", "csv", "-o", tmp_path / "r.csv")
+    with open(tmp_path / "r.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert code == 0 and [row["prompt"] for row in rows] == [
+        "a red apple on a blue background", HOSTILE, "a fox"]  # fmt: skip
+    assert rows[0]["meta_note"] == "'=1+1" and rows[1]["tag"] == "'=cmd()"
+    assert run(capsys, "export", folder / "run", "--to", "xls")[0] == 2
+    assert run(capsys, "export", folder / "run", "--to", "webdataset", "-o", tmp_path / "w")[0] == 0
+    with tarfile.open(tmp_path / "w" / "000000.tar") as archive:
+        assert len(archive.getnames()) == 9 and archive.getmembers()[0].mtime == 0
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert run(capsys, "export", folder / "sweep", "--to", "parquet")[0] == 0
+    table = parquet.read_table(folder / "sweep" / "results.parquet").to_pylist()
+    assert [row["axis_steps"] for row in table] == [1, 2, 3, 1, 2, 3]
+
+
+def test_validate_and_schema(capsys, tmp_path, folder):
+    (tmp_path / "good.yaml").write_text("run: {steps: 3}\n")
+    (tmp_path / "bad.csv").write_text("prompt,steps\na,x\nb,3\nc,0\n")
+    code, out, _ = run(capsys, "validate", tmp_path / "good.yaml", folder / "p.csv")
+    assert code == 0 and "4 rows, 3 images" in out
+    code, out, err = run(capsys, "validate", tmp_path / "bad.csv")
+    assert code == 2 and "bad.csv:2" in err and "bad.csv:4" in err
+    schema = json.loads(run(capsys, "config", "schema")[1])
+    assert schema["additionalProperties"] is False and "sampler" in schema["properties"]
+
+
+def test_a_dry_run_writes_nothing(capsys, folder, tmp_path):
+    line = ("generate", "--prompts", folder / "p.csv", "--dry-run", "-o", tmp_path / "o")
+    code, out, _ = run(capsys, *line)
+    assert code == 0 and "3 images (1 duplicates removed)" in out and "denoiser rows" in out
+    assert not (tmp_path / "o").exists()
+    event = json.loads(run(capsys, *line, "--json")[1])
+    assert event["rows"] == 14 and event["first"].startswith("images/000000-")
+
+
+def test_a_run_without_a_folder_finds_its_own_again(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ("generate", "a Fox, running", "--steps", 1)
+    assert run(capsys, *line)[0] == 0
+    (made,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-a-fox-running-[0-9a-f]{4}", made.name)
+    code, out, err = run(capsys, *line)
+    assert (code, out) == (0, "") and "already" in err
+    assert run(capsys, *line, "--new")[0] == 0 and len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_run_of_another_model_is_not_gone_on_with(capsys, folder, tmp_path):
+    import shutil
+
+    shutil.copytree(folder / "run", tmp_path / "run")
+    facts = tmp_path / "run" / "run.json"
+    facts.write_text(facts.read_text().replace('"files:', '"files:0'))
+    next((tmp_path / "run" / "images").iterdir()).unlink()
+    code, _, err = run(capsys, "resume", tmp_path / "run")
+    assert code == 6 and "another model" in err
+
+
+def test_light_commands_load_no_model(folder, tmp_path):
+    out = folder / "run"
+    lines = [["show", str(out)], ["verify", str(out)], ["gallery", str(out)], ["resume", str(out)],
+             ["validate", str(folder / "p.csv")], ["config", "schema"],
+             ["export", str(out), "--to", "csv", "-o", str(tmp_path / "r.csv")],
+             ["generate", "a", "--dry-run"]]  # fmt: skip
+    code = (
+        "import sys\nfrom sampler.cli import main\n"
+        f"codes = [main(line) for line in {lines!r}]\n"
+        "found = [n for n in ('torch', 'diffusers', 'transformers') if n in sys.modules]\n"
+        "print(codes, found, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == f"{[0] * len(lines)} []", done.stderr
+
+
+def test_python_uses_the_same_folder(tmp_path):
+    import sampler
+
+    engine = sampler.load()
+    result = engine.generate(["a fox", "a dog", "a fox"], seeds=[1, 2, 1], steps=2, batch_size=2,
+                             out=tmp_path / "run")  # fmt: skip
+    assert len(result.images) == 3 and result.images[0].size == (64, 64)
+    assert result.images[0].tobytes() == result.images[2].tobytes()
+    again = engine.generate(**result.config)
+    assert [a.tobytes() for a in again.images] == [b.tobytes() for b in result.images]
+    plain = engine.generate(["a fox"], seeds=[1], steps=2)
+    difference = np.asarray(plain.images[0], int) - np.asarray(result.images[0], int)
+    assert abs(difference).max() <= 1
+    with pytest.raises(SamplerError) as caught:
+        engine.generate(["a cat"], steps=2, out=tmp_path / "run")
+    assert caught.value.code == 4
+    with pytest.raises(ValueError, match="out="):
+        engine.generate(["a cat"], steps=2, out=tmp_path / "run", output="latent")
+    assert main(["resume", str(tmp_path / "run"), "-q"]) == 0
+
+
+def test_png_bytes_with_and_without_isal(monkeypatch):
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1, 3), (7, 5, 3), (64, 64, 3)):
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+        texts = {"sampler": "ü" * 50, "parameters": "a\nb"}
+        fast = png.encode(pixels, texts)
+        assert fast == png.encode(pixels, texts) and png.is_whole(fast)
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "isal", None)
+            slow = png.encode(pixels, texts)
+        for data in (fast, slow):
+            found, inside = png.decode(data)
+            assert np.array_equal(found, pixels) and inside == texts
+        assert not png.is_whole(fast[:-1]) and not png.is_whole(b"")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_images_are_refused_or_read_never_more(folder, seed):
+    data = sorted((folder / "run/images").iterdir())[0].read_bytes()
+    rng = np.random.default_rng(seed)
+    for _ in range(60):
+        bad = bytearray(data)
+        for place in rng.integers(0, len(bad), rng.integers(1, 8)):
+            bad[place] = rng.integers(0, 256)
+        if rng.integers(0, 2):
+            del bad[rng.integers(0, len(bad)) :]
+        try:
+            body = metadata.read_record(bytes(bad))
+            assert metadata.key_of(body["record"]) == body["key"]
+        except SamplerError as error:
+            assert error.code == 2 and "\n" not in str(error)
+
+
+def test_nothing_here_evaluates_text():
+    """No eval, exec, pickle, shell or str.format on user text in what is shipped."""
+    calls = {"eval", "exec", "pickle", "cPickle", "dill", "marshal", "shelve", "system", "popen"}
+    bad = []
+    for path in [*(ROOT / "sampler").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]:
+        with tokenize.open(path) as stream:
+            tokens = list(tokenize.generate_tokens(stream.readline))
+        for before, token, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
+            call = token.type == tokenize.NAME and token.string in calls
+            method = before.string == "." and token.string == "eval"  # nn.Module.eval()
+            if call and not method and (after.string == "(" or before.string in ("import", ".")):
+                bad.append(f"{path.name}:{token.start[0]} {token.string}")
+            if token.string == "shell" and after.string == "=":
+                bad.append(f"{path.name}:{token.start[0]} shell=")
+    assert bad == []
+
+
+def test_no_home_is_named_in_what_is_written(folder):
+    for path in (folder / "run").rglob("*"):
+        if path.is_file() and path.name not in (".lock", "run.json"):
+            assert os.path.expanduser("~") + "/" not in path.read_bytes().decode("latin-1")

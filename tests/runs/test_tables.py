@@ -1,0 +1,178 @@
+"""Prompt files of every kind: what they hold, and what is told of bad ones."""
+
+import io
+import json
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sampler.runs import prompts
+from sampler.runs.axes import parse_axis, sweep
+from sampler.runs.plan import Planner
+from sampler.runs.tables import is_text, read_table
+from sampler.types import SamplerError
+from tests.runs.stub import MODEL, defaults
+
+
+def read(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    return list(read_table(tmp_path / name))
+
+
+def planned(path, kind):
+    planner = Planner(MODEL, defaults(), 4)
+    return list(planner.jobs(read_table(path), is_text(kind)))
+
+
+def test_rows_of_every_kind_are_the_same_jobs(tmp_path):
+    rows = [
+        {"prompt": "a, fox", "seed": 3, "steps": 5, "scale": 2.0, "tag": "x", "sampler.eta": 0.5},
+        {"prompt": 'say "hi"', "seed": 4, "steps": 5, "scale": 2.5, "tag": "y", "sampler.eta": 0.0},
+    ]
+    names = list(rows[0])
+    csv = ",".join(names) + "\n" + "".join(
+        ",".join('"' + str(value).replace('"', '""') + '"' for value in row.values()) + "\n"
+        for row in rows
+    )  # fmt: skip
+    (tmp_path / "p.csv").write_text("\ufeff" + csv)
+    (tmp_path / "p.tsv").write_text(csv.replace('","', '"\t"').replace(",", "\t", len(names) - 1))
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    expected = planned(tmp_path / "p.jsonl", "jsonl")
+    assert [job.seed for job in expected] == [3, 4]
+    assert planned(tmp_path / "p.csv", "csv") == expected
+    assert planned(tmp_path / "p.tsv", "tsv") == expected
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
+    assert planned(tmp_path / "p.parquet", "parquet") == expected
+
+
+def test_text_files_are_the_lines_that_say_something(tmp_path):
+    data = "\ufeff# a comment\n a fox \r\n\n\ta dog, „groß“\n  # no\nlast".encode()
+    rows = read(tmp_path, "p.txt", data)
+    assert [cells["prompt"] for _, cells in rows] == ["a fox", "a dog, „groß“", "last"]
+    assert [where.rpartition(":")[2] for where, _ in rows] == ["2", "4", "6"]
+    assert prompts.read_prompts(tmp_path / "p.txt") == ["a fox", "a dog, „groß“", "last"]
+
+
+def test_standard_input_is_text(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo\n")))
+    assert [cells["prompt"] for _, cells in read_table("-")] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("p.txt", b"fine\ncaf\xe9", ":2: this is not UTF-8"),
+        ("p.txt", b"x" * (2**20 + 1), ":1: the line is longer than 1 MiB"),
+        ("p.csv", b'prompt,seed\n"a,1\nb,2\n', ":2: a quote is never closed"),
+        ("p.csv", b'prompt\n"a"b\n', ":2: "),
+        ("p.csv", b"prompt,seed\na\n", ":2: 1 cells, but the header has 2"),
+        ("p.csv", b"promt,seed\na,1\n", "did you mean 'promt'"),
+        ("p.csv", b"prompt,prompt\na,1\n", "given twice"),
+        ("p.csv", b"", "the file is empty"),
+        ("p.csv", b"prompt,seed\nb,1\na,x\n", ":3: seed: input should be a valid integer"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": }\n', ":2: this is no JSON line"),
+        ("p.jsonl", b'{"prompt": "a", "scale": NaN}\n', "NaN is not a finite number"),
+        ("p.jsonl", b'{"prompt": "a", "prompt": "b"}\n', "'prompt' is given twice"),
+        ("p.jsonl", b"[1]\n", "must be one object"),
+        ("p.jsonl", b"[" * 100_000 + b"\n", ":1: "),
+        ("p.jsonl", b'{"prompt": "\\ud800"}\n', "U+D800"),
+        ("p.jsonl", b'{"prompt": 5}\n', "prompt: input should be a valid string"),
+        ("p.parquet", b"PAR1 no", "no parquet file"),
+        ("p.doc", b"a", "prompt files are txt"),
+    ],
+)
+def test_bad_files_are_one_sentence_with_its_place(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(SamplerError) as caught:
+        planned(tmp_path / name, name.partition(".")[2])
+    assert words in str(caught.value) and caught.value.code == 2, str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files(tmp_path):
+    for name in ("p.csv", "p.parquet"):
+        with pytest.raises(SamplerError, match="no such file"):
+            list(read_table(tmp_path / name))
+
+
+LINES = st.lists(
+    st.one_of(
+        st.binary(max_size=30),
+        st.sampled_from([b"prompt,seed", b'{"prompt": "a"}', b'"', b"a,1", b'{"prompt":1e999}',
+                         b"\xef\xbb\xbf", b"__a__ {b|c}", b'{"sampler":{"name":[]}}']),
+    ),
+    max_size=5,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(LINES, st.sampled_from(["txt", "csv", "tsv", "jsonl"]))
+def test_any_bytes_are_jobs_or_one_sentence(tmp_path_factory, lines, kind):
+    path = tmp_path_factory.mktemp("fuzz") / f"p.{kind}"
+    path.write_bytes(b"\n".join(lines))
+    try:
+        jobs = planned(path, kind)
+    except SamplerError as error:
+        assert error.code == 2 and "\n" not in str(error)
+    else:
+        assert jobs
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("steps=1,2, 3", (1, 2, 3)),
+        ("steps=1..4", (1, 2, 3, 4)),
+        ("steps=1..10:4", (1, 5, 9)),
+        ("steps=4..1", (4, 3, 2, 1)),
+        ("scale=0..1#5", (0.0, 0.25, 0.5, 0.75, 1.0)),
+        ("scale=0.1..0.3:0.1", (0.1, 0.2, 0.3)),
+        ("prompt/cat=a\\, b,c", ("a, b", "c")),
+        ("guidance=cfg,apg", ("cfg", "apg")),
+        ("guidance.scale=1,7.5", (1, 7.5)),
+        ("prompt=1..2", ("1..2",)),
+    ],
+)
+def test_axes(text, values):
+    axis = parse_axis(text)
+    assert axis.name == text.partition("=")[0] and axis.values == values
+    assert [type(v) for v in axis.values] == [type(v) for v in values]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps", "NAME=VALUES"),
+        ("stesp=1", "did you mean 'steps'"),
+        ("steps=1,1", "given twice"),
+        ("steps=1..5:0", "never arrives"),
+        ("steps=1..5:-1", "never arrives"),
+        ("steps=1..999999", "more than 10000"),
+        ("scale=0..1#1", "N from 2"),
+    ],
+)
+def test_bad_axes(text, words):
+    with pytest.raises(SamplerError, match=words.replace(".", r"\.")):
+        parse_axis(text)
+
+
+def test_a_sweep_is_every_combination_replacing_at_once():
+    axes = [parse_axis("steps=2,3"), parse_axis("prompt/a cat=a dog,a cat and a dog"),
+            parse_axis("prompt/a dog=a fox")]  # fmt: skip
+    rows = list(sweep([("f:1", {"prompt": "a cat, a dog"})], axes))
+    assert [(c["steps"], c["prompt"]) for _, c in rows] == [
+        (2, "a dog, a fox"), (2, "a cat and a dog, a fox"),
+        (3, "a dog, a fox"), (3, "a cat and a dog, a fox"),
+    ]  # fmt: skip
+    planner = Planner(MODEL, defaults(seed=0), 4)
+    jobs = list(planner.jobs(rows, True))
+    assert [dict(job.axes)["steps"] for job in jobs] == [2, 2, 3, 3]
+    assert {job.seed for job in jobs} == {0}
+    with pytest.raises(SamplerError, match="not in the prompt"):
+        list(sweep([("f:1", {"prompt": "x"})], axes))
+    with pytest.raises(SamplerError, match="given twice"):
+        list(sweep([], [axes[0], axes[0]]))

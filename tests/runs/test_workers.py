@@ -1,0 +1,184 @@
+"""Several workers: everything is made, nothing depends on how many there were or who died."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from sampler.config import ModelConfig
+from sampler.runs.folder import Run
+from sampler.runs.session import Place, Stop, held, place_of, wait_for_plan
+from sampler.runs.store import open_store
+from sampler.types import SamplerError
+from sampler.workers.claims import Claims
+from sampler.workers.execute import Request, execute
+from tests.runs.stub import engine, make, pictures, planned, prompts
+
+ROOT = Path(__file__).parents[2]
+TABLE = prompts(24)
+LEASE = 0.8
+
+
+def as_rank(where, rank, world=2, pause=0.01, group="g"):
+    """What one rank does, in this process."""
+    place = Place(str(where), rank, world, group)
+    with held(place) as store:
+        run = planned(store, TABLE, 2) if rank == 0 else wait_for_plan(store)
+        return execute(run, lambda: engine(pause=pause), place, Request(lease=LEASE), Stop())
+
+
+def fork(action):
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    where = tmp_path_factory.mktemp("whole")
+    make(where, TABLE, batch_size=2)
+    return pictures(where)
+
+
+def recorded(where):
+    results = Counter()
+    for data in open_store(where).journals():
+        results.update(
+            line.split(b'"key": "')[1][:20] for line in data.splitlines() if b'"ok"' in line
+        )
+    return results
+
+
+def test_two_ranks_share_the_work(tmp_path, whole):
+    pids = [fork(lambda rank=rank: as_rank(tmp_path, rank)) for rank in (0, 1)]
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
+    assert pictures(tmp_path) == whole
+    assert set(recorded(tmp_path).values()) == {1}, "none twice"
+    sizes = [len(path.read_bytes().splitlines()) for path in tmp_path.glob("journal*")]
+    assert len(sizes) == 2 and min(sizes) >= 4 and not (tmp_path / ".claims").exists()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_rank_is_made_up_for(tmp_path, whole, victim):
+    pids = {rank: fork(lambda rank=rank: as_rank(tmp_path, rank, pause=0.03)) for rank in (0, 1)}
+    while not (tmp_path / f"journal{'-1' if victim else ''}.jsonl").exists():
+        time.sleep(0.005)
+    os.kill(pids[victim], signal.SIGKILL)
+    assert os.waitpid(pids[victim], 0)[1] == signal.SIGKILL
+    assert os.waitpid(pids[1 - victim], 0)[1] == 0
+    assert pictures(tmp_path) == whole
+    assert not Run(open_store(tmp_path)).missing(check="hash")
+
+
+def test_a_claim_holds_until_its_owner_is_silent(tmp_path):
+    first, second = (Claims(tmp_path, Place("x", rank, 2, "g"), 0.5) for rank in (0, 1))
+    with second:
+        with first:
+            assert first.take(3) and not second.take(3)
+            time.sleep(0.9)
+            assert not second.take(3), "it is kept fresh"
+        time.sleep(0.9)
+        assert second.take(3)
+
+
+def test_workers_of_another_run_are_refused(tmp_path):
+    with held(Place(str(tmp_path), 0, 2, "one")):
+        with pytest.raises(SamplerError) as caught:
+            with held(Place(str(tmp_path), 0, 2, "two")):
+                pass
+        assert caught.value.code == 4
+        with held(Place(str(tmp_path), 1, 2, "one")):
+            pass
+
+
+def test_torchrun_says_who_one_is(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SamplerError, match="start it with torchrun"):
+        place_of("x", "torchrun")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    place = place_of("x", "torchrun")
+    assert (place.rank, place.world) == (1, 3) and place.group is not None
+
+
+ELASTIC = """
+import os, signal, sys
+from pathlib import Path
+from sampler.runs.session import Stop, held, place_of, wait_for_plan
+from sampler.workers.execute import Request, execute
+from tests.runs.stub import engine, planned
+from tests.runs.test_workers import TABLE, LEASE
+place = place_of(sys.argv[1], "torchrun")
+assert place.world == 2
+first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+def told(lines):
+    if first and place.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+with held(place) as store:
+    run = planned(store, TABLE, 2) if place.rank == 0 else wait_for_plan(store)
+    execute(run, lambda: engine(pause=0.02), place, Request(lease=LEASE), Stop(), told)
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_with_one_killed(tmp_path, whole):
+    """torchrun ends all ranks when one dies, and starts them again; the run goes on."""
+    script = tmp_path / "rank.py"
+    script.write_text(ELASTIC)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+            "--max_restarts", "1", str(script), str(tmp_path / "run")]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=180, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pictures(tmp_path / "run") == whole
+    assert (tmp_path / "run" / "journal-1.jsonl").exists()
+
+
+def stub_engine(model):
+    return engine(pause=0.05)
+
+
+@pytest.mark.slow
+def test_ray_with_one_node_removed(tmp_path, whole):
+    pytest.importorskip("ray")
+    os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'kernels'}"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from sampler.workers.ray_pool import execute_on_ray
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    other = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    told = []
+
+    def hear(lines):
+        told.extend(lines)
+        if len(told) == 4:
+            cluster.remove_node(other, allow_graceful=False)
+
+    try:
+        with held(Place(str(tmp_path))) as store:
+            run = planned(store, TABLE, 2)
+            tally = execute_on_ray(run, ModelConfig(), None, Request(), Stop(), hear,
+                                   lambda skipped: None, stub_engine)  # fmt: skip
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert (tally.done, tally.failed) == (24, 0)
+    assert pictures(tmp_path) == whole
+    assert not Run(open_store(tmp_path)).missing(check="hash")
+    assert len(list(tmp_path.glob("journal-*.jsonl"))) >= 2
