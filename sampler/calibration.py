@@ -12,7 +12,7 @@ from sampler_kernels import Lin
 from sampler import registry
 from sampler.binding import fingerprint
 from sampler.engine import Engine
-from sampler.guidance.linear_ag import rounded_levels
+from sampler.guidance.linear_ag import default_policy, rounded_levels
 from sampler.guidance.linear_ag_coefficients import Coefficients, gram_of, solve
 from sampler.noise import initial
 from sampler.types import Branch, Cond, Guidance, GuidanceBase, Prediction, Span
@@ -51,6 +51,7 @@ def calibrate_linear_ag(
     steps: int = 20,
     sampler: Any = None,
     negative: str = "",
+    policy: Sequence[int] | None = None,
     seed: int = 0,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
@@ -58,10 +59,12 @@ def calibrate_linear_ag(
     """LinearAG's coefficients for one engine, sampler, number of steps, scale, negative prompt.
 
     Runs full CFG for every prompt (image i has seed + i) and solves the normal equations, summed in
-    float64. A few dozen prompts are enough: there are at most 2·steps unknowns, and every element
-    of every latent is an equation. progress(prompts done, prompts in all) after every batch.
+    float64. policy: 1 or 0 per step, for which they are fitted (`default_policy`). A few dozen
+    prompts are enough: there are at most 2·steps unknowns, and every element of every latent is an
+    equation. progress(prompts done, prompts in all) after every batch.
 
-    Raises ValueError for no prompts, scale 1 (there is no pair to record) and bad steps.
+    Raises ValueError for no prompts, scale 1 (there is no pair to record), bad steps, and a policy
+    of another length.
     """
     if not prompts:
         raise ValueError("calibrate: no prompts; give a few dozen that are typical of the use.")
@@ -72,6 +75,11 @@ def calibrate_linear_ag(
     size = adapter.size(None, None)
     levels = adapter.grid(steps, size)
     grid = method.levels(levels)
+    policy = default_policy(len(grid) - 1) if policy is None else policy
+    if len(policy) != len(grid) - 1 or set(policy) - {0, 1}:
+        raise ValueError(
+            f"calibrate: policy must have a 0 or a 1 for each of {len(grid) - 1} steps."
+        )
     total = torch.zeros(2 * (len(grid) - 1), 2 * (len(grid) - 1), dtype=torch.float64)
     for first in range(0, len(prompts), batch_size):
         some = list(prompts[first : first + batch_size])
@@ -96,4 +104,4 @@ def calibrate_linear_ag(
         "prompts": len(prompts),
         "seed": seed,
     }
-    return solve(total, keys)
+    return solve(total, keys, policy)

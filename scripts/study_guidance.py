@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ import sampler
 from sampler.binding import fingerprint
 from sampler.bundled import classifier, prompts
 from sampler.bundled.measures import clipped_share, extracted_features, saturation
+from sampler.guidance.linear_ag_coefficients import Coefficients
 from sampler.pipelines.classes import BundledClasses
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -41,7 +43,6 @@ def images(
     points: Annotated[str, typer.Option(help="Only these, by name, comma-separated.")] = "",
     model: Annotated[str | None, typer.Option(help="Another copy of the bundled pipeline.")] = None,
     weak: Annotated[str | None, typer.Option(help="Another copy of the weak network.")] = None,
-    coefficients: Annotated[str, typer.Option(help="Of LinearAG.")] = "bundled",
 ) -> None:
     """Make the images of every point that lacks some."""
     torch.set_num_threads(1)
@@ -54,21 +55,23 @@ def images(
         if "autoguidance" in point.name or "weak" in point.name:
             if "weak" not in adapter.models:
                 continue
-        folder = out / point.name.replace(" ", "_").replace("/", "every")
+        folder = out / _folder_name(point)
         folder.mkdir(parents=True, exist_ok=True)
         for first in range(0, count, CHUNK):
             file = folder / f"{first:05d}.npz"
             if not file.exists():
-                _chunk(engine, point, first, min(CHUNK, count - first), file, coefficients)
+                _chunk(engine, point, first, min(CHUNK, count - first), file)
         print(point.name, flush=True)
 
 
-def _chunk(
-    engine: Any, point: Point, first: int, count: int, file: Path, coefficients: str
-) -> None:
+def _folder_name(point: Point) -> str:
+    return re.sub(r"[^a-z0-9.]+", "_", point.name)
+
+
+def _chunk(engine: Any, point: Point, first: int, count: int, file: Path) -> None:
     spec = point.spec
-    if isinstance(spec, dict) and spec["name"] == "linear_ag":
-        spec = {**spec, "coefficients": coefficients}
+    if isinstance(spec, dict) and spec.get("coefficients") == "held":
+        spec = {**spec, "coefficients": held(Coefficients.load("bundled"))}
     texts = [p.text for p in prompts(count, start=first)]
     started = time.process_time()
     made = engine.generate(
@@ -82,12 +85,25 @@ def _chunk(
     part.rename(file)
 
 
+def held(fitted: Coefficients) -> Coefficients:
+    """Coefficients that hold the last real c − u: û_t = c_t − (c_k − u_k), at the same steps."""
+    policy, cond, uncond = fitted.keys["policy"], [], []
+    for t in range(fitted.steps):
+        last = max(i for i in range(t + 1) if policy[i])
+        a, b = [0.0] * (t + 1), [0.0] * t
+        if last < t:
+            a[t], a[last], b[last] = 1.0, -1.0, 1.0
+        cond.append(tuple(a))
+        uncond.append(tuple(b))
+    return Coefficients(tuple(cond), tuple(uncond), fitted.keys)
+
+
 @app.command()
 def report(out: Out, docs: Annotated[Path, typer.Option(help="Where it goes.")] = DOCS) -> None:
     """Measure all images that are there; write the CSV, the figures and the document."""
     from study_guidance_report import write_document, write_figures
 
-    loaded = {p: _load(out / p.name.replace(" ", "_").replace("/", "every")) for p in POINTS}
+    loaded = {p: _load(out / _folder_name(p)) for p in POINTS}
     loaded = {p: v for p, v in loaded.items() if v is not None}
     base = next(v["images"] for p, v in loaded.items() if p.name == "cfg 3")
     rows = [_measured(point, value, base) for point, value in loaded.items()]

@@ -21,6 +21,9 @@ def command(
     steps: Annotated[int, typer.Option(help="Network evaluations, 1 to 1000.")] = 20,
     scale: Annotated[float | None, typer.Option(help="Default: the model's own.")] = None,
     negative: Annotated[str, typer.Option(help="The unconditional prompt.")] = "",
+    policy: Annotated[
+        str | None, typer.Option(help="A 1 (evaluate) or 0 (predict) per step, like 1110100.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Image i has seed + i.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 8,
     quiet: Quiet = False,
@@ -45,6 +48,7 @@ def command(
             steps=steps,
             sampler=sampler,
             negative=negative,
+            policy=None if policy is None else [int(digit) for digit in policy],
             seed=seed,
             batch_size=batch_size,
             progress=lambda done, total: report.note(f"{done} of {total} prompts"),

@@ -29,16 +29,19 @@ class LinearAG(GuidanceBase):
         û_t = Σ_{i<=t} a[t][i]·c_i + Σ_{i<t} b[t][i]·u_i,    g = û + w·(c − û)
 
     Two rows at the steps where the policy has 1, one at the others. The coefficients are valid for
-    one model, sampler, grid, scale and unconditional prompt, which their file names: anything else
-    is refused. In the network's own output (the paper: eps of eps-models).
+    one model, sampler, grid, scale, policy and unconditional prompt, which their file names:
+    anything else is refused. In the network's own output (the paper: eps of eps-models).
 
     coefficients: "bundled" (for the bundled model), the path of a file made by `sampler calibrate
         linear-ag`, or a `Coefficients` value.
-    policy: one number per step, 1 evaluates the unconditional pass and 0 predicts it. By default
-        `default_policy`.
+    policy: one number per step, 1 evaluates the unconditional pass and 0 predicts it; None is the
+        one that the coefficients were fitted for (`default_policy` unless told).
     scale: w >= 0; None is the scale of the calibration.
 
     With `adaptive(rule=linear_ag)` the policy decides first, and a latched row takes g = c.
+
+    Deviation: the coefficients of step t are fitted with the predicted û_i in the place of u_i
+    where the policy predicts; fitted on real u_i only, errors grow from step to step.
     """
 
     coefficients: Any = "bundled"
@@ -62,6 +65,7 @@ class LinearAG(GuidanceBase):
                 "linear_ag: the policy starts with 0, where there is no history to predict from.",
                 stacklevel=3,
             )
+        known.refuse(policy=list(policy))
         check_scale("linear_ag", self._scale())
         if self.scale is not None and not is_one(self.scale):
             known.refuse(scale=float(self.scale))
@@ -123,7 +127,10 @@ class LinearAG(GuidanceBase):
         return self._known.keys.get("scale", 7.5) if self.scale is None else self.scale
 
     def _policy(self) -> tuple[int, ...]:
-        return default_policy(self._known.steps) if self.policy is None else self.policy
+        if self.policy is not None:
+            return self.policy
+        known = self._known
+        return tuple(known.keys.get("policy") or default_policy(known.steps))
 
     def _check_level(self, span: Span) -> None:
         levels = self._known.keys.get("levels")
@@ -148,8 +155,13 @@ def _loaded(path: str) -> Coefficients:
 
 
 def default_policy(steps: int) -> tuple[int, ...]:
-    """The paper's: real and predicted in turns in the first half, predicted in the second."""
-    return tuple(int(t < steps / 2 and t % 2 == 0) for t in range(steps))
+    """Real in the first fifth of the run and at 25, 40, 55 and 75 % of it: 28 rows for 20 steps.
+
+    The directions turn most at the noisy end. The paper alternates in the first half, and predicts
+    or drops in the second.
+    """
+    real = {*range(-(-steps // 5)), *(int(share * steps) for share in (0.25, 0.4, 0.55, 0.75))}
+    return tuple(int(t in real) for t in range(steps))
 
 
 def rounded_levels(levels: Any) -> list[list[float]]:

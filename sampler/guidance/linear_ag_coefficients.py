@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled" / "linear_ag.json"
 FORMAT = "sampler.linear_ag/1"
-RIDGE = 1e-8
-"""Times the mean diagonal of the normal equations; neighbouring steps are almost collinear."""
+RIDGE = 1e-6
+"""Times the mean diagonal of the normal equations: neighbouring steps are almost collinear. Best
+of 1e-6 to 1e-2 on the bundled model; with 1e-2 the regression is worse than holding c − u."""
 
 Rows = tuple[tuple[float, ...], ...]
 
@@ -32,7 +33,7 @@ class Coefficients:
     """a[t]: t + 1 numbers; b[t]: t numbers; keys: what they were fitted for.
 
     keys, all optional: model (fingerprint), sampler (spec), levels ([alpha, sigma] per step),
-    scale, negative, prediction.
+    scale, negative, prediction, policy (1 or 0 per step).
     """
 
     cond: Rows
@@ -97,21 +98,35 @@ def gram_of(cond: Sequence[Tensor], uncond: Sequence[Tensor]) -> Tensor:
     return features @ features.T
 
 
-def solve(gram: Tensor, keys: Mapping[str, Any], ridge: float = RIDGE) -> Coefficients:
-    """Ordinary least squares for every step from the inner products [2T, 2T] of full CFG runs.
+def solve(
+    gram: Tensor,
+    keys: Mapping[str, Any],
+    policy: Sequence[int] | None = None,
+    ridge: float = RIDGE,
+) -> Coefficients:
+    """Least squares for every step from the inner products [2T, 2T] of full CFG runs.
 
     For step t the features are c_0..c_t, u_0..u_{t−1}, the target is u_t; `ridge` times the mean
-    diagonal is added to the diagonal.
+    diagonal is added to the diagonal. With a policy, u_i is the prediction û_i wherever the policy
+    predicts it, so that each step is fitted on what it will be given, and errors are not amplified
+    from step to step; without one all u_i are the real ones.
     """
     import torch
 
     steps = gram.shape[0] // 2
+    # row i: feature i as a combination of the real c and u
+    features = torch.eye(2 * steps, dtype=torch.float64)
     cond, uncond = [], []
     for t in range(steps):
-        used = [*range(t + 1), *range(steps, steps + t)]
-        matrix, target = gram[used][:, used], gram[used, steps + t]
-        damped = matrix + ridge * matrix.trace() / len(used) * torch.eye(len(used)).double()
-        solution = torch.linalg.lstsq(damped, target[:, None], driver="gelsd").solution[:, 0]
-        cond.append(tuple(solution[: t + 1].tolist()))
-        uncond.append(tuple(solution[t + 1 :].tolist()))
+        used = features[[*range(t + 1), *range(steps, steps + t)]]
+        matrix, target = used @ gram @ used.T, used @ gram[:, steps + t]
+        damping = ridge * matrix.trace() / len(used)
+        matrix = matrix + damping * torch.eye(len(used), dtype=torch.float64)
+        weights = torch.linalg.lstsq(matrix, target[:, None], driver="gelsd").solution[:, 0]
+        cond.append(tuple(weights[: t + 1].tolist()))
+        uncond.append(tuple(weights[t + 1 :].tolist()))
+        if policy is not None and not policy[t]:
+            features[steps + t] = weights @ used
+    if policy is not None:
+        keys = {**keys, "policy": [int(p) for p in policy]}
     return Coefficients(tuple(cond), tuple(uncond), dict(keys))

@@ -76,17 +76,23 @@ def test_rules_run_on_every_family(family, rule):
 
 def test_calibrated_coefficients_run_where_they_belong_and_nowhere_else(engine, tmp_path):
     texts = ["a fox", "two cars", "snow", "a tree", "red"]
-    fitted = calibrate_linear_ag(engine, texts, scale=3.0, steps=6, batch_size=2)
-    whole = calibrate_linear_ag(engine, texts, scale=3.0, steps=6, batch_size=5)
+    fitted = calibrate_linear_ag(engine, texts, scale=3.0, steps=6, policy=[1] * 6, batch_size=2)
+    whole = calibrate_linear_ag(engine, texts, scale=3.0, steps=6, policy=[1] * 6, batch_size=5)
     for a, b in zip(fitted.uncond[-1], whole.uncond[-1], strict=True):
         assert abs(a - b) < 1e-2  # the batch only changes how the network rounds
     fitted.save(tmp_path / "k.json")
-    rule = {"name": "linear_ag", "coefficients": str(tmp_path / "k.json"), "policy": [1] * 6}
+    rule = {"name": "linear_ag", "coefficients": str(tmp_path / "k.json")}
     small = {**SMALL, "steps": 6, "batch_size": 2, "height": None, "width": None}
     full = engine.generate(texts[:2], guidance=CFG, **small)
     real = engine.generate(texts[:2], guidance=rule, **small)
     assert torch.equal(real.latents, full.latents) and real.nfe == full.nfe
-    fewer = {**rule, "policy": [1, 1, 1, 0, 1, 0]}
+    policy = [1, 1, 1, 0, 1, 0]
+    with pytest.raises(ValueError, match="fitted for policy"):
+        sampler.build("guidance", {**rule, "policy": policy})
+    with pytest.raises(ValueError, match="each of 6 steps"):
+        calibrate_linear_ag(engine, texts, scale=3.0, steps=6, policy=[1, 0])
+    other = calibrate_linear_ag(engine, texts, scale=3.0, steps=6, policy=policy)
+    fewer = {"name": "linear_ag", "coefficients": other}
     some = engine.generate(texts[:2], guidance=fewer, **small)
     assert some.nfe == [10, 10]
     # these texts were among the calibration's: the regression must beat the conditional model

@@ -114,7 +114,11 @@ for lag in (0, 1):
             }
 RULES["adaptive apg"] = {"name": "adaptive", "rule": RULES["apg"], "threshold": THRESHOLD}
 RULES["adaptive turn"] = {**RULES["adaptive 0 hold rows"], "turn": 0.99, "refresh": 4}
-RULES["adaptive linear_ag"] = {"name": "adaptive", "rule": RULES["linear_ag"], "threshold": THRESHOLD}
+RULES["adaptive linear_ag"] = {
+    "name": "adaptive",
+    "rule": RULES["linear_ag"],
+    "threshold": THRESHOLD,
+}
 GATED = ("cfg", "apg", "autoguidance", "cfg_zero", "gfcg", "classifier")
 
 
@@ -215,7 +219,13 @@ def test_holding_keeps_the_run_closer_to_full_guidance_than_dropping():
     full, _ = run(CFG, 16)
     gaps = {}
     for after in ("drop", "hold"):
-        rule = {"name": "adaptive", "rule": CFG, "threshold": THRESHOLD, "after": after, "refresh": 3}
+        rule = {
+            "name": "adaptive",
+            "rule": CFG,
+            "threshold": THRESHOLD,
+            "after": after,
+            "refresh": 3,
+        }
         last, _ = run(rule, 16)
         gaps[after] = float((last.x - full.x).norm())
     assert gaps["hold"] < 0.7 * gaps["drop"]
