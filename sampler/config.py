@@ -27,13 +27,17 @@ Pixels = Annotated[int, Field(ge=8, le=16384)]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """path: a diffusers folder or hub id, null is the bundled model; auto: as `sampler.load`."""
+    """path: a diffusers folder or hub id, null is the bundled model; auto: as `sampler.load`.
+
+    lora: adapters of `sampler finetune`, DIR or DIR:weight each.
+    """
 
     path: str | None = None
     revision: str | None = None
     variant: str | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = "auto"
+    lora: tuple[str, ...] = ()
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 

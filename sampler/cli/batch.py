@@ -73,7 +73,10 @@ class Source:
 
     def model(self) -> Model:
         model = self.config.model
-        return fingerprint.model_of(model.path, model.revision, model.dtype, self.fast)
+        from sampler.cli.models import with_lora
+
+        found = fingerprint.model_of(model.path, model.revision, model.dtype, self.fast)
+        return with_lora(found, model.lora)
 
     def planner(self, model: Model) -> Planner:
         """What makes jobs of the rows. Raises SamplerError (2) for a strategy that is wrong."""

@@ -51,6 +51,10 @@ def command(
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     batch_size: Annotated[str | None, typer.Option(help="Images at a time, or auto.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id; default: bundled.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="DIR[:WEIGHT]", help="An adapter of finetune; repeatable."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, float16, bfloat16.")] = None,
     expand: Annotated[
@@ -113,6 +117,7 @@ def command(
             "--no-dedupe": ("run.dedupe", dedupe),
             "--model": ("model.path", model),
             "--device": ("model.device", device),
+            "--lora": ("model.lora", lora),
             "--dtype": ("model.dtype", dtype),
             "--expand": ("prompts.expand", expand),
             "--wildcards": ("prompts.wildcards", wildcards),

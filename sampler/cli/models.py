@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sampler.types import SamplerError
@@ -10,6 +14,7 @@ from sampler.types import SamplerError
 if TYPE_CHECKING:
     from sampler.config import ModelConfig
     from sampler.engine import Engine
+    from sampler.runs.jobs import Model
 
 BUNDLED = "bundled"
 # The variables by which people choose the number of threads.
@@ -31,7 +36,7 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
         # Its tensors are too small to share: a second thread costs more in waiting than it gives.
         torch.set_num_threads(1)
     try:
-        return sampler.load(
+        engine = sampler.load(
             model.path,
             download=download,
             revision=model.revision,
@@ -39,11 +44,31 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
             variant=model.variant,
             device=None if model.device == "auto" else model.device,
         )
+        if model.lora:
+            from sampler.finetune.lora import load_lora
+            from sampler.finetune.lora_files import parse_lora
+
+            load_lora(engine, *map(parse_lora, model.lora))
+        return engine
     except (SamplerError, ValueError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SamplerError(f"{model_name(model)} cannot be loaded: {reason}", 6) from error
+
+
+def with_lora(model: Model, loras: Sequence[str]) -> Model:
+    """What a run has to know of a model that carries adapters: they belong to the fingerprint."""
+    if not loras:
+        return model
+    from sampler.finetune.lora_files import lora_file, parse_lora
+
+    digest = hashlib.sha256(model.fingerprint.encode())
+    for folder, weight in map(parse_lora, loras):
+        content = hashlib.sha256(lora_file(Path(folder)).read_bytes()).hexdigest()
+        digest.update(f"{content}:{weight!r}\n".encode())
+    how, _, _ = model.fingerprint.partition(":")
+    return replace(model, fingerprint=f"{how}:{digest.hexdigest()}")
 
 
 def model_name(model: ModelConfig) -> str:

@@ -55,7 +55,10 @@ def check_model(run: Run, config: Config) -> None:
     if run.model.fingerprint.startswith("tensors:"):
         return  # a pipeline that was in memory: known only when it is loaded
     model, fast = config.model, run.model.fingerprint.startswith("fast:")
+    from sampler.cli.models import with_lora
+
     found = fingerprint.model_of(model.path, model.revision, model.dtype, fast)
+    found = with_lora(found, model.lora)
     if found.fingerprint != run.model.fingerprint:
         raise _another(run)
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from sampler.runs.durable import write_file
 from sampler.types import SamplerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "pytorch_lora_weights.safetensors"
 _HEADER = "lora_adapter_metadata"
@@ -46,6 +44,8 @@ def mix_lora(first: Path, second: Path, weight: float, out: Path) -> Path:
 
     ΔW = B·A is mixed, not A and B: mixing the factors elementwise gives weight² and cross terms.
     """
+    import torch
+
     tensors: dict[str, Tensor] = {}
     (one, header), (two, other) = read_adapter(lora_file(first)), read_adapter(lora_file(second))
     if one.keys() != two.keys():
@@ -72,6 +72,8 @@ def _scale(header: dict[str, Any]) -> float:
 
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    from safetensors.torch import save
+
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(header, indent=2, sort_keys=True)
     data = save({k: v.contiguous() for k, v in tensors.items()}, {"format": "pt", _HEADER: text})
@@ -79,6 +81,9 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], header: dict[str, An
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, configuration) of an adapter's file. SamplerError (6) for another file."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(str(path), "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+import sampler
 from sampler.cli import main
 from sampler.finetune.recipe import resolve
 from sampler.layers import read_file
@@ -70,3 +72,23 @@ def test_later_layers_win_and_strategies_are_merged(tmp_path):
     assert both.trainer == {"name": "alignprop", "k": 3, "loss": "hinge"}
     every = resolve(files)
     assert every.trainer == {"name": "ddpo"} and every.fit == {"seed": 3, "batch": 4}
+
+
+def test_generate_with_an_adapter(tmp_path, capsys):
+    """Its weight is part of what a run is: 0 gives the model's own images, 1 others."""
+    from tests.finetune.test_lora import tuned
+
+    tuned(sampler.load, tmp_path / "lora")
+    call = ["generate", "a dog", "--steps", "2", "--seed", "1", "-q"]
+    pixels = {}
+    for weight in (None, "0", "1"):
+        out = tmp_path / f"run{weight}"
+        lora = [] if weight is None else ["--lora", f"{tmp_path / 'lora'}:{weight}"]
+        assert main([*call, *lora, "-o", str(out)]) == 0, capsys.readouterr().err
+        (image,) = (out / "images").glob("*.png")
+        pixels[weight] = list(Image.open(image).getdata())
+    assert pixels[None] == pixels["0"] != pixels["1"]
+    again = [*call, "-o", str(tmp_path / "run1")]
+    assert main([*again, "--lora", f"{tmp_path / 'lora'}:0.5"]) == 4
+    assert main([*again, "--lora", str(tmp_path / "nothing")]) == 6
+    assert "has no adapter" in capsys.readouterr().err

@@ -14,7 +14,8 @@ from tests.finetune import world
 
 def tuned(build, out, seed=0, rank=4, alpha=8):
     """A pipeline's engine, and the file of an adapter whose B is not zero."""
-    engine = world.engine(build)
+    made = build()
+    engine = made if isinstance(made, sampler.Engine) else sampler.load(made)
     pipeline = engine.pipeline
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     with adapted(pipeline.network, rank, alpha, targets, seed) as adapter:
