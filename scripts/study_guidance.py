@@ -1,6 +1,8 @@
 """The guidance study of docs/guidance.md, on the bundled model: images, figures and the document.
 
     python scripts/study_guidance.py images --out runs/study_guidance   # resumable
+    python scripts/study_guidance.py overhead                          # cost of the rules alone
+    python scripts/study_guidance.py real --sprites emoji/sprites.npz   # the training images
     python scripts/study_guidance.py report --out runs/study_guidance     # CSV, figures, document
 
 Same prompts and seeds at every point. The network runs in bfloat16 (state, guidance and decoding
@@ -10,7 +12,7 @@ in float32), one thread.
 from __future__ import annotations
 
 import csv
-import json
+import platform
 import re
 import time
 from pathlib import Path
@@ -19,19 +21,18 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from study_points import POINTS, Point
-from torch import Tensor
+from study_guidance_measures import measured
+from study_points import POINTS, SCALE, Point
 
 import sampler
 from sampler.binding import fingerprint
-from sampler.bundled import classifier, prompts
-from sampler.bundled.measures import clipped_share, extracted_features, saturation
+from sampler.bundled import prompts
+from sampler.bundled.measures import clipped_share, saturation
 from sampler.guidance.linear_ag_coefficients import Coefficients
 from sampler.pipelines.classes import BundledClasses
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CHUNK = 64
-DRAWS = 200
 app = typer.Typer(add_completion=False)
 Out = Annotated[Path, typer.Option(help="Folder of the images of every point.")]
 
@@ -101,20 +102,93 @@ def held(fitted: Coefficients) -> Coefficients:
 @app.command()
 def report(out: Out, docs: Annotated[Path, typer.Option(help="Where it goes.")] = DOCS) -> None:
     """Measure all images that are there; write the CSV, the figures and the document."""
-    from study_guidance_report import write_document, write_figures
+    from study_guidance_document import write_document
+    from study_guidance_figures import write_figures
 
-    loaded = {p: _load(out / _folder_name(p)) for p in POINTS}
-    loaded = {p: v for p, v in loaded.items() if v is not None}
-    base = next(v["images"] for p, v in loaded.items() if p.name == "cfg 3")
-    rows = [_measured(point, value, base) for point, value in loaded.items()]
+    found = [(point, _load(out / _folder_name(point))) for point in POINTS]
+    loaded = [(point, value) for point, value in found if value is not None]
+    base = next(value["images"] for point, value in loaded if point.name == "cfg 3")
+    rows = [measured(point, value, base) for point, value in loaded]
     folder = docs / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "guidance_study.csv").open("w", newline="", encoding="utf-8") as file:
+    _write(folder / "guidance_study.csv", rows)
+    write_figures(folder, rows, {p.name: v["images"] for p, v in loaded})
+    write_document(docs / "guidance.md", folder)
+
+
+@app.command()
+def real(
+    sprites: Annotated[Path, typer.Option(help="Made by scripts/prepare_emoji.py.")],
+    docs: Annotated[Path, typer.Option(help="Where it goes.")] = DOCS,
+) -> None:
+    """Measure the training images, for saturation and clipping."""
+    from emoji_data import EmojiData
+
+    pictures = EmojiData(sprites).batch(2048, 0, 0).images / 2 + 0.5
+    row = {
+        "images": len(pictures),
+        "saturation": round(saturation(pictures), 4),
+        "clipped": round(clipped_share(pictures), 4),
+    }
+    _write(docs / "figures" / "guidance_real.csv", [row])
+
+
+@app.command()
+def overhead(docs: Annotated[Path, typer.Option(help="Where it goes.")] = DOCS) -> None:
+    """Measure the rules' own CPU time per step, batch 8, against the network's (float32)."""
+    torch.set_num_threads(1)
+    adapter = sampler.load().pipeline
+    asked, size = prompts(8), adapter.size(None, None)
+    cond = adapter.encode([p.text for p in asked], [""] * 8, True, size)
+    levels = adapter.grid(20, size)
+    x = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    outs = {
+        n: torch.randn(n, 4, 16, 16, generator=torch.Generator().manual_seed(n)) for n in (8, 16)
+    }
+    stub = sampler.Engine(sampler.denoiser(lambda x, level, c: outs[len(x)], "v"))
+
+    def clocked(engine: Any, rule: Any, repeats: int) -> float:
+        """Milliseconds of CPU per step: the least of the repeats."""
+        taken = []
+        for _ in range(repeats):
+            started = time.process_time()
+            engine.run(x, levels, cond, "ddim", rule, list(range(8)))
+            taken.append(time.process_time() - started)
+        return 1000 * min(taken) / (len(levels) - 1)
+
+    network = clocked(sampler.Engine(adapter), {"name": "cfg", "scale": SCALE}, 3)
+    machine = f"{platform.processor() or platform.machine()}, one thread, torch {torch.__version__}"
+    rows, bare = [], clocked(stub, "none", 10)
+    for spec in RULES:
+        cost = clocked(stub, spec, 10) - bare
+        words = (spec["name"], spec.get("rule", {}).get("name"), "rescale" in spec and "rescaled")
+        rows.append(
+            {
+                "rule": " ".join(word for word in words if word),
+                "rule_ms": round(cost, 4),
+                "network_ms": round(network, 2),
+                "machine": machine,
+            }
+        )
+    _write(docs / "figures" / "guidance_overhead.csv", rows)
+
+
+RULES: tuple[dict[str, Any], ...] = (
+    {"name": "cfg", "scale": SCALE},
+    {"name": "cfg", "scale": SCALE, "rescale": 0.7},
+    {"name": "apg"},
+    {"name": "cfg_zero", "zero_init_steps": 0},
+    {"name": "adaptive", "rule": {"name": "cfg"}, "threshold": 1.0},
+    {"name": "adaptive", "rule": {"name": "apg"}, "threshold": 1.0},
+    {"name": "linear_ag"},
+)
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    write_figures(folder, rows, {p.name: v["images"] for p, v in loaded.items()})
-    write_document(docs / "guidance.md", folder / "guidance_study.csv")
 
 
 def _load(folder: Path) -> dict[str, Any] | None:
@@ -128,69 +202,6 @@ def _load(folder: Path) -> dict[str, Any] | None:
         "seconds": sum(float(part["seconds"]) for part in parts),
         "model": str(parts[0]["model"]),
     }
-
-
-def _measured(point: Point, value: dict[str, Any], base: Tensor) -> dict[str, Any]:
-    """One row of the CSV; intervals are 95 % bootstrap over the images."""
-    model, reference = classifier.load(), classifier.reference_statistics()
-    pictures = value["images"]
-    asked = prompts(len(pictures))
-    with torch.no_grad():
-        features = extracted_features(model, pictures)
-        logits = model.logits(features)
-    concept = logits.concept.argmax(1) == torch.tensor([p.concept for p in asked])
-    background = logits.background.argmax(1) == torch.tensor([p.background for p in asked])
-    right = (concept & background).double()
-    same = ssim(pictures, base[: len(pictures)])
-
-    def distance(rows: Tensor) -> float:
-        found = classifier.feature_statistics(features[rows])
-        return classifier.frechet_distance(*found, *reference)
-
-    everything = torch.arange(len(pictures))
-    row: dict[str, Any] = {
-        "point": point.name,
-        "study": point.study,
-        "images": len(pictures),
-        "rows": round(float(value["nfe"].mean()), 2),
-        "concept": round(float(concept.double().mean()), 4),
-        "background": round(float(background.double().mean()), 4),
-    }
-    measures = {
-        "accuracy": (lambda rows: float(right[rows].mean()), 4),
-        "frechet": (distance, 2),
-        "ssim": (lambda rows: float(same[rows].mean()), 4),
-        "saturation": (lambda rows: saturation(pictures[rows]), 4),
-        "clipped": (lambda rows: clipped_share(pictures[rows]), 4),
-    }
-    g = torch.Generator().manual_seed(0)
-    draws = [torch.randint(len(pictures), (len(pictures),), generator=g) for _ in range(DRAWS)]
-    for name, (measure, digits) in measures.items():
-        low, high = np.quantile([measure(rows) for rows in draws], (0.025, 0.975))
-        row[name] = round(measure(everything), digits)
-        row[f"{name}_low"], row[f"{name}_high"] = round(low, digits), round(high, digits)
-    row["cpu_seconds_per_image"] = round(value["seconds"] / len(pictures), 3)
-    row["model"] = value["model"]
-    row["spec"] = json.dumps(point.spec)
-    return row
-
-
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of images [B, 3, H, W] in [0, 1], mean per image [B].
-
-    Wang et al. (2004): Gaussian window of 11 pixels, sigma 1.5, K = (0.01, 0.03), each channel.
-    """
-    taps = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
-    window = torch.outer(taps, taps) / taps.sum() ** 2
-
-    def mean(x: Tensor) -> Tensor:
-        return torch.nn.functional.conv2d(x.flatten(0, 1)[:, None], window[None, None])
-
-    ma, mb = mean(a), mean(b)
-    va, vb, cov = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
-    c1, c2 = 0.01**2, 0.03**2
-    value = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
-    return value.flatten(1).mean(1).view(a.shape[0], -1).mean(1)
 
 
 if __name__ == "__main__":

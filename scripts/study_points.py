@@ -47,6 +47,8 @@ POINTS = (
     Point("held at the same steps", "b", {"name": "linear_ag", "coefficients": "held"}),
     Point("drop 0.985", "b", {"name": "adaptive", "rule": CFG, "threshold": 0.985}),
     Point("gfcg 2", "c", {"name": "gfcg", "strength": 2.0}),
+    Point("hold 0.97 /3", "b", hold(0.97, 3)),
+    Point("gfcg 4", "c", {"name": "gfcg", "strength": 4.0}),
     Point("cfg 3, sigma <= 5", "c", {**CFG, "interval": [0.0, 5.0]}),
     Point("drop 0.99", "b", {"name": "adaptive", "rule": CFG, "threshold": 0.99}),
     Point("none", "c", "none"),
