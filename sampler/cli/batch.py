@@ -208,11 +208,14 @@ def finish(
 def _with_ray(
     run: Run, config: Config, how: How, request: Request, report: Report, stop: Stop
 ) -> Tally:
+    from sampler.cli.models import load_engine
     from sampler.workers.ray_pool import execute_on_ray
 
     with report.progress(run.total) as meter:
         told = meter.lines(run.store.where)
-        return execute_on_ray(run, config.model, how.address, request, stop, told, meter.skip)
+        return execute_on_ray(
+            run, config.model, how.address, request, stop, told, meter.skip, load_engine
+        )
 
 
 def tell_plan(run: Run, report: Report) -> None:

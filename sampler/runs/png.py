@@ -12,11 +12,12 @@ import io
 import struct
 import zlib
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from sampler.types import SamplerError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT = 2**20
@@ -42,6 +43,7 @@ def decode(data: bytes) -> tuple[np.ndarray, dict[str, str]]:
 
     Raises SamplerError (2) for what is none of these, damaged, or beyond the limits.
     """
+    import numpy as np
     from PIL import Image, PngImagePlugin
 
     try:
@@ -88,6 +90,8 @@ def is_whole(data: bytes) -> bool:
 
 def _filtered(pixels: np.ndarray) -> bytes:
     """Every row with filter "average", and the byte that says so before it."""
+    import numpy as np
+
     height, width, _ = pixels.shape
     raw = np.ascontiguousarray(pixels).reshape(height, width * 3)
     sums = np.zeros((height, width * 3), np.uint16)

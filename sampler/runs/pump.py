@@ -11,12 +11,13 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from sampler.runs import journal, png
 from sampler.runs.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DEPTH = 2  # batches
 

@@ -59,19 +59,6 @@ class Worker:
         return lines
 
 
-def load_model(model: ModelConfig) -> Engine:
-    """The engine of an actor."""
-    import sampler
-
-    return sampler.load(
-        model.path,
-        revision=model.revision,
-        dtype=None if model.dtype == "auto" else model.dtype,
-        variant=model.variant,
-        device=None if model.device == "auto" else model.device,
-    )
-
-
 def execute_on_ray(
     run: Run,
     model: ModelConfig,
@@ -80,12 +67,13 @@ def execute_on_ray(
     stop: Stop,
     told: Callable[[Lines], None],
     began: Callable[[int], None],
-    load: Load = load_model,
+    load: Load,
 ) -> Tally:
     """Makes what is missing with all GPUs of a Ray cluster, or its CPUs where it has none.
 
     address: of the cluster; None starts a local one, "auto" finds the one of this machine. A
-    batch whose actor is lost is given to another one, RETRIES times.
+    batch whose actor is lost is given to another one, RETRIES times. load: makes the engine of an
+    actor, there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it when it is imported
     ray = _ray()

@@ -1,4 +1,4 @@
-"""Prompts as conditions: every distinct text is encoded once in a run, always alone.
+"""Prompts as conditions: every distinct text is encoded once, as long as it is kept, and alone.
 
 Alone, because a text encoder rounds differently with other neighbours: so the conditions of a row
 do not depend on which batch, worker or resumed run meets its prompt first.
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from sampler.types import Cond
 
-MAX_BYTES = 512 * 2**20
+MAX_BYTES = 64 * 2**20
+MAX_TEXTS = 512  # equal texts lie close together in a plan: copies, and the cells of a sweep
 
 
 class Texts:
-    """The conditions of prompts, kept on their device up to MAX_BYTES."""
+    """The conditions of prompts, the latest of them kept on their device."""
 
     def __init__(self, adapter: Any) -> None:
         self._adapter = adapter
@@ -61,7 +62,9 @@ class Texts:
                 cond = self._adapter.encode([prompt], [negative], guided, size)
             self._known[key] = cond
             self._bytes += _bytes(cond)
-            while self._bytes > MAX_BYTES and len(self._known) > 1:
+            while len(self._known) > MAX_TEXTS or (
+                self._bytes > MAX_BYTES and len(self._known) > 1
+            ):
                 _, old = self._known.popitem(last=False)
                 self._bytes -= _bytes(old)
         self._known.move_to_end(key)

@@ -219,7 +219,7 @@ except SamplerError as error:
 
 def test_a_file_size_limit_is_a_storage_error(tmp_path):
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path / "run")],
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
     assert done.returncode == 5 and "file too large" in done.stdout, done.stderr
 
 
@@ -232,7 +232,7 @@ def test_a_signal_drains_the_writer_and_tells_how_to_go_on(tmp_path, number):
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=600)
     assert process.returncode == 128 + number and "sampler resume" in told
     entries = (out / "journal.jsonl").read_text().splitlines()
     assert 0 < len(entries) < 60

@@ -139,7 +139,7 @@ def test_torchrun_with_one_killed(tmp_path, whole):
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
             "--max_restarts", "1", str(script), str(tmp_path / "run")]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
-    done = subprocess.run(line, capture_output=True, text=True, timeout=180, env=environment)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert pictures(tmp_path / "run") == whole
     assert (tmp_path / "run" / "journal-1.jsonl").exists()

@@ -1,0 +1,74 @@
+"""Batch runs under fire, in full: `python scripts/bench_batch.py [part ...]`.
+
+Every part writes docs/figures/batch_PART.csv (columns: measure, value, wanted); docs/reliability.md
+shows them. Parts: kills, points, naive, fuzz, names, files, corruptions, million, noop, leak,
+saving, throughput. The tests in tests/runs/ are the same checks, shortened.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+Row = tuple[str, Any, str]
+FIGURES = ROOT / "docs" / "figures"
+
+
+def parts() -> dict[str, Callable[[Path], Iterable[Row]]]:
+    """name -> what measures it in an empty folder."""
+    import batch_faults
+    import batch_hostile
+    import batch_speed
+
+    return {
+        "kills": batch_faults.kills,
+        "points": batch_faults.points,
+        "naive": batch_faults.naive,
+        "corruptions": batch_faults.corruptions,
+        "fuzz": batch_hostile.fuzz,
+        "names": batch_hostile.names,
+        "files": batch_hostile.files,
+        "million": batch_speed.million,
+        "noop": batch_speed.noop,
+        "leak": batch_speed.leak,
+        "saving": batch_speed.saving,
+        "throughput": batch_speed.throughput,
+    }
+
+
+def main(chosen: list[str]) -> None:
+    """Measures the parts asked for, or all."""
+    known = parts()
+    if unknown := [name for name in chosen if name not in known]:
+        raise SystemExit(f"unknown part {unknown[0]!r}; known: {', '.join(known)}")
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    for name in chosen or list(known):
+        before = os.getloadavg()[0]
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            rows = [*known[name](Path(folder)), ("machine", machine, "")]
+        load = f"{before:.1f}, {os.getloadavg()[0]:.1f}"
+        rows.append(("load of the machine before and after", load, "< 1"))
+        with open(FIGURES / f"batch_{name}.csv", "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["measure", "value", "wanted"])
+            writer.writerows(rows)
+        for measure, value, wanted in rows:
+            print(
+                f"{name}: {measure}: {value}{f' (wanted {wanted})' if wanted else ''}", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
