@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sampler.types import Cond, Guidance, Level, Sampler
+from sampler.guidance.nested import bound
+from sampler.types import Level, Sampler
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,6 @@ def bound_sampler(method: Sampler, setting: Setting) -> Sampler:
     return method
 
 
-def bound(rule: Guidance, request: Request, cond: Cond) -> tuple[Guidance, Cond]:
-    """The rule and the conditions to run with; unchanged for a rule without `bind`."""
-    bind = getattr(rule, "bind", None)
-    return (rule, cond) if bind is None else bind(request, cond)
-
-
 def fingerprint(network: Any) -> str:
     """A name for a network's weights: of parameter names, shapes and first values.
 
@@ -75,3 +70,6 @@ def fingerprint(network: Any) -> str:
         first = value.detach().flatten()[:16].to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(value.shape)}{first.tolist()}".encode())
     return digest.hexdigest()[:16]
+
+
+__all__ = ["Request", "Setting", "bound", "bound_sampler", "fingerprint"]

@@ -58,10 +58,11 @@ def _against_rows(path: Path, rows: list[dict[str, Any]]) -> None:
             if row["study"] != "b" and row["point"] not in ("cfg 3", "none"):
                 continue
             gap = [[row[key] - row[f"{key}_low"]], [row[f"{key}_high"] - row[key]]]
-            axis.errorbar(row["rows"], row[key], yerr=torch.tensor(gap).clamp(min=0), fmt="o")
-            axis.annotate(row["point"], (row["rows"], row[key]), fontsize=7, rotation=15)
+            gap = torch.tensor(gap).clamp(min=0)
+            axis.errorbar(row["rows"], row[key], yerr=gap, fmt="o", label=row["point"])
         axis.set_xlabel("network rows per image")
         axis.set_title({"ssim": "SSIM to full CFG", "accuracy": "prompt accuracy"}[key])
+    axes[1].legend(fontsize=7, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -76,5 +77,5 @@ def _sheet(path: Path, images: Mapping[str, Tensor], columns: range) -> None:
         axis.set_axis_off()
         axis.text(-6, 32, name, ha="right", va="center", fontsize=7)
     figure.subplots_adjust(left=0.22, right=0.99, top=0.99, bottom=0.01, hspace=0.05)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=75, pil_kwargs={"optimize": True})
     plt.close(figure)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from sampler.guidance.host import on_host, towards_host
+from sampler.guidance.nested import bound
 from sampler.guidance.spaces import (
     choose,
     choose_prediction,
@@ -114,6 +115,11 @@ class Adaptive(GuidanceBase):
     @property
     def needs(self) -> frozenset[str]:
         return self.rule.needs
+
+    def bind(self, request: Any, cond: Cond) -> tuple[Adaptive, Cond]:
+        """The inner rule bound to the run; see `sampler.binding`."""
+        rule, cond = bound(self.rule, request, cond)
+        return replace(self, rule=rule), cond
 
     def start(self, cond: Cond) -> AdaptiveState:
         return AdaptiveState(self.rule.start(cond))

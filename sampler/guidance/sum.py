@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from sampler.guidance.nested import bound
 from sampler.guidance.spaces import in_space
 from sampler.registry import build, register
 from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
@@ -61,6 +62,14 @@ class Sum(GuidanceBase):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"cond"}).union(*(rule.needs for rule in self.rules))
+
+    def bind(self, request: Any, cond: Cond) -> tuple[Sum, Cond]:
+        """Every rule bound to the run; see `sampler.binding`."""
+        rules = []
+        for rule in self.rules:
+            rule, cond = bound(rule, request, cond)
+            rules.append(rule)
+        return replace(self, rules=tuple(rules)), cond
 
     def start(self, cond: Cond) -> Any:
         return tuple(rule.start(cond) for rule in self.rules)

@@ -99,7 +99,8 @@ def _needs_more(rule: Any) -> str:
     """Why a rule cannot run on predictions alone; "" if it can."""
     if extra := rule.needs - {"cond", "uncond"}:
         return f"it needs {min(extra)!r}"
-    if hasattr(rule, "bind"):
+    inner = getattr(rule, "rule", None)
+    if hasattr(rule, "bind") and inner is None:
         return "it has to be bound to a model"
     if getattr(rule, "interval", None) is not None:
         return "an interval of noise levels is not known to a guider (window is)"
@@ -108,5 +109,4 @@ def _needs_more(rule: Any) -> str:
     for name in ("space", "rescale_space"):
         if getattr(rule, name, "native") not in ("native", "auto"):
             return f"{name} must be 'native'"
-    inner = getattr(rule, "rule", None)
     return _needs_more(inner) if inner is not None else ""

@@ -192,6 +192,15 @@ def test_rules_with_a_classifier_run_by_name_on_the_bundled_model(bundled, rule)
         bundled.generate("a sunset", guidance=rule, **settings)
 
 
+def test_rules_inside_rules_are_bound_too(bundled, engine):
+    texts = [p.text for p in prompts(2)]
+    settings = {"seeds": 0, "steps": 4, "output": "latent"}
+    made = bundled.generate(texts, guidance={"name": "sum", "rules": ["gfcg", CFG]}, **settings)
+    assert made.latents.isfinite().all() and max(made.nfe) > 8
+    with pytest.raises(ValueError, match="fitted for levels"):
+        bundled.generate(texts, guidance={"name": "adaptive", "rule": "linear_ag"}, **settings)
+
+
 def test_clip_as_the_classifier(tmp_path):
     tokenizer = tiny.clip_tokenizer(16)
     text = tiny.clip_config(tokenizer).to_dict()
