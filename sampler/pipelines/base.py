@@ -95,9 +95,11 @@ class Adapter(BatchedDenoiser):
     @property
     def dtype(self) -> torch.dtype:
         """The network's dtype; asking diffusers walks all its modules, so only after a change."""
-        first = next(self.network.parameters()).dtype
-        if self._dtype is None or self._dtype[0] != first:
-            self._dtype = (first, self.network.dtype)
+        first = next(self.network.parameters(), None)
+        if first is None:
+            return self.network.dtype
+        if self._dtype is None or self._dtype[0] != first.dtype:
+            self._dtype = (first.dtype, self.network.dtype)
         return self._dtype[1]
 
     @property

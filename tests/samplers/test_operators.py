@@ -63,6 +63,7 @@ def test_pseudo_inverse(name):
 @pytest.mark.parametrize("name", [*LINEAR, *OTHERS])
 def test_gradient(name):
     operator = {**LINEAR, **OTHERS}[name]
+    torch.manual_seed(0)  # of some directions the finite difference crosses an amplitude of 0
     x = (0.5 * picture(1) + 0.05).requires_grad_()
     probe = torch.randn_like(operator.A(x))
     (grad,) = torch.autograd.grad((operator.A(x) * probe).sum(), x)
