@@ -82,6 +82,9 @@ class RuleGuider(BaseGuidance):
         guided, state = self.rule.combine(x, preds, span, self._state)
         value, self._state = settle((guided.out, state))
         value = value.to(pred_cond.dtype)
+        if self._step is not None and self._step + 1 == self._num_inference_steps:
+            # the next run asks for the number of conditions before it sets a step
+            self._step, self._state = 0, self.rule.start(Cond())
         return GuiderOutput(pred=value, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
     def _asked(self) -> list[tuple[int, str]]:

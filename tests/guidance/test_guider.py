@@ -48,7 +48,8 @@ def test_a_rule_as_a_guider_is_the_rule_in_the_engine(modular, rule):
     pipe, stock = modular
     calls = []
     handle = stock.unet.register_forward_pre_hook(lambda *_: calls.append(1))
-    found = run(pipe, RuleGuider(rule))
+    guider = RuleGuider(rule)
+    found = run(pipe, guider)
     handle.remove()
     made = sampler.load(stock).generate(
         "a fox", seeds=3, steps=STEPS, height=32, width=32, guidance=rule, output="latent"
@@ -57,7 +58,7 @@ def test_a_rule_as_a_guider_is_the_rule_in_the_engine(modular, rule):
     assert gap < 1e-5 and len(calls) == made.nfe[0]
     other = run(pipe, RuleGuider({"name": "cfg", "scale": 1.0}))
     assert (other - found).abs().max() > 1e-3 * found.abs().max()
-    assert torch.equal(run(pipe, RuleGuider(rule)), found)
+    assert torch.equal(run(pipe, guider), found)  # a run leaves nothing behind
 
 
 def test_a_guider_is_saved_and_loaded(tmp_path):
