@@ -13,7 +13,7 @@ from torch import Tensor
 from sampler.bundled import classifier, prompts
 from sampler.bundled.measures import clipped_share, extracted_features, saturation
 
-DRAWS = 200
+DRAWS = 100
 
 
 def measured(point: Point, value: dict[str, Any], base: Tensor) -> dict[str, Any]:
