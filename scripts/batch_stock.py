@@ -25,7 +25,9 @@ def compare(folder: Path) -> Iterator[Row]:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     torch.set_num_threads(1)
-    pipe = StableDiffusionPipeline.from_pretrained(FOLDER / "pipeline", safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        FOLDER / "pipeline", dtype=torch.float32, safety_checker=None
+    )
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     engine = sampler.load()

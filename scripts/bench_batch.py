@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 Row = tuple[str, Any, str]
+START, END = "<!-- figures -->", "<!-- end of figures -->"
 FIGURES = ROOT / "docs" / "figures"
 
 
@@ -68,6 +69,22 @@ def main(chosen: list[str]) -> None:
             print(
                 f"{name}: {measure}: {value}{f' (wanted {wanted})' if wanted else ''}", flush=True
             )
+
+
+def write_table(known: Iterable[str]) -> None:
+    """The figures as a table between the markers of docs/reliability.md."""
+    lines = ["| part | measure | value | wanted |", "|---|---|---|---|"]
+    for name in known:
+        path = FIGURES / f"batch_{name}.csv"
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as stream:
+                rows = list(csv.reader(stream))[1:]
+            lines += [f"| {name} | {' | '.join(row)} |" for row in rows]
+    page = ROOT / "docs" / "reliability.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    text = "\n".join([before + START, *lines, END + after])
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
