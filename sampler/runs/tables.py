@@ -128,7 +128,8 @@ _READERS: dict[str, Callable[[BinaryIO, str], Iterator[Line]]] = {
 def _header(cells: list[str], name: str) -> list[str]:
     header = [cell.strip() for cell in cells]
     if "prompt" not in header:
-        hint = registry.nearest("prompt", header) if header else ""
+        shown = [repr(cell)[1:-1][:40] for cell in header[:20]]  # no line breaks of strangers
+        hint = registry.nearest("prompt", shown) if header else ""
         raise SamplerError(f"{name}:1: the header needs a column 'prompt'{hint}.", 2)
     if twice := [cell for cell in header if header.count(cell) > 1]:
         raise SamplerError(f"{name}:1: the column {twice[0]!r:.60} is given twice.", 2)
