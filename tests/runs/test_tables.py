@@ -71,7 +71,7 @@ def test_standard_input_is_text(monkeypatch):
         ("p.csv", b'prompt\n"a"b\n', ":2: "),
         ("p.csv", b"prompt,seed\na\n", ":2: 1 cells, but the header has 2"),
         ("p.csv", b"promt,seed\na,1\n", "did you mean 'promt'"),
-        ("p.csv", b'"\n\x00\n"\n', "known: \\n\\x00\\n"),
+        ("p.csv", b'"a\n\x00"\n', "known: a\\n\\x00."),
         ("p.csv", b"prompt,prompt\na,1\n", "given twice"),
         ("p.csv", b"", "the file is empty"),
         ("p.csv", b"prompt,seed\nb,1\na,x\n", ":3: seed: input should be a valid integer"),
