@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -74,9 +75,47 @@ def karras(low: float, high: float, steps: int, rho: float) -> list[float]:
     return [(a + u * (b - a)) ** rho for u in np.linspace(0, 1, steps).tolist()]
 
 
-def shifted(sigma: float, shift: float) -> float:
-    """The flow time that a larger image needs: Esser et al. (2024), arXiv:2403.03206, eq. 23."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
+@dataclass(frozen=True)
+class FlowSpread:
+    """How a flow-matching scheduler spreads its times in 0..1, of which `count` are in its table.
+
+    shift: what times are moved by for larger images, s' = shift·s / (1 + (shift − 1)·s) (Esser et
+    al., 2024, arXiv:2403.03206, eq. 23); static: whether it is the model's own rather than the
+    image size's. open_end: spread one point more and leave the last out. terminal: stretch the
+    last time to this one.
+    """
+
+    count: int
+    shift: float
+    static: bool
+    open_end: bool = False
+    terminal: float | None = None
+
+    def times(
+        self, steps: int, own: Sequence[float] | None = None
+    ) -> tuple[list[float], list[float]]:
+        """(sigmas, timesteps), noisy first, float32 numbers; own: the sigmas before the shift."""
+        sigmas = self._even(steps) if own is None else np.array(own, dtype=np.float32)
+        if self.static:
+            sigmas = self._shifted(sigmas)
+        else:
+            sigmas = self.shift / (self.shift + (1 / sigmas - 1))
+        if self.terminal is not None and sigmas[-1] < 1:
+            left = 1 - sigmas
+            sigmas = 1 - left / (left[-1] / (1 - self.terminal))
+        sigmas = sigmas.astype(np.float32)
+        return sigmas.tolist(), (sigmas * np.float32(self.count)).tolist()
+
+    def _even(self, steps: int) -> np.ndarray:
+        if self.open_end:
+            return np.linspace(1.0, 1 / self.count, steps + 1)[:steps]
+        least = np.array([1], dtype=np.float32) / self.count
+        if self.static:  # that scheduler's table is shifted already, and its ends then once more
+            least = self._shifted(least)
+        return np.linspace(self.count, least.item() * self.count, steps) / self.count
+
+    def _shifted(self, sigmas: np.ndarray) -> np.ndarray:
+        return self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
 
 
 def dynamic_mu(tokens: int, config: Mapping[str, float], max_shift: float = 1.15) -> float:

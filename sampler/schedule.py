@@ -319,21 +319,16 @@ class Schedule:
     def _flow_levels(
         self, steps: int, mu: float | None, sigmas: Sequence[float] | None
     ) -> list[Level]:
-        n, shift, least = self.train_steps, self.shift, 1 / self.train_steps
+        shift = self.shift
         if self.dynamic is not None:
             if mu is None:
                 raise ValueError("This flow model shifts its grid by the image size: give mu.")
             shift = mu if self.dynamic.get("time_shift_type") == "linear" else math.exp(mu)
-        elif not self.open_end:
-            least = grids.shifted(least, shift)  # that scheduler's own table is shifted already
-        if sigmas is None:
-            points = steps + 1 if self.open_end else steps
-            sigmas = [float(s) for s in np.linspace(1.0, least, points)[:steps]]
-        moved = [grids.shifted(s, shift) for s in sigmas]
-        if self.terminal is not None and moved[-1] < 1:
-            gain = (1 - self.terminal) / (1 - moved[-1])
-            moved = [1 - (1 - s) * gain for s in moved]
-        return [Level(s * n, 1 - s, s) for s in moved]
+        spread = grids.FlowSpread(
+            self.train_steps, shift, self.dynamic is None, self.open_end, self.terminal
+        )
+        times, told = spread.times(steps, sigmas)
+        return [Level(t, 1 - s, s) for t, s in zip(told, times, strict=True)]
 
     def _last(self, final: str) -> Level:
         if final == "zero" or self.process == "flow":

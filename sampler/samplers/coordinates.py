@@ -58,6 +58,9 @@ def slope(pred: Prediction, span: Span, space: Space = "auto") -> Lin:
 
 def euler(pred: Prediction, span: Span) -> Lin:
     """x' for the slope F itself: the DDIM step, Euler's on a flow model."""
+    if pred.kind == "velocity" and pred.direction is None and is_flow(span):
+        # the same number without two large terms of opposite sign, as stock schedulers have it
+        return pred.x + (span.next.sigma - span.now.sigma) * pred.out
     return span.next.alpha * pred.x0 + span.next.sigma * pred.eps
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from sampler_kernels import sqrt
 
 from sampler.registry import register
+from sampler.samplers.coordinates import euler
 from sampler.types import Move, Prediction, SamplerBase, Span
 
 
@@ -46,7 +47,7 @@ class DDIM(SamplerBase):
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         a, b = span.now, span.next
         if self.eta == 0:
-            return Move(b.alpha * pred.x0 + b.sigma * pred.eps, 0.0, state)
+            return Move(euler(pred, span), 0.0, state)
         tau = self.eta**2 * (1 - (a.alpha * b.sigma / (b.alpha * a.sigma)) ** 2)
         mean = b.alpha * pred.x0 + b.sigma * sqrt(1 - tau) * pred.eps
         return Move(mean, b.sigma * sqrt(tau), state)
