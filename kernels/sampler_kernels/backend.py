@@ -46,7 +46,7 @@ def backend(tensor: Tensor) -> ModuleType:
     """
     from sampler_kernels import selection, torch_ops
 
-    if not selection.triton(str(tensor.device), str(tensor.dtype)):
+    if not selection.triton(tensor.device, tensor.dtype):
         return torch_ops
     from sampler_kernels import fused
 

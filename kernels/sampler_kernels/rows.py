@@ -176,7 +176,7 @@ def settle(tree: Any) -> Any:
     All Lins of the tree are handed to the backend together, so that they can share one pass.
     A Lin that is just a float32 or float64 tensor gives that tensor itself, not a copy.
     """
-    found = list(leaves(tree))
+    found = leaves(tree)
     lins = [leaf for leaf in found if isinstance(leaf, Lin)]
     late = [leaf for leaf in found if isinstance(leaf, Deferred)]
     if not lins and not late:

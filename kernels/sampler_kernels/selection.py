@@ -13,13 +13,12 @@ from sampler_kernels.counting import dry
 
 # torch.compile bakes the answer into what it compiles, as it does with shapes and devices.
 @torch.compiler.assume_constant_result
-def triton(device: str, dtype: str) -> bool:
-    """Whether Triton serves tensors of this device ("cuda:0") and type ("torch.float32")."""
+def triton(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether Triton serves tensors of this device and type."""
     name = requested()
-    on_gpu = device.startswith("cuda")
-    if name == "reference" or (name == "auto" and not on_gpu) or dtype == "torch.float64":
+    if name == "reference" or (name == "auto" and device.type != "cuda"):
         return False
-    return dry() or works(device)
+    return dtype is not torch.float64 and (dry() or works(str(device)))
 
 
 @cache

@@ -6,6 +6,8 @@ to float32 at their first use, so all arithmetic and all results are float32 or 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,10 @@ def _value(node: Lin, memo: dict[int, Tensor]) -> Tensor:
         return value
     if op == "mul" or op == "div":
         a, b = _value(node.a, memo), node.b
-        b = b if type(b) is float else _coefficient(b, a)
+        if type(b) is not float:
+            b = _coefficient(b, a)
+        elif type(a) is Tensor and not torch.compiler.is_compiling():
+            b = _number(b, a.dtype)
         value = a * b if op == "mul" else a / b
     elif op == "add":
         value = _value(node.a, memo) + _value(node.b, memo)
@@ -70,6 +75,17 @@ def _value(node: Lin, memo: dict[int, Tensor]) -> Tensor:
         value = torch.full((1,) * node.a.ndim, number, dtype=dtype, device=node.a.device)
     memo[key] = value
     return value
+
+
+@lru_cache(maxsize=4096)
+def _number(value: float, dtype: torch.dtype) -> Tensor:
+    """A number as torch's loops take it.
+
+    Given a Python float, torch makes it into one of these at every operation, which takes longer
+    than the operation itself on small latents.
+    """
+    with torch.inference_mode(False):  # or it could not be kept for a backward pass
+        return torch.scalar_tensor(value, dtype=dtype, device="cpu")
 
 
 def _coefficient(scalar: float | Tensor, like: Tensor) -> float | Tensor:

@@ -5,7 +5,7 @@ Small on purpose: `torch.utils._pytree` is private and imports torch, which stra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 
@@ -32,15 +32,19 @@ def map_tree(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return fn(tree, *rest)
 
 
-def leaves(tree: Any) -> Iterator[Any]:
+def leaves(tree: Any) -> list[Any]:
     """The leaves of a tree, depth first, without the Nones."""
-    if tree is None:
-        return
+    found: list[Any] = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: Any, found: list[Any]) -> None:
     if isinstance(tree, dict):
         for value in tree.values():
-            yield from leaves(value)
+            _collect(value, found)
     elif isinstance(tree, (list, tuple)):
         for value in tree:
-            yield from leaves(value)
-    else:
-        yield tree
+            _collect(value, found)
+    elif tree is not None:
+        found.append(tree)

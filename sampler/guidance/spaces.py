@@ -47,7 +47,7 @@ def choose_state(rows: Tensor, new: Any, old: Any) -> Any:
 
     A state that has grown (a buffer that was not there yet) is taken as it is.
     """
-    if len(list(leaves(new))) != len(list(leaves(old))):
+    if len(leaves(new)) != len(leaves(old)):
         return new
     return map_tree(lambda a, b: _choose_leaf(rows, a, b), new, old)
 
