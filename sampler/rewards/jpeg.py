@@ -8,36 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from sampler.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_table
 from sampler.registry import register
 from sampler.rewards.base import RewardBase, score_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# ITU-T T.81, tables K.1 (luminance) and K.2 (chrominance), row by row.
-LUMINANCE = (
-    (16, 11, 10, 16, 24, 40, 51, 61),
-    (12, 12, 14, 19, 26, 58, 60, 55),
-    (14, 13, 16, 24, 40, 57, 69, 56),
-    (14, 17, 22, 29, 51, 87, 80, 62),
-    (18, 22, 37, 56, 68, 109, 103, 77),
-    (24, 35, 55, 64, 81, 104, 113, 92),
-    (49, 64, 78, 87, 103, 121, 120, 101),
-    (72, 92, 95, 98, 112, 100, 103, 99),
-)
-CHROMINANCE = (
-    (17, 18, 24, 47, 99, 99, 99, 99),
-    (18, 21, 26, 66, 99, 99, 99, 99),
-    (24, 26, 56, 99, 99, 99, 99, 99),
-    (47, 66, 99, 99, 99, 99, 99, 99),
-    *((99,) * 8,) * 4,
-)
-# Full-range BT.601 (JFIF): rows Y, Cb, Cr.
-YCBCR = (
-    (0.299, 0.587, 0.114),
-    (-0.168736, -0.331264, 0.5),
-    (0.5, -0.418688, -0.081312),
-)
 QUALITY = 95  # of the compressibility rewards in the literature (DDPO, Black et al., 2023)
 
 
@@ -122,23 +99,9 @@ class SoftCompressibility(RewardBase):
         return -(bits[0] + bits[1]) / 8000
 
 
-def scaled_table(table: Sequence[Sequence[int]], quality: int) -> list[list[int]]:
-    """A quantisation table for a quality of 1 to 100, by the Independent JPEG Group's rule."""
-    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return [[min(255, max(1, (q * scale + 50) // 100)) for q in row] for row in table]
-
-
 def _bits(planes: Tensor, table: list[list[int]]) -> Tensor:
     """Σ log₂(1 + |c/Q|) per row [B] of planes [B, C, H, W], H and W multiples of 8."""
-    basis = planes.new_tensor(
-        [
-            [
-                math.sqrt((1 if k == 0 else 2) / 8) * math.cos(math.pi * (2 * n + 1) * k / 16)
-                for n in range(8)
-            ]
-            for k in range(8)
-        ]
-    )
+    basis = planes.new_tensor(COSINES)
     blocks = planes.unflatten(2, (-1, 8)).unflatten(4, (-1, 8)).transpose(3, 4)
     coefficients = basis @ blocks @ basis.T
     ratio = (coefficients / planes.new_tensor(table)).abs()

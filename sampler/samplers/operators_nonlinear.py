@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sampler.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_table
 
 
 @dataclass(frozen=True)
@@ -52,28 +53,6 @@ class PhaseRetrieval:
         return x[..., self.pad : x.shape[-2] - self.pad, self.pad : x.shape[-1] - self.pad]
 
 
-# ITU-T T.81 (JPEG), Annex K, tables K.1 and K.2.
-_LUMA = (
-    (16, 11, 10, 16, 24, 40, 51, 61),
-    (12, 12, 14, 19, 26, 58, 60, 55),
-    (14, 13, 16, 24, 40, 57, 69, 56),
-    (14, 17, 22, 29, 51, 87, 80, 62),
-    (18, 22, 37, 56, 68, 109, 103, 77),
-    (24, 35, 55, 64, 81, 104, 113, 92),
-    (49, 64, 78, 87, 103, 121, 120, 101),
-    (72, 92, 95, 98, 112, 100, 103, 99),
-)
-_CHROMA = (
-    (17, 18, 24, 47, 99, 99, 99, 99),
-    (18, 21, 26, 66, 99, 99, 99, 99),
-    (24, 26, 56, 99, 99, 99, 99, 99),
-    (47, 66, 99, 99, 99, 99, 99, 99),
-    *((99,) * 8,) * 4,
-)
-# ITU-R BT.601, full range, as in JFIF.
-_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
-
-
 @dataclass(frozen=True)
 class JPEG:
     """A(x) = what is left of x after JPEG at `quality` (1 to 100), without chroma subsampling.
@@ -95,7 +74,7 @@ class JPEG:
             raise ValueError(
                 f"jpeg: {tuple(x.shape[1:])} must be 3 x H x W with H and W multiples of 8."
             )
-        colour, cosine = torch.tensor(_YCBCR).to(x), _cosines().to(x)
+        colour, cosine = torch.tensor(YCBCR).to(x), x.new_tensor(COSINES)
         ycc = torch.einsum("ij,bjhw->bihw", colour, x * 127.5)
         blocks = ycc.reshape(batch, 3, height // 8, 8, width // 8, 8).permute(0, 1, 2, 4, 3, 5)
         table = self._tables().to(x)[:, None, None]
@@ -111,13 +90,5 @@ class JPEG:
 
     def _tables(self) -> Tensor:
         """Quantisation steps [3, 8, 8] of this quality, by the IJG's rule."""
-        percent = 5000 / self.quality if self.quality < 50 else 200 - 2 * self.quality
-        base = torch.tensor((_LUMA, _CHROMA, _CHROMA), dtype=torch.float64)
-        return ((base * percent + 50) / 100).floor().clamp(1, 255)
-
-
-def _cosines() -> Tensor:
-    """The orthonormal cosine transform [8, 8], float64."""
-    k, n = torch.arange(8, dtype=torch.float64)[:, None], torch.arange(8, dtype=torch.float64)
-    matrix = torch.cos(math.pi * (2 * n + 1) * k / 16) / 2
-    return torch.cat([matrix[:1] / math.sqrt(2), matrix[1:]])
+        tables = [scaled_table(t, self.quality) for t in (LUMINANCE, CHROMINANCE, CHROMINANCE)]
+        return torch.tensor(tables, dtype=torch.float64)

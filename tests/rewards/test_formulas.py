@@ -10,7 +10,8 @@ from scipy.fft import dctn
 from scipy.stats import spearmanr
 
 import sampler
-from sampler.rewards.jpeg import SoftCompressibility, jpeg_kilobytes, scaled_table
+from sampler import jpeg
+from sampler.rewards.jpeg import SoftCompressibility, jpeg_kilobytes
 from sampler.rewards.preprocess import clip_pixels
 from sampler.rewards.simple import named_colour
 from tests.rewards import worlds
@@ -44,8 +45,6 @@ def test_soft_compressibility_is_its_formula():
     red, green, blue = padded
     luma = 0.299 * red + 0.587 * green + 0.114 * blue - 128
     cb, cr = (blue - luma - 128) / 1.772, (red - luma - 128) / 1.402
-    from sampler.rewards import jpeg
-
     bits = 0.0
     for plane, table in ((luma, jpeg.LUMINANCE), (cb, jpeg.CHROMINANCE), (cr, jpeg.CHROMINANCE)):
         if plane is not luma:
@@ -61,9 +60,9 @@ def test_soft_compressibility_is_its_formula():
 
 
 def test_tables_scale_as_the_independent_jpeg_group_has_it():
-    assert scaled_table([[16, 200]], 50) == [[16, 200]]
-    assert scaled_table([[16, 200]], 10) == [[80, 255]]
-    assert scaled_table([[16, 200]], 100) == [[1, 1]]
+    assert jpeg.scaled_table([[16, 200]], 50) == [[16, 200]]
+    assert jpeg.scaled_table([[16, 200]], 10) == [[80, 255]]
+    assert jpeg.scaled_table([[16, 200]], 100) == [[1, 1]]
 
 
 def test_soft_compressibility_gradient():
