@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from sampler.samplers.calibrated import FORMAT, Key, key_of
 from sampler.samplers.momentum import DEFAULT
 
 NUMBERS = (1.0, 1.2, 1.5, 1.8, 2.0, 2.3, 2.6, 3.0)
+# A number replaces the default where its squared error is lower by this many standard errors of the
+# difference, image by image: above 2, since several numbers are tried on the same images.
+NOISE = 2.5
 # The reference takes this many times the steps, with the sampler that is second order and stable.
 FINER, REFERENCE = 10, {"name": "ghvb", "momentum_number": 1.8}
 
@@ -36,7 +40,8 @@ def calibrate_momentum(
 
     The error is the root mean square over the latents of all prompts against a run with ten times
     the steps (image i has seed + i), relative to that run's. The default number is always among
-    the candidates, and kept unless another is at least 2 % better on these prompts.
+    the candidates, and kept unless the gain of another is beyond the noise of these prompts
+    (`chosen`): two dozen prompts are a good number, with one the default is always kept.
 
     Raises ValueError for no prompts, and numbers that GHVB refuses.
     """
@@ -67,14 +72,12 @@ def calibrate_momentum(
         spec = registry.spec_of(registry.build("guidance", rule))
         for count in steps:
             exact = run(min(FINER * count, 1000), rule, REFERENCE)
-            errors = {
-                m: _error(run(count, rule, {"name": "ghvb", "momentum_number": m}), exact)
+            found = {
+                m: squared_errors(run(count, rule, {"name": "ghvb", "momentum_number": m}), exact)
                 for m in candidates
             }
-            best = min(errors, key=errors.__getitem__)
-            chosen = best if errors[best] < 0.98 * errors[DEFAULT] else DEFAULT
             key = key_of("ghvb", adapter.grid(count, adapter.size(None, None)), spec)
-            entries.append(_entry(key, chosen, errors, len(prompts)))
+            entries.append(_entry(key, found))
     return {"format": FORMAT, "model": fingerprint(adapter.network), "entries": entries}
 
 
@@ -105,15 +108,34 @@ def plot(calibration: Mapping[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _error(latents: Tensor, exact: Tensor) -> float:
-    gap = torch.nan_to_num(latents - exact, nan=torch.inf).square().mean()
-    return float((gap / exact.square().mean()).sqrt())
+def squared_errors(latents: Tensor, exact: Tensor) -> Tensor:
+    """Mean square of latents − exact per image [N], in units of the mean square of all of exact."""
+    gap = torch.nan_to_num(latents - exact, nan=torch.inf).square().flatten(1).mean(1)
+    return gap / exact.square().mean()
 
 
-def _entry(key: Key, chosen: float, errors: Mapping[float, float], count: int) -> dict[str, Any]:
+def chosen(found: Mapping[float, Tensor]) -> float:
+    """The number of least error of those that are better than the default beyond noise; or that.
+
+    found: squared errors [N] of the same N images per number, the default's among them.
+    """
+    default = found[DEFAULT]
+
+    def is_better(number: float) -> bool:
+        gain = default - found[number]
+        noise = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else math.inf
+        # no noise can be named where the default diverged; then any finite number is better
+        return bool(gain.mean() > (0.0 if math.isnan(noise) else NOISE * noise))
+
+    return min(
+        (m for m in found if m == DEFAULT or is_better(m)), key=lambda m: float(found[m].mean())
+    )
+
+
+def _entry(key: Key, found: Mapping[float, Tensor]) -> dict[str, Any]:
     return {
         **key._asdict(),
-        "momentum_number": chosen,
-        "errors": {f"{m:g}": round(e, 6) for m, e in errors.items()},
-        "prompts": count,
+        "momentum_number": chosen(found),
+        "errors": {f"{m:g}": round(float(e.mean().sqrt()), 6) for m, e in found.items()},
+        "prompts": len(found[DEFAULT]),
     }

@@ -7,7 +7,7 @@ import torch
 
 import sampler
 from sampler.cli import main
-from sampler.momentum_calibration import calibrate_momentum, save
+from sampler.momentum_calibration import calibrate_momentum, chosen, save, squared_errors
 from sampler.samplers.calibrated import BUNDLED, look_up
 from tests import tiny
 
@@ -102,3 +102,19 @@ def test_the_command(made, tmp_path, capsys):
     arguments += ["--model", str(tmp_path / "model"), "--steps", "2", "--scale", "3"]
     assert main([*arguments, "-o", str(out), "--plot", str(plot)]) == 0, capsys.readouterr().err
     assert json.loads(out.read_text())["entries"][0]["steps"] == 2 and plot.stat().st_size > 1000
+
+
+def test_a_number_is_chosen_only_beyond_noise():
+    """Squared errors of the same images: what counts is their difference, image by image."""
+    generator = torch.Generator().manual_seed(0)
+    default = torch.rand(24, generator=generator, dtype=torch.float64) + 0.5
+    always, by_one = 0.97 * default, default.clone()
+    by_one[3] -= 0.4  # the least mean of all, from a single image
+    found = {1.8: default, 2.0: always, 2.5: by_one}
+    assert chosen(found) == 2.0
+    assert chosen({1.8: default, 2.5: by_one}) == 1.8
+    assert chosen({1.8: default, 2.0: 1.2 * default}) == 1.8
+    assert chosen({m: e[:1] for m, e in found.items()}) == 1.8  # one image says nothing of noise
+    diverged = squared_errors(torch.full((24, 2), torch.nan), torch.ones(24, 2))
+    assert chosen({1.8: default, 3.0: diverged}) == 1.8
+    assert chosen({1.8: diverged, 1.5: default}) == 1.5
