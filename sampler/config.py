@@ -29,7 +29,8 @@ Pixels = Annotated[int, Field(ge=8, le=16384)]
 class ModelConfig:
     """path: a diffusers folder or hub id, null is the bundled model; auto: as `sampler.load`.
 
-    lora: adapters of `sampler finetune`, DIR or DIR:weight each.
+    lora: adapters of `sampler finetune`, DIR or DIR:weight each. drop_encoders: all texts of a run
+    are encoded first, and the memory of the encoders is given back before denoising.
     """
 
     path: str | None = None
@@ -38,6 +39,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = "auto"
     lora: tuple[str, ...] = ()
+    drop_encoders: bool = False
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
@@ -107,10 +109,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class ErrorsConfig:
-    """strict: the first image that fails ends the run; max_errors: more than so many do."""
+    """strict: the first image that fails ends the run; max_errors: more than so many do.
+
+    on_oom: halve the batch, or let its images fail; on_nonfinite: decode again in float32, or not.
+    """
 
     strict: bool = False
     max_errors: Annotated[int, Field(ge=0)] | None = None
+    on_oom: Literal["shrink", "fail"] = "shrink"
+    on_nonfinite: Literal["retry", "fail"] = "retry"
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 

@@ -1,6 +1,6 @@
 """Where settings come from, and which of them wins.
 
-Later layers win: the defaults, configuration files in the order given, the environment
+Later layers win: the defaults, a preset, configuration files in the order given, the environment
 (SAMPLER_OUT, SAMPLER_DEVICE), `--set a.b=value`, named options. Sections are merged key by key. A
 strategy (`sampler`, `guidance`) is merged field by field while its name stays the same; another
 name starts with that strategy's own defaults.
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sampler import strict_yaml
+from sampler import formats, registry, strict_yaml
 from sampler.config import STRATEGIES, Config, KeyPath, checked
 from sampler.types import SamplerError
 
+PRESETS = Path(__file__).parent / "presets"
 ENVIRONMENT = {"SAMPLER_OUT": "output.dir", "SAMPLER_DEVICE": "model.device"}
 
 
@@ -29,9 +30,10 @@ class Layer:
 
 
 def read_file(path: Path) -> Layer:
-    """The layer of a YAML file; `prompts.file` and `.wildcards` are relative to its folder.
+    """The layer of a YAML, TOML or JSON file.
 
-    Raises SamplerError (2) that names the file and the line.
+    `prompts.file` and `prompts.wildcards` are relative to its folder. Raises SamplerError (2) that
+    names the file and the line.
     """
     try:
         with path.open("rb") as stream:
@@ -43,7 +45,7 @@ def read_file(path: Path) -> Layer:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SamplerError(f"{path}:{line}: this is not UTF-8 text.", 2) from None
-    tree, lines = strict_yaml.parse(text, str(path))
+    tree, lines = formats.parse(text, str(path), path.suffix.lower())
     if not isinstance(tree, dict | None):
         raise SamplerError(f"{path}:1: a configuration is a mapping (key: value).", 2)
     tree = {**(tree or {})}
@@ -56,6 +58,16 @@ def read_file(path: Path) -> Layer:
             for key, value in prompts.items()
         }
     return Layer(tree, {key: f"{path}:{line}" for key, line in lines.items()})
+
+
+def preset_files(name: str | None) -> list[Path]:
+    """The file of a shipped preset, if one is asked for. Raises SamplerError (2)."""
+    if name is None:
+        return []
+    known = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    if name not in known:
+        raise SamplerError(f"--preset: {name!r:.40}{registry.nearest(name, list(known))}.", 2)
+    return [known[name]]
 
 
 def _is_place(key: str, value: Any) -> bool:

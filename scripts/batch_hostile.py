@@ -13,7 +13,7 @@ from typing import Any
 from sampler import layers
 from sampler.runs import metadata
 from sampler.runs.folder import Facts, Output
-from sampler.runs.plan import Planner
+from sampler.runs.planner import Planner
 from sampler.runs.tables import is_text, read_table
 from sampler.types import SamplerError
 from tests.runs.stub import MODEL, defaults, make, pictures, prompts

@@ -22,7 +22,7 @@ from pathlib import Path
 from sampler.runs import rows
 from sampler.runs.folder import Facts
 from sampler.runs.jobs import Model, Settings
-from sampler.runs.plan import Planner
+from sampler.runs.planner import Planner
 from sampler.runs.session import Place, held
 from sampler.runs.start import start
 from sampler.runs.tables import read_table

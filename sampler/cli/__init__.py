@@ -30,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate")(generate.command)
-app.command("sweep")(generate.command)
+app.command("sweep", help=generate.SWEEP)(generate.command)
 app.command("finetune")(finetune.command)
 app.command("resume")(resume.command)
 app.command("verify")(verify.command)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sampler import registry
+from sampler.cli.source import Source
 from sampler.runs.jobs import Job, Model, Settings
 from sampler.runs.names import image_name
 from sampler.types import Level
 
 if TYPE_CHECKING:
-    from sampler.cli.batch import Source
     from sampler.cli.report import Report
 
 BYTES_PER_PIXEL = 1.7  # of our PNGs of the bundled model, records included

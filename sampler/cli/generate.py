@@ -7,15 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sampler.cli.options import Debug, Json, Quiet, Verbose
+from sampler.cli.options import Color, Debug, Json, Quiet, Verbose
 from sampler.cli.report import Report
 
 if TYPE_CHECKING:
     from sampler.config import Config
 
+SWEEP = """Make images for every combination of the values of --axis, which is repeatable.
+
+NAME is a column of prompt files (steps, seed, guidance), a field of a strategy (guidance.scale), \
+or prompt/TEXT, which replaces TEXT in the prompt by each value. VALUES are a,b,c (a comma within \
+one is \\,), 1..10, 1..10:2, or 0..1#5 for five evenly spaced. The last axis runs fastest. \
+Without --seed all cells have seed 0, so that they differ in the axes alone; `sampler grid` draws \
+them with labels.
+
+sampler sweep "a fox" --axis guidance=cfg,apg --axis scale=1..7:2
+"""
+
 
 def command(
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...")] = None,
+    context: typer.Context,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT")] = None,
     prompts_file: Annotated[
         str | None,
         typer.Option(
@@ -55,6 +67,7 @@ def command(
         list[str] | None,
         typer.Option("--lora", metavar="DIR[:WEIGHT]", help="An adapter of finetune; repeatable."),
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a hub model: a commit or tag.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, float16, bfloat16.")] = None,
     expand: Annotated[
@@ -74,7 +87,10 @@ def command(
     ] = None,
     max_errors: Annotated[int | None, typer.Option(help="Stop beyond so many.")] = None,
     config: Annotated[
-        list[Path] | None, typer.Option("-c", "--config", help="YAML file; later ones win.")
+        list[Path] | None, typer.Option("-c", "--config", help="YAML, TOML, JSON; later ones win.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Shipped settings, below those of -c: classic or draft.")
     ] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Any configuration key.")
@@ -89,18 +105,27 @@ def command(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch a model that is not in the local cache.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="No network, whatever a library may want.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
+    color: Color = "auto",
 ) -> None:
     """Make images from prompts with a diffusion model; the bundled one by default."""
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
         from sampler import tasks
         from sampler.cli import batch
+        from sampler.cli.source import Source
         from sampler.runs.axes import parse_axis
+        from sampler.types import SamplerError
 
+        if context.info_name == "sweep" and not axis:
+            raise SamplerError("sweep needs --axis NAME=VALUES, such as --axis scale=1..7:2.", 2)
+        _stay_offline(offline, download)
         given = {
             **tasks.settings(task, image, mask),
             "--prompts": ("prompts.file", prompts_file),
@@ -116,6 +141,7 @@ def command(
             "--batch-size": ("run.batch_size", _number_or_text(batch_size)),
             "--no-dedupe": ("run.dedupe", dedupe),
             "--model": ("model.path", model),
+            "--revision": ("model.revision", revision),
             "--device": ("model.device", device),
             "--lora": ("model.lora", lora),
             "--dtype": ("model.dtype", dtype),
@@ -129,11 +155,11 @@ def command(
         }
         choice("--executor", executor, ("local", "torchrun", "ray"))
         fast = choice("--fingerprint", fingerprint, ("full", "fast")) == "fast"
-        settings = _settings(config or [], sets or [], given)
+        settings = _settings(preset, config or [], sets or [], given)
         if prompts and prompts_file is None:
             settings = _without_file(settings)
         axes = [parse_axis(text) for text in axis or []]
-        source = batch.Source(settings, prompts or (), axes, fast)
+        source = Source(settings, prompts or (), axes, fast)
         batch.generate(source, batch.How(executor, address, new, dry_run, download), report)
 
 
@@ -147,12 +173,26 @@ def choice(option: str, value: str, known: tuple[str, ...]) -> str:
     return value
 
 
-def _settings(files: list[Path], sets: list[str], given: dict[str, tuple[str, Any]]) -> Config:
+def _stay_offline(asked: bool, download: bool) -> None:
+    """The Hub's client reads the variable when it is imported, which is later."""
+    import os
+
+    from sampler.types import SamplerError
+
+    if asked or os.environ.get("SAMPLER_OFFLINE", "").lower() in ("1", "true", "yes"):
+        if download:
+            raise SamplerError("--download needs the network, and --offline forbids it.", 2)
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _settings(
+    preset: str | None, files: list[Path], sets: list[str], given: dict[str, tuple[str, Any]]
+) -> Config:
     import os
 
     from sampler import layers
 
-    lower = [layers.read_file(path) for path in files]
+    lower = [layers.read_file(path) for path in [*layers.preset_files(preset), *files]]
     return layers.resolve(
         [*lower, *layers.from_environment(os.environ)],
         layers.from_sets(sets),

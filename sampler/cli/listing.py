@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sampler.cli.options import Debug, Json
+from sampler.cli.options import Color, Debug, Json
 from sampler.cli.report import Report, printable
 
 KINDS = {
@@ -26,6 +26,7 @@ def command(
     ],
     as_json: Json = False,
     debug: Debug = False,
+    color: Color = "auto",
 ) -> None:
     """List what there is of a kind, with fields, defaults and references."""
     report = Report(as_json=as_json, debug=debug)

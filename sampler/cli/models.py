@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sampler.runs.jobs import Model
 
 BUNDLED = "bundled"
+LORA = "+lora"  # in the fingerprint of a model with adapters: "files+lora:3f9a..."
 # The variables by which people choose the number of threads.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -68,7 +69,7 @@ def with_lora(model: Model, loras: Sequence[str]) -> Model:
         content = hashlib.sha256(lora_file(Path(folder)).read_bytes()).hexdigest()
         digest.update(f"{content}:{weight!r}\n".encode())
     how, _, _ = model.fingerprint.partition(":")
-    return replace(model, fingerprint=f"{how}:{digest.hexdigest()}")
+    return replace(model, fingerprint=f"{how}{LORA}:{digest.hexdigest()}")
 
 
 def model_name(model: ModelConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sampler.cli.models import with_lora
 from sampler.config import Config, checked
 from sampler.runs import fingerprint
 from sampler.runs.folder import Run
@@ -54,9 +55,7 @@ def check_model(run: Run, config: Config) -> None:
     """Whether the files of the model are those of the run; without loading it."""
     if run.model.fingerprint.startswith("tensors:"):
         return  # a pipeline that was in memory: known only when it is loaded
-    model, fast = config.model, run.model.fingerprint.startswith("fast:")
-    from sampler.cli.models import with_lora
-
+    model, fast = config.model, run.model.fingerprint.startswith("fast")
     found = fingerprint.model_of(model.path, model.revision, model.dtype, fast)
     found = with_lora(found, model.lora)
     if found.fingerprint != run.model.fingerprint:

@@ -20,6 +20,10 @@ def command(
     model: Annotated[
         str | None, typer.Option(help="For an image outside of its run: folder or hub id.")
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="DIR[:WEIGHT]", help="Its adapters; repeatable."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -41,7 +45,7 @@ def command(
         if where:
             data, before = _from_run(where, key, device)
         else:
-            data = _from_image(before or b"", model, device)
+            data = _from_image(before or b"", model, tuple(lora or ()), device)
         write_file(path, data)
         same = _difference(data, before)
         report.event("replay", file=str(path), difference=same)
@@ -77,10 +81,8 @@ def _from_run(where: str, key: str, device: str | None) -> tuple[bytes, bytes | 
     return data, run.store.read(entry["file"]) if entry.get("file") else None
 
 
-def _from_image(data: bytes, model: str | None, device: str | None) -> bytes:
-    from dataclasses import replace
-
-    from sampler.cli.models import load_engine
+def _from_image(data: bytes, model: str | None, lora: tuple[str, ...], device: str | None) -> bytes:
+    from sampler.cli.models import LORA, load_engine, with_lora
     from sampler.config import ModelConfig
     from sampler.runs.fingerprint import model_of
     from sampler.runs.metadata import read_record
@@ -89,13 +91,26 @@ def _from_image(data: bytes, model: str | None, device: str | None) -> bytes:
 
     body = read_record(data)
     made_with = body["record"]["model"]
-    found = model_of(model, None, made_with["dtype"])
+    how, _, _ = made_with["fingerprint"].partition(":")
+    if how == "tensors":
+        raise SamplerError(
+            "The image is of a model that was in memory; generate it again from Python.", 6
+        )
+    if how.endswith(LORA) and not lora:
+        raise SamplerError(
+            "The image was made with adapters: give them, with their weights and in the same "
+            "order, with --lora DIR[:WEIGHT].",
+            6,
+        )
+    found = with_lora(model_of(model, None, made_with["dtype"], how.startswith("fast")), lora)
     if found.fingerprint != made_with["fingerprint"]:
         raise SamplerError(
-            "The image was made with another model than this; name the right one with --model.", 6
+            "The image was made with another model than this; name the right one with --model, "
+            "and its adapters, if there were any, with --lora.",
+            6,
         )
-    config = ModelConfig(path=model, dtype=made_with["dtype"])
-    return from_record(load_engine(replace(config, device=device or "auto")), body)
+    config = ModelConfig(model, dtype=made_with["dtype"], device=device or "auto", lora=lora)
+    return from_record(load_engine(config), body)
 
 
 def _difference(data: bytes, before: bytes | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -19,6 +20,12 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+# `token=...`, "secret": "...", --password ..., HF_API_KEY=...; a lone "key" is an image's here.
+_SECRET = re.compile(
+    r"((?:[\w-]*(?:token|secret|password)|[\w-]+[_-]key)[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&}]+",
+    re.IGNORECASE,
+)
+_IN_URL = re.compile(r"(\w://)[^/\s@]+@")
 PLAIN_EVERY = 10.0  # seconds between progress lines where stderr is no terminal
 
 
@@ -50,7 +57,7 @@ class Report:
     def detail(self, text: str) -> None:
         """One line for the human who asked for more."""
         if self.verbose:
-            print(printable(text), file=sys.stderr, flush=True)
+            print(redacted(printable(text)), file=sys.stderr, flush=True)
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -69,8 +76,9 @@ class Report:
             if self.debug:
                 import traceback
 
-                traceback.print_exc()
+                print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
             text, code = explained(error)
+            text = redacted(text)
             self.event("error", code=code, message=text)
             print(f"sampler: {printable(text)}", file=sys.stderr, flush=True)
             raise typer.Exit(code) from None
@@ -171,6 +179,11 @@ def explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         return text, 5
     return f"Internal error: {type(error).__name__}: {text} (--debug shows where).", 1
+
+
+def redacted(text: str) -> str:
+    """Text without what follows a key that names a secret, nor what stands before @ in a URL."""
+    return _IN_URL.sub(r"\1***@", _SECRET.sub(r"\1***", text))
 
 
 def printable(text: str) -> str:

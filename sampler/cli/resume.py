@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sampler.cli.options import Debug, Json, Quiet, Verbose
+from sampler.cli.options import Color, Debug, Json, Quiet, Verbose
 from sampler.cli.report import Report
 
 
@@ -25,6 +25,7 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
+    color: Color = "auto",
 ) -> None:
     """Go on with a run: make what is missing, with its stored plan."""
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
@@ -44,8 +45,6 @@ def command(
             config = config_of(found)
             if device is not None:
                 config = replace(config, model=replace(config.model, device=device))
-            how = batch.How(executor, address)
-            batch.finish(
-                found, place, config, how, report, stop,
-                lambda: engine_of(found, config), retry_errors, repair,
-            )  # fmt: skip
+            how = batch.How(executor, address, retry_errors=retry_errors, repair=repair)
+            load = lambda: engine_of(found, config)  # noqa: E731
+            batch.finish(found, place, config, how, report, stop, load)

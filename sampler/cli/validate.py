@@ -11,21 +11,24 @@ import typer
 from sampler.cli.options import Debug, Json
 from sampler.cli.report import Report
 
-CONFIGS = (".yaml", ".yml", ".json")
 MOST = 20  # problems told of one file
 
 
 def validate(
-    files: Annotated[list[Path], typer.Argument(help="Configurations (yaml) and prompt files.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Configurations (yaml, toml, json) and prompt files.")
+    ],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Check configuration and prompt files; exit code 2 if one is wrong."""
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
+        from sampler.formats import KINDS
+
         wrong = 0
         for path in files:
-            found, problems = _config(path) if path.suffix in CONFIGS else _prompts(path)
+            found, problems = _config(path) if path.suffix.lower() in KINDS else _prompts(path)
             wrong += bool(problems)
             report.event("file", file=str(path), ok=not problems, found=found, problems=problems)
             if not problems:
@@ -51,7 +54,7 @@ def _config(path: Path) -> tuple[str, list[str]]:
 
 def _prompts(path: Path) -> tuple[str, list[str]]:
     """Every row planned as for a run of the bundled model; all problems at once."""
-    from sampler.cli.batch import Source
+    from sampler.cli.source import Source
     from sampler.config import Config, PromptsConfig
     from sampler.types import SamplerError
 

@@ -10,7 +10,7 @@ from typing import Any
 from sampler.runs.folder import FORMAT, JOBS, PLAN, RUN, Facts, Run
 from sampler.runs.jobs import Job
 from sampler.runs.metadata import library_versions
-from sampler.runs.plan import Planner
+from sampler.runs.planner import Planner
 from sampler.runs.store import Store
 from sampler.runs.tables import Line
 from sampler.types import SamplerError

@@ -78,7 +78,7 @@ def _jsonl(stream: BinaryIO, name: str) -> Iterator[Line]:
             yield where, text
         elif text.strip():
             try:
-                row = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+                row = json.loads(text, parse_constant=no_constant, object_pairs_hook=unique)
                 if not isinstance(row, dict):
                     raise ValueError("a line must be one object {...}")
                 yield where, row
@@ -173,11 +173,13 @@ def _parquet(path: Path, name: str) -> Iterator[Line]:
         ) from None
 
 
-def _no_constant(text: str) -> Any:
+def no_constant(text: str) -> Any:
+    """For `json.loads`: NaN and infinity are errors."""
     raise ValueError(f"{text} is not a finite number")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: a key that is given twice is an error."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [key for key, _ in pairs]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -62,7 +63,9 @@ Outcome = Made | Failed
 class Compute:
     """An engine at work for one run. micro: the batch size by group that memory allowed.
 
-    stopped is asked at every step. strict: an exception ends the run.
+    stopped is asked at every step. strict: an exception ends the run. on_oom "fail": a batch for
+    which memory is too small fails instead of being halved; on_nonfinite "fail": a decode that
+    overflows is not tried again. texts: what knows the prompts already.
     """
 
     engine: Engine
@@ -70,19 +73,20 @@ class Compute:
     shrunk: Callable[[int, int], None] = lambda group, size: None
     micro: dict[int, int] = field(default_factory=dict[int, int])
     strict: bool = False
-
-    def __post_init__(self) -> None:
-        self.texts = Texts(self.engine.pipeline)
+    on_oom: Literal["shrink", "fail"] = "shrink"
+    on_nonfinite: Literal["retry", "fail"] = "retry"
+    texts: Texts | None = None
 
     def batch(self, jobs: Sequence[Job], settings: Settings) -> list[Outcome]:
         """The outcomes of the jobs of one planned batch, in order. Raises Stopped."""
         group = jobs[0].group
+        self.texts = self.texts or Texts(self.engine.pipeline)
         outcomes: list[Outcome] = []
         while len(outcomes) < len(jobs):
             done = len(outcomes)
             part = jobs[done : done + self.micro.get(group, len(jobs))]
             try:
-                outcomes += self._rows(part, settings)
+                outcomes += self._rows(part, settings, self.texts)
                 continue
             except _NoMemory:
                 pass
@@ -92,24 +96,24 @@ class Compute:
             self.shrunk(group, self.micro[group])
         return outcomes
 
-    def _rows(self, jobs: Sequence[Job], settings: Settings) -> list[Outcome]:
+    def _rows(self, jobs: Sequence[Job], settings: Settings, texts: Texts) -> list[Outcome]:
         """Together; where that raises, each half by itself, down to the row that is at fault."""
         try:
-            return self._together(jobs, settings)
+            return self._together(jobs, settings, texts)
         except Exception as error:
             memory = is_memory(error)
-            if memory and len(jobs) > 1:
+            if memory and len(jobs) > 1 and self.on_oom == "shrink":
                 raise _NoMemory from None
             if self.strict and not memory:
                 raise SamplerError(
                     f"Image {jobs[0].index}: {_failure(error, False).message}", 1
                 ) from error
-            if len(jobs) == 1:
-                return [_failure(error, memory)]
+            if len(jobs) == 1 or memory:
+                return [_failure(error, memory)] * len(jobs)
         half = len(jobs) // 2
-        return self._rows(jobs[:half], settings) + self._rows(jobs[half:], settings)
+        return self._rows(jobs[:half], settings, texts) + self._rows(jobs[half:], settings, texts)
 
-    def _together(self, jobs: Sequence[Job], settings: Settings) -> list[Outcome]:
+    def _together(self, jobs: Sequence[Job], settings: Settings, texts: Texts) -> list[Outcome]:
         started = time.perf_counter()
         adapter = self.engine.pipeline
         method = registry.build("sampler", settings.sampler)
@@ -120,7 +124,7 @@ class Compute:
         rows = [Row(job.prompt, job.negative_prompt, job.seed) for job in jobs]
         watch = _Watch(len(rows), self.stopped)
         with torch.no_grad():
-            cond = self.texts.encode(
+            cond = texts.encode(
                 [row.prompt for row in rows],
                 [row.negative for row in rows],
                 "uncond" in rule.needs,
@@ -137,7 +141,7 @@ class Compute:
             if b in broken:
                 outcomes.append(broken[b])
                 continue
-            long = self.texts.warning(job.prompt)
+            long = texts.warning(job.prompt)
             warnings = tuple(note for note in (long, notes.get(b)) if note)
             outcomes.append(Made(pixels[b], nfe[b], ms, len(jobs), warnings))
         return outcomes
@@ -157,14 +161,18 @@ class Compute:
             elif not bool(torch.isfinite(x[b]).all()):
                 broken[b] = Failed("nonfinite", "sampler", "the result is not finite")
             elif not whole[b]:
-                again = decode_float32(self.engine.pipeline, x[b : b + 1])
+                again = self._again(x[b : b + 1])
                 if again is not None and bool(finite(again)[0]):
                     images[b] = again[0].to(images)
                     notes[b] = "decoded in float32: the decoder's own precision overflowed"
                 else:
-                    message = "the decoded image is not finite, in float32 either"
+                    message = "the decoded image is not finite"
                     broken[b] = Failed("nonfinite", "vae", message)
         return images, broken, notes
+
+    def _again(self, x: Tensor) -> Tensor | None:
+        """A decode in float32, where the run wants it and that is another one."""
+        return decode_float32(self.engine.pipeline, x) if self.on_nonfinite == "retry" else None
 
 
 class _Watch:
@@ -192,7 +200,7 @@ class _Watch:
 def _failure(error: BaseException, memory: bool) -> Failed:
     text = " ".join(str(error).split())[:500] or type(error).__name__
     if memory:
-        return Failed("oom", "device", "out of memory with one image at a time")
+        return Failed("oom", "device", "out of memory")
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

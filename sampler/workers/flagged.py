@@ -1,6 +1,6 @@
-"""Images that the pipeline's own safety checker flags: blurred or not written, never blackened.
+"""Images that the pipeline's own safety checker flags: said so, and kept, blurred or not written.
 
-Only where the run asks for it (`output.flagged: blur|drop`) and the pipeline has a checker.
+Never blackened. A pipeline without a checker, as most are loaded, flags nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sampler.engine import Engine
 from sampler.workers.compute import Failed, Made, Outcome
 
 
-def handled(engine: Engine, made: Made, policy: Literal["blur", "drop"]) -> Outcome:
+def handled(engine: Engine, made: Made, policy: Literal["keep", "blur", "drop"]) -> Outcome:
     """The image as it is, blurred, or as an outcome without image."""
     pipe: Any = engine.pipeline.pipe
     checker = getattr(pipe, "safety_checker", None)
@@ -23,11 +23,10 @@ def handled(engine: Engine, made: Made, policy: Literal["blur", "drop"]) -> Outc
         return made
     if policy == "drop":
         return Failed("flagged", "safety_checker", "the safety checker flagged the image")
-    return replace(
-        made,
-        pixels=_blurred(made.pixels),
-        warnings=(*made.warnings, "flagged by the safety checker and blurred"),
-    )
+    pixels = made.pixels if policy == "keep" else _blurred(made.pixels)
+    told = "kept" if policy == "keep" else "blurred"
+    note = f"flagged by the safety checker, {told}"
+    return replace(made, pixels=pixels, warnings=(*made.warnings, note))
 
 
 def _is_flagged(pipe: Any, checker: Any, extractor: Any, made: Made) -> bool:

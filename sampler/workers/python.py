@@ -19,7 +19,7 @@ from sampler.generate import Job as Row
 from sampler.runs import rows
 from sampler.runs.folder import Facts, Run
 from sampler.runs.jobs import Model, Settings
-from sampler.runs.plan import Planner
+from sampler.runs.planner import Planner
 from sampler.runs.session import Place, held, signals
 from sampler.runs.start import start
 from sampler.types import Guidance, Sampler, SamplerError

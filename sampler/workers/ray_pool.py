@@ -20,6 +20,7 @@ from sampler.runs.session import Stop
 from sampler.runs.store import open_store
 from sampler.types import SamplerError
 from sampler.workers.execute import Request, left_to_do
+from sampler.workers.texts import Texts
 from sampler.workers.work import Lines, Options, Tally, work
 
 RETRIES = 5
@@ -42,6 +43,7 @@ class Worker:
     def __post_init__(self) -> None:
         self.run = Run(open_store(self.where, self.number))
         self.engine = self.load(ModelConfig(**self.model))
+        self.texts = Texts(self.engine.pipeline)
 
     def ready(self) -> list[dict[str, Any]]:
         """Answers when the engine is loaded; there are no results yet."""
@@ -55,7 +57,8 @@ class Worker:
             lines.extend(dict(line) for line in new)
 
         options = Options(**self.options)
-        work(self.run, self.engine, [number], {number: missing}, options, Tally(), told)
+        left = {number: missing}
+        work(self.run, self.engine, [number], left, options, Tally(), told, texts=self.texts)
         return lines
 
 
@@ -75,6 +78,8 @@ def execute_on_ray(
     batch whose actor is lost is given to another one, RETRIES times. load: makes the engine of an
     actor, there.
     """
+    if request.options.drop_encoders:
+        raise SamplerError("model.drop_encoders: actors take batches one by one; leave it out.", 2)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it when it is imported
     ray = _ray()
     missing = left_to_do(run, request)

@@ -7,10 +7,11 @@ the numbers of the batches come from.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from sampler import registry
 from sampler.engine import Engine
 from sampler.runs import metadata
 from sampler.runs.folder import Run
@@ -19,18 +20,26 @@ from sampler.runs.pump import Item, Pump, failed_name
 from sampler.types import SamplerError
 from sampler.workers import flagged
 from sampler.workers.compute import Compute, Failed, Made, Outcome, Stopped
+from sampler.workers.texts import Texts
 
 Lines = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to work. drain: seconds that writers get when stopped; max_errors: then stop."""
+    """How to work. drain: seconds that writers get when stopped; max_errors: then stop.
+
+    on_oom, on_nonfinite: see `Compute`; drop_encoders: all texts are encoded first, and the
+    encoders' memory given back.
+    """
 
     writer_threads: int = 2
     drain: float = 5.0
     strict: bool = False
     max_errors: int | None = None
+    on_oom: Literal["shrink", "fail"] = "shrink"
+    on_nonfinite: Literal["retry", "fail"] = "retry"
+    drop_encoders: bool = False
 
 
 @dataclass
@@ -65,11 +74,12 @@ def work(
     tally: Tally,
     told: Callable[[Lines], None] = lambda lines: None,
     stopped: Callable[[], bool] = lambda: False,
+    texts: Texts | None = None,
 ) -> None:
     """Makes what is missing of these batches; a batch is always computed whole.
 
-    told hears of journal lines when they are on disk. Raises SamplerError: 5 where results cannot
-    be written, 3 beyond max_errors.
+    told hears of journal lines when they are on disk. texts: kept from one call to the next.
+    Raises SamplerError: 5 where results cannot be written, 3 beyond max_errors.
     """
     results = run.results()
 
@@ -84,7 +94,19 @@ def work(
         tally.count(lines)
         told(lines)
 
-    compute = Compute(engine, stopped, shrunk, dict(results.micro), options.strict)
+    texts = texts or Texts(engine.pipeline)
+    if options.drop_encoders:
+        texts.encode_all(_texts(run, engine, missing))
+    compute = Compute(
+        engine,
+        stopped,
+        shrunk,
+        dict(results.micro),
+        options.strict,
+        options.on_oom,
+        options.on_nonfinite,
+        texts,
+    )
     pump = Pump(run.store, options.writer_threads, written)
     with pump:
         try:
@@ -105,6 +127,17 @@ def work(
             tally.drained = pump.close(options.drain)
 
 
+def _texts(run: Run, engine: Engine, batches: Iterable[int]) -> Iterator[tuple[Any, ...]]:
+    """(prompt, negative, guided, size) of every row of these batches."""
+    for number in batches:
+        batch = run.batches[number]
+        settings = run.groups[batch.group]
+        guided = "uncond" in registry.build("guidance", settings.guidance).needs
+        size = engine.pipeline.size(settings.height, settings.width)
+        for job in map(run.job, batch.jobs):
+            yield job.prompt, job.negative_prompt, guided, size
+
+
 def _item(run: Run, engine: Engine, batch: int, job: Job, outcome: Outcome) -> Item:
     """The journal line of an outcome, and the image."""
     line: dict[str, Any] = {
@@ -114,7 +147,7 @@ def _item(run: Run, engine: Engine, batch: int, job: Job, outcome: Outcome) -> I
         "seed": job.seed,
         "batch": batch,
     }
-    if isinstance(outcome, Made) and run.output.flagged != "keep":
+    if isinstance(outcome, Made):
         outcome = flagged.handled(engine, outcome, run.output.flagged)
     if isinstance(outcome, Failed):
         error = {"code": outcome.code, "where": outcome.where, "message": outcome.message}

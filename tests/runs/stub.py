@@ -13,7 +13,7 @@ from sampler.engine import Engine
 from sampler.pipelines.base import Adapter
 from sampler.runs import folder, rows
 from sampler.runs.jobs import Model, Settings
-from sampler.runs.plan import Planner
+from sampler.runs.planner import Planner
 from sampler.runs.session import Place, Stop, held
 from sampler.runs.start import start
 from sampler.schedule import Schedule

@@ -254,7 +254,7 @@ def test_an_object_store_gets_one_put_per_name(tmp_path):
 
 
 def test_a_run_of_another_model_is_another_plan(done):
-    from sampler.runs.plan import Planner
+    from sampler.runs.planner import Planner
     from sampler.runs.start import start
     from tests.runs.stub import defaults
 

@@ -9,7 +9,7 @@ import pytest
 from sampler.config import Limits
 from sampler.runs import fingerprint, rows
 from sampler.runs.jobs import Job, Keys, Model, Settings, canonical, key_of, record_of
-from sampler.runs.plan import Planner
+from sampler.runs.planner import Planner
 from sampler.runs.wildcards import Wildcards
 from sampler.types import SamplerError
 from tests.runs.stub import MODEL, defaults
@@ -223,7 +223,7 @@ def test_a_changed_weight_changes_the_fingerprint(tmp_path, monkeypatch):
 
 def test_planning_imports_no_torch():
     code = (
-        "import sys, sampler.runs.plan, sampler.runs.start, sampler.runs.verify, "
+        "import sys, sampler.runs.planner, sampler.runs.start, sampler.runs.verify, "
         "sampler.runs.gallery, sampler.runs.export, sampler.cli.batch; "
         "assert 'torch' not in sys.modules"
     )
