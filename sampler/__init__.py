@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sampler.batch import Result
     from sampler.denoisers import denoiser
-    from sampler.engine import Engine, Result
+    from sampler.engine import Engine
     from sampler.finetune.api import finetune
     from sampler.images import start_from
     from sampler.loading import load
@@ -45,8 +46,9 @@ __version__ = "0.1.0"
 
 # module -> the public names it has; the imports above tell the same to type checkers
 _HOMES = {
+    "batch": "Result",
     "denoisers": "denoiser",  # a module called as a function of the package would hide it
-    "engine": "Engine Result",
+    "engine": "Engine",
     "finetune.api": "finetune",
     "images": "start_from",
     "loading": "load",

@@ -1,205 +1,125 @@
-"""The loop, and what stands on it: `run` on tensors, `generate` on prompts."""
+"""The engine: prompts to images on the loop."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
-from sampler_kernels import Lin, settle
-from torch import Tensor
 
 from sampler import registry
-from sampler.noise import Noise
-from sampler.types import (
-    Cond,
-    Denoiser,
-    Guidance,
-    Level,
-    Move,
-    Prediction,
-    Sampler,
-    SamplerError,
-    Snapshot,
-    Span,
-    spans,
-)
+from sampler.batch import DEFAULT_BATCH, Output, Result, expand, origin, sample_batch, to_output
+from sampler.binding import Setting, bound_sampler
+from sampler.graphs import graphed
+from sampler.loop import Loop
+from sampler.types import SamplerError
+from sampler.workers.python import Asked, generate_into
 
 
-@dataclass(frozen=True)
-class Result:
-    """What `generate` made, one entry per image.
+class Engine(Loop):
+    """A denoiser, a sampler, a guidance rule: `run` on tensors, `generate` on prompts.
 
-    images: PIL images, a tensor [B, 3, H, W] in [0, 1], or None for output="latent";
-    latents [B, ...]; seeds; nfe: denoiser rows evaluated, counted; config: plain data with which
-    `generate(**config)` makes the same images; seconds: wall time.
+    `Engine(denoiser, pipeline=None, sampler="ddim", guidance="none")`; `sampler.load` makes one of
+    a diffusers pipeline. `generate` needs the pipeline adapter, `run` does not.
     """
 
-    images: Any
-    latents: Tensor
-    seeds: list[int]
-    nfe: list[int]
-    config: dict[str, Any]
-    seconds: float
-
-
-class Engine:
-    """A denoiser, a sampler, a guidance rule, and the loop.
-
-    `pipeline`: an adapter (`sampler.pipelines`) that knows prompts, schedule and decoding; without
-    it there is `run`, on tensors. The engine holds no state of a run.
-    """
-
-    def __init__(
+    def generate(
         self,
-        denoiser: Denoiser,
-        pipeline: Any = None,
-        sampler: Any = "ddim",
-        guidance: Any = "none",
-    ) -> None:
-        self.denoiser = denoiser
-        self.pipeline = pipeline
-        self.sampler = registry.build("sampler", sampler)
-        self.guidance = registry.build("guidance", guidance)
-
-    def steps(
-        self,
-        snapshot: Snapshot,
-        levels: Sequence[Level],
-        cond: Any = None,
+        prompts: str | Sequence[str],
+        *,
+        negative: str | Sequence[str] | None = None,
+        seeds: int | Sequence[int] | None = None,
+        n: int = 1,
+        steps: int = 20,
+        height: int | None = None,
+        width: int | None = None,
         sampler: Any = None,
         guidance: Any = None,
-    ) -> Iterator[Snapshot]:
-        """The loop: from a snapshot to the end of `levels`, a new snapshot after every step.
+        batch_size: int | None = None,
+        output: Output = "pil",
+        progress: Callable[[int, int], None] | None = None,
+        image: Any = None,
+        strength: float = 0.6,
+        out: Any = None,
+        graph: bool | Literal["auto"] = False,
+    ) -> Result:
+        """Images from prompts, n for each, in the order of the prompts.
 
-        A run is a pure function of its first snapshot: going on from any later one is bit-equal.
-        `levels` is the grid as the sampler walks it (`sampler.levels(grid)`).
+        prompts: text or texts; negative: one for all, or one per prompt. seeds: one int (image i
+        of the run has seed + i), or one per image; without, a seed is derived from the prompt and
+        the number of the image, and recorded. steps: network evaluations, 1 to 1000. height, width:
+        pixels, the model's own by default. sampler, guidance: a name, a mapping or an instance; by
+        default the engine's. batch_size: rows per evaluation (8); it is part of what makes images
+        bit-equal, since networks round differently with other batch sizes. output: "pil", "tensor"
+        ([B, 3, H, W] in [0, 1]) or "latent" (images is None). progress(images done, images in all)
+        after every batch. image: a file, a PIL image or a tensor [B or 1, 3, H, W] in [0, 1] to
+        start from, noised to the last floor(strength·steps) of the steps (image to image);
+        strength 0 gives it back. out: a run folder, which is written and, where it exists, gone on
+        with; images are then read from it lazily, and latents is None. graph: whether batches after
+        the first replay a CUDA graph of it; "auto" where that is possible and worth it. The images
+        are the same.
+
+        Raises ValueError, before any network call, for an empty prompt list, counts that do not
+        fit, and what the strategies and the schedule refuse; SamplerError (2) without a pipeline.
         """
-        rule, method, cond = self._rule(guidance), self._method(sampler), _as_cond(cond)
-        for span in spans(tuple(levels))[snapshot.index :]:
-            pred, state, nfe = self.predict(snapshot, span, cond, rule)
-            move = method.step(snapshot.x, pred, span, snapshot.sampler)
-            snapshot = landed(snapshot, move, state, nfe)
-            yield snapshot
-
-    def predict(
-        self, snapshot: Snapshot, span: Span, cond: Any = None, guidance: Any = None
-    ) -> tuple[Prediction, Any, tuple[int, ...]]:
-        """The first half of a step: (guided prediction, the rule's next state, rows evaluated)."""
-        rule, nfe = self._rule(guidance), list(snapshot.nfe)
-        branches = rule.plan(snapshot.x, span, _as_cond(cond), snapshot.guidance)
-        preds = self.denoiser(snapshot.x, span, branches, nfe) if branches else {}
-        return *rule.combine(snapshot.x, preds, span, snapshot.guidance), tuple(nfe)
-
-    def with_denoiser(self, denoiser: Denoiser) -> Engine:
-        """The same engine over another denoiser."""
-        return Engine(denoiser, self.pipeline, self.sampler, self.guidance)
-
-    def start(
-        self,
-        x: Tensor,
-        levels: Sequence[Level],
-        cond: Any = None,
-        sampler: Any = None,
-        guidance: Any = None,
-        seeds: Sequence[int] | None = None,
-    ) -> tuple[Snapshot, tuple[Level, ...]]:
-        """The first snapshot of a run from x [B, ...] at levels[0], and the grid it will walk.
-
-        float64 stays float64, everything else becomes float32. `seeds`: one int per row, needed
-        for stochastic samplers only (default 0, 1, ...). Raises ValueError for bad levels/seeds.
-        """
-        rule, method = self._rule(guidance), self._method(sampler)
-        x = x if x.dtype == torch.float64 else x.float()
-        seeds = tuple(range(x.shape[0])) if seeds is None else tuple(int(s) for s in seeds)
-        if len(seeds) != x.shape[0]:
-            raise ValueError(f"{len(seeds)} seeds for {x.shape[0]} rows; give one per row.")
-        if len(levels) < 2:
-            raise ValueError("A run needs at least two levels: where it starts and where it ends.")
-        grid = method.levels(tuple(Level(*level) for level in levels))
-        x, state = method.start(x, grid[0])
-        x, state = settle((x, state))
-        zeros = (0,) * len(seeds)
-        return Snapshot(0, x, state, rule.start(_as_cond(cond)), seeds, zeros), grid
-
-    def run(
-        self,
-        x: Tensor,
-        levels: Sequence[Level],
-        cond: Any = None,
-        sampler: Any = None,
-        guidance: Any = None,
-        seeds: Sequence[int] | None = None,
-        grad: bool = False,
-    ) -> Tensor:
-        """x [B, ...] at levels[0], carried to levels[-1]; float64 stays float64.
-
-        `cond`: what `fn` gets, or Cond(cond=, uncond=) for rules that need more than one branch.
-        grad=True keeps the graph. Raises ValueError for a missing condition, before any evaluation.
-        """
-        final = self._finished(x, levels, cond, sampler, guidance, seeds, grad)
-        return final[0]
-
-    def _finished(
-        self,
-        x: Tensor,
-        levels: Sequence[Level],
-        cond: Any,
-        sampler: Any,
-        guidance: Any,
-        seeds: Sequence[int] | None,
-        grad: bool = False,
-        on_step: Any = None,
-    ) -> tuple[Tensor, Snapshot]:
-        rule, method, cond = self._rule(guidance), self._method(sampler), _as_cond(cond)
-        if "uncond" in rule.needs and cond.uncond is None:
-            raise ValueError(
-                f"Guidance {rule.name!r} needs an unconditional branch: "
-                "pass cond=sampler.Cond(cond=..., uncond=...)."
-            )
-        models = getattr(self.denoiser, "models", ("main",))
-        if missing := rule.needs - {"cond", "uncond", *models}:
-            raise ValueError(
-                f"Guidance {rule.name!r} needs the model {min(missing)!r}, and this denoiser has "
-                f"{', '.join(models)}; give one: sampler.load(weak=...) or denoiser(models=...)."
-            )
-        with nullcontext() if grad else torch.no_grad():
-            snap, grid = self.start(x, levels, cond, method, rule, seeds)
-            walk = self.steps(snap, grid, cond, method, rule)
-            for snap in walk:
-                if on_step is not None:
-                    on_step(snap)
-            return settle(method.finish(snap.x, snap.sampler)), snap
-
-    def generate(self, prompts: Any, **options: Any) -> Result:
-        """Images from prompts; see `sampler.generate.generate` for the options and errors."""
         if self.pipeline is None:
             raise SamplerError("This engine has no pipeline: use run(), or sampler.load(...).", 2)
-        from sampler.generate import generate
-
-        return generate(self, prompts, **options)
-
-    def _rule(self, guidance: Any) -> Guidance:
-        return self.guidance if guidance is None else registry.build("guidance", guidance)
-
-    def _method(self, sampler: Any) -> Sampler:
-        return self.sampler if sampler is None else registry.build("sampler", sampler)
-
-
-def landed(snapshot: Snapshot, move: Move, guidance: Any, nfe: tuple[int, ...]) -> Snapshot:
-    """The second half of a step: where a move ends, with its noise drawn and all computed."""
-    x = Lin.of(move.mean)
-    if _stochastic(move.std):
-        x = x + move.std * Lin.of(Noise(snapshot.seeds).draw(snapshot.index, x.like))
-    x, state, guidance = settle((x, move.state, guidance))
-    return Snapshot(snapshot.index + 1, x, state, guidance, snapshot.seeds, nfe)
-
-
-def _as_cond(cond: Any) -> Cond:
-    return cond if isinstance(cond, Cond) else Cond(cond=cond)
-
-
-def _stochastic(std: Any) -> bool:
-    return std != 0 if isinstance(std, (int, float)) else True
+        started = time.perf_counter()
+        method, rule = self._method(sampler), self._rule(guidance)
+        jobs = expand(prompts, negative, seeds, n)
+        if output not in ("pil", "tensor", "latent"):
+            raise ValueError(f"output = {output!r} must be 'pil', 'tensor' or 'latent'.")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size} must be at least 1.")
+        if "uncond" not in rule.needs and any(job.negative for job in jobs):
+            warnings.warn(
+                f"Guidance {rule.name!r} with these settings evaluates no unconditional branch: "
+                "the negative prompt has no effect.",
+                stacklevel=2,
+            )
+        adapter = self.pipeline
+        size = adapter.size(height, width)
+        # what does not fit is refused before anything is spent
+        rule_spec, grid = registry.spec_of(rule), adapter.grid(steps, size)
+        method = bound_sampler(method, Setting(adapter, grid, rule_spec, size))
+        cut = batch_size or DEFAULT_BATCH
+        if out is not None:
+            if image is not None or output != "pil":
+                raise ValueError("out= keeps images of prompts: leave out image= and output=.")
+            asked = Asked(jobs, size, steps, method, rule, cut)
+            return generate_into(self, str(out), asked, progress)
+        latents, images, nfe = [], [], []
+        runs = graphed(self, graph, -(-len(jobs) // cut))
+        with torch.no_grad():
+            clean = None if image is None else origin(adapter, image, strength, size, len(jobs))
+            for first in range(0, len(jobs), cut):
+                part = jobs[first : first + cut]
+                start = None if clean is None else (clean[first : first + cut], strength)
+                x, counted = sample_batch(
+                    self, part, size, steps, method, rule, start=start, runs=runs
+                )
+                latents.append(x)
+                nfe.extend(counted)
+                if output != "latent":
+                    images.append(adapter.decode(x).cpu())
+                if progress is not None:
+                    progress(len(nfe), len(jobs))
+        config = {
+            "prompts": [job.prompt for job in jobs],
+            "negative": [job.negative for job in jobs] if any(j.negative for j in jobs) else None,
+            "seeds": [job.seed for job in jobs],
+            **{"n": 1, "steps": steps, "height": size[0], "width": size[1]},
+            **{"sampler": registry.spec_of(method), "guidance": rule_spec},
+            **{"batch_size": cut, "output": output},
+            **({} if image is None else {"image": image, "strength": strength}),
+        }
+        return Result(
+            images=None if output == "latent" else to_output(torch.cat(images), output),
+            latents=torch.cat(latents),
+            seeds=config["seeds"],
+            nfe=nfe,
+            config=config,
+            seconds=time.perf_counter() - started,
+        )

@@ -17,7 +17,7 @@ import torch
 from sampler_kernels import map_tree
 from torch import Tensor
 
-from sampler.engine import Engine
+from sampler.loop import Loop
 from sampler.types import Cond, Guidance, Level, Sampler, SamplerError, Snapshot
 
 Captured = tuple[Callable[[], Any], Any]  # (replay, the outputs that a replay fills)
@@ -27,7 +27,7 @@ Captured = tuple[Callable[[], Any], Any]  # (replay, the outputs that a replay f
 WORTHWHILE = 5
 
 
-def graphed(engine: Engine, graph: bool | Literal["auto"], batches: int) -> GraphedRuns | None:
+def graphed(engine: Loop, graph: bool | Literal["auto"], batches: int) -> GraphedRuns | None:
     """What runs the batches of one `generate` call; None for running them as usual.
 
     Raises ValueError for another value, and SamplerError (2) for True without a CUDA device.
@@ -55,7 +55,7 @@ class GraphedRuns:
     """
 
     def __init__(
-        self, engine: Engine, required: bool, capture: Callable[[Callable[[], Any]], Captured]
+        self, engine: Loop, required: bool, capture: Callable[[Callable[[], Any]], Captured]
     ) -> None:
         self.engine, self.required, self.capture = engine, required, capture
         self.key: Any = None

@@ -119,7 +119,7 @@ def throughput(folder: Path) -> Iterator[Row]:
 
 
 def _denoising(made: Any, table: Any, steps: int) -> float:
-    from sampler.generate import Job, sample_batch
+    from sampler.batch import Job, sample_batch
 
     began = time.perf_counter()
     for first in range(0, len(table), 2):
@@ -132,7 +132,7 @@ def _denoising(made: Any, table: Any, steps: int) -> float:
 
 
 def _inline(folder: Path, table: Any, steps: int, pause: float) -> float:
-    from sampler.generate import Job, sample_batch, to_output
+    from sampler.batch import Job, sample_batch, to_output
 
     folder.mkdir()
     made = engine(pause=pause)

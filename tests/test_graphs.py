@@ -5,7 +5,7 @@ import torch
 from sampler_kernels import leaves
 
 import sampler
-from sampler import generate as module
+from sampler import engine as module
 from sampler.graphs import GraphedRuns, graphed
 
 PROMPTS = ["a red apple", "a fox", "a tree", "the moon", "a boat"]

@@ -1,8 +1,8 @@
 """Who may import whom, read from the syntax trees. An arrow points to what may be imported.
 
     sampler_kernels  <-  types  <-  noise, grids, schedule, images, registry
-                     <-  samplers, guidance, rewards  <-  denoiser, engine, generate
-                     <-  pipelines, loading  <-  finetune  <-  config, layers, runs, cli
+                     <-  samplers, guidance, rewards  <-  denoisers, loop  <-  batch  <-  workers
+                     <-  engine  <-  pipelines, loading  <-  finetune  <-  cli
 
 An import inside a function counts as an import (laziness is about time, not about layers); one
 under TYPE_CHECKING does not.

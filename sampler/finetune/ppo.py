@@ -10,11 +10,11 @@ import torch
 from sampler_kernels import gram, settle
 from torch import Tensor
 
-from sampler.engine import landed
 from sampler.finetune.advantages import per_group, per_prompt
 from sampler.finetune.base import Batch, Update, parts
 from sampler.finetune.rollout import Action, Policy, Trajectory, moved, taken
 from sampler.finetune.session import Run
+from sampler.loop import landed
 from sampler.types import Lin, Move, Span, spans
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import torch
 from sampler_kernels import map_tree, settle
 from torch import Tensor
 
-from sampler.engine import landed
 from sampler.finetune.base import Batch
 from sampler.finetune.session import Run, Session
+from sampler.loop import landed
 from sampler.noise import Noise
 from sampler.types import Lin, Move, Snapshot, Span, spans
 

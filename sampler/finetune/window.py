@@ -12,7 +12,7 @@ from sampler_kernels import settle
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sampler.engine import landed
+from sampler.loop import landed
 from sampler.noise import Noise
 from sampler.types import Branch, Level, Lin, Prediction, Snapshot, Span, spans
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from sampler import registry
+from sampler.batch import Job as Row
+from sampler.batch import sample_batch
 from sampler.binding import Setting, bound_sampler
-from sampler.engine import Engine
-from sampler.generate import Job as Row
-from sampler.generate import sample_batch
+from sampler.loop import Loop
 from sampler.runs.jobs import Job, Settings
 from sampler.types import SamplerError, Snapshot
 from sampler.workers.texts import Texts
@@ -68,7 +68,7 @@ class Compute:
     overflows is not tried again. texts: what knows the prompts already.
     """
 
-    engine: Engine
+    engine: Loop
     stopped: Callable[[], bool] = lambda: False
     shrunk: Callable[[int, int], None] = lambda group, size: None
     micro: dict[int, int] = field(default_factory=dict[int, int])

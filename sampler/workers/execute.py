@@ -8,7 +8,7 @@ from typing import Any
 
 from sampler import registry
 from sampler.binding import Setting, bound_sampler
-from sampler.engine import Engine
+from sampler.loop import Loop
 from sampler.runs.folder import Check, Run
 from sampler.runs.session import Place, Stop
 from sampler.types import SamplerError
@@ -36,7 +36,7 @@ def left_to_do(run: Run, request: Request) -> dict[int, list[int]]:
 
 def execute(
     run: Run,
-    load: Callable[[], Engine],
+    load: Callable[[], Loop],
     place: Place,
     request: Request,
     stop: Stop,
@@ -68,7 +68,7 @@ def execute(
     return tally
 
 
-def _check(run: Run, engine: Engine) -> None:
+def _check(run: Run, engine: Loop) -> None:
     """Raises, before anything is spent, what would make every image of a group fail."""
     adapter = engine.pipeline
     for settings in run.groups:

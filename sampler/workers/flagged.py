@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sampler.engine import Engine
+from sampler.loop import Loop
 from sampler.workers.compute import Failed, Made, Outcome
 
 
-def handled(engine: Engine, made: Made, policy: Literal["keep", "blur", "drop"]) -> Outcome:
+def handled(engine: Loop, made: Made, policy: Literal["keep", "blur", "drop"]) -> Outcome:
     """The image as it is, blurred, or as an outcome without image."""
     pipe: Any = engine.pipeline.pipe
     checker = getattr(pipe, "safety_checker", None)

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from sampler import registry
-from sampler.engine import Engine, Result
-from sampler.generate import Job as Row
+from sampler.batch import Job as Row
+from sampler.batch import Result
+from sampler.loop import Loop
 from sampler.runs import rows
 from sampler.runs.folder import Facts, Run
 from sampler.runs.jobs import Model, Settings
@@ -62,7 +63,7 @@ class Images(Sequence[Image.Image]):
 
 
 def generate_into(
-    engine: Engine, out: str, asked: Asked, progress: Callable[[int, int], None] | None = None
+    engine: Loop, out: str, asked: Asked, progress: Callable[[int, int], None] | None = None
 ) -> Result:
     """Makes, or goes on with, the run folder `out`; the images are read from it lazily.
 
@@ -125,7 +126,7 @@ def _result(run: Run, asked: Asked, specs: dict[str, Any], out: str, seconds: fl
     return Result(images, None, config["seeds"], nfe, config, seconds)  # pyright: ignore[reportArgumentType]
 
 
-def model_in_memory(engine: Engine) -> Model:
+def model_in_memory(engine: Loop) -> Model:
     """What identifies the model of an engine: its tensors and configurations, not its files."""
     pipe = engine.pipeline.pipe
     digest = hashlib.sha256()

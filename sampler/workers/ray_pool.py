@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sampler.config import ModelConfig
-from sampler.engine import Engine
+from sampler.loop import Loop
 from sampler.runs.folder import Run
 from sampler.runs.session import Stop
 from sampler.runs.store import open_store
@@ -27,7 +27,7 @@ RETRIES = 5
 ASKED = 1.0  # seconds between looks at whether to stop
 START = 300.0  # seconds without any actor, after which the run gives up
 
-Load = Callable[[ModelConfig], Engine]
+Load = Callable[[ModelConfig], Loop]
 
 
 @dataclass

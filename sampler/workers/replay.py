@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sampler.engine import Engine
+from sampler.loop import Loop
 from sampler.runs import metadata, png
 from sampler.runs.folder import Run
 from sampler.runs.jobs import Job, Settings, canonical
@@ -16,7 +16,7 @@ from sampler.types import SamplerError
 from sampler.workers.compute import Compute, Made, Outcome
 
 
-def from_run(run: Run, engine: Engine, index: int) -> bytes:
+def from_run(run: Run, engine: Loop, index: int) -> bytes:
     """The file of an image, its planned batch computed as it was."""
     entry = run.results().entries.get(run.key(index), {})
     batch = next(batch for batch in run.batches if index in batch.jobs)
@@ -33,7 +33,7 @@ def from_run(run: Run, engine: Engine, index: int) -> bytes:
     return png.encode(made.pixels, texts)
 
 
-def from_record(engine: Engine, body: dict[str, Any]) -> bytes:
+def from_record(engine: Loop, body: dict[str, Any]) -> bytes:
     """The same from a record as `metadata.read_record` gives it, computed alone."""
     record = body["record"]
     try:

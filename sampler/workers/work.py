@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sampler import registry
-from sampler.engine import Engine
+from sampler.loop import Loop
 from sampler.runs import metadata
 from sampler.runs.folder import Run
 from sampler.runs.jobs import Job
@@ -67,7 +67,7 @@ class Tally:
 
 def work(
     run: Run,
-    engine: Engine,
+    engine: Loop,
     batches: Iterable[int],
     missing: Mapping[int, Sequence[int]],
     options: Options,
@@ -127,7 +127,7 @@ def work(
             tally.drained = pump.close(options.drain)
 
 
-def _texts(run: Run, engine: Engine, batches: Iterable[int]) -> Iterator[tuple[Any, ...]]:
+def _texts(run: Run, engine: Loop, batches: Iterable[int]) -> Iterator[tuple[Any, ...]]:
     """(prompt, negative, guided, size) of every row of these batches."""
     for number in batches:
         batch = run.batches[number]
@@ -138,7 +138,7 @@ def _texts(run: Run, engine: Engine, batches: Iterable[int]) -> Iterator[tuple[A
             yield job.prompt, job.negative_prompt, guided, size
 
 
-def _item(run: Run, engine: Engine, batch: int, job: Job, outcome: Outcome) -> Item:
+def _item(run: Run, engine: Loop, batch: int, job: Job, outcome: Outcome) -> Item:
     """The journal line of an outcome, and the image."""
     line: dict[str, Any] = {
         "key": job.key,
