@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ SCALES = (3.0, 10.0)
 REFERENCE = {"steps": 500, "images": 16}
 BATCH = 32
 BOOTSTRAPS = 200
-FOLDER = Path(__file__).parents[1] / "docs" / "figures"
 
 # In the order of the run: where it is stopped early, the first ones are there.
 SAMPLERS: dict[str, Any] = {
@@ -46,7 +44,7 @@ SAMPLERS: dict[str, Any] = {
 }
 
 
-def study(done: Sequence[Mapping[str, str]], images: int) -> Iterator[dict[str, Any]]:
+def study(done: Sequence[Mapping[str, str]], images: int = 256) -> Iterator[dict[str, Any]]:
     """One row per point that is not in `done` yet for this model."""
     engine = sampler.load()
     model = fingerprint(engine.pipeline.network)
@@ -59,9 +57,9 @@ def study(done: Sequence[Mapping[str, str]], images: int) -> Iterator[dict[str, 
                     continue
                 if scale not in references:
                     count = min(REFERENCE["images"], images)
-                    references[scale] = _made(engine, "ddim", scale, REFERENCE["steps"], count)[1]
+                    references[scale] = made(engine, "ddim", scale, REFERENCE["steps"], count)[1]
                 started = time.perf_counter()
-                pictures, latents = _made(engine, spec, scale, steps, images)
+                pictures, latents = made(engine, spec, scale, steps, images)
                 seconds = time.perf_counter() - started
                 row = {"model": model, "sampler": name, "scale": scale, "steps": steps}
                 row |= {"images": images, "seconds": seconds}
@@ -71,18 +69,7 @@ def study(done: Sequence[Mapping[str, str]], images: int) -> Iterator[dict[str, 
                 yield row | {"distance": float((gap / exact.square().mean()).sqrt())}
 
 
-def contact_sheet(steps: int = 6, scale: float = 10.0, images: int = 6) -> None:
-    """The same prompts and seeds with every sampler, one row each."""
-    from PIL import Image
-
-    engine = sampler.load()
-    rows = [_made(engine, spec, scale, steps, images)[0] for spec in SAMPLERS.values()]
-    sheet = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
-    pixels = (sheet * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(FOLDER / f"samplers_images_{steps}_{scale:g}.png")
-
-
-def _made(
+def made(
     engine: sampler.Engine, spec: Any, scale: float, steps: int, count: int
 ) -> tuple[Tensor, Tensor]:
     """Images in [0, 1] and latents of prompt i with seed i."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +28,7 @@ MIXTURE = (
 
 
 def draw(folder: Path, stored: Callable[[str], Rows]) -> None:
-    """Draws every study that has rows, and prints the summary tables of the document."""
+    """Draws every study that has rows."""
     for name, picture in (("mixture", mixture), ("bundled", bundled), ("inverse", inverse)):
         rows = stored(name)
         if rows:
@@ -55,22 +53,6 @@ def mixture(rows: Rows, path: Path) -> None:
     panels[0, 0].set_ylabel("error, relative to the exact end")
     panels[0, 0].legend(fontsize=7)
     _save(figure, path)
-    for line in ratios(rows):
-        print(line)
-
-
-def ratios(rows: Rows) -> list[str]:
-    """A table: per sampler the error as a multiple of the best fixed number of each setting."""
-    settings: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        settings[row["scale"], row["steps"]][row["sampler"]] = float(row["error"])
-    fixed = [n for n in next(iter(settings.values())) if _is_fixed(n)]
-    table = ["| sampler | geometric mean | worst |", "|---|---|---|"]
-    for name in next(iter(settings.values())):
-        shares = [e[name] / min(e[f] for f in fixed) for e in settings.values()]
-        mean = math.exp(sum(map(math.log, shares)) / len(shares))
-        table.append(f"| `{name}` | {mean:.2f} | {max(shares):.1f} |")
-    return table
 
 
 def bundled(rows: Rows, path: Path) -> None:
@@ -94,23 +76,20 @@ def bundled(rows: Rows, path: Path) -> None:
 
 def inverse(rows: Rows, path: Path) -> None:
     """PSNR per operator and method, with standard errors."""
+    rows = [r for r in rows if r["task"] != "none" and not r["method"].startswith("reddiff, ")]
     names = list(dict.fromkeys(r["task"] for r in rows))
     methods = list(dict.fromkeys(r["method"] for r in rows))
-    figure, axes = plt.subplots(figsize=(10, 4.5))
+    figure, axes = plt.subplots(figsize=(12, 4.5))
     for i, method in enumerate(methods):
         mine = {r["task"]: r for r in rows if r["method"] == method}
         places = [k + 0.8 * i / len(methods) for k, n in enumerate(names) if n in mine]
         values = [float(mine[n]["psnr"]) for n in names if n in mine]
         spread = [float(mine[n]["psnr_error"]) for n in names if n in mine]
         axes.bar(places, values, 0.8 / len(methods), yerr=spread, label=method)
-    axes.set_xticks([k + 0.3 for k in range(len(names))], labels=names, fontsize=8)
+    axes.set_xticks([k + 0.3 for k in range(len(names))], labels=names, fontsize=7)
     axes.set_ylabel("PSNR / dB")
     axes.legend(fontsize=8)
     _save(figure, path)
-
-
-def _is_fixed(name: str) -> bool:
-    return name == "ddim" or (name.startswith("ghvb") and not name.endswith("auto"))
 
 
 def _save(figure: Figure, path: Path) -> None:

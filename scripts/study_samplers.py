@@ -1,7 +1,7 @@
-"""The figures of docs/samplers.md: studies mixture, orders, auto, bundled, inverse; and plots.
+"""The figures of docs/samplers.md: the studies below, then `plots` for its pictures and tables.
 
 Every study appends rows to docs/figures/samplers_<study>.csv as they are made, and goes on where
-it was stopped. `plots` draws the pictures from those files.
+it was stopped (`--minutes` stops it in good time). `inverse` needs `tuning` before it.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import argparse
 import csv
 import itertools
 import math
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+STUDIES = ("mixture", "orders", "auto", "bundled", "tuning", "inverse", "times", "calibrated")
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
 
-def append(study: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Adds rows to a study's file as they come."""
-    path = FIGURES / f"samplers_{study}.csv"
+def append(study: str, rows: Iterable[dict[str, Any]], minutes: float = math.inf) -> None:
+    """Adds rows to a study's file as they come, until the time is over."""
+    path, end = FIGURES / f"samplers_{study}.csv", time.monotonic() + 60 * minutes
     path.parent.mkdir(parents=True, exist_ok=True)
     for row in rows:
         fresh = not path.exists()
@@ -29,6 +31,8 @@ def append(study: str, rows: Iterable[dict[str, Any]]) -> None:
                 writer.writeheader()
             writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
         print(row, flush=True)
+        if time.monotonic() > end:
+            return
 
 
 def stored(study: str) -> list[dict[str, str]]:
@@ -79,37 +83,51 @@ def orders() -> Iterable[dict[str, Any]]:
         yield {"sampler": name, "grid": kind, "error at 320": errors[-1], "order": observed[-1]}
 
 
+def rows_of(study: str, images: int | None) -> Iterable[dict[str, Any]]:
+    """The rows of a study that are not in its file yet; `images` per point where it has images."""
+    import samplers_bundled
+    import samplers_calibrated
+    import samplers_inverse
+    import samplers_mixture
+
+    done, count = stored(study), {} if images is None else {"images": images}
+    if study == "mixture":
+        return samplers_mixture.study()
+    if study == "orders":
+        return orders()
+    if study == "auto":
+        return samplers_mixture.carry_over()
+    if study == "bundled":
+        return samplers_bundled.study(done, **count)
+    if study == "tuning":
+        return samplers_inverse.tuning(done)
+    if study == "inverse":
+        return samplers_inverse.study(done, stored("tuning"), **count)
+    if study == "times":
+        return samplers_inverse.times(stored("tuning"))
+    return samplers_calibrated.study(done, **count)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "study", choices=["mixture", "orders", "auto", "bundled", "inverse", "plots"]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--images", type=int, default=0, help="images a point (default: the study's)"
-    )
+    parser.add_argument("study", choices=[*STUDIES, "sheets", "plots"])
+    parser.add_argument("--images", type=int, help="images a point (default: the study's)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long")
     options = parser.parse_args()
-    if options.study == "mixture":
-        from samplers_mixture import study
-
-        append("mixture", study())
-    elif options.study == "orders":
-        append("orders", orders())
-    elif options.study == "auto":
-        from samplers_mixture import carry_over
-
-        append("auto", carry_over())
-    elif options.study == "bundled":
-        from samplers_bundled import study as bundled
-
-        append("bundled", bundled(stored("bundled"), options.images or 256))
-    elif options.study == "inverse":
-        from samplers_inverse import study as inverse
-
-        append("inverse", inverse(stored("inverse"), options.images or 64))
-    else:
+    if options.study == "plots":
         from samplers_plots import draw
+        from samplers_tables import write
 
         draw(FIGURES, stored)
+        write(FIGURES.parent / "samplers.md", stored)
+    elif options.study == "sheets":
+        import samplers_sheets
+
+        samplers_sheets.draw(FIGURES, stored("tuning"))
+    else:
+        append(options.study, rows_of(options.study, options.images), options.minutes)
 
 
 if __name__ == "__main__":
