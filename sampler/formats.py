@@ -13,7 +13,6 @@ import re
 from typing import Any
 
 from sampler import strict_yaml
-from sampler.runs.tables import no_constant, unique
 from sampler.types import SamplerError
 
 KINDS = (".yaml", ".yml", ".toml", ".json")
@@ -92,3 +91,18 @@ def _check(tree: Any, name: str) -> None:
             raise SamplerError(f"{name}: {value} is not a finite number.", 2)
         elif not isinstance(value, (str, int, float, bool, type(None))):
             raise SamplerError(f"{name}: {value!s:.40} is a date; write it as text.", 2)
+
+
+def no_constant(text: str) -> Any:
+    """For `json.loads`: NaN and infinity are errors."""
+    raise ValueError(f"{text} is not a finite number")
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: a key that is given twice is an error."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ValueError(f"the key {twice!r:.60} is given twice")
+    return found

@@ -98,7 +98,8 @@ RULES = {
     "sampler.bundled": (),
     "sampler.strict_yaml": ("sampler.types",),
     "sampler.config": (*STRATEGY, "sampler.strict_yaml"),
-    "sampler.layers": (*STRATEGY, "sampler.strict_yaml", "sampler.config"),
+    "sampler.formats": ("sampler.types", "sampler.strict_yaml"),
+    "sampler.layers": (*STRATEGY, "sampler.strict_yaml", "sampler.formats", "sampler.config"),
 }
 
 

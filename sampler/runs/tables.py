@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sampler import registry
+from sampler.formats import no_constant, unique
 from sampler.types import SamplerError
 
 MAX_LINE = 2**20  # bytes of a line, characters of a csv field
@@ -171,18 +172,3 @@ def _parquet(path: Path, name: str) -> Iterator[Line]:
         raise SamplerError(
             f"{name}: this is no parquet file that can be read: {problem}", 2
         ) from None
-
-
-def no_constant(text: str) -> Any:
-    """For `json.loads`: NaN and infinity are errors."""
-    raise ValueError(f"{text} is not a finite number")
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads`: a key that is given twice is an error."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(key for key in names if names.count(key) > 1)
-        raise ValueError(f"the key {twice!r:.60} is given twice")
-    return found

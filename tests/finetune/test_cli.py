@@ -92,3 +92,28 @@ def test_generate_with_an_adapter(tmp_path, capsys):
     assert main([*again, "--lora", f"{tmp_path / 'lora'}:0.5"]) == 4
     assert main([*again, "--lora", str(tmp_path / "nothing")]) == 6
     assert "has no adapter" in capsys.readouterr().err
+
+
+def test_replay_with_an_adapter(tmp_path, capsys):
+    """From its run bit-equal; from the image alone with the adapters given again, or refused."""
+    from tests.finetune.test_lora import tuned
+
+    tuned(sampler.load, tmp_path / "lora")
+    lora = ["--lora", f"{tmp_path / 'lora'}:0.5"]
+    out = tmp_path / "run"
+    call = ["generate", "a dog", "--steps", "2", "--seed", "1", "-q", *lora, "-o", str(out)]
+    assert main(call) == 0
+    (image,) = (out / "images").glob("*.png")
+    for what in (f"{out}#0", str(image)):
+        again = tmp_path / "again.png"
+        assert main(["replay", what, "-o", str(again)]) == 0, capsys.readouterr().err
+        assert again.read_bytes() == image.read_bytes()
+        again.unlink()
+    alone = tmp_path / "alone.png"
+    alone.write_bytes(image.read_bytes())
+    call = ["replay", str(alone), "-o", str(tmp_path / "x.png")]
+    assert main(call) == 6 and "--lora DIR[:WEIGHT]" in capsys.readouterr().err
+    assert main([*call, "--lora", str(tmp_path / "lora")]) == 6, "another weight"
+    capsys.readouterr()
+    assert main([*call, *lora, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["difference"] == 0
