@@ -69,6 +69,12 @@ def timesteps(
     return [min(t, count - 1) for t in times[points - steps :]][::-1]
 
 
+def consistency_timesteps(steps: int, count: int, origin: int) -> list[int]:
+    """`steps` of the `origin` timesteps that a consistency model was distilled on, noisy first."""
+    known = [(i + 1) * (count // origin) - 1 for i in range(origin)][::-1]
+    return [known[math.floor(i)] for i in np.linspace(0, origin, steps, endpoint=False)]
+
+
 def karras(low: float, high: float, steps: int, rho: float) -> list[float]:
     """sigma/alpha from high to low: Karras et al. (2022), arXiv:2206.00364, eq. 5."""
     a, b = high ** (1 / rho), low ** (1 / rho)

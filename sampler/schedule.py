@@ -64,7 +64,9 @@ class Schedule:
 
     process: "vp", "edm" or "flow"; prediction: what the network's output is ("eps", "v", "x0",
     "velocity"); table: acp_t [N] for vp; spacing, karras, final: the defaults of `grid`;
-    sigma_min, sigma_max: the ends of Karras' ramp (None: the ends of the table).
+    sigma_min, sigma_max: the ends of Karras' ramp (None: the ends of the table). origin: of a
+    latent consistency model, the number of timesteps that it was distilled on, 0 for other models;
+    timestep_scaling: s = timestep_scaling·t in its boundary factors, see `predict`.
     """
 
     process: Literal["vp", "edm", "flow"]
@@ -85,6 +87,8 @@ class Schedule:
     shift: float = 1.0
     terminal: float | None = None
     dynamic: Mapping[str, Any] | None = field(default=None)
+    origin: int = 0
+    timestep_scaling: float = 10.0
 
     @staticmethod
     def from_config(config: Mapping[str, Any], scheduler: str = "") -> Schedule:
@@ -125,6 +129,7 @@ class Schedule:
             final = "zero" if config["set_alpha_to_one"] else "sigma_min"
         else:
             final = config.get("final_sigmas_type", "zero")
+        lcm = name.startswith("LCM")
         cosine = config.get("beta_schedule") == "squaredcos_cap_v2"
         return Schedule(
             process="vp",
@@ -133,9 +138,11 @@ class Schedule:
             train_steps=len(table),
             spacing=config.get("timestep_spacing", "leading"),
             karras=bool(config.get("use_karras_sigmas")),
-            final=final,
+            final="zero" if lcm else final,
             offset=int(config.get("steps_offset", 0)),
             open_end=open_end,
+            origin=int(config.get("original_inference_steps", 50)) if lcm else 0,
+            timestep_scaling=float(config.get("timestep_scaling", 10.0)),
             sigma_units=sigma_units,
             round_karras=open_end and not (cosine and name.startswith("DPMSolver")),
             sigma_min=config.get("sigma_min") if sigma_units else None,
@@ -214,6 +221,8 @@ class Schedule:
         spacing, and a first level without signal under an eps-prediction.
         """
         limit = min(MAX_STEPS, self.train_steps - (self.open_end and self.process == "vp"))
+        distilled = self.origin > 0 and spacing is None
+        limit = min(limit, self.origin) if distilled else limit
         if not 1 <= steps <= limit:
             raise ValueError(f"steps = {steps} must lie in 1..{limit}.")
         if spacing not in (None, *SPACINGS):
@@ -226,6 +235,9 @@ class Schedule:
             levels = self._flow_levels(steps, mu, sigmas)
         elif self.process == "edm":
             levels = [Level(0.25 * math.log(s), 1.0, s) for s in self._ramp(steps, 1.0, 1.0)]
+        elif distilled:
+            times = grids.consistency_timesteps(steps, self.train_steps, self.origin)
+            levels = [self.level(t) for t in times]
         elif spacing == "karras" or (spacing is None and self.karras):
             levels = self._karras_levels(steps)
         else:
@@ -248,13 +260,19 @@ class Schedule:
     def predict(self, x: Any, out: Any, level: Level) -> Prediction:
         """The network output [B, ...] as a Prediction at x [B, ...].
 
-        For "edm": x0 = c_skip·x + c_out·out (Karras et al., 2022, arXiv:2206.00364, table 1).
+        For "edm": x0 = c_skip·x + c_out·out (Karras et al., 2022, arXiv:2206.00364, table 1). For a
+        latent consistency model: f = c_skip·x + c_out·x0, c_skip = d²/(s² + d²), c_out =
+        s/sqrt(s² + d²), s = timestep_scaling·t, d = sigma_data (arXiv:2310.04378, section 4.1).
         """
-        if self.process != "edm":
+        if self.process != "edm" and not self.origin:
             return Prediction.of(self.prediction, x, out, level)
         from sampler_kernels import Lin
 
         s, d = level.sigma, self.sigma_data
+        if self.origin:
+            s = self.timestep_scaling * level.t
+            norm, x0 = s * s + d * d, Prediction.of(self.prediction, x, out, level).x0
+            return Prediction.from_x0(x, x0 * (s / norm**0.5) + Lin.of(x) * (d * d / norm), level)
         total = s * s + d * d
         c_out = s * d / total**0.5 * (1 if self.prediction == "eps" else -1)
         return Prediction.from_x0(x, Lin.of(x) * (d * d / total) + Lin.of(out) * c_out, level)

@@ -21,29 +21,32 @@ from tests.finetune import toy
 KIND = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
-@pytest.mark.parametrize("name", ["ddim_step_logprob", "rlcm_step_logprob"])
+# What their files were made with, and the bar of each (the ddim file's tables are float32).
+LCM = sampler.Schedule.from_config(toy.BETAS, "LCMScheduler")
+PEERS = {"ddim_step_logprob": (toy.SCHEDULE, 5e-5), "rlcm_step_logprob": (LCM, 5e-6)}
+
+
+@pytest.mark.parametrize("name", PEERS)
 def test_log_probabilities_are_the_peers(name):
-    stored, cases = toy.golden(name)
+    (stored, cases), (schedule, bar) = toy.golden(name), PEERS[name]
     policy = Policy(DDPO(), None)  # "mean" over the elements, as they have it
     for spec in cases:
         key = f"c{spec['id']:03d}_"
         x, out, after = (
             torch.tensor(stored[key + k]) for k in ("x", "model_output", "prev_sample")
         )
-        now = toy.SCHEDULE.level(spec["timestep"])
+        now = schedule.level(spec["timestep"])
+        pred = schedule.predict(x, out, now)
         if name == "ddim_step_logprob":
-            following = toy.SCHEDULE.level(spec["prev_timestep"])
+            following = schedule.level(spec["prev_timestep"])
             method = registry.build("sampler", {"name": "ddim", "eta": spec["eta"]})
+            pred = Prediction.of(KIND[spec["prediction_type"]], x, out, now)
         else:
-            following = toy.SCHEDULE.level(spec["next_timestep"])
+            following = schedule.level(spec["next_timestep"])
             method = registry.build("sampler", "consistency")
-        pred = Prediction.of(KIND[spec.get("prediction_type", "epsilon")], x, out, now)
+            np.testing.assert_allclose(pred.x0.tensor(), stored[f"{key}denoised"], rtol=bar)
         move = method.step(x, pred, Span(0, now, following, 1), ())
-        found = policy.log_prob(move, after)
-        np.testing.assert_allclose(found, stored[f"{key}log_prob"], rtol=5e-5)
-        if name == "rlcm_step_logprob":
-            x0 = pred.x0.tensor()
-            np.testing.assert_allclose(x0, stored[f"{key}denoised"], rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(policy.log_prob(move, after), stored[f"{key}log_prob"], rtol=bar)
 
 
 def test_the_tracker_and_the_clipped_loss_are_the_peers():

@@ -12,15 +12,9 @@ from sampler.engine import Engine
 from sampler.finetune.session import Run, Session
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "finetune"
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULE = sampler.Schedule.from_config(
-    {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "steps_offset": 1,
-        "set_alpha_to_one": False,
-    },
-    "DDIMScheduler",
+    {**BETAS, "steps_offset": 1, "set_alpha_to_one": False}, "DDIMScheduler"
 )
 
 

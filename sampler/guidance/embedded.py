@@ -1,0 +1,59 @@
+"""The guidance scale as an input of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sampler.guidance.gates import check_scale
+from sampler.registry import register
+from sampler.types import Cond, GuidanceBase
+
+
+@register("guidance", "embedded")
+@dataclass(frozen=True)
+class Embedded(GuidanceBase):
+    """What a network answers that is told the guidance scale: g = c(w). One evaluation per step.
+
+    For networks distilled with the scale as an input, such as latent consistency models; they
+    imitate classifier-free guidance of that scale with the empty negative prompt.
+
+    scale: w >= 0, of the range that the network was distilled for; 8.5 is the default of diffusers'
+        LCM pipeline. Under other rules the network is told its pipeline's default.
+    """
+
+    scale: float = 8.5
+
+    reference: ClassVar[str] = (
+        "On Distillation of Guided Diffusion Models (Meng et al., 2022), arXiv:2210.03142; Latent "
+        "Consistency Models (Luo et al., 2023), arXiv:2310.04378, section 4.3"
+    )
+
+    def __post_init__(self) -> None:
+        check_scale("embedded", self.scale)
+
+    def bind(self, request: Any, cond: Cond) -> tuple[Embedded, Cond]:
+        """Tells the network the scale; see `sampler.binding`.
+
+        Raises ValueError for a network without such an input, and for a negative prompt.
+        """
+        told = getattr(request.adapter, "told", None)
+        if told is None:
+            raise ValueError(
+                "embedded: this model does not take the guidance scale as an input; use 'cfg'."
+            )
+        if any(request.negative):
+            raise ValueError(
+                "embedded: the network was distilled with the empty negative prompt; leave the "
+                "negative prompt out."
+            )
+        return self, told(cond, self.scale)
+
+    def start(self, cond: Cond) -> Any:
+        if not isinstance(cond.cond, Mapping) or "timestep_cond" not in cond.cond:
+            raise ValueError(
+                "embedded: the conditions carry no scale; this rule works in `generate`, on models "
+                "that take the guidance scale as an input."
+            )
+        return ()
