@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sampler.denoisers import denoiser
     from sampler.engine import Engine
     from sampler.finetune.api import finetune
+    from sampler.guidance.f_divergence import f_weight
     from sampler.images import start_from
     from sampler.loading import load
     from sampler.pipelines.hook import guide
@@ -50,6 +51,7 @@ _HOMES = {
     "denoisers": "denoiser",  # a module called as a function of the package would hide it
     "engine": "Engine",
     "finetune.api": "finetune",
+    "guidance.f_divergence": "f_weight",
     "images": "start_from",
     "loading": "load",
     "pipelines.hook": "guide",
@@ -80,6 +82,7 @@ __all__ = [
     "build",
     "denoiser",
     "describe",
+    "f_weight",
     "finetune",
     "gram",
     "guide",

@@ -38,6 +38,7 @@ def load(
     variant: str | None = None,
     device: Any = None,
     weak: Any = None,
+    student: Any = None,
     attention: str = "auto",
 ) -> Engine:
     """An engine over a text-to-image pipeline.
@@ -48,10 +49,12 @@ def load(
     "float32", "float16", "bfloat16" or a torch.dtype; by default what is stored on a GPU, float32
     on a CPU. variant: of the weight files, such as "fp16". device: by default a GPU where there is
     one. weak: a second, weaker network for Autoguidance, as a folder or a module; the bundled
-    model brings its own. attention: "auto" as loaded, "native" (torch's own) or "xformers".
+    model brings its own. student: a folder that the trainer "f_distill" wrote. attention: "auto"
+    as loaded, "native" (torch's own) or "xformers".
 
     The engine's defaults are "ddim" and "cfg" at the scale of the stock pipeline (3 for the bundled
-    model). A folder is checked before diffusers opens it (`sampler/preflight.py`).
+    model); with a student "consistency" and "student". A folder is checked before diffusers opens
+    it (`sampler/preflight.py`).
 
     Raises SamplerError (6) for a model that is missing, unsafe, broken or not supported, and
     ValueError for an argument that does not fit.
@@ -82,6 +85,11 @@ def load(
         from sampler.pipelines.classes import BundledClasses
 
         adapter.classes = BundledClasses(adapter)
+    if student is not None:
+        from sampler.finetune.f_distill_student import with_student
+
+        adapter = with_student(adapter, student)
+        return Engine(adapter, adapter, "consistency", "student")
     scale = BUNDLED_SCALE if bundled else adapter.default_scale
     return Engine(adapter, adapter, "ddim", {"name": "cfg", "scale": scale})
 

@@ -28,6 +28,8 @@ def finetune(
 ) -> Report:
     """Fine-tunes the engine's network for a reward and writes an adapter; resumes a run in `out`.
 
+    The trainer "f_distill" distils it instead and writes a student; it has no use for a reward.
+
     trainer, reward: a name, a mapping or an instance; the reward also a function (images, prompts)
     -> scores, or "module:function" with allow_python. prompts: texts, or a .txt file with one per
     line. out: the run folder; the adapter is in out/lora. updates: collected batches (20).
@@ -47,7 +49,9 @@ def finetune(
     if engine.pipeline is None:
         raise SamplerError("Fine-tuning needs an engine over a pipeline: sampler.load(...).", 2)
     method = registry.build("trainer", trainer)
-    scores = reward_from(reward, allow_python)
+    if reward is None and method.rewarded:
+        raise ValueError(f"Trainer {method.name!r} needs a reward.")
+    scores = None if reward is None else reward_from(reward, allow_python)
     texts = _texts(prompts)
     chosen = settings_from(settings)
     chosen = chosen if updates is None else replace(chosen, updates=updates)

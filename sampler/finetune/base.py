@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sampler.finetune.session import Session
+    from sampler.finetune.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,15 @@ class Update:
     processes, so that shares add up to the step's loss; None where this process has no rows.
     metrics: per-row tensors [B] (averaged over all rows) or plain numbers (the last one counts).
     step: whether the optimiser steps after this share. state: what the trainer wants to be given
-    next time; that of the last share counts.
+    next time; that of the last share counts. group: the optimiser steps the parameters whose
+    names start so.
     """
 
     loss: Tensor | None
     metrics: Mapping[str, Any] = field(default_factory=dict[str, Any])
     step: bool = False
     state: Any = None
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,12 +110,28 @@ class Defaults:
     lr_end: float = 1.0
 
 
+class Trained(Protocol):
+    """What a run trains: `parameters` by name, float32; `tensors` are what a checkpoint holds, and
+    `load` takes them back. From `disable` to `enable` the engine's network answers as before."""
+
+    @property
+    def parameters(self) -> dict[str, Any]: ...
+    def tensors(self) -> dict[str, Tensor]: ...
+    def load(self, tensors: dict[str, Tensor]) -> None: ...
+    def disable(self) -> None: ...
+    def enable(self) -> None: ...
+
+
 class TrainerBase:
-    """The defaults of a trainer; a strategy is a frozen dataclass that overrides what differs."""
+    """The defaults of a trainer; a strategy is a frozen dataclass that overrides what differs.
+
+    rewarded: whether it needs a reward.
+    """
 
     name: ClassVar[str] = ""
     reference: ClassVar[str] = ""
     defaults: ClassVar[Defaults]
+    rewarded: ClassVar[bool] = True
 
     @property
     def group(self) -> int:
@@ -119,6 +140,30 @@ class TrainerBase:
 
     def check(self, session: Session) -> None:
         """Raises ValueError, before anything is sampled, for what cannot be trained."""
+
+    def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
+        """Makes files that the run needs, in `out`; the main process is through with it first."""
+
+    def trained(
+        self, session: Session, prompts: list[str], out: Path, settings: Settings
+    ) -> AbstractContextManager[Trained]:
+        """Inside, there is something to train: an adapter on the engine's network."""
+        from sampler.finetune.lora import adapted
+
+        rank, alpha = settings.rank or 1, settings.alpha or 1
+        seed = derived(settings.seed, 0, "adapter")
+        return adapted(session.engine.pipeline.network, rank, alpha, settings.targets, seed)
+
+    def evaluated(self, session: Session) -> AbstractContextManager[Session]:
+        """Inside, what an evaluation samples with."""
+        return nullcontext(session)
+
+    def save(self, session: Session, out: Path, manifest: dict[str, Any]) -> Path:
+        """Writes the result below `out`; returns its folder."""
+        from sampler.finetune.lora import save_lora
+
+        prefix = session.engine.pipeline.network_name
+        return save_lora(session.adapter, prefix, out / "lora", manifest).parent
 
     def start(self) -> Any:
         """The first state: plain data, saved with the checkpoints."""

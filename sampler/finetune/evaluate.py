@@ -39,12 +39,14 @@ def measured(
 ) -> dict[str, Any]:
     """Mean and standard deviation of the reward, its parts, and the drift E||x_0 − base||²/D."""
     prompts, values = list(settings.eval_prompts or ()), {}
+    drift = float((latents - base).square().mean())
+    if session.reward is None:
+        return {"drift": drift}
     with torch.no_grad():
         scores = score(session.reward, images, prompts)
         for name, part in getattr(session.reward, "parts", lambda *_: {})(images, prompts).items():
             values[f"reward_{name}"] = float(part.mean())
     spread = float(scores.std()) if len(scores) > 1 else 0.0
-    drift = float((latents - base).square().mean())
     return {"reward": float(scores.mean()), "reward_std": spread, "drift": drift, **values}
 
 
@@ -52,11 +54,13 @@ def stop_reason(settings: Settings, evaluations: list[dict[str, Any]]) -> str:
     """Why to stop after these evaluations, or "" to go on; a function of the log alone."""
     if not evaluations:
         return ""
-    rewards, last = [e["reward"] for e in evaluations], evaluations[-1]
-    if settings.stop_reward is not None and last["reward"] >= settings.stop_reward:
-        return f"the evaluation reward {last['reward']:.4g} reached {settings.stop_reward:g}"
+    last, rewards = evaluations[-1], [e["reward"] for e in evaluations if "reward" in e]
+    if settings.stop_reward is not None and rewards and rewards[-1] >= settings.stop_reward:
+        return f"the evaluation reward {rewards[-1]:.4g} reached {settings.stop_reward:g}"
     if settings.max_drift is not None and last["drift"] > settings.max_drift:
         return f"the drift {last['drift']:.4g} is beyond {settings.max_drift:g}"
+    if not rewards:
+        return ""
     best = max(range(len(rewards)), key=lambda i: rewards[i])
     if settings.patience is not None and len(rewards) - 1 - best >= settings.patience:
         return f"{settings.patience} evaluations brought no better reward"

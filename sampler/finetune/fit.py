@@ -19,7 +19,6 @@ import torch
 from sampler.finetune import base, checkpoint, evaluate
 from sampler.finetune.folder import claim, run_record
 from sampler.finetune.journal import Journal
-from sampler.finetune.lora import Adapter, adapted, save_lora
 from sampler.finetune.optimise import NonFinite, Optimiser, run_update
 from sampler.finetune.session import Session
 from sampler.finetune.settings import Settings
@@ -35,8 +34,9 @@ from sampler.types import SamplerError
 class Report:
     """What a run made.
 
-    folder; lora: the folder for `load_lora`; updates: done in all; log: the records of log.jsonl;
-    stopped: why before the last update, or ""; seconds: wall time of this call.
+    folder; lora: the folder of the adapter, for `load_lora` (f_distill: of the student, for
+    `sampler.load(student=...)`); updates: done in all; log: the records of log.jsonl; stopped: why
+    before the last update, or ""; seconds: wall time of this call.
     """
 
     folder: Path
@@ -72,8 +72,9 @@ def fit(
         )
     session = replace(session, gather=accelerator.gather)
     trainer.check(session)
-    check_reward(session.reward)
-    network, main = session.engine.pipeline.network, accelerator.is_main_process
+    if session.reward is not None:
+        check_reward(session.reward)
+    main = accelerator.is_main_process
     if main:
         make_folder(out)
     with Lock(out) if main else nullcontext():
@@ -82,9 +83,9 @@ def fit(
         if settings.log_with:
             accelerator.init_trackers("sampler")
         accelerator.wait_for_everyone()
-        seed = base.derived(settings.seed, 0, "adapter")
-        rank, alpha = settings.rank or 1, settings.alpha or 1
-        with adapted(network, rank, alpha, settings.targets, seed) as adapter:
+        with accelerator.main_process_first():
+            trainer.prepare(session, prompts, out, settings)
+        with trainer.trained(session, prompts, out, settings) as adapter:
             session = replace(session, adapter=adapter)
             run = _Run(session, trainer, prompts, out, settings, accelerator, adapter, progress)
             stopped = run.go()
@@ -92,7 +93,7 @@ def fit(
         if settings.log_with:
             accelerator.end_training()
     seconds = time.perf_counter() - started
-    return Report(out, out / "lora", run.done, run.journal.records, stopped, seconds)
+    return Report(out, run.result, run.done, run.journal.records, stopped, seconds)
 
 
 class _Run:
@@ -106,7 +107,7 @@ class _Run:
         out: Path,
         settings: Settings,
         accelerator: Any,
-        adapter: Adapter,
+        adapter: base.Trained,
         progress: Progress | None,
     ) -> None:
         self.session, self.trainer, self.prompts = session, trainer, prompts
@@ -134,6 +135,7 @@ class _Run:
             self.images, self.rows = found.state["images"], found.state["rows"]
         self.journal = Journal(out, self.done, self.main)
         self.base: Any = None
+        self.result = out
 
     def go(self) -> str:
         """All updates that are left; returns why it stopped early, or ""."""
@@ -153,12 +155,11 @@ class _Run:
         if self.main:
             manifest = {"updates": self.done, "trainer": spec_of(self.trainer)}
             manifest["fit"] = self.settings.record()
-            prefix = self.session.engine.pipeline.network_name
-            save_lora(self.adapter, prefix, self.out / "lora", manifest)
+            self.result = self.trainer.save(self.session, self.out, manifest)
         return stopped
 
     def _update(self) -> None:
-        settings, began = self.settings, time.perf_counter()
+        settings, began, spent = self.settings, time.perf_counter(), time.process_time()
         share = self.done / max(settings.updates, 1)
         rate = (settings.lr or 0.0) * (1 + ((settings.lr_end or 1.0) - 1) * share)
         for group in self.optimiser.adam.param_groups:
@@ -187,6 +188,7 @@ class _Run:
         self.rows += int(record.pop("nfe", 0))
         record |= {"images": self.images, "rows": self.rows}
         record |= {"seconds": time.perf_counter() - began}
+        record |= {"cpu_seconds": time.process_time() - spent}
         self.optimiser.stepped = False
         self._tell(record)
         if self.skips >= settings.max_skips:
@@ -207,7 +209,8 @@ class _Run:
             if self.base is None:
                 with self.session.reference():
                     self.base, _ = evaluate.evaluate(self.session, self.settings)
-            latents, images = evaluate.evaluate(self.session, self.settings)
+            with self.trainer.evaluated(self.session) as session:
+                latents, images = evaluate.evaluate(session, self.settings)
             found = evaluate.measured(self.session, self.settings, latents, images, self.base)
             evaluate.save_grid(images, self.out / "eval" / f"{self.done:06d}.png")
             self._tell({"kind": "eval", "update": self.done, **found})

@@ -119,9 +119,13 @@ def load_lora(engine: Any, *sources: str | Path | tuple[str | Path, float]) -> N
     and the weight. The network of the engine's pipeline is changed; `unload_lora` undoes it.
     Raises SamplerError: 6 for a file that is missing or does not fit, 2 where adapters are on.
     """
+    put_lora(engine.pipeline.network, engine.pipeline.network_name, *sources)
+
+
+def put_lora(network: Any, prefix: str, *sources: str | Path | tuple[str | Path, float]) -> None:
+    """The same for a network, which its pipeline calls `prefix`."""
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
-    network, prefix = engine.pipeline.network, engine.pipeline.network_name
     _check_bare(network)
     frozen = {name: p.requires_grad for name, p in network.named_parameters()}
     weights: dict[str, float] = {}
@@ -162,6 +166,13 @@ def load_lora(engine: Any, *sources: str | Path | tuple[str | Path, float]) -> N
 def unload_lora(engine: Any) -> None:
     """Takes every adapter off an engine's network."""
     _strip(engine.pipeline.network)
+
+
+def merge_lora(network: Any) -> None:
+    """Adds ΔW of every adapter to the network's own weights, and takes the adapters off."""
+    for layer in _layers(network):
+        layer.merge()
+    _strip(network)
 
 
 def _layers(network: Any) -> list[Any]:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler.finetune.base import Batch, TrainerBase, derived
-from sampler.finetune.lora import Adapter
+from sampler.finetune.base import Batch, Trained, TrainerBase, derived
 from sampler.finetune.session import Session
 from sampler.types import SamplerError
 
@@ -21,21 +20,27 @@ class NonFinite(SamplerError):
 
 @dataclass
 class Optimiser:
-    """AdamW over an adapter. `stepped`: whether the current update has changed weights.
+    """AdamW over what is trained. `stepped`: whether the current update has changed weights.
 
-    Every process holds the whole adapter; gradients are summed over processes once per step, so
+    Every process holds all parameters; gradients are summed over processes once per step, so
     all take the same step.
     """
 
-    adapter: Adapter
+    adapter: Trained
     adam: torch.optim.AdamW
     clip: float
     accelerator: Any
     stepped: bool = False
 
-    def step(self) -> float:
-        """Steps and clears the gradients; returns their norm before clipping. Raises NonFinite."""
-        parameters = list(self.adapter.parameters.values())
+    def step(self, group: str = "") -> float:
+        """Steps a group and clears all gradients; returns their norm before clipping.
+
+        Raises NonFinite.
+        """
+        named = self.adapter.parameters.items()
+        parameters = [p for name, p in named if name.startswith(group)]
+        for name, parameter in named:  # AdamW leaves alone what has no gradient
+            parameter.grad = parameter.grad if name.startswith(group) else None
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         if self.accelerator.num_processes > 1:
             flat = self.accelerator.reduce(torch.cat([g.flatten() for g in grads]), "sum")
@@ -83,7 +88,7 @@ def run_update(
                 plain.update({} if isinstance(value, Tensor) else {key: value})
             state = state if share.state is None else share.state
             if share.step:
-                norms.append(optimiser.step())
+                norms.append(optimiser.step(share.group))
     total = session.gather(torch.tensor([loss], dtype=torch.float64)).sum()
     metrics: dict[str, Any] = {"loss": float(total), "grad_norm": max(norms, default=0.0), **plain}
     for key, values in rows.items():

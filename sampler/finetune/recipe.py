@@ -85,13 +85,13 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
         name = ".".join(map(str, path))
         text = f"{name} = {shown:.60}: {problem['msg'].lower()}"
         raise SamplerError(f"{_where(path, sources)}: {text}.", 2) from None
-    if recipe.reward is None:
+    trainer = _checked("trainer", recipe.trainer, _where(("trainer",), sources))
+    if recipe.reward is None and trainer.rewarded:
         known = ", ".join(registry.names("reward"))
         raise SamplerError(f"No reward: give --reward, one of {known}.", 2)
-    for kind in ("trainer", "reward"):
-        spec = getattr(recipe, kind)
-        if not (kind == "reward" and isinstance(spec, str) and ":" in spec):
-            _checked(kind, spec, _where((kind,), sources))
+    reward = recipe.reward
+    if reward is not None and not (isinstance(reward, str) and ":" in reward):
+        _checked("reward", reward, _where(("reward",), sources))
     if not isinstance(recipe.fit, dict):
         raise SamplerError(f"{_where(('fit',), sources)}: fit is a mapping (key: value).", 2)
     try:
@@ -114,9 +114,9 @@ def merged(base: Any, new: Any, path: tuple[str, ...]) -> Any:
     return {**base, **{k: merged(base.get(k), v, (*path, k)) for k, v in new.items()}}
 
 
-def _checked(kind: str, spec: Any, where: str) -> None:
+def _checked(kind: str, spec: Any, where: str) -> Any:
     try:
-        registry.build(kind, spec)
+        return registry.build(kind, spec)
     except ValueError as error:
         raise SamplerError(f"{where}: {error}", 2) from None
 

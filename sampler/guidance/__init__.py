@@ -9,6 +9,7 @@ from sampler.guidance.classifier import ClassifierGuidance
 from sampler.guidance.gfcg import GFCG
 from sampler.guidance.linear_ag import LinearAG
 from sampler.guidance.none import Unguided
+from sampler.guidance.student import Student
 from sampler.guidance.sum import Sum
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "CFGZero",
     "ClassifierGuidance",
     "LinearAG",
+    "Student",
     "Sum",
     "Unguided",
 ]

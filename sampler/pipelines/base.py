@@ -6,6 +6,7 @@ An adapter reads a diffusers pipeline and never changes it. A new family is one 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -64,6 +65,7 @@ class Adapter(BatchedDenoiser):
 
     network_name = "unet"
     classes: Any = None  # a reader of classes, for rules with a classifier (`classes.py`)
+    student: Any = None  # the manifest of the model "student", where there is one
 
     def __init__(self, pipe: Any, weak: Any = None) -> None:
         self.pipe = pipe
@@ -79,6 +81,13 @@ class Adapter(BatchedDenoiser):
             self.schedule = Schedule.from_config(pipe.scheduler.config, name)
         except ValueError as error:
             raise SamplerError(str(error), 6) from None
+
+    def with_network(self, name: str, network: Any) -> Adapter:
+        """The same adapter with a further network of the main one's signature."""
+        twin = copy.copy(self)
+        twin.networks = {**self.networks, name: network}
+        twin.models = tuple(twin.networks)
+        return twin
 
     def check(self) -> None:
         """Raises SamplerError (6) for a network of this family that cannot be served."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from sampler.registry import register
-from sampler.types import Move, Prediction, SamplerBase, Span
+from sampler.types import Level, Move, Prediction, SamplerBase, Span
 
 
 @register("sampler", "consistency")
@@ -19,12 +19,41 @@ class Consistency(SamplerBase):
     For networks trained to predict x0 in one step; 1 to 8 steps. The last step (sigma' = 0) draws
     no noise. The boundary factors c_skip, c_out of latent consistency models are left out: at the
     lowest timestep of their grids, 19, c_skip is 7e-6.
+
+    timesteps: the times to evaluate at, noisy first, one per step; None is the model's grid, or
+        with the rule `student` the times that the student was trained at.
     """
+
+    timesteps: tuple[float, ...] | None = None
 
     reference: ClassVar[str] = (
         "Consistency Models (Song et al., 2023), arXiv:2303.01469, Algorithm 1; Latent Consistency "
         "Models (Luo et al., 2023), arXiv:2310.04378, Algorithm 3"
     )
+
+    _walked: ClassVar[tuple[Level, ...]] = ()  # an instance's own: the levels of its timesteps
+
+    def bind(self, setting: Any) -> Consistency:
+        """Looks the levels of the timesteps up; see `sampler.binding`.
+
+        Raises ValueError where there are not as many as steps, or no such time.
+        """
+        steps, times = len(setting.levels) - 1, self.timesteps
+        manifest = getattr(setting.adapter, "student", None)
+        if times is None and manifest is not None and setting.guidance["name"] == "student":
+            known = manifest["timesteps"]
+            times = tuple(known[i * len(known) // steps] for i in range(min(steps, len(known))))
+        if times is None:
+            return self
+        if len(times) != steps:
+            raise ValueError(f"consistency: {steps} steps, and there are {len(times)} timesteps.")
+        found = replace(self, timesteps=times)
+        levels = [setting.adapter.schedule.level(t) for t in times]
+        object.__setattr__(found, "_walked", (*levels, setting.levels[-1]))
+        return found
+
+    def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
+        return self._walked or grid
 
     @property
     def convergence(self) -> None:

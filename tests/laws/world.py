@@ -53,7 +53,9 @@ class Counting:
             return fn
 
         self.denoiser = sampler.denoiser(
-            network(COND, UNCOND), prediction, {"weak": network(WEAK, UNCOND)}
+            network(COND, UNCOND),
+            prediction,
+            {"weak": network(WEAK, UNCOND), "student": network(COND, UNCOND)},
         )
 
 

@@ -1,0 +1,81 @@
+"""A distilled student: one evaluation, guidance inside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sampler.guidance.gates import is_one
+from sampler.registry import register
+from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
+
+
+@register("guidance", "student")
+@dataclass(frozen=True)
+class Student(GuidanceBase):
+    """The student's conditional prediction, unchanged: guidance was baked in when it was trained.
+
+    One row per image and evaluation, on the model "student" of `sampler.load(student=DIR)`. With
+    the sampler "consistency" the run is at the times that the student was trained at.
+
+    scale: 1, the only value there is. Any other is refused, as is a negative prompt: their effect
+        is in the weights, at the scale in the student's manifest.
+    """
+
+    scale: float = 1.0
+
+    reference: ClassVar[str] = (
+        "One-step Diffusion Models with f-Divergence Distribution Matching (Xu et al., 2025), "
+        "arXiv:2502.15681; improved distribution matching: Yin et al. (2024), arXiv:2405.14867"
+    )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"cond", "student"})
+
+    def bind(self, request: Any, cond: Cond) -> tuple[Student, Cond]:
+        """Refuses what a student cannot do, with what it can; see `sampler.binding`.
+
+        Raises ValueError without a student, for a scale, a negative prompt, and a time that the
+        student was not trained at.
+        """
+        manifest = getattr(request.adapter, "student", None)
+        if manifest is None:
+            raise ValueError(
+                "student: no student is loaded; make one with `sampler finetune --trainer "
+                "f_distill`, then give its folder: --student DIR, sampler.load(student=DIR)."
+            )
+        baked = manifest["baked_guidance"]
+        if not is_one(self.scale):
+            raise ValueError(
+                f"student: scale = {self.scale:g} has no effect, guidance is inside the weights: "
+                f"{baked}. Leave scale out."
+            )
+        if any(request.negative):
+            raise ValueError(
+                f"student: a negative prompt has no effect, guidance is inside the weights: {baked}"
+                ". Leave the negative prompt out."
+            )
+        known = manifest["timesteps"]
+        if other := [level.t for level in request.levels if level.t not in known]:
+            raise ValueError(
+                f"student: it was trained at t = {known}, not at {other[0]:g}; use the sampler "
+                f"'consistency' with at most {len(known)} steps."
+            )
+        return self, cond
+
+    def start(self, cond: Cond) -> Any:
+        if not is_one(self.scale):
+            raise ValueError(
+                f"student: scale = {self.scale:g} has no effect, guidance is inside the weights."
+            )
+        return ()
+
+    def plan(self, x: Any, span: Span, cond: Cond, state: Any) -> Mapping[str, Branch]:
+        return {"cond": Branch(cond.cond, model="student")}
+
+    def combine(
+        self, x: Any, preds: Mapping[str, Prediction], span: Span, state: Any
+    ) -> tuple[Prediction, Any]:
+        return preds["cond"], state
