@@ -46,7 +46,8 @@ class Student(GuidanceBase):
                 "student: no student is loaded; make one with `sampler finetune --trainer "
                 "f_distill`, then give its folder: --student DIR, sampler.load(student=DIR)."
             )
-        baked = manifest["baked_guidance"]
+        rule = manifest["baked_guidance"]
+        baked = rule["name"] + (f" at scale {rule['scale']:g}" if "scale" in rule else "")
         if not is_one(self.scale):
             raise ValueError(
                 f"student: scale = {self.scale:g} has no effect, guidance is inside the weights: "
@@ -58,9 +59,10 @@ class Student(GuidanceBase):
                 ". Leave the negative prompt out."
             )
         known = manifest["timesteps"]
+        times = ", ".join(f"{t:g}" for t in known)
         if other := [level.t for level in request.levels if level.t not in known]:
             raise ValueError(
-                f"student: it was trained at t = {known}, not at {other[0]:g}; use the sampler "
+                f"student: it was trained at t = {times}, not at {other[0]:g}; use the sampler "
                 f"'consistency' with at most {len(known)} steps."
             )
         return self, cond
