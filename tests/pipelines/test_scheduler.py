@@ -112,6 +112,18 @@ def test_flow_matching_pipelines(build):
     assert run().isfinite().all() and not torch.allclose(run(), stock, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["sd", "euler", "sdxl", "pixart"])
+def test_reloaded_from_disk_on_every_family(name, tmp_path):
+    pipe, method = PIPELINES[name](), {"name": "heavy_ball", "momentum_number": 2.7}
+    ours = engine_latents(pipe, method)
+    pipe.scheduler = sampler.scheduler(method, pipe.scheduler)
+    pipe.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    options = {"use_resolution_binning": False} if name == "pixart" else {}
+    assert torch.equal(stock_latents(again, **options), ours)
+
+
 def test_saved_and_loaded_with_its_pipeline(tmp_path):
     pipe = tiny.sd("v")
     method = {"name": "ghvb", "momentum_number": 2.5}

@@ -109,3 +109,17 @@ def test_the_pseudo_inverse_is_the_published_start(case):
     if case["sigma_y"] == 0:
         x = torch.from_numpy(data[f"{case['key']}_x_true"])
         assert torch.allclose(operator.A(x).to(y), y, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['key']}-{c['op']}-{c['weight']}")
+def test_gain_over_the_pseudo_inverse(case, monkeypatch):
+    """In dB as the published loop's: 3 to 13 for most, a loss for three (long, steep weights)."""
+    data = arrays("reddiff")
+    truth = torch.from_numpy(data[f"{case['key']}_x_true"])
+    start = torch.from_numpy(data[f"{case['key']}_mu0"])
+    _, final = walk(case, data, monkeypatch)
+    gains = [float(10 * (4 / (x - truth).square().mean()).log10()) for x in (start, final)]
+    tolerance = 0.1 if case["op"] == "phase" else 2e-3  # the record has three digits
+    assert gains[0] == pytest.approx(case["psnr_init_dB"], abs=tolerance)
+    assert gains[1] == pytest.approx(case["psnr_final_dB"], abs=tolerance)
+    assert (gains[1] > gains[0] + 2.5) == (case["key"] not in ("r00", "r06", "r10"))

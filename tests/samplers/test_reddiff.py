@@ -160,6 +160,28 @@ def test_ranges_of_deepinv_are_converted():
         assert (solve(spec) - truth)[..., :2].abs().mean() < 0.1
 
 
+@pytest.mark.parametrize("name", ["inpaint", "compressed_sensing", "average"])
+def test_ranges_of_deepinv_are_converted_for_every_kind(name):
+    """A(2x − 1) is not 2·A(x) − 1 for the first two; for averages it is."""
+    truth, (low, high) = images(2), (0.0, 1.0)
+    operator = {
+        "inpaint": operators.Inpaint(torch.eye(4, dtype=torch.float64)),
+        "compressed_sensing": operators.CompressedSensing(SHAPE, 0.5),
+        "average": SuperResolution(2),
+    }[name]
+    y, unit = operator.A(truth), operator.A((truth + 1) / 2)
+    assert torch.allclose(2 * unit - 1, y) == (name == "average")
+    init = torch.zeros_like(truth)
+    ours = solve({"name": "reddiff", "operator": operator, "y": y, "init": init})
+    theirs = {"name": "reddiff", "operator": operator, "y": unit, "init": init, "obs_weight": 4.0}
+    found = solve({**theirs, "data_range": (low, high)})
+    assert torch.allclose(found, ours, atol=1e-9)
+    assert not torch.allclose(solve(theirs), ours, atol=1e-2)  # without it, the wrong image
+    start = sampler.build("sampler", {**theirs, "init": None, "data_range": (low, high)})
+    mu = start.start(torch.zeros_like(truth), Level(0, 1.0, 0.0))[1].mu
+    assert torch.allclose(operator.A(mu / 2 + 0.5), unit, atol=1e-6)
+
+
 def test_a_plain_function_needs_a_start():
     y = images(1).mean((2, 3))
     spec = {"name": "reddiff", "operator": lambda x: x.mean((2, 3)), "y": y}
