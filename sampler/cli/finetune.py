@@ -41,7 +41,7 @@ def command(
         bool, typer.Option("--download", help="Fetch a model that is not in the local cache.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and tell what it would cost.")
+        bool, typer.Option("--dry-run", help="Check all, try one small update, keep nothing.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -69,6 +69,7 @@ def command(
         texts = _texts(recipe)
         if dry_run:
             _tell_plan(recipe, texts, report)
+            _try(recipe, texts, allow_python, download, report)
             return
         _run(recipe, texts, allow_python, download, report)
 
@@ -104,48 +105,53 @@ def _tell_plan(recipe: Recipe, texts: list[str], report: Report) -> None:
     )
 
 
+def _try(
+    recipe: Recipe, texts: list[str], allow_python: bool, download: bool, report: Report
+) -> None:
+    """One small update on the model itself, thrown away."""
+    from sampler.finetune.trial import trial
+
+    engine, reward = _loaded(recipe, allow_python, download)
+    made = trial(engine, recipe.trainer, reward, texts, recipe.fit)
+    report.event("trial", images=made.images, rows=made.rows, seconds=made.seconds)
+    report.result(
+        f"tried: an update of {made.images} images took {made.seconds:.3g} s; at that rate the "
+        f"run takes {made.total / 60:.3g} minutes and its evaluations"
+    )
+
+
+def _loaded(recipe: Recipe, allow_python: bool, download: bool) -> tuple[Any, Any]:
+    """The engine, and the reward or None."""
+    from sampler.cli.models import load_engine
+    from sampler.rewards.python import reward_from
+
+    # the reward is refused before a model is loaded
+    reward = None if recipe.reward is None else reward_from(recipe.reward, allow_python)
+    return load_engine(_on_own_device(recipe.model), download), reward
+
+
 def _run(
     recipe: Recipe, texts: list[str], allow_python: bool, download: bool, report: Report
 ) -> None:
     import sampler
-    from sampler.cli.models import load_engine
-    from sampler.rewards.python import reward_from
+    from sampler.cli.finetune_progress import progress
+    from sampler.finetune.settings import settings_from
 
-    reward_from(recipe.reward, allow_python)  # refuses it before a model is loaded
-    engine = load_engine(_on_own_device(recipe.model), download)
-    total = dict(recipe.fit).get("updates", 20)
-
-    def told(record: dict[str, Any]) -> None:
-        report.event("progress", **record)
-        report.note(_line(record, total))
-
-    done = sampler.finetune(
-        engine,
-        recipe.trainer,
-        recipe.reward,
-        texts,
-        recipe.output.dir,
-        settings=recipe.fit,
-        allow_python=allow_python,
-        progress=told,
-    )
+    engine, reward = _loaded(recipe, allow_python, download)
+    with progress(report, settings_from(recipe.fit).updates) as told:
+        done = sampler.finetune(
+            engine,
+            recipe.trainer,
+            reward,
+            texts,
+            recipe.output.dir,
+            settings=recipe.fit,
+            progress=told,
+        )
     if done.stopped:
         report.note(f"Stopped after {done.updates} updates: {done.stopped}.")
     report.event("summary", updates=done.updates, lora=str(done.lora), stopped=done.stopped)
     report.result(str(done.lora))
-
-
-def _line(record: dict[str, Any], total: int) -> str:
-    """One line of progress."""
-    where = f"{record['update']}/{total}"
-    if record["kind"] == "eval":
-        return f"{where} evaluation: reward {record['reward']:.4g}, drift {record['drift']:.3g}"
-    if "skipped" in record:
-        return f"{where} skipped: {record['skipped']}"
-    return (
-        f"{where} reward {record['reward']:.4g} ± {record['reward_std']:.2g}, loss "
-        f"{record['loss']:.4g}, gradient {record['grad_norm']:.3g}, {record['seconds']:.1f} s"
-    )
 
 
 def _on_own_device(model: ModelConfig) -> ModelConfig:

@@ -3,7 +3,8 @@
     {"kind": "update", "update": 3, "loss": ..., "reward": ..., "grad_norm": ..., ...}
     {"kind": "eval", "update": 10, "reward": ..., "reward_std": ..., "drift": ...}
 
-`update` counts the updates done. Every field but "seconds" is the same when a killed run goes on.
+`update` counts the updates done. Every field but "seconds" and "cpu_seconds" is the same when a
+killed run goes on.
 """
 
 from __future__ import annotations

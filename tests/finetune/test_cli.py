@@ -1,6 +1,9 @@
 """`sampler finetune`: recipes, precedence, errors, a whole run and its resumption."""
 
+import io
 import json
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ from PIL import Image
 
 import sampler
 from sampler.cli import main
+from sampler.cli.finetune_progress import progress
+from sampler.cli.report import Report
 from sampler.finetune.recipe import resolve
 from sampler.layers import read_file
 
@@ -15,12 +20,21 @@ RECIPES = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.ya
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_are_whole(recipe, capsys):
+def test_recipes_are_whole_and_tried(recipe, capsys, monkeypatch, tmp_path):
+    """Each plan is told; one small update is made where the recipe needs no file from elsewhere."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert recipe.read_text().startswith("# ")
     assert resolve([read_file(recipe)]).version == 1
-    assert main(["finetune", "-c", str(recipe), "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert "updates of" in told and "8 prompts" in told
+    started = time.process_time()
+    code = main(["finetune", "-c", str(recipe), "--dry-run"])
+    told = capsys.readouterr()
+    assert "updates of" in told.out and "8 prompts" in told.out
+    if "models/" in recipe.read_text():
+        assert code == 6 and "models/" in told.err and told.err.strip().count("\n") == 0
+    else:
+        assert code == 0 and "tried: an update of" in told.out
+    assert time.process_time() - started < 20
+    assert not list(tmp_path.glob("tmp*"))  # nothing is kept
 
 
 def test_a_run_and_its_resumption(tmp_path, capsys):
@@ -35,6 +49,31 @@ def test_a_run_and_its_resumption(tmp_path, capsys):
     assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").is_file()
     assert main([*call, "--trainer", "ddpo", "--updates", "1", "-q"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "lora")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_a_bar_with_reward_and_time_left(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    with progress(Report(), 40) as told:
+        told({"kind": "eval", "update": 10, "reward": 0.125, "drift": 0.0})
+        told({"kind": "update", "update": 11, "loss": 1.0})  # gone on with; without a reward
+        told({"kind": "update", "update": 12, "skipped": "The gradient is not finite."})
+        told({"kind": "update", "update": 13, "reward": 0.25})
+    shown = screen.getvalue()
+    assert "10/40 evaluation: reward 0.125" in shown and "12/40 skipped: The gradient" in shown
+    bar = next(row for row in shown.splitlines()[::-1] if "/40" in row)  # as it was at the end
+    assert "13/40" in bar and "reward 0.25" in bar and re.search(r"0:\d\d:\d\d", bar)
+    quiet = Terminal()
+    monkeypatch.setattr("sys.stderr", quiet)
+    with progress(Report(quiet=True), 2) as told:
+        told({"kind": "update", "update": 1, "reward": 0.5, "loss": 0.1, "grad_norm": 1.0,
+              "seconds": 0.1})  # fmt: skip
+    assert quiet.getvalue() == ""
 
 
 @pytest.mark.parametrize(
