@@ -10,23 +10,19 @@ from diffusers import (
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 import sampler
+from sampler import registry
 from tests import tiny
 
 SEEDS = (3, 4)
 PROMPTS = ["a red fox", "a blue door"]
 SAMPLERS = [
-    "ddim",
+    *(name for name in registry.names("sampler") if name != "reddiff"),
     {"name": "ddim", "eta": 1.0},
     {"name": "ab", "order": 4},
     {"name": "ab", "order": 3, "steps": "variable"},
-    "ghvb",
     {"name": "ghvb", "momentum_number": 3.8},
+    {"name": "ghvb", "momentum_number": "auto"},
     {"name": "heavy_ball", "base": "unipc", "beta": 0.8},
-    "nesterov",
-    "dpmpp_2m",
-    "unipc",
-    "consistency",
-    "heun",
 ]
 PIPELINES = {
     "sd": tiny.sd,
