@@ -118,9 +118,15 @@ def expand(
     negative: str | Sequence[str] | None,
     seeds: int | Sequence[int] | None,
     n: int,
+    classes: bool = False,
 ) -> list[Job]:
-    """The images that `generate` makes of these arguments, in order; ValueError as there."""
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    """The images that `generate` makes of these arguments, in order; ValueError as there.
+
+    classes: whether numbers are prompts, those of classes.
+    """
+    texts = [prompts] if isinstance(prompts, (str, int)) else list(prompts)
+    if classes:
+        texts = [str(text) if type(text) is int else text for text in texts]
     if not texts:
         raise ValueError("No prompts: give a text or a list of at least one.")
     if bad := [t for t in texts if not isinstance(t, str)]:

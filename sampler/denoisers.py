@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -49,7 +49,7 @@ class BatchedDenoiser:
         for model, names in names_of.items():
             if model not in self.models:
                 raise ValueError(f"No model {model!r} here; there are {', '.join(self.models)}.")
-            asked = [(name, _rows(branches[name], count, nfe)) for name in names]
+            asked = [(name, _rows(branches[name], count, nfe, x.device)) for name in names]
             asked = [(name, rows) for name, rows in asked if rows is None or rows.shape[0]]
             if not asked:
                 continue
@@ -132,8 +132,8 @@ def denoiser(
     return FunctionDenoiser({"main": fn, **(models or {})}, prediction)
 
 
-def _rows(branch: Branch, count: int, nfe: list[int]) -> Tensor | None:
-    """The indices of the rows to evaluate, None for all; counts them."""
+def _rows(branch: Branch, count: int, nfe: list[int], device: torch.device) -> Tensor | None:
+    """The indices of the rows to evaluate, on the device of x, None for all; counts them."""
     if branch.rows is None or bool(branch.rows.all()):
         for b in range(count):
             nfe[b] += 1
@@ -141,7 +141,8 @@ def _rows(branch: Branch, count: int, nfe: list[int]) -> Tensor | None:
     index = branch.rows.nonzero()[:, 0]
     for b in index.tolist():
         nfe[b] += 1
-    return index
+    # From pinned memory, so that the copy does not wait for what the device has still to do.
+    return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
 
 
 def _cat(parts: list[Tensor]) -> Tensor:
@@ -167,12 +168,24 @@ def _stack(conds: list[Any]) -> Any:
 
     def join(*parts: Any) -> Any:
         if isinstance(parts[0], Tensor):
-            return torch.cat(parts)
+            return cat_rows(parts)
         if any(part != parts[0] for part in parts):
             raise ValueError(f"Branches disagree on {parts[0]!r:.40}; only tensors may differ.")
         return parts[0]
 
     return map_tree(join, *conds)
+
+
+def cat_rows(parts: Sequence[Tensor]) -> Tensor:
+    """Rows one below the other; texts [R, L, ...] of other lengths L are filled up with zeros.
+
+    Families whose texts differ in length have a mask beside them, filled up with zeros likewise.
+    """
+    length = max(part.shape[1] if part.ndim > 1 else 0 for part in parts)
+    if all(part.ndim < 2 or part.shape[1] == length for part in parts):
+        return torch.cat(list(parts))
+    short = [(part, (0,) * (2 * part.ndim - 3) + (length - part.shape[1],)) for part in parts]
+    return torch.cat([torch.nn.functional.pad(part, by) for part, by in short])
 
 
 def _cat_level(level: Level, rows: list[Tensor | None]) -> Level:

@@ -47,19 +47,19 @@ class Engine(Loop):
     ) -> Result:
         """Images from prompts, n for each, in the order of the prompts.
 
-        prompts: text or texts; negative: one for all, or one per prompt. seeds: one int (image i
-        of the run has seed + i), or one per image; without, a seed is derived from the prompt and
-        the number of the image, and recorded. steps: network evaluations, 1 to 1000. height, width:
-        pixels, the model's own by default. sampler, guidance: a name, a mapping or an instance; by
-        default the engine's. batch_size: rows per evaluation (8); it is part of what makes images
-        bit-equal, since networks round differently with other batch sizes. output: "pil", "tensor"
-        ([B, 3, H, W] in [0, 1]) or "latent" (images is None). progress(images done, images in all)
-        after every batch. image: a file, a PIL image or a tensor [B or 1, 3, H, W] in [0, 1] to
-        start from, noised to the last floor(strength·steps) of the steps (image to image);
-        strength 0 gives it back. out: a run folder, which is written and, where it exists, gone on
-        with; images are then read from it lazily, and latents is None. graph: whether batches after
-        the first replay a CUDA graph of it; "auto" where that is possible and worth it. The images
-        are the same.
+        prompts: text or texts, or numbers of classes for a class-conditional model; negative: one
+        for all, or one per prompt. seeds: one int (image i of the run has seed + i), or one per
+        image; without, a seed is derived from the prompt and the number of the image, and recorded.
+        steps: network evaluations, 1 to 1000. height, width: pixels, the model's own by default.
+        sampler, guidance: a name, a mapping or an instance; by default the engine's. batch_size:
+        rows per evaluation (8); it is part of what makes images bit-equal, since networks round
+        differently with other batch sizes. output: "pil", "tensor" ([B, 3, H, W] in [0, 1]) or
+        "latent" (images is None). progress(images done, images in all) after every batch. image: a
+        file, a PIL image or a tensor [B or 1, 3, H, W] in [0, 1] to start from, noised to the last
+        floor(strength·steps) of the steps (image to image); strength 0 gives it back. out: a run
+        folder, which is written and, where it exists, gone on with; images are then read from it
+        lazily, and latents is None. graph: whether batches after the first replay a CUDA graph of
+        it; "auto" where that is possible and worth it. The images are the same.
 
         Raises ValueError, before any network call, for an empty prompt list, counts that do not
         fit, and what the strategies and the schedule refuse; SamplerError (2) without a pipeline.
@@ -68,7 +68,7 @@ class Engine(Loop):
             raise SamplerError("This engine has no pipeline: use run(), or sampler.load(...).", 2)
         started = time.perf_counter()
         method, rule = self._method(sampler), self._rule(guidance)
-        jobs = expand(prompts, negative, seeds, n)
+        jobs = expand(prompts, negative, seeds, n, getattr(self.pipeline, "classified", False))
         if output not in ("pil", "tensor", "latent"):
             raise ValueError(f"output = {output!r} must be 'pil', 'tensor' or 'latent'.")
         if batch_size is not None and batch_size < 1:

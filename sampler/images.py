@@ -64,19 +64,11 @@ def start_from(
 
 
 def encode(adapter: Any, images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] in [0, 1] as the latents [B, C, h, w] of a pipeline, float32.
+    """Images [B, 3, H, W] in [0, 1] as the latents [B, ...] of a pipeline, float32.
 
-    The mean of the encoder's distribution, where it has one. Raises ValueError for a VAE whose
-    latents this project cannot make.
+    Raises ValueError for a VAE whose latents this project cannot make.
     """
-    vae = adapter.pipe.vae
-    config = vae.config
-    if getattr(config, "latents_mean", None) is not None:
-        raise ValueError("Images cannot be encoded for a VAE with per-channel latent statistics.")
-    answer = vae.encode((images * 2 - 1).to(adapter.device, vae.dtype))
-    latents = answer.latents if hasattr(answer, "latents") else answer.latent_dist.mode()
-    shift = getattr(config, "shift_factor", None) or 0.0
-    return (latents.float() - shift) * config.scaling_factor
+    return adapter.latents_of(images)
 
 
 def _pixels(path: str | Path, mode: str) -> Tensor:

@@ -90,8 +90,8 @@ def load(
 
         adapter = with_student(adapter, student)
         return Engine(adapter, adapter, "consistency", "student")
-    scale = BUNDLED_SCALE if bundled else adapter.default_scale
-    return Engine(adapter, adapter, "ddim", {"name": "cfg", "scale": scale})
+    rule = {**adapter.default_guidance, **({"scale": BUNDLED_SCALE} if bundled else {})}
+    return Engine(adapter, adapter, adapter.default_sampler, rule)
 
 
 def _folder(source: str | Path, download: bool, revision: str | None, variant: str | None) -> Path:

@@ -51,7 +51,8 @@ class Embedded(GuidanceBase):
         return self, told(cond, self.scale)
 
     def start(self, cond: Cond) -> Any:
-        if not isinstance(cond.cond, Mapping) or "timestep_cond" not in cond.cond:
+        told = cond.cond if isinstance(cond.cond, Mapping) else {}
+        if not {"timestep_cond", "guidance"} & told.keys():
             raise ValueError(
                 "embedded: the conditions carry no scale; this rule works in `generate`, on models "
                 "that take the guidance scale as an input."

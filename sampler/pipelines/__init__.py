@@ -1,14 +1,46 @@
 """Adapters over diffusers pipelines, one file per family. A new one is a file and a line here."""
 
-from sampler.pipelines import pixart, stable_diffusion, stable_diffusion_xl
+from sampler.pipelines import (
+    aura_flow,
+    consistency_model,
+    dit,
+    flux,
+    flux2,
+    hunyuan_dit,
+    kolors,
+    lumina2,
+    pixart,
+    qwen_image,
+    sana,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+    unconditional,
+    wan,
+    z_image,
+)
 from sampler.pipelines.base import Adapter, adapt, adapter, supported
 
 __all__ = [
     "Adapter",
     "adapt",
     "adapter",
+    "aura_flow",
+    "consistency_model",
+    "dit",
+    "flux",
+    "flux2",
+    "hunyuan_dit",
+    "kolors",
+    "lumina2",
     "pixart",
+    "qwen_image",
+    "sana",
     "stable_diffusion",
+    "stable_diffusion_3",
     "stable_diffusion_xl",
+    "unconditional",
+    "wan",
+    "z_image",
     "supported",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -61,9 +61,16 @@ class Adapter(BatchedDenoiser):
     A subclass sets `network_name` and answers `encode`, `forward` and, where they differ,
     `decode`, `latent_shape` and `check`. `weak`: a second network of the same signature. Safety
     checkers and watermarks of the stock pipeline are not run: `decode` gives what the VAE gives.
+
+    processes: the forward processes that the family is trained with; scale_argument: the stock
+    call's name of the guidance scale; embedded_scale: the one told to networks that take it as an
+    input, the stock pipeline's default unless set.
     """
 
     network_name = "unet"
+    processes: tuple[str, ...] = ("vp", "edm", "flow")
+    scale_argument = "guidance_scale"
+    classified = False  # whether prompts are classes
     classes: Any = None  # a reader of classes, for rules with a classifier (`classes.py`)
     student: Any = None  # the manifest of the model "student", where there is one
 
@@ -76,11 +83,18 @@ class Adapter(BatchedDenoiser):
         self.models = tuple(self.networks)
         self._dtype: tuple[torch.dtype, torch.dtype] | None = None
         self.check()
+        name = type(pipe.scheduler).__name__
         try:
-            name = type(pipe.scheduler).__name__
-            self.schedule = Schedule.from_config(pipe.scheduler.config, name)
+            self.schedule = self.read_schedule()
         except ValueError as error:
             raise SamplerError(str(error), 6) from None
+        if self.schedule.process not in self.processes:
+            raise SamplerError(
+                f"{type(pipe).__name__} is trained with {' or '.join(self.processes)} levels, and "
+                f"{name} gives {self.schedule.process} ones; give it a scheduler of its own kind.",
+                6,
+            )
+        self.embedded_scale = self._default_of("guidance_scale")
 
     def with_network(self, name: str, network: Any) -> Adapter:
         """The same adapter with a further network of the main one's signature."""
@@ -88,6 +102,10 @@ class Adapter(BatchedDenoiser):
         twin.networks = {**self.networks, name: network}
         twin.models = tuple(twin.networks)
         return twin
+
+    def read_schedule(self) -> Any:
+        """The levels of the pipeline's scheduler; ValueError for one whose levels are unknown."""
+        return Schedule.from_config(self.pipe.scheduler.config, type(self.pipe.scheduler).__name__)
 
     def check(self) -> None:
         """Raises SamplerError (6) for a network of this family that cannot be served."""
@@ -114,8 +132,40 @@ class Adapter(BatchedDenoiser):
     @property
     def default_scale(self) -> float:
         """The guidance scale that the stock pipeline uses when none is given."""
-        parameter = inspect.signature(type(self.pipe).__call__).parameters.get("guidance_scale")
-        return float(parameter.default) if parameter is not None else 1.0
+        return self._default_of(self.scale_argument)
+
+    def _default_of(self, argument: str) -> float:
+        """The default of an argument of the stock pipeline's call, 1 where it has none."""
+        found = inspect.signature(type(self.pipe).__call__).parameters.get(argument)
+        if found is None or found.default is None or found.default is found.empty:
+            return 1.0
+        return float(found.default)
+
+    @property
+    def default_sampler(self) -> str:
+        """What the stock pipeline's scheduler does, where that is more than an ODE solver."""
+        return "consistency" if getattr(self.schedule, "origin", 0) else "ddim"
+
+    @property
+    def default_guidance(self) -> dict[str, Any]:
+        """The rule that the stock pipeline applies."""
+        return {"name": "cfg", "scale": self.default_scale}
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along each side."""
+        return self.pipe.vae_scale_factor
+
+    @property
+    def patch(self) -> int:
+        """Latents per token of the network, along each side."""
+        return self.network.config.get("patch_size") or 1
+
+    @property
+    def native(self) -> tuple[int, int]:
+        """The model's own size, in latents."""
+        own = self.network.config.sample_size
+        return (own, own) if isinstance(own, int) else tuple(own)
 
     @property
     def unit(self) -> int:
@@ -123,20 +173,17 @@ class Adapter(BatchedDenoiser):
 
         At least 8, as stock pipelines ask.
         """
-        patch = self.network.config.get("patch_size") or 1
-        return math.lcm(8, self.pipe.vae_scale_factor * patch)
+        return math.lcm(8, self.factor * self.patch)
 
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """(height, width) in pixels, with the model's own size where None.
 
         Raises ValueError for a size that the latents cannot represent.
         """
-        native = self.network.config.sample_size
-        rows, cols = (native, native) if isinstance(native, int) else native
-        factor = self.pipe.vae_scale_factor
+        rows, cols = self.native
         chosen = (
-            rows * factor if height is None else height,
-            cols * factor if width is None else width,
+            rows * self.factor if height is None else height,
+            cols * self.factor if width is None else width,
         )
         for label, value in zip(("height", "width"), chosen, strict=True):
             if value < self.unit or value % self.unit:
@@ -149,8 +196,7 @@ class Adapter(BatchedDenoiser):
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """The shape of one latent, without the batch."""
-        factor = self.pipe.vae_scale_factor
-        return (self.network.config.in_channels, height // factor, width // factor)
+        return (self.network.config.in_channels, height // self.factor, width // self.factor)
 
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
@@ -161,7 +207,31 @@ class Adapter(BatchedDenoiser):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to images [B, 3, H, W], float32 in [0, 1]."""
         vae = self.pipe.vae
-        return self.pixels(vae, latents / vae.config.scaling_factor)
+        shift = vae.config.get("shift_factor")
+        unscaled = latents / vae.config.scaling_factor
+        return self.pixels(vae, unscaled + shift if shift else unscaled)
+
+    def latents_of(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] as clean latents [B, ...], float32.
+
+        The mean of the encoder's distribution, where it has one. Raises ValueError for a VAE whose
+        latents this project cannot make.
+        """
+        config = self.pipe.vae.config
+        if config.get("latents_mean") is not None:
+            raise ValueError(
+                "Images cannot be encoded for a VAE with per-channel latent statistics."
+            )
+        return (self.encoded(images) - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+
+    def encoded(self, images: Tensor) -> Tensor:
+        """The VAE's answer to images in [0, 1], not scaled, float32."""
+        vae = self.pipe.vae
+        answer = vae.encode((images * 2 - 1).to(self.device, vae.dtype))
+        for name in ("latents", "latent"):
+            if hasattr(answer, name):
+                return getattr(answer, name).float()
+        return answer.latent_dist.mode().float()
 
     def pixels(self, vae: Any, latents: Tensor) -> Tensor:
         """The VAE's answer to unscaled latents, from [-1, 1] to [0, 1]."""
@@ -181,6 +251,23 @@ class Adapter(BatchedDenoiser):
         if isinstance(level.t, (int, float)):
             return _constant(level.t, like.device)
         return torch.as_tensor(level.t, device=like.device)
+
+
+def class_ids(prompts: Sequence[str], count: int, labels: Mapping[str, int]) -> list[int]:
+    """The numbers of the classes that prompts name, by number or by label.
+
+    Raises ValueError for a prompt that is no class.
+    """
+    found = []
+    for prompt in prompts:
+        number = int(prompt) if prompt.strip().isdecimal() else labels.get(prompt.strip(), -1)
+        if not 0 <= number < count:
+            raise ValueError(
+                f"The prompt {prompt!r:.60} is no class of this model; give a number in "
+                f"0..{count - 1}{' or a label of the pipeline' if labels else ''}."
+            )
+        found.append(number)
+    return found
 
 
 @lru_cache(maxsize=2048, typed=True)

@@ -37,10 +37,12 @@ class StableDiffusionXL(UNetAdapter):
         time_ids = torch.tensor([[*size, 0, 0, *size]] * len(prompts), dtype=cond.dtype)
         time_ids = time_ids.to(self.device)
         if not guided:
-            return Cond(_branch(cond, pooled, time_ids))
+            return self.with_scale(Cond(branch(cond, pooled, time_ids)))
         keep = ~torch.tensor(zeros, device=self.device)
         uncond, uncond_pooled = uncond * keep[:, None, None], uncond_pooled * keep[:, None]
-        return Cond(_branch(cond, pooled, time_ids), _branch(uncond, uncond_pooled, time_ids))
+        return self.with_scale(
+            Cond(branch(cond, pooled, time_ids), branch(uncond, uncond_pooled, time_ids))
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.pipe.vae
@@ -55,7 +57,7 @@ class StableDiffusionXL(UNetAdapter):
         return self.pixels(vae, latents * std / config.scaling_factor + mean)
 
 
-def _branch(states: Tensor, pooled: Tensor, time_ids: Tensor) -> dict[str, Any]:
+def branch(states: Tensor, pooled: Tensor, time_ids: Tensor) -> dict[str, Any]:
     return {
         "encoder_hidden_states": states,
         "added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids},

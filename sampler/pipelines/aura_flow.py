@@ -1,0 +1,31 @@
+"""AuraFlow: T5 states beside the image's patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sampler.pipelines.base import adapter
+from sampler.pipelines.flow import FlowTransformer
+from sampler.types import Cond, Level
+
+
+@adapter("AuraFlowPipeline")
+class AuraFlow(FlowTransformer):
+    """Velocity at timesteps 0..1; states behind a text's end are zeros."""
+
+    def encode(
+        self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
+    ) -> Cond:
+        states, _, uncond, _ = self.pipe.encode_prompt(
+            list(prompts), list(negative), guided, device=self.device
+        )
+        cond = {"encoder_hidden_states": states}
+        return Cond(cond, {"encoder_hidden_states": uncond} if guided else None)
+
+    def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
+        x = self.scaled(x, level)
+        time = (self.clock(level, x) / 1000).to(x.dtype)
+        return self.networks[model](x, timestep=time, return_dict=False, **cond)[0]

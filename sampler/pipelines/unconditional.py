@@ -1,0 +1,69 @@
+"""Models of pixels without a prompt: DDPM and DDIM pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sampler.pipelines.base import Adapter, adapter
+from sampler.types import Cond, Level, Prediction
+
+
+class PixelUNet(Adapter):
+    """A UNet on images in [-1, 1]: latents are pixels, and there is nothing to decode."""
+
+    @property
+    def factor(self) -> int:
+        return 1
+
+    @property
+    def unit(self) -> int:
+        return 2 ** (len(self.network.config.block_out_channels) - 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (latents.float() / 2 + 0.5).clamp(0, 1)
+
+    def latents_of(self, images: Tensor) -> Tensor:
+        return (images * 2 - 1).to(self.device)
+
+    def no_text(self, prompts: Sequence[str], negative: Sequence[str], guided: bool) -> None:
+        """Raises ValueError for what an unconditional model cannot be given."""
+        if any(prompts) or any(negative):
+            raise ValueError("An unconditional model takes no prompt: give '', and n for more.")
+        if guided:
+            raise ValueError(
+                "An unconditional model has nothing to be guided by; use guidance = 'none'."
+            )
+
+
+@adapter("DDPMPipeline", "DDIMPipeline")
+class Unconditional(PixelUNet):
+    """eps-, v- or x0-prediction. Predicted images are clipped where the scheduler clips them.
+
+    As in the stock schedulers, DDIM keeps the direction of the unclipped prediction, DDPM takes
+    that of the clipped one. Dynamic thresholding is not done.
+    """
+
+    processes = ("vp",)
+
+    def encode(
+        self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
+    ) -> Cond:
+        self.no_text(prompts, negative, guided)
+        return Cond({})
+
+    def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
+        x = self.scaled(x, level)
+        return self.networks[model](x, self.time(level, x), return_dict=False)[0]
+
+    def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
+        pred = super().predict(x, out, level, model)
+        config = self.pipe.scheduler.config
+        if not config.get("clip_sample"):
+            return pred
+        reach = config.get("clip_sample_range") or 1.0
+        keeps = "DDIM" in type(self.pipe.scheduler).__name__
+        x0 = pred.x0.tensor().clamp(-reach, reach)
+        return Prediction.from_x0(x, x0, level, eps=pred.eps if keeps else None)

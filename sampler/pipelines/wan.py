@@ -1,0 +1,89 @@
+"""Wan: text to video, with one network or with two that share the time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sampler.pipelines.base import adapter
+from sampler.pipelines.flow import FlowTransformer
+from sampler.types import Cond, Level
+
+TEXT_LENGTH = 512  # what the stock pipeline's call asks for
+
+
+@adapter("WanPipeline")
+class Wan(FlowTransformer):
+    """Velocity at timesteps 0..1000 of latents [C, f, h, w]; images are [B, 3, F, H, W].
+
+    frames: F, one more than a multiple of the VAE's factor in time; the stock default unless set.
+    With `boundary_ratio`, `transformer_2` takes over below that share of the time. A scale of its
+    own for it (`guidance_scale_2`) is not done: rules have windows.
+    """
+
+    def __init__(self, pipe: Any, weak: Any = None) -> None:
+        super().__init__(pipe, weak)
+        self.frames = int(self._default_of("num_frames"))
+
+    @property
+    def factor(self) -> int:
+        return self.pipe.vae_scale_factor_spatial
+
+    @property
+    def patch(self) -> int:
+        return self.network.config.patch_size[1]
+
+    @property
+    def native(self) -> tuple[int, int]:
+        sides = (int(self._default_of(side)) for side in ("height", "width"))
+        height, width = (side // self.factor for side in sides)
+        return height, width
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        between = self.pipe.vae_scale_factor_temporal
+        if self.frames < 1 or (self.frames - 1) % between:
+            raise ValueError(f"frames = {self.frames} must be 1 more than a multiple of {between}.")
+        count = (self.frames - 1) // between + 1
+        channels = self.network.config.in_channels
+        return (channels, count, height // self.factor, width // self.factor)
+
+    def encode(
+        self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
+    ) -> Cond:
+        states, uncond = self.pipe.encode_prompt(
+            list(prompts),
+            list(negative),
+            guided,
+            max_sequence_length=TEXT_LENGTH,
+            device=self.device,
+        )
+        cond = {"encoder_hidden_states": states.to(self.dtype)}
+        return Cond(cond, {"encoder_hidden_states": uncond.to(self.dtype)} if guided else None)
+
+    def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
+        x = self.scaled(x, level)
+        time = self.clock(level, x)
+        if self.pipe.config.expand_timesteps:  # one per token; all the same from text alone
+            time = time[:, None].expand(-1, x.shape[2] * self.tokens_of(x))
+        network = self._second if model == "main" and self._late(level) else self.networks[model]
+        return network(x, timestep=time, return_dict=False, **cond)[0]
+
+    def tokens_of(self, x: Tensor) -> int:
+        """Tokens of one frame of these latents."""
+        return (x.shape[3] // self.patch) * (x.shape[4] // self.patch)
+
+    @property
+    def _second(self) -> Any:
+        return self.pipe.transformer_2
+
+    def _late(self, level: Level) -> bool:
+        share = self.pipe.config.boundary_ratio
+        return share is not None and float(level.t) < share * self.schedule.train_steps
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.video_pixels(latents)
+
+    def latents_of(self, images: Tensor) -> Tensor:
+        return self.video_latents(images if images.ndim == 5 else images[:, :, None])

@@ -1,0 +1,181 @@
+"""Every family of pipelines: the engine against the stock `__call__`, and what else it is used for.
+
+The table that these tests run over, and the document that is written from it: `tests/families.py`.
+"""
+
+import pytest
+import torch
+
+import sampler
+from sampler.pipelines import supported
+from tests.families import FAMILIES, relative
+
+APG = {"name": "apg", "scale": 3.0, "eta": 0.5, "norm_threshold": 0.0, "momentum": -0.5}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+def equal(family, made, wanted, guided=True):
+    """To the bit where the stock pipeline makes the same calls, else to 1e-5 of the largest."""
+    if family.exact or (not guided and family.noise is None and family.latents is not None):
+        return torch.equal(made, wanted)
+    return relative(made, wanted) <= 1e-5
+
+
+def test_every_supported_pipeline_is_in_the_table():
+    known = {name for family in FAMILIES.values() for name in family.classes}
+    assert set(supported()) - {"LatentConsistencyModelPipeline"} == known
+
+
+def test_guided_latents_equal_the_stock_pipelines(family):
+    pipe = family.build()
+    engine = family.engine(pipe)
+    result = family.ours(engine)
+    made, wanted = family.compared(result, engine), family.stock(pipe)
+    assert made.shape == wanted.shape and made.isfinite().all()
+    assert equal(family, made, wanted)
+    assert result.nfe == [family.steps * (1 + family.guided)] * 2
+
+
+def test_two_rules_give_different_latents(family):
+    engine = family.engine(family.build())
+    wanted = family.ours(engine).latents
+    if family.guided:
+        other = family.ours(engine, guidance=APG).latents
+    elif "Flux2Pipeline" in family.classes:
+        other = family.ours(engine, guidance=APG, negative=["blurry", "a dog"]).latents
+    else:  # no branch to guide by: two samplers
+        with pytest.raises(ValueError, match="guid"):
+            family.ours(engine, guidance=APG)
+        other = family.ours(engine, sampler={"name": "ddim", "eta": 0.5}).latents
+    assert relative(other, wanted) > 1e-3
+
+
+def test_unguided_latents_equal_the_stock_pipelines(family):
+    if not family.guided:
+        pytest.skip("tested above")
+    pipe = family.build()
+    engine = family.engine(pipe)
+    result = family.ours(engine, 1.0, negative=None)
+    wanted = family.stock(pipe, 1.0)
+    assert equal(family, family.compared(result, engine), wanted, guided=False)
+    assert result.nfe == [family.steps] * 2
+
+
+def test_decoded_images_equal_the_stock_pipelines(family):
+    pipe = family.build()
+    engine = family.engine(pipe)
+    made = family.ours(engine, 1.0, "pt", negative=None).images
+    wanted = family.stock(pipe, 1.0, "pt")
+    assert made.shape == wanted.shape
+    assert relative(made, wanted) <= 1e-5
+    assert 0 <= made.min() and made.max() <= 1 and made.std() > 0
+
+
+def test_the_engines_defaults_are_the_stock_pipelines(family):
+    """Without any option but the size: the stock scale, rule and sampler."""
+    pipe = family.build()
+    engine = family.engine(pipe)
+    assert engine.sampler.name == engine.pipeline.default_sampler
+    scale = engine.guidance.scale if engine.guidance.name == "cfg" else 1.0
+    again = family.stock(pipe, scale)
+    negative = {"negative": None} if scale == 1 else {}
+    made = family.ours(engine, scale, guidance=engine.guidance, **negative)
+    assert relative(family.compared(made, engine), again) <= 1e-5
+
+
+def test_rows_of_a_batch_equal_single_runs(family):
+    """Rows of different prompts, at two scales."""
+    engine = family.engine(family.build())
+    for scale in (2.0, 5.0) if family.guided else (1.0,):
+        together = family.ours(engine, scale).latents
+        for row in (0, 1):
+            alone = family.ours(engine, scale, rows=(row,)).latents
+            assert relative(alone[0], together[row]) <= 1e-5
+    if family.prompts[0] != family.prompts[1]:
+        other = family.ours(engine, scale, rows=(0, 0)).latents[1]
+        assert relative(other, together[1]) > 1e-4
+
+
+def test_gradients_reach_the_network(family):
+    engine = family.engine(family.build())
+    adapter = engine.pipeline
+    adapter.network.requires_grad_(True)
+    prompts = [str(p) for p in family.prompts]
+    cond = adapter.encode(prompts, ["", ""], family.guided, family.size)
+    x = torch.randn(
+        2, *adapter.latent_shape(*family.size), generator=torch.Generator().manual_seed(0)
+    )
+    grid = adapter.grid(2, family.size)
+    out = engine.run(
+        x * adapter.schedule.initial_scale(grid),
+        grid,
+        cond,
+        sampler=family.sampler,
+        guidance=family.rule(engine, 3.0),
+        grad=True,
+    )
+    adapter.decode(out).square().mean().backward()
+    grads = [p.grad for p in adapter.network.parameters() if p.grad is not None]
+    assert all(g.isfinite().all() for g in grads)
+    assert sum(float(g.abs().sum()) for g in grads) > 0
+    assert len(grads) > 0.5 * len(list(adapter.network.parameters()))
+
+
+def test_image_to_image_starts_from_the_encoded_image(family):
+    engine = family.engine(family.build())
+    adapter = engine.pipeline
+    image = torch.rand(1, 3, *family.size, generator=torch.Generator().manual_seed(0))
+    if family.frames is not None:
+        adapter.frames = 1
+    back = family.ours(engine, image=image, strength=0.0)
+    assert back.nfe == [0, 0]
+    with torch.no_grad():
+        assert torch.equal(back.latents[:1], adapter.latents_of(image))
+    # what decoding undoes is what encoding did
+    adapter.pixels = lambda vae, latents: latents
+    if hasattr(adapter.pipe, "vae"):
+        with torch.no_grad():
+            video = adapter.pipe.vae.config.get("latents_mean") is not None
+            encoded = adapter.encoded(image[:, :, None] if video else image)
+            unscaled = adapter.decode(back.latents[:1])
+            assert (
+                relative(unscaled, encoded[:, :, 0] if unscaled.ndim == 4 and video else encoded)
+                <= 1e-5
+            )
+    del adapter.pixels
+    half = family.ours(engine, image=image, strength=0.5)
+    kept = int(0.5 * family.steps)
+    assert half.nfe == [kept * (1 + family.guided)] * 2
+    assert relative(half.latents, back.latents) > 1e-3
+    assert relative(half.latents, family.ours(engine).latents) > 1e-3
+
+
+def test_wrong_sizes_are_refused(family):
+    adapter = family.engine(family.build()).pipeline
+    with pytest.raises(ValueError, match="multiple of|pixels only"):
+        adapter.size(family.size[0] + 1, None)
+    height, width = adapter.size(None, None)
+    assert height % adapter.unit == 0 and width % adapter.unit == 0
+
+
+def test_a_scheduler_of_another_kind_is_refused(family):
+    adapter = family.engine(family.build()).pipeline
+    if "vp" in adapter.processes:
+        return
+    pipe = family.build()
+    pipe.scheduler = tiny_ddim()
+    with pytest.raises((sampler.SamplerError, KeyError)) as caught:
+        sampler.load(pipe)
+    assert type(pipe).__name__ in str(caught.value)
+
+
+def tiny_ddim():
+    from diffusers import DDIMScheduler
+
+    from tests import tiny
+
+    return DDIMScheduler(**tiny.DDIM)
