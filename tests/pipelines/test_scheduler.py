@@ -11,6 +11,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 import sampler
 from sampler import registry
+from sampler.noise import Noise
 from tests import tiny
 
 SEEDS = (3, 4)
@@ -150,6 +151,50 @@ def test_half_precision_keeps_its_state_in_float32():
         x = drop.step(out, t, x).prev_sample
         y = whole.step(out.float(), t, y).prev_sample
         assert x.dtype == torch.float16 and torch.equal(x, y.half())
+
+
+def test_a_half_precision_sample_that_the_pipeline_changed_is_taken_as_it_is():
+    """Inpainting pipelines blend the known part in between two steps."""
+    drop = sampler.scheduler("ddim", tiny.sd().scheduler)
+    drop.set_timesteps(4)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+    out = torch.zeros_like(x)  # no noise: every step multiplies x with a ratio of alphas
+    once = drop.step(out, drop.timesteps[0], x).prev_sample
+    again = drop.step(out, drop.timesteps[1], 0.5 * once).prev_sample
+    levels = drop.schedule.grid(4)
+    ratio = levels[2].alpha / levels[1].alpha
+    assert torch.allclose(again.float(), 0.5 * once.float() * ratio, rtol=2e-3)
+
+
+def test_every_run_has_the_seeds_of_its_own_generators():
+    drop = sampler.scheduler({"name": "ddim", "eta": 1.0}, tiny.sd().scheduler)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    drop.set_timesteps(4)
+    span, plain = drop.schedule.grid(4), sampler.build("sampler", {"name": "ddim", "eta": 1.0})
+    pred = sampler.Prediction.from_eps(x, x, span[0])
+    move = plain.step(x, pred, sampler.Span(0, span[0], span[1]), ())
+    for seed in (7, 20):  # one generator for all rows: row b has its seed + b
+        drop.set_timesteps(4)
+        one = torch.Generator().manual_seed(seed)
+        noise = Noise((seed, seed + 1)).draw(0, x)
+        expected = sampler.settle(move.mean) + move.std * noise
+        ours = drop.step(x, drop.timesteps[0], x, generator=one).prev_sample
+        assert torch.allclose(ours, expected, atol=1e-6)
+
+
+def test_the_last_step_gives_what_the_sampler_finishes_with(monkeypatch):
+    drop = sampler.scheduler("ddim", tiny.sd().scheduler)
+    monkeypatch.setattr(type(drop.method), "finish", lambda self, x, state: x + 1)
+    x = torch.ones(1, 4, 8, 8)
+    ends = []
+    drop.set_timesteps(2)
+    for t in drop.timesteps:
+        x = drop.step(torch.zeros_like(x), t, x).prev_sample
+        ends.append(x)
+    levels = drop.schedule.grid(2)
+    first = levels[1].alpha / levels[0].alpha
+    assert torch.allclose(ends[0], torch.full_like(x, first))
+    assert torch.allclose(ends[1], torch.full_like(x, 1 / levels[0].alpha + 1))
 
 
 def test_image_to_image_starts_midway():
