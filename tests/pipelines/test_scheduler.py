@@ -8,6 +8,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
 )
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
 
 import sampler
 from sampler import registry
@@ -234,8 +235,12 @@ def test_custom_timesteps():
         drop.step(x, drop.timesteps[0], x)
 
 
-def test_refusals():
+def test_refusals(tmp_path):
     base = tiny.sd().scheduler
+    Image.new("RGB", (32, 32)).save(tmp_path / "in.png")
+    plain = {"name": "reddiff", "operator": "denoise", "y": str(tmp_path / "in.png")}
+    with pytest.raises(ValueError, match="starts from an x of its own"):
+        sampler.scheduler(plain, base)
     y = torch.zeros(1, 4, 8, 8)
     with pytest.raises(ValueError, match="plain data"):
         sampler.scheduler({"name": "reddiff", "operator": "denoise", "y": y}, base)
