@@ -11,8 +11,9 @@ from typing import Any
 
 from sampler.types import SamplerError
 
-# RED-Diff's settings for images that lie in a pipeline's latents: the published examples' lr.
-BASE = {"name": "reddiff", "space": "image", "lr": 0.25, "lam": 0.25}
+# RED-Diff's settings for images that lie in a pipeline's latents: the published examples' lr; with
+# their lam of 0.25 the bundled model restores worse by 3 to 6 dB (docs/samplers.md).
+BASE = {"name": "reddiff", "space": "image", "lr": 0.25, "lam": 0.05}
 OPERATORS: dict[str, dict[str, Any]] = {
     "inpaint": {"name": "inpaint"},
     "superres": {"name": "superres", "factor": 4},
