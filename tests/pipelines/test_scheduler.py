@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
 )
@@ -196,6 +197,33 @@ def test_the_last_step_gives_what_the_sampler_finishes_with(monkeypatch):
     first = levels[1].alpha / levels[0].alpha
     assert torch.allclose(ends[0], torch.full_like(x, first))
     assert torch.allclose(ends[1], torch.full_like(x, 1 / levels[0].alpha + 1))
+
+
+def test_edm_networks_see_a_scaled_input():
+    """DDIM on Karras' levels is the stock Euler scheduler, and scales x as it does."""
+    stock = EDMEulerScheduler()
+    drop = sampler.scheduler("ddim", stock)
+    stock.set_timesteps(6)
+    drop.set_timesteps(6)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ours = theirs = x * drop.init_noise_sigma
+    assert drop.init_noise_sigma == pytest.approx(float(stock.init_noise_sigma), rel=1e-6)
+    for t, u in zip(drop.timesteps, stock.timesteps, strict=True):
+        seen, wanted = drop.scale_model_input(ours, t), stock.scale_model_input(theirs, u)
+        assert torch.allclose(seen, wanted, rtol=1e-4, atol=1e-5) and not torch.equal(seen, ours)
+        out = torch.tanh(wanted)
+        ours = drop.step(out, t, ours).prev_sample
+        theirs = stock.step(out, u, theirs).prev_sample
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_for_flow_matching_starts_midway():
+    drop = sampler.scheduler("ddim", tiny.sd3().scheduler)
+    drop.set_timesteps(4)
+    x0, noise = torch.ones(2, 4, 8, 8), torch.full((2, 4, 8, 8), 3.0)
+    level = drop.schedule.grid(4)[2]
+    started = drop.scale_noise(x0, drop.timesteps[2:3].repeat(2), noise)
+    assert torch.allclose(started, level.alpha * x0 + level.sigma * noise)
 
 
 def test_image_to_image_starts_midway():
