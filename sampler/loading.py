@@ -16,7 +16,7 @@ from sampler.types import SamplerError
 if TYPE_CHECKING:
     import torch
 
-BUNDLED = "bundled"
+BUNDLED, BUNDLED_LCM = "bundled", "bundled-lcm"
 BUNDLED_SCALE = 3.0  # the best prompt accuracy and Fréchet distance of the scales in its card
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -43,7 +43,8 @@ def load(
 ) -> Engine:
     """An engine over a text-to-image pipeline.
 
-    source: None or "bundled" for the model inside this package; a folder in the diffusers layout;
+    source: None or "bundled" for the model inside this package, "bundled-lcm" for its few-step
+    student (1 to 8 steps of the sampler "consistency"); a folder in the diffusers layout;
     the name of a model on the Hugging Face Hub, from the local cache unless download=True; or a
     DiffusionPipeline, which is used as it is and not modified. revision: of a Hub model. dtype:
     "float32", "float16", "bfloat16" or a torch.dtype; by default what is stored on a GPU, float32
@@ -62,7 +63,8 @@ def load(
     from sampler.pipelines import adapt
     from sampler.pipelines.attention import set_attention
 
-    bundled = source is None or source == BUNDLED
+    few_steps = source == BUNDLED_LCM
+    bundled = few_steps or source is None or source == BUNDLED
     if bundled:
         from sampler.bundled import FOLDER
 
@@ -77,6 +79,10 @@ def load(
         if bad := [name for name, value in given.items() if value is not None]:
             raise ValueError(f"{bad[0]} has no effect on a pipeline that is loaded already.")
         pipe = source
+    if few_steps:
+        from sampler.pipelines.few_step import pipeline
+
+        pipe, weak = pipeline(pipe), None
     adapter = adapt(pipe)
     set_attention(adapter.network, attention)
     if weak is not None:
@@ -85,6 +91,7 @@ def load(
         from sampler.pipelines.classes import BundledClasses
 
         adapter.classes = BundledClasses(adapter)
+        adapter.embedded_scale = BUNDLED_SCALE
     if student is not None:
         from sampler.finetune.f_distill_student import with_student
 

@@ -6,6 +6,7 @@ from sampler.guidance.autoguidance import Autoguidance
 from sampler.guidance.cfg import CFG
 from sampler.guidance.cfg_zero import CFGZero
 from sampler.guidance.classifier import ClassifierGuidance
+from sampler.guidance.embedded import Embedded
 from sampler.guidance.gfcg import GFCG
 from sampler.guidance.linear_ag import LinearAG
 from sampler.guidance.none import Unguided
@@ -20,6 +21,7 @@ __all__ = [
     "Autoguidance",
     "CFGZero",
     "ClassifierGuidance",
+    "Embedded",
     "LinearAG",
     "Student",
     "Sum",

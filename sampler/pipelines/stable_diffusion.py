@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sampler.pipelines.base import Adapter, adapter
+from sampler.pipelines.scale_embedding import scale_embedding
 from sampler.types import Cond, Level, SamplerError
 
 
 class UNetAdapter(Adapter):
-    """What the UNet families share: the call, and the inputs that nobody here could give."""
+    """What the UNet families share: the call, and the inputs that nobody here could give.
+
+    A distilled network that takes the guidance scale as an input (`time_cond_proj_dim`, as latent
+    consistency models) is told `embedded_scale` in every branch, or what the rule "embedded" says.
+    """
 
     def check(self) -> None:
         config = self.network.config
-        if config.time_cond_proj_dim is not None:
-            raise SamplerError(
-                "This UNet takes the guidance scale as an input (time_cond_proj_dim, a distilled "
-                "model such as LCM), which is not supported; load the model it was made from.",
-                6,
-            )
         if config.encoder_hid_dim_type == "ip_image_proj":
             raise SamplerError(
                 "This UNet wants an image prompt (IP-Adapter), which is not supported; "
@@ -29,13 +30,43 @@ class UNetAdapter(Adapter):
                 6,
             )
 
+    @property
+    def default_guidance(self) -> dict[str, Any]:
+        """The rule that the stock pipeline applies."""
+        if self.network.config.time_cond_proj_dim is None:
+            return super().default_guidance
+        return {"name": "embedded", "scale": self.embedded_scale}
+
+    def told(self, cond: Cond, scale: float) -> Cond:
+        """The conditions, with the guidance scale for the network.
+
+        Raises ValueError for a network without such an input.
+        """
+        size = self.network.config.time_cond_proj_dim
+        if size is None:
+            raise ValueError(
+                "This UNet does not take the guidance scale as an input; use guidance 'cfg'."
+            )
+        rows = cond.cond["encoder_hidden_states"].shape[0]
+        embedded = scale_embedding(torch.full((rows,), scale), size).to(self.device, self.dtype)
+        branches = (
+            None if branch is None else {**branch, "timestep_cond": embedded}
+            for branch in (cond.cond, cond.uncond)
+        )
+        return replace(cond, **dict(zip(("cond", "uncond"), branches, strict=True)))
+
+    def with_scale(self, cond: Cond) -> Cond:
+        """The conditions with the default scale, where the network takes one."""
+        told = self.network.config.time_cond_proj_dim is not None
+        return self.told(cond, self.embedded_scale) if told else cond
+
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         x = self.scaled(x, level)
         network = self.networks[model]
         return network(x, self.time(level, x), return_dict=False, **cond)[0]
 
 
-@adapter("StableDiffusionPipeline")
+@adapter("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 class StableDiffusion(UNetAdapter):
     """UNet with cross-attention on the text encoder's states; eps- or v-prediction."""
 
@@ -49,7 +80,9 @@ class StableDiffusion(UNetAdapter):
             guided,
             negative_prompt=list(negative) if guided else None,
         )
-        return Cond(
-            {"encoder_hidden_states": cond},
-            {"encoder_hidden_states": uncond} if guided else None,
+        return self.with_scale(
+            Cond(
+                {"encoder_hidden_states": cond},
+                {"encoder_hidden_states": uncond} if guided else None,
+            )
         )

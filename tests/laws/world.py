@@ -20,6 +20,7 @@ COND, UNCOND, WEAK = (mixture(8, seed, spread=s) for seed, s in ((1, 1.5), (2, 1
 EXAMPLES: dict[tuple[str, str], Any] = {
     ("guidance", "cfg_zero"): {"name": "cfg_zero", "zero_init_steps": 0},  # no flow model here
     ("guidance", "linear_ag"): None,  # fitted for one grid: tests/guidance
+    ("guidance", "embedded"): None,  # needs a network with that input: tests/pipelines
     ("guidance", "gfcg"): None,  # these need a classifier: tests/guidance
     ("guidance", "classifier"): None,
     ("sampler", "reddiff"): {
