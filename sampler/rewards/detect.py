@@ -24,11 +24,11 @@ class ObjectCount(RewardBase):
         hard: n̂ = number of queries with p(class) >= threshold
 
     p is a softmax where the detector has a class "no object" (DETR, YOLOS), else a sigmoid
-    (RT-DETR, OWL-ViT). The prompt is not used.
+    (RT-DETR, OWL-ViT, Grounding DINO). The prompt is not used.
 
     path: a detector in the transformers layout (a hub id with download).
     label: a class name; for vocabulary "open" any phrase.
-    vocabulary: "fixed" classes, or "open" (OWL-ViT, OWLv2).
+    vocabulary: "fixed" classes, or "open" (OWL-ViT, OWLv2, Grounding DINO).
     threshold: of the hard count, 0 to 1; 0.5 by convention of the detectors' own post-processing.
     dtype: of the detector; scores are float32.
     """

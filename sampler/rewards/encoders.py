@@ -124,8 +124,14 @@ class Vision(nn.Module):
         return self.model(pixel_values=pixels).logits.float()
 
     def phrase_logits(self, images: Tensor, phrase: str) -> Tensor:
-        """[B, queries] of an open-vocabulary detector for one phrase."""
+        """[B, queries] of an open-vocabulary detector for one phrase.
+
+        Grounding DINO answers per token of a lower-case text that ends with a full stop; the best
+        token counts, as in its own post-processing.
+        """
         pixels = self.prepare(images.float()).to(self.model.dtype)
+        if "grounding" in self.model.config.model_type:
+            phrase = f"{phrase.lower().strip(' .')}."
         tokens = self.tokenizer([phrase] * len(images), padding=True, return_tensors="pt")
         tokens = tokens.to(pixels.device)
         answer = self.model(
@@ -133,7 +139,7 @@ class Vision(nn.Module):
             input_ids=tokens["input_ids"],
             attention_mask=tokens["attention_mask"],
         )
-        return answer.logits.float()[..., 0]
+        return answer.logits.float().amax(-1)
 
 
 def _tokens(tokenizer: Any, texts: Sequence[str], length: int) -> Any:

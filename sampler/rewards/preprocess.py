@@ -65,7 +65,10 @@ class Preprocessing(NamedTuple):
     def __call__(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] as the network takes them; bilinear, differentiable."""
         if "shortest_edge" in self.size:
-            images = shortest(images, self.size["shortest_edge"], "bilinear")
+            side, sides = self.size["shortest_edge"], images.shape[2:]
+            if "longest_edge" in self.size:
+                side = min(side, int(self.size["longest_edge"] * min(sides) / max(sides)))
+            images = shortest(images, side, "bilinear")
         else:
             images = resized(images, (self.size["height"], self.size["width"]), "bilinear")
         if self.crop is not None:

@@ -164,6 +164,32 @@ def test_classifiers_and_detectors(tmp_path):
     torch.testing.assert_close(hard(images, ["", ""]), -(count - 3).abs().float())
 
 
+@pytest.mark.parametrize(("size", "inner"), [((48, 48), (32, 32)), ((24, 48), (20, 40))])
+def test_grounding_dino_counts_a_phrase(tmp_path, size, inner):
+    """Of stock transformers' answer, as its own post-processing reads it: the best token."""
+    from transformers import AutoTokenizer, GroundingDinoForObjectDetection
+
+    folder = worlds.grounding_folder(tmp_path)
+    model = GroundingDinoForObjectDetection.from_pretrained(folder).eval()
+    images = torch.rand(2, 3, *size)
+    pixels = F.interpolate(images, inner, mode="bilinear", antialias=True) * 2 - 1
+    text = AutoTokenizer.from_pretrained(folder)(["a red dog."] * 2, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(pixel_values=pixels, **text).logits
+    wanted = logits.sigmoid().amax(-1)
+    assert wanted.shape == (2, 5) and wanted.std() > 0
+    spec = {"name": "object_count", "path": folder, "label": "A red dog", "vocabulary": "open"}
+    soft = sampler.build("reward", {**spec, "count": 2})
+    assert soft.differentiable
+    leaf = images.clone().requires_grad_()
+    found = soft(leaf, ["", ""])
+    torch.testing.assert_close(found, -(wanted.sum(1) - 2).abs(), atol=1e-5, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(found.sum(), leaf)
+    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+    other = sampler.build("reward", {**spec, "count": 2, "label": "cat"})(images, ["", ""])
+    assert (other - found).abs().max() > 1e-6
+
+
 def test_the_bundled_classifier_reads_the_prompt():
     from sampler.bundled import classifier, concepts
 

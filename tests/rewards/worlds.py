@@ -4,12 +4,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from transformers import (
+    BertConfig,
     BertTokenizer,
     CLIPConfig,
     CLIPModel,
     CLIPTokenizer,
     DetrConfig,
     DetrForObjectDetection,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    SwinConfig,
     ViTConfig,
     ViTForImageClassification,
     YolosConfig,
@@ -82,6 +86,34 @@ def vision_folder(path, kind):
     model.save_pretrained(path)
     (path / "preprocessor_config.json").write_text(
         '{"size": {"height": 32, "width": 32}, "do_center_crop": false,'
+        ' "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
+    )
+    return str(path)
+
+
+def grounding_folder(path):
+    """A tiny Grounding DINO with its tokenizer."""
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "red", "dog", "cat"]
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    backbone = SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4,
+        out_features=["stage1", "stage2"],
+    )  # fmt: skip
+    text = BertConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=16, pad_token_id=0,
+    )  # fmt: skip
+    config = GroundingDinoConfig(
+        backbone_config=backbone, text_config=text, d_model=32, num_queries=5, encoder_layers=1,
+        encoder_ffn_dim=32, encoder_attention_heads=2, decoder_layers=2, decoder_ffn_dim=32,
+        decoder_attention_heads=2, num_feature_levels=2, encoder_n_points=2, decoder_n_points=2,
+        max_text_len=16, disable_custom_kernels=True,
+    )  # fmt: skip
+    GroundingDinoForObjectDetection(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    (path / "preprocessor_config.json").write_text(
+        '{"size": {"shortest_edge": 32, "longest_edge": 40},'
         ' "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
     )
     return str(path)
