@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,6 +79,76 @@ def files(folder: Path) -> Iterator[Row]:
     yield "mutated PNGs: tracebacks", tracebacks, "0"
     yield "mutated PNGs: read, with a record that fits its key", read, ""
     yield from _weights(folder, rng)
+    yield from _folders(folder)
+
+
+# What a downloaded model folder may bring: (file, changes of its JSON), or (file, its content).
+_EVIL = "open('MARK', 'w').close()\nclass Evil:\n    from_pretrained = print\n"
+_CRAFTED: list[tuple[str, Any]] = [
+    ("model_index.json", {"unet": ["evil_module", "Evil"]}),
+    ("model_index.json", {"unet": ["os", "system"]}),
+    ("model_index.json", {"unet": ["../evil_module", "Evil"]}),
+    ("model_index.json", {"vae": ["diffusers.utils", "Evil"]}),
+    ("model_index.json", {"_class_name": ["pipeline", "Evil"]}),
+    ("model_index.json", {"_class_name": "os.system"}),
+    ("model_index.json", {"custom_pipeline": "someone/evil"}),
+    ("model_index.json", {"trust_remote_code": True}),
+    ("unet/config.json", {"auto_map": {"AutoModel": "evil_module.Evil"}}),
+    ("unet/config.json", {"_attn_implementation": "someone/evil"}),
+    ("unet/config.json", {"nested": [{"trust_remote_code": True}]}),
+    ("text_encoder/config.json", {"auto_map": {"AutoModel": "evil_module.Evil"}}),
+    ("text_encoder/config.json", {"_attn_implementation_internal": "someone/evil@main:x"}),
+    ("text_encoder/config.json", {"_experts_implementation": "someone/evil"}),
+    ("tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil_module.Evil"]}}),
+    ("scheduler/scheduler_config.json", {"custom_pipeline": "someone/evil"}),
+    ("pipeline.py", _EVIL),
+    ("unet/modeling_evil.py", _EVIL),
+    ("vae/autoencoder.py", _EVIL),
+    ("unet/diffusion_pytorch_model.bin", None),
+]  # fmt: skip
+
+
+def _folders(folder: Path) -> Iterator[Row]:
+    """Model folders that point at foreign code, one at a time; the code would leave a mark."""
+    import sampler
+    from sampler.bundled import FOLDER
+
+    (folder / "path").mkdir()
+    mark = folder / "mark"
+    evil = _EVIL.replace("MARK", str(mark))
+    (folder / "path" / "evil_module.py").write_text(evil)
+    sys.path.insert(0, str(folder / "path"))
+    refused = 0
+    for number, (name, what) in enumerate(_CRAFTED):
+        model = folder / f"crafted{number}"
+        shutil.copytree(FOLDER / "pipeline", model)
+        path = model / name
+        if isinstance(what, dict):
+            path.write_text(json.dumps({**json.loads(path.read_text()), **what}))
+        elif what is None:  # pickled weights in the place of safetensors
+            (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+            path.write_bytes(pickle.dumps(_Mark(str(mark))))
+        else:
+            path.write_text(evil)
+        try:
+            sampler.load(model)
+        except SamplerError as error:
+            refused += error.code == 6 and "\n" not in str(error)
+        shutil.rmtree(model)
+    sys.path.pop(0)
+    yield "crafted model folders", len(_CRAFTED), "20"
+    yield "crafted model folders: refused in one sentence", refused, "20"
+    yield "crafted model folders: foreign code that ran", int(mark.exists()), "0"
+
+
+class _Mark:
+    """What opens a file when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (self.path, "w")
 
 
 def _weights(folder: Path, rng: random.Random) -> Iterator[Row]:

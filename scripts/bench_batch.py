@@ -2,7 +2,7 @@
 
 Every part writes docs/figures/batch_PART.csv (columns: measure, value, wanted); docs/reliability.md
 shows them. Parts: kills, points, naive, fuzz, names, files, corruptions, million, noop, leak,
-saving, throughput. The tests in tests/runs/ are the same checks, shortened.
+saving, throughput, adaptive. The tests in tests/runs/ are the same checks, shortened.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def parts() -> dict[str, Callable[[Path], Iterable[Row]]]:
     import batch_faults
     import batch_hostile
     import batch_speed
+    import batch_stock
 
     return {
         "kills": batch_faults.kills,
@@ -44,7 +45,8 @@ def parts() -> dict[str, Callable[[Path], Iterable[Row]]]:
         "noop": batch_speed.noop,
         "leak": batch_speed.leak,
         "saving": batch_speed.saving,
-        "throughput": batch_speed.throughput,
+        "throughput": batch_stock.plain,
+        "adaptive": batch_stock.adaptive,
     }
 
 

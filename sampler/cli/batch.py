@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from sampler import registry
 from sampler.cli.dryrun import tell
 from sampler.cli.source import Source, check_folder, folder_of
 from sampler.config import Config
-from sampler.runs import tables
+from sampler.runs import fingerprint, tables
 from sampler.runs.folder import Run
 from sampler.runs.session import Place, Stop, held, place_of, signals, wait_for_plan
 from sampler.runs.start import start
@@ -43,17 +44,20 @@ def generate(source: Source, how: How, report: Report) -> None:
     if source.config.prompts.file == tables.STDIN:
         # It can be read once, and a plan may need it twice.
         source = replace(source, buffered=list(source.rows()))
-    load = engine_loader(source.config, how.download)
+    config = source.config
+    load = engine_loader(config, how.download)
     if how.download:
         load()  # what is not in the local cache has to be there before it can be planned
     model = source.model()
+    if not (how.dry or source.named() or fingerprint.defaults(model.path, config.model.revision)):
+        source = replace(source, defaults=_defaults(load()))
     facts = source.facts(model)
     if how.dry:
         tell(source, model, report)
         return
     where = folder_of(source, model, how.new)
     check_folder(where)
-    place = place_of(where, how.executor, source.config.output.fsync)
+    place = place_of(where, how.executor, config.output.fsync)
     with signals(report.note) as stop, held(place) as store:
         if place.rank == 0:
             run = start(store, source.planner(model), source.rows(), source.is_text, facts)
@@ -62,7 +66,15 @@ def generate(source: Source, how: How, report: Report) -> None:
         for problem in dict.fromkeys(source.skipped):  # rows may be read more than once
             report.event("warning", message=problem)
             report.note(f"sampler: skipped: {problem}")
-        finish(run, place, source.config, how, report, stop, load)
+        finish(run, place, config, how, report, stop, load)
+
+
+def _defaults(engine: Engine) -> dict[str, Any]:
+    """The sampler and the guidance of a loaded model."""
+    return {
+        "sampler": registry.spec_of(engine.sampler),
+        "guidance": registry.spec_of(engine.guidance),
+    }
 
 
 def engine_loader(config: Config, download: bool) -> Callable[[], Engine]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sampler.runs.fingerprint import BUNDLED, BUNDLED_PARTS
 from sampler.types import SamplerError
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from sampler.engine import Engine
     from sampler.runs.jobs import Model
 
-BUNDLED = "bundled"
-LORA = "+lora"  # in the fingerprint of a model with adapters: "files+lora:3f9a..."
+# In the fingerprint of a model with adapters, or with a student: "files+lora:3f9a..."
+LORA, STUDENT = "+lora", "+student"
 # The variables by which people choose the number of threads.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -33,7 +34,7 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
 
     if model.device != "auto":
         _check_device(model.device)
-    if model_name(model) == BUNDLED and not any(name in os.environ for name in _THREADS):
+    if model_name(model) in BUNDLED_PARTS and not any(name in os.environ for name in _THREADS):
         # Its tensors are too small to share: a second thread costs more in waiting than it gives.
         torch.set_num_threads(1)
     try:
@@ -44,6 +45,7 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
             dtype=None if model.dtype == "auto" else model.dtype,
             variant=model.variant,
             device=None if model.device == "auto" else model.device,
+            student=model.student,
         )
         if model.lora:
             from sampler.finetune.lora import load_lora
@@ -58,8 +60,19 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
         raise SamplerError(f"{model_name(model)} cannot be loaded: {reason}", 6) from error
 
 
-def with_lora(model: Model, loras: Sequence[str]) -> Model:
-    """What a run has to know of a model that carries adapters: they belong to the fingerprint."""
+def with_lora(model: Model, loras: Sequence[str], student: str | None = None) -> Model:
+    """What a run has to know of a model that carries adapters, or comes with a student: they
+    belong to the fingerprint. Raises SamplerError (2) for both at once."""
+    if student is not None:
+        from sampler.finetune.student_files import student_digest
+
+        if loras:
+            raise SamplerError(
+                "--lora changes the model, --student stands in its place: drop one.", 2
+            )
+        digest = hashlib.sha256(f"{model.fingerprint}\n{student_digest(student)}".encode())
+        how, _, _ = model.fingerprint.partition(":")
+        return replace(model, fingerprint=f"{how}{STUDENT}:{digest.hexdigest()}")
     if not loras:
         return model
     from sampler.finetune.lora_files import lora_file, parse_lora
@@ -74,8 +87,8 @@ def with_lora(model: Model, loras: Sequence[str]) -> Model:
 
 def model_name(model: ModelConfig) -> str:
     """What a record calls the model: no folders of this machine, only the last part of a path."""
-    if model.path is None or model.path == BUNDLED:
-        return BUNDLED
+    if model.path in (None, *BUNDLED_PARTS):
+        return model.path or BUNDLED
     if os.path.isdir(model.path):
         return os.path.basename(os.path.normpath(model.path))
     return model.path

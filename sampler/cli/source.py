@@ -5,31 +5,36 @@ from __future__ import annotations
 import datetime
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sampler.cli.models import with_lora
-from sampler.config import Config
-from sampler.runs import axes, fingerprint, rows, tables
+from sampler.config import STRATEGIES, Config
+from sampler.runs import axes, fingerprint, tables
 from sampler.runs.folder import Facts, Output
 from sampler.runs.jobs import Model, Settings
 from sampler.runs.names import check_template, slug
 from sampler.runs.planner import Planner
+from sampler.runs.resolve import Defaults, resolved
 from sampler.runs.wildcards import Wildcards
 from sampler.types import SamplerError
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a run is planned from: a configuration, prompts of the command line, axes of a sweep."""
+    """What a run is planned from: a configuration, prompts of the command line, axes of a sweep.
+
+    defaults: the model's own sampler and guidance, where only the loaded model can tell them.
+    """
 
     config: Config
     texts: Sequence[str] = ()
     axes: Sequence[axes.Axis] = ()
     fast: bool = False
     buffered: Sequence[tables.Line] | None = None
+    defaults: Mapping[str, Any] | None = None
     skipped: list[str] = field(default_factory=list[str])
 
     def rows(self) -> Iterator[tables.Line]:
@@ -56,26 +61,17 @@ class Source:
         """What identifies the model; its files are hashed, not loaded. SamplerError (6)."""
         model = self.config.model
         found = fingerprint.model_of(model.path, model.revision, model.dtype, self.fast)
-        return with_lora(found, model.lora)
+        return with_lora(found, model.lora, model.student)
 
     def planner(self, model: Model) -> Planner:
         """What makes jobs of the rows. Raises SamplerError (2) for a strategy that is wrong."""
         config, run = self.config, self.config.run
-        scale = fingerprint.default_scale(config.model.path, config.model.revision)
-        specs = {
-            "sampler": config.sampler or "ddim",
-            "guidance": config.guidance or {"name": "cfg", "scale": scale},
-        }
-        if isinstance(specs["guidance"], dict) and "name" not in specs["guidance"]:
-            specs["guidance"] = {"name": "cfg", "scale": scale, **specs["guidance"]}
-        if isinstance(specs["sampler"], dict) and "name" not in specs["sampler"]:
-            specs["sampler"] = {"name": "ddim", **specs["sampler"]}
         try:
-            resolved = {kind: rows.resolved(kind, spec) for kind, spec in specs.items()}
+            whole = {kind: resolved(kind, self._spec(kind)) for kind in STRATEGIES}
         except ValueError as error:
             raise SamplerError(str(error), 2) from None
-        defaults = rows.Defaults(
-            Settings(run.steps, run.height, run.width, **resolved),
+        defaults = Defaults(
+            Settings(run.steps, run.height, run.width, **whole),
             run.negative_prompt or "",
             run.seed if run.seed is not None or not self.axes else 0,
             run.n,
@@ -93,6 +89,26 @@ class Source:
             wildcards=Wildcards(folder),
             skipped=(lambda error: self.skipped.append(str(error))) if skip else None,
         )
+
+    def named(self) -> bool:
+        """Whether sampler and guidance are given by name, so that no default is needed."""
+        given = [getattr(self.config, kind) for kind in STRATEGIES]
+        return all(isinstance(spec, str) or (spec and "name" in spec) for spec in given)
+
+    def _spec(self, kind: str) -> Any:
+        """The run's strategy: as given, or the model's own with the fields that are given."""
+        given = getattr(self.config, kind)
+        if isinstance(given, str) or (given and "name" in given):
+            return given
+        model = self.config.model
+        known = self.defaults or fingerprint.defaults(model.path, model.revision)
+        if known is None:
+            raise SamplerError(
+                f"What the default {kind} of {model.path} is, is known only when it is loaded; "
+                f"name one with --{kind}.",
+                2,
+            )
+        return {**known[kind], **(given or {})}
 
     def facts(self, model: Model) -> Facts:
         output = self.config.output

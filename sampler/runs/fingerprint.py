@@ -27,17 +27,19 @@ BLOCKS = 16
 MAX_HEADER = 100 * 2**20
 
 
-# The guidance scale of the stock pipelines, where none is given (tested against diffusers).
+# Families whose defaults are known without loading them, with the guidance scale of the stock
+# pipeline (tested against diffusers). Of every other family the loaded model is asked.
 SCALES = {
     "StableDiffusionPipeline": 7.5,
     "StableDiffusionXLPipeline": 5.0,
     "PixArtAlphaPipeline": 4.5,
     "PixArtSigmaPipeline": 4.5,
-    "StableDiffusion3Pipeline": 7.0,
-    "FluxPipeline": 3.5,
-    "DiTPipeline": 4.0,
 }
-BUNDLED_PARTS = ("pipeline", "weak", "classifier")  # what rules on it may use
+BUNDLED, BUNDLED_LCM = "bundled", "bundled-lcm"
+BUNDLED_PARTS = {  # what they are made of, and what rules on them may use
+    BUNDLED: ("pipeline", "weak", "classifier"),
+    BUNDLED_LCM: ("pipeline", "lcm", "classifier"),
+}
 BUNDLED_SCALE = 3.0  # as `sampler.load` chooses for the bundled model
 
 
@@ -59,12 +61,13 @@ def model_of(path: str | None, revision: str | None, dtype: str, fast: bool = Fa
 
     dtype: as configured; "auto" depends on the machine. Raises SamplerError (6) where it is none.
     """
-    if path in (None, "bundled"):
+    if path in (None, BUNDLED, BUNDLED_LCM):
         from sampler.bundled import FOLDER
 
-        folder = FOLDER / "pipeline"
-        whole = fingerprint(FOLDER, fast, BUNDLED_PARTS)
-        return Model(whole, dtype, "bundled", native_size(folder), None)
+        label, given = (BUNDLED_LCM,) * 2 if path == BUNDLED_LCM else (BUNDLED, None)
+        parts = BUNDLED_PARTS[label]
+        whole = fingerprint(FOLDER, fast, parts)
+        return Model(whole, dtype, label, native_size(FOLDER / "pipeline"), given)
     folder = find(path, revision)
     label = folder.name if folder == Path(path).expanduser() else path
     if not (folder / "model_index.json").is_file():
@@ -87,16 +90,34 @@ def find(path: str, revision: str | None = None) -> Path:
         ) from None
 
 
-def default_scale(path: str | None, revision: str | None = None) -> float:
-    """The guidance scale of a model where the run says none."""
-    if path in (None, "bundled"):
-        return BUNDLED_SCALE
-    index = _json(find(path, revision) / "model_index.json")
-    return SCALES.get(str(index.get("_class_name")), 7.5)
+def defaults(path: str | None, revision: str | None = None) -> dict[str, Any] | None:
+    """The sampler and the guidance of a model where a run says none, as `sampler.load` has them.
+
+    None where only the loaded model can tell.
+    """
+    if path in (None, BUNDLED):
+        return {"sampler": {"name": "ddim"}, "guidance": {"name": "cfg", "scale": BUNDLED_SCALE}}
+    if path == BUNDLED_LCM or not _is_plain(folder := find(path, revision)):
+        return None
+    scale = SCALES[_class(folder)]
+    return {"sampler": {"name": "ddim"}, "guidance": {"name": "cfg", "scale": scale}}
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether a model is of a family in SCALES, and no few-step student."""
+    scheduler = str(_json(folder / "model_index.json").get("scheduler"))
+    student = _config(folder / "unet").get("time_cond_proj_dim") is not None
+    return _class(folder) in SCALES and "LCM" not in scheduler and not student
+
+
+def _class(folder: Path) -> str:
+    return str(_json(folder / "model_index.json").get("_class_name"))
 
 
 def native_size(folder: Path) -> tuple[int, int] | None:
     """(height, width) of the images that the model makes unasked; None where configs do not say."""
+    if _class(folder) not in SCALES:
+        return None
     for name in ("unet", "transformer"):
         size = _config(folder / name).get("sample_size")
         if size:

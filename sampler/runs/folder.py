@@ -84,10 +84,17 @@ class Run:
 
     def job(self, index: int) -> Job:
         """One job, read from where it is."""
+        return self.jobs_of([index])[0]
+
+    def jobs_of(self, indices: Iterable[int]) -> list[Job]:
+        """Some jobs, such as those of a batch."""
         self._index()
+        found = []
         with open(self._path, "rb") as stream:
-            stream.seek(self._starts[index])
-            return Job.parse(stream.readline())
+            for index in indices:
+                stream.seek(self._starts[index])
+                found.append(Job.parse(stream.readline()))
+        return found
 
     def key(self, index: int) -> str:
         """The key of a job, from memory."""

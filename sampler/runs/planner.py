@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from sampler.runs.jobs import MAX_SEED, Job, Keys, Model, Settings, canonical
 from sampler.runs.plan import Plan
-from sampler.runs.rows import Defaults, Row, parse_row, resolve
+from sampler.runs.resolve import Defaults, resolve
+from sampler.runs.rows import Row, parse_row
 from sampler.runs.tables import Line
 from sampler.runs.wildcards import Wildcards
 from sampler.types import SamplerError

@@ -1,4 +1,4 @@
-"""What one row of a prompt file may say, checked, and the settings that it ends up with.
+"""What one row of a prompt file may say, checked.
 
 A row may set: prompt, negative_prompt, seed, n, width, height, steps, scale, sampler, guidance,
 their fields (`sampler.order`, `guidance.rule.scale`), tag, and `meta_*`, which is copied along.
@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sampler import registry
 from sampler.config import Limits
-from sampler.runs.jobs import MAX_SEED, Settings, canonical
+from sampler.runs.jobs import MAX_SEED, canonical
 from sampler.types import SamplerError
 
 # Control characters (tab apart) and halves of surrogate pairs: nothing that text should hold.
@@ -91,97 +90,6 @@ def scalar(text: Any) -> Any:
     except (ValueError, RecursionError):
         return text
     return text if isinstance(value, dict) else value
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What rows say nothing about. scale: for rules that a row names without one."""
-
-    settings: Settings
-    negative_prompt: str = ""
-    seed: int | None = None
-    n: int = 1
-    run_seed: int = 0
-    limits: Limits = field(default_factory=Limits)
-
-
-def resolve(row: Row, defaults: Defaults, native: tuple[int, int] | None) -> Settings:
-    """The settings of a row. Raises ValueError for what the strategies and limits refuse."""
-    base, limits = defaults.settings, defaults.limits
-    sampler = _spec("sampler", row.sampler, base.sampler)
-    guidance = _spec("guidance", row.guidance, base.guidance)
-    if row.scale is not None:
-        guidance = with_scale(guidance, row.scale)
-    if row.fields:  # a field may belong to a rule inside that is there by default
-        sampler, guidance = resolved("sampler", sampler), resolved("guidance", guidance)
-    for key, value in row.fields.items():
-        kind, _, rest = key.partition(".")
-        if kind == "sampler":
-            sampler = _with_field(sampler, rest.split("."), value)
-        else:
-            guidance = _with_field(guidance, rest.split("."), value)
-    settings = Settings(
-        row.steps or base.steps,
-        row.height or base.height or (native[0] if native else None),
-        row.width or base.width or (native[1] if native else None),
-        resolved("sampler", sampler),
-        resolved("guidance", guidance),
-    )
-    if settings.steps > limits.max_steps:
-        raise ValueError(f"steps: {settings.steps} is more than {limits.max_steps}.")
-    for name in ("height", "width"):
-        if (value := getattr(settings, name)) and value % 8:
-            raise ValueError(f"{name} = {value} must be a multiple of 8.")
-    pixels = (settings.height or 0) * (settings.width or 0)
-    if pixels > limits.max_pixels or max(settings.height or 0, settings.width or 0) > 65_536:
-        raise ValueError(f"width, height: more than {limits.max_pixels} pixels.")
-    return settings
-
-
-def resolved(kind: str, spec: Any) -> dict[str, Any]:
-    """A strategy's spec with every field, as plain data. Raises ValueError where it is not."""
-    full = registry.spec_of(registry.build(kind, spec))
-    try:
-        return json.loads(canonical(full))
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{kind}: {getattr(full, 'get', lambda _: spec)('name')!s:.60} holds what a run folder "
-            "cannot record; only names, numbers and texts can be, so call generate without out."
-        ) from None
-
-
-def with_scale(spec: Any, scale: float) -> dict[str, Any]:
-    """The rule, or the rule inside it, with this guidance scale. ValueError where none has one."""
-    spec = {"name": spec} if isinstance(spec, str) else dict(spec)
-    names = registry.lookup("guidance", spec["name"]).__dataclass_fields__  # pyright: ignore
-    if "scale" in names:
-        return {**spec, "scale": scale}
-    for name, entry in names.items():
-        if entry.metadata.get("kind") == "guidance":
-            inner = spec.get(name, entry.default)
-            if isinstance(inner, (str, Mapping)):
-                return {**spec, name: with_scale(inner, scale)}
-    raise ValueError(f"scale: the guidance {spec['name']!r} has no scale.")
-
-
-def _spec(kind: str, given: Any, base: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The run's strategy unless the row names one; fields given without a name change the run's."""
-    if given is None:
-        return base
-    if isinstance(given, Mapping):
-        return {**base, **given} if given.get("name", base["name"]) == base["name"] else given
-    return base if given == base["name"] else {"name": given}
-
-
-def _with_field(spec: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    if len(path) == 1:
-        return {**spec, path[0]: value}
-    inner = spec.get(path[0])
-    if isinstance(inner, str):
-        inner = {"name": inner}
-    if not isinstance(inner, Mapping):
-        raise ValueError(f"{'.'.join(path)}: the strategy has no rule {path[0]!r:.60} to change.")
-    return {**spec, path[0]: _with_field(inner, path[1:], value)}
 
 
 def _check_text(text: str | None, key: str, where: str, limits: Limits) -> None:

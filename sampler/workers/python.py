@@ -17,10 +17,10 @@ from sampler import registry
 from sampler.batch import Job as Row
 from sampler.batch import Result
 from sampler.loop import Loop
-from sampler.runs import rows
 from sampler.runs.folder import Facts, Run
 from sampler.runs.jobs import Model, Settings
 from sampler.runs.planner import Planner
+from sampler.runs.resolve import Defaults, resolved
 from sampler.runs.session import Place, held, signals
 from sampler.runs.start import start
 from sampler.types import Guidance, Sampler, SamplerError
@@ -72,11 +72,11 @@ def generate_into(
     """
     began = time.perf_counter()
     specs = {
-        kind: rows.resolved(kind, registry.spec_of(strategy))
+        kind: resolved(kind, registry.spec_of(strategy))
         for kind, strategy in (("sampler", asked.sampler), ("guidance", asked.guidance))
     }
     model = model_in_memory(engine)
-    defaults = rows.Defaults(Settings(asked.steps, *asked.size, **specs))
+    defaults = Defaults(Settings(asked.steps, *asked.size, **specs))
     planner = Planner(model, defaults, asked.batch_size)
     table = [
         (f"image {k}", {"prompt": j.prompt, "negative_prompt": j.negative, "seed": j.seed})

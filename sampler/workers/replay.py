@@ -20,7 +20,7 @@ def from_run(run: Run, engine: Loop, index: int) -> bytes:
     """The file of an image, its planned batch computed as it was."""
     entry = run.results().entries.get(run.key(index), {})
     batch = next(batch for batch in run.batches if index in batch.jobs)
-    jobs = [run.job(k) for k in batch.jobs]
+    jobs = run.jobs_of(batch.jobs)
     compute = Compute(engine, micro={batch.group: int(entry.get("micro") or len(jobs))})
     outcomes = compute.batch(jobs, run.groups[batch.group])
     made = _made(outcomes[list(batch.jobs).index(index)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,18 @@ _MEMORY = (
 )
 
 
-def to_pixels(images: Tensor) -> np.ndarray:
-    """Images [B, 3, H, W] in [0, 1] as uint8 [B, H, W, 3]; rounded on the device, as diffusers."""
-    scaled = (images.nan_to_num(0) * 255).round().clamp(0, 255).to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+def to_pixels(images: Tensor) -> Sequence[np.ndarray]:
+    """Images [B, 3, H, W] in [0, 1] as uint8 [H, W, 3] each; rounded on the device, as diffusers.
+
+    On a CPU they are views: what is left to copy is left to the threads that write.
+    """
+    if images.device.type == "cpu":  # image by image, which stays in its caches
+        return [_rounded(image).permute(1, 2, 0).numpy() for image in images]
+    return _rounded(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()  # pyright: ignore[reportReturnType]
+
+
+def _rounded(images: Tensor) -> Tensor:
+    return (images * 255).nan_to_num_(0).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def decode_float32(adapter: Any, latents: Tensor) -> Tensor | None:
@@ -58,5 +67,8 @@ def free_memory() -> None:
 
 def finite(values: Tensor) -> Tensor:
     """Per row [B], whether all its elements are finite; one pass, NaN and infinity both show."""
-    low, high = torch.aminmax(values.flatten(1), dim=1)
+    if values.device.type == "cpu":  # a whole reduction is vectorised there, one along a dim is not
+        low, high = map(torch.stack, zip(*map(torch.aminmax, values), strict=True))
+    else:
+        low, high = torch.aminmax(values.flatten(1), dim=1)
     return torch.isfinite(low) & torch.isfinite(high)

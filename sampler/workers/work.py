@@ -114,7 +114,7 @@ def work(
                 if stopped():
                     raise Stopped
                 batch = run.batches[number]
-                jobs = [run.job(index) for index in batch.jobs]
+                jobs = run.jobs_of(batch.jobs)
                 outcomes = compute.batch(jobs, run.groups[batch.group])
                 wanted = set(missing.get(number, batch.jobs))
                 pump.put([_item(run, engine, number, job, outcome)
@@ -134,7 +134,7 @@ def _texts(run: Run, engine: Loop, batches: Iterable[int]) -> Iterator[tuple[Any
         settings = run.groups[batch.group]
         guided = "uncond" in registry.build("guidance", settings.guidance).needs
         size = engine.pipeline.size(settings.height, settings.width)
-        for job in map(run.job, batch.jobs):
+        for job in run.jobs_of(batch.jobs):
             yield job.prompt, job.negative_prompt, guided, size
 
 

@@ -11,9 +11,10 @@ import torch
 
 from sampler.engine import Engine
 from sampler.pipelines.base import Adapter
-from sampler.runs import folder, rows
+from sampler.runs import folder
 from sampler.runs.jobs import Model, Settings
 from sampler.runs.planner import Planner
+from sampler.runs.resolve import Defaults, resolved
 from sampler.runs.session import Place, Stop, held
 from sampler.runs.start import start
 from sampler.schedule import Schedule
@@ -72,9 +73,9 @@ def engine(**options):
 
 
 def defaults(steps=3, **changes):
-    settings = Settings(steps, None, None, rows.resolved("sampler", "ddim"),
-                        rows.resolved("guidance", {"name": "cfg", "scale": 3.0}))  # fmt: skip
-    return rows.Defaults(settings, **changes)
+    settings = Settings(steps, None, None, resolved("sampler", "ddim"),
+                        resolved("guidance", {"name": "cfg", "scale": 3.0}))  # fmt: skip
+    return Defaults(settings, **changes)
 
 
 def prompts(count):

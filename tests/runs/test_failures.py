@@ -64,6 +64,15 @@ def test_out_of_memory_with_one_image_is_its_error(tmp_path):
     assert caught.value.code == 7
 
 
+def test_out_of_memory_may_fail_the_batch(tmp_path):
+    request = Request(options=Options(on_oom="fail"))
+    run, tally = make(tmp_path / "run", TABLE, engine(trouble=too_many(4)), batch_size=8,
+                      request=request)  # fmt: skip
+    assert tally.failed == tally.oom == 8 and not run.results().micro
+    _, tally = make(tmp_path / "run", TABLE, batch_size=8, request=Request(retry_errors=True))
+    assert (tally.done, tally.failed) == (8, 0)
+
+
 def test_what_counts_as_out_of_memory():
     assert is_memory(MemoryError()) and is_memory(torch.OutOfMemoryError("x"))
     assert is_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
@@ -146,8 +155,8 @@ class HalfVae(torch.nn.Module):
         return self.weight.dtype
 
 
-@pytest.mark.parametrize("always", [False, True])
-def test_a_decode_is_tried_again_in_float32(tmp_path, monkeypatch, always):
+@pytest.mark.parametrize(("always", "policy"), [(0, "retry"), (1, "retry"), (0, "fail")])
+def test_a_decode_is_tried_again_in_float32(tmp_path, always, policy):
     made = engine()
     vae = made.pipeline.pipe.vae = HalfVae(always)
     real = made.pipeline.decode
@@ -159,10 +168,11 @@ def test_a_decode_is_tried_again_in_float32(tmp_path, monkeypatch, always):
         return images
 
     made.pipeline.decode = decode
-    run, tally = make(tmp_path / "run", TABLE[:4], made)
+    request = Request(options=Options(on_nonfinite=policy))
+    run, tally = make(tmp_path / "run", TABLE[:4], made, request=request)
     assert vae.dtype == torch.float16, "it is as it was"
     entry = next(e for e in run.results().entries.values() if e["index"] == 3)
-    if always:
+    if always or policy == "fail":
         assert tally.failed == 1 and entry["error"]["where"] == "vae"
     else:
         assert tally.failed == 0 and "float32" in entry["warnings"][0]
@@ -285,7 +295,9 @@ def test_flagged_images_are_kept_blurred_or_dropped_never_black(tmp_path, policy
     assert tally.done == done and tally.failed == 0
     for data in pictures(tmp_path / "run").values():
         assert png.decode(data)[0].any()
-    statuses = {entry["status"] for entry in run.results().entries.values()}
+    entries = run.results().entries.values()
+    assert all("flagged" in str(entry) for entry in entries), "recorded, whatever is done"
+    statuses = {entry["status"] for entry in entries}
     assert statuses == ({"skipped"} if policy == "drop" else {"ok"})
     assert not run.missing()
 

@@ -1,17 +1,21 @@
 """Keys, seeds, duplicates and batches: pure functions of rows, model and batch size."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from sampler import registry
 from sampler.config import Limits
-from sampler.runs import fingerprint, rows
+from sampler.runs import fingerprint
 from sampler.runs.jobs import Job, Keys, Model, Settings, canonical, key_of, record_of
 from sampler.runs.planner import Planner
+from sampler.runs.resolve import resolved
 from sampler.runs.wildcards import Wildcards
 from sampler.types import SamplerError
+from tests import tiny
 from tests.runs.stub import MODEL, defaults
 
 
@@ -62,7 +66,7 @@ def test_equal_text_in_other_code_points_is_equal():
     assert len(keys) == 1
     with pytest.raises(ValueError):
         key_of({"a": float("nan")})
-    shared = Settings(3, 8, 8, rows.resolved("sampler", "ddim"), rows.resolved("guidance", "none"))
+    shared = Settings(3, 8, 8, resolved("sampler", "ddim"), resolved("guidance", "none"))
     keyed = Keys(shared, MODEL)
     assert keyed.key("a", "", 0, 5) == key_of(
         record_of(Job(0, "", 0, 0, "a", "", 5), shared, MODEL)
@@ -102,7 +106,7 @@ def test_batches_are_cut_by_settings_in_input_order():
 
 def test_the_automatic_batch_size_goes_by_pixels_alone():
     _, small = plan([{"prompt": str(k)} for k in range(100)], "auto")
-    assert max(len(batch.jobs) for batch in small.batches()) == 32
+    assert max(len(batch.jobs) for batch in small.batches()) == 16
     _, large = plan([{"prompt": str(k), "width": 1024, "height": 1024} for k in range(5)], "auto")
     assert [len(batch.jobs) for batch in large.batches()] == [2, 2, 1]
 
@@ -188,21 +192,50 @@ def test_the_size_and_scale_of_a_model_are_known_without_loading_it():
     import sampler
     from sampler.bundled import FOLDER
     from sampler.loading import BUNDLED_SCALE
-    from sampler.pipelines import supported
 
     adapter = sampler.load().pipeline
     model = fingerprint.model_of(None, None, "auto")
     assert model.native == adapter.size(None, None)
-    assert fingerprint.default_scale(None) == BUNDLED_SCALE == fingerprint.BUNDLED_SCALE
+    assert fingerprint.BUNDLED_SCALE == BUNDLED_SCALE
     import inspect
 
     import diffusers
 
-    for name in supported():
+    for name, scale in fingerprint.SCALES.items():
         call = inspect.signature(getattr(diffusers, name).__call__)
-        assert fingerprint.SCALES[name] == call.parameters["guidance_scale"].default
+        assert scale == call.parameters["guidance_scale"].default
     fast = fingerprint.fingerprint(FOLDER / "pipeline", fast=True)
     assert fast.startswith("fast:") and fast == fingerprint.fingerprint(FOLDER / "pipeline", True)
+
+
+@pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl, tiny.pixart])
+def test_defaults_are_those_of_the_loaded_model(build, tmp_path):
+    import sampler
+
+    build().save_pretrained(tmp_path, safe_serialization=True)
+    engine, known = sampler.load(tmp_path), fingerprint.defaults(str(tmp_path))
+    found = {kind: registry.spec_of(getattr(engine, kind)) for kind in ("sampler", "guidance")}
+    assert known is not None
+    assert found == {kind: resolved(kind, known[kind]) for kind in found}
+
+
+def test_a_family_whose_defaults_only_loading_tells(tmp_path, capsys):
+    """A few-step student: its own sampler, and no guess in a dry run."""
+    from sampler.bundled import FOLDER
+    from sampler.cli import main
+
+    model = shutil.copytree(FOLDER / "pipeline", tmp_path / "m")
+    for name in ("model_index.json", "scheduler/scheduler_config.json"):
+        path = model / name
+        path.write_text(path.read_text().replace("DDIMScheduler", "LCMScheduler"))
+    assert fingerprint.defaults(str(model)) is None
+    line = ["generate", "a fox", "--model", str(model), "--steps", "2", "-q"]
+    assert main([*line, "--dry-run"]) == 2
+    assert "--sampler" in capsys.readouterr().err
+    assert main([*line, "--dry-run", "--sampler", "ddim", "--guidance", "none"]) == 0
+    assert main([*line, "-o", str(tmp_path / "run")]) == 0
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["groups"][0]["sampler"]["name"] == "consistency"
 
 
 def test_a_changed_weight_changes_the_fingerprint(tmp_path, monkeypatch):

@@ -1,0 +1,76 @@
+"""What is told while a run goes on, and the limits on images that are read."""
+
+import io
+import json
+import struct
+import zlib
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from sampler.cli.report import PLAIN_EVERY, Report
+from sampler.runs import metadata, png
+from sampler.types import SamplerError
+
+
+def lines(count, **changes):
+    plain = {"index": 0, "status": "ok", "nfe": 30, "file": "images/a.png"}
+    return [{**plain, **changes} for _ in range(count)]
+
+
+def test_progress_is_one_plain_line_every_ten_seconds(capsys):
+    """Done, total, failed, there already, images/s, rows per image, and what is left."""
+    with Report(as_json=True).progress(100) as meter:
+        tell = meter.lines("run")
+        meter.skip(20)
+        meter.started -= 10.0
+        tell(lines(6))
+        assert "of 100" not in capsys.readouterr().err, "ten seconds have not passed"
+        meter.told -= PLAIN_EVERY
+        failed = {"code": "exception", "where": "x", "message": "odd"}
+        tell([*lines(3), *lines(1, status="error", error=failed)])
+    out, err = capsys.readouterr()
+    told = err.splitlines()
+    assert told[0] == "sampler: image 0: exception: odd" and len(told) == 2
+    assert told[1].startswith("30 of 100 images, 20 were there, 1.00 images/s, 30.0 rows per image")
+    assert "1 failed" in told[1] and told[1].endswith("70 s left")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [event["t"] for event in events] == ["item"] * 4 + ["progress"]
+    assert {k: events[-1][k] for k in ("v", "done", "failed", "skipped", "total")} == {
+        "v": 1, "done": 9, "failed": 1, "skipped": 20, "total": 100}  # fmt: skip
+
+
+def test_quiet_tells_nothing_but_errors(capsys):
+    report = Report(quiet=True)
+    with report.progress(2) as meter:
+        meter.told -= PLAIN_EVERY
+        meter.lines("run")(lines(2))
+    out, err = capsys.readouterr()
+    assert out.split() == ["run/images/a.png"] * 2 and err == ""
+
+
+def small(**info):
+    texts = PngImagePlugin.PngInfo()
+    for key, value in info.items():
+        texts.add_itxt(key, value, zip=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, "PNG", pnginfo=texts)
+    return buffer.getvalue()
+
+
+def test_images_are_looked_at_before_they_are_decoded():
+    """More than 64 megapixels by the header alone; other formats; texts that blow up."""
+    header = struct.pack(">IIBBBBB", 8001, 8000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header
+    bomb = png.SIGNATURE + chunk + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + small()[33:]
+    with pytest.raises(SamplerError, match="64 megapixels"):
+        png.decode(bomb)
+    gif = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(gif, "GIF")
+    with pytest.raises(SamplerError, match="no image that can be read"):
+        png.decode(gif.getvalue())
+    assert png.decode(small(sampler="x"))[1] == {"sampler": "x"}
+    large = small(sampler="x" * (png.MAX_TEXT + 1))
+    assert len(large) < 10_000, "compressed"
+    with pytest.raises(SamplerError):
+        metadata.read_record(large)
