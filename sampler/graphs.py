@@ -1,27 +1,26 @@
-"""Runs as CUDA graphs: network, guidance and sampler captured once, then replayed per batch.
+"""Runs as CUDA graphs: the steps of a first batch captured, then replayed batch after batch.
 
-A replay launches a whole trajectory at once, so that neither Python nor launches cost time between
-its kernels. Levels are launch constants, as a graph belongs to one grid; what changes from batch to
-batch (noise, conditions) is copied into the tensors that the graph reads.
+Neither Python nor launches cost time between the kernels of a step then (`graph_steps.py`). `plan`
+stays on the host and says which branches a step evaluates: a rule that decides there, as adaptive
+guidance does, so switches between two graphs of a step, with the pair and without it.
 
-Only static runs can be captured: a deterministic sampler, and a rule that decides nothing on the
-host. Others run as usual, or are refused where the graph was asked for.
+What cannot be a graph is run as usual, or refused where graphs were asked for: samplers that draw
+noise, branches that leave rows out (their shapes change), and rules that look at numbers on the
+host while they combine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from sampler_kernels import map_tree
+from sampler_kernels import map_tree, settle
 from torch import Tensor
 
+from sampler.graph_steps import Capture, StepGraphs, capture, copied, described, refilled
 from sampler.loop import Loop
-from sampler.types import Cond, Guidance, Level, Sampler, SamplerError, Snapshot
-
-Captured = tuple[Callable[[], Any], Any]  # (replay, the outputs that a replay fills)
-
+from sampler.types import Cond, Guidance, Level, Sampler, SamplerError, Snapshot, spans
 
 # Batches from which "auto" captures: the capture itself costs three runs.
 WORTHWHILE = 5
@@ -48,19 +47,17 @@ def graphed(engine: Loop, graph: bool | Literal["auto"], batches: int) -> Graphe
 
 
 class GraphedRuns:
-    """Runs batches; those of the shapes of the first one replay its graph.
+    """Runs batches; those that are like the first one replay the graphs of its steps.
 
     required: whether a run that cannot be captured is an error. capture(fn) calls fn and gives a
     replay and fn's outputs.
     """
 
-    def __init__(
-        self, engine: Loop, required: bool, capture: Callable[[Callable[[], Any]], Captured]
-    ) -> None:
+    def __init__(self, engine: Loop, required: bool, capture: Capture) -> None:
         self.engine, self.required, self.capture = engine, required, capture
-        self.key: Any = None
-        self.inputs: Any = None
-        self.captured: Captured | None = None
+        self.first: Any = None  # what the first batch was
+        self.conds: Any = None
+        self.graphs: StepGraphs | None = None
 
     def __call__(
         self,
@@ -73,67 +70,41 @@ class GraphedRuns:
     ) -> tuple[Tensor, Snapshot]:
         """The last x [B, ...] and snapshot of a run from x at grid[0].
 
-        Raises SamplerError (2) where a graph is required and the run cannot be captured.
+        Raises SamplerError (2) where graphs are required and a step cannot be captured.
         """
-        inputs = (x, cond.cond, cond.uncond, dict(cond.extra))
+        if method.stochastic:
+            self._refuse(f"the sampler {method.name!r} draws noise at every step", None)
+            return self.engine._finished(x, grid, cond, method, rule, seeds)
+        conds = [cond.cond, cond.uncond, dict(cond.extra)]
+        batch = (tuple(grid), map_tree(described, [x, conds]))
+        if self.graphs is None:
+            self.first, self.conds = (batch, method, rule), map_tree(copied, conds)
+            own = (self.conds, self.capture, self._refuse)
+            self.graphs = StepGraphs(self.engine, method, rule, *own)
+        if self.first[0] != batch or not _same(self.first[1:], (method, rule)):
+            return self.engine._finished(x, grid, cond, method, rule, seeds)
+        # The graphs read these tensors, so that one copy serves all steps of a batch.
+        map_tree(refilled, self.conds, conds)
+        with torch.no_grad():
+            held = Cond(*self.conds)
+            snap, levels = self.engine.start(x, grid, held, method, rule, seeds)
+            for span in spans(tuple(levels)):
+                branches = rule.plan(snap.x, span, held, snap.guidance)
+                snap = self.graphs.step(snap, span, branches)
+            # What graphs have filled is filled again by the next batch.
+            x, snap = map_tree(copied, [settle(method.finish(snap.x, snap.sampler)), snap])
+        return x, snap
 
-        def run(x: Tensor, *conds: Any) -> tuple[Tensor, Snapshot]:
-            # Copied inside the graph: the denoiser keeps what it makes of conditions that it has
-            # seen before, and a replay must not find what was made of another batch's.
-            given = Cond(*map_tree(_copied, list(conds)))
-            return self.engine._finished(x, grid, given, method, rule, seeds)
-
-        key = (id(method), id(rule), tuple(grid), map_tree(_described, list(inputs)))
-        if self.key is None:
-            self.key = key
-            self._begin(run, inputs, method)
-        if self.captured is None or key != self.key:
-            return run(*inputs)
-        map_tree(_refilled, self.inputs, list(inputs))
-        replay, outputs = self.captured
-        replay()
-        x, snapshot = map_tree(_copied, list(outputs))
-        return x, snapshot._replace(seeds=tuple(seeds))
-
-    def _begin(self, run: Callable[..., Any], inputs: Any, method: Sampler) -> None:
-        """Captures a first run where that is possible."""
-        self.inputs = map_tree(_copied, list(inputs))
-        try:
-            if method.stochastic:
-                raise RuntimeError(f"the sampler {method.name!r} draws noise at every step")
-            self.captured = self.capture(lambda: run(*self.inputs))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            if self.required:
-                reason = str(error).splitlines()[0]
-                raise SamplerError(
-                    f"graph = True: this run cannot be a CUDA graph ({reason}); use 'auto'.", 2
-                ) from error
+    def _refuse(self, reason: str, error: Exception | None) -> None:
+        if self.required:
+            raise SamplerError(
+                f"graph = True: this run cannot be CUDA graphs ({reason}); use 'auto'.", 2
+            ) from error
 
 
-def capture(fn: Callable[[], Any]) -> Captured:
-    """A CUDA graph of a call, after two calls on a side stream that warm up what is lazy."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            fn()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = fn()
-    return graph.replay, outputs
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _refilled(own: Any, given: Any) -> Any:
-    return own.copy_(given) if isinstance(own, Tensor) else own
-
-
-def _described(value: Any) -> Any:
-    """What a captured input has to agree in: a tensor's form, or the very value."""
-    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
+def _same(ours: Any, theirs: Any) -> bool:
+    """Whether strategies are equal; those that hold tensors are where they are the same objects."""
+    try:
+        return bool(ours == theirs)
+    except RuntimeError:
+        return False

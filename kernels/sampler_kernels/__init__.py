@@ -9,7 +9,17 @@ Importing this package imports neither torch nor triton.
 """
 
 from sampler_kernels.backend import use_backend
-from sampler_kernels.rows import Lin, gram, settle, sqrt, where
+from sampler_kernels.rows import Lin, gram, recorded, settle, sqrt, where
 from sampler_kernels.trees import leaves, map_tree
 
-__all__ = ["Lin", "gram", "leaves", "map_tree", "settle", "sqrt", "use_backend", "where"]
+__all__ = [
+    "Lin",
+    "gram",
+    "leaves",
+    "map_tree",
+    "recorded",
+    "settle",
+    "sqrt",
+    "use_backend",
+    "where",
+]

@@ -17,9 +17,14 @@ from torch import Tensor
 from sampler_kernels import autograd, torch_ops
 from sampler_kernels.formulas import inputs_of, narrow
 from sampler_kernels.programs import Formula
+from sampler_kernels.reductions import Sums, joined_with, table_of, unmade
 from sampler_kernels.rows import Lin
 from sampler_kernels.scalars import PART, RowGram, RowScalar
-from sampler_kernels.triton_ops import run_formula, run_gram, run_scalars
+from sampler_kernels.triton_ops import (
+    compute_scalars,
+    run_both,
+    run_formula,
+)
 
 MAX_INPUTS, MAX_OUTPUTS, MAX_VECTORS = 8, 4, 4
 # Other classes are stand-ins of tracers, without memory.
@@ -27,22 +32,35 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def settle(lins: list[Lin], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """The values of lazy formulas, [B, ...] each, in as few launches as their inputs allow."""
+def settle(
+    lins: list[Lin], dtype: torch.dtype = torch.float32, waiting: Sequence[Sums] = ()
+) -> list[Tensor]:
+    """The values of lazy formulas, [B, ...] each, in as few launches as their inputs allow.
+
+    waiting: reductions to make on the way, where they fit.
+    """
     done: dict[int, Tensor] = {}
-    waiting: list[Lin] = []
+    left: list[Lin] = []
     for lin in lins:
         if lin.op == "leaf" and lin.a.dtype == dtype:
             done[id(lin)] = lin.a
         elif not _fits([lin]):
             done[id(lin)] = torch_ops.settle([lin])[0].to(dtype)
-        elif all(lin is not other for other in waiting):
-            waiting.append(lin)
-    for group in _groups(waiting):
+        elif all(lin is not other for other in left):
+            left.append(lin)
+    for group in _groups(left):
         cut = [narrow(lin, MAX_INPUTS, lambda part: settle([part])[0]) for lin in group]
-        for lin, value in zip(group, _launch_formula(cut, dtype), strict=True):
+        for lin, value in zip(group, _launch_formula(cut, dtype, waiting), strict=True):
             done[id(lin)] = value
     return [done[id(lin)] for lin in lins]
+
+
+def finish(lins: list[Lin], late: list[Any]) -> list[Tensor]:
+    """The values of lazy formulas and of recorded scalars, with all that is left to reduce."""
+    nodes = [n for leaf in late for n in (leaf.nodes if isinstance(leaf, RowGram) else [leaf])]
+    values = settle(lins, waiting=unmade(nodes))
+    compute_scalars([node for node in nodes if isinstance(node, RowScalar)])
+    return [*values, *(leaf.tensor() for leaf in late)]
 
 
 def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
@@ -67,20 +85,39 @@ def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
         sums = autograd.gram(formula, pairs, table, rows)
         cells = torch.stack([torch.stack([sums[p] for p in line]) for line in places])
         return cells.view(len(lins), len(lins), *kept)
-    sums = run_gram(formula, pairs, _table(formula.coefficients, shape, rows), rows)
-    known = [RowScalar(PART, (sums, p), kept, sums.device, False) for p in range(len(pairs))]
+    sums, device = Sums(formula, lins, pairs, shape, rows), formula.like.device
+    known = [RowScalar(PART, (sums, p), kept, device, False) for p in range(len(pairs))]
     return RowGram([[known[p] for p in line] for line in places])
 
 
-def _launch_formula(lins: list[Lin], dtype: torch.dtype) -> list[Tensor]:
+def recorded(value: Tensor) -> Any:
+    """A float32 tensor [B] whose arithmetic is recorded, unless torch has to see it."""
+    if _must_differentiate([value], []):
+        return value
+    return RowScalar.of(value, tuple(value.shape), value.device)
+
+
+def _launch_formula(lins: list[Lin], dtype: torch.dtype, waiting: Sequence[Sums]) -> list[Tensor]:
     tensors, scalars = inputs_of(lins)
     shape = tuple(lins[0].shape)
     rows = max(_rows(scalars, shape), shape[0])
-    formula = Formula.of(lins)
     if _must_differentiate(tensors, scalars):
+        formula = Formula.of(lins)
         table = _torch_table(formula.coefficients, shape, rows)
         return [y.to(dtype) for y in autograd.settle(formula, table, rows)]
-    return run_formula(formula, _table(formula.coefficients, shape, rows), rows, dtype)
+    joined = joined_with(waiting, tensors, scalars, rows)
+    formula = Formula.of([*lins, *(lin for sums in joined for lin in sums.lins)])
+    table = table_of(formula.coefficients, shape, rows)
+    if not joined:
+        return run_formula(formula, table, rows, dtype)
+    pairs, first = [], len(lins)
+    for sums in joined:
+        pairs += [(first + i, first + j) for i, j in sums.pairs]
+        first += len(sums.lins)
+    outs, made = run_both(formula, len(lins), pairs, table, rows, dtype)
+    for sums, part in zip(joined, made.split([len(s.pairs) for s in joined]), strict=True):
+        sums.value = part
+    return outs
 
 
 def _fits(lins: list[Lin]) -> bool:
@@ -129,17 +166,6 @@ def _must_differentiate(tensors: Sequence[Tensor], scalars: Sequence[Any]) -> bo
     if torch.compiler.is_compiling() or any(type(t) not in _PLAIN for t in inputs):
         return True
     return torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-
-
-def _table(coefficients: Sequence[Any], shape: tuple[int, ...], rows: int) -> Tensor | None:
-    """The coefficients that are no launch constants, [C, rows], in one launch."""
-    if not coefficients:
-        return None
-    nodes = []
-    for s in coefficients:
-        fine = s.ndim == len(shape) > 1 and math.prod(s.shape) > 1
-        nodes.append(RowScalar.of(s, tuple(s.shape) if fine else shape[:1], s.device))
-    return run_scalars(nodes, rows)
 
 
 def _torch_table(coefficients: Sequence[Any], shape: tuple[int, ...], rows: int) -> Tensor | None:

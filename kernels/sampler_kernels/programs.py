@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sampler_kernels import scalars
+from sampler_kernels.deferred import computed
 from sampler_kernels.rows import Lin
 from sampler_kernels.scalars import RowScalar
 
@@ -99,7 +100,7 @@ class ScalarProgram:
         if node.op == scalars.PART:
             sums, pair = node.args
             if ("part", id(sums)) not in places:
-                places["part", id(sums)] = _append(self.parts, sums)
+                places["part", id(sums)] = _append(self.parts, computed(sums))
             key = ("pair", id(sums), pair)
             if key not in places:
                 places[key] = self._emit(

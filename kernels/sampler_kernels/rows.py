@@ -181,10 +181,22 @@ def settle(tree: Any) -> Any:
     late = [leaf for leaf in found if isinstance(leaf, Deferred)]
     if not lins and not late:
         return tree
-    done = {id(leaf): leaf.tensor() for leaf in late}
-    if lins:
-        done.update(zip(map(id, lins), backend(lins[0].like).settle(lins), strict=True))
+    if late:  # of the Triton backend, the only one that defers
+        from sampler_kernels.fused import finish
+
+        values = finish(lins, late)
+    else:
+        values = backend(lins[0].like).settle(lins)
+    done = dict(zip(map(id, [*lins, *late]), values, strict=True))
     return map_tree(lambda leaf: done.get(id(leaf), leaf), tree)
+
+
+def recorded(value: Tensor, like: Tensor) -> Any:
+    """A tensor [B] on the device of `like`, whose arithmetic costs no launches of its own.
+
+    On the Triton backend what is made of it is computed together, as with the numbers of `gram`.
+    """
+    return backend(like).recorded(value.to(like.device).float())
 
 
 def sqrt(value: Scalar) -> Any:

@@ -160,6 +160,8 @@ class RowScalar(Deferred):
             other = float(other)
         elif not hasattr(other, "dtype"):
             return NotImplemented
+        elif self._takes(other):
+            other = RowScalar.of(other, self.shape, self.device)
         elif not isinstance(other, RowScalar) or other.shape != self.shape:
             import torch
 
@@ -167,6 +169,13 @@ class RowScalar(Deferred):
             return getattr(torch, name)(*pair)
         pair = (other, self) if swap else (self, other)
         return RowScalar(op, pair, self.shape, self.device, op in (LESS, LESS_EQUAL, EQUAL))
+
+    def _takes(self, other: Any) -> bool:
+        """Whether a tensor can be an operand as it is: recording it costs no launch."""
+        if isinstance(other, Deferred) or getattr(other, "requires_grad", True):
+            return False
+        alike = tuple(other.shape) == self.shape and other.device == self.device
+        return alike and other.dtype == self.dtype and other.is_contiguous()
 
 
 class RowGram(Deferred):
@@ -191,6 +200,11 @@ class RowGram(Deferred):
     def __len__(self) -> int:
         return len(self.cells)
 
+    @property
+    def nodes(self) -> list[RowScalar]:
+        """All its scalars, line by line."""
+        return [n for cell in self.cells for n in (cell if isinstance(cell, list) else [cell])]
+
     def tensor(self) -> Tensor:
         """All these inner products, computed together in one launch."""
         import torch
@@ -198,7 +212,7 @@ class RowGram(Deferred):
         from sampler_kernels.triton_ops import compute_scalars
 
         lines = self.cells if isinstance(self.cells[0], list) else [self.cells]
-        compute_scalars([cell for line in lines for cell in line])
+        compute_scalars(self.nodes)
         known = torch.stack([torch.stack([c.tensor() for c in line]) for line in lines])
         return known if lines is self.cells else known[0]
 

@@ -48,6 +48,11 @@ def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Tensor:
     return flat.view(count, count, *flat.shape[1:])
 
 
+def recorded(value: Tensor) -> Tensor:
+    """A per-row tensor as it is: here its arithmetic is computed at once."""
+    return value
+
+
 def _value(node: Lin, memo: dict[int, Tensor]) -> Tensor:
     op = node.op
     if op == "leaf" and node.a.dtype not in _HALVES:

@@ -1,7 +1,8 @@
 """The Triton kernels, and the only importer of triton.
 
     formula_kernel   Y_m = any formula of sums, differences, multiples of X_k and constants
-    gram_kernel      partial sums of <V_i, V_j>, the V formed in registers by the same formulas
+    gram_kernel      partial sums of <V_i, V_j>, the V formed in registers by the same formulas,
+                     and in the same pass the Y_m of formulas that do not depend on these sums
     scalar_kernel    what a rule makes of the inner products, one program per row
 
 Formulas arrive as programs (`programs.py`), which are unrolled at compile time, so a formula is
@@ -72,9 +73,9 @@ def formula_kernel(
 
 @triton.jit
 def gram_kernel(
-    xs, sums, consts, table, rows, n, splits, chunk,
-    CODE: tl.constexpr, NODES: tl.constexpr, PAIRS: tl.constexpr, P: tl.constexpr,
-    BLOCK: tl.constexpr,
+    xs, ys, sums, consts, table, rows, n, splits, chunk,
+    CODE: tl.constexpr, NODES: tl.constexpr, OUTS: tl.constexpr, M: tl.constexpr,
+    PAIRS: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) // splits).to(tl.int64)
     split = tl.program_id(0) % splits
@@ -91,6 +92,8 @@ def gram_kernel(
                 _node(v, xs, consts, table, at, mask, row, rows,
                       CODE[3 * i], CODE[3 * i + 1], CODE[3 * i + 2], BLOCK),
             )  # fmt: skip
+        for m in tl.static_range(M):
+            tl.store(ys[m] + at, v[OUTS[m]].to(ys[m].dtype.element_ty), mask=mask)
         more = ()
         for p in tl.static_range(P):
             product = v[PAIRS[2 * p]] * v[PAIRS[2 * p + 1]]

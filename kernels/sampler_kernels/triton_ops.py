@@ -54,19 +54,34 @@ def run_gram(
     formula: Formula, pairs: Sequence[tuple[int, int]], table: Tensor | None, rows: int
 ) -> Tensor:
     """Partial sums [P, R, splits] of the inner products of a formula's outputs i, j."""
+    return run_both(formula, 0, pairs, table, rows, torch.float32)[1]
+
+
+def run_both(
+    formula: Formula,
+    count: int,
+    pairs: Sequence[tuple[int, int]],
+    table: Tensor | None,
+    rows: int,
+    dtype: torch.dtype,
+) -> tuple[list[Tensor], Tensor]:
+    """(the values of the first `count` outputs, `run_gram` of pairs of outputs) in one pass."""
     xs = [x.contiguous() for x in formula.tensors]
-    n = xs[0].numel() // rows
+    like = xs[0]
+    n = like.numel() // rows
     blocks = _ceil(n, BLOCK)
     chunk = _ceil(blocks, MAX_SPLITS)
     splits = _ceil(blocks, chunk)
-    sums = new((len(pairs), rows, splits), torch.float32, xs[0].device)
+    outs = [new(like.shape, dtype, like.device) for _ in range(count)]
+    sums = new((len(pairs), rows, splits), torch.float32, like.device)
     nodes = tuple(formula.outs[k] for pair in pairs for k in pair)
-    args = (tuple(xs), sums, tuple(formula.consts), table, rows, n, splits, chunk)
+    numbers = (tuple(formula.consts), table, rows, n, splits, chunk)
     program = {"CODE": tuple(formula.code), "NODES": len(formula.code) // 3, "BLOCK": BLOCK}
-    ends = {"PAIRS": nodes, "P": len(pairs)}
-    _launch(_gram, rows * splits, sums.device, args, {**program, **ends})
-    record("gram", _bytes(xs), _bytes([sums]))
-    return sums
+    ends = {"OUTS": tuple(formula.outs[:count]), "M": count, "PAIRS": nodes, "P": len(pairs)}
+    args = (tuple(xs), tuple(outs), sums, *numbers)
+    _launch(_gram, rows * splits, like.device, args, {**program, **ends})
+    record("both" if count else "gram", _bytes(xs), _bytes([*outs, sums]))
+    return outs, sums
 
 
 def run_scalars(nodes: Sequence[RowScalar], rows: int) -> Tensor:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from sampler.guidance.host import on_host, towards_host
+from sampler.guidance.latches import Decision, decided, first
 from sampler.guidance.nested import bound
 from sampler.guidance.spaces import (
     choose,
@@ -22,27 +23,19 @@ from sampler.guidance.spaces import (
 from sampler.registry import build, register
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 class AdaptiveState(NamedTuple):
-    """rule: the inner rule's state; the others None before the first guided step.
+    """rule: the inner rule's state.
 
-    latched, armed: bool [B] on the CPU; armed rows may latch.
-    wait: int [B] on the CPU, steps until a latched row's next refresh.
-    held: c − u of the last live step, per row [B, ...] (after="hold", or with `turn`).
-    cosines: [2, B] of the last guided step: of (c, u), and of the new and the held direction.
-    seen: bool [B] on the CPU, the rows that `cosines` speaks of.
+    coming: the decisions of the next 1 + lag guided steps, taken where x is: on its device.
+    armed: 1 where a row may latch, else 0, as the flags there; None before the first guided step.
+    held: c − u of the last live step, per row [B, ...] (after="hold", or with `turn`), or None.
     """
 
     rule: Any
-    latched: Any = None
+    coming: tuple[Decision, ...]
     armed: Any = None
-    wait: Any = None
     held: Any = None
-    cosines: Any = None
-    seen: Any = None
 
 
 @register("guidance", "adaptive")
@@ -60,8 +53,8 @@ class Adaptive(GuidanceBase):
     rule: the rule that is made cheaper: `cfg`, `apg`, `cfg_zero` or `linear_ag`.
     threshold: γ in −1..1, 0.991 is the paper's; 1 switches the rule off. Thresholds do not carry
         over between models (arXiv:2506.08351).
-    lag: 0 decides with this step's γ, and waits for the device; 1 decides with the γ of the step
-        before, at the price of at most one pass more.
+    lag: 0 decides with the last step's γ, and waits for the device to know it; 1 decides with the γ
+        of the step before that, which is there by then, at the price of at most one pass more.
     after: "drop" or "hold".
     refresh: a latched row evaluates its pair again every `refresh` steps; 0 is never. By default 0
         for "drop" and 3 for "hold", whose direction goes stale. Our addition.
@@ -119,15 +112,19 @@ class Adaptive(GuidanceBase):
     def bind(self, request: Any, cond: Cond) -> tuple[Adaptive, Cond]:
         """The inner rule bound to the run; see `sampler.binding`."""
         rule, cond = bound(self.rule, request, cond)
-        return replace(self, rule=rule), cond
+        return (self if rule is self.rule else replace(self, rule=rule)), cond
 
     def start(self, cond: Cond) -> AdaptiveState:
-        return AdaptiveState(self.rule.start(cond))
+        return AdaptiveState(self.rule.start(cond), (first(self._period()),) * (1 + self.lag))
 
     def plan(self, x: Any, span: Span, cond: Cond, state: AdaptiveState) -> Mapping[str, Branch]:
         branches = dict(self.rule.plan(x, span, cond, state.rule))
-        live = self._live(state)
-        if live is None or not branches.keys() >= {"cond", "uncond"}:
+        # With lag = 1 the copy that is started here is waited for one step later.
+        towards_host(state.coming[-1].live)
+        if not branches.keys() >= {"cond", "uncond"}:
+            return branches
+        live = on_host(state.coming[0].live)
+        if live is None or live.all():
             return branches
         if not live.any():
             return {"cond": branches["cond"]}
@@ -141,33 +138,35 @@ class Adaptive(GuidanceBase):
         planned = self.rule.plan(x, span, Cond(), state.rule)
         if not planned.keys() >= {"cond", "uncond"}:  # the inner rule does not guide here
             return self._resting(x, preds, span, state)
-        cond, live = preds["cond"], self._live(state)
-        if live is not None and not live.any():
-            direction = cosines = None
-            preds = {"cond": cond, "uncond": cond}
-        else:
+        cond, live = preds["cond"], state.coming[0].live
+        direction, cosines = None, ()
+        if "uncond" in preds:
             direction = cond.out - preds["uncond"].out
             cosines = self._cosines(cond, preds["uncond"], direction, state.held)
         held = direction
-        if live is not None and state.held is not None:
+        if state.held is not None and not isinstance(live, float):
             old = Lin.of(state.held)
             held = old if direction is None else choose(live, direction, old)
             if self.after == "hold":
-                uncond = choose(live, preds["uncond"].out, cond.out - old)
+                stale = cond.out - old
+                uncond = stale if direction is None else choose(live, preds["uncond"].out, stale)
                 preds = {**preds, "uncond": cond.like(uncond)}
         pred, inner = self._guided(x, preds, span, state, live)
-        decided = self._decided(state, cosines, live, cond)
+        armed = float(cond.kind == "eps") if state.armed is None else state.armed
+        settings = (self.threshold, self.turn, self._period())
+        coming, armed = decided(state.coming, armed, cosines, settings)
         keeps = self.after == "hold" or self.turn is not None
-        return pred, decided._replace(rule=inner, held=held if keeps else None)
+        return pred, AdaptiveState(inner, coming, armed, held if keeps else None)
 
     def _resting(
         self, x: Any, preds: Mapping[str, Prediction], span: Span, state: AdaptiveState
     ) -> tuple[Prediction, AdaptiveState]:
         """What the inner rule says without a pair; dropped rows still take g = c."""
         pred, inner = self.rule.combine(x, preds, span, state.rule)
-        if self.after == "drop" and state.latched is not None and "cond" in preds:
+        latched = state.coming[0].latched
+        if self.after == "drop" and not isinstance(latched, float) and "cond" in preds:
             cond = preds["cond"]
-            pred = choose_prediction(~state.latched, cond.like(in_space(pred, cond.kind)), cond)
+            pred = choose_prediction(1 - latched, cond.like(in_space(pred, cond.kind)), cond)
         return pred, state._replace(rule=inner)
 
     def _guided(
@@ -176,7 +175,7 @@ class Adaptive(GuidanceBase):
         preds: Mapping[str, Prediction],
         span: Span,
         state: AdaptiveState,
-        live: Tensor | None,
+        live: Any,
     ) -> tuple[Prediction, Any]:
         """The inner rule; for "drop" g = c and an unchanged inner state in rows that are not live.
 
@@ -184,61 +183,30 @@ class Adaptive(GuidanceBase):
         around it were dropped.
         """
         cond = preds["cond"]
-        dropping = None if self.after == "hold" else live
-        if dropping is not None and not dropping.any():
+        if "uncond" not in preds:
             return cond, state.rule
         pred, inner = self.rule.combine(x, preds, span, state.rule)
         pred = cond.like(in_space(pred, cond.kind))
-        if dropping is None:
+        if self.after == "hold" or isinstance(live, float):
             return pred, inner
-        return choose_prediction(dropping, pred, cond), choose_state(dropping, inner, state.rule)
-
-    def _live(self, state: AdaptiveState) -> Tensor | None:
-        """The rows whose pair is due at this step, bool [B] on the CPU; None for all."""
-        if state.latched is None or not state.latched.any():
-            return None
-        live = ~state.latched
-        return live | (state.wait == 0) if self._period() else live
+        return choose_prediction(live, pred, cond), choose_state(live, inner, state.rule)
 
     def _period(self) -> int:
         if self.refresh is not None:
             return self.refresh
         return HOLD_REFRESH if self.after == "hold" else 0
 
-    def _cosines(self, cond: Prediction, uncond: Prediction, direction: Lin, held: Any) -> Tensor:
-        """[1, B], or [2, B] with that of the new and the held direction."""
-        import torch
-
+    def _cosines(
+        self, cond: Prediction, uncond: Prediction, direction: Lin, held: Any
+    ) -> tuple[Any, ...]:
+        """(γ,), each [B]; with `turn` and a held direction also the cosine of new and held."""
         space = self.space
         if space == "auto":
             space = "eps" if cond.kind == "x0" else "native"
-        found = [cosine(in_space(cond, space), in_space(uncond, space))]
-        if self.turn is not None:
-            found.append(found[0] * 0 + 1 if held is None else cosine(direction, Lin.of(held)))
-        return towards_host(torch.stack(found))
-
-    def _decided(
-        self, state: AdaptiveState, cosines: Tensor | None, live: Tensor | None, cond: Prediction
-    ) -> AdaptiveState:
-        """The latches of the next step: from these cosines, or with lag = 1 from the last ones."""
-        import torch
-
-        none = torch.zeros(cond.out.shape[0], dtype=torch.bool)
-        latched = none if state.latched is None else state.latched
-        armed = (~none if cond.kind == "eps" else none) if state.armed is None else state.armed
-        wait = torch.zeros_like(none, dtype=torch.int64) if state.wait is None else state.wait
-        rows = ~none if live is None else live
-        wait = torch.where(rows, self._period() - 1, wait - 1)
-        used, seen = (cosines, rows) if self.lag == 0 else (state.cosines, state.seen)
-        if used is not None:
-            gamma, *turned = on_host(used)
-            crossed = gamma > self.threshold
-            latched = latched | (seen & armed & crossed)
-            armed = armed | (seen & ~crossed)
-            for turn in turned:
-                wait = torch.where(seen & latched & (turn < (self.turn or 0.0)), 0, wait)
-        kept = (cosines, rows) if self.lag else (None, None)
-        return AdaptiveState(None, latched, armed, wait, None, *kept)
+        gamma = cosine(in_space(cond, space), in_space(uncond, space))
+        if self.turn is None or held is None:
+            return (gamma,)
+        return gamma, cosine(direction, Lin.of(held))
 
 
 HOLD_REFRESH = 3

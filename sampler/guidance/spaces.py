@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from sampler_kernels import gram, leaves, map_tree, where
+from sampler_kernels import gram, leaves, map_tree, recorded, where
 
 from sampler.types import Lin, Prediction
 
@@ -32,8 +32,8 @@ def from_space(like: Prediction, space: str, value: Lin) -> Prediction:
 
 
 def choose(rows: Tensor, yes: Lin, no: Lin) -> Lin:
-    """`yes` in the rows [B] where it is True, else `no`; exact for finite values."""
-    weight = rows.to(yes.like.device).float()
+    """`yes` in the rows [B] where it is True or 1, else `no`; exact for finite values."""
+    weight = recorded(rows, yes.like)
     return yes * weight + no * (1 - weight)
 
 
@@ -55,7 +55,7 @@ def choose_state(rows: Tensor, new: Any, old: Any) -> Any:
 def _choose_leaf(rows: Tensor, new: Any, old: Any) -> Any:
     if isinstance(new, Lin) or getattr(new, "ndim", 0) > 1:
         return choose(rows, Lin.of(new), Lin.of(old))
-    return new.where(rows.to(new.device), old) if getattr(new, "ndim", 0) == 1 else new
+    return new.where(rows.to(new.device).bool(), old) if getattr(new, "ndim", 0) == 1 else new
 
 
 def cosine(a: Lin, b: Lin) -> Tensor:

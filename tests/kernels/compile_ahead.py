@@ -51,14 +51,13 @@ class Compiler:
             print(json.dumps({**self.facts(args, constants), **read(done.asm["ptx"], arch)}))
 
     def facts(self, args, constants):
-        tensors = [t for t in args[0] if isinstance(t, torch.Tensor)]
-        outs = args[1] if isinstance(args[1], tuple) else (args[1],)
-        formula = self.kernel is triton_kernels.formula_kernel
+        latents = self.kernel is not triton_kernels.scalar_kernel
         return {
             "kernel": self.kernel.__name__,
-            "inputs": [str(t.dtype) for t in tensors],
-            "outputs": [str(t.dtype) for t in outs] if formula else [],
+            "inputs": [str(t.dtype) for t in args[0]],
+            "outputs": [str(t.dtype) for t in args[1]] if latents else [],
             "code": constants["CODE"],
+            "pairs": constants.get("P", 0),
         }
 
 

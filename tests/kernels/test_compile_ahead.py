@@ -43,9 +43,14 @@ def test_latents_move_in_16_byte_accesses(compiled):
         ]
         assert k["loads"].count("ld.global.v4.b32") == wide, k
         assert len(k["loads"]) <= wide + len(table), k
-        if k["kernel"] == "formula_kernel":
-            wide = sum(2 if d == "torch.float32" else 1 for d in k["outputs"])
-            assert k["stores"] == ["st.global.v4.b32"] * wide, k
+        wide = sum(2 if d == "torch.float32" else 1 for d in k["outputs"])
+        stores = ["st.global.v4.b32"] * wide + ["st.global.b32"] * k["pairs"]
+        assert k["stores"] == stores, k
+
+
+def test_reductions_are_compiled_alone_and_with_a_step(compiled):
+    found = {bool(k["outputs"]) for k in compiled if k["kernel"] == "gram_kernel"}
+    assert found == {True, False}
 
 
 def test_every_rounding_is_to_nearest(compiled):

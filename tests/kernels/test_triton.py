@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from sampler_kernels import Lin, gram, settle, use_backend, where
+from sampler_kernels import Lin, gram, recorded, settle, use_backend, where
 from sampler_kernels.counting import count_launches
 
 from tests.kernels.canary import watched
@@ -176,8 +176,52 @@ def test_a_recorded_scalar_behaves_as_a_tensor():
 
 def test_scalars_of_one_step_take_one_launch():
     x, y, z = (draw(3, 50, seed=s) for s in range(3))
-    products = gram(x, y)
-    cosine = products[0, 1] / (products[0, 0] * products[1, 1]).sqrt()
     with count_launches() as launches:
+        products = gram(x, y)
+        cosine = products[0, 1] / (products[0, 0] * products[1, 1]).sqrt()
         settle((Lin.of(z) + Lin.of(x) * cosine * cosine - Lin.of(y) / products[0, 0], Lin.of(x)))
+    assert [k.kernel for k in launches] == ["gram", "scalar", "formula"]
+
+
+@pytest.mark.parametrize("n", [1, 7, 1000, 4097])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_what_only_the_next_step_needs_is_summed_while_this_one_is_computed(n, dtype):
+    """The same bits as in passes of their own; also two reductions, and one that is needed now."""
+    x, y, z = (draw(3, n, seed=s, dtype=dtype) for s in range(3))
+    per_row = torch.tensor([0.3, -1.7, 2.0])
+
+    def make():
+        d = Lin.of(x) - y
+        now, late, last = gram(d, z), gram(d * per_row, x), gram(Lin.of(y) - z)
+        step = Lin.of(x) * 3.0 + d * (now[0, 1] / now[1, 1])
+        return {"x": step, "y": d * 0.5 + z, "late": late[0, 1], "last": last}
+
+    apart = {k: settle(v) for k, v in make().items()}
+    with count_launches() as launches:
+        together = settle(make())
+    assert [k.kernel for k in launches] == ["gram", "scalar", "both", "scalar"]
+    for k, value in apart.items():
+        assert torch.allclose(torch.as_tensor(together[k]), torch.as_tensor(value), 0, 0, True), k
+    right = reference(make)
+    exact = torch.as_tensor(settle(right["last"]))
+    assert torch.allclose(torch.as_tensor(together["last"]), exact, rtol=1e-6)
+
+
+def test_a_reduction_over_other_tensors_or_rows_stays_alone():
+    x, y = draw(2, 4, 30), draw(2, 4, 30, seed=1)
+    for make in (lambda: gram(Lin.of(y))[0, 0], lambda: gram(Lin.of(x), axes=(2,))[0, 0]):
+        with count_launches() as launches:
+            found = settle((Lin.of(x) * 2.0, make()))
+        assert "both" not in [k.kernel for k in launches]
+        assert torch.allclose(found[1], settle(reference(make)), rtol=1e-6)
+
+
+def test_recorded_tensors_are_tensors_whose_arithmetic_waits():
+    flag, x = torch.tensor([1.0, 0.0, 1.0]), draw(3, 8)
+    with count_launches() as launches:
+        weight = recorded(flag, x)
+        value = settle(Lin.of(x) * weight + Lin.of(x) * 2.0 * (1 - weight))
     assert [k.kernel for k in launches] == ["scalar", "formula"]
+    assert torch.equal(value, torch.where(flag[:, None] > 0, x, 2 * x))
+    leaf = flag.clone().requires_grad_()
+    assert recorded(leaf, x) is leaf and reference(lambda: recorded(flag, x)) is flag

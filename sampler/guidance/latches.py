@@ -1,0 +1,72 @@
+"""Which rows of adaptive guidance are live, decided on the device where their cosines are computed.
+
+Flags are 1 or 0: numbers until a γ was seen, then float32 [B] beside the latents. Deciding is only
+arithmetic on them, so that on a GPU all of it is recorded with the cosines and computed in their
+launch, and nothing waits for the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sampler_kernels import where
+
+
+class Decision(NamedTuple):
+    """What one step does, per row.
+
+    live: 1 where the pair is evaluated; latched: 1 where the row has converged; wait: steps until
+    the next refresh of a latched row, None without refreshes.
+    """
+
+    live: Any
+    latched: Any
+    wait: Any = None
+
+
+def first(period: int) -> Decision:
+    """All rows live; period: steps between refreshes, 0 for none."""
+    return Decision(1.0, 0.0, period - 1.0 if period else None)
+
+
+def decided(
+    coming: tuple[Decision, ...],
+    armed: Any,
+    cosines: tuple[Any, ...],
+    settings: tuple[float, float | None, int],
+) -> tuple[tuple[Decision, ...], Any]:
+    """(coming without the step that is over and with a new decision at its end, armed).
+
+    cosines: (γ,) or (γ, that of the new and the held direction), [B] each; () for a step without
+    pairs. armed: 1 where a row may latch. settings: (threshold, turn, period). NaN never crosses.
+    """
+    threshold, turn, period = settings
+    last, turned = coming[-1], None
+    latched = last.latched
+    if cosines:
+        crossed = cosines[0] > threshold
+        now = where(crossed, 0.0, 0.0) + coming[0].live
+        latched = _either(where(crossed, 1.0, 0.0) * now * armed, latched)
+        armed = _either(where(crossed, 0.0, 1.0) * now, armed)
+        if len(cosines) > 1:
+            turned = where(cosines[1] < turn, 1.0, 0.0) * now * latched
+    if period:
+        last = _refreshed(latched, last, turned, period)
+    elif cosines:
+        last = Decision(1 - latched, latched)
+    return (*coming[1:], last), armed
+
+
+def _refreshed(latched: Any, before: Decision, turned: Any, period: int) -> Decision:
+    """The decision after `before`, where latched rows are live again at their refreshes."""
+    none = latched * 0.0  # first in the sums: it is what records them
+    wait = where(none + before.live > 0, period - 1.0, none + before.wait - 1.0)
+    if turned is not None:
+        wait = where(turned > 0, 0.0, wait)
+    live = where(latched > 0, where(wait == 0, 1.0, none), 1.0 + none)
+    return Decision(live, latched, wait)
+
+
+def _either(a: Any, b: Any) -> Any:
+    """1 where one of two flags is 1, else 0."""
+    return a + b - a * b
