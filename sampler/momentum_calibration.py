@@ -18,9 +18,9 @@ from sampler.samplers.calibrated import FORMAT, Key, key_of
 from sampler.samplers.momentum import DEFAULT
 
 NUMBERS = (1.0, 1.2, 1.5, 1.8, 2.0, 2.3, 2.6, 3.0)
-# A number replaces the default where its squared error is lower by this many standard errors of the
-# difference, image by image: above 2, since several numbers are tried on the same images.
-NOISE = 2.5
+# A number replaces the default where it lowers the logarithm of the error, image by image, by more
+# than this many standard errors: logarithms, since a few images make up most of a sum of squares.
+NOISE = 2.0
 # The reference takes this many times the steps, with the sampler that is second order and stable.
 FINER, REFERENCE = 10, {"name": "ghvb", "momentum_number": 1.8}
 
@@ -41,7 +41,7 @@ def calibrate_momentum(
     The error is the root mean square over the latents of all prompts against a run with ten times
     the steps (image i has seed + i), relative to that run's. The default number is always among
     the candidates, and kept unless the gain of another is beyond the noise of these prompts
-    (`chosen`): two dozen prompts are a good number, with one the default is always kept.
+    (`chosen`): a dozen prompts will do, with one the default is always kept.
 
     Raises ValueError for no prompts, and numbers that GHVB refuses.
     """
@@ -122,7 +122,7 @@ def chosen(found: Mapping[float, Tensor]) -> float:
     default = found[DEFAULT]
 
     def is_better(number: float) -> bool:
-        gain = default - found[number]
+        gain = default.log() - found[number].log()
         noise = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else math.inf
         # no noise can be named where the default diverged; then any finite number is better
         return bool(gain.mean() > (0.0 if math.isnan(noise) else NOISE * noise))
