@@ -77,6 +77,26 @@ def compare(folder: Path, label: str, guidance: Any, wanted: str) -> Iterator[Ro
     yield "concept recognised: stock, ours", f"{right[0]:.3f}, {right[1]:.3f}", "within 0.01"
 
 
+def network(folder: Path) -> Iterator[Row]:
+    """Milliseconds per row of the bundled network alone, by the rows that it gets together."""
+    torch.set_num_threads(1)
+    adapter = sampler.load().pipeline
+    states = adapter.encode(["a fox"], [""], False, (64, 64)).cond["encoder_hidden_states"]
+    best: dict[int, float] = {}
+    with torch.no_grad():
+        for _ in range(4):
+            for rows in (1, 2, 4, 8, 16, 32, 48, 64):
+                x = torch.randn(rows, *adapter.latent_shape(64, 64))
+                text = states.expand(rows, -1, -1).contiguous()
+                for _ in range(max(1, 32 // rows)):
+                    began = time.perf_counter()
+                    adapter.network(x, torch.tensor(500), encoder_hidden_states=text)
+                    taken = (time.perf_counter() - began) / rows * 1000
+                    best[rows] = min(taken, best.get(rows, taken))
+    for rows, taken in best.items():
+        yield f"network alone, {rows} rows together, ms per row, best", f"{taken:.2f}", ""
+
+
 class _Clock:
     """Seconds inside a module's forward."""
 

@@ -2,7 +2,7 @@
 
 Every part writes docs/figures/batch_PART.csv (columns: measure, value, wanted); docs/reliability.md
 shows them. Parts: kills, points, naive, fuzz, names, files, corruptions, million, noop, leak,
-saving, throughput, adaptive. The tests in tests/runs/ are the same checks, shortened.
+saving, throughput, adaptive, network. The tests in tests/runs/ are the same checks, shortened.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def parts() -> dict[str, Callable[[Path], Iterable[Row]]]:
         "saving": batch_speed.saving,
         "throughput": batch_stock.plain,
         "adaptive": batch_stock.adaptive,
+        "network": batch_stock.network,
     }
 
 
