@@ -79,7 +79,6 @@ def files(folder: Path) -> Iterator[Row]:
     yield "mutated PNGs: tracebacks", tracebacks, "0"
     yield "mutated PNGs: read, with a record that fits its key", read, ""
     yield from _weights(folder, rng)
-    yield from _folders(folder)
 
 
 # What a downloaded model folder may bring: (file, changes of its JSON), or (file, its content).
@@ -108,7 +107,7 @@ _CRAFTED: list[tuple[str, Any]] = [
 ]  # fmt: skip
 
 
-def _folders(folder: Path) -> Iterator[Row]:
+def folders(folder: Path) -> Iterator[Row]:
     """Model folders that point at foreign code, one at a time; the code would leave a mark."""
     import sampler
     from sampler.bundled import FOLDER
