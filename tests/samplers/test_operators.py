@@ -88,6 +88,22 @@ def test_kernels():
         assert torch.allclose(operator.A(constant), torch.tensor(0.7), atol=1e-6)
 
 
+@pytest.mark.parametrize("sigma", [0.8, 2.0])
+def test_gaussian_kernel_has_its_width(sigma):
+    kernel = Deblur("gaussian", 15, sigma=sigma).kernel()
+    assert float(kernel[7, 8] / kernel[7, 7]) == pytest.approx(np.exp(-1 / (2 * sigma**2)))
+    assert float(kernel[5, 8] / kernel[7, 7]) == pytest.approx(np.exp(-5 / (2 * sigma**2)))
+
+
+def test_bicubic_is_pillows():
+    """Filtered before it is subsampled: fine detail is averaged, not aliased."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    theirs = np.asarray(Image.fromarray(noise).resize((8, 8), Image.Resampling.BICUBIC))
+    x = torch.from_numpy(noise.copy()).permute(2, 0, 1)[None].double()
+    ours = SuperResolution(4, "bicubic").A(x)[0].permute(1, 2, 0)
+    assert np.abs(ours.numpy() - theirs).max() < 1.5  # Pillow rounds twice
+
+
 def test_least_squares_reaches_the_solution():
     g = torch.Generator().manual_seed(0)
     matrix = torch.randn(30, 12, generator=g, dtype=torch.float64)
