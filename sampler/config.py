@@ -29,8 +29,9 @@ Pixels = Annotated[int, Field(ge=8, le=16384)]
 class ModelConfig:
     """path: a diffusers folder or hub id, null is the bundled model; auto: as `sampler.load`.
 
-    lora: adapters of `sampler finetune`, DIR or DIR:weight each. drop_encoders: all texts of a run
-    are encoded first, and the memory of the encoders is given back before denoising.
+    lora: adapters of `sampler finetune`, DIR or DIR:weight each. student: one of it, whose own
+    sampler, guidance and steps are the defaults. drop_encoders: all texts of a run are encoded
+    first, and the memory of the encoders is given back before denoising.
     """
 
     path: str | None = None
@@ -39,6 +40,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = "auto"
     lora: tuple[str, ...] = ()
+    student: str | None = None
     drop_encoders: bool = False
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 

@@ -68,6 +68,10 @@ def command(
         typer.Option("--lora", metavar="DIR[:WEIGHT]", help="An adapter of finetune; repeatable."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Of a hub model: a commit or tag.")] = None,
+    student: Annotated[
+        str | None,
+        typer.Option("--student", metavar="DIR", help="A student of finetune; one step."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, float16, bfloat16.")] = None,
     expand: Annotated[
@@ -144,6 +148,7 @@ def command(
             "--revision": ("model.revision", revision),
             "--device": ("model.device", device),
             "--lora": ("model.lora", lora),
+            "--student": ("model.student", student),
             "--dtype": ("model.dtype", dtype),
             "--expand": ("prompts.expand", expand),
             "--wildcards": ("prompts.wildcards", wildcards),
@@ -193,11 +198,15 @@ def _settings(
     from sampler import layers
 
     lower = [layers.read_file(path) for path in [*layers.preset_files(preset), *files]]
-    return layers.resolve(
-        [*lower, *layers.from_environment(os.environ)],
-        layers.from_sets(sets),
-        layers.from_options(given),
-    )
+    lower += layers.from_environment(os.environ)
+    upper = layers.from_sets(sets), layers.from_options(given)
+    settings = layers.resolve(lower, *upper)
+    if settings.model.student is None:
+        return settings
+    from sampler.finetune.student_files import student_run
+
+    own = layers.Layer(student_run(settings.model.student), {})
+    return layers.resolve([own, *lower], *upper)
 
 
 def _without_file(settings: Config) -> Config:

@@ -57,7 +57,7 @@ def check_model(run: Run, config: Config) -> None:
         return  # a pipeline that was in memory: known only when it is loaded
     model, fast = config.model, run.model.fingerprint.startswith("fast")
     found = fingerprint.model_of(model.path, model.revision, model.dtype, fast)
-    found = with_lora(found, model.lora)
+    found = with_lora(found, model.lora, model.student)
     if found.fingerprint != run.model.fingerprint:
         raise _another(run)
 

@@ -82,7 +82,7 @@ def _from_run(where: str, key: str, device: str | None) -> tuple[bytes, bytes | 
 
 
 def _from_image(data: bytes, model: str | None, lora: tuple[str, ...], device: str | None) -> bytes:
-    from sampler.cli.models import LORA, load_engine, with_lora
+    from sampler.cli.models import LORA, STUDENT, load_engine, with_lora
     from sampler.config import ModelConfig
     from sampler.runs.fingerprint import model_of
     from sampler.runs.metadata import read_record
@@ -95,6 +95,12 @@ def _from_image(data: bytes, model: str | None, lora: tuple[str, ...], device: s
     if how == "tensors":
         raise SamplerError(
             "The image is of a model that was in memory; generate it again from Python.", 6
+        )
+    if how.endswith(STUDENT):
+        raise SamplerError(
+            "The image was made with a student: replay it from its run folder, or generate it "
+            "again with --student.",
+            6,
         )
     if how.endswith(LORA) and not lora:
         raise SamplerError(

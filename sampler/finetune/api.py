@@ -48,6 +48,8 @@ def finetune(
 
     if engine.pipeline is None:
         raise SamplerError("Fine-tuning needs an engine over a pipeline: sampler.load(...).", 2)
+    if hasattr(engine.pipeline, "frames"):
+        raise ValueError("Fine-tuning needs images, and this pipeline makes videos.")
     method = registry.build("trainer", trainer)
     if reward is None and method.rewarded:
         raise ValueError(f"Trainer {method.name!r} needs a reward.")
@@ -55,6 +57,8 @@ def finetune(
     texts = _texts(prompts)
     chosen = settings_from(settings)
     chosen = chosen if updates is None else replace(chosen, updates=updates)
+    if scores is None and (chosen.stop_reward, chosen.patience) != (None, None):
+        raise ValueError("stop_reward and patience look at a reward, and there is none: give one.")
     chosen = chosen.resolved(method, engine, texts)
     size = engine.pipeline.size(chosen.height, chosen.width)
     engine.pipeline.grid(chosen.steps, size)  # refuses bad steps before anything is spent

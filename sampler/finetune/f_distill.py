@@ -41,6 +41,8 @@ class FDistill(TrainerBase):
     timesteps: the times that the student is evaluated at, noisy first; () is the noisiest alone. A
         student of several steps learns behind its own earlier ones.
     student, fake: "full" weights, or a "lora" of the settings' rank, alpha and targets.
+    init: a folder with the network that the student begins as, such as another student's; None is
+        the teacher.
     data: a folder of images with metadata.jsonl, or a .safetensors file of latents
         (f_distill_data.py); None takes `samples` images of the teacher itself.
     samples: the teacher's images to make, for the discriminator without data, and for the warm-up.
@@ -62,6 +64,7 @@ class FDistill(TrainerBase):
     timesteps: tuple[float, ...] = ()
     student: Form = "full"
     fake: Form = "full"
+    init: str | None = None
     data: str | None = None
     samples: int = 256
     warmup: int = 0
@@ -108,6 +111,8 @@ class FDistill(TrainerBase):
             raise ValueError(f"f_distill: times = {self.times} must be shares, low < high.")
         if list(self.timesteps) != sorted(set(self.timesteps), reverse=True):
             raise ValueError(f"f_distill: timesteps = {self.timesteps} must fall.")
+        if self.init is not None and self.student == "lora":
+            raise ValueError("f_distill: init needs student = 'full', a LoRA is the teacher's.")
         if self.needs_samples and self.samples < 1:
             raise ValueError("f_distill: samples must be at least 1, or give data.")
 
@@ -145,6 +150,7 @@ class FDistill(TrainerBase):
             settings.targets,
             derived(settings.seed, 0, "adapter"),
             self.features if self.gan_weight else None,
+            self.init,
         )
         pipeline = session.engine.pipeline
         with distilled(pipeline, recipe, probe(self, session, prompts[0])) as made:

@@ -22,15 +22,13 @@ from sampler.binding import fingerprint
 from sampler.engine import Engine
 from sampler.finetune.f_distill_setup import student_levels
 from sampler.finetune.lora import merge_lora, put_lora, save_lora
+from sampler.finetune.student_files import FORMAT, MANIFEST, read_manifest, student_folder
 from sampler.runs.durable import TEMPORARY, attempt, make_folder, sync_folder, write_file
 from sampler.types import SamplerError
 
 if TYPE_CHECKING:
     from sampler.finetune.f_distill import FDistill
     from sampler.finetune.session import Session
-
-MANIFEST = "manifest.json"
-FORMAT = 1
 
 
 def manifest_of(trainer: FDistill, session: Session) -> dict[str, Any]:
@@ -94,7 +92,7 @@ def with_student(adapter: Any, source: str | Path) -> Any:
     source: the folder, or the run folder of `sampler finetune`. Raises SamplerError (6) where it
     is none, broken, or another pipeline's.
     """
-    folder = student_folder(Path(source).expanduser())
+    folder = student_folder(source)
     manifest, network = read_manifest(folder), adapter.network
     if manifest["base"] != fingerprint(network):
         raise SamplerError(
@@ -102,46 +100,27 @@ def with_student(adapter: Any, source: str | Path) -> Any:
             "made from.",
             6,
         )
-    student = copy.deepcopy(network)
-    if manifest["form"] == "lora":
+    if manifest["form"] == "full":
+        student = read_network(network, folder / adapter.network_name)
+    else:
+        student = copy.deepcopy(network)
         put_lora(student, adapter.network_name, folder)
         merge_lora(student)
-    else:
-        part = folder / adapter.network_name
-        preflight.check_component(part)
-        try:
-            options = {"local_files_only": True, "use_safetensors": True}
-            student = type(network).from_pretrained(part, torch_dtype=network.dtype, **options)
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SamplerError(f"{part} cannot be loaded: {reason}", 6) from error
-    twin = adapter.with_network("student", student.to(network.device).eval())
+    twin = adapter.with_network("student", student)
     twin.student = manifest
     return twin
 
 
-def student_folder(source: Path) -> Path:
-    """The student's folder in a folder or a run folder. SamplerError (6) without one."""
-    for folder in (source, source / "student"):
-        if (folder / MANIFEST).is_file():
-            return folder
-    raise SamplerError(
-        f"{source} has no student: {MANIFEST} is neither there nor in student/; make one with "
-        "`sampler finetune --trainer f_distill`.",
-        6,
-    )
+def read_network(like: Any, folder: Path) -> Any:
+    """A network of the same class, dtype and device from a component's folder.
 
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a student's folder. SamplerError (6) for one that is none."""
+    Raises SamplerError (6).
+    """
+    preflight.check_component(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        known = manifest["kind"] == "student" and manifest["format"] == FORMAT
-        known = known and manifest["form"] in ("full", "lora", "int8")
-        known = known and all(isinstance(t, (int, float)) for t in manifest["timesteps"])
-        known = known and isinstance(manifest["base"], str) and "baked_guidance" in manifest
-    except (OSError, ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise SamplerError(f"{folder / MANIFEST} is no manifest of a student.", 6)
-    return manifest
+        options = {"local_files_only": True, "use_safetensors": True}
+        found = type(like).from_pretrained(folder, torch_dtype=like.dtype, **options)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SamplerError(f"{folder} cannot be loaded: {reason}", 6) from error
+    return found.to(like.device).eval()

@@ -46,7 +46,10 @@ class Consistency(SamplerBase):
         if times is None:
             return self
         if len(times) != steps:
-            raise ValueError(f"consistency: {steps} steps, and there are {len(times)} timesteps.")
+            raise ValueError(
+                f"consistency: {steps} steps, and there are {len(times)} timesteps to evaluate at; "
+                f"use steps = {len(times)}."
+            )
         found = replace(self, timesteps=times)
         levels = [setting.adapter.schedule.level(t) for t in times]
         object.__setattr__(found, "_walked", (*levels, setting.levels[-1]))

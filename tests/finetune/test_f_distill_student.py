@@ -216,6 +216,16 @@ def test_folders_that_are_no_students_are_refused(folders, tmp_path):
     refused("is no manifest of a student")
 
 
+def test_a_student_begins_as_another_one(folders, tmp_path):
+    before = folders["full"] / "unet"
+    report = tune(world.engine(), tmp_path, 0, trainer={"init": str(before)})
+    engines = [sampler.load(tiny.sd(), student=f) for f in (report.lora, folders["full"])]
+    ours, theirs = (e.generate("a", steps=1, seeds=1, **SMALL).latents for e in engines)
+    assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match="init needs student = 'full'"):
+        tune(world.engine(), tmp_path, 0, trainer={"init": str(before), "student": "lora"})
+
+
 def test_a_run_folder_is_as_good_as_the_students_own(folders):
     one = sampler.load(tiny.sd(), student=folders["full"])
     two = sampler.load(tiny.sd(), student=folders["full"].parent)
