@@ -1,6 +1,6 @@
 """Batch runs under fire, in full: `python scripts/bench_batch.py [part ...]`.
 
-Every part writes docs/figures/batch_PART.csv (columns: measure, value, wanted), which `table` writes
+Every part writes docs/figures/batch_PART.csv (columns: measure, value, wanted); `table` puts them
 into docs/reliability.md. Parts: kills, points, naive, fuzz, names, files, folders, corruptions,
 million, noop, leak, saving, throughput, adaptive, network. The tests in tests/runs/ are the same
 checks, shortened.

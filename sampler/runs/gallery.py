@@ -40,13 +40,14 @@ cursor:pointer}
 input:checked+label{background:var(--accent);border-color:var(--accent);color:var(--paper)}
 input:focus-visible+label{outline:2px solid var(--accent);outline-offset:2px}
 main{display:grid;grid-template-columns:repeat(auto-fill,minmax(170px,1fr));gap:1rem;
-padding:1.25rem 2rem;align-items:start}
-article{background:var(--card);border:1px solid var(--line);border-radius:.5rem;overflow:hidden}
+padding:1.25rem 2rem}
+article{background:var(--card);border:1px solid var(--line);border-radius:.5rem;overflow:hidden;
+display:flex;flex-direction:column}
 article img{display:block;width:100%;aspect-ratio:1;object-fit:contain;background:var(--line)}
 article p{margin:.5rem .75rem 0;overflow-wrap:anywhere;display:-webkit-box;
 -webkit-line-clamp:3;-webkit-box-orient:vertical;overflow:hidden}
 article small{display:block;color:var(--soft);margin:.25rem .75rem .5rem;overflow-wrap:anywhere}
-details{border-top:1px solid var(--line);padding:.35rem .75rem;font-size:.8rem}
+details{margin-top:auto;border-top:1px solid var(--line);padding:.35rem .75rem;font-size:.8rem}
 summary{cursor:pointer;color:var(--soft)}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.5rem 0}
 .none{aspect-ratio:1;display:grid;place-items:center;text-align:center;color:var(--soft);
@@ -75,12 +76,13 @@ def _parts(
         f'<meta http-equiv="Content-Security-Policy" content="{_CSP}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{title}</title><style>{_STYLE}{_rules(facets)}</style></head><body>"
-        f"<header><h1>{title}</h1><p>{made} of {run.total} images, model "
-        f"{escape(run.model.label)}"
+        f"<header><h1>{title}</h1><p>{made} of {run.total} images"
     )
+    if failed := sum(record["status"] == "error" for record in found):
+        yield f", {failed} failed"
     if run.total > len(found):
         yield f"; the first {len(found)} are shown"
-    yield "</p></header>"
+    yield f"; model {escape(run.model.label)}</p></header>"
     if facets:
         choices = (_facet(k, name, values) for k, (name, values) in enumerate(facets.items()))
         yield f"<form>{''.join(choices)}</form>"
@@ -96,7 +98,15 @@ def _facets(found: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     for record in found:
         for name, value in _properties(record).items():
             values.setdefault(name, {})[value] = None
-    return {name: list(v) for name, v in values.items() if 1 < len(v) <= MOST_VALUES}
+    return {n: sorted(v, key=_rank) for n, v in values.items() if 1 < len(v) <= MOST_VALUES}
+
+
+def _rank(value: str) -> tuple[float, str]:
+    """Numbers by size, texts after them by the alphabet."""
+    try:
+        return float(value), value
+    except ValueError:
+        return float("inf"), value
 
 
 def _properties(record: Mapping[str, Any]) -> dict[str, str]:
@@ -113,7 +123,11 @@ def _properties(record: Mapping[str, Any]) -> dict[str, str]:
     }
     covered = {"guidance.scale": "scale"}
     plain |= {n: v for n, v in record["axes"].items() if covered.get(n, n) not in plain}
-    return {name: str(value) for name, value in plain.items() if value is not None}
+    return {name: _shown(value) for name, value in plain.items() if value is not None}
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _facet(number: int, name: str, values: Sequence[str]) -> str:
@@ -150,8 +164,8 @@ def _card(record: Mapping[str, Any], facets: dict[str, list[str]]) -> str:
     else:
         picture = f'<div class="none">{escape(record["error"] or record["status"])}</div>'
     scale = "" if record["scale"] is None else f" {record['scale']:g}"
-    facts = f"{record['guidance']['name']}{scale}, {record['sampler']['name']}, " \
-            f"{record['steps']} steps, seed {record['seed']}"  # fmt: skip
+    facts = " · ".join([f"{record['guidance']['name']}{scale}", record["sampler"]["name"],
+                        f"{record['steps']} steps", f"seed {record['seed']}"])  # fmt: skip
     shown = {name: value for name, value in record.items() if value not in (None, [], {}, "")}
     text = escape(json.dumps(shown, ensure_ascii=False, indent=1))
     return (
