@@ -6,9 +6,10 @@
 
 `prepare` builds an environment of its own with the versions below, and in it a random Stable
 Diffusion pipeline of 1 M parameters that all sides load. `time` runs three processes by turns, an
-update each: ours, TRL's, and "bare": the same network evaluations, the backward pass and the
-decoder, and nothing else. `memory` is the growth of the resident set during a second update at
-K = T = 20, each in a process of its own. Batch 2, 20 steps, guidance 5, eta 1, LoRA of rank 4, float32.
+update each: ours, TRL's, and "bare": the same evaluations of text encoder, UNet and decoder, the
+backward pass, and nothing else. `memory` is the growth of the resident set during an update at
+K = T = 20, median of three after a first one, each side in a process of its own. 20 steps,
+guidance 5, eta 1, LoRA of rank 4, float32.
 
 --figures gets finetune_bench.csv: one line per measure, with the machine.
 """
@@ -20,6 +21,7 @@ import csv
 import ctypes
 import gc
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -33,7 +35,7 @@ VERSIONS = (
     "torch==2.13.0", "trl==0.12.2", "diffusers==0.31.0", "transformers==4.46.3",
     "accelerate==1.1.1", "peft==0.13.2", "numpy==1.26.4",
 )  # fmt: skip
-STEPS, BATCH, SCALE = 20, 2, 5.0
+STEPS, SCALE = 20, 5.0
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 SIDES = ("ours", "trl", "bare")
 
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--k", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=2, help="images per update")
     parser.add_argument("--plain", action="store_true", help="without checkpointing")
     options = parser.parse_args()
     if options.task == "prepare":
@@ -54,7 +57,7 @@ def main() -> None:
     elif options.task == "pipeline":
         make_pipeline(options.work / "pipeline")
     elif options.task == "side":
-        side(options.sides[0], options.work, options.k, not options.plain)
+        side(options)
     elif options.task == "time":
         record(options.figures, timed(options))
     else:
@@ -129,12 +132,13 @@ def brightness(images: Any, *_: Any) -> Any:
     return images.mean((1, 2, 3))
 
 
-def side(name: str, work: Path, k: int, checkpointing: bool) -> None:
+def side(options: argparse.Namespace) -> None:
     """One worker: an update for every line of standard input, and its cost as a line of JSON."""
     import torch
 
     torch.set_num_threads(1)
-    made = {"ours": ours, "trl": theirs, "bare": bare}[name](work, k, checkpointing)
+    build = {"ours": ours, "trl": theirs, "bare": bare}[options.sides[0]]
+    made = build(options.work, options.k, options.batch, not options.plain)
     sys.stdin.readline()
     while True:
         gc.collect()
@@ -148,7 +152,7 @@ def side(name: str, work: Path, k: int, checkpointing: bool) -> None:
             return
 
 
-def ours(work: Path, k: int, checkpointing: bool) -> Callable[[], None]:
+def ours(work: Path, k: int, count: int, checkpointing: bool) -> Callable[[], None]:
     """`sampler.finetune`'s own update, with its batch, noise, metrics, clipping and optimiser."""
     import torch
     from accelerate import Accelerator
@@ -170,7 +174,7 @@ def ours(work: Path, k: int, checkpointing: bool) -> Callable[[], None]:
     holder = adapted(engine.pipeline.network, 4, 4, TARGETS, 0)
     adapter = holder.__enter__()
     session = Session(
-        engine, Brightness(), method, sampler.build("guidance", rule), STEPS, (64, 64), BATCH,
+        engine, Brightness(), method, sampler.build("guidance", rule), STEPS, (64, 64), count,
         adapter=adapter,
     )  # fmt: skip
     adam = torch.optim.AdamW(adapter.parameters.values(), lr=1e-3, weight_decay=1e-4)
@@ -178,14 +182,14 @@ def ours(work: Path, k: int, checkpointing: bool) -> Callable[[], None]:
     done = [holder]  # keeps the adapter on
 
     def update() -> None:
-        batch = base.batch(["a fox", "a dog"], BATCH, len(done), 0)
+        batch = base.batch(["a fox", "a dog"], count, len(done), 0)
         optimise.run_update(trainer, session, batch, None, optimiser, "no")
         done.append(holder)
 
     return update
 
 
-def theirs(work: Path, k: int, checkpointing: bool) -> Callable[[], None]:
+def theirs(work: Path, k: int, count: int, checkpointing: bool) -> Callable[[], None]:
     """AlignPropTrainer.step of TRL."""
     import functools
 
@@ -200,7 +204,7 @@ def theirs(work: Path, k: int, checkpointing: bool) -> Callable[[], None]:
     pipeline.rgb_with_grad = plain
     config = AlignPropConfig(
         mixed_precision="no", sample_num_steps=STEPS, sample_guidance_scale=SCALE,
-        train_batch_size=BATCH, truncated_backprop_rand=False,
+        train_batch_size=count, truncated_backprop_rand=False,
         truncated_backprop_timestep=STEPS - k, save_freq=10**9,
         accelerator_kwargs={"cpu": True},
     )  # fmt: skip
@@ -211,7 +215,7 @@ def theirs(work: Path, k: int, checkpointing: bool) -> Callable[[], None]:
     return lambda: trainer.step(0, 1)
 
 
-def bare(work: Path, k: int, checkpointing: bool) -> Callable[[], None]:
+def bare(work: Path, k: int, count: int, checkpointing: bool) -> Callable[[], None]:
     """The network evaluations of an update and their backward pass; no sampler, no optimiser."""
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -223,21 +227,24 @@ def bare(work: Path, k: int, checkpointing: bool) -> Callable[[], None]:
     pipe, network = engine.pipeline.pipe, engine.pipeline.network
     holder = adapted(network, 4, 4, TARGETS, 0)
     kept = [holder, holder.__enter__()]
-    x, text = torch.randn(2 * BATCH, 4, 32, 32), torch.randn(2 * BATCH, 16, 64)
+    x, prompts = torch.randn(2 * count, 4, 32, 32), ["a fox"] * count
     times = torch.tensor(pipe.scheduler.timesteps[:: 1000 // STEPS].tolist())
 
-    def network_at(t: Any, x: Any) -> Any:
+    def network_at(t: Any, x: Any, text: Any) -> Any:
         return network(x, t, text, return_dict=False)[0]
 
     def update() -> None:
         assert kept
         with torch.no_grad():
+            cond = engine.pipeline.encode(prompts, [""] * count, True, (64, 64))
+            text = [branch["encoder_hidden_states"] for branch in (cond.uncond, cond.cond)]
+            text = torch.cat(text)
             for t in times[:-k]:
-                network_at(t, x)
+                network_at(t, x, text)
         out = x
         for t in times[-k:]:
-            out = checkpoint(network_at, t, out, use_reentrant=False)
-        cut = out[:BATCH] + out[BATCH:]
+            out = checkpoint(network_at, t, out, text, use_reentrant=False)
+        cut = out[:count] + out[count:]
         image = checkpoint(pipe.vae.decode, cut, return_dict=False, use_reentrant=False)
         image[0].mean().backward()
 
@@ -254,12 +261,16 @@ def _memory(field: str) -> float:
 class Worker:
     """A side in a process of its own."""
 
-    def __init__(self, name: str, work: Path, k: int, plain: bool = False) -> None:
+    def __init__(self, name: str, work: Path, k: int, count: int, plain: bool = False) -> None:
         python = work / "trl" / "bin" / "python" if name == "trl" else sys.executable
         command = [str(python), __file__, "side", "--sides", name, "--work", str(work)]
-        command += ["--k", str(k), *(["--plain"] if plain else [])]
+        command += ["--k", str(k), "--batch", str(count), *(["--plain"] if plain else [])]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes)
+        # tensors in mappings of their own: what is freed leaves the resident set at once
+        exact = {"MALLOC_MMAP_THRESHOLD_": "65536"} if k > 1 else {}
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.DEVNULL, env={**os.environ, **exact}, **pipes
+        )
 
     def update(self) -> dict[str, float]:
         """One more update, and its cost."""
@@ -280,7 +291,7 @@ class Worker:
 
 def timed(options: argparse.Namespace) -> list[tuple[str, float, str]]:
     """Medians of interleaved updates at K = 1; the first two of each are warm-up."""
-    workers = {name: Worker(name, options.work, 1) for name in options.sides}
+    workers = {name: Worker(name, options.work, 1, options.batch) for name in options.sides}
     costs: dict[str, list[float]] = {name: [] for name in workers}
     for turn in range(options.rounds + 2):
         for name, worker in workers.items():
@@ -290,30 +301,33 @@ def timed(options: argparse.Namespace) -> list[tuple[str, float, str]]:
     for worker in workers.values():
         worker.close()
     medians = {name: statistics.median(values) for name, values in costs.items()}
-    lines = [(f"update, T = 20, K = 1: {name}", value, "CPU s") for name, value in medians.items()]
+    what = f"batch {options.batch}, T = 20, K = 1"
+    lines = [(f"update, {what}: {name}", value, "CPU s") for name, value in medians.items()]
     for other in ("trl", "bare"):
         if "ours" in medians and other in medians:
             pairs = [a / b for a, b in zip(costs["ours"], costs[other], strict=True)]
-            lines.append((f"ours / {other}", statistics.median(pairs), "ratio"))
+            lines.append((f"update, {what}: ours / {other}", statistics.median(pairs), "ratio"))
     return lines
 
 
 def remembered(options: argparse.Namespace) -> list[tuple[str, float, str]]:
-    """Growth of memory in a second update at K = T = 20; a process each."""
+    """Growth of memory in an update at K = T = 20, median of three; a process each."""
     found = {}
     for name in ("ours", "trl"):
         for plain in (False, True):
-            worker = Worker(name, options.work, STEPS, plain)
+            worker = Worker(name, options.work, STEPS, options.batch, plain)
             worker.update()  # the libraries' own buffers
-            found[name, plain] = worker.update()["mib"]
+            found[name, plain] = statistics.median(worker.update()["mib"] for _ in range(3))
             worker.close()
+    what = f"memory, batch {options.batch}, K = T = 20"
     lines = [
-        (f"memory, K = T = 20, {'plain' if plain else 'checkpointed'}: {name}", value, "MiB")
+        (f"{what}, {'plain' if plain else 'checkpointed'}: {name}", value, "MiB")
         for (name, plain), value in found.items()
     ]
     share = found["ours", False] / found["ours", True]
-    lines.append(("ours, checkpointed / plain", share, "ratio"))
-    lines.append(("checkpointed, ours / trl", found["ours", False] / found["trl", False], "ratio"))
+    lines.append((f"{what}: ours, checkpointed / plain", share, "ratio"))
+    share = found["ours", False] / found["trl", False]
+    lines.append((f"{what}: checkpointed, ours / trl", share, "ratio"))
     return lines
 
 
