@@ -3,11 +3,12 @@
     python scripts/bench_kernels.py                 # what this machine can answer
     python scripts/bench_kernels.py --out docs/figures
 
-On a CPU it counts launches and bytes, and times the reference eager and compiled. On a GPU it also
-times our kernels (called, and replayed as a CUDA graph), diffusers' own formulas, torch.compile of
-the reference, and a device copy of as many bytes; inputs rotate through more than the L2 cache,
-and every figure is the median of at least 50 runs. Writes kernels_counts.csv, kernels_cpu.csv and
-kernels_<GPU>.csv, each with the machine, the versions and the date.
+On a CPU it counts launches and bytes, and times a step eager, as the engine computes it, and
+compiled as a whole. On a GPU it also times our kernels (called, and replayed as a CUDA graph),
+diffusers' own formulas, torch.compile of the reference, and a device copy of as many bytes; inputs
+rotate through more than the L2 cache, and every figure is the median of at least 50 runs. Writes
+kernels_counts.csv, kernels_cpu.csv and kernels_<GPU>.csv, each with the machine, the versions and
+the date.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import csv
 import datetime
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,12 @@ from sampler_kernels import leaves, map_tree, use_backend
 
 from sampler.benchmark import CASES, SIZES, Step, count, seconds
 
-CPU_SIZES = {"SDXL, 1024²": 1, "SD3 and Flux, 1024²": 2, "LTX, 768×512, 121 frames": 1}
+CPU_SIZES = {
+    "SDXL, 1024²": 1,
+    "SD3 and Flux, 1024²": 2,
+    "LTX, 768×512, 121 frames": 1,
+    "Wan 720p, 81 frames": 1,
+}
 
 
 def main() -> None:
@@ -81,25 +87,31 @@ def counts() -> Iterator[dict[str, Any]]:
         }
 
 
-def cpu_times() -> Iterator[dict[str, Any]]:
-    """The reference on this CPU, eager and compiled."""
+def cpu_times(sizes: Mapping[str, int] = CPU_SIZES) -> Iterator[dict[str, Any]]:
+    """A step on this CPU: the reference, the backend that the engine chooses by itself (formulas
+    compiled from 0.5 Mi elements), and the whole step as one torch.compile'd function."""
     for case in (CASES[0], CASES[2], CASES[8]):
-        for size, rows in CPU_SIZES.items():
+        for size, rows in sizes.items():
             step = Step(case, (rows, *SIZES[size]), "cpu", torch.float32)
             fn, args = step.function()
-            with torch.no_grad(), use_backend("reference"):
-                torch.compiler.reset()
-                compiled = torch.compile(fn, fullgraph=True)
-                eager_ms = 1e3 * seconds(lambda: fn(*args))  # noqa: B023
-                compiled_ms = 1e3 * seconds(lambda: compiled(*args))  # noqa: B023
+            with torch.no_grad():
+                with use_backend("reference"):
+                    torch.compiler.reset()
+                    compiled = torch.compile(fn, fullgraph=True)
+                    eager_ms = 1e3 * seconds(step)
+                    whole_ms = 1e3 * seconds(lambda: compiled(*args))  # noqa: B023
+                with use_backend("auto"):
+                    auto_ms = 1e3 * seconds(step)
             yield {
                 "case": case.name,
                 "size": size,
                 "rows": rows,
                 "elements": step.x.numel(),
                 "eager ms": round(eager_ms, 3),
-                "compiled ms": round(compiled_ms, 3),
-                "ratio": round(compiled_ms / eager_ms, 2),
+                "engine ms": round(auto_ms, 3),
+                "engine / eager": round(auto_ms / eager_ms, 2),
+                "whole step compiled ms": round(whole_ms, 3),
+                "compiled / eager": round(whole_ms / eager_ms, 2),
             }
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 NAMES = ("auto", "reference", "triton")
 
+# Elements from which a formula is compiled on a CPU; below, plain torch works in the caches.
+LARGE = 2**19
+
 _chosen: ContextVar[str | None] = ContextVar("sampler_kernels_backend", default=None)
 
 
@@ -42,15 +45,20 @@ def requested() -> str:
 def backend(tensor: Tensor) -> ModuleType:
     """The module whose `settle` and `gram` serve lazy values that stand on `tensor`.
 
-    "auto": Triton on CUDA and ROCm devices where it works, plain torch elsewhere and for float64.
+    "auto": Triton on CUDA and ROCm devices where it works, plain torch elsewhere and for float64;
+    compiled for large tensors on a CPU.
     """
     from sampler_kernels import selection, torch_ops
 
-    if not selection.triton(tensor.device, tensor.dtype):
-        return torch_ops
-    from sampler_kernels import fused
+    if selection.triton(tensor.device, tensor.dtype):
+        from sampler_kernels import fused
 
-    return fused
+        return fused
+    if tensor.numel() >= LARGE and selection.compiles(tensor.device, tensor.dtype):
+        from sampler_kernels import compiled
+
+        return compiled
+    return torch_ops
 
 
 def _checked(name: str, where: str) -> str:

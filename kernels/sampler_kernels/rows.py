@@ -124,6 +124,8 @@ class Lin:
                 return Lin.of(a).__add__(b)
             if func in (torch.Tensor.sub, torch.Tensor.__sub__):
                 return Lin.of(a).__sub__(b)
+            if func is torch.Tensor.__rsub__:
+                return Lin.of(b).__sub__(a)
             if func in (torch.Tensor.div, torch.Tensor.__truediv__) and isinstance(a, Lin):
                 return a.__truediv__(b)
         raise TypeError(f"{func} does not know a Lin; give it lin.tensor().")

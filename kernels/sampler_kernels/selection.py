@@ -21,6 +21,13 @@ def triton(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype is not torch.float64 and (dry() or works(str(device)))
 
 
+def compiles(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether large tensors of this device and type are computed by compiled formulas."""
+    if torch.compiler.is_compiling():  # who traces compiles already
+        return False
+    return device.type == "cpu" and dtype is not torch.float64 and requested() == "auto"
+
+
 @cache
 def works(device: str) -> bool:
     """Whether the kernels run there and answer rightly; if not, a warning says so, once."""

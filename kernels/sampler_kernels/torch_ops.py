@@ -43,7 +43,7 @@ def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Tensor:
     sums: dict[tuple[int, int], Tensor] = {}
     for i in range(count):
         for j in range(i, count):
-            sums[i, j] = sums[j, i] = _row_sum(values[i] * values[j], axes)
+            sums[i, j] = sums[j, i] = row_sum(values[i] * values[j], axes)
     flat = torch.stack([sums[i, j] for i in range(count) for j in range(count)])
     return flat.view(count, count, *flat.shape[1:])
 
@@ -103,17 +103,17 @@ def _coefficient(scalar: float | Tensor, like: Tensor) -> float | Tensor:
     return scalar.to(like)
 
 
-def _row_sum(x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
+def row_sum(x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
     """Sum over all of a row [B], or over some axes (kept as 1)."""
     if axes is not None:
         kept = [d for d in range(x.ndim) if d not in axes]
         shape = [1 if d in axes else n for d, n in enumerate(x.shape)]
         rows = x.permute(*kept, *axes).reshape(-1, *[x.shape[d] for d in axes])
-        return _row_sum(rows, None).view(shape)
+        return row_sum(rows, None).view(shape)
     x = x.reshape(x.shape[0], -1)
     whole = x.shape[1] // _CHUNK * _CHUNK
     if whole == 0:
         return x.sum(1)
     parts = x[:, :whole].reshape(x.shape[0], -1, _CHUNK).sum(2)
-    total = _row_sum(parts, None)
+    total = row_sum(parts, None)
     return total if whole == x.shape[1] else total + x[:, whole:].sum(1)

@@ -129,3 +129,17 @@ def test_a_step_compiles_into_one_graph(name, backend):
         torch.compiler.reset()
         mine = torch.compile(fn, fullgraph=True, backend="aot_eager")(x, c, u)
     assert (right - mine).norm() <= 1e-6 * right.norm()
+
+
+def test_sums_of_lazy_values_and_tensors_compile():
+    """Either may come first; while torch.compile traces, torch sees the operators of both."""
+
+    def fn(x, y):
+        lin = Lin.of(x) * 2.0
+        return settle([lin - y, y - lin, lin + y, y + lin])
+
+    x, y = draw(2, 9, grad=False), draw(2, 9, seed=1, grad=False)
+    torch.compiler.reset()
+    compiled = torch.compile(fn, fullgraph=True, backend="eager")
+    for mine, right in zip(compiled(x, y), fn(x, y), strict=True):
+        assert torch.equal(mine, right)
