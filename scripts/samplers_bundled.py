@@ -34,7 +34,6 @@ BOOTSTRAPS = 200
 SAMPLERS: dict[str, Any] = {
     "ddim": "ddim",
     "ghvb 1.8": {"name": "ghvb", "momentum_number": 1.8},
-    "ghvb auto": {"name": "ghvb", "momentum_number": "auto"},
     "dpmpp_2m": "dpmpp_2m",
     "heavy_ball 1.8": {"name": "heavy_ball", "momentum_number": 1.8},
     "unipc": "unipc",

@@ -24,7 +24,7 @@ FIRST_PROMPT, FIRST_SEED = 900, 300_000
 BATCH, BOOTSTRAPS = 8, 2000
 
 
-def study(done: Sequence[Mapping[str, str]], images: int = 32) -> Iterator[dict[str, Any]]:
+def study(done: Sequence[Mapping[str, str]], images: int = 16) -> Iterator[dict[str, Any]]:
     """One row per setting that is not in `done` yet for the shipped file's numbers."""
     engine, stored = sampler.load(), json.loads(BUNDLED.read_text(encoding="utf-8"))
     known = {(r["model"], int(r["steps"]), float(r["scale"]), float(r["number"])) for r in done}

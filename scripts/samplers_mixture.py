@@ -7,7 +7,6 @@ which a sampler starts.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,7 +46,6 @@ SAMPLERS: dict[str, Any] = {
     "heavy_ball unipc 0.8": {"name": "heavy_ball", "base": "unipc", "beta": 0.8},
     "nesterov 1.8": momentum("nesterov", 1.8),
     **{f"ghvb {m:g}": momentum("ghvb", m) for m in (0.8, 1.2, 1.5, 1.8, 1.9, 2.5, 2.8, 3.5, 3.8)},
-    "ghvb auto": {"name": "ghvb", "momentum_number": "auto"},
     "dpmpp_2m": "dpmpp_2m",
     "unipc": "unipc",
 }
@@ -156,35 +154,3 @@ def study(steps: tuple[int, ...] = STEPS, scales: tuple[float, ...] = SCALES) ->
                     known[key] = exact(eps, x, levels[0], levels[-1])
                 gap = (end - known[key]).square().mean() / known[key].square().mean()
                 yield {"sampler": name, "scale": scale, "steps": count, "error": float(gap.sqrt())}
-
-
-def random_mixture(dim: int, seed: int, count: int) -> Mixture:
-    """A mixture that no number was chosen on."""
-    g = torch.Generator().manual_seed(seed)
-    w = torch.rand(count, generator=g, dtype=torch.float64) + 0.5
-    mu = 1.5 * torch.randn(count, dim, generator=g, dtype=torch.float64)
-    return Mixture(w / w.sum(), mu, 0.3 + 0.4 * torch.rand(count, generator=g, dtype=torch.float64))
-
-
-def carry_over() -> Iterator[dict]:
-    """What "auto" is worth where it was not fitted: error over the best fixed number's."""
-    worlds = {
-        "golden, other noise": (16, pair()),
-        "8 dimensions": (8, (random_mixture(8, 2, 3), random_mixture(8, 1, 3))),
-        "32 dimensions": (32, (random_mixture(32, 5, 5), random_mixture(32, 9, 2))),
-    }
-    for world, (dim, mixtures) in worlds.items():
-        x = torch.randn(ROWS, dim, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-        ratios: dict[Any, list[float]] = {"auto": [], 1.5: [], 1.8: [], 2.5: []}
-        for scale, steps in itertools.product(SCALES, STEPS):
-            eps, ends = guided(scale, mixtures), {}
-            for number in ("auto", 1.0, 1.2, 1.5, 1.8, 2.0, 2.5, 3.0, 3.8):
-                ends[number], levels = ours(momentum("ghvb", number), eps, x, steps)
-            end = exact(eps, x, levels[0], levels[-1])
-            errors = {m: float((e - end).square().mean().sqrt()) for m, e in ends.items()}
-            best = min(e for m, e in errors.items() if m != "auto")
-            for number, listed in ratios.items():
-                listed.append(errors[number] / best)
-        for number, listed in ratios.items():
-            mean = math.exp(sum(map(math.log, listed)) / len(listed))
-            yield {"world": world, "number": number, "mean": mean, "worst": max(listed)}

@@ -19,7 +19,6 @@ MIXTURE = (
     "ab 4",
     "heavy_ball 1.8",
     "ghvb 1.8",
-    "ghvb auto",
     "ghvb 3.8",
     "dpmpp_2m",
     "unipc",

@@ -16,9 +16,11 @@ Stored = Callable[[str], list[Row]]
 def write(page: Path, stored: Stored) -> None:
     """Renews every table of the page.
 
-    Raises ValueError for a marker of a table that there is not, and for a table without marker.
+    Raises ValueError for a marker whose study has no rows, and for a table without a marker.
     """
-    tables = {name: table(stored(study)) for name, (study, table) in TABLES.items()}
+    tables = {
+        name: table(rows) for name, (study, table) in TABLES.items() if (rows := stored(study))
+    }
     text = page.read_text(encoding="utf-8")
     pattern = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end of table -->", re.DOTALL)
     found = pattern.findall(text)
@@ -44,22 +46,11 @@ def mixture(rows: list[Row]) -> list[str]:
     for row in rows:
         settings[row["scale"], row["steps"]][row["sampler"]] = float(row["error"])
     names = list(next(iter(settings.values())))
-    fixed = [n for n in names if n == "ddim" or (n.startswith("ghvb") and n != "ghvb auto")]
+    fixed = [n for n in names if n == "ddim" or n.startswith("ghvb")]
     shares = {n: [e[n] / min(e[f] for f in fixed) for e in settings.values()] for n in names}
     return grid(
         ("sampler", "geometric mean", "worst"),
         [(f"`{n}`", f"{_mean(s):.2f}", f"{max(s):.1f}") for n, s in shares.items()],
-    )
-
-
-def auto(rows: list[Row]) -> list[str]:
-    """What "auto" is worth on other mixtures."""
-    return grid(
-        ("mixture", "number", "geometric mean", "worst"),
-        [
-            (r["world"], r["number"], f"{float(r['mean']):.2f}", f"{float(r['worst']):.1f}")
-            for r in rows
-        ],
     )
 
 
@@ -208,7 +199,6 @@ def _is_calmed(row: Row) -> bool:
 # marker on the page -> (study, table)
 TABLES: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
     "mixture": ("mixture", mixture),
-    "auto": ("auto", auto),
     "orders": ("orders", orders),
     "accuracy": ("bundled", bundled(accuracy)),
     "frechet": ("bundled", bundled(frechet)),

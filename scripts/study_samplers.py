@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-STUDIES = ("mixture", "orders", "auto", "bundled", "tuning", "inverse", "times", "calibrated")
+STUDIES = ("mixture", "orders", "bundled", "tuning", "inverse", "times", "calibrated")
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
 
@@ -95,8 +95,6 @@ def rows_of(study: str, images: int | None) -> Iterable[dict[str, Any]]:
         return samplers_mixture.study()
     if study == "orders":
         return orders()
-    if study == "auto":
-        return samplers_mixture.carry_over()
     if study == "bundled":
         return samplers_bundled.study(done, **count)
     if study == "tuning":

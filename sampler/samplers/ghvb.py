@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from sampler.registry import register
-from sampler.samplers.auto_momentum import auto_step
 from sampler.samplers.coefficients import ghvb
 from sampler.samplers.coordinates import SPACES, Space, advance, check_space, euler, slope, weighted
 from sampler.samplers.momentum import Momentum, bound_number, damped, require_number, resolved
@@ -28,8 +27,7 @@ class GHVB(SamplerBase):
     momentum_number: (0, 5], its ceiling is the order, the rest beta: 1.8 is order 2 with beta 0.8.
         Default 1.8: of the fixed numbers the best on the golden mixture under strong guidance and
         at few steps; 3.8 is more accurate at many steps and weak guidance (docs/samplers.md).
-        "calibrated:FILE" takes the number that `sampler calibrate momentum` found. "auto" chooses
-        one per row after the first steps, without further evaluations (`auto_momentum.py`).
+        "calibrated:FILE" takes the number that `sampler calibrate momentum` found.
     order, beta: the other form, 1 to 5 and (0, 1].
     space: the coordinate; "auto" is eps-space (as published), or flow on a flow model (ours).
 
@@ -55,7 +53,7 @@ class GHVB(SamplerBase):
     @property
     def momentum(self) -> Momentum:
         """Order and beta."""
-        return resolved("ghvb", self.momentum_number, self.order, self.beta, ("'auto'",))
+        return resolved("ghvb", self.momentum_number, self.order, self.beta)
 
     @property
     def convergence(self) -> float:
@@ -71,8 +69,6 @@ class GHVB(SamplerBase):
         return grid
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
-        if self.momentum_number == "auto":
-            return auto_step(pred, span, state, self.space)
         order, beta = self.momentum
         v = damped(beta, state[0] if state else None, slope(pred, span, self.space))
         velocities = (v, *state)[:order]

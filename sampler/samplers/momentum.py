@@ -31,24 +31,19 @@ class Momentum(NamedTuple):
 
 
 def resolved(
-    name: str,
-    number: float | str | None,
-    order: int | None,
-    beta: float | None,
-    words: tuple[str, ...] = (),
+    name: str, number: float | str | None, order: int | None, beta: float | None
 ) -> Momentum:
     """Order and beta from a momentum number, or from the two, or from what is given of them.
 
-    Nothing given is 1.8; what is missing beside order or beta is taken from there. `words`: texts
-    that may stand in the place of a number, quoted.
+    Nothing given is 1.8; what is missing beside order or beta is taken from there. A calibration
+    that is not looked up yet is 1.8 as well.
 
     Raises ValueError for numbers out of range, and where the two forms contradict each other.
     """
     if isinstance(number, str):
-        words = (*words, f"'{CALIBRATED}FILE'")
-        if not number.startswith(CALIBRATED) and repr(number) not in words:
+        if not number.startswith(CALIBRATED):
             raise ValueError(
-                f"{name}: momentum_number = {number!r} must be a number or {' or '.join(words)}."
+                f"{name}: momentum_number = {number!r} must be a number or '{CALIBRATED}FILE'."
             )
         if order is not None or beta is not None:
             raise ValueError(f"{name}: give either {number!r} or order and beta.")

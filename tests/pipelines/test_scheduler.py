@@ -24,7 +24,6 @@ SAMPLERS = [
     {"name": "ab", "order": 4},
     {"name": "ab", "order": 3, "steps": "variable"},
     {"name": "ghvb", "momentum_number": 3.8},
-    {"name": "ghvb", "momentum_number": "auto"},
     {"name": "heavy_ball", "base": "unipc", "beta": 0.8},
 ]
 PIPELINES = {

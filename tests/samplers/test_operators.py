@@ -133,6 +133,12 @@ def test_jpeg_against_pillow(quality):
     assert (ours.clamp(0, 255) - theirs).abs().mean() < 1.0  # Pillow rounds in between
 
 
+def test_a_seed_names_the_directions_of_compressed_sensing():
+    x, one = picture(1), operators.CompressedSensing(SIZE, 0.1, seed=1)
+    assert torch.equal(one.A(x), operators.CompressedSensing(SIZE, 0.1, seed=1).A(x))
+    assert not torch.allclose(one.A(x), operators.CompressedSensing(SIZE, 0.1).A(x))
+
+
 def test_clipping_and_lost_phase():
     x = picture()
     assert torch.equal(HighDynamicRange().A(x), (2 * x).clamp(-1, 1))

@@ -40,7 +40,6 @@ MOMENTUM = {
     "heavy_ball dpmpp_2m": ({"name": "heavy_ball", "base": "dpmpp_2m", "beta": 0.8}, 3),
     "heavy_ball unipc": ({"name": "heavy_ball", "base": "unipc", "beta": 0.8}, 4),
     "ghvb 3.8": ({"name": "ghvb", "momentum_number": 3.8}, 5),
-    "ghvb auto": ({"name": "ghvb", "momentum_number": "auto"}, 4),
     "nesterov 2.8": ({"name": "nesterov", "momentum_number": 2.8}, 4),
     "dpmpp_2m": ("dpmpp_2m", 2),
     "unipc": ("unipc", 4),
