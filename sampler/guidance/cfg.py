@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from sampler_kernels import gram, where
 
-from sampler.guidance.gates import active, check_gates, check_scale, is_one
+from sampler.guidance.gates import active, check_gates, check_scale, is_one, is_zero
 from sampler.guidance.spaces import Space, from_space, in_space
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
@@ -68,7 +68,7 @@ class CFG(GuidanceBase):
     def plan(self, x: Any, span: Span, cond: Cond, state: Any) -> Mapping[str, Branch]:
         if is_one(self.scale) or not active(self.interval, self.window, span):
             return {"cond": Branch(cond.cond)}
-        if self.scale == 0 and not self._adjusts():
+        if is_zero(self.scale) and not self._adjusts():
             return {"uncond": Branch(cond.uncond)}
         return {"uncond": Branch(cond.uncond), "cond": Branch(cond.cond)}
 
@@ -78,7 +78,7 @@ class CFG(GuidanceBase):
         if "uncond" not in preds or is_one(self.scale):
             return preds["cond"], state
         uncond = preds["uncond"]
-        if self.scale == 0 and not self._adjusts():
+        if is_zero(self.scale) and not self._adjusts():
             return uncond, state
         cond = preds["cond"]
         guided = cond.like(uncond.out + self.scale * (cond.out - uncond.out))

@@ -61,11 +61,16 @@ def check_gates(name: str, interval: Interval | None, window: Window | None) -> 
 
 
 def check_scale(name: str, value: float, field: str = "scale") -> None:
-    """Raises ValueError for a scale that is no number >= 0."""
-    if not (math.isfinite(value) and value >= 0):
+    """Raises ValueError for a scale that is no number >= 0; a tensor [B] was checked by rows."""
+    if not hasattr(value, "shape") and not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name}: {field} = {value} must be a number >= 0 (1 is no guidance).")
 
 
 def is_one(scale: float) -> bool:
     """Whether a scale means no guidance, so that its branch must not be paid for."""
-    return math.isclose(scale, 1, rel_tol=1e-9)
+    return not hasattr(scale, "shape") and math.isclose(scale, 1, rel_tol=1e-9)
+
+
+def is_zero(scale: float) -> bool:
+    """Whether a scale asks for the unconditional model alone."""
+    return not hasattr(scale, "shape") and scale == 0

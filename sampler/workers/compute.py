@@ -9,9 +9,9 @@ float32 first.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -77,8 +77,11 @@ class Compute:
     on_nonfinite: Literal["retry", "fail"] = "retry"
     texts: Texts | None = None
 
-    def batch(self, jobs: Sequence[Job], settings: Settings) -> list[Outcome]:
-        """The outcomes of the jobs of one planned batch, in order. Raises Stopped."""
+    def batch(self, jobs: Sequence[Job], groups: Sequence[Settings]) -> list[Outcome]:
+        """The outcomes of the jobs of one planned batch, in order. Raises Stopped.
+
+        groups: the run's; those of the jobs differ in the guidance scale at most.
+        """
         group = jobs[0].group
         self.texts = self.texts or Texts(self.engine.pipeline)
         outcomes: list[Outcome] = []
@@ -86,7 +89,7 @@ class Compute:
             done = len(outcomes)
             part = jobs[done : done + self.micro.get(group, len(jobs))]
             try:
-                outcomes += self._rows(part, settings, self.texts)
+                outcomes += self._rows(part, groups, self.texts)
                 continue
             except _NoMemory:
                 pass
@@ -96,10 +99,10 @@ class Compute:
             self.shrunk(group, self.micro[group])
         return outcomes
 
-    def _rows(self, jobs: Sequence[Job], settings: Settings, texts: Texts) -> list[Outcome]:
+    def _rows(self, jobs: Sequence[Job], groups: Sequence[Settings], texts: Texts) -> list[Outcome]:
         """Together; where that raises, each half by itself, down to the row that is at fault."""
         try:
-            return self._together(jobs, settings, texts)
+            return self._together(jobs, groups, texts)
         except Exception as error:
             memory = is_memory(error)
             if memory and len(jobs) > 1 and self.on_oom == "shrink":
@@ -111,13 +114,15 @@ class Compute:
             if len(jobs) == 1 or memory:
                 return [_failure(error, memory)] * len(jobs)
         half = len(jobs) // 2
-        return self._rows(jobs[:half], settings, texts) + self._rows(jobs[half:], settings, texts)
+        return self._rows(jobs[:half], groups, texts) + self._rows(jobs[half:], groups, texts)
 
-    def _together(self, jobs: Sequence[Job], settings: Settings, texts: Texts) -> list[Outcome]:
-        started = time.perf_counter()
+    def _together(
+        self, jobs: Sequence[Job], groups: Sequence[Settings], texts: Texts
+    ) -> list[Outcome]:
+        started, settings = time.perf_counter(), groups[jobs[0].group]
         adapter = self.engine.pipeline
         method = registry.build("sampler", settings.sampler)
-        rule = registry.build("guidance", settings.guidance)
+        rule = _rule([groups[job.group].guidance for job in jobs], adapter.device)
         size = adapter.size(settings.height, settings.width)
         grid = adapter.grid(settings.steps, size)
         method = bound_sampler(method, Setting(adapter, grid, dict(settings.guidance), size))
@@ -195,6 +200,15 @@ class _Watch:
     def first_bad(self) -> Tensor:
         """Per row the first step whose latents are not finite, or -1."""
         return torch.full((self._rows,), -1) if self._bad is None else self._bad.cpu()
+
+
+def _rule(specs: Sequence[Mapping[str, Any]], device: Any) -> Any:
+    """The rule of some rows; where their scales differ, with a scale per row."""
+    rule = registry.build("guidance", specs[0])
+    scales = [spec.get("scale") for spec in specs]
+    if len(set(scales)) == 1:
+        return rule
+    return replace(rule, scale=torch.tensor(scales, dtype=torch.float32, device=device))
 
 
 def _failure(error: BaseException, memory: bool) -> Failed:

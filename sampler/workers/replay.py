@@ -22,10 +22,10 @@ def from_run(run: Run, engine: Loop, index: int) -> bytes:
     batch = next(batch for batch in run.batches if index in batch.jobs)
     jobs = run.jobs_of(batch.jobs)
     compute = Compute(engine, micro={batch.group: int(entry.get("micro") or len(jobs))})
-    outcomes = compute.batch(jobs, run.groups[batch.group])
+    outcomes = compute.batch(jobs, run.groups)
     made = _made(outcomes[list(batch.jobs).index(index)])
-    settings = run.groups[batch.group]
     job = run.job(index)
+    settings = run.groups[job.group]
     size = (made.pixels.shape[0], made.pixels.shape[1])
     texts = metadata.texts(
         job, settings, run.model, size, run.output.metadata, metadata.library_versions()
@@ -44,7 +44,7 @@ def from_record(engine: Loop, body: dict[str, Any]) -> bytes:
         job = Job(0, body["key"], 0, 0, record["prompt"], record["negative_prompt"], record["seed"])
     except KeyError as error:
         raise SamplerError(f"The record lacks {error}.", 2) from None
-    (outcome,) = Compute(engine).batch([job], settings)
+    (outcome,) = Compute(engine).batch([job], [settings])
     made = _made(outcome)
     return png.encode(made.pixels, {metadata.CHUNK: canonical(body)})
 

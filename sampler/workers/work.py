@@ -115,7 +115,7 @@ def work(
                     raise Stopped
                 batch = run.batches[number]
                 jobs = run.jobs_of(batch.jobs)
-                outcomes = compute.batch(jobs, run.groups[batch.group])
+                outcomes = compute.batch(jobs, run.groups)
                 wanted = set(missing.get(number, batch.jobs))
                 pump.put([_item(run, engine, number, job, outcome)
                           for job, outcome in zip(jobs, outcomes, strict=True)

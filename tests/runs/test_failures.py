@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sampler.runs import durable, png
+from sampler.runs import durable, metadata, png
 from sampler.runs.folder import Facts, Output
 from sampler.types import SamplerError
 from sampler.workers.compute import Compute
@@ -309,6 +309,24 @@ def test_batches_of_one_do_not_depend_on_others(tmp_path):
     key = name.partition("-")[2]
     same = [d for n, d in pictures(tmp_path / "a").items() if n.endswith(key)]
     assert same == [pictures(tmp_path / "b")[name]]
+
+
+@pytest.mark.parametrize("rule", ["cfg", "apg"])
+def test_a_scale_per_row_is_the_scale_of_each_row(tmp_path, rule):
+    """Together and alone, the same bytes and the same counted evaluations."""
+    scales = [2.0, 3.3, 1.0, 5.0, 7.5, 0.0]
+    table = [(where, {**cells, "scale": scales[k % 6], "guidance": rule})
+             for k, (where, cells) in enumerate(prompts(12))]  # fmt: skip
+    together, _ = make(tmp_path / "a", table, batch_size=8)
+    alone, _ = make(tmp_path / "b", table, batch_size=1)
+    assert len(together.batches[0].jobs) == 8
+    assert len({together.job(k).group for k in together.batches[0].jobs}) == 4
+    assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
+    counted = [{key: e["nfe"] for key, e in run.results().entries.items()}
+               for run in (together, alone)]  # fmt: skip
+    assert counted[0] == counted[1]
+    record = metadata.read_record(next(iter(pictures(tmp_path / "a").values())))["record"]
+    assert record["guidance"]["scale"] == 2.0
 
 
 def test_nothing_black_comes_of_numbers_out_of_range():

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from sampler import registry
 from sampler.config import Limits
 from sampler.runs import fingerprint
 from sampler.runs.jobs import Job, Keys, Model, Settings, canonical, key_of, record_of
+from sampler.runs.plan import company
 from sampler.runs.planner import Planner
 from sampler.runs.resolve import resolved
 from sampler.runs.wildcards import Wildcards
@@ -102,6 +104,22 @@ def test_batches_are_cut_by_settings_in_input_order():
     assert [list(batch.jobs) for batch in batches] == [[0, 2, 4], [1, 3, 5], [6, 8], [7, 9]]
     assert all(jobs[i].group == batch.group for batch in batches for i in batch.jobs)
     assert plan(table, batch_size=3)[1].hash == made.hash != plan(table, batch_size=2)[1].hash
+
+
+def test_rows_that_differ_in_scale_alone_share_batches():
+    """Of rules that take a scale per row; 0 and 1, which cost one evaluation, stay apart."""
+    rows = [{"prompt": str(k), "scale": scale} for k, scale in enumerate([2, 3, 1, 5, 2, 0, 7])]
+    _, found = plan(rows, 3)
+    assert [list(batch.jobs) for batch in found.batches()] == [[0, 1, 3], [2], [4, 6], [5]]
+    assert [batch.group for batch in found.batches()] == [0, 2, 0, 4]
+    for other in ({"guidance": {"name": "apg", "eta": 0.5}}, {"steps": 7},
+                  {"guidance": {"name": "adaptive", "rule": "cfg"}}):  # fmt: skip
+        _, found = plan([{**row, **(other if k % 2 else {})} for k, row in enumerate(rows)], 9)
+        mixed = [{k % 2 for k in batch.jobs} for batch in found.batches()]
+        assert all(len(kinds) == 1 for kinds in mixed)
+    calibrated = {"sampler": {"name": "ghvb", "momentum_number": "calibrated:x.json"}}
+    settings = Settings(3, 8, 8, calibrated["sampler"], {"name": "cfg", "scale": 2.0})
+    assert company(settings) != company(replace(settings, guidance={"name": "cfg", "scale": 3.0}))
 
 
 def test_the_automatic_batch_size_goes_by_pixels_alone():
