@@ -54,7 +54,7 @@ def finetune(
     if reward is None and method.rewarded:
         raise ValueError(f"Trainer {method.name!r} needs a reward.")
     scores = None if reward is None else reward_from(reward, allow_python)
-    texts = _texts(prompts)
+    texts = prompt_texts(prompts)
     chosen = settings_from(settings)
     chosen = chosen if updates is None else replace(chosen, updates=updates)
     if scores is None and (chosen.stop_reward, chosen.patience) != (None, None):
@@ -75,7 +75,8 @@ def finetune(
     return fit(session, method, texts, Path(out), chosen, progress)
 
 
-def _texts(prompts: str | Path | Sequence[str]) -> list[str]:
+def prompt_texts(prompts: str | Path | Sequence[str]) -> list[str]:
+    """Prompts as a list: as given, or the lines of a .txt file. Raises ValueError for none."""
     from sampler.runs.prompts import check_prompt, read_prompts
 
     if isinstance(prompts, (str, Path)):

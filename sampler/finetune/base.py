@@ -138,6 +138,10 @@ class TrainerBase:
         """Images per prompt in a batch."""
         return 1
 
+    def tried(self, prompts: int) -> TrainerBase:
+        """The trainer of a trial of one update on so many prompts."""
+        return self
+
     def check(self, session: Session) -> None:
         """Raises ValueError, before anything is sampled, for what cannot be trained."""
 

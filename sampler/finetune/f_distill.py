@@ -121,6 +121,9 @@ class FDistill(TrainerBase):
         """Whether images of the teacher have to be made."""
         return bool(self.warmup or (self.gan_weight and self.data is None))
 
+    def tried(self, prompts: int) -> FDistill:
+        return replace(self, samples=min(self.samples, prompts))
+
     def start(self) -> Any:
         return {"bins": [1.0] * self.bins, "students": 0}
 

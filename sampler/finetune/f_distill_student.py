@@ -76,7 +76,9 @@ def save_student(trainer: FDistill, session: Session, folder: Path, more: dict[s
         else:
             from sampler.pipelines.student import save_student_pipeline
 
-            student = copy.deepcopy(made.student).to(pipeline.network.dtype)
+            student, dtype = made.student, pipeline.network.dtype
+            if dtype != student.dtype:
+                student = copy.deepcopy(student).to(dtype)
             save_student_pipeline(pipeline.pipe, pipeline.network_name, student, written)
     text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
     write_file(written / MANIFEST, text.encode())

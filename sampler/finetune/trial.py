@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sampler import registry
-from sampler.finetune.api import finetune
+from sampler.finetune.api import finetune, prompt_texts
 from sampler.finetune.settings import settings_from
 from sampler.types import SamplerError
 
@@ -43,6 +43,7 @@ def trial(
     (3) for a score, loss or gradient that is not finite.
     """
     method, chosen = registry.build("trainer", trainer), settings_from(settings)
+    texts = prompt_texts(prompts)
     count = method.group if method.group > 1 else min(2, chosen.batch)
     small = replace(
         chosen, updates=1, batch=count, micro=None, eval_every=0, stop_reward=None, patience=None,
@@ -50,7 +51,13 @@ def trial(
     )  # fmt: skip
     with TemporaryDirectory() as folder:
         done = finetune(
-            engine, method, reward, prompts, folder, settings=small, allow_python=allow_python
+            engine,
+            method.tried(count),
+            reward,
+            texts[:count],
+            folder,
+            settings=small,
+            allow_python=allow_python,
         )
     record = done.log[-1]
     if "skipped" in record:

@@ -37,10 +37,28 @@ class Student(GuidanceBase):
     def bind(self, request: Any, cond: Cond) -> tuple[Student, Cond]:
         """Refuses what a student cannot do, with what it can; see `sampler.binding`.
 
-        Raises ValueError without a student, for a scale, a negative prompt, and a time that the
-        student was not trained at.
+        Raises ValueError as `check` does, for a negative prompt, and for a time that the student
+        was not trained at.
         """
-        manifest = getattr(request.adapter, "student", None)
+        baked = self.check(request.adapter)
+        if any(request.negative):
+            raise ValueError(
+                f"student: a negative prompt has no effect, guidance is inside the weights: {baked}"
+                ". Leave the negative prompt out."
+            )
+        manifest = request.adapter.student
+        known = manifest["timesteps"]
+        times = ", ".join(f"{t:g}" for t in known)
+        if other := [level.t for level in request.levels if level.t not in known]:
+            raise ValueError(
+                f"student: it was trained at t = {times}, not at {other[0]:g}; use the sampler "
+                f"'consistency' with at most {len(known)} steps."
+            )
+        return self, cond
+
+    def check(self, adapter: Any) -> str:
+        """What is baked in. Raises ValueError where there is no student, and for a scale."""
+        manifest = getattr(adapter, "student", None)
         if manifest is None:
             raise ValueError(
                 "student: no student is loaded; make one with `sampler finetune --trainer "
@@ -53,19 +71,7 @@ class Student(GuidanceBase):
                 f"student: scale = {self.scale:g} has no effect, guidance is inside the weights: "
                 f"{baked}. Leave scale out."
             )
-        if any(request.negative):
-            raise ValueError(
-                f"student: a negative prompt has no effect, guidance is inside the weights: {baked}"
-                ". Leave the negative prompt out."
-            )
-        known = manifest["timesteps"]
-        times = ", ".join(f"{t:g}" for t in known)
-        if other := [level.t for level in request.levels if level.t not in known]:
-            raise ValueError(
-                f"student: it was trained at t = {times}, not at {other[0]:g}; use the sampler "
-                f"'consistency' with at most {len(known)} steps."
-            )
-        return self, cond
+        return baked
 
     def start(self, cond: Cond) -> Any:
         if not is_one(self.scale):
