@@ -34,6 +34,7 @@ LINEAR = {
     "uniform": Deblur("uniform", 5),
     "motion": Deblur("motion", 7),
     "composed": operators.build([{"name": "grayscale"}, {"name": "superres", "factor": 2}]),
+    "order matters": operators.build([SuperResolution(4), operators.Inpaint(torch.eye(4))]),
 }
 OTHERS = {"hdr": HighDynamicRange(), "phase": PhaseRetrieval(8), "jpeg": JPEG(90)}
 
