@@ -29,7 +29,6 @@ SEEDS = (7, 8)
 NO_BINS = {"use_resolution_binning": False}
 NEGATIVE = ("blurry", "a dog")
 CAPABILITIES = {
-    "engine": "engine",
     "scheduler": "drop-in scheduler",
     "hook": "hook",
     "finetune": "fine-tuning",
@@ -94,8 +93,11 @@ class Family:
         own = engine.pipeline.default_guidance
         return {**(own if own["name"] == "cfg" else {"name": "cfg"}), "scale": scale}
 
-    def stock(self, pipe: Any, scale: float = 3.0, output: str = "latent", rows: Any = (0, 1)):
-        """What the stock pipeline makes of some of the prompts: latents, or images for "pt"."""
+    def stock(self, pipe, scale=3.0, output="latent", rows=(0, 1), copied=True):
+        """What the stock pipeline makes of some of the prompts: latents, or images for "pt".
+
+        copied: of a copy of it, since the call leaves traces (its scale, its scheduler).
+        """
         options = dict(self.call)
         if self.scale[0] is not None:
             options[self.scale[0]] = scale - self.scale[1]
@@ -108,8 +110,7 @@ class Family:
             options["height"], options["width"] = self.size
         seeds = [SEEDS[i] for i in rows]
         with self.same_noise(seeds):
-            # the call leaves traces in the pipeline (its scale, its scheduler): use a copy
-            made = copy.deepcopy(pipe)(
+            made = (copy.deepcopy(pipe) if copied else pipe)(
                 num_inference_steps=self.steps,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type=output,
@@ -175,7 +176,8 @@ PIXELS = {
     "negative": False,
     "latents": None,
 }
-NO_BRANCH = "has no unconditional branch"
+VIDEOS = {"finetune": "this pipeline makes videos", "reddiff": "this pipeline makes videos"}
+NO_BRANCH = "it has no unconditional branch"
 FAMILIES = {
     family.name: family
     for family in (
@@ -251,7 +253,6 @@ FAMILIES = {
             tiny2.z_image,
             scale=("guidance_scale", 1.0),
             exact=False,
-            refused={"hook": "takes lists of samples"},
         ),
         Family(
             "DiT",
@@ -291,7 +292,24 @@ FAMILIES = {
             sampler="consistency",
             noise="diffusers.schedulers.scheduling_consistency_models",
             steps=3,
-            refused={"hook": NO_BRANCH, "scheduler": "not known"},
+            refused={
+                "hook": NO_BRANCH,
+                "scheduler": "the levels of CMStochasticIterativeScheduler are not known",
+            },
+        ),
+        Family(
+            "Latent consistency model",
+            ("LatentConsistencyModelPipeline",),
+            tiny2.lcm,
+            **UNET,
+            scale=(None, 0.0),
+            exact=False,
+            sampler="consistency",
+            noise="diffusers.schedulers.scheduling_lcm",
+            refused={
+                "hook": NO_BRANCH,
+                "scheduler": "a latent consistency pipeline decodes a second answer of its own",
+            },
         ),
         Family(
             "Wan (text to video)",
@@ -301,6 +319,7 @@ FAMILIES = {
             size=(32, 48),
             frames=5,
             exact=False,
+            refused=VIDEOS,
         ),
         Family(
             "Wan with two networks",
@@ -310,7 +329,7 @@ FAMILIES = {
             size=(32, 48),
             frames=5,
             exact=False,
-            refused={"finetune": "two networks"},
+            refused=VIDEOS,
         ),
     )
 }
@@ -319,3 +338,42 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "families.md"
 
 def relative(a, b):
     return ((a - b).abs().max() / b.abs().max()).item()
+
+
+HEAD = """# Families of pipelines
+
+<!-- written by `python -m tests.families`; a test compares the two -->
+
+What is served, and what works with it. Every cell is a test over a tiny random pipeline
+(`pytest tests/pipelines/test_families.py`), against the installed diffusers, on the CPU in float32:
+where there is no reason it works, and where there is one it is refused, with that reason.
+
+- **engine**: guided latents against the stock pipeline's own call with the same seeds, prompts and
+  negative prompts. *To the bit* where the stock pipeline makes the same network calls; else within
+  1e-5 of the largest value, since some make two calls where the engine makes one. Stochastic stock
+  schedulers are given the engine's noise. The same holds unguided and for decoded images; rows of a
+  batch equal single runs, runs start from images, and gradients reach the network, in every family.
+- **drop-in scheduler**: `sampler.scheduler(...)` in the stock pipeline gives the engine's latents.
+- **hook**: `sampler.guide(...)` around the stock pipeline gives the engine's latents.
+- **fine-tuning**: AlignProp trains an adapter and leaves the weights as they are.
+- **RED-Diff**: an image is restored from a measurement.
+
+"""
+
+
+def table():
+    """The document, from what the tests run over."""
+    rows = [
+        ["family", "pipeline class", "engine", *CAPABILITIES.values()],
+        ["---"] * (3 + len(CAPABILITIES)),
+    ]
+    for family in FAMILIES.values():
+        classes = ", ".join(f"`{name}`" for name in family.classes)
+        parity = "to the bit" if family.exact else "1e-5"
+        cells = [family.refused.get(name, "yes") for name in CAPABILITIES]
+        rows.append([family.name, classes, parity, *cells])
+    return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(table(), encoding="utf-8")

@@ -28,6 +28,8 @@ from diffusers import (
     HunyuanDiT2DModel,
     HunyuanDiTPipeline,
     KolorsPipeline,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     QwenImagePipeline,
@@ -60,7 +62,18 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from tests.tiny import DDIM, DDIMScheduler, flow_vae, seeded, t5, t5_tokenizer, unet_config, vae
+from tests.tiny import (
+    BETAS,
+    DDIM,
+    DDIMScheduler,
+    flow_vae,
+    sd,
+    seeded,
+    t5,
+    t5_tokenizer,
+    unet_config,
+    vae,
+)
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -359,6 +372,14 @@ def kolors(scheduler=None):
         unet=UNet2DConditionModel(**unet_config(32), **extra),
         scheduler=scheduler or DDIMScheduler(**DDIM),
     )
+
+
+@seeded
+def lcm(scheduler=None):
+    """Stable Diffusion's parts around a UNet that takes the guidance scale as an input."""
+    parts = sd(time_cond=8).components
+    parts["scheduler"] = scheduler or LCMScheduler(**BETAS)
+    return LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
 
 
 def pixel_unet(**options):

@@ -41,6 +41,11 @@ def supported() -> list[str]:
     return sorted(_families)
 
 
+def processes(name: str) -> tuple[str, ...]:
+    """The forward processes that pipelines of a class are trained with."""
+    return _families[name].processes if name in _families else Adapter.processes
+
+
 def adapt(pipe: Any, weak: Any = None) -> Adapter:
     """The adapter of a diffusers pipeline; `weak`: a second network, for Autoguidance.
 

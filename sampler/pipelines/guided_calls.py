@@ -24,11 +24,19 @@ Order = Literal["uncond first", "cond first", "sequential"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a pipeline class calls its network; `unit`: what its timesteps are multiplied with."""
+    """How a pipeline class calls its network.
+
+    unit: what its timesteps are multiplied with. backwards: the network's clock runs from 0 (noise)
+    to 1, and its output is the negative velocity. second: a network that takes over in mid-run.
+    switch: what turns the pipeline's guidance on.
+    """
 
     network: str
     order: Order
     unit: float = 1.0
+    backwards: bool = False
+    second: str | None = None
+    switch: str = "guidance_scale > 1"
 
 
 class GuidedCalls(ModelHook):
@@ -40,6 +48,8 @@ class GuidedCalls(ModelHook):
         self.schedule = Schedule.from_config(pipe.scheduler.config, type(pipe.scheduler).__name__)
         if self.schedule.process == "edm":
             raise SamplerError("sampler.guide does not serve EDM schedulers; use sampler.load.", 6)
+        scale = getattr(pipe, layout.network).config.get("timestep_scale") or 1.0
+        self.unit, self.sign = layout.unit * scale, -1.0 if layout.backwards else 1.0
         self.nfe: list[int] = []
         self._times: Any = None
         self._state: Any = None
@@ -54,7 +64,8 @@ class GuidedCalls(ModelHook):
         Every run calls `set_timesteps`, which makes a new tensor of them.
         """
         times = self.pipe.scheduler.timesteps
-        told = float(torch.as_tensor(timestep).flatten()[0]) / self.layout.unit
+        told = float(torch.as_tensor(timestep).flatten()[0]) / self.unit
+        told = self.schedule.train_steps - told if self.layout.backwards else told
         if times is not self._times or len(self.nfe) != x.shape[0]:
             self._times, self._state, self._index = times, self.rule.start(Cond()), 0
             self.nfe = [0] * x.shape[0]
@@ -75,11 +86,11 @@ class GuidedCalls(ModelHook):
         """g in the network's own parametrisation; advances the rule's state."""
         kind = self.schedule.prediction
         x = x.float()
-        preds = {name: Prediction.of(kind, x, out, span.now) for name, out in outs.items()}
+        preds = {k: Prediction.of(kind, x, self.sign * out, span.now) for k, out in outs.items()}
         pred, state = self.rule.combine(x, preds, span, self._state)
         guided, self._state = settle((in_space(pred, kind), state))
         self._index += 1
-        return guided
+        return self.sign * guided
 
     def count(self, rows: Tensor | None) -> None:
         for row in range(len(self.nfe)) if rows is None else rows.tolist():
@@ -95,14 +106,20 @@ class GuidedCalls(ModelHook):
             whole = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch
             return leaf[rows.to(leaf.device)] if whole else leaf
 
-        return forward(*map_tree(cut, list(args)), **map_tree(cut, kwargs))
+        def part(value: Any) -> Any:
+            if isinstance(value, list) and len(value) == batch:  # a list of samples
+                return [value[row] for row in rows.tolist()]
+            return map_tree(cut, value)
+
+        return forward(*map(part, args), **{name: part(value) for name, value in kwargs.items()})
 
 
 class BatchedCalls(GuidedCalls):
     """One call per step on both halves."""
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        both, timestep = _inputs(args, kwargs)
+        given, timestep = _inputs(args, kwargs)
+        both: Tensor = torch.stack(given) if isinstance(given, list) else given
         _refuse(self.pipe, kwargs, both)
         batch = both.shape[0] // 2
         x = both[:batch]
@@ -111,7 +128,8 @@ class BatchedCalls(GuidedCalls):
         guided = self.combine(x, span, {k: v[:, : x.shape[1]] for k, v in outs.items()})
         like = next(iter(outs.values()), both[:batch])  # learned variances stay as they are
         guided = torch.cat([guided.to(like.dtype), like[:, x.shape[1] :]], 1)
-        return _wrapped(torch.cat([guided, guided]), raw)
+        twice = torch.cat([guided, guided])
+        return (list(twice),) if isinstance(given, list) else _wrapped(twice, raw)
 
     def _evaluated(
         self, x: Tensor, span: Span, args: Any, kwargs: Any
@@ -167,7 +185,7 @@ class SequentialCalls(GuidedCalls):
     def finish(self) -> None:
         if self._pending is not None:
             self._pending = None
-            raise ValueError(_OFF + " a negative prompt and true_cfg_scale > 1.")
+            raise ValueError(f"{_OFF} {self.layout.switch}.")
 
     def _first(self, x: Tensor, told: float, args: Any, kwargs: Any) -> Any:
         span = self.span(x, told)
@@ -198,6 +216,22 @@ class SequentialCalls(GuidedCalls):
         return _wrapped(guided, raw)
 
 
+class AlsoCalls(ModelHook):
+    """The calls of a pipeline's second network, which are steps of the same run."""
+
+    def __init__(self, main: GuidedCalls) -> None:
+        super().__init__()
+        self.main: Any = main
+
+    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        own = self.main.fn_ref
+        self.main.fn_ref = self.fn_ref
+        try:
+            return self.main.new_forward(module, *args, **kwargs)
+        finally:
+            self.main.fn_ref = own
+
+
 _OFF = "Inside sampler.guide the pipeline's own guidance must be on, with any value: call it with"
 
 
@@ -212,6 +246,11 @@ def _refuse(pipe: Any, kwargs: Mapping[str, Any], both: Tensor) -> None:
             "Inside sampler.guide set rescale in the rule, not guidance_rescale in the call."
         )
     half = both.shape[0] // 2
+    if getattr(pipe, "_cfg_normalization", False) or getattr(pipe, "_cfg_truncation", 1.0) != 1.0:
+        raise ValueError(
+            "Inside sampler.guide set norms and windows in the rule, not cfg_normalization or "
+            "cfg_truncation in the call."
+        )
     guided = getattr(pipe, "do_classifier_free_guidance", None)
     if guided is None:  # DiT and PixArt do not tell: with guidance both halves are the same sample
         guided = both.shape[0] % 2 == 0 and torch.equal(both[:half], both[half:])
@@ -227,7 +266,8 @@ def _inputs(args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
 
 
 def _tensor(raw: Any) -> Tensor:
-    return raw[0] if isinstance(raw, tuple) else raw.sample
+    value = raw[0] if isinstance(raw, tuple) else raw.sample
+    return torch.stack(value) if isinstance(value, list) else value
 
 
 def _wrapped(value: Tensor, raw: Any) -> Any:

@@ -20,31 +20,53 @@ from typing import Any
 from diffusers.hooks.hooks import HookRegistry
 
 from sampler import registry
-from sampler.pipelines.guided_calls import BatchedCalls, GuidedCalls, Layout, SequentialCalls
+from sampler.pipelines.base import processes
+from sampler.pipelines.guided_calls import (
+    AlsoCalls,
+    BatchedCalls,
+    GuidedCalls,
+    Layout,
+    SequentialCalls,
+)
 from sampler.types import Cond, SamplerError
 
 NAME = "sampler_guidance"
 _UNET, _DIT = Layout("unet", "uncond first"), Layout("transformer", "uncond first")
-_TRUE_CFG = Layout("transformer", "sequential", 1 / 1000)
+_TRUE_CFG = Layout(
+    "transformer", "sequential", 1 / 1000, switch="a negative prompt and true_cfg_scale > 1"
+)
 LAYOUTS: Mapping[str, Layout] = {
     "StableDiffusionPipeline": _UNET,
     "StableDiffusionImg2ImgPipeline": _UNET,
     "StableDiffusionXLPipeline": _UNET,
     "StableDiffusionXLImg2ImgPipeline": _UNET,
+    "KolorsPipeline": _UNET,
     "StableDiffusion3Pipeline": _DIT,
     "StableDiffusion3Img2ImgPipeline": _DIT,
     "PixArtAlphaPipeline": _DIT,
     "PixArtSigmaPipeline": _DIT,
+    "HunyuanDiTPipeline": _DIT,
+    "SanaPipeline": _DIT,
+    "AuraFlowPipeline": Layout("transformer", "uncond first", 1 / 1000),
     "DiTPipeline": Layout("transformer", "cond first"),
+    "ZImagePipeline": Layout("transformer", "cond first", 1 / 1000, backwards=True),
     "FluxPipeline": _TRUE_CFG,
     "QwenImagePipeline": _TRUE_CFG,
+    "Flux2KleinPipeline": Layout("transformer", "sequential", 1 / 1000),
+    "Lumina2Pipeline": Layout("transformer", "sequential", 1 / 1000, backwards=True),
+    "WanPipeline": Layout("transformer", "sequential", second="transformer_2"),
 }
+_NO_BRANCH = "it has no unconditional branch"
 _REASONS = {
     "ControlNet": "guess mode changes what is in its batches",
     "PAG": "its batches hold a third, perturbed branch",
     "Pix2Pix": "its batches hold three branches",
     "Inpaint": "its network input may hold a mask and an image",
-    "LatentConsistency": "it has no unconditional branch, its scale is an input of the network",
+    "LatentConsistency": f"{_NO_BRANCH}, its scale is an input of the network",
+    "Flux2Pipeline": f"{_NO_BRANCH}, its scale is an input of the network",
+    "ConsistencyModel": _NO_BRANCH,
+    "DDPM": _NO_BRANCH,
+    "DDIM": _NO_BRANCH,
 }
 
 
@@ -69,15 +91,31 @@ def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
         )
     built.start(Cond())  # a rule that needs classes or a classifier refuses here
     hook = (SequentialCalls if layout.order == "sequential" else BatchedCalls)(pipe, layout, built)
-    hooks = HookRegistry.check_if_exists_or_initialize(getattr(pipe, layout.network))
-    if hooks.get_hook(NAME) is not None:
+    _refuse_levels(pipe, hook.schedule.process)
+    names = [name for name in (layout.network, layout.second) if name is not None]
+    networks = [network for name in names if (network := getattr(pipe, name)) is not None]
+    registries = [HookRegistry.check_if_exists_or_initialize(network) for network in networks]
+    if any(hooks.get_hook(NAME) is not None for hooks in registries):
         raise ValueError("This pipeline is guided already; leave the outer sampler.guide first.")
-    hooks.register_hook(hook, NAME)
+    for number, hooks in enumerate(registries):
+        hooks.register_hook(hook if number == 0 else AlsoCalls(hook), NAME)
     try:
         yield hook
         hook.finish()
     finally:
-        hooks.remove_hook(NAME, recurse=False)
+        for hooks in registries:
+            hooks.remove_hook(NAME, recurse=False)
+
+
+def _refuse_levels(pipe: Any, process: str) -> None:
+    """A velocity read as noise, or the reverse, would give an image without any error."""
+    trained = processes(type(pipe).__name__.replace("Img2Img", ""))
+    if process not in trained:
+        raise SamplerError(
+            f"{type(pipe).__name__} is trained with {' or '.join(trained)} levels, and its "
+            f"scheduler, {type(pipe.scheduler).__name__}, gives {process} ones.",
+            6,
+        )
 
 
 def _layout(pipe: Any) -> Layout:

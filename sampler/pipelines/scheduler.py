@@ -2,13 +2,15 @@
 
     pipe.scheduler = sampler.scheduler("ghvb", pipe.scheduler)
 
-The levels, the parametrisation and the first noise are those of the scheduler that was there; the
-moves are the sampler's. Latents are those of the engine, bit for bit.
+The levels, the parametrisation and the first noise are those of the scheduler that was there, and
+it clips where that one does (`clip_sample`, of pixel models); the moves are the sampler's. Latents
+are those of the engine, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from sampler import registry
 from sampler.noise import Noise
+from sampler.pipelines.unconditional import clipped
 from sampler.schedule import Schedule
 from sampler.types import Level, SamplerBase, Span, spans
 
@@ -31,7 +34,13 @@ def scheduler(sampler: Any, base: Any) -> SamplerScheduler:
     pipeline would silently break: one that starts from an x of its own (reddiff), or that cannot
     be written into a configuration file.
     """
-    config = {**base.config, "_class_name": type(base).__name__}
+    name = type(base).__name__
+    if name.startswith("LCM"):
+        raise ValueError(
+            "A latent consistency pipeline decodes a second answer of its own scheduler; use "
+            "engine.generate with the sampler 'consistency'."
+        )
+    config = {**base.config, "_class_name": name}
     if isinstance(base, SamplerScheduler):
         config = base.config["base"]
     spec = registry.spec_of(registry.build("sampler", sampler))
@@ -84,6 +93,13 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         return self.schedule.initial_scale(self._grid) if self._grid else 1.0
 
     @property
+    def sigmas(self) -> Tensor:
+        """sigma of every step's level and of the last, in flow matching; else sigma/alpha."""
+        grid = [*(span.now for span in self._spans), *(span.next for span in self._spans[-1:])]
+        flow = self.schedule.process == "flow"
+        return torch.tensor([v.sigma / (1.0 if flow else v.alpha or math.nan) for v in grid])
+
+    @property
     def step_index(self) -> int | None:
         return self._index
 
@@ -128,6 +144,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """x as the network wants to see it."""
+        self._scaled = True
         if self.schedule.process != "edm":
             return sample
         return sample * self.schedule.network_input(self._level(timestep))
@@ -137,14 +154,18 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         model_output: Tensor,
         timestep: Any,
         sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
         generator: Any = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
         """One move. Stochastic samplers take the seed of each row from `generator`.
 
         generator: one per image (row b has its seed), or one for all (row b has its seed + b).
-        Raises ValueError for a timestep that is not the next one of the grid.
+        Raises ValueError for a timestep that is not the next one of the grid, for eta, which is a
+        setting of the sampler here, and for a pipeline that is not made for levels of this kind.
         """
+        self._refuse(eta, use_clipped_model_output, return_dict)
         index = self._first(timestep) if self._index is None else self._index
         if index >= len(self._spans) or float(timestep) != self._told[index]:
             raise ValueError(
@@ -153,7 +174,9 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
             )
         span = self._spans[index]
         x = self._precise(sample)
+        base = self.config["base"]
         pred = self.schedule.predict(x, model_output, span.now)
+        pred = clipped(pred, x, base, str(base.get("_class_name", "")))
         move = self.method.step(x, pred, span, self._state)
         mean = Lin.of(move.mean)
         if move.std != 0:
@@ -183,7 +206,22 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return self.schedule.train_steps
 
+    def _refuse(self, eta: float, recomputed: bool | None, return_dict: bool) -> None:
+        """Flow-matching pipelines give a velocity and never ask for a scaled input."""
+        if eta or recomputed:
+            raise ValueError(
+                "eta is a setting of the sampler here: "
+                "sampler.scheduler({'name': 'ddim', 'eta': 1}, pipe.scheduler)."
+            )
+        if self.schedule.process != "flow" and not self._scaled and not return_dict:
+            raise ValueError(
+                "This pipeline does not call scale_model_input, so it is made for flow matching or "
+                f"for its own steps, and the replaced scheduler is of {self.schedule.process} "
+                "levels; start from the scheduler that the pipeline came with."
+            )
+
     def _reset(self) -> None:
+        self._scaled = False
         self._index: int | None = None
         self._begin: int | None = None
         self._state: Any = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -42,8 +42,7 @@ class PixelUNet(Adapter):
 class Unconditional(PixelUNet):
     """eps-, v- or x0-prediction. Predicted images are clipped where the scheduler clips them.
 
-    As in the stock schedulers, DDIM keeps the direction of the unclipped prediction, DDPM takes
-    that of the clipped one. Dynamic thresholding is not done.
+    Dynamic thresholding is not done.
     """
 
     processes = ("vp",)
@@ -59,11 +58,18 @@ class Unconditional(PixelUNet):
         return self.networks[model](x, self.time(level, x), return_dict=False)[0]
 
     def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
-        pred = super().predict(x, out, level, model)
-        config = self.pipe.scheduler.config
-        if not config.get("clip_sample"):
-            return pred
-        reach = config.get("clip_sample_range") or 1.0
-        keeps = "DDIM" in type(self.pipe.scheduler).__name__
-        x0 = pred.x0.tensor().clamp(-reach, reach)
-        return Prediction.from_x0(x, x0, level, eps=pred.eps if keeps else None)
+        pred, scheduler = super().predict(x, out, level, model), self.pipe.scheduler
+        return clipped(pred, x, scheduler.config, type(scheduler).__name__)
+
+
+def clipped(pred: Prediction, x: Tensor, config: Mapping[str, Any], scheduler: str) -> Prediction:
+    """A prediction whose x0 is clipped as a DDIM or DDPM scheduler of this configuration does it.
+
+    DDIM keeps the direction of the unclipped prediction, DDPM takes that of the clipped one.
+    """
+    if not config.get("clip_sample"):
+        return pred
+    reach = config.get("clip_sample_range") or 1.0
+    x0 = pred.x0.tensor().clamp(-reach, reach)
+    keeps = scheduler.startswith("DDIM")
+    return Prediction.from_x0(x, x0, pred.level, eps=pred.eps if keeps else None)

@@ -59,10 +59,12 @@ class Measurement:
     def through(self, adapter: Any, size: tuple[int, int]) -> Measurement:
         """The same for the latents of a pipeline: A ∘ decode, started from the encoded start.
 
-        Raises ValueError where the image has not the size of the run.
+        Raises ValueError where the image has not the size of the run, and for videos.
         """
         from sampler.images import encode
 
+        if hasattr(adapter, "frames"):
+            raise ValueError("reddiff: it measures images, and this pipeline makes videos.")
         if tuple(self.init.shape[-2:]) != size:
             height, width = self.init.shape[-2:]
             raise ValueError(

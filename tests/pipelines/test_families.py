@@ -3,12 +3,16 @@
 The table that these tests run over, and the document that is written from it: `tests/families.py`.
 """
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import sampler
+import sampler.pipelines.base
 from sampler.pipelines import supported
-from tests.families import FAMILIES, relative
+from tests.families import DOCUMENT, FAMILIES, relative, table
 
 APG = {"name": "apg", "scale": 3.0, "eta": 0.5, "norm_threshold": 0.0, "momentum": -0.5}
 
@@ -27,7 +31,11 @@ def equal(family, made, wanted, guided=True):
 
 def test_every_supported_pipeline_is_in_the_table():
     known = {name for family in FAMILIES.values() for name in family.classes}
-    assert set(supported()) - {"LatentConsistencyModelPipeline"} == known
+    assert set(supported()) == known
+
+
+def test_the_document_is_what_these_tests_say():
+    assert DOCUMENT.read_text(encoding="utf-8") == table()
 
 
 def test_guided_latents_equal_the_stock_pipelines(family):
@@ -45,7 +53,7 @@ def test_two_rules_give_different_latents(family):
     wanted = family.ours(engine).latents
     if family.guided:
         other = family.ours(engine, guidance=APG).latents
-    elif "Flux2Pipeline" in family.classes:
+    elif isinstance(family.prompts[0], str) and family.prompts[0]:  # not in the stock pipeline
         other = family.ours(engine, guidance=APG, negative=["blurry", "a dog"]).latents
     else:  # no branch to guide by: two samplers
         with pytest.raises(ValueError, match="guid"):
@@ -179,3 +187,112 @@ def tiny_ddim():
     from tests import tiny
 
     return DDIMScheduler(**tiny.DDIM)
+
+
+def test_the_drop_in_scheduler_gives_the_engines_latents(family):
+    method = {"name": "ghvb", "momentum_number": 2.5}
+    pipe = family.build()
+    if reason := family.refused.get("scheduler"):
+        with pytest.raises(ValueError, match=f"(?i){reason}"):
+            sampler.scheduler(method, pipe.scheduler)
+        return
+    engine = family.engine(pipe)
+    wanted = family.compared(family.ours(engine, sampler=method), engine)
+    plain = family.stock(pipe)
+    pipe.scheduler = sampler.scheduler(method, pipe.scheduler)
+    assert relative(family.stock(pipe), wanted) <= 1e-5
+    assert relative(plain, wanted) > 1e-4
+
+
+def test_a_drop_in_of_other_levels_is_refused_in_flow_pipelines(family):
+    """A velocity would be read as noise, without any error of the stock pipeline's."""
+    pipe = family.build()
+    if "vp" in sampler.pipelines.base.processes(type(pipe).__name__):
+        return
+    if "scheduler" in family.refused:
+        return
+    pipe.scheduler = sampler.scheduler("ddim", tiny_ddim())
+    with pytest.raises((ValueError, TypeError), match="scale_model_input|sigmas"):
+        family.stock(pipe)
+
+
+def test_a_rule_in_the_hook_is_the_rule_in_the_engine(family):
+    pipe = family.build()
+    if reason := family.refused.get("hook"):
+        with pytest.raises(sampler.SamplerError, match=reason), sampler.guide(pipe, APG):
+            pass
+        return
+    engine = family.engine(pipe)
+    wanted = family.compared(family.ours(engine, guidance=APG), engine)
+    plain = family.stock(pipe)
+    with sampler.guide(pipe, APG) as calls:
+        made = family.stock(pipe, 7.7, copied=False)
+    assert calls.nfe == [2 * family.steps] * 2
+    assert relative(made, wanted) <= 2e-5
+    assert relative(plain, wanted) > 1e-4
+    with sampler.guide(pipe, {"name": "cfg", "scale": 3.0, "window": [0, 2]}) as calls:
+        family.stock(pipe, 7.7, copied=False)
+    assert calls.nfe == [family.steps + 2] * 2
+    assert relative(family.stock(pipe), plain) == 0  # nothing is left behind
+
+
+def test_the_hook_refuses_what_it_cannot_see(family):
+    """Guidance that is off, and levels of another kind."""
+    if "hook" in family.refused:
+        return
+    pipe = family.build()
+    with pytest.raises(ValueError, match="must be on"), sampler.guide(pipe, APG):
+        family.stock(pipe, 1.0, copied=False)
+    if "vp" not in sampler.pipelines.base.processes(type(pipe).__name__):
+        pipe.scheduler = tiny_ddim()
+        with pytest.raises(sampler.SamplerError, match="is trained with flow levels"):
+            with sampler.guide(pipe, APG):
+                pass
+
+
+def test_fine_tuning_by_the_rewards_gradient(family, tmp_path):
+    engine = family.engine(family.build())
+    settings = {"steps": 2, "batch": 2, "lr": 1e-2, "checkpoint_every": 2}
+    settings.update(height=family.size[0], width=family.size[1])
+
+    def tune():
+        return sampler.finetune(
+            engine,
+            trainer={"name": "alignprop", "truncation": "fixed", "k": 1},
+            reward="brightness",
+            prompts=[str(prompt) for prompt in family.prompts],
+            out=tmp_path / "tune",
+            updates=2,
+            settings=settings,
+        )
+
+    if reason := family.refused.get("finetune"):
+        with pytest.raises(ValueError, match=reason):
+            tune()
+        return
+    before = {k: v.clone() for k, v in engine.pipeline.network.state_dict().items()}
+    tune()
+    log = (tmp_path / "tune" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kept_steps"] for line in log if "kept_steps" in line] == [1, 1]
+    tuned = sampler.load(engine.pipeline.pipe).pipeline.network.state_dict()
+    assert all(torch.equal(before[k], tuned[k]) for k in before)
+    weights = load_file(tmp_path / "tune" / "lora" / "pytorch_lora_weights.safetensors")
+    assert any(float(v.abs().max()) > 0 for k, v in weights.items() if "lora_B" in k)
+
+
+def test_a_measurement_is_restored_by_reddiff(family):
+    engine = family.engine(family.build())
+    y = torch.rand(1, 3, *family.size, generator=torch.Generator().manual_seed(0))
+    rows = y.expand(2, -1, -1, -1)
+    spec = {"name": "reddiff", "operator": "denoise", "y": rows, "lr": 0.05, "space": "image"}
+
+    def restored():
+        return family.ours(engine, 1.0, sampler=spec, negative=None)
+
+    if reason := family.refused.get("reddiff"):
+        with pytest.raises(ValueError, match=reason):
+            restored()
+        return
+    made = restored()
+    assert made.latents.isfinite().all() and made.nfe == [family.steps] * 2
+    assert relative(made.latents, family.ours(engine, 1.0, negative=None).latents) > 1e-2
