@@ -66,7 +66,13 @@ def look_up(spec: str, fingerprint: str, key: Key) -> float:
         raise SamplerError(
             f"{path} is no momentum calibration that can be read: {error}.", 2
         ) from None
-    if version != FORMAT or model != fingerprint:
+    if version != FORMAT:
+        raise SamplerError(
+            f"{path} is of format {version}, and this version reads {FORMAT}; "
+            "run `sampler calibrate momentum` again.",
+            2,
+        )
+    if model != fingerprint:
         raise SamplerError(
             f"{path} was calibrated for model {model}, not for this one ({fingerprint}); "
             "run `sampler calibrate momentum` for it.",

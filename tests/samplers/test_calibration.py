@@ -65,7 +65,7 @@ def test_another_setting_is_refused(made, change):
 
 
 def test_another_sampler_model_and_file_are_refused(made, tmp_path):
-    engine, _, path = made
+    engine, found, path = made
     options = {"steps": 4, "guidance": RULE}
     method = {"name": "heavy_ball", "momentum_number": f"calibrated:{path}"}
     with pytest.raises(sampler.SamplerError, match="no momentum number for heavy_ball"):
@@ -76,6 +76,9 @@ def test_another_sampler_model_and_file_are_refused(made, tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     method["momentum_number"] = f"calibrated:{tmp_path / 'bad.json'}"
     with pytest.raises(sampler.SamplerError, match="no momentum calibration"):
+        engine.generate("a", sampler=method, **options)
+    (tmp_path / "bad.json").write_text(json.dumps({**found, "format": 2}))
+    with pytest.raises(sampler.SamplerError, match="is of format 2, and this version reads 1"):
         engine.generate("a", sampler=method, **options)
 
 
@@ -89,6 +92,8 @@ def test_the_shipped_file_serves_the_bundled_model():
             result = engine.generate("a dog", steps=steps, sampler=method, guidance=rule, n=1)
             assert 0 < result.config["sampler"]["momentum_number"] <= 5
     stored = json.loads(BUNDLED.read_text())
+    for entry in stored["entries"]:  # never more error than the default had
+        assert entry["errors"][f"{entry['momentum_number']:g}"] <= entry["errors"]["1.8"]
     with pytest.raises(sampler.SamplerError):
         look_up("calibrated:bundled", "another", stored["entries"][0])
 
