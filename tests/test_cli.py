@@ -302,7 +302,7 @@ def test_images_that_are_not_finite_are_not_written(capsys, tmp_path, monkeypatc
     monkeypatch.setattr(Engine, "_finished", finished)
     code, out, err = run(capsys, "generate", "a", "b", "c", "-o", tmp_path / "o", *FAST)
     assert code == 3 and len(out.splitlines()) == len(names(tmp_path / "o")) == 2
-    assert "image 1: nonfinite" in err and "1 images failed" in err
+    assert "image 1: nonfinite" in err and "1 image failed" in err
 
 
 @pytest.mark.parametrize("kind", ["samplers", "guidance", "rewards", "trainers"])

@@ -10,6 +10,7 @@ import typer
 
 from sampler import registry
 from sampler.cli.dryrun import tell
+from sampler.cli.report import Report, counted
 from sampler.cli.source import Source, check_folder, folder_of
 from sampler.config import Config
 from sampler.runs import fingerprint, tables
@@ -18,7 +19,6 @@ from sampler.runs.session import Place, Stop, held, place_of, signals, wait_for_
 from sampler.runs.start import start
 
 if TYPE_CHECKING:
-    from sampler.cli.report import Report
     from sampler.engine import Engine
     from sampler.workers.execute import Request, Tally
 
@@ -100,7 +100,8 @@ def finish(
     if not run.missing(retry_errors=how.retry_errors, check=check):
         tell_plan(run, report)
         report.event("summary", done=0, failed=0, skipped=run.total, out=run.store.where)
-        report.note(f"All {run.total} images are in {run.store.where} already.")
+        what = "The image is" if run.total == 1 else f"All {run.total} images are"
+        report.note(f"{what} in {run.store.where} already.")
         return
     from sampler.workers.execute import Options, Request, execute, outcome
 
@@ -173,4 +174,4 @@ def _tell_end(run: Run, tally: Tally, report: Report) -> None:
     report.event("summary", **counts, rows=tally.rows, out=run.store.where)
     more = f", {tally.failed} failed" if tally.failed else ""
     more += f", {tally.skipped} were there" if tally.skipped else ""
-    report.note(f"{tally.done} images in {run.store.where}{more}.")
+    report.note(f"{counted(tally.done, 'image')} in {run.store.where}{more}.")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sampler import registry
+from sampler.cli.report import Report, counted
 from sampler.cli.source import Source
 from sampler.runs.jobs import Job, Model, Settings
 from sampler.runs.names import image_name
 from sampler.types import Level
-
-if TYPE_CHECKING:
-    from sampler.cli.report import Report
 
 BYTES_PER_PIXEL = 1.7  # of our PNGs of the bundled model, records included
 BYTES_PER_JOB = 700  # its lines in jobs.jsonl and the journal
@@ -44,8 +42,8 @@ def tell(source: Source, model: Model, report: Report) -> None:
     }
     report.event("plan", **facts)
     report.result(
-        f"{plan.jobs} images ({len(plan.duplicates)} duplicates removed) in "
-        f"{facts['batches']} batches of {len(plan.groups)} kinds\n"
+        f"{counted(plan.jobs, 'image')} ({counted(len(plan.duplicates), 'duplicate')} removed) in "
+        f"{counted(facts['batches'], 'batch')}, {counted(len(plan.groups), 'setting')}\n"
         f"about {rows} denoiser rows, {size / 2**20:.1f} MiB\n"
         f"{names[0]}\n{names[1]}"
     )

@@ -186,6 +186,12 @@ def redacted(text: str) -> str:
     return _IN_URL.sub(r"\1***@", _SECRET.sub(r"\1***", text))
 
 
+def counted(number: int, thing: str) -> str:
+    """ "1 image", "2 images"."""
+    ending = "es" if thing.endswith("ch") else "s"
+    return f"{number} {thing}{'' if number == 1 else ending}"
+
+
 def printable(text: str) -> str:
     """Text without control characters, so that it cannot steer a terminal."""
     return "".join(c if unicodedata.category(c) not in ("Cc", "Cs", "Cf") else "?" for c in text)

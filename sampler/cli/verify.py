@@ -32,6 +32,7 @@ def command(
         tally = counts(found)
         report.event("summary", **tally, wrong=wrong)
         if wrong:
-            report.note(f"{wrong} things are wrong; `sampler resume {run} --repair` mends images.")
+            what = "1 thing is" if wrong == 1 else f"{wrong} things are"
+            report.note(f"{what} wrong; `sampler resume {run} --repair` mends images.")
             raise typer.Exit(3)
         report.note(f"{tally['ok']} of {found.total} images are there and as they were written.")

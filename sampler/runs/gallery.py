@@ -164,8 +164,9 @@ def _card(record: Mapping[str, Any], facets: dict[str, list[str]]) -> str:
     else:
         picture = f'<div class="none">{escape(record["error"] or record["status"])}</div>'
     scale = "" if record["scale"] is None else f" {record['scale']:g}"
-    facts = " · ".join([f"{record['guidance']['name']}{scale}", record["sampler"]["name"],
-                        f"{record['steps']} steps", f"seed {record['seed']}"])  # fmt: skip
+    parts = [f"{record['guidance']['name']}{scale}", record["sampler"]["name"],
+             f"{record['steps']} steps", f"seed {record['seed']}"]  # fmt: skip
+    facts = " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
     shown = {name: value for name, value in record.items() if value not in (None, [], {}, "")}
     text = escape(json.dumps(shown, ensure_ascii=False, indent=1))
     return (

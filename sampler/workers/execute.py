@@ -89,7 +89,8 @@ def outcome(tally: Tally, where: str) -> None:
         raise SamplerError("Out of memory with one image at a time; use a smaller size.", 7)
     if tally.failed:
         raise SamplerError(
-            f"{tally.failed} images failed; `sampler show {where} --errors` tells why, "
+            f"{tally.failed} image{'s' if tally.failed > 1 else ''} failed; "
+            f"`sampler show {where} --errors` tells why, "
             f"`sampler resume {where} --retry-errors` tries again.",
             3,
         )

@@ -191,7 +191,7 @@ def test_validate_and_schema(capsys, tmp_path, folder):
 def test_a_dry_run_writes_nothing(capsys, folder, tmp_path):
     line = ("generate", "--prompts", folder / "p.csv", "--dry-run", "-o", tmp_path / "o")
     code, out, _ = run(capsys, *line)
-    assert code == 0 and "3 images (1 duplicates removed)" in out and "denoiser rows" in out
+    assert code == 0 and "3 images (1 duplicate removed)" in out and "denoiser rows" in out
     assert not (tmp_path / "o").exists()
     event = json.loads(run(capsys, *line, "--json")[1])
     assert event["rows"] == 14 and event["first"].startswith("images/000000-")
@@ -217,6 +217,22 @@ def test_a_run_of_another_model_is_not_gone_on_with(capsys, folder, tmp_path):
     next((tmp_path / "run" / "images").iterdir()).unlink()
     code, _, err = run(capsys, "resume", tmp_path / "run")
     assert code == 6 and "another model" in err
+
+
+def test_the_executors_are_chosen_on_the_command_line(capsys, tmp_path, monkeypatch):
+    line = ("generate", "a fox", "--steps", 1, "--seed", 1, "-q", "-o")
+    assert run(capsys, *line, tmp_path / "a")[0] == 0
+    monkeypatch.delenv("RANK", raising=False)
+    code, _, err = run(capsys, *line, tmp_path / "b", "--executor", "torchrun")
+    assert code == 2 and "start it with torchrun" in err
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run(capsys, *line, tmp_path / "b", "--executor", "torchrun")[0] == 0
+    (one,), (other,) = ((tmp_path / name / "images").iterdir() for name in "ab")
+    assert one.read_bytes() == other.read_bytes()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, _, err = run(capsys, *line, tmp_path / "c", "--executor", "ray")
+    assert code == 2 and "extra 'ray'" in err
 
 
 def test_light_commands_load_no_model(folder, tmp_path):
