@@ -9,7 +9,7 @@ Importing this package imports neither torch nor triton.
 """
 
 from sampler_kernels.backend import use_backend
-from sampler_kernels.rows import Lin, gram, recorded, settle, sqrt, where
+from sampler_kernels.rows import Lin, gram, pivot, recorded, settle, sqrt, where
 from sampler_kernels.trees import leaves, map_tree
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "gram",
     "leaves",
     "map_tree",
+    "pivot",
     "recorded",
     "settle",
     "sqrt",

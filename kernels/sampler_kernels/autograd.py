@@ -24,6 +24,7 @@ from sampler_kernels.programs import (
     DIV_CONST,
     DIV_TABLE,
     FILL,
+    FIRST,
     LOAD,
     MUL_CONST,
     MUL_TABLE,
@@ -138,7 +139,7 @@ def _pulled_back(
     for i in reversed(range(len(nodes))):
         op, a, b = code[3 * i : 3 * i + 3]
         bar = adjoints.pop(i, None)
-        if bar is None or op == FILL:
+        if bar is None or op in (FILL, FIRST):
             continue
         if op == LOAD:
             _add(of_x, a, bar)
@@ -170,6 +171,8 @@ def _nodes(xs: list[Tensor], table: Tensor, code: list[int], consts: list[float]
         op, a, b = code[i : i + 3]
         if op == LOAD:
             nodes.append(Lin("leaf", xs[a]))
+        elif op == FIRST:
+            nodes.append(Lin("first", xs[a]))
         elif op == FILL:
             nodes.append(Lin("ones", xs[0]) if consts[a] else Lin("zero", xs[0]))
         elif op in (ADD, SUB):

@@ -116,6 +116,8 @@ def _values(
         op, a, b = code[i : i + 3]
         if op == programs.LOAD:
             v.append(xs[a].float())
+        elif op == programs.FIRST:
+            v.append(torch_ops.first(xs[a]))
         elif op == programs.FILL:
             v.append(numbers[a])
         elif op in (programs.ADD, programs.SUB):

@@ -18,11 +18,16 @@ def inputs_of(lins: Sequence[Lin]) -> tuple[list[Tensor], list[Any]]:
     seen: set[int] = set()
     for lin in lins:
         for node in _nodes(lin, seen):
-            if node.op == "leaf":
+            if node.op in ("leaf", "first"):
                 _add(tensors, node.a)
             elif node.op in ("mul", "div") and not isinstance(node.b, float):
                 _add(scalars, node.b)
     return tensors, scalars
+
+
+def has_pivot(lins: Sequence[Lin]) -> bool:
+    """Whether first elements of rows are in these formulas."""
+    return any(node.op == "first" for lin in lins for node in _nodes(lin, set()))
 
 
 def narrow(lin: Lin, limit: int, compute: Callable[[Lin], Tensor]) -> Lin:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sampler_kernels import autograd, torch_ops
-from sampler_kernels.formulas import inputs_of, narrow
+from sampler_kernels.formulas import has_pivot, inputs_of, narrow
 from sampler_kernels.programs import Formula
 from sampler_kernels.reductions import Sums, joined_with, table_of, unmade
 from sampler_kernels.rows import Lin
@@ -137,7 +137,8 @@ def _fits(lins: list[Lin]) -> bool:
             lead = max(d for d, size in enumerate(shape) if size > 1) + 1
             if shape[:lead] != tuple(like.shape[:lead]):
                 return False
-    return True
+    # To the kernels, a row begins anew where a coefficient does.
+    return _rows(scalars, tuple(like.shape)) == like.shape[0] or not has_pivot(lins)
 
 
 def _rows(scalars: Sequence[Any], shape: tuple[int, ...]) -> int:

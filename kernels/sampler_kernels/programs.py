@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Operation codes, as `triton_ops` reads them; a coefficient is a launch constant or a table row.
-LOAD, FILL, ADD, SUB, MUL_CONST, MUL_TABLE, DIV_CONST, DIV_TABLE = range(8)
+LOAD, FILL, ADD, SUB, MUL_CONST, MUL_TABLE, DIV_CONST, DIV_TABLE, FIRST = range(9)
 
 
 @dataclass(eq=False)
 class Formula:
     """Lazy values over the same tensors: node i is `code[3i : 3i + 3]` = (operation, a, b).
 
-    LOAD tensors[a]; FILL consts[a]; ADD and SUB nodes a, b; MUL and DIV node a, coefficient b.
+    LOAD tensors[a]; FIRST its row's first element; FILL consts[a]; ADD and SUB nodes a, b; MUL and
+    DIV node a, coefficient b.
     """
 
     tensors: list[Tensor] = field(default_factory=list)
@@ -46,11 +47,13 @@ class Formula:
         return self
 
     def _node(self, node: Lin, go: Callable[[Any], int], places: dict[Any, int]) -> int:
-        if node.op == "leaf":
+        if node.op in ("leaf", "first"):
             # Two leaves of one tensor are loaded once.
-            key = ("leaf", id(node.a))
+            key, tensor = (node.op, id(node.a)), ("tensor", id(node.a))
+            if tensor not in places:
+                places[tensor] = _append(self.tensors, node.a)
             if key not in places:
-                places[key] = self._emit(LOAD, _append(self.tensors, node.a))
+                places[key] = self._emit(LOAD if node.op == "leaf" else FIRST, places[tensor])
             return places[key]
         if node.op in ("ones", "zero"):
             return self._emit(FILL, _append(self.consts, float(node.op == "ones")))

@@ -32,8 +32,9 @@ Scalar = Union[float, "Tensor"]
 class Lin:
     """One node of a lazy row-linear formula; immutable.
 
-    `op` is "leaf" (a: tensor), "ones" (a: a tensor whose shape the constant 1 takes), "zero"
-    (likewise), "add" and "sub" (a, b: Lin), "mul" and "div" (a: Lin, b: scalar).
+    `op` is "leaf" (a: tensor), "first" (a: a tensor of whose rows the first element is meant),
+    "ones" (a: a tensor whose shape the constant 1 takes), "zero" (likewise), "add" and "sub" (a, b:
+    Lin), "mul" and "div" (a: Lin, b: scalar).
     """
 
     __slots__ = ("a", "b", "op")
@@ -172,6 +173,15 @@ def gram(*vectors: Lin | Tensor, axes: Sequence[int] | None = None) -> Tensor:
     return backend(lins[0].like).gram(lins, dims)
 
 
+def pivot(value: Lin | Tensor) -> Lin:
+    """The first element of each row, all over the row; a constant to gradients.
+
+    A number near the others, for sums that do not depend on it: a variance taken of v − pivot(v)
+    needs no mean beforehand and does not cancel where the mean is large.
+    """
+    return _firsts(Lin.of(value), {})
+
+
 def settle(tree: Any) -> Any:
     """The same tree with every Lin computed: tensors of float32, or float64 for float64 inputs.
 
@@ -215,6 +225,22 @@ def where(condition: Any, yes: Scalar, no: Scalar) -> Any:
     import torch
 
     return torch.where(condition, computed(yes), computed(no))
+
+
+def _firsts(node: Lin, known: dict[int, Lin]) -> Lin:
+    if node.op in ("ones", "zero", "first"):
+        return node
+    if id(node) not in known:
+        if node.op == "leaf":
+            known[id(node)] = Lin("first", node.a)
+        else:
+            b = node.b
+            if isinstance(b, Lin):
+                b = _firsts(b, known)
+            elif getattr(b, "ndim", 0) > 1:
+                b = b[(slice(None), *(slice(0, 1),) * (b.ndim - 1))]
+            known[id(node)] = Lin(node.op, _firsts(node.a, known), b)
+    return known[id(node)]
 
 
 def _operand(value: Any, near: Lin) -> Lin:

@@ -53,6 +53,12 @@ def recorded(value: Tensor) -> Tensor:
     return value
 
 
+def first(x: Tensor) -> Tensor:
+    """The first element of each row, [B, 1, ...]."""
+    x = x.detach().flatten(1)[:, :1].view(-1, *(1,) * (x.ndim - 1))
+    return x.float() if x.dtype in _HALVES else x
+
+
 def _value(node: Lin, memo: dict[int, Tensor]) -> Tensor:
     op = node.op
     if op == "leaf" and node.a.dtype not in _HALVES:
@@ -74,6 +80,8 @@ def _value(node: Lin, memo: dict[int, Tensor]) -> Tensor:
         value = _value(node.a, memo) - _value(node.b, memo)
     elif op == "leaf":
         value = node.a.float()
+    elif op == "first":
+        value = first(node.a)
     else:
         dtype = torch.float64 if node.a.dtype == torch.float64 else torch.float32
         number = 1.0 if op == "ones" else 0.0

@@ -29,7 +29,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 @triton.jit
 def _node(
-    v, xs, consts, table, at, mask, row, rows,
+    v, xs, consts, table, at, mask, begin, row, rows,
     OP: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     if OP == 0:  # LOAD
@@ -46,8 +46,10 @@ def _node(
         r = v[A] * tl.load(table + B * rows + row)
     elif OP == 6:  # DIV_CONST
         r = tl.div_rn(v[A], tl.full((BLOCK,), 0.0, tl.float32) + consts[B])
-    else:  # DIV_TABLE
+    elif OP == 7:  # DIV_TABLE
         r = tl.div_rn(v[A], tl.full((BLOCK,), 0.0, tl.float32) + tl.load(table + B * rows + row))
+    else:  # FIRST
+        r = tl.full((BLOCK,), 0.0, tl.float32) + tl.load(xs[A] + begin).to(tl.float32)
     return r
 
 
@@ -64,7 +66,7 @@ def formula_kernel(
     v = ()
     for i in tl.static_range(NODES):
         v = v + (
-            _node(v, xs, consts, table, at, mask, row, rows,
+            _node(v, xs, consts, table, at, mask, row * n, row, rows,
                   CODE[3 * i], CODE[3 * i + 1], CODE[3 * i + 2], BLOCK),
         )  # fmt: skip
     for m in tl.static_range(M):
@@ -89,7 +91,7 @@ def gram_kernel(
         v = ()
         for i in tl.static_range(NODES):
             v = v + (
-                _node(v, xs, consts, table, at, mask, row, rows,
+                _node(v, xs, consts, table, at, mask, row * n, row, rows,
                       CODE[3 * i], CODE[3 * i + 1], CODE[3 * i + 2], BLOCK),
             )  # fmt: skip
         for m in tl.static_range(M):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sampler_kernels import gram, where
+from sampler_kernels import gram, pivot, where
 
 from sampler.guidance.gates import active, check_gates, check_scale, is_one, is_zero
 from sampler.guidance.spaces import Space, from_space, in_space
@@ -105,12 +105,14 @@ def norm_ratio(of: Lin, to: Lin, axes: tuple[int, ...]) -> Any:
 
 
 def rescaled(guided: Lin, cond: Lin, phi: float) -> Lin:
-    """φ·g·std(c)/std(g) + (1 − φ)·g per row; g itself where std(g) = 0."""
-    ones = Lin.ones(guided)
+    """φ·g·std(c)/std(g) + (1 − φ)·g per row; g itself where std(g) = 0.
+
+    n·var(v) = Σ(v − p)² − (Σ(v − p))²/n for any p: with the row's first element for p, one
+    reduction gives both variances, and a large mean does not cancel them.
+    """
     count = math.prod(guided.shape[1:])
-    sums = gram(guided, cond, ones)[2]
-    g_centred, c_centred = guided - (sums[0] / count) * ones, cond - (sums[1] / count) * ones
-    squares = gram(g_centred, c_centred)
-    flat = squares[0, 0] == 0
-    ratio = (squares[1, 1] / where(flat, squares[0, 0] + 1, squares[0, 0])).sqrt()
+    sums = gram(guided - pivot(guided), cond - pivot(cond), Lin.ones(guided))
+    g_var, c_var = (sums[i, i] - sums[i, 2] * sums[i, 2] / count for i in (0, 1))
+    flat = g_var <= 0
+    ratio = (c_var.clamp(min=0.0) / where(flat, g_var * 0 + 1, g_var)).sqrt()
     return guided * where(flat, ratio * 0 + 1, phi * ratio + (1 - phi))

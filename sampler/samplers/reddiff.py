@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from sampler.registry import register
 from sampler.samplers.measurement import Measurement, measurement
 from sampler.samplers.weights import WEIGHTS, Weight
-from sampler.types import Level, Move, Prediction, SamplerBase, Span
+from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 # torch.optim.Adam with the published betas; the published eps is 1e-8.
 _BETAS = (0.9, 0.99)
@@ -152,11 +152,12 @@ class REDDiff(SamplerBase):
         x0 = self._query(state.mu, span.index)
         q = span.now.sigma / span.now.alpha if span.now.alpha else math.inf
         with torch.no_grad():
-            prior = self.lam * WEIGHTS[self.weight](q) * (x0 - pred.x0.tensor())
+            prior = self.lam * WEIGHTS[self.weight](q) * (Lin.of(x0) - pred.x0)
             # The loss is taken times D, so that gradients are of the size of residuals.
             size = math.prod(x0.shape[1:])
             scale = self.obs_weight * (size / measured.size if self.reduction == "published" else 1)
-            slope = prior + scale * measured.gradient(x0) if scale else prior
+            slope = prior + scale * Lin.of(measured.gradient(x0)) if scale else prior
+            slope = slope.tensor()
             state = self._adam(state, slope, span, size if self.reduction == "published" else 1)
             if self.average and self._averages(span):
                 total = state.total + state.mu
