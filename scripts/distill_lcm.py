@@ -1,186 +1,196 @@
-"""Distils a text-to-image pipeline into a few-step consistency student, as an adapter.
+"""Distil the bundled model into a few-step latent consistency model that takes the scale as input.
 
-    python scripts/distill_lcm.py --out runs/lcm --updates 2000
-    sampler generate "a dog" --lora runs/lcm --sampler consistency --guidance none --steps 4
+    python scripts/distill_lcm.py train  --data sprites.npz --out runs/lcm
+    python scripts/distill_lcm.py pack   --out runs/lcm
+    python scripts/distill_lcm.py report --out runs/lcm
 
-Latent consistency distillation (Luo et al., 2023, arXiv:2310.04378, algorithm 1) with the guidance
-scale baked in, and no data: images of the teacher itself stand in for a training set.
+Latent consistency distillation (Luo et al., 2023, arXiv:2310.04378, algorithm 1). Levels
+n = 0 .. N − 1, noisiest first, at t = (N − n)·1000/N − 1; level N is clean. Per row a level n and a
+guidance scale w are drawn, x_n = alpha·x0 + sigma·eps for a training image x0, and
 
-    x_n = alpha_n·x0 + sigma_n·eps
-    x'  = DDIM step of the guided teacher from level n to n + 1
-    loss = mean sqrt(|f_theta(x_n, n) − f_ema(x', n + 1)|² + c²) − c,     f the estimate of x0
+    x'   = DDIM step from level n to n + 1 of the teacher guided with w
+    loss = mean sqrt((f(x_n, n, w) − stop(f(x', n + 1, w)))² + c²) − c
 
-The last level has no noise: there the target is x' itself. Deviations: the scale is fixed instead
-of an input of the network; the boundary factors c_skip, c_out are left out, as in the sampler
-"consistency"; teacher and student are one network, with the adapter off and on.
+with f the network's estimate of x0 (at level N: x' itself). Deviations from the paper: the target
+network is the student itself instead of a moving average (Song & Dhariwal, 2023, arXiv:2310.14189,
+section 3.2), and an average serves as the result; c_skip and c_out are left out of the loss (at the
+lowest level, t = 124, c_skip is 2e-7).
 
-The run resumes from its last checkpoint.
+`train` resumes from its last checkpoint after a kill; losses are the same bit for bit on a CPU.
+`pack` writes the student's folder as in `sampler/bundled/lcm`; `report` measures it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
+from bundled_loop import Plan, train
+from bundled_networks import load_pipeline, plain_attention
+from bundled_tasks import Latents
+from emoji_data import EmojiData, generator
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-import sampler
-from sampler import bundled
-from sampler.binding import fingerprint
-from sampler.finetune import checkpoint
-from sampler.finetune.base import derived
-from sampler.finetune.lora import Adapter, adapted, save_lora
-from sampler.types import Cond, Level, Snapshot, Span
+from sampler.bundled import FOLDER, prompts
+from sampler.pipelines.few_step import packed
+from sampler.pipelines.scale_embedding import scale_embedding
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2")
-HUBER = 1e-3  # c, for latents of unit variance per element
+LEVELS = 8
+SCALES = (1.0, 5.0)
+EMBEDDING = 256  # the size of LCM_Dreamshaper_v7's
+HUBER = 1e-3  # c, for latents of unit variance
 
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/lcm"))
-    parser.add_argument("--model", help="folder; the bundled model by default")
-    parser.add_argument("--prompts", type=Path, help="a text file; the bundled captions by default")
-    parser.add_argument("--images", type=int, default=2048, help="of the teacher, to learn from")
-    parser.add_argument("--updates", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--scale", type=float, default=3.0, help="guidance scale to bake in")
-    parser.add_argument("--levels", type=int, default=50, help="of the teacher's grid")
-    parser.add_argument("--steps", type=int, default=20, help="of the teacher's images")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--ema", type=float, default=0.95)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    engine = sampler.load(options.model)
-    if options.prompts is None:
-        captions = [p.text for p in bundled.prompts(options.images)]
-    else:
-        captions = options.prompts.read_text(encoding="utf-8").split("\n")
-        captions = [line for line in captions if line.strip()]
-    distil(engine, captions, options)
+app = typer.Typer(add_completion=False)
 
 
-def distil(engine: Any, captions: list[str], options: argparse.Namespace) -> None:
-    """Trains the student and writes its adapter into --out."""
-    texts = [captions[i % len(captions)] for i in range(options.images)]
-    latents = teacher_latents(engine, texts, options)
-    network = engine.pipeline.network
-    name = fingerprint(network)
-    with adapted(network, options.rank, options.rank, TARGETS, options.seed) as adapter:
-        adam = torch.optim.Adam(adapter.parameters.values(), lr=options.lr)
-        average, done = resumed(adapter, adam, options.out)
-        for update in range(done, options.updates):
-            for group in adam.param_groups:  # down to a tenth, linearly
-                group["lr"] = options.lr * (1 - 0.9 * update / options.updates)
-            loss = one_update(engine, adapter, average, texts, latents, update, options)
-            adam.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(list(adapter.parameters.values()), 1.0)
-            adam.step()
-            for key, value in adapter.tensors().items():
-                average[key].lerp_(value, 1 - options.ema)
-            if (update + 1) % 100 == 0 or update + 1 == options.updates:
-                print(json.dumps({"update": update + 1, "loss": float(loss.detach())}), flush=True)
-                save(adapter, adam, average, update + 1, options.out)
-        adapter.load(average)
-        manifest = {"kind": "student", "base": name, "baked_guidance": options.scale}
-        manifest |= {"sampler": "consistency", "updates": options.updates}
-        save_lora(adapter, engine.pipeline.network_name, options.out, manifest)
+def with_scale_input(teacher: Any) -> Any:
+    """A copy of a UNet that takes a guidance embedding, and ignores it as yet."""
+    student = type(teacher).from_config({**teacher.config, "time_cond_proj_dim": EMBEDDING})
+    missing = student.load_state_dict(teacher.state_dict(), strict=False).missing_keys
+    assert missing == ["time_embedding.cond_proj.weight"], missing
+    nn.init.zeros_(student.time_embedding.cond_proj.weight)
+    return student
 
 
-def one_update(
-    engine: Any,
-    adapter: Adapter,
-    average: dict[str, Tensor],
-    texts: list[str],
-    latents: Tensor,
-    update: int,
-    options: argparse.Namespace,
-) -> Tensor:
-    """The loss of one batch; rows, level and noise are functions of (seed, update)."""
-    pipeline = engine.pipeline
-    generator = torch.Generator().manual_seed(derived(options.seed, update, "batch"))
-    rows = torch.randint(len(texts), (options.batch,), generator=generator).tolist()
-    size = pipeline.size(None, None)
-    grid = pipeline.grid(options.levels, size)
-    n = int(torch.randint(options.levels, (1,), generator=generator))
-    x0 = latents[rows].to(pipeline.device)
-    noise = torch.randn(x0.shape, generator=generator).to(x0)
-    x = grid[n].alpha * x0 + grid[n].sigma * noise
-    rule = sampler.build("guidance", {"name": "cfg", "scale": options.scale})
-    with torch.no_grad():
-        cond = pipeline.encode([texts[r] for r in rows], [""] * len(rows), True, size)
-        adapter.disable()
-        guided = predicted(engine, x, grid, n, cond, rule)
-        method = sampler.build("sampler", "ddim")
-        x_next = sampler.settle(method.step(x, guided, Span(n, grid[n], grid[n + 1]), ()).mean)
-        adapter.enable()
-        target = x_next
-        if n + 1 < options.levels:
-            own = adapter.tensors()
-            adapter.load(average)
-            target = predicted(engine, x_next, grid, n + 1, cond, "none").x0.tensor()
-            adapter.load(own)
-    student = predicted(engine, x, grid, n, cond, "none").x0.tensor()
-    return ((student - target).square() + HUBER**2).sqrt().mean() - HUBER
+class ConsistencyTask:
+    """Consistency of a student with a guided teacher; see the module's docstring."""
+
+    def __init__(self, latents: Latents, pipe: Any, batch_size: int, seed: int) -> None:
+        self.latents, self.pipe, self.batch_size, self.seed = latents, pipe, batch_size, seed
+        self.teacher = pipe.unet.eval().requires_grad_(False)
+        student = with_scale_input(self.teacher)
+        plain_attention(student)
+        self.modules = nn.ModuleDict({"unet": student})
+        bars = pipe.scheduler.alphas_cumprod
+        times = [(LEVELS - n) * 1000 // LEVELS - 1 for n in range(LEVELS)]
+        self.times = torch.tensor([*times, 0])
+        self.alpha_bar = torch.cat([bars[times], torch.ones(1)])
+
+    def context(self, captions: list[str]) -> Tensor:
+        """The text encoder's states [B, 16, D]."""
+        encoded = self.pipe.tokenizer(
+            captions, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
+        )
+        return self.pipe.text_encoder(encoded["input_ids"])[0]
+
+    def level(self, n: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) [B, 1, 1, 1] of levels n [B]."""
+        bar = self.alpha_bar[n][:, None, None, None]
+        return bar.sqrt(), (1 - bar).sqrt()
+
+    def estimate(self, x: Tensor, n: Tensor, context: Tensor, embedded: Tensor) -> Tensor:
+        """The student's x0 at levels n."""
+        alpha, sigma = self.level(n)
+        with torch.autocast("cpu", torch.bfloat16):
+            v = self.modules["unet"](x, self.times[n], context, timestep_cond=embedded).sample
+        return alpha * x - sigma * v.float()
+
+    @torch.no_grad()
+    def taught(self, x: Tensor, n: Tensor, context: Tensor, scale: Tensor) -> Tensor:
+        """The guided teacher's DDIM step from levels n to n + 1."""
+        empty = self.context([""]).expand_as(context)
+        twice = (torch.cat([x, x]), self.times[n].repeat(2), torch.cat([empty, context]))
+        with torch.autocast("cpu", torch.bfloat16):
+            uncond, cond = self.teacher(*twice).sample.float().chunk(2)
+        v = uncond + scale[:, None, None, None] * (cond - uncond)
+        alpha, sigma = self.level(n)
+        alpha_next, sigma_next = self.level(n + 1)
+        return alpha_next * (alpha * x - sigma * v) + sigma_next * (sigma * x + alpha * v)
+
+    def loss(self, step: int) -> Tensor:
+        """The loss of batch `step`; random through (seed, step) only."""
+        clean, captions = self.latents.batch(self.batch_size, self.seed, step)
+        draw = generator(self.seed, step, 1)
+        n = torch.randint(LEVELS, (len(clean),), generator=draw)
+        scale = SCALES[0] + (SCALES[1] - SCALES[0]) * torch.rand(len(clean), generator=draw)
+        alpha, sigma = self.level(n)
+        x = alpha * clean + sigma * torch.randn(clean.shape, generator=draw)
+        embedded = scale_embedding(scale, EMBEDDING)
+        with torch.no_grad():
+            context = self.context(captions)
+            x_next = self.taught(x, n, context, scale)
+            target = self.estimate(x_next, n + 1, context, embedded)
+        error = self.estimate(x, n, context, embedded) - target
+        return ((error.square() + HUBER**2).sqrt() - HUBER).mean()
+
+    @torch.no_grad()
+    def pictures(self, modules: nn.ModuleDict) -> Tensor:
+        """16 prompts at scale 3 in 1, 2 and 4 steps, one row each."""
+        listed = [p.text for p in prompts(128)][::8]
+        context, embedded = self.context(listed), scale_embedding(torch.full((16,), 3.0), EMBEDDING)
+        made = []
+        for steps in (1, 2, 4):
+            draw = generator(0)
+            x = torch.randn(16, 4, 16, 16, generator=draw)
+            for k in range(steps):
+                n, after = (torch.full((16,), i * LEVELS // steps) for i in (k, k + 1))
+                alpha, sigma = self.level(n)
+                v = modules["unet"](x, self.times[n], context, timestep_cond=embedded).sample
+                alpha_next, sigma_next = self.level(after)
+                noise = torch.randn(x.shape, generator=draw)
+                x = alpha_next * (alpha * x - sigma * v) + sigma_next * noise
+            made.append(self.pipe.vae.decode(x / self.pipe.vae.config.scaling_factor).sample)
+        return torch.cat(made) / 2 + 0.5
 
 
-def predicted(
-    engine: Any, x: Tensor, grid: tuple[Level, ...], n: int, cond: Cond, rule: Any
-) -> Any:
-    """The prediction at level n."""
-    zeros = (0,) * len(x)
-    built = sampler.build("guidance", rule)
-    snapshot = Snapshot(n, x, (), built.start(cond), zeros, zeros)
-    return engine.predict(snapshot, Span(n, grid[n], grid[n + 1]), cond, built)[0]
+@app.command("train")
+def train_student(
+    data: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Sprite file (npz).")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/lcm"),
+    teacher: Annotated[Path, typer.Option(help="Pipeline folder.")] = FOLDER / "pipeline",
+    images: Annotated[int, typer.Option(min=1, help="Budget in images seen.")] = 64_000,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    lr: Annotated[float, typer.Option(min=0)] = 4e-4,
+    latents: Annotated[int, typer.Option(min=64, help="Cached latents.")] = 16_384,
+    checkpoint_steps: Annotated[int, typer.Option(min=1)] = 100,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile both networks.")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Train, or go on with a run that was stopped."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    pipe: Any = load_pipeline(teacher)
+    pipe.vae.requires_grad_(False)
+    pipe.text_encoder.requires_grad_(False)
+    cache = Latents(EmojiData(data), pipe.vae, latents, seed, out / "latents.safetensors")
+    task = ConsistencyTask(cache, pipe, batch_size, seed)
+    if compiled:
+        task.teacher.compile()
+        task.modules["unet"].compile()
+    plan = Plan(
+        lr, images, None, batch_size, weight_decay=0.0, warmup=50, hold=0.5, cosine=False,
+        ema=0.995, checkpoint_steps=checkpoint_steps,
+    )  # fmt: skip
+    student = train(task, plan, out)["unet"]
+    save_file(student.state_dict(), out / "student.safetensors")
+    about = {"images": images, "seed": seed, "lr": lr, "batch_size": batch_size}
+    (out / "trained.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
-def teacher_latents(engine: Any, texts: list[str], options: argparse.Namespace) -> Tensor:
-    """Latents [N, ...] of the teacher's own images; kept in --out."""
-    path = options.out / "teacher.safetensors"
-    if path.is_file():
-        kept = load_file(path)["latents"]
-        if len(kept) == len(texts):
-            return kept
-    result = engine.generate(
-        texts,
-        seeds=[derived(options.seed, i, "teacher") for i in range(len(texts))],
-        steps=options.steps,
-        sampler={"name": "ab", "order": 2},
-        guidance={"name": "cfg", "scale": options.scale},
-        batch_size=16,
-        output="latent",
-        progress=lambda done, total: print(json.dumps({"teacher": done, "of": total}), flush=True),
-    )
-    options.out.mkdir(parents=True, exist_ok=True)
-    save_file({"latents": result.latents.cpu().contiguous()}, path)
-    return result.latents.cpu()
-
-
-def save(adapter: Adapter, adam: Any, average: dict[str, Tensor], update: int, out: Path) -> None:
-    """A checkpoint: the adapter, its average, the optimiser."""
-    tensors = {f"now.{k}": v for k, v in adapter.tensors().items()}
-    tensors |= {f"ema.{k}": v for k, v in average.items()}
-    kept = checkpoint.Checkpoint(update, tensors, checkpoint.optimizer_tensors(adam), {})
-    checkpoint.save_checkpoint(out / "checkpoints", kept, 2)
-
-
-def resumed(adapter: Adapter, adam: Any, out: Path) -> tuple[dict[str, Tensor], int]:
-    """(average weights, updates done) of the newest checkpoint, or of the start."""
-    found = checkpoint.load_newest(out / "checkpoints")
-    if found is None:
-        return adapter.tensors(), 0
-    adapter.load({k: found.adapter[f"now.{k}"] for k in adapter.parameters})
-    checkpoint.restore_optimizer(adam, found.optimizer)
-    return {k: found.adapter[f"ema.{k}"] for k in adapter.parameters}, found.update
+@app.command("pack")
+def pack(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/lcm"),
+    teacher: Annotated[Path, typer.Option(help="Pipeline folder.")] = FOLDER / "pipeline",
+) -> None:
+    """Write the student's folder, OUT/lcm."""
+    folder = out / "lcm"
+    folder.mkdir(parents=True, exist_ok=True)
+    before = load_pipeline(teacher).unet.state_dict()
+    stored = packed(load_file(out / "student.safetensors"), before)
+    save_file(stored, folder / "student.safetensors", {"format": "pt"})
+    config: dict[str, Any] = {
+        "time_cond_proj_dim": EMBEDDING,
+        "original_inference_steps": LEVELS,
+        "scales": SCALES,
+        "trained": json.loads((out / "trained.json").read_text(encoding="utf-8")),
+    }
+    text = json.dumps(config, indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    app()
