@@ -168,11 +168,35 @@ def _plot(shown: dict[tuple[float, float], Students]) -> None:
 def document(page: Path = ROOT / "docs" / "f_distill.md") -> None:
     """Write the tables between their marks in the page."""
     text = page.read_text(encoding="utf-8")
-    for name, table in {"mixture": _mixture_table()}.items():
+    for name, table in {"mixture": _mixture_table(), "cost": _cost_table()}.items():
         marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         text, count = re.subn(marks, lambda m, t=table: m[1] + t + m[2], text, flags=re.DOTALL)
         assert count == 1, name
     page.write_text(text, encoding="utf-8")
+
+
+def _cost_table() -> str:
+    """From scripts/bench_f_distill.py."""
+    with (FIGURES / "f_distill_cost.csv").open(newline="") as file:
+        seconds = {row["what"]: float(row["seconds"]) for row in csv.DictReader(file)}
+    lines = [
+        "| CPU milliseconds | teacher, 20 steps of CFG | student | ratio |",
+        "|---|---|---|---|",
+    ]
+    for count in (1, 8):
+        slow, fast = (
+            seconds[f"{who}, {count} images"] for who in ("teacher, 20 steps of CFG", "student")
+        )
+        what = "one image" if count == 1 else f"{count} images together"
+        lines.append(f"| {what} | {1000 * slow:.0f} | {1000 * fast:.0f} | {slow / fast:.1f} |")
+    whole = seconds["update of the student"]
+    parts = seconds["its parts: two passes and the teacher"]
+    more = f"{100 * (whole / parts - 1):+.1f} %"
+    lines += [
+        "",
+        f"A student's update takes {1000 * whole:.0f} ms, its parts {1000 * parts:.0f} ms",
+    ]
+    return "\n".join(lines) + f" ({more}).\n"
 
 
 def _mixture_table() -> str:
