@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -92,11 +93,12 @@ class Pump:
             self._tasks.put((batch, position, item))
 
     def close(self, seconds: float | None) -> bool:
-        """Waits until all is written, at most so long; whether it is."""
+        """Waits until all is written, at most so long in all; whether it is."""
+        end = None if seconds is None else time.monotonic() + seconds
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
-            thread.join(seconds)
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _raise(self) -> None:

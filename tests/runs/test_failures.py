@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ import torch
 
 from sampler.runs import durable, metadata, png
 from sampler.runs.folder import Facts, Output
+from sampler.runs.pump import Item, Pump
+from sampler.runs.store import LocalStore
 from sampler.types import SamplerError
 from sampler.workers.compute import Compute
 from sampler.workers.execute import Options, Request, outcome
@@ -335,3 +338,16 @@ def test_nothing_black_comes_of_numbers_out_of_range():
 
     assert np.unique(to_pixels(images)).tolist() == [0, 128, 255]
     assert Compute
+
+
+def test_writers_that_hang_are_waited_for_no_longer_than_asked(tmp_path):
+    """Two stuck threads, one limit for both."""
+    stuck, store = threading.Event(), LocalStore(tmp_path)
+    store.put = lambda name, data: stuck.wait(60)
+    pump = Pump(store, threads=2)
+    pump.__enter__()
+    line = {"status": "ok", "file": "images/a.png"}
+    pump.put([Item(line, np.zeros((8, 8, 3), np.uint8)) for _ in range(2)])
+    assert not pump.close(0.5)
+    stuck.set()
+    assert pump.close(None)
