@@ -35,8 +35,7 @@ SIZES = {
 class Case:
     """A rule with a sampler on predictions of a kind.
 
-    least: bytes per element if every pass reads each tensor once. on_host: the rule decides on the
-    host, which a CUDA graph cannot hold.
+    least: bytes per element if every pass reads each tensor once.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Case:
     method: Any = "ddim"
     kind: str = "v"
     least: int | None = None
-    on_host: bool = False
 
 
 CASES = (
@@ -55,7 +53,7 @@ CASES = (
     Case("CFG + GHVB", "cfg", "ghvb"),
     Case("CFG rescaled + DDIM", {"name": "cfg", "rescale": 0.7}, least=16),
     Case("CFG-Zero* + Euler on a flow", "cfg_zero", kind="velocity", least=16),
-    Case("Adaptive CFG + DDIM", "adaptive", least=12, on_host=True),
+    Case("Adaptive CFG + DDIM", "adaptive", least=12),
     Case("APG + DDIM", "apg", least=30),
     Case("APG + DPM-Solver++(2M)", "apg", "dpmpp_2m", least=38),
     Case("APG + GHVB", "apg", "ghvb"),

@@ -7,8 +7,8 @@ On a CPU it counts launches and bytes, and times a step eager, as the engine com
 compiled as a whole. On a GPU it also times our kernels (called, and replayed as a CUDA graph),
 diffusers' own formulas, torch.compile of the reference, and a device copy of as many bytes; inputs
 rotate through more than the L2 cache, and every figure is the median of at least 50 runs. Writes
-kernels_counts.csv, kernels_cpu.csv and kernels_<GPU>.csv, each with the machine, the versions and
-the date.
+kernels_counts.csv, kernels_cpu.csv, kernels_<GPU>.csv and kernels_<GPU>_bars.csv (what is to be
+reached, and whether it was), each with the machine, the versions and the date.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import argparse
 import csv
 import datetime
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import bench_gpu
 import torch
-from bench_gpu import gpu_rows
 from sampler_kernels import leaves, map_tree, use_backend
 
 from sampler.benchmark import CASES, SIZES, Step, count, seconds
@@ -52,7 +53,9 @@ def main() -> None:
         _write(args_out / "kernels_cpu.csv", list(cpu_times()))
     if "gpu" in parts and torch.cuda.is_available():
         name = torch.cuda.get_device_name().lower().replace(" ", "-")
-        _write(args_out / f"kernels_{name}.csv", list(gpu_rows()))
+        rows = list(bench_gpu.gpu_rows())
+        _write(args_out / f"kernels_{name}.csv", rows)
+        _write(args_out / f"kernels_{name}_bars.csv", list(bars(rows)))
 
 
 def errors() -> Iterator[dict[str, Any]]:
@@ -115,6 +118,30 @@ def cpu_times(sizes: Mapping[str, int] = CPU_SIZES) -> Iterator[dict[str, Any]]:
             }
 
 
+def bars(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What the kernels are to reach on an H200, and what these rows say."""
+    found = {(row["case"], row["size"]): row for row in rows}
+
+    def bar(case: str, size: str, what: str, least: float, value: Callable[[Any], float]) -> Any:
+        row = found.get((case, size))
+        if row is None:
+            return None
+        reached = value(row)
+        return {"case": case, "size": size, "bar": what, "measured": round(reached, 3),
+                "reached": reached >= least}  # fmt: skip
+
+    graph, eager, sdxl = "ours in a graph µs", "diffusers µs", "SDXL, 1024²"
+    yield from filter(None, (
+        bar("CFG + DDIM", bench_gpu.BIG, "share of copy >= 0.9", 0.9, lambda r: r["of copy"]),
+        bar("APG + DDIM", bench_gpu.BIG, "share of copy >= 0.85", 0.85, lambda r: r["of copy"]),
+        bar("APG + DDIM", sdxl, "6 µs / graph replay >= 1", 1, lambda r: 6 / r[graph]),
+        bar("APG + DDIM", sdxl, "eager diffusers / ours >= 8", 8, lambda r: r[eager] / r[graph]),
+    ))  # fmt: skip
+    compiled = "compiled reference in a graph µs"
+    for case, size in found:
+        yield bar(case, size, "compiled / ours >= 0.95", 0.95, lambda r: r[compiled] / r[graph])
+
+
 def _double(value: Any) -> Any:
     return (
         value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
@@ -125,7 +152,17 @@ def machine() -> str:
     """What a figure was made on."""
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    if torch.cuda.is_available():
+        versions = f"driver {_driver()}, CUDA {torch.version.cuda}, {versions}"
     return f"{here}, {torch.get_num_threads()} threads, {versions}, {datetime.date.today()}"
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
 
 
 def _processor() -> str:

@@ -1,7 +1,11 @@
 """The benchmark's own table, and its numbers where they can be known."""
 
+import csv
+import importlib
 import json
+from pathlib import Path
 
+import pytest
 import torch
 from typer.testing import CliRunner
 
@@ -22,3 +26,68 @@ def test_cost_counts_the_flops_of_one_call():
     result, row = cost(lambda: a @ a.T)
     assert result.shape == (100, 100)
     assert row["GFLOP"] == round(2 * 100 * 200 * 100 / 1e9, 2) and row["peak MiB"] > 1
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    return importlib.import_module
+
+
+def test_the_gpu_part_runs_on_a_cpu_too(scripts):
+    """Every line that a GPU machine would run, but for events, graphs and compilation."""
+    gpu = scripts("bench_gpu")
+    rows = list(gpu.gpu_rows(gpu.Dry(), {"SDXL, 1024²": (1, 8, 8)}, (2, 1)))
+    assert [row["case"] for row in rows] == [case.name for case in CASES]
+    for row in rows:
+        stock = row["case"] in ("CFG + DDIM", "APG + DDIM")
+        assert (row["diffusers µs"] != "") == stock
+        times = [v for k, v in row.items() if k.endswith("µs") and k != "diffusers µs"]
+        assert len(times) == 7 and all(v > 0 for v in times)
+        assert row["launches"] == (1 if row["case"].startswith("CFG +") else 3)
+        assert row["elements"] == 64 and row["bytes"] >= 12 * 64
+
+
+def test_the_bars_are_read_off_the_rows(scripts):
+    gpu, bench = scripts("bench_gpu"), scripts("bench_kernels")
+    row = {"of copy": 0.87, "diffusers µs": 90.0, "ours in a graph µs": 5.0}
+    row |= {"compiled reference in a graph µs": 4.5}
+    rows = [{**row, "case": case, "size": size} for case in ("CFG + DDIM", "APG + DDIM")
+            for size in (gpu.BIG, "SDXL, 1024²")]  # fmt: skip
+    found = {
+        (b["case"], b["size"], b["bar"].split(" >=")[0]): b["reached"] for b in bench.bars(rows)
+    }
+    assert not found["CFG + DDIM", gpu.BIG, "share of copy"]
+    assert found["APG + DDIM", gpu.BIG, "share of copy"]
+    assert found["APG + DDIM", "SDXL, 1024²", "6 µs / graph replay"]
+    assert found["APG + DDIM", "SDXL, 1024²", "eager diffusers / ours"]
+    assert not found["CFG + DDIM", "SDXL, 1024²", "compiled / ours"]
+
+
+def test_errors_counts_and_tables(scripts, tmp_path, capsys):
+    bench = scripts("bench_kernels")
+    assert [row["case"] for row in bench.errors()] == [case.name for case in CASES]
+    bench._write(tmp_path / "a" / "counts.csv", list(bench.counts()))
+    note, *lines = (tmp_path / "a" / "counts.csv").read_text(encoding="utf-8").splitlines()
+    assert note.startswith("# python scripts/bench_kernels.py; ") and torch.__version__ in note
+    assert [row["case"] for row in csv.DictReader(lines)] == [case.name for case in CASES]
+    assert "APG + GHVB" in capsys.readouterr().out
+
+
+def test_a_wrong_kernel_stops_the_benchmark(scripts, monkeypatch):
+    bench = scripts("bench_kernels")
+    monkeypatch.setattr(
+        bench, "_double", lambda v: v.double() * 1.00001 if hasattr(v, "dtype") else v
+    )
+    with pytest.raises(SystemExit, match="CFG . DDIM.*no times are taken"):
+        list(bench.errors())
+
+
+def test_the_cpu_times_compare_three_ways(scripts, monkeypatch):
+    bench = scripts("bench_kernels")
+    monkeypatch.setattr(bench.torch, "compile", lambda fn, **options: fn)
+    rows = list(bench.cpu_times({"SD 1.5, 512²": 1}))
+    assert len(rows) == 3
+    for row in rows:
+        assert row["elements"] == 16384
+        assert row["engine / eager"] == pytest.approx(row["engine ms"] / row["eager ms"], abs=0.02)

@@ -1,7 +1,10 @@
-"""What only a GPU can show: rounding, races, real launch counts, graphs. Times: bench_kernels.py.
+"""What only a GPU can show: rounding, races, real launch counts, graphs, bandwidth.
 
 `python -m pytest tests/kernels/test_gpu.py -m gpu` on a machine with a CUDA or ROCm device.
 """
+
+import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,7 +74,9 @@ def test_more_than_two_to_the_31_elements():
     assert float(y[2, -1]) == 6.0 and float(y[2, -2]) == 1.0
 
 
-@pytest.mark.parametrize("name", ["CFG + DDIM", "APG + GHVB"])
+@pytest.mark.parametrize(
+    "name", ["CFG + DDIM", "APG + GHVB", "Adaptive CFG + DDIM", "CFG rescaled + DDIM"]
+)
 def test_the_profiler_sees_the_launches_that_are_counted(name):
     step = Step(next(case for case in CASES if case.name == name), (1, 4, 128, 128), "cuda")
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
@@ -84,8 +89,9 @@ def test_the_profiler_sees_the_launches_that_are_counted(name):
     assert len(kernels) == len(counted) == (1 if name == "CFG + DDIM" else 3)
 
 
-def test_a_step_in_a_graph_is_the_step():
-    step = Step(CASES[8], (1, 4, 128, 128), "cuda")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_step_in_a_graph_is_the_step(case):
+    step = Step(case, (1, 4, 128, 128), "cuda")
     with torch.no_grad(), use_backend("triton"):
         right = step()[0]
         graph = torch.cuda.CUDAGraph()
@@ -94,3 +100,12 @@ def test_a_step_in_a_graph_is_the_step():
         out.zero_()
         graph.replay()
     assert torch.equal(out, right)
+
+
+def test_large_steps_reach_their_share_of_a_copys_bandwidth(monkeypatch):
+    """The roofline: a quarter of a billion elements, against a copy of as many bytes."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    bench, gpu = (importlib.import_module(f"bench_{name}") for name in ("kernels", "gpu"))
+    rows = list(gpu.gpu_rows(sizes={gpu.BIG: gpu.GPU_SIZES[gpu.BIG]}))
+    found = [bar for bar in bench.bars(rows) if bar["bar"].startswith("share of copy")]
+    assert len(found) == 2 and all(bar["reached"] for bar in found), found
