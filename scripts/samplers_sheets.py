@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def _sheet(rows: Mapping[str, list[Tensor]], columns: Sequence[str], path: Path)
         for image, axes in zip(line, row, strict=True):
             axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        row[0].set_ylabel(textwrap.fill(name, 16), rotation=0, ha="right", va="center", fontsize=8)
     for name, axes in zip(columns, panels[0], strict=False):
         axes.set_title(name, fontsize=7)
     figure.subplots_adjust(left=1.5 / (wide + 1.5), right=0.995, top=0.96, bottom=0.005)

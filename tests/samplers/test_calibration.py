@@ -8,8 +8,9 @@ import torch
 import sampler
 from sampler.cli import main
 from sampler.momentum_calibration import calibrate_momentum, chosen, save, squared_errors
-from sampler.samplers.calibrated import BUNDLED, look_up
+from sampler.samplers.calibrated import BUNDLED, key_of, look_up
 from tests import tiny
+from tests.analytic import vp_grid
 
 RULE = {"name": "cfg", "scale": 5.0}
 
@@ -96,6 +97,19 @@ def test_the_shipped_file_serves_the_bundled_model():
         assert entry["errors"][f"{entry['momentum_number']:g}"] <= entry["errors"]["1.8"]
     with pytest.raises(sampler.SamplerError):
         look_up("calibrated:bundled", "another", stored["entries"][0])
+
+
+def test_the_scale_of_a_rule_in_a_rule_counts():
+    levels = vp_grid(4)
+    keys = [
+        key_of("ghvb", levels, {"name": "adaptive", "rule": {"name": "apg", "scale": scale}})
+        for scale in (3.0, 7.0)
+    ]
+    assert [(key.guidance, key.scale, key.steps) for key in keys] == [
+        ("adaptive", 3.0, 4),
+        ("adaptive", 7.0, 4),
+    ]
+    assert key_of("ghvb", levels, {"name": "none"}).scale == 1.0
 
 
 def test_the_command(made, tmp_path, capsys):
