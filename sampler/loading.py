@@ -40,18 +40,28 @@ def load(
     weak: Any = None,
     student: Any = None,
     attention: str = "auto",
+    config: str | Path | None = None,
+    lora: Any = None,
+    offload: str | None = None,
+    vae_tiling: bool = False,
+    vae_slicing: bool = False,
+    compile: bool = False,
 ) -> Engine:
-    """An engine over a text-to-image pipeline.
+    """An engine over a diffusers pipeline.
 
     source: None or "bundled" for the model inside this package, "bundled-lcm" for its few-step
     student (1 to 8 steps of the sampler "consistency"); a folder in the diffusers layout;
     the name of a model on the Hugging Face Hub, from the local cache unless download=True; or a
-    DiffusionPipeline, which is used as it is and not modified. revision: of a Hub model. dtype:
+    DiffusionPipeline, which is used as it is and not modified. A .safetensors file is read with the
+    configurations of the folder `config`. revision: of a Hub model. dtype:
     "float32", "float16", "bfloat16" or a torch.dtype; by default what is stored on a GPU, float32
     on a CPU. variant: of the weight files, such as "fp16". device: by default a GPU where there is
     one. weak: a second, weaker network for Autoguidance, as a folder or a module; the bundled
     model brings its own. student: a folder that the trainer "f_distill" wrote. attention: "auto"
-    as loaded, "native" (torch's own) or "xformers".
+    as loaded, "native" (torch's own) or "xformers". lora: adapters, as files or folders, pairs of
+    one and a weight, or {path: weight}. offload: "model" or "sequential", parts wait in main
+    memory. vae_tiling, vae_slicing: decoding with less memory. compile: the repeated blocks of the
+    network, by torch.compile.
 
     The engine's defaults are "ddim" and "cfg" at the scale of the stock pipeline (3 for the bundled
     model); with a student "consistency" and "student". A folder is checked before diffusers opens
@@ -62,7 +72,10 @@ def load(
     """
     from sampler.pipelines import adapt
     from sampler.pipelines.attention import set_attention
+    from sampler.pipelines.options import OFFLOADS, compile_blocks, place, put_loras, set_vae
 
+    if offload not in (None, *OFFLOADS):
+        raise ValueError(f"offload = {offload!r:.40} must be one of {', '.join(OFFLOADS)}.")
     few_steps = source == BUNDLED_LCM
     bundled = few_steps or source is None or source == BUNDLED
     if bundled:
@@ -72,9 +85,14 @@ def load(
         weak = FOLDER / "weak" if weak is None and (FOLDER / "weak").is_dir() else weak
     if isinstance(source, (str, Path)):
         folder = _folder(source, download, revision, variant)
-        pipe = _read(folder, dtype, variant, device)
+        pipe = _read(folder, dtype, variant, device, config)
+        put_loras(pipe, lora or ())
+        _opened(folder, lambda: place(pipe, _device(device), offload))
+        set_vae(pipe, vae_tiling, vae_slicing)
     else:
         given = {"revision": revision, "dtype": dtype, "variant": variant, "device": device}
+        given.update(config=config, lora=lora, offload=offload, compile=compile or None)
+        given.update(vae_tiling=vae_tiling or None, vae_slicing=vae_slicing or None)
         given["attention"] = None if attention == "auto" else attention
         if bad := [name for name, value in given.items() if value is not None]:
             raise ValueError(f"{bad[0]} has no effect on a pipeline that is loaded already.")
@@ -85,6 +103,8 @@ def load(
         pipe, weak = pipeline(pipe), None
     adapter = adapt(pipe)
     set_attention(adapter.network, attention)
+    if compile:
+        compile_blocks(adapter.network)
     if weak is not None:
         adapter = adapt(pipe, _read_weak(weak, adapter.network))
     if bundled:
@@ -132,32 +152,55 @@ def _folder(source: str | Path, download: bool, revision: str | None, variant: s
         ) from None
 
 
-def _read(folder: Path, dtype: Any, variant: str | None, device: Any) -> Any:
-    name = preflight.check(folder)
+def _read(folder: Path, dtype: Any, variant: str | None, device: Any, config: Any) -> Any:
+    """The pipeline in a folder or a file, on the CPU."""
     from sampler.pipelines import supported
+    from sampler.pipelines.single_file import is_file, read_single_file
 
-    if name not in supported():
-        raise SamplerError(
-            f"{name} is not a supported pipeline; supported: {', '.join(supported())}.", 6
-        )
-    import torch
-
-    try:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"device = {device!r:.40} is no device of torch; use 'cpu'.") from None
-    options = {"dtype": _dtype(dtype, device, folder), "variant": variant}
+    one = is_file(folder)
+    if not one:
+        if config is not None:
+            raise ValueError("config goes with a single file; a folder has its own.")
+        name = preflight.check(folder)
+        if name not in supported():
+            raise SamplerError(
+                f"{name} is not a supported pipeline; supported: {', '.join(supported())}.", 6
+            )
+        _has_variant(folder, variant)
+    elif variant is not None:
+        raise ValueError("variant goes with a folder; a single file is what it is.")
+    kind = _dtype(dtype, _device(device), folder)
     with _quiet():
         from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-        pipe = _opened(
-            folder,
-            lambda: DiffusionPipeline.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, **options
-            ).to(device),
-        )
+        def read() -> Any:
+            if one:
+                return read_single_file(folder, config, {"torch_dtype": kind})
+            return DiffusionPipeline.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=kind, variant=variant
+            )
+
+        pipe = _opened(folder, read)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _has_variant(folder: Path, variant: str | None) -> None:
+    if variant is None or any(folder.glob(f"*/*.{variant}*.safetensors")):
+        return
+    names = (path.name.split(".") for path in folder.glob("*/*.safetensors"))
+    found = sorted({parts[1] for parts in names if len(parts) == 3})
+    there = f"it has {', '.join(found)}" if found else "it has none"
+    raise SamplerError(f"{folder} has no weights of the variant {variant!r:.40}; {there}.", 6)
+
+
+def _device(device: Any) -> torch.device:
+    import torch
+
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"device = {device!r:.40} is no device of torch; use 'cpu'.") from None
 
 
 def _read_weak(weak: Any, network: Any) -> Any:
@@ -190,6 +233,7 @@ def _dtype(dtype: Any, device: torch.device, folder: Path) -> torch.dtype:
     if name is None and device.type == "cuda":
         parts = [folder / part for part in ("unet", "transformer")]
         files = sorted(path for part in parts for path in part.glob("*.safetensors"))
+        files = [folder] if folder.is_file() else files
         name = _STORED.get(preflight.stored_dtype(files[0])) if files else None
     if name not in (None, *_DTYPES):
         raise ValueError(f"dtype = {name!r:.40} must be one of {', '.join(_DTYPES)}.")
