@@ -23,6 +23,8 @@ def test_levels_noise_and_the_identity_at_strength_0():
             for row, seed in enumerate((1, 2)):
                 drawn = torch.randn((3, 4), generator=torch.Generator().manual_seed(seed))
                 assert torch.allclose(noise[row], drawn.double())
+    _, left = sampler.start_from(x0, vp_grid(100), 0.29, [1, 2])
+    assert len(left) == 29 + 1  # 0.29·100 is 28.999999999999996 in floating point
     with pytest.raises(ValueError, match=r"strength = 1\.5"):
         sampler.start_from(x0, levels, 1.5, [1, 2])
 
