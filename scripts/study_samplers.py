@@ -1,7 +1,8 @@
 """The figures of docs/samplers.md: the studies below, then `plots` for its pictures and tables.
 
-Every study appends rows to docs/figures/samplers_<study>.csv as they are made, and goes on where
-it was stopped (`--minutes` stops it in good time). `inverse` needs `tuning` before it.
+Every study adds rows to docs/figures/samplers_<study>.csv as they are made. The long ones go on
+where they were stopped (`--minutes` stops them in good time), the others start afresh. `inverse`
+and `times` need `tuning` before them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-STUDIES = ("mixture", "orders", "bundled", "tuning", "inverse", "times", "calibrated")
+SHORT = ("mixture", "orders", "times")
+LONG = ("bundled", "tuning", "inverse", "calibrated")
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
 
@@ -110,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("study", choices=[*STUDIES, "sheets", "plots"])
+    parser.add_argument("study", choices=[*SHORT, *LONG, "sheets", "plots"])
     parser.add_argument("--images", type=int, help="images a point (default: the study's)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long")
     options = parser.parse_args()
@@ -125,6 +127,8 @@ def main() -> None:
 
         samplers_sheets.draw(FIGURES, stored("tuning"))
     else:
+        if options.study in SHORT:
+            (FIGURES / f"samplers_{options.study}.csv").unlink(missing_ok=True)
         append(options.study, rows_of(options.study, options.images), options.minutes)
 
 

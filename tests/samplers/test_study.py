@@ -1,0 +1,55 @@
+"""The page of the studies says what their files hold; the measures of the inverse study."""
+
+import csv
+import shutil
+
+import pytest
+import samplers_tables
+import torch
+from samplers_inverse import best_setting
+from samplers_restore import METHODS, name_of, psnr, ssim
+
+from tests.samplers.golden import FOLDER
+
+DOCS = FOLDER.parents[2] / "docs"
+
+
+def stored(study):
+    path = DOCS / "figures" / f"samplers_{study}.csv"
+    return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+
+
+def test_the_tables_of_the_page_are_those_of_the_files(tmp_path):
+    page = tmp_path / "samplers.md"
+    shutil.copy(DOCS / "samplers.md", page)
+    samplers_tables.write(page, stored)
+    assert page.read_text() == (DOCS / "samplers.md").read_text()
+    page.write_text("<!-- table: none -->\n<!-- end of table -->")
+    with pytest.raises(ValueError, match="markers for"):
+        samplers_tables.write(page, stored)
+
+
+def test_measures():
+    g = torch.Generator().manual_seed(0)
+    a = torch.rand(2, 3, 32, 32, generator=g)
+    assert torch.allclose(
+        psnr(a, a + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)), torch.tensor([20.0, 40.0])
+    )
+    assert torch.allclose(ssim(a, a), torch.ones(2))
+    # constant images: only the luminance term is left
+    dark, light = torch.full_like(a, 0.2), torch.full_like(a, 0.6)
+    term = (2 * 0.12 + 1e-4) / (0.04 + 0.36 + 1e-4)
+    assert torch.allclose(ssim(dark, light), torch.full((2,), term), atol=1e-4)
+
+
+def test_the_best_setting_is_of_its_task_and_method():
+    rows = [
+        {"task": task, "method": "dps", "setting": name_of(setting), "psnr": str(sign * value)}
+        for task, sign in (("hdr", 1), ("phase", -1))
+        for value, setting in enumerate(METHODS["dps"])
+    ]
+    assert best_setting(rows, "hdr", "dps") == METHODS["dps"][-1]
+    assert best_setting(rows, "phase", "dps") == METHODS["dps"][0]
+    assert best_setting([], "hdr", "pseudo-inverse") == {}
+    with pytest.raises(ValueError, match="not tuned yet"):
+        best_setting(rows[:1], "hdr", "dps")
