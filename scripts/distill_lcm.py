@@ -28,15 +28,17 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from bundled_loop import Plan, train
+from bundled_loop import Plan, save_pictures, train
 from bundled_networks import load_pipeline, plain_attention
 from bundled_tasks import Latents
 from emoji_data import EmojiData, generator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sampler.bundled import FOLDER, prompts
-from sampler.pipelines.few_step import packed
+import sampler
+from sampler.bundled import FOLDER, classifier, prompts
+from sampler.bundled.measures import measure
+from sampler.pipelines.few_step import packed, pipeline
 from sampler.pipelines.scale_embedding import scale_embedding
 
 LEVELS = 8
@@ -190,6 +192,32 @@ def pack(
     }
     text = json.dumps(config, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+@app.command("report")
+def report(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/lcm"),
+    student: Annotated[Path | None, typer.Option(help="Its folder; OUT/lcm by default.")] = None,
+    images: Annotated[int, typer.Option(min=2, help="Prompts, each from its own seed.")] = 256,
+    scale: Annotated[float, typer.Option(min=0)] = 3.0,
+) -> None:
+    """Measure the student at 1, 2, 4 and 8 steps; write OUT/report.json and a sheet of images."""
+    torch.set_num_threads(1)
+    engine = sampler.load(pipeline(load_pipeline(), student or out / "lcm"))
+    listed, model = prompts(images), classifier.load()
+    figures, sheets = {}, []
+    for steps in (1, 2, 4, 8):
+        made = engine.generate(
+            [p.text for p in listed], seeds=list(range(images)), steps=steps, batch_size=32,
+            guidance={"name": "embedded", "scale": scale}, output="tensor",
+        ).images  # fmt: skip
+        figures[steps] = measure(model, made, listed, classifier.reference_statistics())
+        sheets.append(made[:128:8])
+        print(json.dumps({"steps": steps, **figures[steps]}), flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"scale": scale, "steps": figures}, indent=1) + "\n"
+    (out / "report.json").write_text(text, encoding="utf-8")
+    save_pictures(torch.cat(sheets), out / "sheet.png")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def test_the_wheel_holds_the_code_the_model_and_the_licences(wheel):
 def test_the_bundled_folder_is_small(wheel):
     infos = zipfile.ZipFile(wheel).infolist()
     size = sum(info.file_size for info in infos if info.filename.startswith("sampler/bundled/"))
-    assert size <= 14 * 2**20
+    assert size <= 20 * 2**20  # the few-step student may add 6
 
 
 def test_the_installed_wheel_works_from_another_folder(wheel, tmp_path):

@@ -112,6 +112,11 @@ def test_training_resumes_bit_for_bit_and_is_packed(sprites, tmp_path, monkeypat
     made = few_step.pipeline(load_pipeline(), folder)
     engine = sampler.load(made)
     assert engine.generate("a dog", steps=2, output="latent").nfe == [2]
+    report = call("report", "--out", tmp_path / "cut", "--images", "2")
+    assert report.exit_code == 0 and (tmp_path / "cut" / "sheet.png").is_file()
+    figures = json.loads((tmp_path / "cut" / "report.json").read_text())
+    assert list(figures["steps"]) == ["1", "2", "4", "8"]
+    assert all(0 <= f["concept"] <= 1 and f["images"] == 2 for f in figures["steps"].values())
 
 
 def test_the_study_trains_sweeps_and_plots(tmp_path, monkeypatch):
