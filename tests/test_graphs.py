@@ -26,15 +26,15 @@ class Recorded:
     def __call__(self, fn):
         self.captures += 1
         outputs = fn()
-        passed = {t.data_ptr() for cell in fn.__closure__ for t in tensors(cell.cell_contents)}
-        made = [t for t in tensors(outputs) if t.data_ptr() not in passed]
+        passed = {id(t) for cell in fn.__closure__ for t in tensors(cell.cell_contents)}
+        made = [t for t in tensors(outputs) if id(t) not in passed]
         for t in made:
             t.fill_(float("nan"))
 
         def replay():
             self.replays += 1
             for old, new in zip(tensors(outputs), tensors(fn()), strict=True):
-                if old.data_ptr() not in passed:
+                if id(old) not in passed:
                     old.copy_(new)
 
         return replay, outputs
@@ -75,14 +75,15 @@ TOY = sampler.Engine(sampler.denoiser(network, "eps"))
 ADAPTIVE = {"name": "adaptive", "compact": "batch", "threshold": 0.97}
 
 
-def toy_runs(runs, rule, method="ddim", steps=12, seeds=range(4)):
+def toy_runs(runs, rule, method="ddim", steps=12, seeds=range(4), place=lambda t: t):
     """[(x, nfe)] of batches of two rows, by graphs or (None) as usual."""
     found = []
     rule, method = registry.build("guidance", rule), registry.build("sampler", method)
     for seed in seeds:
         x = torch.randn(2, 50, generator=torch.Generator().manual_seed(seed))
         weight = torch.tensor([0.2, 0.4]) * (1 + seed)
-        args = (x, vp_levels(steps), sampler.Cond(weight, -weight), method, rule, [1, 2])
+        cond = sampler.Cond(place(weight), place(-weight))
+        args = (place(x), vp_levels(steps), cond, method, rule, [1, 2])
         x, snap = (runs or TOY._finished)(*args)
         found.append((x, snap.nfe))
     return found

@@ -48,17 +48,20 @@ def vp_levels(steps):
     return [Level(int(600 * a), math.cos(a), math.sin(a)) for a in angles]
 
 
-def engine(dtype, prediction, rows):
-    """Two networks that answer in `dtype`, and the conditions of every branch."""
+def engine(dtype, prediction, rows, rule=None):
+    """Networks that answer in `dtype`, and the conditions of the branches that a rule needs."""
 
     def fn(shift):
         def network(x, level, cond):
+            cond = cond["guidance"] if isinstance(cond, dict) else cond
             cond = cond.view(-1, *(1,) * (x.ndim - 1))
             return (torch.sin(3 * x + shift) * (0.7 + 0.2 * cond) + 0.3 * cond).to(dtype)
 
         return network
 
-    model = sampler.denoiser(fn(0.0), prediction, {"weak": fn(0.1)})
+    model = sampler.denoiser(fn(0.0), prediction, {"weak": fn(0.1), "student": fn(0.2)})
+    if rule == "embedded":
+        return sampler.Engine(model), sampler.Cond(cond={"guidance": torch.ones(rows)})
     extra = {"target": torch.arange(rows) % 4, "classes": torch.linspace(-1, 1, 4)}
     cond = sampler.Cond(cond=torch.ones(rows), uncond=torch.zeros(rows), extra=extra)
     return sampler.Engine(model), cond

@@ -25,7 +25,7 @@ def worst(monkeypatch, method, rule, dtype, size):
     """The largest difference over a few steps, each from the same snapshot."""
     flow = rule == "cfg_zero"
     grid = (flow_levels if flow else vp_levels)(STEPS)
-    model, cond = engine(dtype, "velocity" if flow else "v", ROWS)
+    model, cond = engine(dtype, "velocity" if flow else "v", ROWS, rule)
     canary = watched(monkeypatch)
     shape = (ROWS, *size) if isinstance(size, tuple) else (ROWS, size)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(shape[-1]))

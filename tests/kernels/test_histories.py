@@ -46,13 +46,14 @@ def test_the_regression_of_linear_ag_over_a_whole_run(monkeypatch, n, dtype):
 
 @pytest.mark.parametrize("n", [1, 7, 1000, 4097])
 @pytest.mark.parametrize("kind", ["eps", "v"])
-def test_the_weighted_residual_of_reddiff_is_one_launch(monkeypatch, kind, n):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_weighted_residual_of_reddiff_is_one_launch(monkeypatch, kind, dtype, n):
     """λ·w·(μ − x̂0) + the measurement's gradient, whatever the network predicts."""
     mask = (torch.arange(n) % 3 > 0).view(1, n).float()
     y = mask * draw(2, 1, 1, n, seed=3)
     method = registry.build("sampler", {"name": "reddiff", "operator": Inpaint(mask), "y": y})
     now, after = Level(500, 0.6, 0.8), Level(400, 0.8, 0.6)
-    x, out = draw(2, 1, 1, n), draw(2, 1, 1, n, seed=1, dtype=torch.float16)
+    x, out = draw(2, 1, 1, n), draw(2, 1, 1, n, seed=1, dtype=dtype)
     state = method.start(x, now)[1]
 
     def step():

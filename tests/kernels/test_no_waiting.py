@@ -5,9 +5,12 @@ import torch
 from sampler_kernels import leaves
 
 import sampler
+from sampler.graph_steps import StepGraphs
+from sampler.graphs import GraphedRuns
 from sampler.guidance import host
 from tests.kernels.canary import vp_levels
 from tests.kernels.elsewhere import Device, Elsewhere
+from tests.test_graphs import ADAPTIVE, TOY, Recorded, toy_runs
 
 ROWS, STEPS = 4, 12
 
@@ -87,6 +90,26 @@ def test_what_the_host_waits_for_is_as_old_as_the_lag(queue, name, lag):
     assert all(isinstance(t, (Elsewhere, float)) for t in leaves(found.guidance))
     assert torch.equal(found.x.here, usual.x) and found.nfe == usual.nfe
     assert STEPS < min(usual.nfe) and sum(usual.nfe) < 2 * STEPS * ROWS
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("after", ["drop", "hold"])
+def test_graphs_are_switched_by_flags_of_their_own_batch(monkeypatch, queue, after, lag):
+    """Copies of flags to the host belong to one batch, and start as early as without graphs."""
+    rule = {**ADAPTIVE, "lag": lag, "after": after}
+    usual = toy_runs(None, rule)
+    runs = GraphedRuns(TOY, True, Recorded())
+
+    def replayed(graphs, snap, span, branches, take=StepGraphs.step):
+        queue.steps += 1
+        return take(graphs, snap, span, branches)
+
+    monkeypatch.setattr(StepGraphs, "step", replayed)
+    with torch.no_grad(), Device():
+        found = toy_runs(runs, rule, place=Elsewhere)
+    assert [nfe for _, nfe in found] == [nfe for _, nfe in usual]
+    assert all(torch.equal(a.here, b) for (a, _), (b, _) in zip(found, usual, strict=True))
+    assert min(queue.ages) == lag
 
 
 @pytest.mark.parametrize(
