@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from sampler_kernels import use_backend
 
 import sampler
 from sampler.samplers.coefficients import ghvb
@@ -34,6 +35,24 @@ def test_trajectory(case, dtype, tolerance):
     units = [1 / lv.alpha if case["base"] == "euler" else 1.0 for lv in levels]
     ours = torch.stack([w.double() * u for w, u in zip(walked, units, strict=True)])
     close(ours, torch.from_numpy(data[f"{key}_traj"]), tolerance)
+
+
+@pytest.mark.parametrize("case", PLMS + SOLVERS, ids=lambda c: f"{c['file']}-{c['key']}")
+def test_trajectory_with_fused_kernels(case):
+    """The same by Triton's kernels (in its interpreter where there is no GPU), float32."""
+    data = arrays(case["file"])
+    levels = case_levels(data, case["key"], case["base"])
+    x, mix = torch.from_numpy(data["x_T"]).float(), mixture(data)
+
+    def eps(x, level):
+        return mix.eps(x.double(), level).float()
+
+    plain = torch.stack(trajectory(spec(case), eps, x, levels))
+    with use_backend("triton"):
+        fused = torch.stack(trajectory(spec(case), eps, x, levels))
+    close(fused.double(), plain.double(), 1e-6)
+    if case["base"] != "euler":
+        close(fused.double(), torch.from_numpy(data[f"{case['key']}_traj"]), 1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
