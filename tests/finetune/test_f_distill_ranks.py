@@ -6,6 +6,7 @@ import socket
 import pytest
 from accelerate.state import AcceleratorState
 
+from sampler.finetune import checkpoint
 from tests.finetune import world
 from tests.finetune.test_f_distill import tune
 from tests.finetune.test_fit import flat_moment
@@ -14,8 +15,9 @@ OPTIONS = {"batch": 4, "micro": 1, "clip": 0, "seed": 2, "checkpoint_every": 1}
 
 
 def run(out):
-    """A critics' update, then the student's, whose weights are those of all four rows."""
-    tune(world.engine(), out, 2, trainer={"divergence": "kl", "bins": 2}, **OPTIONS)
+    """A critics' update, then the student's, whose weights are those of all four rows: one bin
+    holds rows of both processes."""
+    tune(world.engine(), out, 2, trainer={"divergence": "kl", "bins": 1}, **OPTIONS)
 
 
 def as_rank(rank, port, out):
@@ -45,6 +47,9 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     run(tmp_path / "one")
     ours, theirs = flat_moment(tmp_path / "two"), flat_moment(tmp_path / "one")
     assert (ours - theirs).norm() <= 1e-6 * theirs.norm() > 0
+    states = [checkpoint.load_newest(tmp_path / n / "checkpoints").state for n in ("two", "one")]
+    two, one = (state["trainer"]["bins"] for state in states)
+    assert two == pytest.approx(one, rel=1e-6) and one != [1.0]
     for a, b in zip(world.curve(tmp_path / "two"), world.curve(tmp_path / "one"), strict=True):
         for key in {"match", "fool", "ratio", "denoise", "tell", "loss"} & a.keys():
             assert a[key] == pytest.approx(b[key], rel=1e-5, abs=1e-6), key
