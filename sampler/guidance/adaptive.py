@@ -135,7 +135,7 @@ class Adaptive(GuidanceBase):
     def combine(
         self, x: Any, preds: Mapping[str, Prediction], span: Span, state: AdaptiveState
     ) -> tuple[Prediction, AdaptiveState]:
-        planned = self.rule.plan(x, span, Cond(), state.rule)
+        planned = self.rule.plan(x, span, _ASKED, state.rule)
         if not planned.keys() >= {"cond", "uncond"}:  # the inner rule does not guide here
             return self._resting(x, preds, span, state)
         cond, live = preds["cond"], state.coming[0].live
@@ -209,5 +209,6 @@ class Adaptive(GuidanceBase):
         return gamma, cosine(direction, Lin.of(held))
 
 
+_ASKED = Cond()  # for the names of a plan's branches alone
 HOLD_REFRESH = 3
 """Steps between refreshes of a held direction: the best of a first trial (see docs/guidance.md)."""

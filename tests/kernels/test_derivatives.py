@@ -9,9 +9,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 from sampler import registry
-from sampler.types import Level, Prediction, Span
+from sampler.types import Cond, Level, Prediction, Span
 from tests.kernels.canary import watched
 
+NO_COND = Cond()
 SPAN = Span(3, Level(500, 0.6, 0.8), Level(400, 0.8, 0.6))
 
 
@@ -57,11 +58,11 @@ def test_opcheck(dtype):
     opcheck(autograd.gram_op, (xs, table, *rest, formula.outs[:2]))
 
 
-def step(rule, method, x, c, u, states=(None, ())):
+def step(rule, method, x, c, u):
     """A guided step as the engine takes it: the next x, and the states."""
     preds = {"cond": Prediction.from_v(x, c, SPAN.now), "uncond": Prediction.from_v(x, u, SPAN.now)}
-    pred, g = rule.combine(x, preds, SPAN, states[0])
-    move = method.step(x, pred, SPAN, states[1])
+    pred, g = rule.combine(x, preds, SPAN, rule.start(NO_COND))
+    move = method.step(x, pred, SPAN, ())
     return settle((move.mean, move.state, g))
 
 
@@ -75,6 +76,7 @@ CASES = {
     "apg + ghvb": ({"name": "apg", "norm_threshold": 2.0}, "ghvb"),
     "apg over an axis": ({"name": "apg", "norm_threshold": 2.0, "axes": (-1,)}, "ddim"),
     "cfg_zero + ddim": ("cfg_zero", "ddim"),
+    "adaptive + ddim": ({"name": "adaptive", "after": "hold"}, "ddim"),
 }
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from sampler_kernels import use_backend
+from sampler_kernels.counting import count_launches, dry_run
 
 from sampler.benchmark import CASES, Case, Step, count
 from tests.kernels.canary import buildable
@@ -31,6 +33,24 @@ def test_traffic_is_the_least_possible(case):
     assert found.kernels <= (1 if case.name.startswith("CFG +") else 3)
     if case.least:
         assert case.least <= found.bytes <= 1.1 * case.least
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"after": "hold"}, {"after": "hold", "turn": 0.9}, {"threshold": 0.5, "refresh": 2}],
+    ids=str,
+)
+def test_adaptive_guidance_reads_the_latents_once(given, lag):
+    """Weights of rows, then step and cosines in one pass, then all decisions: no other launch."""
+    case = Case("", {"name": "adaptive", "lag": lag, **given})
+    step = Step(case, (2, 4096))
+    with torch.no_grad(), use_backend("triton"), dry_run(), count_launches() as launches:
+        step()
+    assert [k.kernel for k in launches] == ["scalar", "both", "scalar"]
+    held = 8 if "after" in given else 0  # the held direction is read and written
+    assert count(case, "triton").others == 0
+    assert count(case, "triton").bytes <= 1.1 * (12 + held)
 
 
 def test_the_reference_is_counted_too():
