@@ -164,6 +164,8 @@ def to_output(images: Tensor, output: Output) -> Any:
     """Images [B, 3, H, W] in [0, 1] as asked for; PIL rounds to uint8 as diffusers does."""
     if output == "tensor":
         return images
+    if images.ndim == 5:  # videos [B, 3, F, H, W]
+        return [to_output(frames.transpose(0, 1), output) for frames in images]
     from PIL import Image
 
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

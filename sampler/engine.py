@@ -88,6 +88,8 @@ class Engine(Loop):
         if out is not None:
             if image is not None or output != "pil":
                 raise ValueError("out= keeps images of prompts: leave out image= and output=.")
+            if hasattr(adapter, "frames"):
+                raise ValueError("out= keeps images, and this pipeline makes videos.")
             asked = Asked(jobs, size, steps, method, rule, cut)
             return generate_into(self, str(out), asked, progress)
         latents, images, nfe = [], [], []

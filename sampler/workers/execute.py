@@ -71,6 +71,8 @@ def execute(
 def _check(run: Run, engine: Loop) -> None:
     """Raises, before anything is spent, what would make every image of a group fail."""
     adapter = engine.pipeline
+    if hasattr(adapter, "frames"):
+        raise ValueError("A run folder keeps images, and this pipeline makes videos.")
     for settings in run.groups:
         size = adapter.size(settings.height, settings.width)
         grid = adapter.grid(settings.steps, size)

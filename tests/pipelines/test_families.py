@@ -296,3 +296,41 @@ def test_a_measurement_is_restored_by_reddiff(family):
     made = restored()
     assert made.latents.isfinite().all() and made.nfe == [family.steps] * 2
     assert relative(made.latents, family.ours(engine, 1.0, negative=None).latents) > 1e-2
+
+
+def test_videos_are_lists_of_frames_and_no_run_folders(tmp_path):
+    family = FAMILIES["Wan (text to video)"]
+    engine = family.engine(family.build())
+    videos = family.ours(engine, output="pil").images
+    assert [len(frames) for frames in videos] == [5, 5]
+    assert videos[0][0].size == (family.size[1], family.size[0])
+    with pytest.raises(ValueError, match="makes videos"):
+        family.ours(engine, output="pil", out=tmp_path / "run")
+    engine.pipeline.frames = 4
+    with pytest.raises(ValueError, match="1 more than a multiple of 2"):
+        family.ours(engine)
+
+
+def test_classes_are_numbers_or_labels():
+    pipe = FAMILIES["DiT"].build()
+    pipe.labels = {"goldfish": 1}
+    engine = sampler.load(pipe)
+    options = {"seeds": 3, "steps": 2, "output": "latent"}
+    same = [engine.generate(prompt, **options).latents for prompt in (1, "1", "goldfish", [1])]
+    assert all(torch.equal(same[0], other) for other in same[1:])
+    result = engine.generate(1, **options)
+    assert torch.equal(engine.generate(**result.config).latents, result.latents)
+    for bad in ("shark", "1000", -1, ""):
+        with pytest.raises(ValueError, match="is no class of this model"):
+            engine.generate(bad, **options)
+    with pytest.raises(ValueError, match="no negative prompt"):
+        engine.generate(1, negative="x", **options)
+
+
+def test_what_unconditional_models_are_not_given():
+    engine = sampler.load(FAMILIES["DDIM, unconditional"].build())
+    assert len(engine.generate("", n=3, steps=2).images) == 3
+    with pytest.raises(ValueError, match="takes no prompt"):
+        engine.generate("a fox", steps=2)
+    with pytest.raises(ValueError, match="nothing to be guided by"):
+        engine.generate("", steps=2, guidance={"name": "cfg", "scale": 2.0})
