@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from study_finetune_plots import curves, strips
+from study_finetune_summary import FIELDS, summary
 
 import sampler
 from sampler import bundled
@@ -181,14 +182,21 @@ def write(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> No
         writer.writerows(rows)
 
 
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Its numbers with four digits."""
+    return {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
+
+
 def plot(options: argparse.Namespace) -> None:
-    """The figures, and copies of the CSVs beside them."""
+    """The figures, the summary, and copies of the CSVs beside them."""
     options.figures.mkdir(parents=True, exist_ok=True)
+    rows, mix = (read(options.out / f"finetune_{name}.csv") for name in ("curves", "mix"))
+    found = [rounded(row) for row in summary(rows, mix)]
+    write(options.figures / "finetune_summary.csv", FIELDS, found)
     for name in ("finetune_curves.csv", "finetune_mix.csv"):
         text = (options.out / name).read_text(encoding="utf-8")
         (options.figures / name).write_text(text, encoding="utf-8")
-    rows = read(options.out / "finetune_curves.csv")
-    curves(rows, read(options.out / "finetune_mix.csv"), options.figures / "finetune_curves.png")
+    curves(rows, mix, options.figures / "finetune_curves.png")
     strips(options.out, REWARDS, options.figures / "finetune_strips.png")
 
 

@@ -13,6 +13,7 @@ from bundled_networks import load_pipeline
 from bundled_tasks import Latents
 from emoji_data import EmojiData, draw_sprites
 from safetensors.torch import load_file
+from study_finetune_summary import crossing, summary
 from typer.testing import CliRunner
 
 import sampler
@@ -142,7 +143,32 @@ def test_the_study_trains_sweeps_and_plots(tmp_path, monkeypatch):
     assert float(mix[0]["drift"]) == 0 < float(mix[2]["drift"]) < float(mix[4]["drift"])
     call("plot", "--figures", figures)
     names = {p.name for p in figures.iterdir()}
-    assert names == {f"finetune_{n}" for n in ("curves.csv", "mix.csv", "curves.png", "strips.png")}
+    kinds = ("curves.csv", "mix.csv", "summary.csv", "curves.png", "strips.png")
+    assert names == {f"finetune_{kind}" for kind in kinds}
+
+
+def test_the_summary_finds_where_curves_cross():
+    def line(trainer, values, step, seconds):
+        return [
+            {"reward": "r", "trainer": trainer, "seed": "0", "value": v, "images": i * step,
+             "cpu_seconds": i * seconds, "drift": 0.1 * i}
+            for i, v in enumerate(values)
+        ]  # fmt: skip
+
+    curves = line("ddpo", [0.0, 1.0, 2.0], 100, 10) + line("alignprop", [0.0, 4.0], 20, 2)
+    curves += line("rlcm", [-5.0, -4.0, -2.0], 50, 1)
+    mix = [{"reward": "r", "trainer": "ddpo", "weight": 1, "value": 2.0, "frechet": 9.0}]
+    mix += [
+        {"reward": "r", "trainer": "alignprop", "weight": w, "value": 4 * w, "frechet": 5 + w}
+        for w in (0, 0.25, 0.75, 1)
+    ]
+    (row,) = summary(curves, mix)
+    assert (row["ddpo_images"], row["alignprop_images"], row["images_share"]) == (200, 10, 0.05)
+    assert row["cpu_share_alignprop"] == pytest.approx(1 / 20)
+    assert row["rlcm_cpu_seconds"] == pytest.approx(1.5)  # a gain of 2 over its own start
+    assert row["alignprop_drift"] == pytest.approx(0.05)
+    assert (row["ddpo_frechet"], row["alignprop_frechet"]) == (9.0, pytest.approx(5.5))
+    assert crossing([0, 1], [0, 1], 2) is None and crossing([3, 4], [5, 6], 5) == 3
 
 
 def test_measures_are_replaced_by_name(tmp_path):
