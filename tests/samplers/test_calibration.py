@@ -19,7 +19,7 @@ RULE = {"name": "cfg", "scale": 5.0}
 def made(tmp_path_factory):
     engine = sampler.load(tiny.sd())
     found = calibrate_momentum(
-        engine, ["a", "b"], steps=[4], guidance=[RULE], numbers=[1.0, 2.5], batch_size=2
+        engine, ["a", "b"], steps=[4], guidance=[RULE], numbers=[1.0, 2.5], batch_size=2, seed=7
     )
     path = tmp_path_factory.mktemp("calibration") / "momentum.json"
     save(found, path)
@@ -32,14 +32,14 @@ def test_the_number_of_least_error_is_found(made):
     errors = {float(m): e for m, e in entry["errors"].items()}
     assert set(errors) == {1.0, 1.8, 2.5} and entry["momentum_number"] in errors
     assert errors[entry["momentum_number"]] <= errors[1.8]
-    options = {"seeds": 0, "guidance": RULE, "batch_size": 2, "output": "latent"}
+    options = {"seeds": 7, "guidance": RULE, "batch_size": 2, "output": "latent"}
     reference = {"name": "ghvb", "momentum_number": 1.8}
     exact = engine.generate(["a", "b"], steps=40, sampler=reference, **options).latents
     for number, error in errors.items():
         method = {"name": "ghvb", "momentum_number": number}
         latents = engine.generate(["a", "b"], steps=4, sampler=method, **options).latents
         gap = ((latents - exact).square().mean() / exact.square().mean()).sqrt()
-        assert float(gap) == pytest.approx(error, rel=1e-3)
+        assert float(gap) == pytest.approx(error, abs=2e-6)  # six digits are stored
 
 
 def test_generate_uses_and_records_it(made):
