@@ -83,5 +83,6 @@ def test_the_published_counts_are_these():
         row, found = published[case.name], count(case, "triton")
         assert int(row["launches"]) == found.kernels
         assert abs(float(row["bytes per element"]) - found.bytes) <= 0.01 * found.bytes
+        assert int(row["eager launches"]) == count(case, "reference").others
         shown = f"| {case.name} | {found.kernels} | {row['bytes per element']} |"
         assert shown in page

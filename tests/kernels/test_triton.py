@@ -141,6 +141,7 @@ SCALARS = {
     "not equal": lambda a, b: where(a != b, a, b) + where(a <= 0.0, 1.0, 0.0),
     "other functions": lambda a, b: torch.minimum(a, b).log1p() + a.exp() * torch.tensor(2.0),
     "with a tensor": lambda a, b: torch.tensor([1.0, 2.0, 3.0]) * a - b * torch.ones(3),
+    "with a wider tensor": lambda a, b: a * torch.ones(2, 3) + b + torch.ones(1) * a,
     "ties": lambda a, b: where(a < a, 5.0, b) + where(b <= b, a, 5.0) * where(a > a, 5.0, 1.0),
     "power": lambda a, b: a.abs() ** 1.5 + b**3,
 }
@@ -194,9 +195,10 @@ def test_what_only_the_next_step_needs_is_summed_while_this_one_is_computed(n, d
         d = Lin.of(x) - y
         now, late, last = gram(d, z), gram(d * per_row, x), gram(Lin.of(y) - z)
         step = Lin.of(x) * 3.0 + d * (now[0, 1] / now[1, 1])
-        return {"x": step, "y": d * 0.5 + z, "late": late[0, 1], "last": last}
+        return {"x": step, "y": d * 0.5 + z, "late": late, "last": last}
 
-    apart = {k: settle(v) for k, v in make().items()}
+    apart = {k: settle(v) for k, v in make().items() if k != "late"}
+    apart["late"] = make()["late"].tensor()
     with count_launches() as launches:
         together = settle(make())
     assert [k.kernel for k in launches] == ["gram", "scalar", "both", "scalar"]
@@ -205,6 +207,15 @@ def test_what_only_the_next_step_needs_is_summed_while_this_one_is_computed(n, d
     right = reference(make)
     exact = torch.as_tensor(settle(right["last"]))
     assert torch.allclose(torch.as_tensor(together["last"]), exact, rtol=1e-6)
+
+
+def test_a_reduction_that_the_step_needs_is_made_once():
+    x, y = draw(2, 300), draw(2, 300, seed=1)
+    with count_launches() as launches:
+        products = gram(x, y)
+        step, left = settle((Lin.of(x) - Lin.of(y) * products[0, 1], products[0, 0]))
+    assert [k.kernel for k in launches] == ["gram", "scalar", "formula", "scalar"]
+    assert torch.allclose(left, x.square().sum(1), rtol=1e-6) and step.shape == x.shape
 
 
 def test_a_reduction_over_other_tensors_or_rows_stays_alone():
