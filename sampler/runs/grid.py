@@ -51,7 +51,7 @@ def sheets(run: Run, x: str | None = None, y: str | None = None, columns: int = 
         across = x or next((name for name in reversed(axes) if name != y), axes[-1])
         down = y or next((name for name in reversed(axes) if name != across), None)
         pages = _crossed(found, across, down)
-    return [_drawn(page) for page in pages]
+    return [drawn(page) for page in pages]
 
 
 def _plain(found: list[tuple[dict[str, Any], bytes]], columns: int) -> list[Sheet]:
@@ -102,7 +102,8 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _drawn(sheet: Sheet) -> bytes:
+def drawn(sheet: Sheet) -> bytes:
+    """The sheet as PNG bytes; SamplerError (2) where it would be over 64 megapixels."""
     opened = {place: _small(data) for place, data in sheet.cells.items()}
     wide = max(image.width for image in opened.values()) + GAP
     high = max(image.height for image in opened.values()) + GAP
