@@ -361,6 +361,24 @@ where there is no reason it works, and where there is one it is refused, with th
 """
 
 
+NOTES = """
+## What to know of some
+
+- **Flux, Flux 2, Qwen-Image with a guidance embedding**: the rule `embedded` tells the network its
+  scale and is the default; `cfg` is the stock pipelines' "true" CFG, on top of it.
+- **Z-Image**: the stock `guidance_scale` s is our scale less one.
+- **Qwen-Image, Lumina 2**: the default `cfg` has `match_norm`, as the stock pipelines. Qwen-Image's
+  latents are [C, h/2, 2, w/2, 2], so that a rule can measure norms per token.
+- **DiT, consistency models with classes**: a prompt is the number of a class, or a label of the
+  pipeline. **Unconditional models**: the prompt is `""`.
+- **Wan**: `engine.pipeline.frames` is the number of frames (stock default 81); images are lists of
+  frames, or [B, 3, F, H, W]. Run folders keep images only.
+- **PixArt, Sana, HunyuanDiT**: images have the size that is asked for; sizes are not binned.
+- **SD 3.5**: skip-layer guidance is not done, and refused by the hook.
+- Safety checkers, watermarks, reference images, IP-Adapters and prompt rewriting are not run.
+"""
+
+
 def table():
     """The document, from what the tests run over."""
     rows = [
@@ -372,7 +390,7 @@ def table():
         parity = "to the bit" if family.exact else "1e-5"
         cells = [family.refused.get(name, "yes") for name in CAPABILITIES]
         rows.append([family.name, classes, parity, *cells])
-    return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows) + NOTES
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The table that these tests run over, and the document that is written from it: `
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -334,3 +335,19 @@ def test_what_unconditional_models_are_not_given():
         engine.generate("a fox", steps=2)
     with pytest.raises(ValueError, match="nothing to be guided by"):
         engine.generate("", steps=2, guidance={"name": "cfg", "scale": 2.0})
+
+
+@pytest.mark.parametrize("name", ["Flux (guidance embedding)", "Flux 2"])
+def test_the_network_is_told_a_scale(name):
+    """The rule "embedded" is the stock guidance_scale of distilled networks."""
+    family = FAMILIES[name]
+    pipe = family.build()
+    engine = family.engine(pipe)
+    told = replace(family, call={"guidance_scale": 1.5}, scale=(None, 0.0))
+    options = {"guidance": {"name": "embedded", "scale": 1.5}, "negative": None}
+    made = family.compared(family.ours(engine, **options), engine)
+    assert torch.equal(made, told.stock(pipe))
+    assert relative(family.compared(family.ours(engine, 1.0, negative=None), engine), made) > 1e-4
+    with pytest.raises(ValueError, match="does not take the guidance scale"):
+        other = FAMILIES["Stable Diffusion 3"]
+        other.ours(other.engine(other.build()), **options)
