@@ -5,8 +5,9 @@ Per reward and seed, where DDPO ended is the mark:
     images, CPU seconds and drift at which AlignProp's curve crosses DDPO's final reward
     CPU seconds at which RLCM has gained over its own start what DDPO gained over its own
 
-The crossing is interpolated linearly between two evaluations; empty where it is never reached. The
-Fréchet distances at equal reward come from the sweep of adapter weights, seed 0.
+The crossing is interpolated linearly between two evaluations; empty where it is never reached, and
+where DDPO has gained nothing, so that there is nothing to reach. The Fréchet distances at equal
+reward come from the sweep of adapter weights, seed 0.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def _compared(lines: dict[str, list[Row]]) -> Row:
     images, spent = column("ddpo", "images")[-1], column("ddpo", "cpu_seconds")[-1]
     row: Row = {"ddpo_gain": gain, "ddpo_images": images, "ddpo_cpu_seconds": spent}
     row["ddpo_drift"] = column("ddpo", "drift")[-1]
+    if gain <= 0:
+        return row
     for key in ("images", "cpu_seconds", "drift"):
         row[f"alignprop_{key}"] = crossing(
             column("alignprop", key), column("alignprop", "value"), mark

@@ -168,6 +168,9 @@ def test_the_summary_finds_where_curves_cross():
     assert row["rlcm_cpu_seconds"] == pytest.approx(1.5)  # a gain of 2 over its own start
     assert row["alignprop_drift"] == pytest.approx(0.05)
     assert (row["ddpo_frechet"], row["alignprop_frechet"]) == (9.0, pytest.approx(5.5))
+    for row in curves[:3]:  # DDPO gains nothing: there is no mark to reach
+        row["value"] = 0.0
+    assert "images_share" not in summary(curves, [])[0]
     assert crossing([0, 1], [0, 1], 2) is None and crossing([3, 4], [5, 6], 5) == 3
 
 
