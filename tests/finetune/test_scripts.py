@@ -78,6 +78,7 @@ def test_the_teachers_step_is_guided_ddim(task):
     assert task.level(torch.tensor([distill_lcm.LEVELS]))[1] == 0
 
 
+@pytest.mark.slow
 def test_training_resumes_bit_for_bit_and_is_packed(sprites, tmp_path, monkeypatch):
     def call(*arguments):
         return CliRunner().invoke(distill_lcm.app, list(map(str, arguments)))
@@ -120,6 +121,7 @@ def test_training_resumes_bit_for_bit_and_is_packed(sprites, tmp_path, monkeypat
     assert all(0 <= f["concept"] <= 1 and f["images"] == 2 for f in figures["steps"].values())
 
 
+@pytest.mark.slow
 def test_the_study_trains_sweeps_and_plots(tmp_path, monkeypatch):
     runs, figures = tmp_path / "runs", tmp_path / "figures"
     one = ["--seeds", "0", "--trainers", "alignprop", "--rewards", "classifier"]
