@@ -45,9 +45,7 @@ def is_one_sentence(error):
     return text.endswith(".") and "\n" not in text and not re.search(r"[.!?] +[A-Z]", text)
 
 
-@pytest.mark.parametrize(
-    "spec", BUILT, ids=lambda spec: "-".join(map(str, list(spec.values())[:3]))
-)
+@pytest.mark.parametrize("spec", BUILT, ids=lambda spec: spec["name"])
 def test_when_the_engine_is_built(spec):
     with pytest.raises(ValueError) as error:
         sampler.Engine(sampler.denoiser(never), sampler=spec)
@@ -55,7 +53,7 @@ def test_when_the_engine_is_built(spec):
     assert str(error.value).startswith(spec["name"]) or spec["name"] == "reddiff"
 
 
-@pytest.mark.parametrize("spec", RUN, ids=lambda spec: "-".join(map(str, list(spec.values())[:2])))
+@pytest.mark.parametrize("spec", RUN, ids=lambda spec: spec["name"])
 def test_before_the_first_evaluation(spec):
     engine = sampler.Engine(sampler.denoiser(never), sampler=spec)
     with pytest.raises(ValueError) as error:
