@@ -60,7 +60,8 @@ def network(teacher: Any, folder: Path = STUDENT) -> Any:
     student = type(teacher).from_config(config)
     before = {name: value.cpu() for name, value in teacher.state_dict().items()}
     student.load_state_dict(unpacked(load_file(folder / "student.safetensors"), before))
-    return student.to(teacher.device, teacher.dtype).eval()
+    # torch's own `to`: diffusers' remarks on dtypes even where there is nothing to say
+    return torch.nn.Module.to(student, teacher.device, teacher.dtype).eval()
 
 
 def pipeline(teacher: Any, folder: Path = STUDENT) -> Any:
