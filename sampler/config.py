@@ -84,12 +84,15 @@ class PromptsConfig:
 class OutputConfig:
     """dir: the run folder, or a URL; null makes a new one below runs/.
 
+    format, layout: what there is: PNG, in one folder (in parts of 1,000 above 10,000 images).
     metadata: what an image says of itself; name_template: of {index} {key} {seed} {slug} {sampler}
     {guidance} {axis:NAME}; flagged: what becomes of images that a safety checker flags; fsync:
     false trusts the operating system with what was written last.
     """
 
     dir: str | None = None
+    format: Literal["png"] = "png"
+    layout: Literal["flat"] = "flat"
     metadata: Literal["full", "basic", "none"] = "full"
     name_template: str | None = None
     flagged: Literal["keep", "blur", "drop"] = "keep"

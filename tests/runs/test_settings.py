@@ -29,6 +29,11 @@ guidance: {name: adaptive, threshold: 0.991, rule: {name: apg, scale: 7.5}}
 run: {steps: 25, width: 512, height: 512, n: 4, seed: 1234, batch_size: auto}
 errors: {on_nonfinite: retry, on_oom: shrink, max_errors: null}
 """
+REST = """
+prompts: {file: prompts.jsonl, wildcards: null, expand: none}   # none | random | all
+output: {dir: runs, format: png, metadata: full, layout: flat, fsync: true, writer_threads: 2}
+limits: {max_jobs: 1000000, max_pixels: 16777216, max_steps: 1000, max_prompt_chars: 20000}
+"""
 TOML = """
 version = 1
 sampler = {name = "ghvb", momentum_number = 1.8}
@@ -73,6 +78,14 @@ def test_yaml_toml_and_json_say_the_same(tmp_path):
     assert settings(tmp_path / "c.toml", TOML) == wanted
     body = json.dumps(yaml.safe_load(YAML), indent="\t")
     assert settings(tmp_path / "c.json", body) == wanted
+
+
+def test_every_section_with_every_key(tmp_path):
+    whole = settings(tmp_path / "c.yaml", YAML + REST)
+    assert whole.guidance == settings(tmp_path / "d.yaml", YAML).guidance
+    assert whole.prompts.file == str(tmp_path / "prompts.jsonl")
+    with pytest.raises(SamplerError, match="output.format"):
+        settings(tmp_path / "c.yaml", YAML + REST.replace("format: png", "format: gif"))
 
 
 @pytest.mark.parametrize(
