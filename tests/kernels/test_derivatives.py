@@ -145,3 +145,14 @@ def test_sums_of_lazy_values_and_tensors_compile():
     compiled = torch.compile(fn, fullgraph=True, backend="eager")
     for mine, right in zip(compiled(x, y), fn(x, y), strict=True):
         assert torch.equal(mine, right)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_first_used_in_inference_mode_serve_a_backward_pass(dtype):
+    """Numbers are kept as tensors, and autograd refuses tensors that inference mode made."""
+    number = 0.3712345
+    with torch.inference_mode():
+        settle(Lin.of(torch.ones(2, 3, dtype=dtype)) * number)
+    x = torch.ones(2, 3, dtype=dtype, requires_grad=True)
+    settle(Lin.of(x) * number).sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, torch.full_like(x, number))
