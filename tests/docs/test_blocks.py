@@ -1,0 +1,202 @@
+"""The documentation is run: Python blocks, command lines and YAML of every page.
+
+In a block marked `sh` or `python` everything runs. What cannot run here (a download, a machine
+that is elsewhere) is marked `console`: its `sampler` lines are parsed, so that every option exists.
+"""
+
+import argparse
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+
+import pytest
+import typer.core
+
+from sampler import registry
+from sampler.cli import main
+from sampler.finetune import recipe
+from sampler.layers import read_file, resolve
+from tests.docs.pages import PAGES, ROOT, blocks, fences, prose, read
+
+LANGUAGES = {"python", "sh", "yaml", "console", "text", "json", "toml", "html"}
+LAUNCHERS = ("torchrun", "srun", "accelerate", "timeout")
+OTHERS = ("pip", "pre-commit", "mkdir", "cd")  # too little of ours in them to be checked
+
+# What takes hours is run in short, with exactly these changes.
+SHORT_PYTHON = {  # in blocks that call sampler.finetune
+    r"\bupdates=\d+": "updates=1",
+    r'"samples": \d+': '"samples": 4',
+    r'"batch": \d+': '"batch": 2',
+    r'"steps": \d+': '"steps": 2',
+}
+SHORT_FINETUNE = ["--updates", "1", "--set", "fit.batch=2", "--set", "fit.steps=2"]
+SHORT_DISTIL = ["--set", "trainer.samples=4", "--set", "trainer.warmup=1"]
+PARSED = ("calibrate", "bench", "ui")  # minutes, or a server: only their options are looked at
+
+
+def workplace(folder):
+    """A folder in which the documented commands find what a checkout has."""
+    for name in ("configs", "docs", "scripts", "constraints.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    table = "prompt,seed,steps\na fox on a red background,1,2\na dog,2,2\n"
+    (folder / "prompts.csv").write_text(table)
+    return folder
+
+
+def short(text):
+    if "sampler.finetune(" in text:
+        for long, instead in SHORT_PYTHON.items():
+            text = re.sub(long, instead, text)
+    return text
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_python_blocks_run(page, tmp_path):
+    """In order and in one process of their own, so that what they register stays there."""
+    names = []
+    for i, text in enumerate(blocks(page, "python")):
+        names.append(f"block{i}")
+        (tmp_path / f"block{i}.py").write_text(short(text))
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {', '.join(names)}"],
+        cwd=workplace(tmp_path), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def lines(text):
+    """The commands of a block as words, without prompts, comments and settings before them."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        for part in " ".join(map(shlex.quote, words)).split(" '&&' "):
+            found = shlex.split(part)
+            while found and re.match(r"\w+=", found[0]):
+                found.pop(0)
+            if found:
+                yield found
+
+
+# Of every block: a later line may use what an earlier one made.
+COMMANDS = [(page, text) for page in PAGES for text in blocks(page, "sh")]
+
+
+@pytest.mark.parametrize(("page", "text"), COMMANDS, ids=[page for page, _ in COMMANDS])
+def test_shell_lines_run(page, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(workplace(tmp_path))
+    made = False
+    for words in lines(text):
+        launcher = words[0] if words[0] in LAUNCHERS else ""
+        if launcher == "timeout":
+            assert "KILL" in words and cut_short(words) in (0, -9, 137), words
+        elif words[0] == "sampler" or launcher:
+            words = words[words.index("sampler") + 1 :]
+            if words[0] in PARSED:
+                assert parses(lambda words=words: main(words))
+                continue
+            words = [*words, *shortening(words)]
+            code = main(words)
+            captured = capsys.readouterr()
+            assert code == 0, (words, captured.err)
+            assert captured.out or "already" in captured.err, words
+            made |= "generate" in words and "--dry-run" not in words
+        else:
+            known(words, monkeypatch)
+    files = [name for _, _, found in os.walk(tmp_path) for name in found]
+    assert not made or any(name.endswith(".png") for name in files)
+
+
+def shortening(words):
+    # A cluster is not here: what is asked of one is planned only (tests/runs/ has them run).
+    if "--executor" in words:
+        return ["--dry-run"]
+    if words[0] != "finetune":
+        return []
+    named = [(ROOT / w).read_text() for w in words if w.endswith(".yaml")]
+    distils = any("f_distill" in text for text in [*words, *named])
+    return SHORT_FINETUNE + (SHORT_DISTIL if distils else [])
+
+
+def cut_short(words):
+    """A command that is meant to be killed, for real."""
+    sampler = words.index("sampler")
+    call = [*words[:sampler], sys.executable, "-m", "sampler.cli", *words[sampler + 1 :]]
+    return subprocess.run(call, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+class Parsed(Exception):
+    """The arguments were understood, and nothing was done."""
+
+
+def parses(call):
+    """Whether a program of typer or argparse gets as far as doing something."""
+
+    def stop(*_, **__):
+        raise Parsed
+
+    parse = argparse.ArgumentParser.parse_args
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.core.TyperCommand, "invoke", stop)
+        patch.setattr(
+            argparse.ArgumentParser, "parse_args", lambda *a, **k: stop(parse(*a, **k))
+        )
+        with pytest.raises(Parsed):
+            call()
+    return True
+
+
+def known(words, monkeypatch):
+    """A script of ours gets its arguments parsed; a target of make exists."""
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets, words
+    elif words[0] == "python" and words[1].startswith("scripts/"):
+        monkeypatch.setattr(sys, "argv", words[1:])
+        monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+        parses(lambda: runpy.run_path(str(ROOT / words[1]), run_name="__main__"))
+    elif words[:3] == ["python", "-m", "pytest"]:
+        assert all((ROOT / w).exists() for w in words[3:] if w.startswith("tests")), words
+    else:
+        assert words[0] in OTHERS, words
+
+
+def test_a_script_with_another_option_is_found_out(monkeypatch):
+    known(["python", "scripts/study_fdistill.py", "document"], monkeypatch)
+    known(["python", "scripts/readme_grid.py", "--out", "a.png"], monkeypatch)
+    with pytest.raises(SystemExit):
+        known(["python", "scripts/readme_grid.py", "--none"], monkeypatch)
+    with pytest.raises(SystemExit):
+        known(["python", "scripts/study_fdistill.py", "none"], monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_hides_in_other_blocks(page):
+    """A command or a program is in a block that is run, or in one that says that it cannot be."""
+    for language, text in fences(page):
+        assert language in LANGUAGES, f"{page}: a block is marked {language!r}"
+        if language not in ("sh", "python", "console"):
+            assert not re.search(r"^(\$ )?(sampler|python|pip|import|from) \w", text, re.M), text
+        if language == "console":
+            for words in lines(text):
+                if words[0] == "sampler":
+                    assert parses(lambda words=words: main(words[1:]))
+    assert not re.search(r"^ {4,}(sampler|python|pip|make) ", prose(page), re.M)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")])
+def test_yaml_blocks_are_valid(page, tmp_path):
+    for text in blocks(page, "yaml"):
+        (tmp_path / "c.yaml").write_text(text)
+        found = read_file(tmp_path / "c.yaml")
+        tunes = re.search("^trainer:", text, re.MULTILINE)
+        assert (recipe.resolve([found]) if tunes else resolve([found], [], [])).version == 1
+
+
+@pytest.mark.parametrize("kind", ["sampler", "guidance"])
+def test_the_tables_name_what_exists(kind):
+    table = re.search(rf"^\| {kind} \|.*?\n\n", read("README.md"), re.M | re.S)
+    assert table is not None
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", table[0], re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(registry.names(kind))
