@@ -123,7 +123,8 @@ def cut_short(words):
     """A command that is meant to be killed, for real."""
     sampler = words.index("sampler")
     call = [*words[:sampler], sys.executable, "-m", "sampler.cli", *words[sampler + 1 :]]
-    return subprocess.run(call, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    settings = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(call, capture_output=True, env=settings).returncode
 
 
 class Parsed(Exception):
@@ -139,9 +140,7 @@ def parses(call):
     parse = argparse.ArgumentParser.parse_args
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.core.TyperCommand, "invoke", stop)
-        patch.setattr(
-            argparse.ArgumentParser, "parse_args", lambda *a, **k: stop(parse(*a, **k))
-        )
+        patch.setattr(argparse.ArgumentParser, "parse_args", lambda *a, **k: stop(parse(*a, **k)))
         with pytest.raises(Parsed):
             call()
     return True
