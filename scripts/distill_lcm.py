@@ -38,7 +38,8 @@ from torch import Tensor, nn
 import sampler
 from sampler.bundled import FOLDER, classifier, prompts
 from sampler.bundled.measures import measure
-from sampler.pipelines.few_step import packed, pipeline
+from sampler.pipelines.difference import packed
+from sampler.pipelines.few_step import pipeline
 from sampler.pipelines.scale_embedding import scale_embedding
 
 LEVELS = 8
