@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 from sampler.guidance.gates import check_scale, is_one
-from sampler.guidance.linear_ag_coefficients import Coefficients
+from sampler.guidance.linear_ag_coefficients import Coefficients, agree
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
 
@@ -142,7 +142,7 @@ class LinearAG(GuidanceBase):
         if levels is None:
             return
         found, fitted = rounded_levels([span.now])[0], list(levels[span.index])
-        if found != fitted:
+        if not agree(fitted, found):
             raise ValueError(
                 f"linear_ag: step {span.index} is at alpha, sigma = {found}, the calibration was "
                 f"at {fitted}; use the same schedule and steps."
