@@ -18,6 +18,7 @@ from sampler.cli import (
     resume,
     sheets,
     show,
+    ui,
     validate,
     verify,
 )
@@ -43,6 +44,7 @@ app.command("validate")(validate.validate)
 app.command("list")(listing.command)
 app.command("bench")(bench.command)
 app.command("doctor")(doctor.command)
+app.command("ui")(ui.command)
 app.add_typer(calibrate.app, name="calibrate")
 _config = typer.Typer(help="The configuration files' schema.", no_args_is_help=True)
 _config.command("schema")(validate.schema)

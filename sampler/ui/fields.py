@@ -1,0 +1,108 @@
+"""From the fields of a registered strategy to the controls of a form, and back to a spec.
+
+Nothing here knows gradio: a control is what a field can hold, whatever draws it.
+
+    number, integer    a number          flag      a box to tick
+    choice             one of several    text      a text as it is
+    yaml               anything else: lists, other rules with their fields
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from sampler import registry, strict_yaml
+from sampler.ui.words import plain_number, word
+
+Form = Literal["number", "integer", "flag", "choice", "text", "yaml"]
+_PLAIN: dict[Any, Form] = {bool: "flag", int: "integer", float: "number", str: "text"}
+_HINT = 100  # characters of a field's explanation that stand at its control
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a field can be set to. optional: may be empty; shown: what an untouched control has."""
+
+    name: str
+    form: Form
+    shown: Any = None
+    choices: tuple[Any, ...] = ()
+    optional: bool = False
+    hint: str = ""
+
+
+def controls(kind: str, name: str, given: Mapping[str, Any] | None = None) -> list[Control]:
+    """The controls of a strategy's fields; `given` is shown instead of the fields' own defaults."""
+    hints = get_type_hints(registry.lookup(kind, name))
+    about = registry.describe(kind, name)
+    explained = explanations(about["doc"])
+    found = []
+    for field in about["fields"]:
+        form, choices, optional = _form(hints[field["name"]])
+        value = (given or {}).get(field["name"], field["default"])
+        shown = ("" if value is None else word(value)) if form == "yaml" else value
+        hint = explained.get(field["name"], "")
+        found.append(Control(field["name"], form, shown, choices, optional, hint))
+    return found
+
+
+def spec(kind: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"name": ..., field: ...} of what the controls hold, without fields at their defaults.
+
+    Raises ValueError for an empty control that must not be, and for what is no YAML.
+    """
+    defaults = {f["name"]: f["default"] for f in registry.describe(kind, name)["fields"]}
+    found: dict[str, Any] = {"name": name}
+    for control in controls(kind, name):
+        if control.name not in values:
+            continue
+        value = _value(kind, name, control, values[control.name], defaults[control.name])
+        if value != _listed(defaults[control.name]):
+            found[control.name] = value
+    return found
+
+
+def explanations(doc: str) -> dict[str, str]:
+    """{field: the first sentence about it} of a strategy's docstring, whose lines are
+    `field, field: text`, gone on with further in."""
+    found: dict[str, str] = {}
+    for match in re.finditer(r"^ {4}(\w+(?:, \w+)*): (.+(?:\n {8,}.+)*)", doc, re.MULTILINE):
+        text = re.split(r"(?<=[^.\d])\. |; ", " ".join(match[2].split()))[0].rstrip(".")
+        if len(text) <= _HINT:
+            found |= dict.fromkeys(match[1].split(", "), text)
+    return found
+
+
+def _form(hint: Any) -> tuple[Form, tuple[Any, ...], bool]:
+    """(form, choices, whether it may be empty) of a field's type."""
+    members = [hint]
+    if get_origin(hint) in (Union, types.UnionType):
+        members = [member for member in get_args(hint) if member is not type(None)]
+    optional = type(None) in get_args(hint)
+    if len(members) > 1:
+        return "yaml", (), optional
+    if get_origin(members[0]) is Literal:
+        return "choice", get_args(members[0]), optional
+    return _PLAIN.get(members[0], "yaml"), (), optional or members[0] is Any
+
+
+def _value(kind: str, name: str, control: Control, value: Any, default: Any) -> Any:
+    empty = value is None or (isinstance(value, str) and not value.strip())
+    if empty and (control.optional or default is None):
+        return None
+    if empty:
+        raise ValueError(
+            f"{kind} {name!r}: field {control.name!r} is empty; its default is {word(default)}."
+        )
+    if control.form == "yaml":
+        return strict_yaml.parse(str(value), f"{kind}.{control.name}")[0]
+    return plain_number(value)
+
+
+def _listed(value: Any) -> Any:
+    """A default as YAML would have it: tuples are lists there."""
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

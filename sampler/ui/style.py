@@ -1,0 +1,48 @@
+"""How the page looks: gradio's plain theme with the fonts of the system, and a few rules."""
+
+from __future__ import annotations
+
+from gradio.themes import Base
+
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+CSS = """
+.gradio-container{max-width:1560px!important;margin:0 auto!important}
+#head h1{font-size:1.35rem;font-weight:600;margin:0}
+#head p{margin:.15rem 0 0;color:var(--body-text-color-subdued);font-size:.9rem}
+#asked{align-self:flex-start}
+.controls{display:grid!important;grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));
+gap:.6rem!important}
+.controls>*{min-width:0!important}
+.title{margin:0;font-size:1rem;color:var(--body-text-color-subdued)}
+.title b{color:var(--body-text-color);font-weight:600;margin-right:.35rem}
+#go{position:sticky;bottom:0;z-index:5;padding:.75rem 0;background:var(--body-background-fill)}
+.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:1rem}
+.pictures.few{grid-template-columns:repeat(auto-fit,minmax(9rem,20rem))}
+.pictures figure{margin:0;min-width:0}
+.pictures img,.pictures .frame{display:block;width:100%;aspect-ratio:1;object-fit:contain;
+border-radius:.5rem;background:var(--background-fill-secondary)}
+.pictures .frame{display:grid;place-items:center;padding:1rem;text-align:center;
+font-size:.8rem;border:1px dashed var(--border-color-primary)}
+.pictures .at-work img{opacity:.85}
+.pictures figcaption{display:flex;flex-direction:column;gap:.1rem;margin-top:.4rem;
+font-size:.85rem;line-height:1.35}
+.pictures figcaption b{font-weight:600;font-variant-numeric:tabular-nums}
+.pictures figcaption span{color:var(--body-text-color-subdued);overflow-wrap:anywhere;
+font-size:.8rem}
+.nothing{display:grid;place-items:center;min-height:14rem;margin:0;border-radius:.5rem;
+border:1px dashed var(--border-color-primary);color:var(--body-text-color-subdued)}
+.problem{margin:0;padding:.7rem .9rem;border-radius:.5rem;overflow-wrap:anywhere;
+border:1px solid var(--error-border-color);background:var(--error-background-fill);
+color:var(--error-text-color)}
+.note{margin:0;font-size:.85rem;color:var(--body-text-color-subdued);overflow-wrap:anywhere}
+.copied textarea{font-family:var(--font-mono)!important;font-size:.8rem!important}
+"""
+
+
+def theme() -> Base:
+    """No font of another host: texts are drawn with what the system has."""
+    return Base(
+        primary_hue="blue", neutral_hue="slate", radius_size="md", font=FONTS, font_mono=MONO
+    )
