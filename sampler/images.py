@@ -13,6 +13,9 @@ from torch import Tensor
 from sampler.noise import initial
 from sampler.types import Level, SamplerError
 
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 64 * 10**6
+
 
 def read(path: str | Path) -> Tensor:
     """An image file as [1, 3, H, W] in [0, 1], float32, turned upright by its EXIF tag.
@@ -75,7 +78,10 @@ def _pixels(path: str | Path, mode: str) -> Tensor:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:  # by the header: nothing is decoded yet
+                size = f"{file.width} x {file.height} pixels"
+                raise SamplerError(f"{path}: {size}; at most 64 megapixels are read.", 2)
             upright = ImageOps.exif_transpose(file).convert(mode)
     except (OSError, UnidentifiedImageError) as error:
         reason = getattr(error, "strerror", None) or "it is no image that can be read"

@@ -1,15 +1,19 @@
 """Measurement operators: pseudo-inverses, gradients, and JPEG against Pillow."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
+from sampler import images, tasks
 from sampler.samplers import operators
 from sampler.samplers.operators_filter import Deblur, SuperResolution, least_squares
 from sampler.samplers.operators_nonlinear import JPEG, HighDynamicRange, PhaseRetrieval
+from sampler.types import SamplerError
 
 SIZE = (3, 16, 16)
 
@@ -170,3 +174,25 @@ def test_masks_from_files(tmp_path):
     assert (y[..., :4, :] == 0).all() and (y[..., 4:, :] == 1).all()
     with pytest.raises(ValueError, match="mask of"):
         operator.A(torch.ones(1, 3, 8, 8))
+
+
+def test_image_files_are_looked_at_before_they_are_decoded(tmp_path):
+    """More than 64 megapixels by the header alone, and other formats; a turned photo is upright."""
+    header = struct.pack(">IIBBBBB", 8001, 8000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    data = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    Image.new("RGB", (4, 2)).save(tmp_path / "small.png")
+    rest = (tmp_path / "small.png").read_bytes()[33:]
+    (tmp_path / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data + rest)
+    with pytest.raises(SamplerError, match="8001 x 8000 pixels; at most 64 megapixels"):
+        images.read(tmp_path / "large.png")
+    Image.new("RGB", (4, 2)).save(tmp_path / "image.gif")
+    for look in (images.read, lambda path: tasks.settings("superres", path, None)):
+        with pytest.raises(SamplerError, match="no image that can be read"):
+            look(str(tmp_path / "image.gif"))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (4, 2)).save(tmp_path / "turned.jpg", exif=exif)
+    assert images.read(tmp_path / "turned.jpg").shape == (1, 3, 4, 2)
+    found = tasks.settings("denoise", str(tmp_path / "turned.jpg"), None)
+    assert (found["--image width"][1], found["--image height"][1]) == (2, 4)
