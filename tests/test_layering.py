@@ -2,7 +2,7 @@
 
     sampler_kernels  <-  types  <-  noise, grids, schedule, images, registry
                      <-  samplers, guidance, rewards  <-  denoisers, loop  <-  batch  <-  workers
-                     <-  engine  <-  pipelines, loading  <-  finetune  <-  cli
+                     <-  engine  <-  pipelines, loading  <-  finetune  <-  cli  <-  ui
 
 An import inside a function counts as an import (laziness is about time, not about layers); one
 under TYPE_CHECKING does not.
@@ -124,6 +124,9 @@ ONLY = {
     "typer": ("sampler.cli",),
     "rich": ("sampler.cli",),
     "yaml": ("sampler.strict_yaml",),
+    "gradio": ("sampler.ui",),
+    "starlette": ("sampler.ui",),
+    "sampler.ui": ("sampler.ui", "sampler.cli.ui"),  # the page lies on top; its command starts it
 }
 
 

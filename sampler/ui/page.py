@@ -66,10 +66,8 @@ class Page:
             )
         with gr.Row(elem_classes="controls"):
             form["steps"] = gr.Number(20, label="Steps", elem_id="steps")
-            form["n"] = gr.Number(1, label="Images per prompt", elem_id="n")
-            form["seed"] = gr.Number(
-                0, label="Seed of the first", placeholder="a new one", elem_id="seed"
-            )
+            form["n"] = gr.Number(1, label="Images each", elem_id="n")
+            form["seed"] = gr.Number(0, label="First seed", placeholder="a new one", elem_id="seed")
         with gr.Accordion("Size", open=False), gr.Row(elem_classes="controls"):
             for name in ("width", "height"):
                 form[name] = gr.Number(

@@ -8,13 +8,19 @@ FONTS = ("system-ui", "-apple-system", "Segoe UI", "Helvetica Neue", "Arial", "s
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
-.gradio-container{max-width:1560px!important;margin:0 auto!important}
+.gradio-container{width:100%;max-width:1560px!important;margin:0 auto!important}
 #head h1{font-size:1.35rem;font-weight:600;margin:0}
 #head p{margin:.15rem 0 0;color:var(--body-text-color-subdued);font-size:.9rem}
 #asked{align-self:flex-start}
-.controls{display:grid!important;grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));
-gap:.6rem!important}
-.controls>*{min-width:0!important}
+.html-container{padding:0!important}
+#problem:not(:has(p)),[id$=-kept]:not(:has(p)){display:none}
+.controls .form{display:grid!important;width:100%;min-width:0!important;border:0;
+grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));background:none;gap:.6rem;align-items:end}
+.strategy .controls .form{grid-template-columns:repeat(auto-fill,minmax(11rem,1fr))}
+.controls .block{min-width:0!important;border:0!important;padding:.2rem 0!important}
+.controls label.block{display:flex;flex-direction:column}
+.strategy{gap:.6rem!important}
+[id$=-keep]{align-self:flex-start;width:auto}
 .title{margin:0;font-size:1rem;color:var(--body-text-color-subdued)}
 .title b{color:var(--body-text-color);font-weight:600;margin-right:.35rem}
 #go{position:sticky;bottom:0;z-index:5;padding:.75rem 0;background:var(--body-background-fill)}

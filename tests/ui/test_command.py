@@ -1,0 +1,35 @@
+"""`sampler ui` on the command line: what it refuses, and that its help is light."""
+
+import importlib.util
+import subprocess
+import sys
+
+from sampler.cli import main
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom sampler.cli import main\ncode = main(['ui', '--help'])\n"
+        "print([n for n in ('torch', 'gradio', 'PIL') if n in sys.modules], file=sys.stderr)\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (0, "[]")
+    assert "--port" in done.stdout and "--host" not in done.stdout
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "gradio" else found(name, *a)
+    )
+    assert main(["ui"]) == 2
+    told = capsys.readouterr().err
+    assert "pip install diffusion-sampler[ui]" in told and told.count("\n") == 1
+
+
+def test_wrong_options_are_a_sentence(capsys):
+    assert main(["ui", "--dtype", "float8"]) == 2
+    assert "--dtype: model.dtype" in capsys.readouterr().err
+    assert main(["ui", "--model", "no/such/model"]) == 6
+    assert main(["ui", "--port", "70000"]) == 2

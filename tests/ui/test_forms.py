@@ -1,0 +1,116 @@
+"""The playground's forms: controls from fields, and back to what the command line knows."""
+
+import pytest
+
+import sampler
+from sampler import registry
+from sampler.config import ModelConfig
+from sampler.layers import from_sets
+from sampler.types import SamplerError
+from sampler.ui.asked import MOST, Chosen, Form, config_of
+from sampler.ui.fields import controls, explanations, spec
+from sampler.ui.words import python, shell, word, yaml
+
+EVERY = [(kind, name) for kind in ("sampler", "guidance") for name in registry.names(kind)]
+
+
+def by_name(kind, name, given=None):
+    return {control.name: control for control in controls(kind, name, given)}
+
+
+def asked(form=None, sampler="ddim", guidance="cfg", **values):
+    """A configuration of a form; values: of the guidance's controls."""
+    chosen = {"sampler": Chosen(sampler, {}), "guidance": Chosen(guidance, values)}
+    return config_of(form or Form("a fox", seed=1), chosen, ModelConfig())
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_every_field_has_a_control_and_untouched_controls_say_nothing(kind, name):
+    found = by_name(kind, name)
+    assert list(found) == [f["name"] for f in sampler.describe(kind, name)["fields"]]
+    assert spec(kind, name, {n: control.shown for n, control in found.items()}) == {"name": name}
+
+
+def test_the_form_of_a_control_follows_the_type_of_its_field():
+    cfg, adaptive, ghvb = (
+        by_name("guidance", "cfg"),
+        by_name("guidance", "adaptive"),
+        by_name("sampler", "ghvb"),
+    )
+    assert (cfg["scale"].form, cfg["scale"].shown, cfg["scale"].optional) == ("number", 7.5, False)
+    assert cfg["interval"].form == "yaml" and cfg["interval"].optional
+    assert cfg["rescale"].hint == "φ in 0..1"
+    assert adaptive["rule"].form == "yaml" and adaptive["rule"].shown == "cfg"
+    assert adaptive["lag"].choices == (0, 1) and adaptive["compact"].form == "choice"
+    assert (ghvb["order"].form, ghvb["order"].optional) == ("integer", True)
+    assert ghvb["momentum_number"].form == "yaml"  # a number, or a name
+    assert by_name("guidance", "autoguidance")["weak"].form == "text"
+    assert by_name("guidance", "cfg", {"name": "cfg", "scale": 3.0})["scale"].shown == 3.0
+
+
+def test_what_controls_hold_becomes_a_spec_that_builds():
+    given = {"rule": "{name: apg, scale: 5}", "threshold": 0.9, "refresh": 4.0, "turn": None}
+    found = spec("guidance", "adaptive", given)
+    assert found == {
+        "name": "adaptive",
+        "rule": {"name": "apg", "scale": 5},
+        "threshold": 0.9,
+        "refresh": 4,
+    }
+    assert sampler.build("guidance", found).rule.scale == 5
+    assert spec("guidance", "cfg", {"interval": "[0, 5]"}) == {"name": "cfg", "interval": [0, 5]}
+    assert spec("guidance", "gfcg", {"interval": ""})["interval"] is None  # by default it is set
+    assert spec("sampler", "ghvb", {"momentum_number": "1.8"})["momentum_number"] == 1.8
+
+
+@pytest.mark.parametrize(
+    ("form", "values", "sentence"),
+    [
+        (Form("\n  \n"), {}, "There is no prompt; write one on a line."),
+        (Form("a", steps=0), {}, "--steps: run.steps = 0 must be greater than or equal to 1."),
+        (Form("a", steps=2.5), {}, "--steps: run.steps = 2.5 must be a valid integer."),
+        (Form("a", seed=-1), {}, "--seed: run.seed = -1 must be greater than or equal to 0."),
+        (Form("a", n=MOST + 1), {}, f"{MOST + 1} images are more than {MOST};"),
+        (Form("a"), {"scale": -1.0}, "--guidance: cfg: scale = -1.0 must be a number >= 0"),
+        (Form("a"), {"scale": None}, "guidance 'cfg': field 'scale' is empty; its default is 7.5."),
+        (Form("a"), {"interval": "[1"}, "guidance.interval:1: "),
+        (Form("a"), {"interval": "later"}, "guidance 'cfg': field 'interval' = 'later':"),
+        (Form("a"), {"rescale_space": "nowhere"}, "field 'rescale_space' = 'nowhere':"),
+    ],
+)
+def test_wrong_input_is_one_sentence(form, values, sentence):
+    with pytest.raises((SamplerError, ValueError)) as caught:
+        asked(form, **values)
+    assert sentence.lower().rstrip(".") in str(caught.value).lower()
+    assert "\n" not in str(caught.value)
+
+
+def test_equal_prompts_are_asked_for_once_and_empty_numbers_are_defaults():
+    config = asked(Form(" a fox \n\na dog\na fox\n", steps=None, seed=None, n=None))
+    assert config.prompts.texts == ("a fox", "a dog")
+    assert (config.run.steps, config.run.seed, config.run.n) == (20, None, 1)
+
+
+def test_the_words_are_read_back_as_the_values_that_they_say():
+    for value in ("auto", "true", "1e3", "a b", 3.0, 1e-8, None, [1, 2.5], {"name": "cfg"}, "ä#'"):
+        assert from_sets([f"guidance.x={word(value)}"])[0].tree["guidance"]["x"] == value
+
+
+def test_texts_name_the_model_and_quote_what_a_shell_would_read():
+    form = Form("-it's $HOME\na dog", "a # b", seed=3, n=2, steps=4, width=64)
+    chosen = {"sampler": Chosen("ab", {"order": 2}), "guidance": Chosen("none", {})}
+    config = config_of(form, chosen, ModelConfig(path="models/x", dtype="float16"))
+    assert shell(config) == (
+        "sampler generate --model models/x --dtype float16 --negative 'a # b' --seed 3 -n 2 "
+        "--steps 4 --width 64 --sampler ab --set sampler.order=2 --guidance none "
+        """-- '-it'"'"'s $HOME' 'a dog'"""
+    )
+    assert 'path: models/x\n  dtype: float16\n' in yaml(config)  # fmt: skip
+    text = python(config, [3, 4, 3, 4], 4)
+    assert "sampler.load('models/x', dtype='float16')" in text
+    assert "seeds=[3, 4, 3, 4]" in text and "batch_size=4" in text and "width=64" in text
+
+
+def test_explanations_are_read_from_the_lines_of_a_docstring():
+    doc = "First.\n\n    a, b: what both\n        do here; more.\n    c: x " + "long " * 40
+    assert explanations(doc) == {"a": "what both do here", "b": "what both do here"}

@@ -1,0 +1,149 @@
+"""The playground in a browser: headless Chromium uses the page as a person would.
+
+Skipped where gradio, playwright or Chromium is missing.
+"""
+
+import shlex
+import shutil
+import socket
+import urllib.error
+import urllib.request
+from urllib.parse import urlsplit
+
+import pytest
+
+import sampler
+from sampler.cli import main
+from sampler.cli.report import Report
+from sampler.cli.ui import explainer
+from sampler.config import ModelConfig
+
+pytest.importorskip("gradio")
+from sampler.types import SamplerError
+from sampler.ui.server import HOST, served
+from sampler.ui.studio import Studio
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome")
+     if (path := shutil.which(name))), None
+)  # fmt: skip
+WAIT = 120_000  # milliseconds; a loaded machine is slow, and nothing waits in vain
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    place = tmp_path_factory.mktemp("page")
+    return Studio(sampler.load(), ModelConfig(), place / "runs", place)
+
+
+@pytest.fixture(scope="module")
+def address(studio):
+    with served(studio, 0, explainer(Report())) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(address):
+    """The open page, and the addresses that it asked for."""
+    driver = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    with driver.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(WAIT)
+        page.asked = []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(address)
+        yield page
+        browser.close()
+
+
+def fill(page, **values):
+    for ident, value in values.items():
+        page.locator(f"#{ident.replace('__', '-')} :is(input, textarea)").first.fill(str(value))
+
+
+def generate(page):
+    page.locator("#generate").click()
+
+
+def test_it_listens_on_the_loopback_address_and_to_its_own_names_only(address, capsys):
+    port = urlsplit(address).port
+    with socket.create_connection((HOST, port), timeout=5) as there:
+        assert there.getpeername()[0] == "127.0.0.1"
+    others = [
+        entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)
+    ]
+    for other in [*others, "127.0.0.2"]:
+        if other != HOST:
+            with pytest.raises(OSError):
+                socket.create_connection((other, port), timeout=5)
+    request = urllib.request.Request(address, headers={"Host": "elsewhere.example"})
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(request, timeout=30)
+
+
+def test_a_port_that_is_taken_is_a_sentence(address, studio):
+    with pytest.raises(SamplerError, match="is taken; name another with --port"):
+        with served(studio, urlsplit(address).port, str):
+            pass
+
+
+def test_generate_compare_save_and_copy(page, studio, tmp_path):
+    fill(page, prompts="a fox on a green background", steps=4, seed=7)
+    page.locator("#compare input").check()
+    page.get_by_role("tab", name="Setting B").click()
+    fill(page, **{"B__guidance__apg__scale": 6})
+    generate(page)
+    page.locator("#B-pictures figure.made").wait_for()
+    assert page.locator("#A-pictures figure.made").count() == 1
+    for side in "AB":
+        caption = page.locator(f"#{side}-pictures figcaption").inner_text()
+        assert "8 rows · " in caption and "seed 7" in caption
+        natural = page.locator(f"#{side}-pictures img").evaluate(
+            "i => i.decode().then(() => i.naturalWidth)"
+        )
+        assert natural == 64
+        page.locator(f"#{side}-keep").click()
+        page.locator(f"#{side}-kept p").wait_for()
+    runs = sorted(studio.out.iterdir())
+    assert len(runs) == 2 and all(main(["verify", str(run), "-q"]) == 0 for run in runs)
+    page.locator("#B-copy").get_by_text("Copy as").click()
+    line = page.locator("#B-command textarea").input_value()
+    assert "--guidance apg --set guidance.scale=6" in line
+    assert main([*shlex.split(line)[1:], "-q", "-o", str(tmp_path / "again")]) == 0
+    made = [path.read_bytes() for path in (tmp_path / "again" / "images").iterdir()]
+    kept = [path.read_bytes() for run in runs for path in (run / "images").iterdir()]
+    assert len(kept) == 2 and kept[0] != kept[1] and kept.count(made[0]) == 1
+
+
+def test_wrong_input_is_the_sentence_of_the_command_line(page, capsys):
+    page.locator("#compare input").uncheck()
+    fill(page, steps=0, prompts="a fox")
+    generate(page)
+    told = page.locator("#problem p")
+    told.wait_for()
+    assert main(["generate", "a fox", "--steps", "0"]) == 2
+    assert capsys.readouterr().err == f"sampler: {told.inner_text()}\n"
+    fill(page, steps=4)
+    generate(page)
+    told.wait_for(state="detached")
+    page.locator("#A-pictures figure.made").wait_for()
+
+
+def test_a_run_can_be_stopped(page):
+    fill(page, steps=900)
+    generate(page)
+    page.locator("#A-pictures img[alt=preview]").wait_for()  # and was looked at on the way
+    page.locator("#stop").click()
+    page.locator("#A-pictures").get_by_text("Stopped.").wait_for()
+
+
+def test_the_page_fits_and_asks_nobody_else(page, address):
+    for width in (1400, 420):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.asked
+    hosts = {urlsplit(url).netloc for url in page.asked if not url.startswith(("data:", "blob:"))}
+    assert hosts == {urlsplit(address).netloc}
