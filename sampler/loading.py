@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from sampler import preflight
 from sampler.engine import Engine
-from sampler.types import SamplerError
+from sampler.types import SamplerError, first_line
 
 if TYPE_CHECKING:
     import torch
 
-BUNDLED, BUNDLED_LCM = "bundled", "bundled-lcm"
+BUNDLED, BUNDLED_LCM, BUNDLED_STUDENT = "bundled", "bundled-lcm", "bundled-student"
 BUNDLED_SCALE = 3.0  # the best prompt accuracy and Fréchet distance of the scales in its card
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -50,7 +50,8 @@ def load(
     """An engine over a diffusers pipeline.
 
     source: None or "bundled" for the model inside this package, "bundled-lcm" for its few-step
-    student (1 to 8 steps of the sampler "consistency"); a folder in the diffusers layout;
+    student (1 to 8 steps of the sampler "consistency"), "bundled-student" for the one that makes an
+    image in one evaluation; a folder in the diffusers layout;
     the name of a model on the Hugging Face Hub, from the local cache unless download=True; or a
     DiffusionPipeline, which is used as it is and not modified. A .safetensors file is read with the
     configurations of the folder `config`. revision: of a Hub model. dtype:
@@ -77,7 +78,11 @@ def load(
     if offload not in (None, *OFFLOADS):
         raise ValueError(f"offload = {offload!r:.40} must be one of {', '.join(OFFLOADS)}.")
     few_steps = source == BUNDLED_LCM
-    bundled = few_steps or source is None or source == BUNDLED
+    if source == BUNDLED_STUDENT and student is None:
+        from sampler.finetune import student_files
+
+        student = student_files.BUNDLED
+    bundled = source in (None, BUNDLED, BUNDLED_LCM, BUNDLED_STUDENT)
     if bundled:
         from sampler.bundled import FOLDER
 
@@ -144,7 +149,7 @@ def _folder(source: str | Path, download: bool, revision: str | None, variant: s
         return Path(fetch())
     except Exception as error:
         if download:
-            raise SamplerError(f"{source} cannot be downloaded: {_first_line(error)}", 6) from error
+            raise SamplerError(f"{source} cannot be downloaded: {first_line(error)}", 6) from error
         raise SamplerError(
             f"{source} is neither a folder here nor in the local cache; "
             "give download=True (--download) to fetch it from the Hugging Face Hub.",
@@ -223,7 +228,7 @@ def _opened(folder: Path, read: Callable[[], Any]) -> Any:
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             raise
-        raise SamplerError(f"{folder} cannot be loaded: {_first_line(error)}", 6) from error
+        raise SamplerError(f"{folder} cannot be loaded: {first_line(error)}", 6) from error
 
 
 def _dtype(dtype: Any, device: torch.device, folder: Path) -> torch.dtype:
@@ -238,10 +243,6 @@ def _dtype(dtype: Any, device: torch.device, folder: Path) -> torch.dtype:
     if name not in (None, *_DTYPES):
         raise ValueError(f"dtype = {name!r:.40} must be one of {', '.join(_DTYPES)}.")
     return getattr(torch, name or "float32")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

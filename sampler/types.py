@@ -38,6 +38,11 @@ class SamplerError(Exception):
         self.code = code
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in its first line; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class Level(NamedTuple):
     """One noise level: `t` is told to the network, x = alpha·x0 + sigma·eps.
 
@@ -360,6 +365,7 @@ __all__ = [
     "Sampler",
     "SamplerBase",
     "SamplerError",
+    "first_line",
     "Snapshot",
     "Span",
     "gram",

@@ -201,11 +201,15 @@ def _settings(
     lower += layers.from_environment(os.environ)
     upper = layers.from_sets(sets), layers.from_options(given)
     settings = layers.resolve(lower, *upper)
-    if settings.model.student is None:
-        return settings
-    from sampler.finetune.student_files import student_run
+    from sampler.finetune.student_files import BUNDLED, student_run
+    from sampler.runs.fingerprint import BUNDLED_STUDENT
 
-    own = layers.Layer(student_run(settings.model.student), {})
+    student = settings.model.student
+    if student is None and settings.model.path == BUNDLED_STUDENT:
+        student = BUNDLED
+    if student is None:
+        return settings
+    own = layers.Layer(student_run(student), {})
     return layers.resolve([own, *lower], *upper)
 
 

@@ -3,6 +3,7 @@
 RUN/student/manifest.json    what it is: base, divergence, baked guidance, times, prediction
 full:   an ordinary diffusers pipeline with the student as its network
 lora:   pytorch_lora_weights.safetensors, for `load_lora_weights` on the base pipeline
+difference:   student.safetensors, the network as int8 differences to its teacher
 """
 
 from __future__ import annotations
@@ -22,9 +23,15 @@ from sampler.binding import fingerprint
 from sampler.engine import Engine
 from sampler.finetune.f_distill_setup import student_levels
 from sampler.finetune.lora import merge_lora, put_lora, save_lora
-from sampler.finetune.student_files import FORMAT, MANIFEST, read_manifest, student_folder
+from sampler.finetune.student_files import (
+    FORMAT,
+    MANIFEST,
+    WEIGHTS,
+    read_manifest,
+    student_folder,
+)
 from sampler.runs.durable import TEMPORARY, attempt, make_folder, sync_folder, write_file
-from sampler.types import SamplerError
+from sampler.types import SamplerError, first_line
 
 if TYPE_CHECKING:
     from sampler.finetune.f_distill import FDistill
@@ -104,6 +111,8 @@ def with_student(adapter: Any, source: str | Path) -> Any:
         )
     if manifest["form"] == "full":
         student = read_network(network, folder / adapter.network_name)
+    elif manifest["form"] == "difference":
+        student = read_difference(network, folder / WEIGHTS)
     else:
         student = copy.deepcopy(network)
         put_lora(student, adapter.network_name, folder)
@@ -111,6 +120,21 @@ def with_student(adapter: Any, source: str | Path) -> Any:
     twin = adapter.with_network("student", student)
     twin.student = manifest
     return twin
+
+
+def read_difference(teacher: Any, path: Path) -> Any:
+    """The student's network from its difference to the teacher. Raises SamplerError (6)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from sampler.pipelines.difference import unpacked
+
+    student = copy.deepcopy(teacher)
+    try:
+        student.load_state_dict(unpacked(load_file(path), teacher.state_dict()))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise SamplerError(f"{path} cannot be loaded: {first_line(error)}", 6) from error
+    return student
 
 
 def read_network(like: Any, folder: Path) -> Any:
@@ -123,6 +147,5 @@ def read_network(like: Any, folder: Path) -> Any:
         options = {"local_files_only": True, "use_safetensors": True}
         found = type(like).from_pretrained(folder, torch_dtype=like.dtype, **options)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SamplerError(f"{folder} cannot be loaded: {reason}", 6) from error
+        raise SamplerError(f"{folder} cannot be loaded: {first_line(error)}", 6) from error
     return found.to(like.device).eval()

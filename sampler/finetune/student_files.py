@@ -10,10 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sampler.bundled import FOLDER
 from sampler.types import SamplerError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+FORMS = ("full", "lora", "difference")
+WEIGHTS = "student.safetensors"  # of the form "difference"
+BUNDLED = FOLDER / "student"
 
 
 def student_folder(source: str | Path) -> Path:
@@ -34,7 +38,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         known = manifest["kind"] == "student" and manifest["format"] == FORMAT
-        known = known and manifest["form"] in ("full", "lora") and bool(manifest["timesteps"])
+        known = known and manifest["form"] in FORMS and bool(manifest["timesteps"])
         known = known and all(isinstance(t, (int, float)) for t in manifest["timesteps"])
         known = known and isinstance(manifest["base"], str)
         known = known and isinstance(manifest["baked_guidance"]["name"], str)

@@ -35,10 +35,11 @@ SCALES = {
     "PixArtAlphaPipeline": 4.5,
     "PixArtSigmaPipeline": 4.5,
 }
-BUNDLED, BUNDLED_LCM = "bundled", "bundled-lcm"
+BUNDLED, BUNDLED_LCM, BUNDLED_STUDENT = "bundled", "bundled-lcm", "bundled-student"
 BUNDLED_PARTS = {  # what they are made of, and what rules on them may use
     BUNDLED: ("pipeline", "weak", "classifier"),
     BUNDLED_LCM: ("pipeline", "lcm", "classifier"),
+    BUNDLED_STUDENT: ("pipeline", "student", "classifier"),
 }
 BUNDLED_SCALE = 3.0  # as `sampler.load` chooses for the bundled model
 
@@ -61,12 +62,11 @@ def model_of(path: str | None, revision: str | None, dtype: str, fast: bool = Fa
 
     dtype: as configured; "auto" depends on the machine. Raises SamplerError (6) where it is none.
     """
-    if path in (None, BUNDLED, BUNDLED_LCM):
+    if path in (None, *BUNDLED_PARTS):
         from sampler.bundled import FOLDER
 
-        label, given = (BUNDLED_LCM,) * 2 if path == BUNDLED_LCM else (BUNDLED, None)
-        parts = BUNDLED_PARTS[label]
-        whole = fingerprint(FOLDER, fast, parts)
+        label, given = path or BUNDLED, None if path == BUNDLED else path
+        whole = fingerprint(FOLDER, fast, BUNDLED_PARTS[label])
         return Model(whole, dtype, label, native_size(FOLDER / "pipeline"), given)
     folder = find(path, revision)
     label = folder.name if folder == Path(path).expanduser() else path
@@ -97,6 +97,8 @@ def defaults(path: str | None, revision: str | None = None) -> dict[str, Any] | 
     """
     if path in (None, BUNDLED):
         return {"sampler": {"name": "ddim"}, "guidance": {"name": "cfg", "scale": BUNDLED_SCALE}}
+    if path == BUNDLED_STUDENT:
+        return {"sampler": {"name": "consistency"}, "guidance": {"name": "student"}}
     if path == BUNDLED_LCM or not _is_plain(folder := find(path, revision)):
         return None
     scale = SCALES[_class(folder)]
