@@ -35,15 +35,23 @@ FinalStep = Literal["drop", "pathwise", "explore", "released"]
 class DDPO(TrainerBase):
     """Denoising diffusion policy optimisation: PPO on ancestral sampling, for any reward.
 
-    sampler: one with std > 0, "ddim" with eta > 0 by default. All steps of a minibatch are
-    accumulated into one optimiser step, so their order does not matter (the published code
-    shuffles them, per sample).
+        rho = exp(log pi_theta(x_{i+1}|x_i) − log pi_old(x_{i+1}|x_i)),   A = (r − mean r)/std r
+        minimise mean max(−A·rho, −A·clip(rho, 1 − clip_range, 1 + clip_range)) + kl_beta·KL
 
-    clip_range: 1e-4 with reduction "mean". max_advantage: advantages are clipped to ± this.
+    The actions are the sampler's moves with std > 0, so it must be stochastic: "ddim" with eta > 0
+    by default, others are refused. All steps of a minibatch are accumulated into one optimiser
+    step, so their order does not matter (the published code shuffles them, per sample).
+
+    clip_range: above 0; 1e-4 belongs to reduction "mean". max_advantage: above 0; advantages are
+        clipped to ± this.
+    reduction: "mean" divides log-probabilities and KL by the number of elements of a latent, as
+        published code does; "sum" does not.
     advantage: "per_prompt" (a ring buffer of `buffer` rewards per prompt, used once it has
         `min_count`), or "group" (the images of a prompt in this batch; group_size >= 2).
-    group_size: images per prompt. minibatches: optimiser steps per pass over a batch; passes: over
-        a batch. kl_beta: weight of KL to the adapter-off policy.
+    buffer: rewards that are kept per prompt, at least `min_count`. min_count: rewards of a prompt
+        from which on its own mean and deviation count; before, those of the batch do.
+    group_size: images per prompt. minibatches: optimiser steps per pass over a batch. passes: how
+        often a batch is gone over. kl_beta: at least 0, weight of KL to the adapter-off policy.
     offload: keep stored trajectories on the CPU.
     """
 
@@ -99,16 +107,19 @@ class DDPO(TrainerBase):
 class RLCM(TrainerBase):
     """Reinforcement learning of consistency models: PPO on few-step consistency sampling.
 
-    mean_i = alpha_{i+1}·f(x_i), std_i = sigma_{i+1}; f the consistency map. T network calls give
-    T − 1 actions; the image is f(x_{T−1}), without noise. What becomes of that last map:
+        mean_i = alpha_{i+1}·f(x_i),   std_i = sigma_{i+1},   f the consistency map
 
-    final_step: "drop" (default) treats it as part of the environment: the gradient through it is
-        left out. "pathwise" adds −grad r(decode f(x_{T−1})) at fixed x_{T−1}, which makes the
-        estimator unbiased; needs a differentiable reward. "explore" adds noise of explore_std to
-        f, rewards that image and counts the noise as an action: unbiased for the smoothed
-        objective, any reward, works at T = 1. "released" is the authors' code: it noises once
-        more at the last level and trains on that move, though the rewarded image does not depend
-        on it (zero expectation, pure variance).
+    with the loss of `ddpo`. T network calls give T − 1 actions; the image is f(x_{T−1}), without
+    noise.
+
+    final_step: what becomes of that last map. "drop" (default) treats it as part of the
+        environment: the gradient through it is left out. "pathwise" adds −grad r(decode f(x_{T−1}))
+        at fixed x_{T−1}, which makes the estimator unbiased; needs a differentiable reward.
+        "explore" adds noise of explore_std to f, rewards that image and counts the noise as an
+        action: unbiased for the smoothed objective, any reward, works at T = 1. "released" is the
+        authors' code: it noises once more at the last level and trains on that move, though the
+        rewarded image does not depend on it (zero expectation, pure variance).
+    explore_std: above 0, in units of the latents.
 
     The other fields are those of `ddpo`.
     """

@@ -43,7 +43,8 @@ class APG(GuidanceBase):
         agree only for η = 1 without clip and momentum.
     axes: dimensions that norms and products cover; None is all but the batch. ACE-Step: time only.
     against: what c is pushed away from: "uncond", or "weak" for projected Autoguidance.
-    rescale, interval, window: as for `cfg`; rescale is measured in the network's own output.
+    rescale: as for `cfg`. It is measured in the network's own output.
+    interval, window: as for `cfg`.
 
     Deviations: k = 0 where c = 0 (the formula divides 0 by 0).
     """

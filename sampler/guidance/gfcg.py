@@ -55,6 +55,7 @@ class GFCG(GuidanceBase):
     interval: (low, high] in sigma/alpha; a classifier knows little of the blurred x̂0 at high noise.
         5 is our choice.
     window: as for `cfg`.
+    variant: which reconstruction; there is one.
     """
 
     classifier: Any = None

@@ -16,6 +16,8 @@ from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
 class Student(GuidanceBase):
     """The student's conditional prediction, unchanged: guidance was baked in when it was trained.
 
+        g = c_student
+
     One row per image and evaluation, on the model "student" of `sampler.load(student=DIR)`. With
     the sampler "consistency" the run is at the times that the student was trained at.
 

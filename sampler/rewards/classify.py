@@ -23,12 +23,15 @@ BUNDLED = "bundled"
 class ClassifierLogProbability(RewardBase):
     """log p(label | image) of an image classifier: unlike p, its gradient does not vanish.
 
+        score = log softmax(logits(image))[label]
+
     path: "bundled", the small classifier of the bundled model; or any image classifier in the
-    transformers layout (a hub id with download).
+        transformers layout (a hub id with download).
     label: a class name; None is the class that the prompt names (the longest one where several
-    do). Raises ValueError for a prompt that names none.
+        do). Raises ValueError for a prompt that names none.
     head: which of the bundled classifier's questions: "concept", "style" or "background".
     dtype: of a transformers classifier; scores are float32.
+    download: whether files that are not in the local cache may be fetched from the Hub.
     """
 
     path: str = BUNDLED

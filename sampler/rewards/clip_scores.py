@@ -31,9 +31,12 @@ def _clip(source: str, dtype: str, download: bool) -> Any:
 class ClipSimilarity(RewardBase):
     """Agreement of image and prompt: e·c, or CLIPScore max(100·e·c, 0).
 
+    e and c are the embeddings of the image and of the prompt, divided by their norms.
+
     path: a CLIP model in the transformers layout (a hub id with download).
     scale: "cosine", −1 to 1, or "clipscore", 0 to 100 (its gradient is 0 where e·c < 0).
     dtype: of the encoders; scores are float32.
+    download: whether files that are not in the local cache may be fetched from the Hub.
     """
 
     path: str
@@ -60,9 +63,12 @@ class ClipSimilarity(RewardBase):
 class PickScore(RewardBase):
     """Human preference learned from pairs: exp(logit_scale)·e·c / divisor of a tuned CLIP-H.
 
+    e and c are the embeddings of the image and of the prompt, divided by their norms.
+
     path: `yuvalkirstain/PickScore_v1` with the tokenizer files of CLIP-ViT-H-14 beside it.
-    divisor: 1 is the published score; 26 brings it near 0 to 1.
+    divisor: above 0; 1 is the published score, 26 brings it near 0 to 1.
     dtype: of the encoders; scores are float32.
+    download: whether files that are not in the local cache may be fetched from the Hub.
     """
 
     path: str
@@ -93,8 +99,10 @@ class PickScore(RewardBase):
 class HPSv2(RewardBase):
     """Human Preference Score v2 and v2.1: e·c of a fine-tuned CLIP ViT-H/14.
 
+    e and c are the embeddings of the image and of the prompt, divided by their norms.
+
     path: the folder that scripts/convert_reward.py makes from `HPS_v2_compressed.pt` or
-    `HPS_v2.1_compressed.pt`.
+        `HPS_v2.1_compressed.pt`.
     dtype: of the encoders; scores are float32.
     """
 
@@ -119,12 +127,14 @@ class HPSv2(RewardBase):
 class Aesthetic(RewardBase):
     """LAION's aesthetic predictor, about 1 to 10: five linear layers on e of CLIP ViT-L/14.
 
-    Without activations between them the layers are one affine map of e; they are evaluated one
-    by one, as published. The prompt is not used.
+    e is the embedding of the image, divided by its norm. Without activations between them the
+    layers are one affine map of e; they are evaluated one by one, as published. The prompt is not
+    used.
 
     path: CLIP ViT-L/14 in the transformers layout (a hub id with download).
     head: the folder that scripts/convert_reward.py makes from `sac+logos+ava1-l14-linearMSE.pth`.
     dtype: of the encoder; the head is float32.
+    download: whether files that are not in the local cache may be fetched from the Hub.
     """
 
     path: str

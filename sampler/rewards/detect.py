@@ -28,9 +28,13 @@ class ObjectCount(RewardBase):
 
     path: a detector in the transformers layout (a hub id with download).
     label: a class name; for vocabulary "open" any phrase.
+    count: n, at least 0.
+    counting: "soft", or "hard", which has no gradient.
     vocabulary: "fixed" classes, or "open" (OWL-ViT, OWLv2, Grounding DINO).
-    threshold: of the hard count, 0 to 1; 0.5 by convention of the detectors' own post-processing.
+    threshold: of the hard count, between 0 and 1; 0.5 by convention of the detectors' own
+        post-processing.
     dtype: of the detector; scores are float32.
+    download: whether files that are not in the local cache may be fetched from the Hub.
     """
 
     path: str

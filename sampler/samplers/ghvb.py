@@ -21,15 +21,15 @@ class GHVB(SamplerBase):
         z_{n+1} = z_n + (u_{n+1} − u_n)·sum_j c_j·v_{n+1−j}
         c from [1 + ((1 − beta)/beta)·D]·(1 + D/2 + 5/12·D² + 3/8·D³ + 251/720·D⁴), `order` terms
 
-    Of convergence order `order`; beta = 1 is `ab`. While the history is short, the order is the
-    number of velocities there are, so the first step is DDIM's.
+    z, u, f and D as for `ab`. Of convergence order `order`; beta = 1 is `ab`. While the history is
+    short, the order is the number of velocities there are, so the first step is DDIM's.
 
     momentum_number: (0, 5], its ceiling is the order, the rest beta: 1.8 is order 2 with beta 0.8.
         Default 1.8: of the fixed numbers the best on the golden mixture under strong guidance and
         at few steps; 3.8 is more accurate at many steps and weak guidance (docs/samplers.md).
         "calibrated:FILE" takes the number that `sampler calibrate momentum` found.
-    order, beta: the other form, 1 to 5 and (0, 1].
-    space: the coordinate; "auto" is eps-space (as published), or flow on a flow model (ours).
+    order: 1 to 5, the other form; it goes with beta. beta: (0, 1], with order.
+    space: as for `ab`. Published is eps-space; flow on a flow model is ours.
 
     Where the paper's text and its code differ (the sign in eq. 19, an index of Algorithm 2), the
     generating rule decides: beta = 1 must be Adams-Bashforth.

@@ -21,15 +21,15 @@ class HeavyBall(SamplerBase):
         e_n = sum_j b_j·f_{n−j};   v_{n+1} = (1 − beta)·v_n + beta·e_n,   v_0 = f_0
         z_{n+1} = z_n + (u_{n+1} − u_n)·v_{n+1}
 
-    Widens the stability interval of the base by (2 − beta)/beta, and is first order where
-    beta < 1, whatever the base. beta = 1 is the base itself.
+    z, u, f and b as for `ab`. Widens the stability interval of the base by (2 − beta)/beta, and is
+    first order where beta < 1, whatever the base. beta = 1 is the base itself.
 
     base: "ab" (default) in eps- or flow-space; "dpmpp_2m" and "unipc" in data-space, where e is
         their second-order combination of x0 (the corrector's for UniPC).
     momentum_number: (0, 5], its ceiling is the order of the sum, the rest beta; default 1.8. For
         dpmpp_2m and unipc the order is 2. "calibrated:FILE" as for `ghvb`.
-    order, beta: the other form, 1 to 5 and (0, 1].
-    space: of the base "ab"; "auto" is eps-space, or flow on a flow model.
+    order: 1 to 5, the other form; it goes with beta. beta: (0, 1], with order.
+    space: as for `ab`. It belongs to the base "ab" alone.
     compat: "published" averages UniPC's slope divided by sigma, as the published code does, which
         biases a constant x0 towards 0; "clean" (default) averages the slope itself.
     """

@@ -25,9 +25,9 @@ class Heun(SamplerBase):
 
         z' = z + (u' − u)·f(z, u);   z' ← z' + (u' − u)/2·(f(z', u') − f(z, u))
 
-    Every level but the first is visited twice: a run over N levels costs 2N − 1 evaluations where
-    the last level is sigma = 0 (nothing can be evaluated there), else 2N. In eps-space, flow on a
-    flow model; from a level without signal (alpha = 0) in data-space.
+    z, u and f as for `ab`. Every level but the first is visited twice: a run over N levels costs
+    2N − 1 evaluations where the last level is sigma = 0 (nothing can be evaluated there), else 2N.
+    In eps-space, flow on a flow model; from a level without signal (alpha = 0) in data-space.
     """
 
     reference: ClassVar[str] = (

@@ -38,7 +38,9 @@ class AdamsBashforth(SamplerBase):
     """Adams-Bashforth (PLMS): extrapolates the last slopes; one evaluation per step.
 
         z' = z + (u' − u)·sum_j b_j·f_{n−j},   b from (1 + D/2 + 5/12·D² + 3/8·D³ + 251/720·D⁴)
+        z = x/alpha, u = sigma/alpha, f = eps;   on a flow model z = x, u = sigma, f = velocity
 
+    D is the backward difference, D f_n = f_n − f_{n−1}; the sum has `order` terms.
     The first steps use the order that the history allows, so the first one is DDIM's.
 
     order: 1 (DDIM) to 5; 4 is PLMS as published.
@@ -46,7 +48,8 @@ class AdamsBashforth(SamplerBase):
         back to 2. "variable" (ours) integrates the polynomial through the slopes at their own u,
         and corrects the first step by the trapezoidal rule as soon as the second slope is there
         (no extra evaluation). Its order is `order` up to 3; the start limits it to 3 above.
-    space: the coordinate; "auto" is eps-space, or flow on a flow model.
+    space: the coordinate of z, u and f: "eps" or "flow", as above, or "data", z = x/sigma, u =
+        alpha/sigma, f = x0; "auto" is eps, or flow on a flow model. Flow is refused on others.
     """
 
     order: int = 4

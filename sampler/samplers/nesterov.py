@@ -20,7 +20,8 @@ class Nesterov(SamplerBase):
         e_n = sum_j b_j·f_{n−j};   v_{n+1} = (1 − beta)·v_n + beta·e_n,   v_0 = f_0
         z_{n+1} = z_n + (u_{n+1} − u_n)·[(1 − beta)·v_{n+1} + beta·e_n]
 
-    First order where beta < 1, whatever the order of the sum; beta = 1 is `ab`.
+    z, u, f and b as for `ab`. First order where beta < 1, whatever the order of the sum; beta = 1
+    is `ab`.
 
     momentum_number, order, beta, space: as for `ghvb`.
     """

@@ -36,9 +36,17 @@ class DPMSolverPP2M(SamplerBase):
 class UniPC(SamplerBase):
     """UniPC of order 2 (bh2, data prediction): a predictor, corrected by the next evaluation.
 
-    The predictor is DPM-Solver++(2M)'s step; when x0 has been evaluated at its result, the step is
-    repeated with that value in the sum (`data_space.py`). One evaluation per step. The last step
-    is a first-order prediction.
+        predictor  d = m_0 + (m_0 − m_{−1})·h/(2·h_before),   the step that of `dpmpp_2m`
+        corrector  d = m_0 + rho_0·q·(m_{−1} − m_0) + rho_1·(m − m_0),   q = −h/h_before
+
+    h as for `dpmpp_2m`; m_0 is x0 where the step began, m_{−1} the one before, m the one evaluated
+    at its result, with which the step is repeated. rho solves
+
+        rho_0 + rho_1 = b_1,   rho_0/q + rho_1 = b_2,   b_k = k!·phi_{k+1}/phi_1
+        phi_1 = e^{−h} − 1,   phi_{k+1} = phi_k/(−h) − 1/k!
+
+    One evaluation per step: the corrector uses that of the next one. The last step is a first-order
+    prediction.
     """
 
     reference: ClassVar[str] = "UniPC (Zhao et al., 2023), arXiv:2302.04867, Algorithm 5, 6"
