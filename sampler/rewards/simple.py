@@ -45,8 +45,10 @@ class Brightness(RewardBase):
 class Colourfulness(RewardBase):
     """How colourful an image looks, on values of 0 to 255: 0 is grey, above 100 is extreme.
 
-    rg = R − G,   yb = (R + G)/2 − B
-    M = sqrt(var rg + var yb) + 0.3·sqrt((mean rg)² + (mean yb)²)
+        rg = R − G,   yb = (R + G)/2 − B
+        M = sqrt(var rg + var yb) + 0.3·sqrt((mean rg)² + (mean yb)²)
+
+    R, G and B are the channels; var and mean are over the pixels of an image.
     """
 
     reference: ClassVar[str] = "Measuring colourfulness (Hasler & Süsstrunk, 2003), eq. for M^(3)"
