@@ -46,7 +46,6 @@ def command(
 def _serve(model: ModelConfig, port: int, out: Path, report: Report) -> None:
     """Loads, serves, and waits until it is interrupted, which is how one leaves."""
     import tempfile
-    import time
 
     from sampler.cli.models import load_engine
     from sampler.ui.server import served
@@ -58,10 +57,17 @@ def _serve(model: ModelConfig, port: int, out: Path, report: Report) -> None:
             report.result(address)
             report.note(f"Runs are saved in {out}. Ctrl-C ends the playground.")
             try:
-                while True:
-                    time.sleep(3600)
+                _wait()
             except KeyboardInterrupt:
                 report.note("The playground is closed.")
+
+
+def _wait() -> None:
+    """Until the user has enough."""
+    import time
+
+    while True:
+        time.sleep(3600)
 
 
 def explainer(report: Report) -> Callable[[BaseException], str]:

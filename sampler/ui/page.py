@@ -76,13 +76,13 @@ class Page:
         self.compare = gr.Checkbox(
             label="Compare with a second setting, B, at the same seeds", elem_id="compare"
         )
+        with gr.Row():
+            self.go = gr.Button("Generate", variant="primary", elem_id="generate")
+            self.halt = gr.Button("Stop", interactive=False, elem_id="stop")
         with gr.Tabs():
             for side in SIDES:
                 with gr.Tab(f"Setting {side}", visible=side == "A") as self.second:
                     self._strategies(side)
-        with gr.Row(elem_id="go"):
-            self.go = gr.Button("Generate", variant="primary", elem_id="generate")
-            self.halt = gr.Button("Stop", interactive=False, elem_id="stop")
 
     def _strategies(self, side: str) -> None:
         """The sampler and the guidance of a side; B begins with another rule than A."""

@@ -23,7 +23,6 @@ grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));background:none;gap:.
 [id$=-keep]{align-self:flex-start;width:auto}
 .title{margin:0;font-size:1rem;color:var(--body-text-color-subdued)}
 .title b{color:var(--body-text-color);font-weight:600;margin-right:.35rem}
-#go{position:sticky;bottom:0;z-index:5;padding:.75rem 0;background:var(--body-background-fill)}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:1rem}
 .pictures.few{grid-template-columns:repeat(auto-fit,minmax(9rem,20rem))}
 .pictures figure{margin:0;min-width:0}

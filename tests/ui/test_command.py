@@ -3,8 +3,11 @@
 import importlib.util
 import subprocess
 import sys
+import urllib.request
 
-from sampler.cli import main
+import pytest
+
+from sampler.cli import main, ui
 
 
 def test_help_imports_nothing_heavy():
@@ -33,3 +36,17 @@ def test_wrong_options_are_a_sentence(capsys):
     assert "--dtype: model.dtype" in capsys.readouterr().err
     assert main(["ui", "--model", "no/such/model"]) == 6
     assert main(["ui", "--port", "70000"]) == 2
+
+
+def test_it_serves_until_it_is_interrupted(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("gradio")
+
+    def interrupted():
+        address = capsys.readouterr().out.strip()
+        assert address.startswith("http://127.0.0.1:")
+        assert urllib.request.urlopen(address, timeout=60).status == 200
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ui, "_wait", interrupted)
+    assert main(["ui", "--port", "0", "-o", str(tmp_path / "runs")]) == 0
+    assert "closed" in capsys.readouterr().err and not (tmp_path / "runs").exists()
