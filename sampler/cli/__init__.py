@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # typer's usage errors: they share no public base class over the supported versions
         if not hasattr(error, "format_message"):
             raise
-        print(f"sampler: {' '.join(error.format_message().split())}", file=sys.stderr)  # pyright: ignore[reportAttributeAccessIssue]
+        told = " ".join(error.format_message().split())  # pyright: ignore[reportAttributeAccessIssue]
+        if told:  # a group without a command has shown its help
+            print(f"sampler: {told}", file=sys.stderr)
         code = 2
     return code if isinstance(code, int) else 0
