@@ -145,13 +145,19 @@ class Planner:
         return index
 
     def _prompts(self, row: Row, n: int, seed: int | None) -> Iterator[tuple[int, str]]:
-        """(number of the copy, prompt) of a row's images."""
+        """(number of the copy, prompt) of a row's images.
+
+        Raises TooManyJobs at once for a row that is too many by itself: its images all differ.
+        """
+        limit = self._defaults.limits.max_jobs
+        count = self._wildcards.count(row.prompt) if self._expand == "all" else 1
+        if count <= limit < count * n:
+            raise TooManyJobs(f"More than {limit:,} images (limits.max_jobs).", 2)
         if self._expand == "none":
             for copy in range(n):
                 yield copy, row.prompt
         elif self._expand == "all":
-            left = self._defaults.limits.max_jobs
-            for prompt in self._wildcards.all(row.prompt, left):
+            for prompt in self._wildcards.all(row.prompt, limit):
                 for copy in range(n):
                     yield copy, prompt
         else:

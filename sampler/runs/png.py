@@ -44,7 +44,7 @@ def decode(data: bytes) -> tuple[np.ndarray, dict[str, str]]:
     Raises SamplerError (2) for what is none of these, damaged, or beyond the limits.
     """
     import numpy as np
-    from PIL import Image, PngImagePlugin
+    from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
@@ -59,6 +59,10 @@ def decode(data: bytes) -> tuple[np.ndarray, dict[str, str]]:
             return np.asarray(image.convert("RGB")), texts
     except SamplerError:
         raise
+    except UnidentifiedImageError:
+        raise SamplerError(
+            "This is no image that can be read; PNG, JPEG and WebP are.", 2
+        ) from None
     except Exception as error:  # Pillow's decoders raise many kinds; all mean the same here
         problem = " ".join(str(error).split())[:200] or type(error).__name__
         raise SamplerError(f"This is no image that can be read: {problem}.", 2) from None

@@ -35,6 +35,8 @@ def read_table(path: str | Path, kind: str | None = None) -> Iterator[Line]:
     if kind == "parquet":
         yield from _parquet(Path(path), name)
         return
+    if kind not in _READERS and Path(path).is_dir():
+        raise SamplerError(f"{name}: is a directory; give a prompt file.", 2)
     if kind not in _READERS:
         known = ", ".join([*_READERS, "parquet"])
         raise SamplerError(f"{name}: prompt files are {known}; not {kind or 'this'!r:.20}.", 2)

@@ -131,6 +131,8 @@ class Wildcards:
                 "(prompts.wildcards, or --wildcards).",
                 2,
             )
+        if not self._folder.is_dir():
+            raise SamplerError(f"--wildcards: {self._folder} is no folder.", 2)
         path = self._folder / f"{name}.txt"
         inside = path.resolve().is_relative_to(self._folder.resolve())
         if name.startswith("/") or not inside or not path.is_file():
