@@ -8,14 +8,16 @@ from typing import Annotated
 import typer
 
 from sampler.cli.options import Debug, Json
-from sampler.cli.report import Report
+from sampler.cli.report import Report, counted
 
 
 def grid(
     run: Annotated[str, typer.Argument(help="The run folder, or its URL.")],
     x: Annotated[str | None, typer.Option(help="The axis that goes across.")] = None,
     y: Annotated[str | None, typer.Option(help="The axis that goes down.")] = None,
-    columns: Annotated[int, typer.Option(help="Images across, without axes; 0 chooses.")] = 0,
+    columns: Annotated[
+        int, typer.Option(min=0, help="Images across, without axes; 0 chooses.")
+    ] = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -76,4 +78,4 @@ def export(
         count = writers[to](found, path)
         report.event("export", file=str(path), count=count)
         report.result(str(path))
-        report.note(f"{count} images.")
+        report.note(f"{counted(count, 'image')}.")
