@@ -50,6 +50,7 @@ def command(
     """Fine-tune a model for a reward. The same command goes on with a run that was stopped."""
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
+        from sampler.cli.source import check_folder
         from sampler.finetune.recipe import resolve
         from sampler.layers import from_environment, from_options, from_sets, read_file
 
@@ -67,6 +68,7 @@ def command(
         layers += [*from_environment(os.environ), *from_sets(sets or []), *from_options(given)]
         recipe = resolve(layers)
         texts = _texts(recipe)
+        check_folder(recipe.output.dir)
         if dry_run:
             _tell_plan(recipe, texts, report)
             _try(recipe, texts, allow_python, download, report)

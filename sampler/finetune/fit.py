@@ -21,7 +21,7 @@ from sampler.finetune.folder import claim, run_record
 from sampler.finetune.journal import Journal
 from sampler.finetune.optimise import NonFinite, Optimiser, run_update
 from sampler.finetune.session import Session
-from sampler.finetune.settings import Settings
+from sampler.finetune.settings import Settings, check_tracker
 from sampler.registry import spec_of
 from sampler.rewards.base import NonFiniteScore
 from sampler.rewards.compose import check_reward
@@ -62,6 +62,7 @@ def fit(
     from accelerate import Accelerator
 
     started = time.perf_counter()
+    check_tracker(settings.log_with)
     cpu = session.engine.pipeline.device.type == "cpu"
     accelerator = Accelerator(cpu=cpu, log_with=settings.log_with, project_dir=str(out))
     world = accelerator.num_processes

@@ -21,9 +21,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sampler import registry
-from sampler.config import KeyPath, ModelConfig
+from sampler.config import KeyPath, ModelConfig, said_at
 from sampler.finetune.settings import settings_from
-from sampler.layers import Layer
+from sampler.layers import Layer, merged
 from sampler.types import SamplerError
 
 STRATEGIES = (("trainer",), ("reward",), ("fit", "sampler"), ("fit", "guidance"))
@@ -69,13 +69,15 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
     tree: dict[str, Any] = {}
     sources: dict[KeyPath, str] = {}
     for layer in layers:
-        tree = merged(tree, layer.tree, ())
+        tree = merged(tree, layer.tree, STRATEGIES)
         sources.update(layer.sources)
+    if isinstance(tree.get("trainer"), Mapping) and "name" not in tree["trainer"]:
+        tree["trainer"] = {"name": Recipe.trainer, **tree["trainer"]}
     known = [f.name for f in fields(Recipe)]
     for key in tree:
         if key not in known:
             near = registry.nearest(key, known)
-            raise SamplerError(f"{_where((key,), sources)}: unknown key {key!r}{near}.", 2)
+            raise SamplerError(f"{said_at((key,), sources)}: unknown key {key!r}{near}.", 2)
     try:
         recipe = TypeAdapter(Recipe).validate_json(json.dumps(tree))
     except ValidationError as error:
@@ -84,34 +86,21 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
         shown = json.dumps(problem["input"], ensure_ascii=False)
         name = ".".join(map(str, path))
         text = f"{name} = {shown:.60}: {problem['msg'].lower()}"
-        raise SamplerError(f"{_where(path, sources)}: {text}.", 2) from None
-    trainer = _checked("trainer", recipe.trainer, _where(("trainer",), sources))
+        raise SamplerError(f"{said_at(path, sources)}: {text}.", 2) from None
+    trainer = _checked("trainer", recipe.trainer, said_at(("trainer",), sources))
     if recipe.reward is None and trainer.rewarded:
         known = ", ".join(registry.names("reward"))
         raise SamplerError(f"No reward: give --reward, one of {known}.", 2)
     reward = recipe.reward
     if reward is not None and not (isinstance(reward, str) and ":" in reward):
-        _checked("reward", reward, _where(("reward",), sources))
+        _checked("reward", reward, said_at(("reward",), sources))
     if not isinstance(recipe.fit, dict):
-        raise SamplerError(f"{_where(('fit',), sources)}: fit is a mapping (key: value).", 2)
+        raise SamplerError(f"{said_at(('fit',), sources)}: fit is a mapping (key: value).", 2)
     try:
         settings_from(recipe.fit)
     except SamplerError as error:
-        raise SamplerError(f"{_where(('fit',), sources)}: {error}", 2) from None
+        raise SamplerError(f"{said_at(('fit',), sources)}: {error}", 2) from None
     return recipe
-
-
-def merged(base: Any, new: Any, path: tuple[str, ...]) -> Any:
-    """`new` over `base`; mappings key by key, except where a strategy changes its name."""
-    if path in STRATEGIES:
-        new = {"name": new} if isinstance(new, str) and ":" not in new else new
-        base = {"name": base} if isinstance(base, str) else base
-        other = isinstance(new, Mapping) and "name" in new and isinstance(base, Mapping)
-        if other and new["name"] != base.get("name", new["name"]):
-            return new
-    if not isinstance(base, Mapping) or not isinstance(new, Mapping):
-        return new
-    return {**base, **{k: merged(base.get(k), v, (*path, k)) for k, v in new.items()}}
 
 
 def _checked(kind: str, spec: Any, where: str) -> Any:
@@ -119,12 +108,3 @@ def _checked(kind: str, spec: Any, where: str) -> Any:
         return registry.build(kind, spec)
     except ValueError as error:
         raise SamplerError(f"{where}: {error}", 2) from None
-
-
-def _where(path: KeyPath, sources: Mapping[KeyPath, str]) -> str:
-    """Where a key was said, or the nearest thing above or below it."""
-    for length in range(len(path), 0, -1):
-        if path[:length] in sources:
-            return sources[path[:length]]
-    below = [source for key, source in sources.items() if key[: len(path)] == path]
-    return below[-1] if below else "configuration"

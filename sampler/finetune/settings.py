@@ -127,6 +127,20 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [key for key in found if key not in free]
 
 
+def check_tracker(name: str | None) -> None:
+    """Raises SamplerError (2) for a tracker that is not there: accelerate would go on without."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name in (None, "all") or name in get_available_trackers():
+        return
+    if name not in LOGGER_TYPE_TO_CLASS:
+        near = registry.nearest(name, LOGGER_TYPE_TO_CLASS)
+        raise SamplerError(f"fit.log_with: unknown tracker {name!r:.40}{near}.", 2)
+    extra = "the extra 'track' (pip install diffusion-sampler[track])"
+    needs = extra if name in ("tensorboard", "trackio") else "its package, which is not installed"
+    raise SamplerError(f"fit.log_with = {name!r} needs {needs}.", 2)
+
+
 def settings_from(values: Any) -> Settings:
     """Settings from a mapping, checked; from None; or the instance itself.
 
@@ -144,6 +158,8 @@ def settings_from(values: Any) -> Settings:
         return TypeAdapter(Settings).validate_python(dict(values))
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "fit"
+        where = ".".join(map(str, problem["loc"]))
         text = problem["msg"].removeprefix("Value error, ")
+        if not where:  # said by __post_init__, of a field that it names
+            raise SamplerError(f"fit.{text}", 2) from None
         raise SamplerError(f"fit.{where} = {problem['input']!r:.60}: {text}", 2) from None
