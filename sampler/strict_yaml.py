@@ -56,6 +56,8 @@ def parse(text: str, name: str) -> tuple[Any, dict[Path, int]]:
         return (None if node is None else _value(node, (), lines, name)), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if error.problem and "'\\t'" in error.problem:
+            raise _error(name, mark, "a tab cannot indent; use spaces") from None
         parts = [part for part in (error.context, error.problem) if part]
         raise _error(name, mark, " ".join(", ".join(parts).split()) or "no YAML") from None
     except yaml.YAMLError as error:
