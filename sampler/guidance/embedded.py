@@ -33,6 +33,13 @@ class Embedded(GuidanceBase):
     def __post_init__(self) -> None:
         check_scale("embedded", self.scale)
 
+    def check(self, adapter: Any) -> None:
+        """Raises ValueError where no network is told a scale, before a run is begun."""
+        if adapter.default_guidance["name"] != "embedded":
+            raise ValueError(
+                "embedded: this model does not take the guidance scale as an input; use 'cfg'."
+            )
+
     def bind(self, request: Any, cond: Cond) -> tuple[Embedded, Cond]:
         """Tells the network the scale; see `sampler.binding`.
 
