@@ -37,6 +37,8 @@ def command(
     """
     report = Report(quiet=quiet, debug=debug)
     with report.errors():
+        if plot is not None:
+            _check_matplotlib()
         from sampler import momentum_calibration
         from sampler.loading import load
         from sampler.runs.prompts import read_prompts
@@ -57,3 +59,13 @@ def command(
         if plot is not None:
             momentum_calibration.plot(found, plot)
         report.result(str(out))
+
+
+def _check_matplotlib() -> None:
+    """Before hours of work, not after them. Raises SamplerError (2)."""
+    import importlib.util
+
+    from sampler.types import SamplerError
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SamplerError("--plot needs matplotlib (pip install matplotlib); leave it out.", 2)

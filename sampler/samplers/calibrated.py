@@ -64,7 +64,9 @@ def look_up(spec: str, fingerprint: str, key: Key) -> float:
         model, version = stored["model"], stored["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SamplerError(
-            f"{path} is no momentum calibration that can be read: {error}.", 2
+            f"{path} is no momentum calibration that can be read: "
+            f"{getattr(error, 'strerror', None) or error}.",
+            2,
         ) from None
     if version != FORMAT:
         raise SamplerError(
