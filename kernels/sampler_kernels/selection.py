@@ -37,8 +37,12 @@ def works(device: str) -> bool:
         check(device)
     except Exception as error:  # whatever a broken compiler, driver or installation raises
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+            reason = "the extra 'triton' is not installed: pip install diffusion-sampler[triton]"
+        else:
+            reason = f"{type(error).__name__}: {reason}"
         warnings.warn(
-            f"The Triton kernels do not work on {device} ({type(error).__name__}: {reason}); "
+            f"The Triton kernels do not work on {device} ({reason}); "
             "plain torch computes instead. SAMPLER_KERNELS=reference silences this.",
             RuntimeWarning,
             stacklevel=2,
