@@ -1,13 +1,14 @@
-"""Distil the bundled model into a one-step student with f-distill, and measure it.
+"""Distil the bundled model into a one-step student with f-distill, and pack it.
 
-    python scripts/distill_student.py train  --data sprites.npz --out runs/student --minutes 15
-    python scripts/distill_student.py report --student runs/student --out runs/student/report
+    python scripts/distill_student.py train --data sprites.npz --out runs/student --minutes 15
+    python scripts/distill_student.py pack  --out runs/student
 
 `train` stops after so many minutes and goes on at the next call; a run that was stopped or killed
 ends with the weights of one that was not. Real images are composites of the sprites, as the model
-was trained on; the warm-up learns images of the teacher from their noise. `report` measures the
-student's images against those of the teacher at 1, 2, 4 and 20 steps: agreement with the prompt,
-Fréchet distance, coverage of real images' neighbourhoods in classifier features, seconds an image.
+was trained on. The student begins as the bundled few-step student at the scale that is baked in,
+as the authors' largest ones begin as another student; `--begin teacher` and `--warmup 1200` do
+without it. `pack` writes the folder of `sampler.load("bundled-student")`. What students are worth
+is measured by `scripts/study_students.py`.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from bundled_classifier_task import composite_features
-from bundled_loop import save_pictures
 from bundled_networks import plain_attention
 from emoji_data import EmojiData
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
 
 import sampler
 from sampler.bundled import prompts
-from sampler.bundled.classifier import load, reference_statistics
-from sampler.bundled.measures import extracted_features, measure
+from sampler.finetune.f_distill_student import read_network
+from sampler.finetune.student_files import MANIFEST, WEIGHTS, read_manifest, student_folder
 from sampler.images import encode
+from sampler.pipelines.difference import packed, unpacked
+from sampler.pipelines.few_step import STUDENT as LCM
+from sampler.pipelines.scale_embedding import scale_embedding
 
 STEPS, SCALE = 10, 3.0  # of the teacher's images; the scale that is baked in
 SEED = 0
@@ -47,22 +48,29 @@ class _Paused(Exception):
 def train(
     data: Annotated[Path, typer.Option(help="sprites.npz; see scripts/prepare_emoji.py.")],
     out: Out = Path("runs/student"),
-    updates: int = 5400,
-    warmup: int = 1200,
+    begin: Annotated[str, typer.Option(help='"lcm", "teacher", or a network\'s folder.')] = "lcm",
+    updates: int = 300,
+    warmup: int = 0,
     pairs: int = 2048,
     images: int = 8192,
     divergence: str = "js",
     gan_weight: float = 5e-3,
     every: int = 3,
     lr: float = 3e-4,
+    lr_end: Annotated[float, typer.Option(help="What is left of it at the last update.")] = 0.05,
+    batch: int = 16,
+    precision: Annotated[str, typer.Option(help='"bf16" where the processor has it.')] = "no",
     seed: int = SEED,
-    minutes: float = 15.0,
+    minutes: float = 60.0,
 ) -> None:
     """Train, or go on for some minutes."""
     began = time.monotonic()
     engine = sampler.load()
     plain_attention(engine.pipeline.network)
     captions = composites(engine, data, images, out / "composites.safetensors")
+    first = {"teacher": None, "lcm": str(out / "begin")}.get(begin, begin)
+    if begin == "lcm" and not (out / "begin").is_dir():
+        few_step_network(engine.pipeline.network).save_pretrained(out / "begin")
 
     def told(record: dict[str, Any]) -> None:
         print(json.dumps(record), flush=True)
@@ -74,6 +82,7 @@ def train(
         "divergence": divergence,
         "gan_weight": gan_weight,
         "data": str(out / "composites.safetensors"),
+        "init": first,
         "samples": pairs,
         "warmup": warmup,
         "student_every": every,
@@ -81,14 +90,15 @@ def train(
         "memory": 0.95,  # of 16 rows one or two fall into a bin: its mean needs a memory
     }
     settings = {
-        "batch": 16,
+        "batch": batch,
         "steps": STEPS,
         "sampler": {"name": "ab", "order": 2},
         "guidance": {"name": "cfg", "scale": SCALE},
         "lr": lr,
+        "lr_end": lr_end,
         "betas": [0.9, 0.99],
         "seed": seed,
-        "mixed_precision": "bf16",
+        "mixed_precision": precision,
         "checkpoint_every": 100,
         "eval_every": 300,
         "eval_prompts": [p.text for p in prompts(16)],
@@ -100,47 +110,20 @@ def train(
         print("paused", flush=True)
 
 
-@app.command()
-def report(
-    student: Annotated[Path, typer.Option(help="Its folder, or the run's.")],
-    data: Annotated[Path, typer.Option(help="sprites.npz, for real images.")],
-    out: Out = Path("runs/student/report"),
-    count: Annotated[int, typer.Option(help="Images of each.")] = 512,
-) -> None:
-    """Measure a student and its teacher on the evaluation prompts."""
-    engine = sampler.load(student=student)
-    model, wanted = load(), prompts(count)
-    real = composite_features(model, EmojiData(data), count, SEED + 1)
-    cfg = {"guidance": {"name": "cfg", "scale": SCALE}, "sampler": "ddim"}
-    runs = {"student": {"steps": engine.pipeline.student["steps"]}}
-    runs |= {f"teacher, {n} steps": {"steps": n, **cfg} for n in (1, 2, 4, 20)}
-    rows = []
-    out.mkdir(parents=True, exist_ok=True)
-    for name, options in runs.items():
-        made = engine.generate(
-            [p.text for p in wanted], seeds=0, batch_size=16, output="tensor", **options
-        )
-        found = measure(model, made.images, wanted, reference_statistics())
-        found |= neighbours(real, extracted_features(model, made.images))
-        rows.append({"of": name, **found, "seconds": made.seconds / count})
-        save_pictures(made.images[:64], out / f"{name.replace(', ', '-').replace(' ', '-')}.png")
-        print(json.dumps(rows[-1]), flush=True)
-    (out / "report.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+def few_step_network(teacher: Any) -> Any:
+    """The bundled few-step student at one scale, as a network of the teacher's class.
 
-
-def neighbours(real: Tensor, made: Tensor, k: int = 5) -> dict[str, float]:
-    """Recall and coverage of features [N, D].
-
-    recall: the share of real ones within the k-th neighbour distance of a made one (Kynkäänniemi et
-    al., 2019, arXiv:1904.06991); coverage: the share of real ones with a made one within their own
-    k-th neighbour distance (Naeem et al., 2020, arXiv:2002.09797).
+    Its layer W_s takes in the scale's embedding e before the first layer of the time embedding:
+    W(t + W_s·e) + b = W·t + (b + W·W_s·e), so that a fixed scale goes into the bias, exactly.
     """
-    between = torch.cdist(real, made)
-    radius_real, radius_made = (torch.cdist(v, v).sort(1).values[:, k] for v in (real, made))
-    return {
-        "recall": float((between <= radius_made).any(1).float().mean()),
-        "coverage": float((between <= radius_real[:, None]).any(1).float().mean()),
-    }
+    weights = unpacked(load_file(LCM / "student.safetensors"), teacher.state_dict())
+    told = weights.pop("time_embedding.cond_proj.weight")
+    shift = told @ scale_embedding(torch.tensor([SCALE]), told.shape[1])[0]
+    layer = "time_embedding.linear_1"
+    weights[f"{layer}.bias"] += weights[f"{layer}.weight"] @ shift
+    student = type(teacher).from_config(teacher.config)
+    student.load_state_dict(weights)
+    return student
 
 
 def composites(engine: Any, data: Path, count: int, path: Path) -> list[str]:
@@ -161,6 +144,25 @@ def composites(engine: Any, data: Path, count: int, path: Path) -> list[str]:
         save_file({"latents": torch.cat(latents)[:count].contiguous()}, path, metadata)
         kept.write_text(json.dumps(captions[:count]), encoding="utf-8")
     return sorted(set(json.loads(kept.read_text(encoding="utf-8"))))
+
+
+@app.command()
+def pack(
+    out: Out = Path("runs/student"),
+    to: Annotated[Path | None, typer.Option(help="Folder to write; OUT/packed by default.")] = None,
+) -> None:
+    """Store a finished run's student as a difference to its teacher."""
+    source, folder = student_folder(out), to or out / "packed"
+    teacher = sampler.load().pipeline.network
+    student = read_network(teacher, source / "unet")
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = packed(student.state_dict(), teacher.state_dict())
+    save_file(stored, folder / WEIGHTS, {"format": "pt"})
+    manifest: dict[str, Any] = read_manifest(source) | {"form": "difference"}
+    for key in ("data", "init"):  # places on the machine that trained it
+        manifest["trainer"].pop(key, None)
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The picture of the README: the same prompts and seeds under several rules, and what each costs.
+"""The picture of the README: the same prompts and seeds in several ways, and what each costs.
 
 python scripts/readme_grid.py [--out docs/figures/readme.png]
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 import sampler
 from sampler.runs.grid import Sheet, drawn
@@ -23,11 +25,12 @@ PROMPTS = (
     "a red apple on a white background",
 )
 APG = {"name": "apg", "scale": 15, "r_rel": 0.0586}
-ROWS: dict[str, Any] = {
-    "cfg 3": {"name": "cfg", "scale": 3},
-    "cfg 15": {"name": "cfg", "scale": 15},
-    "apg 15": APG,
-    "linear_ag": "linear_ag",
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # name: model, options of `generate`
+    "cfg 3": ("bundled", {"guidance": {"name": "cfg", "scale": 3}}),
+    "cfg 15": ("bundled", {"guidance": {"name": "cfg", "scale": 15}}),
+    "apg 15": ("bundled", {"guidance": APG}),
+    "linear_ag": ("bundled", {"guidance": "linear_ag"}),
+    "student": ("bundled-student", {"steps": 1}),
 }
 
 
@@ -35,16 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/figures/readme.png"))
     out = parser.parse_args(arguments).out
-    engine = sampler.load()
-    names, cells = [], {}
-    for row, (name, rule) in enumerate(ROWS.items()):
-        made = engine.generate(PROMPTS, seeds=10, guidance=rule)
-        names.append(f"{name}: {sum(made.nfe) / len(made.nfe):g} rows")
-        for column, image in enumerate(made.images):
+    rows = {}
+    for name, (model, options) in ROWS.items():
+        made = sampler.load(model).generate(PROMPTS, seeds=10, **options)
+        cost = sum(made.nfe) / len(made.nfe)
+        rows[f"{name}: {cost:g} row{'s' * (cost > 1)}"] = made.images
+    out.write_bytes(grid(rows))
+
+
+def grid(rows: Mapping[str, Sequence[Image.Image]]) -> bytes:
+    """A PNG of images side by side, one named row for each item."""
+    cells = {}
+    for row, images in enumerate(rows.values()):
+        for column, image in enumerate(images):
             buffer = io.BytesIO()
             image.save(buffer, "PNG")
             cells[row, column] = buffer.getvalue()
-    out.write_bytes(drawn(Sheet("", names, [""] * len(PROMPTS), cells)))
+    columns = max(map(len, rows.values()))
+    return drawn(Sheet("", list(rows), [""] * columns, cells))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The bundled model: its folder, classifier, statistics, and the pictures it makes."""
 
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import sampler
 from sampler import bundled
 from sampler.bundled.classifier import (
     feature_statistics,
@@ -15,6 +17,7 @@ from sampler.bundled.classifier import (
     reference_statistics,
 )
 from sampler.bundled.measures import agreement, clipped_share, extracted_features, saturation
+from sampler.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +60,13 @@ def test_prompts_are_fixed_and_pair_every_concept_with_every_background():
 def test_the_folder_is_small_and_holds_no_pickle():
     files = [path for path in bundled.FOLDER.rglob("*") if path.is_file()]
     files = [path for path in files if "__pycache__" not in path.parts]
-    assert sum(path.stat().st_size for path in files) <= 20e6
+    assert sum(path.stat().st_size for path in files) <= 26e6
     known = {".safetensors", ".json", ".py", ".md", ".txt", ".png"}
     assert {path.suffix for path in files} <= known
     weights = [path for path in files if path.suffix == ".safetensors"]
     folders = {path.parent.relative_to(bundled.FOLDER).as_posix() for path in weights}
     parts = {"pipeline/unet", "pipeline/vae", "pipeline/text_encoder", "weak", "lcm", "."}
-    parts.add("classifier")
+    parts |= {"classifier", "student"}
     assert folders == parts
     for path in weights:
         assert all(value.isfinite().all() for value in load_file(path).values())
@@ -162,3 +165,34 @@ def test_the_weak_sibling_is_a_smaller_unet_for_the_same_latents(pipeline):
     # Both predict the same target: at t = 999 the latents are pure noise and v = -x0.
     assert guess.shape == latents.shape
     assert torch.nn.functional.cosine_similarity(guess.flatten(), better.flatten(), 0) > 0.8
+
+
+def test_the_student_makes_the_right_things_in_one_evaluation(classifier):
+    listed = bundled.prompts(128)[::4]
+    engine = sampler.load("bundled-student")
+    made = engine.generate([p.text for p in listed], seeds=0, steps=1, output="tensor")
+    assert made.nfe == [1] * len(listed)
+    shares = agreement(classifier, extracted_features(classifier, made.images), listed)
+    assert shares["concept"] >= 0.85 and shares["background"] >= 0.95
+
+
+def test_the_student_is_one_of_f_distill_and_small():
+    folder = bundled.FOLDER / "student"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 6 * 2**20
+    manifest = sampler.load("bundled-student").pipeline.student
+    assert manifest["steps"] == 1 and manifest["form"] == "difference"
+    assert manifest["baked_guidance"] == {**manifest["baked_guidance"], "name": "cfg", "scale": 3.0}
+    with pytest.raises(ValueError, match="cfg at scale 3"):
+        rule = {"name": "student", "scale": 2}
+        sampler.load("bundled-student").generate("a dog", steps=1, guidance=rule)
+
+
+def test_the_student_runs_from_the_command_line(tmp_path, capsys):
+    """Its sampler, rule and single step are the defaults; its images can be made again."""
+    run = tmp_path / "run"
+    words = ["generate", "a dog", "a fox", "--model", "bundled-student", "--seed", "3"]
+    assert main([*words, "-o", str(run)]) == 0, capsys.readouterr().err
+    first, second = sorted(run.glob("images/*.png"))
+    assert [json.loads(line)["nfe"] for line in (run / "journal.jsonl").open()] == [1, 1]
+    assert main(["replay", str(first), "-o", str(tmp_path / "again.png")]) == 0
+    assert first.read_bytes() != second.read_bytes()
