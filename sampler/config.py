@@ -155,7 +155,7 @@ def checked(tree: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> Config:
         try:
             strategy_of(config, kind)
         except ValueError as error:
-            raise SamplerError(f"{_where((kind,), sources)}: {error}", 2) from None
+            raise SamplerError(f"{said_at((kind,), sources)}: {error}", 2) from None
     return config
 
 
@@ -195,7 +195,7 @@ def _first(error: ValidationError, sources: Mapping[KeyPath, str]) -> SamplerErr
         shown = json.dumps(problem["input"], ensure_ascii=False)
         limits = " or ".join(message.removeprefix("Input should ") for message in same)
         text = f" = {shown:.60} must {limits}"
-    return SamplerError(f"{_where(path, sources)}: {'.'.join(map(str, path))}{text}.", 2)
+    return SamplerError(f"{said_at(path, sources)}: {'.'.join(map(str, path))}{text}.", 2)
 
 
 def _known(path: KeyPath) -> KeyPath:
@@ -211,7 +211,7 @@ def _keys(path: KeyPath) -> list[str]:
     return [f.name for f in fields(section)] if is_dataclass(section) else []
 
 
-def _where(path: KeyPath, sources: Mapping[KeyPath, str]) -> str:
+def said_at(path: KeyPath, sources: Mapping[KeyPath, str]) -> str:
     """Where a key was said, or the nearest thing above or below it."""
     for length in range(len(path), 0, -1):
         if path[:length] in sources:

@@ -8,7 +8,7 @@ name starts with that strategy's own defaults.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def resolve(lower: Sequence[Layer], sets: Sequence[Layer], options: Sequence[Lay
     tree: dict[str, Any] = {}
     sources: dict[KeyPath, str] = {}
     for layer in [*lower, *naming, *named, *rest, *options]:
-        tree = _merged(tree, layer.tree, ())
+        tree = merged(tree, layer.tree, [(kind,) for kind in STRATEGIES])
         sources.update(layer.sources)
     return checked(tree, sources)
 
@@ -136,15 +136,19 @@ def _names_strategy(layer: Layer) -> bool:
     )
 
 
-def _merged(base: Any, new: Any, path: KeyPath) -> Any:
-    """`new` over `base`; mappings key by key, except where a strategy changes its name."""
-    strategic = path[:1] in {(kind,) for kind in STRATEGIES}
-    if strategic and isinstance(new, str) and len(path) == 1:
+def merged(base: Any, new: Any, strategies: Collection[KeyPath], path: KeyPath = ()) -> Any:
+    """`new` over `base`; mappings key by key, except where a strategy changes its name.
+
+    strategies: the key paths at which there are any; path: where `base` and `new` stand.
+    """
+    strategic = any(path[: len(place)] == place for place in strategies)
+    if path in strategies and isinstance(new, str) and ":" not in new:  # "module:function" is code
         new = {"name": new}
     if strategic and isinstance(new, Mapping) and isinstance(base, str):
         base = {"name": base}
-    if not isinstance(base, dict) or not isinstance(new, Mapping):
+    if not isinstance(base, Mapping) or not isinstance(new, Mapping):
         return new
     if strategic and "name" in new and new["name"] != base.get("name", new["name"]):
         return new
-    return {**base, **{k: _merged(base.get(k), v, (*path, k)) for k, v in new.items()}}
+    below = {k: merged(base.get(k), v, strategies, (*path, k)) for k, v in new.items()}
+    return {**base, **below}
