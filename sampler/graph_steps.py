@@ -14,7 +14,7 @@ from sampler_kernels import leaves, map_tree
 from torch import Tensor
 
 from sampler.loop import Loop, landed
-from sampler.types import Branch, Guidance, Sampler, Snapshot, Span
+from sampler.types import Branch, Guidance, Sampler, Snapshot, Span, first_line
 
 Captured = tuple[Callable[[], Any], Any]  # (replay, the outputs that a replay fills)
 Capture = Callable[[Callable[[], Any]], Captured]
@@ -99,7 +99,7 @@ class StepGraphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self.refused(str(error).splitlines()[0], error)
+            self.refused(first_line(error), error)
             return None
         nfe = tuple(b - a for a, b in zip(snap.nfe, after.nfe, strict=True))
         return Graph(inputs, replay, [after.x, after.sampler, after.guidance], nfe)

@@ -27,6 +27,8 @@ from reward_layouts import State, blip, matched, open_clip
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sampler.types import first_line
+
 
 def main() -> int:
     """The command line; returns the exit code."""
@@ -77,8 +79,8 @@ def read(checkpoint: Path) -> State:
     try:
         found = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{checkpoint} is not a plain state dict: {reason}") from None
+        text = f"{checkpoint} is not a plain state dict: {first_line(error)}"
+        raise ValueError(text) from None
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]

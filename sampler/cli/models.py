@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sampler.runs.fingerprint import BUNDLED, BUNDLED_PARTS
-from sampler.types import SamplerError
+from sampler.types import SamplerError, first_line
 
 if TYPE_CHECKING:
     from sampler.config import ModelConfig
@@ -56,8 +56,8 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
     except (SamplerError, ValueError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SamplerError(f"{model_name(model)} cannot be loaded: {reason}", 6) from error
+        text = f"{model_name(model)} cannot be loaded: {first_line(error)}"
+        raise SamplerError(text, 6) from error
 
 
 def with_lora(model: Model, loras: Sequence[str], student: str | None = None) -> Model:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sampler.finetune.lora_files import FILE, lora_file, read_adapter, write_adapter
 from sampler.runs.durable import write_file
-from sampler.types import SamplerError
+from sampler.types import SamplerError, first_line
 
 NAME = "finetune"
 
@@ -78,8 +78,7 @@ def adapted(
             try:
                 inject_adapter_in_model(config, network, NAME)
             except ValueError as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(f"fit: targets {list(targets)}: {reason}") from None
+                raise ValueError(f"fit: targets {list(targets)}: {first_line(error)}") from None
         parameters = {}
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(f".{NAME}." in name)
@@ -151,8 +150,8 @@ def put_lora(network: Any, prefix: str, *sources: str | Path | tuple[str | Path,
                 raise ValueError(f"no layer has {missing.unexpected_keys[0]}")
         except (ValueError, RuntimeError, TypeError) as error:
             _strip(network)
-            reason = str(error).strip().splitlines()[0]
-            raise SamplerError(f"{path} does not fit this pipeline: {reason}", 6) from error
+            text = f"{path} does not fit this pipeline: {first_line(error)}"
+            raise SamplerError(text, 6) from error
         weights[name] = weight
     for layer in _layers(network):
         layer.set_adapter([name for name in weights if name in layer.scaling])

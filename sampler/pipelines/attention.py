@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sampler.types import SamplerError
+from sampler.types import SamplerError, first_line
 
 NAMES = ("auto", "native", "xformers")
 
@@ -63,9 +63,8 @@ def _try_xformers(device: torch.device) -> None:
         q = torch.randn(1, 16, 2, 32, device=device, dtype=torch.float16)
         memory_efficient_attention(q, q, q)
     except Exception as error:  # whatever a missing package or a wrong build raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SamplerError(
-            f"attention = 'xformers' does not work here ({reason}); install the extra "
+            f"attention = 'xformers' does not work here ({first_line(error)}); install the extra "
             "'xformers' in a version that fits this torch, or use 'native'.",
             6,
         ) from error

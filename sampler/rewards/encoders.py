@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sampler.rewards.heads import ScoreHead
 from sampler.rewards.preprocess import Preprocessing, clip_pixels
-from sampler.types import SamplerError
+from sampler.types import SamplerError, first_line
 
 
 class Clip(nn.Module):
@@ -200,5 +200,5 @@ def _pretrained(cls: Any, source: str, download: bool, dtype: Any = None) -> Any
     try:
         return cls.from_pretrained(source, local_files_only=not download, **options)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SamplerError(f"{source} failed to load as {cls.__name__}: {reason}", 6) from error
+        text = f"{source} failed to load as {cls.__name__}: {first_line(error)}"
+        raise SamplerError(text, 6) from error
