@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sampler.types import SamplerError
+from sampler.types import SamplerError, first_line
 
 INDEX = "model_index.json"
 MAX_INDEX = 2**18  # bytes; real ones have a few hundred
@@ -23,7 +23,7 @@ MAX_DEPTH = 64
 
 # "stable_diffusion" is diffusers' own module of the safety checker.
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 _NO_WEIGHTS = re.compile(r"(Tokenizer|Scheduler|Processor|FeatureExtractor)(Fast|Pil)?$")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _FOREIGN_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")
@@ -65,7 +65,7 @@ def check_component(folder: Path, weights: bool = True) -> None:
             _check_config(path)
     files = sorted(folder.glob("*.safetensors"))
     if weights and not files:
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _PICKLES)
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLES)
         if pickled:
             raise SamplerError(
                 f"{folder} has pickle weights only ({pickled[0]}), which can run code and are "
@@ -89,8 +89,9 @@ def stored_dtype(path: Path) -> str:
             names = list(file.keys())
             return file.get_slice(names[0]).get_dtype() if names else "F32"
     except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
-        raise SamplerError(f"{path} is no intact safetensors file: {reason:.120}.", 6) from None
+        raise SamplerError(
+            f"{path} is no intact safetensors file: {first_line(error):.120}.", 6
+        ) from None
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -168,8 +169,7 @@ def _json(path: Path, limit: int) -> dict[str, Any]:
             raise SamplerError(f"{path} is larger than {limit} bytes.", 6)
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SamplerError(f"{path} cannot be read as JSON: {reason:.120}.", 6) from None
+        raise SamplerError(f"{path} cannot be read as JSON: {first_line(error):.120}.", 6) from None
     if not isinstance(value, dict):
         raise SamplerError(f"{path} is not a JSON object.", 6)
     return value

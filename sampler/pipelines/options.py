@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sampler.types import SamplerError
+from sampler.preflight import PICKLES
+from sampler.types import SamplerError, first_line
 
 OFFLOADS = ("model", "sequential")
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 
 Loras = str | Path | Sequence[Any] | Mapping[Any, float]
 
@@ -101,9 +101,8 @@ def place(pipe: Any, device: Any, offload: str | None) -> None:
     try:
         enable(device=device)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise SamplerError(
-            f"offload = {offload!r} cannot be had on {device}: {reason}", 6
+            f"offload = {offload!r} cannot be had on {device}: {first_line(error)}", 6
         ) from error
 
 

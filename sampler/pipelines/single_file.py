@@ -18,9 +18,8 @@ from sampler.types import SamplerError
 
 def is_file(source: Any) -> bool:
     """Whether a source is one file rather than a folder or a name on the Hub."""
-    return isinstance(source, (str, Path)) and bool(Path(source).expanduser().suffix.lower() in (
-        ".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl",
-    ))  # fmt: skip
+    endings = (".safetensors", *preflight.PICKLES)
+    return isinstance(source, (str, Path)) and Path(source).suffix.lower() in endings
 
 
 def read_single_file(path: Path, config: Any, options: dict[str, Any]) -> Any:
