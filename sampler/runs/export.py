@@ -6,13 +6,12 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sampler.runs import durable
 from sampler.runs.folder import Run
-from sampler.runs.records import flat, records
+from sampler.runs.records import flat, images, records
 from sampler.types import SamplerError
 
 SHARD = 1000  # images
@@ -54,10 +53,7 @@ def export_webdataset(run: Run, folder: Path) -> int:
     durable.make_folder(folder)
     count = shard = 0
     members: list[tuple[str, bytes]] = []
-    for record in records(run):
-        data = run.store.read(record["file"]) if record["status"] == "ok" else None
-        if data is None:
-            continue
+    for record, data in images(run):
         name = f"{record['index']:06d}"
         body = json.dumps(record, ensure_ascii=False).encode()
         members += [(f"{name}.png", data), (f"{name}.txt", record["prompt"].encode()),
@@ -100,10 +96,3 @@ def _tar(members: list[tuple[str, bytes]]) -> bytes:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
-
-
-def images(run: Run) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Records of made images with their bytes; what has gone is passed over."""
-    for record in records(run):
-        if record["status"] == "ok" and (data := run.store.read(record["file"])) is not None:
-            yield record, data

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sampler.runs.folder import Run
-from sampler.runs.records import records
+from sampler.runs.records import records, shown
 
 MOST_VALUES = 24  # of a facet; with more it is no filter
 MOST_CARDS = 5000
@@ -123,11 +123,7 @@ def _properties(record: Mapping[str, Any]) -> dict[str, str]:
     }
     covered = {"guidance.scale": "scale"}
     plain |= {n: v for n, v in record["axes"].items() if covered.get(n, n) not in plain}
-    return {name: _shown(value) for name, value in plain.items() if value is not None}
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return {name: shown(value) for name, value in plain.items() if value is not None}
 
 
 def _facet(number: int, name: str, values: Sequence[str]) -> str:
@@ -167,8 +163,8 @@ def _card(record: Mapping[str, Any], facets: dict[str, list[str]]) -> str:
     parts = [f"{record['guidance']['name']}{scale}", record["sampler"]["name"],
              f"{record['steps']} steps", f"seed {record['seed']}"]  # fmt: skip
     facts = " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
-    shown = {name: value for name, value in record.items() if value not in (None, [], {}, "")}
-    text = escape(json.dumps(shown, ensure_ascii=False, indent=1))
+    body = {name: value for name, value in record.items() if value not in (None, [], {}, "")}
+    text = escape(json.dumps(body, ensure_ascii=False, indent=1))
     return (
         f'<article class="{classes}">{picture}<p title="{prompt[:1000]}">{prompt[:1000]}</p>'
         f"<small>{escape(facts)}</small><details><summary>#{record['index']:06d} record</summary>"

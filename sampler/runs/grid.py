@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from sampler.runs import png
-from sampler.runs.export import images
 from sampler.runs.folder import Run
+from sampler.runs.records import images, shown
 from sampler.types import SamplerError
 
 CELL, SMALL = 256, 128  # pixels at most, and at least, along the longer side
@@ -73,12 +73,12 @@ def _crossed(found: list[tuple[dict[str, Any], bytes]], x: str, y: str | None) -
     seen: dict[Any, int] = {}
     for record, data in found:
         axes = record["axes"]
-        place = (down.index(_shown(axes[y])) if y else 0, across.index(_shown(axes[x])))
+        place = (down.index(shown(axes[y])) if y else 0, across.index(shown(axes[x])))
         other = {name: value for name, value in axes.items() if name not in (x, y)}
         prompt = "" if any(name.startswith("prompt") for name in (x, y or "")) else record["prompt"]
         same = (repr(sorted(other.items())), prompt, record["negative_prompt"])
         copy = seen[(same, place)] = seen.get((same, place), -1) + 1
-        title = [prompt, *(f"{name} = {_shown(value)}" for name, value in other.items())]
+        title = [prompt, *(f"{name} = {shown(value)}" for name, value in other.items())]
         title += [f"copy {copy + 1}"] if copy else []
         page = pages.setdefault(
             (same, copy),
@@ -95,11 +95,7 @@ def _crossed(found: list[tuple[dict[str, Any], bytes]], x: str, y: str | None) -
 
 
 def _values(found: Sequence[tuple[dict[str, Any], bytes]], axis: str) -> list[str]:
-    return list(dict.fromkeys(_shown(record["axes"][axis]) for record, _ in found))
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return list(dict.fromkeys(shown(record["axes"][axis]) for record, _ in found))
 
 
 def drawn(sheet: Sheet) -> bytes:

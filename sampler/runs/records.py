@@ -45,6 +45,13 @@ def records(run: Run) -> Iterator[dict[str, Any]]:
         }
 
 
+def images(run: Run) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Records of made images with their bytes; what has gone is passed over."""
+    for record in records(run):
+        if record["status"] == "ok" and (data := run.store.read(record["file"])) is not None:
+            yield record, data
+
+
 def counts(run: Run) -> dict[str, int]:
     """How many images are ok, failed, skipped or open."""
     entries = run.results().entries
@@ -63,6 +70,11 @@ def flat(record: Mapping[str, Any]) -> dict[str, Any]:
         row[kind] = record[kind]["name"]
     row |= {name: _plain(value) for name, value in record["meta"].items()}
     return row | {f"axis_{name}": _plain(value) for name, value in record["axes"].items()}
+
+
+def shown(value: Any) -> str:
+    """A value as people read it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: Any) -> Any:

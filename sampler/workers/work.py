@@ -52,7 +52,6 @@ class Tally:
     rows: int = 0
     oom: int = 0
     stopped: bool = False
-    drained: bool = True
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, lines: Lines) -> None:
@@ -124,7 +123,7 @@ def work(
                     raise SamplerError(f"More than {options.max_errors} images failed.", 3)
         except (Stopped, KeyboardInterrupt):
             tally.stopped = True
-            tally.drained = pump.close(options.drain)
+            pump.close(options.drain)
 
 
 def _texts(run: Run, engine: Loop, batches: Iterable[int]) -> Iterator[tuple[Any, ...]]:
