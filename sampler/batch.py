@@ -13,7 +13,7 @@ from torch import Tensor
 from sampler import registry
 from sampler.binding import Request, bound
 from sampler.graphs import GraphedRuns
-from sampler.images import as_images, encode, start_from
+from sampler.images import as_images, check_strength, encode, start_from
 from sampler.loop import Loop
 from sampler.noise import MAX_SEED, initial
 from sampler.types import Cond, Guidance, Sampler, Snapshot
@@ -101,8 +101,7 @@ def sample_batch(
 
 def origin(adapter: Any, image: Any, strength: float, size: tuple[int, int], rows: int) -> Tensor:
     """The image to start from as latents, one row per job [rows, ...]."""
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength = {strength} must lie in 0..1; 0 returns the image.")
+    check_strength(strength)
     images = as_images(image)
     if tuple(images.shape[-2:]) != size or len(images) not in (1, rows):
         raise ValueError(

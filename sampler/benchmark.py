@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sampler import registry
-from sampler.types import KINDS, Level, Prediction, Span
+from sampler.types import KINDS, Cond, Level, Prediction, Span
 
 # The latents of well-known models at batch 1, without the batch dimension.
 SIZES = {
@@ -79,7 +79,7 @@ class Step:
         self.c, self.u = c.to(dtype), u.to(dtype)
         levels = _levels(case.kind)
         spans = [Span(i, levels[i], levels[i + 1]) for i in range(1, 7)]
-        self.states: tuple[Any, Any] = (_first_state(self.rule), self.method.start(c, levels[1])[1])
+        self.states: tuple[Any, Any] = (self.rule.start(Cond()), self.method.start(c, levels[1])[1])
         with torch.no_grad(), use_backend("reference"):
             for span in spans[:-1]:
                 self.states = self._walk(self.x, self.c, self.u, self.states, span)[1]
@@ -197,9 +197,3 @@ def _levels(kind: str) -> list[Level]:
         return [Level(1000.0 * s, 1 - s, s) for s in (0.95 - 0.1 * i for i in range(9))]
     angles = [1.4 - 0.15 * i for i in range(9)]
     return [Level(int(600 * a), math.cos(a), math.sin(a)) for a in angles]
-
-
-def _first_state(rule: Any) -> Any:
-    from sampler.types import Cond
-
-    return rule.start(Cond())

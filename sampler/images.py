@@ -56,14 +56,19 @@ def start_from(
 
     Raises ValueError for a strength outside 0..1.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength = {strength} must lie in 0..1; 0 returns the image.")
+    check_strength(strength)
     steps = len(levels) - 1
     left = tuple(levels[steps - min(steps, int(strength * steps + 1e-9)) :])
     if len(left) == 1:
         return x0, left
     noise = initial(seeds, tuple(x0.shape[1:])).to(x0)
     return left[0].alpha * x0 + left[0].sigma * noise, left
+
+
+def check_strength(strength: float) -> None:
+    """Raises ValueError for a strength outside 0..1."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength = {strength} must lie in 0..1; 0 returns the image.")
 
 
 def encode(adapter: Any, images: Tensor) -> Tensor:

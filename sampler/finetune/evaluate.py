@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sampler.batch import to_output
 from sampler.finetune.session import Session
 from sampler.finetune.settings import Settings
 from sampler.rewards.base import score
@@ -75,9 +76,8 @@ def save_grid(images: Tensor, path: Path) -> None:
     count, _, high, wide = images.shape
     columns = math.ceil(math.sqrt(count))
     sheet = Image.new("RGB", (columns * wide, math.ceil(count / columns) * high), "white")
-    pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    for i, row in enumerate(pixels.cpu().numpy()):
-        sheet.paste(Image.fromarray(row), (i % columns * wide, i // columns * high))
+    for i, image in enumerate(to_output(images.float().clamp(0, 1).cpu(), "pil")):
+        sheet.paste(image, (i % columns * wide, i // columns * high))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     write_file(path, buffer.getvalue())
