@@ -217,12 +217,7 @@ def _table(kind: str) -> dict[str, type]:
 
 def _load(kind: str) -> dict[str, type]:
     table = _table(kind)
-    package = KINDS[kind][0]
-    try:
-        importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
+    importlib.import_module(KINDS[kind][0])
     return table
 
 
