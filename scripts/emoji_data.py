@@ -16,21 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {
-    "white": (245, 245, 245),
-    "black": (25, 25, 28),
-    "red": (205, 50, 50),
-    "orange": (240, 140, 40),
-    "yellow": (245, 215, 70),
-    "green": (60, 160, 80),
-    "blue": (50, 100, 210),
-    "sky blue": (140, 205, 245),
-    "purple": (130, 70, 180),
-    "pink": (245, 160, 190),
-    "brown": (125, 85, 55),
-    "gray": (135, 140, 145),
-}
-"""Background colours, RGB 0 to 255; the position is the class index."""
+from sampler.rewards.simple import COLOURS
 
 LETTERED = frozenset({"sleeping face", "bus", "taxi", "police car", "ambulance", "book"})
 """Concepts some of whose sprites carry letters; they are not mirrored."""
@@ -63,10 +49,10 @@ class EmojiData:
             sprites = torch.from_numpy(stored["sprites"])
             self.concepts = [str(name) for name in stored["names"]]
             self.styles = [str(name) for name in stored["styles"]]
-        self.backgrounds = list(BACKGROUNDS)
+        self.backgrounds = list(COLOURS)
         self.size = size
         self.sprites = (sprites.permute(0, 1, 4, 2, 3).float() / 255).contiguous().to(device)
-        self.colours = torch.tensor(list(BACKGROUNDS.values()), device=device) / 255
+        self.colours = torch.tensor(list(COLOURS.values()), device=device) / 255
         self.mirrored = torch.tensor([name not in LETTERED for name in self.concepts])
 
     def batch(self, count: int, *key: int) -> Batch:
@@ -166,7 +152,7 @@ def draw_sprites(path: Path | str, side: int = 72) -> Path:
     """Write a sprite file of eight drawn shapes in four shadings, for tests of the trainer."""
     y, x = np.meshgrid(*[np.linspace(-1, 1, side)] * 2, indexing="ij")
     shapes = _distances(x, y)
-    colours = np.array(list(BACKGROUNDS.values()))[2 : 2 + len(shapes)] / 255
+    colours = np.array(list(COLOURS.values()))[2 : 2 + len(shapes)] / 255
     sprites = np.zeros((len(shapes), len(_SHADES), side, side, 4))
     for row, distance in enumerate(shapes.values()):
         alpha = np.clip(0.5 - distance * side / 2, 0, 1)

@@ -99,12 +99,11 @@ def test_colour_agreement_looks_at_the_border():
         reward(image[:1], ["a red fox"])
 
 
-def test_our_colours_are_the_training_colours():
-    from emoji_data import BACKGROUNDS
-
+def test_the_colours_are_the_classes_of_the_bundled_classifier():
+    from sampler.bundled import backgrounds
     from sampler.rewards.simple import COLOURS
 
-    assert COLOURS == BACKGROUNDS
+    assert tuple(COLOURS) == backgrounds()
 
 
 def test_clip_preprocessing_is_the_stock_one():
