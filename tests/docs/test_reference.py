@@ -107,7 +107,7 @@ def test_papers_are_all_in_the_index():
     assert len(known) > 25
     for number, files in known.items():
         row = next(line for line in text.splitlines() if f"abs/{number})" in line)
-        assert all(f"[{path}]" in row for path in files)
+        assert all(f"](../{path})" in row for path in files)
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / "docs" / target).exists(), target
 
