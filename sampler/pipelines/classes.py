@@ -109,57 +109,41 @@ def gfcg_for(engine: Any, candidates: Sequence[str], classifier: Images, **field
 
 
 def clip_classifier(folder: str, candidates: Sequence[str]) -> Images:
-    """CLIP's image-text logits, from a local folder: how well an image fits each candidate."""
-    from transformers import AutoProcessor, CLIPModel
+    """How well CLIP finds that an image fits each of K texts: exp(logit_scale)·e·c, [B, K].
 
-    loaded: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
-    model = loaded.eval().requires_grad_(False)
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    texts = processor(text=list(candidates), return_tensors="pt", padding=True)
-    prepare = _preparation(processor.image_processor)
+    folder: a CLIP model in the transformers layout. Raises SamplerError (6) where it is none.
+    """
+    from sampler.rewards.encoders import Clip
+
+    clip = Clip(folder, "float32", False)
+    texts = clip.text(candidates)
 
     def logits(images: Tensor) -> Tensor:
-        where = {k: v.to(images.device) for k, v in texts.items()}
-        return model.to(images.device)(pixel_values=prepare(images), **where).logits_per_image
+        seen = clip.to(images.device).image(images)
+        return clip.temperature * seen @ texts.to(images.device).T
 
     return logits
 
 
 def image_classifier(folder: str, labels: Sequence[str] | None = None) -> Images:
-    """A transformers image classifier from a local folder; `labels`: its labels to be used.
+    """The logits [B, K] of an image classifier from a local folder; `labels`: those to be used.
 
-    Raises ValueError for a label that the model does not have.
+    folder: in the transformers layout. Raises SamplerError (6) where it is none, and ValueError
+    for a label that the model does not have.
     """
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from sampler.rewards.encoders import Vision
 
-    loaded = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
-    model = loaded.eval().requires_grad_(False)
-    prepare = _preparation(AutoImageProcessor.from_pretrained(folder, local_files_only=True))
-    known = model.config.label2id
+    network = Vision("AutoModelForImageClassification", folder, "float32", False)
+    known = network.labels
     if unknown := [label for label in labels or () if label not in known]:
         raise ValueError(f"{folder} has no label {unknown[0]!r}; it has {len(known)} others.")
     index = None if labels is None else torch.tensor([known[label] for label in labels])
 
     def logits(images: Tensor) -> Tensor:
-        found = model.to(images.device)(pixel_values=prepare(images)).logits
+        found = network.to(images.device).logits(images)
         return found if index is None else found[:, index.to(images.device)]
 
     return logits
-
-
-def _preparation(processor: Any) -> Images:
-    """Resizing and normalising on tensors, so that gradients pass; sizes as the processor's."""
-    size = getattr(processor, "crop_size", None) or processor.size
-    side = size.get("height") or size.get("shortest_edge")
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
-
-    def prepare(images: Tensor) -> Tensor:
-        resized = torch.nn.functional.interpolate(
-            images, (side, side), mode="bicubic", antialias=True
-        )
-        return (resized - mean.to(images.device)) / std.to(images.device)
-
-    return prepare
 
 
 def _encoded(adapter: Adapter, prompts: list[str], size: Size) -> Any:
