@@ -208,9 +208,15 @@ def test_yaml_blocks_are_valid(page, tmp_path):
         assert (recipe.resolve([found]) if tunes else resolve([found], [], [])).version == 1
 
 
-@pytest.mark.parametrize("kind", ["sampler", "guidance"])
+@pytest.mark.parametrize("kind", ["sampler", "guidance", "trainer"])
 def test_the_tables_name_what_exists(kind):
     table = re.search(rf"^\| {kind} \|.*?\n\n", read("README.md"), re.M | re.S)
     assert table is not None
     rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", table[0], re.MULTILINE)
     assert sorted(name for name, _ in rows) == sorted(registry.names(kind))
+
+
+def test_the_rewards_that_the_readme_names_exist():
+    text = re.search(r"^Rewards: (.+?)\n\n", read("README.md"), re.M | re.S)
+    assert text is not None
+    assert sorted(re.findall(r"`(\w+)`", text[1])) == sorted(registry.names("reward"))
