@@ -24,7 +24,8 @@ grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));background:none;gap:.
 .title{margin:0;font-size:1rem;color:var(--body-text-color-subdued)}
 .title b{color:var(--body-text-color);font-weight:600;margin-right:.35rem}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:1rem}
-.pictures.few{grid-template-columns:repeat(auto-fit,minmax(9rem,20rem))}
+.pictures.few{grid-template-columns:repeat(auto-fit,minmax(9rem,1fr))}
+.pictures.few figure{max-width:20rem}
 .pictures figure{margin:0;min-width:0}
 .pictures img,.pictures .frame{display:block;width:100%;aspect-ratio:1;object-fit:contain;
 border-radius:.5rem;background:var(--background-fill-secondary)}
