@@ -21,7 +21,8 @@ from sampler.finetune.lora import load_lora
 from sampler.runs.grid import Sheet, drawn
 
 PROMPTS = ("a red apple on a blue background", "a fox on a green background")
-HOLD = {"name": "adaptive", "after": "hold", "threshold": 0.95}
+CFG = {"name": "cfg", "scale": 3}
+HOLD = {"name": "adaptive", "after": "hold", "threshold": 0.95, "rule": CFG}
 CHOICES: dict[str, tuple[Any, Any]] = {
     "ddim, cfg 3": ("ddim", {"name": "cfg", "scale": 3}),
     "ghvb, cfg 10": ("ghvb", {"name": "cfg", "scale": 10}),
