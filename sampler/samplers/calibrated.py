@@ -6,15 +6,16 @@ scale, and schedule. For any other the look-up refuses: a momentum number does n
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sampler.types import Level, SamplerError
 
-FORMAT = 1
+FORMAT = 2
+NEAR = 1e-5  # six digits are stored, the last one open
 BUNDLED = Path(__file__).parents[1] / "bundled" / "calibration" / "momentum.json"
 
 
@@ -43,9 +44,19 @@ def key_of(sampler: str, levels: Sequence[Level], guidance: Mapping[str, Any]) -
 
 
 def schedule_key(levels: Sequence[Level]) -> str:
-    """A name for a grid: of its levels, to nine digits."""
-    text = " ".join(f"{level.alpha:.9e},{level.sigma:.9e}" for level in levels)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    """A grid as text: alpha and sigma of its levels, to six digits; see `same`."""
+    return " ".join(f"{level.alpha:.6g} {level.sigma:.6g}" for level in levels)
+
+
+def same(fitted: Key, found: Key) -> bool:
+    """Whether two keys agree, levels to what float32 schedules differ by between processors."""
+    if fitted[:-1] != found[:-1]:
+        return False
+    one, other = fitted.schedule.split(), found.schedule.split()
+    return len(one) == len(other) and all(
+        math.isclose(float(a), float(b), rel_tol=NEAR, abs_tol=NEAR)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def look_up(spec: str, fingerprint: str, key: Key) -> float:
@@ -58,9 +69,9 @@ def look_up(spec: str, fingerprint: str, key: Key) -> float:
     path = BUNDLED if name == "bundled" else Path(name)
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        known = {
-            Key(*(entry[field] for field in Key._fields)): entry for entry in stored["entries"]
-        }
+        known = [
+            (Key(*(entry[field] for field in Key._fields)), entry) for entry in stored["entries"]
+        ]
         model, version = stored["model"], stored["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SamplerError(
@@ -80,9 +91,10 @@ def look_up(spec: str, fingerprint: str, key: Key) -> float:
             "run `sampler calibrate momentum` for it.",
             2,
         )
-    if key not in known:
-        there = "; ".join(str(k) for k in known)
+    number = next((entry["momentum_number"] for k, entry in known if same(k, key)), None)
+    if number is None:
+        there = "; ".join(str(k) for k, _ in known)
         raise SamplerError(
             f"{path} has no momentum number for {key} on this schedule; it has {there}.", 2
         )
-    return float(known[key]["momentum_number"])
+    return float(number)

@@ -8,7 +8,7 @@ import torch
 import sampler
 from sampler.cli import main
 from sampler.momentum_calibration import calibrate_momentum, chosen, save, squared_errors
-from sampler.samplers.calibrated import BUNDLED, key_of, look_up
+from sampler.samplers.calibrated import BUNDLED, key_of, look_up, same
 from tests import tiny
 from tests.analytic import vp_grid
 
@@ -78,8 +78,8 @@ def test_another_sampler_model_and_file_are_refused(made, tmp_path):
     method["momentum_number"] = f"calibrated:{tmp_path / 'bad.json'}"
     with pytest.raises(sampler.SamplerError, match="no momentum calibration"):
         engine.generate("a", sampler=method, **options)
-    (tmp_path / "bad.json").write_text(json.dumps({**found, "format": 2}))
-    with pytest.raises(sampler.SamplerError, match="is of format 2, and this version reads 1"):
+    (tmp_path / "bad.json").write_text(json.dumps({**found, "format": 1}))
+    with pytest.raises(sampler.SamplerError, match="is of format 1, and this version reads 2"):
         engine.generate("a", sampler=method, **options)
 
 
@@ -137,3 +137,14 @@ def test_a_number_is_chosen_only_beyond_noise():
     diverged = squared_errors(torch.full((24, 2), torch.nan), torch.ones(24, 2))
     assert chosen({1.8: default, 3.0: diverged}) == 1.8
     assert chosen({1.8: diverged, 1.5: default}) == 1.5
+
+
+def test_a_schedule_is_the_same_on_another_processor():
+    """Levels differ there in their last digits; other betas differ in more."""
+    levels, rule = vp_grid(4), {"name": "cfg", "scale": 3.0}
+    near = [level._replace(alpha=level.alpha + 1e-6) for level in levels]
+    far = [level._replace(alpha=level.alpha + 1e-4) for level in levels]
+    here = key_of("ghvb", levels, rule)
+    assert same(here, key_of("ghvb", near, rule)) and not same(here, key_of("ghvb", far, rule))
+    assert not same(here, key_of("ghvb", levels, {**rule, "scale": 4.0}))
+    assert not same(here, key_of("ab", levels, rule))
