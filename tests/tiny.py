@@ -58,6 +58,12 @@ PREDICTIONS = {
         "timestep_spacing": "trailing",
     },
 }
+TEXT_TIME = {  # of UNets that are told a pooled text and the image's size
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 32,
+}
+STATISTICS = {"latents_mean": [0.1, -0.2, 0.0, 0.3], "latents_std": [1.1, 0.8, 1.0, 1.3]}
 
 
 def seeded(build):
@@ -103,18 +109,13 @@ def sd(prediction="eps", scheduler=None, tiny_vae=False, time_cond=None):
 @seeded
 def sdxl(scheduler=None, force_zeros=True):
     tokenizer = clip_tokenizer(16)
-    extra = {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 6 * 8 + 32,
-    }
     return StableDiffusionXLPipeline(
         vae=vae(4),
         text_encoder=CLIPTextModel(clip_config(tokenizer)),
         text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer)),
         tokenizer=tokenizer,
         tokenizer_2=clip_tokenizer(16),
-        unet=UNet2DConditionModel(**unet_config(64), **extra),
+        unet=UNet2DConditionModel(**unet_config(64), **TEXT_TIME),
         scheduler=scheduler or DDIMScheduler(**DDIM),
         force_zeros_for_empty_prompt=force_zeros,
         add_watermarker=False,
@@ -232,27 +233,10 @@ def qwen(scheduler=None):
     """Without a text encoder: give prompt_embeds [B, T, 16] and a mask, see `qwen_inputs`."""
     return QwenImagePipeline(
         scheduler=scheduler or FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=AutoencoderKLQwenImage(
-            base_dim=24,
-            z_dim=4,
-            dim_mult=[1, 2, 4],
-            num_res_blocks=1,
-            temperal_downsample=[False, True],
-            latents_mean=[0.0] * 4,
-            latents_std=[1.0] * 4,
-        ),
+        vae=qwen_vae([1, 2, 4], [False, True], latents_mean=[0.0] * 4, latents_std=[1.0] * 4),
         text_encoder=None,
         tokenizer=None,
-        transformer=QwenImageTransformer2DModel(
-            patch_size=2,
-            in_channels=16,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=3,
-            joint_attention_dim=16,
-            axes_dims_rope=(8, 4, 4),
-        ),
+        transformer=qwen_transformer(),
     )
 
 
@@ -300,8 +284,8 @@ def t5_tokenizer(length):
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=length)
 
 
-def t5(tokenizer, size):
-    config = T5Config(
+def t5(tokenizer, size, config=T5Config, model=T5EncoderModel):
+    settings = config(
         vocab_size=len(tokenizer),
         d_model=size,
         d_kv=8,
@@ -311,7 +295,7 @@ def t5(tokenizer, size):
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return T5EncoderModel(config)
+    return model(settings)
 
 
 def unet_config(cross):
@@ -327,14 +311,43 @@ def unet_config(cross):
     }
 
 
+def vae_config(channels, blocks=(8, 16)):
+    """2 ** (len(blocks) - 1) pixels per latent."""
+    return {
+        "block_out_channels": blocks,
+        "down_block_types": ("DownEncoderBlock2D",) * len(blocks),
+        "up_block_types": ("UpDecoderBlock2D",) * len(blocks),
+        "latent_channels": channels,
+        "norm_num_groups": 4,
+        "sample_size": 32,
+    }
+
+
 def vae(channels, **options):
-    return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=32,
+    return AutoencoderKL(**vae_config(channels), **options)
+
+
+def qwen_vae(widths, temporal, **statistics):
+    return AutoencoderKLQwenImage(
+        base_dim=24,
+        z_dim=4,
+        dim_mult=widths,
+        num_res_blocks=1,
+        temperal_downsample=temporal,
+        **statistics,
+    )
+
+
+def qwen_transformer(**options):
+    return QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=16,
+        axes_dims_rope=(8, 4, 4),
         **options,
     )
 

@@ -14,7 +14,6 @@ from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLFlux2,
-    AutoencoderKLQwenImage,
     AutoencoderKLWan,
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
@@ -33,7 +32,6 @@ from diffusers import (
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     QwenImagePipeline,
-    QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
     UNet2DConditionModel,
@@ -65,14 +63,19 @@ from transformers import (
 from tests.tiny import (
     BETAS,
     DDIM,
+    STATISTICS,
+    TEXT_TIME,
     DDIMScheduler,
     flow_vae,
+    qwen_transformer,
+    qwen_vae,
     sd,
     seeded,
     t5,
     t5_tokenizer,
     unet_config,
     vae,
+    vae_config,
 )
 
 CHAT = (
@@ -121,15 +124,7 @@ def language(config, tokenizer, layers=3):
 
 def deep_vae(**options):
     """With 8 pixels per latent, for the pipelines that take that as given."""
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        **options,
-    )
+    return AutoencoderKL(**vae_config(4, (8, 8, 8, 8)), **options)
 
 
 @seeded
@@ -137,28 +132,10 @@ def qwen_image(scheduler=None, guidance_embeds=False):
     tokenizer = qwen_tokenizer()
     return QwenImagePipeline(
         scheduler=scheduler or flow(**DYNAMIC),
-        vae=AutoencoderKLQwenImage(
-            base_dim=24,
-            z_dim=4,
-            dim_mult=[1, 2],
-            num_res_blocks=1,
-            temperal_downsample=[False],
-            latents_mean=[0.1, -0.2, 0.0, 0.3],
-            latents_std=[1.1, 0.8, 1.0, 1.3],
-        ),
+        vae=qwen_vae([1, 2], [False], **STATISTICS),
         text_encoder=Qwen2Model(language(Qwen2Config, tokenizer)),
         tokenizer=tokenizer,
-        transformer=QwenImageTransformer2DModel(
-            patch_size=2,
-            in_channels=16,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=3,
-            joint_attention_dim=16,
-            axes_dims_rope=(8, 4, 4),
-            guidance_embeds=guidance_embeds,
-        ),
+        transformer=qwen_transformer(guidance_embeds=guidance_embeds),
     )
 
 
@@ -357,11 +334,6 @@ def kolors(scheduler=None):
         original_rope=True,
         rmsnorm=True,
     )
-    extra = {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 6 * 8 + 32,
-    }
     text_encoder = ChatGLMModel(config)
     for values in text_encoder.parameters():
         torch.nn.init.normal_(values, std=0.2)  # left uninitialised by the class
@@ -369,7 +341,7 @@ def kolors(scheduler=None):
         vae=vae(4),
         text_encoder=text_encoder,
         tokenizer=ChatGLMWords(),
-        unet=UNet2DConditionModel(**unet_config(32), **extra),
+        unet=UNet2DConditionModel(**unet_config(32), **TEXT_TIME),
         scheduler=scheduler or DDIMScheduler(**DDIM),
     )
 
@@ -428,27 +400,16 @@ def wan(scheduler=None, boundary=None):
         "cross_attn_norm": True,
         "rope_max_seq_len": 32,
     }
-    config = UMT5Config(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
     return WanPipeline(
         tokenizer=tokenizer,
-        text_encoder=UMT5EncoderModel(config),
+        text_encoder=t5(tokenizer, 32, UMT5Config, UMT5EncoderModel),
         vae=AutoencoderKLWan(
             base_dim=8,
             z_dim=4,
             dim_mult=[1, 2],
             num_res_blocks=1,
             temperal_downsample=[True],
-            latents_mean=[0.1, -0.2, 0.0, 0.3],
-            latents_std=[1.1, 0.8, 1.0, 1.3],
+            **STATISTICS,
             scale_factor_temporal=2,
             scale_factor_spatial=2,
         ),
@@ -461,14 +422,7 @@ def wan(scheduler=None, boundary=None):
 
 def _flux2_parts(scheduler, guidance_embeds):
     tokenizer = qwen_tokenizer()
-    vae = AutoencoderKLFlux2(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-    )
+    vae = AutoencoderKLFlux2(**vae_config(4, (8, 8)))
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 1.5)
     return {
