@@ -62,7 +62,9 @@ class Engine(Loop):
         it; "auto" where that is possible and worth it. The images are the same.
 
         Raises ValueError, before any network call, for an empty prompt list, counts that do not
-        fit, and what the strategies and the schedule refuse; SamplerError (2) without a pipeline.
+        fit, and what the strategies and the schedule refuse; SamplerError (2) without a pipeline,
+        and for graph = True without a CUDA device. With out, what a run folder can raise: 3 failed
+        images, 4 a folder of another plan or in use, 5 storage, 7 out of memory.
         """
         if self.pipeline is None:
             raise SamplerError("This engine has no pipeline: use run(), or sampler.load(...).", 2)

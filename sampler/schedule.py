@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -62,11 +62,18 @@ _UNKNOWN: dict[str, tuple[Any, ...]] = {
 class Schedule:
     """The levels of a model. Make one with `from_config`, `vp`, `edm` or `flow`.
 
-    process: "vp", "edm" or "flow"; prediction: what the network's output is ("eps", "v", "x0",
-    "velocity"); table: acp_t [N] for vp; spacing, karras, final: the defaults of `grid`;
-    sigma_min, sigma_max: the ends of Karras' ramp (None: the ends of the table). origin: of a
-    latent consistency model, the number of timesteps that it was distilled on, 0 for other models;
-    timestep_scaling: s = timestep_scaling·t in its boundary factors, see `predict`.
+    process: "vp", "edm" or "flow". prediction: what the network's output is, "eps", "v", "x0" or
+    "velocity". train_steps: N, the number of training timesteps; table: acp_t [N] for vp.
+    spacing, karras, final: the defaults of `grid`. offset: added to the timesteps of "leading".
+    open_end: spread one point more and leave the last out. sigma_units: work in sigma/alpha, with
+    fractional timesteps, as Euler schedulers do. round_karras: what the network is told on Karras'
+    ramp is cut to integers.
+    sigma_min, sigma_max, rho: the ends of Karras' ramp (None: those of the table) and its exponent.
+    sigma_data: the standard deviation of the data, for the preconditioning in `predict`.
+    shift, terminal: of flow times, see `grids.FlowSpread`; dynamic: the configuration of a shift
+    that follows the image's size, None for a static one.
+    origin: of a latent consistency model, the number of timesteps that it was distilled on, 0 for
+    other models. timestep_scaling: s = timestep_scaling·t in its boundary factors, see `predict`.
     """
 
     process: Literal["vp", "edm", "flow"]
@@ -86,7 +93,7 @@ class Schedule:
     rho: float = 7.0
     shift: float = 1.0
     terminal: float | None = None
-    dynamic: Mapping[str, Any] | None = field(default=None)
+    dynamic: Mapping[str, Any] | None = None
     origin: int = 0
     timestep_scaling: float = 10.0
 

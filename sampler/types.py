@@ -87,7 +87,8 @@ class Prediction:
     def of(kind: str, x: Values, out: Values, level: Level) -> Prediction:
         """From a network output `out` [B, ...] of the given kind at `x` [B, ...].
 
-        Raises ValueError for an unknown kind, and for eps or x0-as-division at alpha = 0.
+        Raises ValueError for an unknown kind, and for an eps-prediction at alpha = 0, where x0
+        would be a division by 0.
         """
         if kind not in KINDS:
             raise ValueError(f"Unknown prediction type {kind!r}; one of {', '.join(KINDS)}.")
@@ -106,14 +107,17 @@ class Prediction:
 
     @staticmethod
     def from_eps(x: Values, out: Values, level: Level) -> Prediction:
+        """From an estimate of the noise; ValueError at alpha = 0."""
         return Prediction.of("eps", x, out, level)
 
     @staticmethod
     def from_v(x: Values, out: Values, level: Level) -> Prediction:
+        """From an estimate of v = alpha·eps − sigma·x0."""
         return Prediction.of("v", x, out, level)
 
     @staticmethod
     def from_velocity(x: Values, out: Values, level: Level) -> Prediction:
+        """From an estimate of velocity = eps − x0."""
         return Prediction.of("velocity", x, out, level)
 
     def like(self, out: Values) -> Prediction:
