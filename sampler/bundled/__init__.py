@@ -1,6 +1,6 @@
 """The bundled demo model: where its files lie, its vocabulary, and its evaluation prompts.
 
-This module imports neither torch nor diffusers, so that ``--help`` and ``list`` stay fast.
+This module imports neither torch nor diffusers, so that `--help` and `list` stay fast.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-"""The folder that holds ``pipeline/``, ``weak/``, ``classifier/`` and the reference statistics."""
+"""The folder that holds `pipeline/`, `weak/`, `classifier/` and the reference statistics."""
 
 _BACKGROUND_STRIDE = 5
 """Coprime with the 12 colours: consecutive prompts differ in background as well."""
@@ -51,12 +51,13 @@ def backgrounds(folder: Path = FOLDER) -> tuple[str, ...]:
 def prompts(
     count: int, start: int = 0, styled: bool = False, folder: Path = FOLDER
 ) -> list[EvaluationPrompt]:
-    """List ``count`` deterministic prompts "a {concept} on a {background} background".
+    """The prompts "a {concept} on a {background} background" number start, start + 1, ...
 
     Prompt i has concept i mod 128; its background moves on by five colours per prompt and by one
-    more per pass through the concepts, so 12 passes pair every concept with every colour. With
-    ``styled`` the caption also names a style ("a glossy dog on ..."), i mod 4, moving on by one
-    per pass. ``folder`` is that of another bundle than the shipped one.
+    more per pass through the concepts, so 12 passes pair every concept with every colour.
+
+    count: how many. styled: the prompt also names a style ("a glossy dog on ..."), i mod 4, moving
+    on by one per pass. folder: of another bundle than the shipped one.
     """
     names, colours, looks = concepts(folder), backgrounds(folder), styles(folder)
     listed = []

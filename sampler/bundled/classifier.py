@@ -63,23 +63,23 @@ class SmallClassifier(nn.Module):
         )
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the feature [B, 160] of images [B, 3, H, W] in [0, 1]; differentiable."""
+        """The feature [B, 160] of images [B, 3, H, W] in [0, 1]; differentiable."""
         if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
             size = (IMAGE_SIZE, IMAGE_SIZE)
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
         return self.body(images * 2 - 1).mean(dim=(2, 3))
 
     def logits(self, features: Tensor) -> Logits:
-        """Return the three heads' logits of features [B, 160]."""
+        """The three heads' logits of features [B, 160]."""
         return Logits(*(self.heads[name](features) for name in Logits._fields))
 
     def forward(self, images: Tensor) -> Logits:
-        """Return the three heads' logits of images [B, 3, H, W] in [0, 1]."""
+        """The three heads' logits of images [B, 3, H, W] in [0, 1]."""
         return self.logits(self.features(images))
 
 
 def load(folder: Path | str = FOLDER / "classifier") -> SmallClassifier:
-    """Load a classifier folder (config.json, model.safetensors) as float32, in eval mode."""
+    """The classifier of a folder (config.json, model.safetensors), float32, in eval mode."""
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     sizes = (len(config[key]) for key in ("concepts", "styles", "backgrounds"))
@@ -97,23 +97,25 @@ class Statistics(NamedTuple):
 
 
 def feature_statistics(features: Tensor) -> Statistics:
-    """Return mean and unbiased covariance of features [N, D], computed in float64."""
+    """Mean and unbiased covariance of features [N, D], computed in float64."""
     features = features.double()
     return Statistics(features.mean(0), torch.cov(features.T))
 
 
 def reference_statistics(path: Path | str = FOLDER / "statistics.safetensors") -> Statistics:
-    """Load the shipped statistics of real composites (see the model card)."""
+    """The shipped statistics of real composites; see the model card."""
     stored = load_file(path)
     return Statistics(stored["mean"].double(), stored["covariance"].double())
 
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
-    """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in squared feature units.
+    """The Fréchet distance of two Gaussians of means [D] and covariances [D, D], in squared units.
 
-    tr (C1 C2)^(1/2) is the sum of the square roots of the product's eigenvalues, which are real
-    and non-negative up to rounding because the product is similar to a positive semidefinite
-    matrix. Source: Heusel et al., arXiv 1706.08500, equation 6.
+        |m1 − m2|² + tr(C1 + C2 − 2·(C1·C2)^(1/2))
+
+    tr (C1·C2)^(1/2) is the sum of the square roots of the product's eigenvalues, which are real
+    and not negative up to rounding, since the product is similar to a positive semidefinite
+    matrix. Reference: Heusel et al. (2017), arXiv 1706.08500, eq. 6.
     """
     mean1, cov1, mean2, cov2 = (value.double() for value in (mean1, cov1, mean2, cov2))
     roots = torch.linalg.eigvals(cov1 @ cov2).real.clamp_min(0).sqrt()

@@ -17,25 +17,25 @@ from sampler.bundled.classifier import (
 
 
 def saturation(images: Tensor) -> float:
-    """Return the mean over pixels of largest - smallest channel; images [B, 3, H, W] in 0..1."""
+    """Mean over pixels of largest − smallest channel, of images [B, 3, H, W] in [0, 1]."""
     return float((images.amax(1) - images.amin(1)).mean())
 
 
 def clipped_share(images: Tensor, margin: float = 0.005) -> float:
-    """Return the share of values within ``margin`` of 0 or 1, i.e. beyond 0.99 in [-1, 1]."""
+    """The share of values within `margin` of 0 or 1; 0.005 is beyond 0.99 in [-1, 1]."""
     return float(((images < margin) | (images > 1 - margin)).float().mean())
 
 
 @torch.no_grad()
 def extracted_features(model: SmallClassifier, images: Tensor, batch: int = 256) -> Tensor:
-    """Return the features [N, 160] of images [N, 3, H, W] in [0, 1]."""
+    """The features [N, 160] of images [N, 3, H, W] in [0, 1]."""
     return torch.cat([model.features(part) for part in images.split(batch)])
 
 
 def agreement(
     model: SmallClassifier, features: Tensor, prompts: Sequence[EvaluationPrompt]
 ) -> dict[str, float]:
-    """Return the share of images whose top class is the prompt's, for each head it names."""
+    """The share of images whose top class is the prompt's, for each head that prompts name."""
     logits = model.logits(features)
     shares = {}
     for head in ("concept", "style", "background"):
@@ -52,7 +52,7 @@ def measure(
     prompts: Sequence[EvaluationPrompt],
     reference: Statistics,
 ) -> dict[str, float]:
-    """Return agreement per head, Fréchet distance, saturation and clipped share of the images.
+    """Agreement per head, Fréchet distance, saturation and clipped share of images [N, 3, H, W].
 
     The Fréchet distance is that of the features to the reference statistics; it falls with the
     number of images, so compare equal numbers only.
