@@ -2,7 +2,9 @@
 
     sampler_kernels  <-  types  <-  noise, grids, schedule, images, registry
                      <-  samplers, guidance, rewards  <-  denoisers, loop  <-  batch  <-  workers
-                     <-  engine  <-  pipelines, loading  <-  finetune  <-  cli  <-  ui
+                     <-  engine  <-  pipelines  <-  finetune  <-  loading  <-  cli  <-  ui
+
+docs/how_it_works.md has the whole order.
 
 An import inside a function counts as an import (laziness is about time, not about layers); one
 under TYPE_CHECKING does not.
@@ -163,6 +165,32 @@ def cycles(imports):
 
 def test_layers_import_only_what_lies_below():
     assert violations(IMPORTS) == []
+
+
+def order_on_the_page():
+    """The modules of the table in docs/how_it_works.md, from bottom to top and left to right."""
+    page = (ROOT / "docs" / "how_it_works.md").read_text(encoding="utf-8")
+    table = page.partition("## What imports what")[2].splitlines()
+    cells = [line[4:].partition("  ")[0] for line in table if line.startswith("    ")]
+    return " ".join(cells).split()
+
+
+def test_the_page_tells_the_order():
+    def part(module):
+        return module.split(".")[1 if module.startswith("sampler.") else 0]
+
+    order = order_on_the_page()
+    assert sorted(order) == sorted({part(name) for name in MODULES} - {"sampler"})
+    place = {name: number for number, name in enumerate(order)}
+    starts = ("sampler.cli.ui", "sampler.ui")  # the page lies on top; its command starts it
+    wrong = [
+        f"{i.module} imports {i.target}"
+        for i in IMPORTS
+        if own(i.target) and part(i.target) in place and part(i.module) in place
+        if place[part(i.target)] > place[part(i.module)]
+        if not (i.module == starts[0] and below(i.target, starts[1]))
+    ]
+    assert wrong == []
 
 
 def test_each_library_has_its_place():
