@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from sampler import registry
 from sampler.formats import no_constant, unique
-from sampler.types import SamplerError
+from sampler.types import SamplerError, first_line
 
 MAX_LINE = 2**20  # bytes of a line, characters of a csv field
 STDIN = "-"
@@ -167,10 +167,9 @@ def _parquet(path: Path, name: str) -> Iterator[Line]:
                         {key: value for key, value in row.items() if value is not None},
                     )
     except OSError as error:
-        reason = (error.strerror or str(error).splitlines()[0]).lower()
+        reason = (error.strerror or first_line(error)).lower()
         raise SamplerError(f"{name}: {reason}.", 2) from None
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        problem = str(error).splitlines()[0]
         raise SamplerError(
-            f"{name}: this is no parquet file that can be read: {problem}", 2
+            f"{name}: this is no parquet file that can be read: {first_line(error)}", 2
         ) from None

@@ -12,7 +12,6 @@ from tests.guidance.stock import PROMPTS, SCALE, STOCK, Rows
 pytestmark = pytest.mark.filterwarnings("ignore")
 APG = {"name": "apg", "scale": 9.0, "norm_threshold": 2.0, "momentum": -0.5}
 CFG = {"name": "cfg", "scale": SCALE}
-BATCHED = [name for name, stock in STOCK.items() if not stock.sequential]
 
 
 @pytest.fixture(params=STOCK)
