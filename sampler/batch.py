@@ -15,8 +15,8 @@ from sampler.binding import Request, bound
 from sampler.graphs import GraphedRuns
 from sampler.images import as_images, check_strength, encode, start_from
 from sampler.loop import Loop
-from sampler.noise import MAX_SEED, initial
-from sampler.types import Cond, Guidance, Sampler, Snapshot
+from sampler.noise import initial
+from sampler.types import MAX_SEED, Cond, Guidance, Sampler, Snapshot
 
 Output = Literal["pil", "tensor", "latent"]
 DEFAULT_BATCH = 8

@@ -19,8 +19,6 @@ INITIAL = -1
 # Numbers of different streams never coincide; a stream is part of the Philox key.
 STREAMS = {"step": 0, "start": 1, "reddiff": 2, "renoise": 3, "reward": 4}
 
-MAX_SEED = 2**63 - 1
-
 
 @dataclass(frozen=True)
 class Noise:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Values = Tensor | Lin
     Scalar = float | Tensor
 
+MAX_SEED = 2**63 - 1  # the largest seed of a row
+
 
 class SamplerError(Exception):
     """What went wrong, in one sentence; `code` is the command line's exit code.
@@ -357,6 +359,7 @@ def _over(lin: Lin, norm: Scalar) -> Lin:
 
 __all__ = [
     "KINDS",
+    "MAX_SEED",
     "Branch",
     "Cond",
     "Denoiser",

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sampler import registry
+from sampler.types import MAX_SEED
 
-MAX_SEED = 2**63 - 1
 RECORD_FORMAT = 1
 
 _PLAIN: dict[str, Any] = {

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, Literal
 
-from sampler.runs.jobs import MAX_SEED, Job, Keys, Model, Settings, canonical
+from sampler.runs.jobs import Job, Keys, Model, Settings, canonical
 from sampler.runs.plan import Plan
 from sampler.runs.resolve import Defaults, resolve
 from sampler.runs.rows import Row, parse_row
 from sampler.runs.tables import Line
 from sampler.runs.wildcards import Wildcards
-from sampler.types import SamplerError
+from sampler.types import MAX_SEED, SamplerError
 
 Expand = Literal["none", "random", "all"]
 Skipped = Callable[[SamplerError], None]

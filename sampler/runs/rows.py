@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sampler import registry
 from sampler.config import Limits
-from sampler.runs.jobs import MAX_SEED, canonical
-from sampler.types import SamplerError
+from sampler.runs.jobs import canonical
+from sampler.types import MAX_SEED, SamplerError
 
 # Control characters (tab apart) and halves of surrogate pairs: nothing that text should hold.
 _FORBIDDEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
