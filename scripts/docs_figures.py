@@ -45,13 +45,8 @@ SHORT = 4  # steps of the count of all others
 
 @cache
 def engine(model: str) -> Any:
-    """The bundled model, or one of its students by name; None where that is not there yet."""
-    try:
-        return sampler.load(model)
-    except sampler.SamplerError:
-        if model == "bundled-student":
-            return None
-        raise
+    """The bundled model, or one of its students by name."""
+    return sampler.load(model)
 
 
 def settings(kind: str, name: str) -> tuple[str, dict[str, Any]]:
@@ -74,12 +69,10 @@ def names() -> Iterator[tuple[str, str]]:
 
 
 def picture(kind: str, name: str) -> list[Image.Image]:
-    """The images of a strategy, left to right; none where its model is not there."""
+    """The images of a strategy, left to right."""
     if kind == "reward":
         return by_score(run_of(kind, name)["reward"])
     model, run = settings(kind, name)
-    if engine(model) is None:
-        return []
     if name == "reddiff":
         return restored(model, run)
     return engine(model).generate(PROMPTS, seeds=SEED, **run).images
@@ -145,8 +138,6 @@ def counts() -> Iterator[dict[str, Any]]:
     for kind in ("sampler", "guidance"):
         for name in registry.names(kind):
             model, run = settings(kind, name)
-            if engine(model) is None:
-                continue
             if name not in LONG:
                 run["steps"] = min(SHORT, run["steps"])
             if kind == "sampler" and model == "bundled":

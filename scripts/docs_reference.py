@@ -31,7 +31,6 @@ KINDS = {
 }
 FIGURES = "docs/figures/reference"
 NO_FIGURE = "No picture: it needs published weights, which are not part of the package."
-NO_STUDENT = "No picture yet: it needs the bundled student."
 
 
 @cache
@@ -105,7 +104,7 @@ def _figure(kind: str, name: str) -> str:
     own = f"{FIGURES}/{kind}_{name}.png"
     path = entry.get("figure", own)
     if not (ROOT / path).exists():
-        return NO_STUDENT if run_of(kind, name).get("model") == "bundled-student" else NO_FIGURE
+        return NO_FIGURE
     caption = (
         _prose_of(kind, name, escaped(entry["caption"]))
         if "caption" in entry
