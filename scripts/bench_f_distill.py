@@ -25,7 +25,7 @@ from bundled_networks import plain_attention
 
 import sampler
 from sampler import registry
-from sampler.finetune.base import batch
+from sampler.finetune.batches import batch
 from sampler.finetune.optimise import Optimiser, run_update
 from sampler.finetune.session import Session
 from sampler.finetune.settings import settings_from
@@ -97,7 +97,7 @@ def updates(teacher: Any, folder: Path, rounds: int) -> list[dict[str, Any]]:
     spec = {"name": "f_distill", "samples": 1, "student_every": 1}
     method = registry.build("trainer", spec)
     settings = {"batch": BATCH, "guidance": CFG, "steps": 1, "sampler": "ddim"}
-    chosen = settings_from(settings).resolved(method, teacher, [PROMPT])
+    chosen = settings_from(settings).resolved(method.defaults, teacher, [PROMPT])
     size = teacher.pipeline.size(None, None)
     session = Session(teacher, None, chosen.sampler, chosen.guidance, 1, size, BATCH)
     rows = batch([PROMPT], BATCH, 0, 0)

@@ -158,7 +158,7 @@ def ours(work: Path, k: int, count: int, checkpointing: bool) -> Callable[[], No
     from accelerate import Accelerator
 
     import sampler
-    from sampler.finetune import base, optimise
+    from sampler.finetune import batches, optimise
     from sampler.finetune.lora import adapted
     from sampler.finetune.session import Session
 
@@ -182,7 +182,7 @@ def ours(work: Path, k: int, count: int, checkpointing: bool) -> Callable[[], No
     done = [holder]  # keeps the adapter on
 
     def update() -> None:
-        batch = base.batch(["a fox", "a dog"], count, len(done), 0)
+        batch = batches.batch(["a fox", "a dog"], count, len(done), 0)
         optimise.run_update(trainer, session, batch, None, optimiser, "no")
         done.append(holder)
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sampler.finetune.base import Batch, Defaults, TrainerBase, Update, parts
+from sampler.finetune.base import TrainerBase, Update
+from sampler.finetune.batches import Batch, parts
+from sampler.finetune.settings import Defaults
 from sampler.finetune.truncation import Truncation, check_truncation, kept_steps
 from sampler.registry import register
 from sampler.rewards.base import is_differentiable, name_of

@@ -11,7 +11,8 @@ from sampler import registry
 
 if TYPE_CHECKING:
     from sampler.engine import Engine
-    from sampler.finetune.fit import Progress, Report
+    from sampler.finetune.fit import Report
+    from sampler.finetune.fit_loop import Progress
 
 
 def finetune(
@@ -59,7 +60,7 @@ def finetune(
     chosen = chosen if updates is None else replace(chosen, updates=updates)
     if scores is None and (chosen.stop_reward, chosen.patience) != (None, None):
         raise ValueError("stop_reward and patience look at a reward, and there is none: give one.")
-    chosen = chosen.resolved(method, engine, texts)
+    chosen = chosen.resolved(method.defaults, engine, texts)
     size = engine.pipeline.size(chosen.height, chosen.width)
     engine.pipeline.grid(chosen.steps, size)  # refuses bad steps before anything is spent
     session = Session(

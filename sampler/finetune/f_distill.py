@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sampler.finetune.base import Batch, Defaults, TrainerBase, Update, derived
+from sampler.finetune.base import TrainerBase, Update
+from sampler.finetune.batches import Batch, derived
+from sampler.finetune.settings import Defaults
 from sampler.guidance.f_divergence import Divergence
 from sampler.registry import register
 
@@ -141,11 +143,11 @@ class FDistill(TrainerBase):
     def trained(
         self, session: Session, prompts: list[str], out: Path, settings: Settings
     ) -> Iterator[Distilled]:
-        from sampler.finetune.f_distill_networks import Recipe, distilled
+        from sampler.finetune.f_distill_networks import Build, distilled
         from sampler.finetune.f_distill_setup import probe, samples_of
 
         real, pairs = samples_of(self, session, prompts, out, settings)
-        recipe = Recipe(
+        build = Build(
             self.student,
             self.fake,
             settings.rank or 1,
@@ -156,7 +158,7 @@ class FDistill(TrainerBase):
             self.init,
         )
         pipeline = session.engine.pipeline
-        with distilled(pipeline, recipe, probe(self, session, prompts[0])) as made:
+        with distilled(pipeline, build, probe(self, session, prompts[0])) as made:
             yield replace(made, real=real, pairs=pairs)
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[Update]:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sampler.finetune.base import derived
+from sampler.finetune.batches import derived
 from sampler.finetune.session import Session
 from sampler.images import encode, read
 from sampler.runs.durable import make_folder, write_file

@@ -88,7 +88,7 @@ class Distilled:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Build:
     """How the networks are made. student, fake: the form of what is trained; rank, alpha, targets:
     of adapters; features: names of the teacher's modules that the heads read, () for the default;
     seed: of adapters and heads; init: folder of the student's first weights, None for the
@@ -105,7 +105,7 @@ class Recipe:
 
 
 @contextmanager
-def distilled(adapter: Any, recipe: Recipe, probe: Any) -> Iterator[Distilled]:
+def distilled(adapter: Any, build: Build, probe: Any) -> Iterator[Distilled]:
     """The networks of a run; all that is made is let go of afterwards.
 
     probe: (x [1, ...], level, cond) of one row, for the shapes of the features. Without features
@@ -115,15 +115,15 @@ def distilled(adapter: Any, recipe: Recipe, probe: Any) -> Iterator[Distilled]:
         teacher = adapter.network
         if hasattr(teacher, "peft_config"):
             raise ValueError("f_distill: the teacher carries adapters; fuse or remove them first.")
-        first = teacher if recipe.init is None else read_network(teacher, Path(recipe.init))
-        student, lora = _made(first, recipe.student, recipe, stack)
-        fake, _ = _made(teacher, recipe.fake, recipe, stack)
+        first = teacher if build.init is None else read_network(teacher, Path(build.init))
+        student, lora = _made(first, build.student, build, stack)
+        fake, _ = _made(teacher, build.fake, build, stack)
         world = adapter.with_network("student", student).with_network("fake", fake)
         groups: dict[str, nn.Module] = {"student": student, "fake": fake}
         heads = None
-        if recipe.features is not None:
-            reader = Reader(world, recipe.features or default_features(teacher))
-            heads = groups["heads"] = Heads(reader, probe, recipe.seed).to(adapter.device)
+        if build.features is not None:
+            reader = Reader(world, build.features or default_features(teacher))
+            heads = groups["heads"] = Heads(reader, probe, build.seed).to(adapter.device)
         parameters = {
             f"{group}.{name}": parameter
             for group, module in groups.items()
@@ -134,10 +134,10 @@ def distilled(adapter: Any, recipe: Recipe, probe: Any) -> Iterator[Distilled]:
         yield Distilled(world, student, parameters, average, heads, lora=lora)
 
 
-def _made(network: Any, form: Form, recipe: Recipe, stack: ExitStack) -> tuple[nn.Module, Any]:
+def _made(network: Any, form: Form, build: Build, stack: ExitStack) -> tuple[nn.Module, Any]:
     """A copy of a network, trainable as a whole or through an adapter."""
     twin = copy.deepcopy(network).requires_grad_(False)
     if form == "lora":
-        options = (recipe.rank, recipe.alpha, recipe.targets, recipe.seed)
+        options = (build.rank, build.alpha, build.targets, build.seed)
         return twin, stack.enter_context(adapted(twin, *options))
     return twin.float().requires_grad_(True).eval(), None

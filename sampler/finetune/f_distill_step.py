@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sampler.finetune.base import Batch, Update, derived, parts
+from sampler.finetune.base import Update
+from sampler.finetune.batches import Batch, derived, parts
 from sampler.finetune.f_distill_losses import (
     Weighting,
     discriminator_rows,

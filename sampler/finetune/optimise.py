@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler.finetune.base import Batch, Trained, TrainerBase, derived
+from sampler.finetune.base import Trained, TrainerBase
+from sampler.finetune.batches import Batch, derived
 from sampler.finetune.session import Session
 from sampler.types import SamplerError
 

@@ -1,38 +1,25 @@
-"""DDPO and RLCM: stochastic sampling as a Gaussian policy, improved by policy gradients.
-
-State x_i at level i, action x_{i+1} ~ N(mean_i, std_i²·I), the sampler's own move. Moves with
-std = 0 are never actions. The reward r of the image is that of every action of its trajectory.
-
-    rho = exp(log pi_theta − log pi_old)
-    minimise mean max(−A·rho, −A·clip(rho, 1 − clip_range, 1 + clip_range)) + kl_beta·KL
-    KL = ||mean_theta − mean_base||² / (2 std²)
-
-Log-probabilities are float32. `reduction` "mean" divides them (and KL) by the number of elements
-of a latent, as all published code does: the ratio then is the D-th root of the true one, and
-clip_range belongs to it (1e-4 on the mean of 16384 elements is 1.6 nats on the sum).
-"""
+"""DDPO and RLCM: policy gradients on ancestral sampling, and on few-step consistency sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from sampler.finetune.base import Batch, Defaults, TrainerBase, Update
+from sampler.finetune.base import Update
+from sampler.finetune.batches import Batch
+from sampler.finetune.policy_base import FinalStep, PolicyBase
+from sampler.finetune.settings import Defaults
 from sampler.registry import register
 from sampler.rewards.base import is_differentiable, name_of
 
 if TYPE_CHECKING:
     from sampler.finetune.session import Session
 
-Advantage = Literal["per_prompt", "group"]
-Reduction = Literal["mean", "sum"]
-FinalStep = Literal["drop", "pathwise", "explore", "released"]
-
 
 @register("trainer", "ddpo")
 @dataclass(frozen=True)
-class DDPO(TrainerBase):
+class DDPO(PolicyBase):
     """Denoising diffusion policy optimisation: PPO on ancestral sampling, for any reward.
 
         rho = exp(log pi_theta(x_{i+1}|x_i) − log pi_old(x_{i+1}|x_i)),   A = (r − mean r)/std r
@@ -55,18 +42,7 @@ class DDPO(TrainerBase):
     offload: keep stored trajectories on the CPU.
     """
 
-    clip_range: float = 1e-4
-    max_advantage: float = 10.0
-    reduction: Reduction = "mean"
-    advantage: Advantage = "per_prompt"
-    buffer: int = 32
-    min_count: int = 16
-    group_size: int = 1
-    minibatches: int = 1
-    passes: int = 1
-    kl_beta: float = 0.0
-    offload: bool = False
-
+    actor: ClassVar[str] = "ddim with eta > 0"
     reference: ClassVar[str] = (
         "Training Diffusion Models with Reinforcement Learning (Black et al., 2023), "
         "arXiv:2305.13301, section 4.3; clipping: PPO (Schulman et al., 2017), arXiv:1707.06347, "
@@ -82,19 +58,6 @@ class DDPO(TrainerBase):
         alpha=4,
     )
 
-    def __post_init__(self) -> None:
-        check_policy("ddpo", self)
-
-    @property
-    def group(self) -> int:
-        return self.group_size
-
-    def start(self) -> Any:
-        return {}
-
-    def check(self, session: Session) -> None:
-        check_actions("ddpo", session, "ddim with eta > 0")
-
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[Update]:
         from sampler.finetune.ppo import policy_updates
         from sampler.finetune.rollout import Policy
@@ -104,7 +67,7 @@ class DDPO(TrainerBase):
 
 @register("trainer", "rlcm")
 @dataclass(frozen=True)
-class RLCM(TrainerBase):
+class RLCM(PolicyBase):
     """Reinforcement learning of consistency models: PPO on few-step consistency sampling.
 
         mean_i = alpha_{i+1}·f(x_i),   std_i = sigma_{i+1},   f the consistency map
@@ -126,18 +89,8 @@ class RLCM(TrainerBase):
 
     final_step: FinalStep = "drop"
     explore_std: float = 0.1
-    clip_range: float = 1e-4
-    max_advantage: float = 10.0
-    reduction: Reduction = "mean"
-    advantage: Advantage = "per_prompt"
-    buffer: int = 32
-    min_count: int = 16
-    group_size: int = 1
-    minibatches: int = 1
-    passes: int = 1
-    kl_beta: float = 0.0
-    offload: bool = False
 
+    actor: ClassVar[str] = "consistency"
     reference: ClassVar[str] = (
         "RL for Consistency Models (Oertell et al., 2024), arXiv:2404.03673, section 4"
     )
@@ -153,19 +106,12 @@ class RLCM(TrainerBase):
     )
 
     def __post_init__(self) -> None:
-        check_policy("rlcm", self)
+        super().__post_init__()
         if not self.explore_std > 0:
             raise ValueError(f"rlcm: explore_std = {self.explore_std} must be above 0.")
 
-    @property
-    def group(self) -> int:
-        return self.group_size
-
-    def start(self) -> Any:
-        return {}
-
     def check(self, session: Session) -> None:
-        check_actions("rlcm", session, "consistency")
+        super().check(session)
         if session.steps == 1 and self.final_step == "drop":
             raise ValueError(
                 "rlcm: with steps = 1 and final_step = 'drop' there is no action to learn from; "
@@ -183,30 +129,3 @@ class RLCM(TrainerBase):
 
         policy = Policy(self, session, self.final_step, self.explore_std)
         return policy_updates(policy, batch, state)
-
-
-def check_policy(name: str, trainer: DDPO | RLCM) -> None:
-    """Raises ValueError for a field out of range."""
-    if not trainer.clip_range > 0 or not trainer.max_advantage > 0:
-        raise ValueError(f"{name}: clip_range and max_advantage must be above 0.")
-    for key in ("buffer", "min_count", "group_size", "minibatches", "passes"):
-        if getattr(trainer, key) < 1:
-            raise ValueError(f"{name}: {key} = {getattr(trainer, key)} must be at least 1.")
-    if trainer.min_count > trainer.buffer:
-        raise ValueError(
-            f"{name}: min_count = {trainer.min_count} can never be reached by a buffer of "
-            f"{trainer.buffer}."
-        )
-    if trainer.advantage == "group" and trainer.group_size < 2:
-        raise ValueError(f"{name}: advantage = 'group' needs group_size of at least 2.")
-    if trainer.kl_beta < 0:
-        raise ValueError(f"{name}: kl_beta = {trainer.kl_beta} must be at least 0.")
-
-
-def check_actions(name: str, session: Session, instead: str) -> None:
-    """Raises ValueError for a sampler whose moves have no density."""
-    if not session.method.stochastic:
-        raise ValueError(
-            f"{name} learns from the sampler's noise, and {session.method.name!r} with these "
-            f"settings draws none; use {instead}."
-        )

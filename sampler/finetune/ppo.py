@@ -11,7 +11,8 @@ from sampler_kernels import gram, settle
 from torch import Tensor
 
 from sampler.finetune.advantages import per_group, per_prompt
-from sampler.finetune.base import Batch, Update, parts
+from sampler.finetune.base import Update
+from sampler.finetune.batches import Batch, parts
 from sampler.finetune.rollout import Action, Policy, Trajectory, moved, taken
 from sampler.finetune.session import Run
 from sampler.loop import landed

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sampler_kernels import map_tree, settle
 from torch import Tensor
 
-from sampler.finetune.base import Batch
+from sampler.finetune.batches import Batch
+from sampler.finetune.policy_base import FinalStep, PolicyBase
 from sampler.finetune.session import Run, Session
 from sampler.loop import landed
 from sampler.noise import Noise
 from sampler.types import Lin, Move, Snapshot, Span, spans
-
-if TYPE_CHECKING:
-    from sampler.finetune.policy import DDPO, RLCM, FinalStep
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Trajectory:
 class Policy:
     """A sampler as a Gaussian policy; `final_step` and `explore_std` as in the trainer RLCM."""
 
-    trainer: DDPO | RLCM
+    trainer: PolicyBase
     session: Session
     final_step: FinalStep = "drop"
     explore_std: float = 0.0

@@ -14,7 +14,7 @@ from torch import Tensor
 from sampler import registry
 from sampler.binding import Request, bound
 from sampler.engine import Engine
-from sampler.finetune.base import Batch
+from sampler.finetune.batches import Batch
 from sampler.noise import initial
 from sampler.rewards.base import NonFiniteScore, check_finite, name_of, score
 from sampler.types import Cond, Guidance, Level, Sampler, Snapshot

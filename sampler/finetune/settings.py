@@ -8,8 +8,21 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sampler import registry
-from sampler.finetune.base import TrainerBase
 from sampler.types import SamplerError
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a trainer's authors used, where the settings say nothing."""
+
+    steps: int
+    sampler: Any
+    lr: float
+    weight_decay: float
+    clip: float
+    rank: int
+    alpha: int
+    lr_end: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -79,9 +92,8 @@ class Settings:
                 "stop_reward, patience and max_drift look at evaluations: set eval_every as well."
             )
 
-    def resolved(self, trainer: TrainerBase, engine: Any, prompts: list[str]) -> Settings:
+    def resolved(self, own: Defaults, engine: Any, prompts: list[str]) -> Settings:
         """With the trainer's and the engine's defaults filled in, and strategies built."""
-        own = trainer.defaults
         given = {
             key: getattr(own, key)
             for key in ("steps", "lr", "lr_end", "weight_decay", "clip", "rank", "alpha")
@@ -125,20 +137,6 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if now.get("fit", {}).get("lr_end") != 1.0:
         free.discard("fit.updates")  # the learning rate is a function of it
     return [key for key in found if key not in free]
-
-
-def check_tracker(name: str | None) -> None:
-    """Raises SamplerError (2) for a tracker that is not there: accelerate would go on without."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    if name in (None, "all") or name in get_available_trackers():
-        return
-    if name not in LOGGER_TYPE_TO_CLASS:
-        near = registry.nearest(name, LOGGER_TYPE_TO_CLASS)
-        raise SamplerError(f"fit.log_with: unknown tracker {name!r:.40}{near}.", 2)
-    extra = "the extra 'track' (pip install diffusion-sampler[track])"
-    needs = extra if name in ("tensorboard", "trackio") else "its package, which is not installed"
-    raise SamplerError(f"fit.log_with = {name!r} needs {needs}.", 2)
 
 
 def settings_from(values: Any) -> Settings:

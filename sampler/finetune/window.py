@@ -18,7 +18,7 @@ from sampler.types import Branch, Level, Lin, Prediction, Snapshot, Span, spans
 
 if TYPE_CHECKING:
     from sampler.finetune.alignprop import AlignProp
-    from sampler.finetune.base import Batch
+    from sampler.finetune.batches import Batch
     from sampler.finetune.session import Run, Session
 
 

@@ -7,7 +7,7 @@ import torch
 import sampler
 from sampler import registry
 from sampler.engine import Engine
-from sampler.finetune.base import batch
+from sampler.finetune.batches import batch
 from sampler.finetune.f_distill_networks import Distilled
 from sampler.finetune.f_distill_step import Step
 from sampler.finetune.session import Session

@@ -11,7 +11,7 @@ import torch
 import sampler
 from sampler import registry
 from sampler.finetune import checkpoint
-from sampler.finetune.base import batch, derived
+from sampler.finetune.batches import batch, derived
 from sampler.finetune.f_distill_setup import student_levels
 from sampler.finetune.f_distill_step import Step
 from sampler.finetune.session import Session
@@ -44,7 +44,9 @@ def tune(over, out, updates=4, progress=None, trainer=(), **settings):
 def begun(engine, out, trainer=(), **settings):
     """(trainer, session with its networks): a context manager, for looking at single updates."""
     method = registry.build("trainer", {**TRAINER, **dict(trainer)})
-    chosen = settings_from({**SETTINGS, **settings}).resolved(method, engine, world.PROMPTS)
+    chosen = settings_from({**SETTINGS, **settings}).resolved(
+        method.defaults, engine, world.PROMPTS
+    )
     session = Session(
         engine, None, chosen.sampler, chosen.guidance, 2, (16, 16), chosen.micro, chosen.negative
     )

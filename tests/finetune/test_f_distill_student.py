@@ -121,7 +121,7 @@ def test_a_student_of_two_steps_noises_again(folders, monkeypatch):
 
 def test_a_student_of_two_steps_learns_both(tmp_path):
     """The step is drawn per update; at the second, x is its own first image, noised again."""
-    from sampler.finetune.base import batch
+    from sampler.finetune.batches import batch
 
     drawn = {batch(PROMPTS, 2, n, 0).random("step").randrange(2) for n in range(12)}
     assert drawn == {0, 1}

@@ -7,7 +7,7 @@ import torch
 
 import sampler
 from sampler.finetune import checkpoint
-from sampler.finetune.base import batch
+from sampler.finetune.batches import batch
 from sampler.finetune.evaluate import stop_reason
 from sampler.finetune.lora import Adapter
 from sampler.finetune.settings import Settings, settings_from

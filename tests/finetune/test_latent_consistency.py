@@ -8,7 +8,7 @@ import torch
 
 import sampler
 from sampler import registry
-from sampler.finetune.base import batch
+from sampler.finetune.batches import batch
 from sampler.finetune.lora import adapted, load_lora
 from sampler.finetune.policy import DDPO, RLCM
 from sampler.finetune.ppo import policy_updates

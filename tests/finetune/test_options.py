@@ -7,7 +7,7 @@ import torch
 
 import sampler
 from sampler.finetune.alignprop import AlignProp
-from sampler.finetune.base import batch
+from sampler.finetune.batches import batch
 from sampler.finetune.lora import adapted, load_lora
 from sampler.finetune.session import Session
 from sampler.finetune.window import images_with_gradient
