@@ -16,6 +16,15 @@ from sampler_kernels import map_tree, settle
 from torch import Tensor
 
 from sampler.guidance.spaces import in_space
+from sampler.pipelines.stock_calls import (
+    OFF,
+    index_of,
+    inputs,
+    position_of,
+    refuse,
+    tensor_of,
+    wrapped,
+)
 from sampler.schedule import Schedule
 from sampler.types import Branch, Cond, Guidance, Level, Prediction, SamplerError, Span
 
@@ -69,7 +78,7 @@ class GuidedCalls(ModelHook):
         if times is not self._times or len(self.nfe) != x.shape[0]:
             self._times, self._state, self._index = times, self.rule.start(Cond()), 0
             self.nfe = [0] * x.shape[0]
-            self._position = _nearest(times, told, 0)  # later than 0 for image-to-image
+            self._position = position_of(times, told)  # later than 0 for image-to-image
         position = min(self._position + self._index, len(times) - 1)
         after = times[position + 1] if position + 1 < len(times) else None
         now = self._level(times[position])
@@ -118,9 +127,9 @@ class BatchedCalls(GuidedCalls):
     """One call per step on both halves."""
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        given, timestep = _inputs(args, kwargs)
+        given, timestep = inputs(args, kwargs)
         both: Tensor = torch.stack(given) if isinstance(given, list) else given
-        _refuse(self.pipe, kwargs, both)
+        refuse(self.pipe, kwargs, both)
         batch = both.shape[0] // 2
         x = both[:batch]
         span = self.span(x, timestep)
@@ -129,7 +138,7 @@ class BatchedCalls(GuidedCalls):
         like = next(iter(outs.values()), both[:batch])  # learned variances stay as they are
         guided = torch.cat([guided.to(like.dtype), like[:, x.shape[1] :]], 1)
         twice = torch.cat([guided, guided])
-        return (list(twice),) if isinstance(given, list) else _wrapped(twice, raw)
+        return (list(twice),) if isinstance(given, list) else wrapped(twice, raw)
 
     def _evaluated(
         self, x: Tensor, span: Span, args: Any, kwargs: Any
@@ -142,13 +151,13 @@ class BatchedCalls(GuidedCalls):
         if self.layout.order == "cond first":
             first = {"cond": 0, "uncond": batch}
         names = sorted(branches, key=lambda name: first[name])
-        index = {k: _index(branches[k].rows, batch) for k in names}
+        index = {k: index_of(branches[k].rows, batch) for k in names}
         for rows in index.values():
             self.count(rows)
         whole = len(names) == 2 and all(len(rows) == batch for rows in index.values())
         rows = None if whole else torch.cat([index[k] + first[k] for k in names])
         raw = self.call(rows, 2 * batch, args, kwargs)
-        parts = _tensor(raw).split([len(index[k]) for k in names])
+        parts = tensor_of(raw).split([len(index[k]) for k in names])
         outs = dict(zip(names, parts, strict=True))
         for name, rows in index.items():
             if len(rows) < batch:
@@ -173,7 +182,7 @@ class SequentialCalls(GuidedCalls):
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
             raise ValueError("sampler.guide writes in place here; call the pipeline as usual.")
-        x, timestep = _inputs(args, kwargs)
+        x, timestep = inputs(args, kwargs)
         told = float(torch.as_tensor(timestep).flatten()[0])
         if self._pending is None:
             return self._first(x, told, args, kwargs)
@@ -185,7 +194,7 @@ class SequentialCalls(GuidedCalls):
     def finish(self) -> None:
         if self._pending is not None:
             self._pending = None
-            raise ValueError(f"{_OFF} {self.layout.switch}.")
+            raise ValueError(f"{OFF} {self.layout.switch}.")
 
     def _first(self, x: Tensor, told: float, args: Any, kwargs: Any) -> Any:
         span = self.span(x, told)
@@ -193,27 +202,27 @@ class SequentialCalls(GuidedCalls):
         if "cond" in branches:
             self.count(None)
             raw = self.call(None, x.shape[0], args, kwargs)
-            cond = _tensor(raw)
+            cond = tensor_of(raw)
         else:
             cond, raw = torch.zeros_like(x), (None,)
         self._pending = _Pending(told, span, branches, cond)
-        return _wrapped(cond, raw)
+        return wrapped(cond, raw)
 
     def _second(self, pending: _Pending, x: Tensor, args: Any, kwargs: Any) -> Any:
         _, span, branches, cond = pending
         outs = {"cond": cond} if "cond" in branches else {}
         raw: Any = (None,)
         if "uncond" in branches:
-            rows = _index(branches["uncond"].rows, x.shape[0])
+            rows = index_of(branches["uncond"].rows, x.shape[0])
             self.count(rows)
             some = None if len(rows) == x.shape[0] else rows
             raw = self.call(some, x.shape[0], args, kwargs)
-            outs["uncond"] = _tensor(raw)
+            outs["uncond"] = tensor_of(raw)
             if some is not None:
                 outs["uncond"] = cond.index_copy(0, rows.to(x.device), outs["uncond"])
         guided = self.combine(x, span, outs).to(cond.dtype)
         cond.copy_(guided)
-        return _wrapped(guided, raw)
+        return wrapped(guided, raw)
 
 
 class AlsoCalls(ModelHook):
@@ -230,55 +239,3 @@ class AlsoCalls(ModelHook):
             return self.main.new_forward(module, *args, **kwargs)
         finally:
             self.main.fn_ref = own
-
-
-_OFF = "Inside sampler.guide the pipeline's own guidance must be on, with any value: call it with"
-
-
-def _refuse(pipe: Any, kwargs: Mapping[str, Any], both: Tensor) -> None:
-    """Raises ValueError for a call in which the two halves are not all that there is."""
-    if kwargs.get("skip_layers") is not None or getattr(pipe, "skip_guidance_layers", None):
-        raise ValueError(
-            "sampler.guide cannot serve skip-layer guidance, which uses the conditional half again."
-        )
-    if getattr(pipe, "guidance_rescale", 0.0):
-        raise ValueError(
-            "Inside sampler.guide set rescale in the rule, not guidance_rescale in the call."
-        )
-    half = both.shape[0] // 2
-    if getattr(pipe, "_cfg_normalization", False) or getattr(pipe, "_cfg_truncation", 1.0) != 1.0:
-        raise ValueError(
-            "Inside sampler.guide set norms and windows in the rule, not cfg_normalization or "
-            "cfg_truncation in the call."
-        )
-    guided = getattr(pipe, "do_classifier_free_guidance", None)
-    if guided is None:  # DiT and PixArt do not tell: with guidance both halves are the same sample
-        guided = both.shape[0] % 2 == 0 and torch.equal(both[:half], both[half:])
-    if not guided or both.shape[0] % 2:
-        raise ValueError(_OFF + " guidance_scale > 1.")
-
-
-def _inputs(args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
-    """(sample, timestep) of a network call."""
-    sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
-    timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-    return sample, timestep  # pyright: ignore[reportReturnType]
-
-
-def _tensor(raw: Any) -> Tensor:
-    value = raw[0] if isinstance(raw, tuple) else raw.sample
-    return torch.stack(value) if isinstance(value, list) else value
-
-
-def _wrapped(value: Tensor, raw: Any) -> Any:
-    """The value in the form in which the network answers (a tuple where it was not called)."""
-    return (value,) if raw is None or isinstance(raw, tuple) else type(raw)(sample=value)
-
-
-def _index(rows: Tensor | None, batch: int) -> Tensor:
-    return torch.arange(batch) if rows is None else rows.nonzero()[:, 0]
-
-
-def _nearest(times: Tensor, told: float, start: int) -> int:
-    """The position of a timestep; half-precision networks are told a rounded one."""
-    return start + int((times[start:].double().cpu() - told).abs().argmin())
