@@ -113,6 +113,19 @@ def test_later_layers_win_and_strategies_are_merged(tmp_path):
     assert every.trainer == {"name": "ddpo"} and every.fit == {"seed": 3, "batch": 4}
 
 
+def test_a_reward_inside_a_reward_starts_anew_under_another_name(tmp_path):
+    """As a rule inside a rule does in the configurations of `generate`."""
+    (tmp_path / "a.yaml").write_text(
+        "reward: {name: capped, value: 1.0, reward: {name: soft_compressibility, quality: 50}}\n"
+    )
+    (tmp_path / "b.yaml").write_text("reward: {reward: {name: brightness}}\n")
+    (tmp_path / "c.yaml").write_text("reward: {reward: {quality: 60}}\n")
+    a, b, c = (read_file(tmp_path / f"{name}.yaml") for name in "abc")
+    inner = {"name": "brightness"}
+    assert resolve([a, b]).reward == {"name": "capped", "value": 1.0, "reward": inner}
+    assert resolve([a, c]).reward["reward"] == {"name": "soft_compressibility", "quality": 60}
+
+
 def test_generate_with_an_adapter(tmp_path, capsys):
     """Its weight is part of what a run is: 0 gives the model's own images, 1 others."""
     from tests.finetune.test_lora import tuned
