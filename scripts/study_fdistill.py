@@ -1,7 +1,9 @@
 """Which modes a one-step student keeps, for every f-divergence and noise range.
 
     python scripts/study_fdistill.py mixture     # docs/figures/f_distill_mixture.csv, .png
-    python scripts/study_fdistill.py document    # the table of docs/f_distill.md
+    python scripts/study_fdistill.py document    # the tables of docs/f_distill.md
+
+Part (b), students of the bundled model, is scripts/study_students.py.
 
 The teacher is p = N((-3, 0), I/4)/2 + N((3, 0), I/4)/2 in two dimensions, the student x = m + L·z
 from m = (2, 0), L = I/2, so that it starts on one of two modes. Scores and ratio are exact, at
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import study_students
 import torch
 import typer
 from torch import Tensor
@@ -168,7 +171,12 @@ def _plot(shown: dict[tuple[float, float], Students]) -> None:
 def document(page: Path = ROOT / "docs" / "f_distill.md") -> None:
     """Write the tables between their marks in the page."""
     text = page.read_text(encoding="utf-8")
-    for name, table in {"mixture": _mixture_table(), "cost": _cost_table()}.items():
+    tables = {
+        "mixture": _mixture_table(),
+        "cost": _cost_table(),
+        "students": study_students.table(),
+    }
+    for name, table in tables.items():
         marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         text, count = re.subn(marks, lambda m, t=table: m[1] + t + m[2], text, flags=re.DOTALL)
         assert count == 1, name

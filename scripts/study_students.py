@@ -65,7 +65,7 @@ def cases(runs: list[Path]) -> Iterator[tuple[str, dict[str, Any], Any, dict[str
 def measure_all(
     runs: Runs,
     data: Annotated[Path, typer.Option(help="sprites.npz, for real images.")],
-    count: Annotated[int, typer.Option(help="Images of each.")] = 1024,
+    count: Annotated[int, typer.Option(help="Images of each.")] = 512,
     out: Path = CSV,
 ) -> None:
     """Append what is not measured yet."""
