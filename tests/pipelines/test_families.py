@@ -103,7 +103,8 @@ def test_rows_of_a_batch_equal_single_runs(family):
         together = family.ours(engine, scale).latents
         for row in (0, 1):
             alone = family.ours(engine, scale, rows=(row,)).latents
-            assert relative(alone[0], together[row]) <= 1e-5
+            # How networks round depends on the batch and on the processor: 1.4e-5 was seen.
+            assert relative(alone[0], together[row]) <= 5e-5
     if family.prompts[0] != family.prompts[1]:
         other = family.ours(engine, scale, rows=(0, 0)).latents[1]
         assert relative(other, together[1]) > 1e-4
