@@ -84,9 +84,13 @@ class Coefficients:
         for key, value in found.items():
             fitted = self.keys.get(key)
             if fitted is not None and value is not None and not agree(fitted, value):
+                differ = f"{key} = {fitted!r:.80}, not {value!r:.80}"
+                if key == "levels":  # their numbers would say nothing
+                    same = len(fitted) == len(value)
+                    differ = "other levels" if same else f"{len(fitted)} levels, not {len(value)}"
                 raise ValueError(
-                    f"linear_ag: the coefficients were fitted for {key} = {fitted!r:.80}, not "
-                    f"{value!r:.80}; run `sampler calibrate linear-ag` for this setting."
+                    f"linear_ag: the coefficients were fitted for {differ}; run `sampler calibrate "
+                    "linear-ag` for this setting."
                 )
 
 

@@ -100,7 +100,7 @@ def test_calibrated_coefficients_run_where_they_belong_and_nowhere_else(engine, 
     assert (some.latents - full.latents).norm() < 0.2 * (plain.latents - full.latents).norm()
     with pytest.raises(ValueError, match="fitted for sampler"):
         engine.generate(texts[:2], guidance=rule, sampler="dpmpp_2m", **small)
-    with pytest.raises(ValueError, match="fitted for levels"):
+    with pytest.raises(ValueError, match="fitted for 6 levels, not 5; run"):
         engine.generate(texts[:2], guidance=rule, **{**small, "steps": 5})
     with pytest.raises(ValueError, match="fitted for negative"):
         engine.generate(texts[:2], guidance=rule, negative="ugly", **small)
@@ -197,7 +197,7 @@ def test_rules_inside_rules_are_bound_too(bundled, engine):
     settings = {"seeds": 0, "steps": 4, "output": "latent"}
     made = bundled.generate(texts, guidance={"name": "sum", "rules": ["gfcg", CFG]}, **settings)
     assert made.latents.isfinite().all() and max(made.nfe) > 8
-    with pytest.raises(ValueError, match="fitted for levels"):
+    with pytest.raises(ValueError, match="fitted for 20 levels, not 4"):
         bundled.generate(texts, guidance={"name": "adaptive", "rule": "linear_ag"}, **settings)
 
 
