@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from sampler import preflight
 from sampler.engine import Engine
+from sampler.runs.fingerprint import (
+    BUNDLED_LCM,
+    BUNDLED_PARTS,
+    BUNDLED_SCALE,
+    BUNDLED_STUDENT,
+)
 from sampler.types import SamplerError, first_line
 
 if TYPE_CHECKING:
     import torch
-
-BUNDLED, BUNDLED_LCM, BUNDLED_STUDENT = "bundled", "bundled-lcm", "bundled-student"
-BUNDLED_SCALE = 3.0  # the best prompt accuracy and Fréchet distance of the scales in its card
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -82,7 +85,7 @@ def load(
         from sampler.finetune import student_files
 
         student = student_files.BUNDLED
-    bundled = source in (None, BUNDLED, BUNDLED_LCM, BUNDLED_STUDENT)
+    bundled = source is None or (isinstance(source, str) and source in BUNDLED_PARTS)
     if bundled:
         from sampler.bundled import FOLDER
 

@@ -209,12 +209,12 @@ def test_wildcards_are_bounded(tmp_path):
 def test_the_size_and_scale_of_a_model_are_known_without_loading_it():
     import sampler
     from sampler.bundled import FOLDER
-    from sampler.loading import BUNDLED_SCALE
 
-    adapter = sampler.load().pipeline
+    engine = sampler.load()
+    adapter = engine.pipeline
     model = fingerprint.model_of(None, None, "auto")
     assert model.native == adapter.size(None, None)
-    assert fingerprint.BUNDLED_SCALE == BUNDLED_SCALE
+    assert fingerprint.defaults(None)["guidance"]["scale"] == engine.guidance.scale
     import inspect
 
     import diffusers
