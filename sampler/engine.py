@@ -10,12 +10,20 @@ from typing import Any, Literal
 import torch
 
 from sampler import registry
-from sampler.batch import DEFAULT_BATCH, Output, Result, expand, origin, sample_batch, to_output
-from sampler.binding import Setting, bound_sampler
-from sampler.graphs import graphed
-from sampler.loop import Loop
+from sampler.core.batch import (
+    DEFAULT_BATCH,
+    Output,
+    Result,
+    expand,
+    origin,
+    sample_batch,
+    to_output,
+)
+from sampler.core.binding import Setting, bound_sampler
+from sampler.core.graphs import graphed
+from sampler.core.loop import Loop
 from sampler.types import SamplerError
-from sampler.workers.python import Asked, generate_into
+from sampler.workers.from_python import Asked, generate_into
 
 
 class Engine(Loop):

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sampler import preflight
 from sampler.engine import Engine
+from sampler.models import preflight
 from sampler.runs.fingerprint import (
     BUNDLED_LCM,
     BUNDLED_PARTS,
@@ -69,20 +69,20 @@ def load(
 
     The engine's defaults are "ddim" and "cfg" at the scale of the stock pipeline (3 for the bundled
     model); with a student "consistency" and "student". A folder is checked before diffusers opens
-    it (`sampler/preflight.py`).
+    it (`sampler/models/preflight.py`).
 
     Raises SamplerError (6) for a model that is missing, unsafe, broken or not supported, and
     ValueError for an argument that does not fit.
     """
+    from sampler.models.attention import set_attention
+    from sampler.models.options import OFFLOADS, compile_blocks, place, put_loras, set_vae
     from sampler.pipelines import adapt
-    from sampler.pipelines.attention import set_attention
-    from sampler.pipelines.options import OFFLOADS, compile_blocks, place, put_loras, set_vae
 
     if offload not in (None, *OFFLOADS):
         raise ValueError(f"offload = {offload!r:.40} must be one of {', '.join(OFFLOADS)}.")
     few_steps = source == BUNDLED_LCM
     if source == BUNDLED_STUDENT and student is None:
-        from sampler.finetune import student_files
+        from sampler.models import student_files
 
         student = student_files.BUNDLED
     bundled = source is None or (isinstance(source, str) and source in BUNDLED_PARTS)
@@ -106,7 +106,7 @@ def load(
             raise ValueError(f"{bad[0]} has no effect on a pipeline that is loaded already.")
         pipe = source
     if few_steps:
-        from sampler.pipelines.few_step import pipeline
+        from sampler.models.few_step import pipeline
 
         pipe, weak = pipeline(pipe), None
     adapter = adapt(pipe)
@@ -121,7 +121,7 @@ def load(
         adapter.classes = BundledClasses(adapter)
         adapter.embedded_scale = BUNDLED_SCALE
     if student is not None:
-        from sampler.finetune.f_distill_student import with_student
+        from sampler.training.f_distill.student import with_student
 
         adapter = with_student(adapter, student)
         return Engine(adapter, adapter, "consistency", "student")
@@ -162,8 +162,8 @@ def _folder(source: str | Path, download: bool, revision: str | None, variant: s
 
 def _read(folder: Path, dtype: Any, variant: str | None, device: Any, config: Any) -> Any:
     """The pipeline in a folder or a file, on the CPU."""
+    from sampler.models.single_file import is_file, read_single_file
     from sampler.pipelines import supported
-    from sampler.pipelines.single_file import is_file, read_single_file
 
     one = is_file(folder)
     if not one:

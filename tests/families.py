@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 
 import sampler
-from sampler.noise import Noise
+from sampler.core.noise import Noise
 from tests import tiny
 from tests import tiny_transformers as tiny2
 

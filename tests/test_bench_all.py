@@ -1,13 +1,13 @@
 """docs/performance.md holds what the committed CSV files hold; the benchmark runs."""
 
-import bench_all
 import pytest
 
+from scripts.bench import all as bench_all
 from tests.families import FAMILIES
 
 
 def test_the_page_is_written_from_the_committed_files():
-    """After a new CSV: `python scripts/bench_all.py document`."""
+    """After a new CSV: `python -m scripts.bench.all document`."""
     page = bench_all.ROOT / "docs" / "performance.md"
     assert page.read_text(encoding="utf-8") == bench_all.document()
 

@@ -2,10 +2,11 @@
 
 import csv
 
-import bench_overhead as bench
 import numpy as np
 import pytest
 import torch
+
+from scripts.bench import overhead as bench
 
 
 def test_it_runs_with_tiny_counts_and_writes_its_rows(tmp_path, capsys):

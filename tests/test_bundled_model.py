@@ -27,7 +27,7 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def pipeline():
-    from bundled_networks import load_pipeline
+    from scripts.bundled.networks import load_pipeline
 
     return load_pipeline()
 
@@ -154,7 +154,7 @@ def test_generated_images_agree_with_their_prompts(pipeline, classifier):
 
 
 def test_the_weak_sibling_is_a_smaller_unet_for_the_same_latents(pipeline):
-    from bundled_networks import load_part
+    from scripts.bundled.networks import load_part
 
     weak = load_part("unet", bundled.FOLDER / "weak")
     assert weak.num_parameters() < 0.4 * pipeline.unet.num_parameters()

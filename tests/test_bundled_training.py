@@ -8,27 +8,27 @@ import sys
 import time
 from pathlib import Path
 
-import bundled_checkpoint
 import pytest
 import torch
-import train_bundled
-from bundled_classifier_task import ClassifierTask
-from bundled_loop import Plan, averaged, train
-from bundled_networks import (
+from torch import nn
+from typer import Typer
+from typer.testing import CliRunner
+
+from sampler.bundled import FOLDER
+from scripts.bundled import checkpoint as bundled_checkpoint
+from scripts.bundled import train as train_bundled
+from scripts.bundled.classifier_task import ClassifierTask
+from scripts.bundled.emoji_data import EmojiData, draw_sprites
+from scripts.bundled.loop import Plan, averaged, train
+from scripts.bundled.networks import (
     WEAK_WIDTHS,
     load_pipeline,
     new_text_encoder,
     new_unet,
     new_vae,
 )
-from bundled_tasks import Latents, UnetTask, VaeTask
-from bundled_tokenizer import tokenizer_for
-from emoji_data import EmojiData, draw_sprites
-from torch import nn
-from typer import Typer
-from typer.testing import CliRunner
-
-from sampler.bundled import FOLDER
+from scripts.bundled.tasks import Latents, UnetTask, VaeTask
+from scripts.bundled.tokenizer import tokenizer_for
 
 SCRIPT = Path(train_bundled.__file__)
 

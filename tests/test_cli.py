@@ -324,7 +324,7 @@ def test_lists_tell_every_name_and_field(capsys, kind):
 def test_the_listed_schedulers_are_those_that_can_be_read(capsys):
     import diffusers
 
-    from sampler.schedule import Schedule
+    from sampler.core.schedule import Schedule
 
     entries = [
         json.loads(line) for line in run(capsys, "list", "schedulers", "--json")[1].splitlines()

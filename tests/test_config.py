@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sampler import layers, strict_yaml
 from sampler.cli.report import printable
-from sampler.config import Config, checked, strategy_of
+from sampler.config import layers
+from sampler.config import yaml as strict_yaml
+from sampler.config.schema import Config, checked, strategy_of
 from sampler.guidance.cfg import CFG
 from sampler.types import SamplerError
 

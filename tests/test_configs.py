@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sampler.cli import main
-from sampler.layers import read_file, resolve
+from sampler.config.layers import read_file, resolve
 from sampler.runs.metadata import read_record
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sampler
-from sampler.denoisers import BatchedDenoiser
+from sampler.core.denoisers import BatchedDenoiser
 
 
 class Recording(BatchedDenoiser):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from bundled_tokenizer import tokenizer_for
-from emoji_data import EmojiData, draw_sprites
 
 from sampler.bundled import FOLDER
+from scripts.bundled.emoji_data import EmojiData, draw_sprites
+from scripts.bundled.tokenizer import tokenizer_for
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sampler
-from sampler.snapshots import load_snapshot, save_snapshot
+from sampler.core.snapshots import load_snapshot, save_snapshot
 
 PROMPTS = ["a red apple on a blue background", "a dog on green", "a glossy rocket"]
 

@@ -7,7 +7,7 @@ from sampler_kernels import leaves
 import sampler
 from sampler import engine as module
 from sampler import registry
-from sampler.graphs import GraphedRuns, graphed
+from sampler.core.graphs import GraphedRuns, graphed
 from tests.kernels.canary import vp_levels
 
 STEPS = 3

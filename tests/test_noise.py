@@ -5,7 +5,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from scipy import stats
 
-from sampler.noise import INITIAL, Noise, initial
+from sampler.core.noise import INITIAL, Noise, initial
 
 
 def test_first_noise_equals_per_image_generators_of_a_stock_pipeline():

@@ -4,12 +4,13 @@ import importlib.util
 import zipfile
 
 import numpy as np
-import prepare_emoji
 import pytest
-from emoji_data import EmojiData
 from PIL import Image, ImageDraw
 from typer import Typer
 from typer.testing import CliRunner
+
+from scripts.bundled import prepare_emoji
+from scripts.bundled.emoji_data import EmojiData
 
 CONCEPTS = [
     {"name": "red apple", "category": "fruit", "codepoint": "1f34e"},

@@ -12,7 +12,7 @@ from sampler import registry
 from sampler.cli.dryrun import tell
 from sampler.cli.report import Report, counted
 from sampler.cli.source import Source, check_folder, folder_of
-from sampler.config import Config
+from sampler.config.schema import Config
 from sampler.runs import fingerprint, tables
 from sampler.runs.folder import Run
 from sampler.runs.session import Place, Stop, held, place_of, signals, wait_for_plan

@@ -36,7 +36,7 @@ def command(
 
 def arithmetic() -> Iterator[Row]:
     """Every case of the benchmark; our columns are empty where Triton is not installed."""
-    from sampler.benchmark import CASES, count
+    from sampler.core.benchmark import CASES, count
 
     ours = importlib.util.find_spec("triton") is not None
     for case in CASES:
@@ -55,7 +55,7 @@ def arithmetic() -> Iterator[Row]:
 def runs(model: str | None, steps: int) -> Iterator[Row]:
     """Whole runs of a model: ours with some rules, and the stock pipeline; the faster of two."""
     import sampler
-    from sampler.benchmark import cost
+    from sampler.core.benchmark import cost
 
     engine = sampler.load(model)
     pipe, scale = engine.pipeline.pipe, engine.guidance.scale

@@ -35,7 +35,7 @@ def command(
     """
     report = Report(quiet=quiet, debug=debug)
     with report.errors():
-        from sampler.calibration import calibrate_linear_ag
+        from sampler.calibration.linear_ag import calibrate_linear_ag
         from sampler.loading import load
 
         lines = prompts.read_text(encoding="utf-8").splitlines()

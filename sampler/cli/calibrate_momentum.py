@@ -39,7 +39,7 @@ def command(
     with report.errors():
         if plot is not None:
             _check_matplotlib()
-        from sampler import momentum_calibration
+        from sampler.calibration import momentum as momentum_calibration
         from sampler.loading import load
         from sampler.runs.prompts import read_prompts
 

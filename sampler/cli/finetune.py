@@ -13,8 +13,8 @@ from sampler.cli.options import Debug, Json, Quiet
 from sampler.cli.report import Report
 
 if TYPE_CHECKING:
-    from sampler.config import ModelConfig
-    from sampler.finetune.recipe import Recipe
+    from sampler.config.schema import ModelConfig
+    from sampler.training.recipe import Recipe
 
 
 def command(
@@ -51,8 +51,8 @@ def command(
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.cli.source import check_folder
-        from sampler.finetune.recipe import resolve
-        from sampler.layers import from_environment, from_options, from_sets, read_file
+        from sampler.config.layers import from_environment, from_options, from_sets, read_file
+        from sampler.training.recipe import resolve
 
         given = {
             "--out": ("output.dir", out),
@@ -90,7 +90,7 @@ def _texts(recipe: Recipe) -> list[str]:
 
 def _tell_plan(recipe: Recipe, texts: list[str], report: Report) -> None:
     from sampler import registry
-    from sampler.finetune.settings import settings_from
+    from sampler.training.settings import settings_from
 
     trainer, settings = registry.build("trainer", recipe.trainer), settings_from(recipe.fit)
     steps = settings.steps or trainer.defaults.steps
@@ -111,7 +111,7 @@ def _try(
     recipe: Recipe, texts: list[str], allow_python: bool, download: bool, report: Report
 ) -> None:
     """One small update on the model itself, thrown away."""
-    from sampler.finetune.trial import trial
+    from sampler.training.dry_run import trial
 
     engine, reward = _loaded(recipe, allow_python, download)
     made = trial(engine, recipe.trainer, reward, texts, recipe.fit)
@@ -137,7 +137,7 @@ def _run(
 ) -> None:
     import sampler
     from sampler.cli.finetune_progress import progress
-    from sampler.finetune.settings import settings_from
+    from sampler.training.settings import settings_from
 
     engine, reward = _loaded(recipe, allow_python, download)
     with progress(report, settings_from(recipe.fit).updates) as told:

@@ -11,7 +11,7 @@ from sampler.cli.options import Color, Debug, Json, Quiet, Verbose
 from sampler.cli.report import Report
 
 if TYPE_CHECKING:
-    from sampler.config import Config
+    from sampler.config.schema import Config
 
 SWEEP = """Make images for every combination of the values of --axis, which is repeatable.
 
@@ -121,9 +121,9 @@ def command(
     """Make images from prompts with a diffusion model; the bundled one by default."""
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
-        from sampler import tasks
         from sampler.cli import batch
         from sampler.cli.source import Source
+        from sampler.config import tasks
         from sampler.runs.axes import parse_axis
         from sampler.types import SamplerError
 
@@ -195,13 +195,13 @@ def _settings(
 ) -> Config:
     import os
 
-    from sampler import layers
+    from sampler.config import layers
 
     lower = [layers.read_file(path) for path in [*layers.preset_files(preset), *files]]
     lower += layers.from_environment(os.environ)
     upper = layers.from_sets(sets), layers.from_options(given)
     settings = layers.resolve(lower, *upper)
-    from sampler.finetune.student_files import BUNDLED, student_run
+    from sampler.models.student_files import BUNDLED, student_run
     from sampler.runs.fingerprint import BUNDLED_STUDENT
 
     student = settings.model.student

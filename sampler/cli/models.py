@@ -13,7 +13,7 @@ from sampler.runs.fingerprint import BUNDLED, BUNDLED_PARTS
 from sampler.types import SamplerError, first_line
 
 if TYPE_CHECKING:
-    from sampler.config import ModelConfig
+    from sampler.config.schema import ModelConfig
     from sampler.engine import Engine
     from sampler.runs.jobs import Model
 
@@ -48,8 +48,8 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
             student=model.student,
         )
         if model.lora:
-            from sampler.finetune.lora import load_lora
-            from sampler.finetune.lora_files import parse_lora
+            from sampler.models.lora import load_lora
+            from sampler.models.lora_files import parse_lora
 
             load_lora(engine, *map(parse_lora, model.lora))
         return engine
@@ -64,7 +64,7 @@ def with_lora(model: Model, loras: Sequence[str], student: str | None = None) ->
     """What a run has to know of a model that carries adapters, or comes with a student: they
     belong to the fingerprint. Raises SamplerError (2) for both at once."""
     if student is not None:
-        from sampler.finetune.student_files import student_digest
+        from sampler.models.student_files import student_digest
 
         if loras:
             raise SamplerError(
@@ -75,7 +75,7 @@ def with_lora(model: Model, loras: Sequence[str], student: str | None = None) ->
         return replace(model, fingerprint=f"{how}{STUDENT}:{digest.hexdigest()}")
     if not loras:
         return model
-    from sampler.finetune.lora_files import lora_file, parse_lora
+    from sampler.models.lora_files import lora_file, parse_lora
 
     digest = hashlib.sha256(model.fingerprint.encode())
     for folder, weight in map(parse_lora, loras):

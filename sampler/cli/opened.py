@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sampler.cli.models import with_lora
-from sampler.config import Config, checked
+from sampler.config.schema import Config, checked
 from sampler.runs import fingerprint
 from sampler.runs.folder import Run
 from sampler.runs.session import Place
@@ -44,7 +44,7 @@ def engine_of(run: Run, config: Config, device: str | None = None) -> Engine:
     model = replace(config.model, device=device) if device else config.model
     engine = load_engine(model)
     if run.model.fingerprint.startswith("tensors:"):
-        from sampler.workers.python import model_in_memory
+        from sampler.workers.from_python import model_in_memory
 
         if model_in_memory(engine).fingerprint != run.model.fingerprint:
             raise _another(run)

@@ -32,7 +32,7 @@ def command(
     """Make an image again; from its run folder bit-equal, since its batch is known there."""
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
-        from sampler.runs.durable import write_file
+        from sampler.core.durable import write_file
         from sampler.types import SamplerError
 
         where, mark, key = what.partition("#")
@@ -83,7 +83,7 @@ def _from_run(where: str, key: str, device: str | None) -> tuple[bytes, bytes | 
 
 def _from_image(data: bytes, model: str | None, lora: tuple[str, ...], device: str | None) -> bytes:
     from sampler.cli.models import LORA, STUDENT, load_engine, with_lora
-    from sampler.config import ModelConfig
+    from sampler.config.schema import ModelConfig
     from sampler.runs.fingerprint import model_of
     from sampler.runs.metadata import read_record
     from sampler.types import SamplerError

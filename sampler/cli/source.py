@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.cli.models import with_lora
-from sampler.config import STRATEGIES, Config
+from sampler.config.schema import STRATEGIES, Config
 from sampler.runs import axes, fingerprint, tables
 from sampler.runs.folder import Facts, Output
 from sampler.runs.jobs import Model, Settings

@@ -13,7 +13,7 @@ from sampler.cli.report import Report, explained, redacted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sampler.config import ModelConfig
+    from sampler.config.schema import ModelConfig
 
 
 def command(
@@ -31,7 +31,7 @@ def command(
     with report.errors():
         import importlib.util
 
-        from sampler.config import checked
+        from sampler.config.schema import checked
         from sampler.types import SamplerError
 
         if importlib.util.find_spec("gradio") is None:

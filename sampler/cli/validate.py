@@ -24,7 +24,7 @@ def validate(
     """Check configuration and prompt files; exit code 2 if one is wrong."""
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
-        from sampler.formats import KINDS
+        from sampler.config.formats import KINDS
 
         wrong = 0
         for path in files:
@@ -42,7 +42,7 @@ def validate(
 
 
 def _config(path: Path) -> tuple[str, list[str]]:
-    from sampler import layers
+    from sampler.config import layers
     from sampler.types import SamplerError
 
     try:
@@ -55,7 +55,7 @@ def _config(path: Path) -> tuple[str, list[str]]:
 def _prompts(path: Path) -> tuple[str, list[str]]:
     """Every row planned as for a run of the bundled model; all problems at once."""
     from sampler.cli.source import Source
-    from sampler.config import Config, PromptsConfig
+    from sampler.config.schema import Config, PromptsConfig
     from sampler.types import SamplerError
 
     prompts = PromptsConfig(file=str(path), on_bad_row="skip")
@@ -74,6 +74,6 @@ def schema(debug: Debug = False) -> None:
     """Print the JSON schema of configuration files, for editors."""
     report = Report(debug=debug)
     with report.errors():
-        from sampler.config import schema as config_schema
+        from sampler.config.schema import schema as config_schema
 
         print(json.dumps(config_schema(), indent=2))

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from sampler.guidance.host import on_host, towards_host
-from sampler.guidance.latches import Decision, decided, first
-from sampler.guidance.nested import bound
+from sampler.core.nested import bound
+from sampler.guidance.adaptive_state import Decision, decided, first
+from sampler.guidance.host_copy import on_host, towards_host
 from sampler.guidance.spaces import (
     choose,
     choose_prediction,
@@ -110,7 +110,7 @@ class Adaptive(GuidanceBase):
         return self.rule.needs
 
     def bind(self, request: Any, cond: Cond) -> tuple[Adaptive, Cond]:
-        """The inner rule bound to the run; see `sampler.binding`."""
+        """The inner rule bound to the run; see `sampler.core.binding`."""
         rule, cond = bound(self.rule, request, cond)
         return (self if rule is self.rule else replace(self, rule=rule)), cond
 

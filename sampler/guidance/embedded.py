@@ -41,7 +41,7 @@ class Embedded(GuidanceBase):
             )
 
     def bind(self, request: Any, cond: Cond) -> tuple[Embedded, Cond]:
-        """Tells the network the scale; see `sampler.binding`.
+        """Tells the network the scale; see `sampler.core.binding`.
 
         Raises ValueError for a network without such an input, and for a negative prompt.
         """

@@ -75,7 +75,7 @@ class LinearAG(GuidanceBase):
         return frozenset({"cond"} if is_one(self._scale()) else {"cond", "uncond"})
 
     def bind(self, request: Any, cond: Cond) -> tuple[LinearAG, Cond]:
-        """Checks the coefficients' keys against a run of `generate`; see `sampler.binding`."""
+        """Checks the coefficients' keys against a run of `generate`; see `sampler.core.binding`."""
         if not is_one(self._scale()):
             self._known.refuse(
                 sampler=request.sampler,

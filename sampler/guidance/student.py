@@ -37,7 +37,7 @@ class Student(GuidanceBase):
         return frozenset({"cond", "student"})
 
     def bind(self, request: Any, cond: Cond) -> tuple[Student, Cond]:
-        """Refuses what a student cannot do, with what it can; see `sampler.binding`.
+        """Refuses what a student cannot do, with what it can; see `sampler.core.binding`.
 
         Raises ValueError as `check` does, for a negative prompt, and for a time that the student
         was not trained at.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from sampler.guidance.nested import bound
+from sampler.core.nested import bound
 from sampler.guidance.spaces import in_space
 from sampler.registry import build, register
 from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
@@ -64,7 +64,7 @@ class Sum(GuidanceBase):
         return frozenset({"cond"}).union(*(rule.needs for rule in self.rules))
 
     def bind(self, request: Any, cond: Cond) -> tuple[Sum, Cond]:
-        """Every rule bound to the run; see `sampler.binding`."""
+        """Every rule bound to the run; see `sampler.core.binding`."""
         rules = []
         for rule in self.rules:
             rule, cond = bound(rule, request, cond)

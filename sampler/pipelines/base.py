@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sampler.denoisers import BatchedDenoiser
-from sampler.schedule import Schedule
+from sampler.core.denoisers import BatchedDenoiser
+from sampler.core.schedule import Schedule
 from sampler.types import Cond, Level, Prediction, SamplerError
 
 A = TypeVar("A", bound="type[Adapter]")

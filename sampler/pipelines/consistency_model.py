@@ -11,7 +11,7 @@ import torch
 from sampler_kernels import Lin
 from torch import Tensor
 
-from sampler import grids
+from sampler.core import grids
 from sampler.pipelines.base import adapter, class_ids
 from sampler.pipelines.unconditional import PixelUNet
 from sampler.types import Cond, Level, Prediction

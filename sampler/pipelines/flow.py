@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sampler.core.schedule import dynamic_mu
 from sampler.pipelines.base import Adapter
-from sampler.schedule import dynamic_mu
 from sampler.types import Cond, Level
 
 

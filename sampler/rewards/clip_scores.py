@@ -101,7 +101,7 @@ class HPSv2(RewardBase):
 
     e and c are the embeddings of the image and of the prompt, divided by their norms.
 
-    path: the folder that scripts/convert_reward.py makes from `HPS_v2_compressed.pt` or
+    path: the folder that scripts/rewards/convert.py makes from `HPS_v2_compressed.pt` or
         `HPS_v2.1_compressed.pt`.
     dtype: of the encoders; scores are float32.
     """
@@ -132,7 +132,7 @@ class Aesthetic(RewardBase):
     used.
 
     path: CLIP ViT-L/14 in the transformers layout (a hub id with download).
-    head: the folder that scripts/convert_reward.py makes from `sac+logos+ava1-l14-linearMSE.pth`.
+    head: the folder that scripts/rewards/convert.py makes from `sac+logos+ava1-l14-linearMSE.pth`.
     dtype: of the encoder; the head is float32.
     download: whether files that are not in the local cache may be fetched from the Hub.
     """
@@ -161,7 +161,7 @@ class Aesthetic(RewardBase):
             where = Path(self.head) / "model.safetensors"
             raise SamplerError(
                 f"{where} is no aesthetic head for embeddings of {size}: use CLIP ViT-L/14, "
-                "and the head that scripts/convert_reward.py writes.",
+                "and the head that scripts/rewards/convert.py writes.",
                 6,
             )
         head.load_state_dict(weights)

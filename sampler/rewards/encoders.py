@@ -159,7 +159,7 @@ def read_weights(folder: str, name: str, others: Sequence[str] = ()) -> dict[str
     if missing:
         raise SamplerError(
             f"{folder} lacks {', '.join(missing)}; expected files: {', '.join((name, *others))} "
-            "(scripts/convert_reward.py makes them from the original checkpoints).",
+            "(scripts/rewards/convert.py makes them from the original checkpoints).",
             6,
         )
     try:

@@ -25,7 +25,7 @@ class ImageReward(RewardBase):
 
     Prompts are cut at 35 tokens.
 
-    path: the folder that scripts/convert_reward.py makes from `ImageReward.pt`.
+    path: the folder that scripts/rewards/convert.py makes from `ImageReward.pt`.
     dtype: of the encoders; the head and the score are float32.
     """
 

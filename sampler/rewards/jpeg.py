@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sampler.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_table
+from sampler.core.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_table
 from sampler.registry import register
 from sampler.rewards.base import RewardBase, score_dtype
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # The twelve background colours of the bundled model's captions, RGB 0 to 255; the position is the
-# class of the classifier. The training images are composited on them (scripts/emoji_data.py).
+# class of the classifier. The training images are composited on them
+# (scripts/bundled/emoji_data.py).
 COLOURS = {
     "white": (245, 245, 245),
     "black": (25, 25, 28),

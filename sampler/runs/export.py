@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from sampler.runs import durable
+from sampler.core import durable
 from sampler.runs.folder import Run
 from sampler.runs.records import flat, images, records
 from sampler.types import SamplerError

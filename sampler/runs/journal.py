@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sampler.runs.durable import attempt, write_all
+from sampler.core.durable import attempt, write_all
 
 FORMAT = 1
 PREFIX = "journal"

@@ -17,7 +17,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from sampler.runs.durable import attempt, write_all
+from sampler.core.durable import attempt, write_all
 from sampler.types import SamplerError
 
 NAME = ".lock"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sampler.config import Limits
+from sampler.config.schema import Limits
 from sampler.runs import rows
 from sampler.runs.tables import read_table
 from sampler.types import SamplerError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sampler import registry
-from sampler.config import Limits
+from sampler.config.schema import Limits
 from sampler.runs.jobs import Settings, canonical
 from sampler.runs.rows import Row
 

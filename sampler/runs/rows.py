@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sampler import registry
-from sampler.config import Limits
+from sampler.config.schema import Limits
 from sampler.runs.jobs import canonical
 from sampler.types import MAX_SEED, SamplerError
 

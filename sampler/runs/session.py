@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sampler.runs import durable
+from sampler.core import durable
 from sampler.runs.folder import JOBS, PLAN, RUN, Run
 from sampler.runs.lock import NAME, Lock
 from sampler.runs.store import LocalStore, Store, open_store

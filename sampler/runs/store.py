@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from sampler.runs import durable, journal
+from sampler.core import durable
+from sampler.runs import journal
 from sampler.types import SamplerError
 
 Lines = Iterable[Mapping[str, Any]]

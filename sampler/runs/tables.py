@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sampler import registry
-from sampler.formats import no_constant, unique
+from sampler.config.formats import no_constant, unique
 from sampler.types import SamplerError, first_line
 
 MAX_LINE = 2**20  # bytes of a line, characters of a csv field

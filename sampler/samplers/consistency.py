@@ -34,7 +34,7 @@ class Consistency(SamplerBase):
     _walked: ClassVar[tuple[Level, ...]] = ()  # an instance's own: the levels of its timesteps
 
     def bind(self, setting: Any) -> Consistency:
-        """Looks the levels of the timesteps up; see `sampler.binding`.
+        """Looks the levels of the timesteps up; see `sampler.core.binding`.
 
         Raises ValueError where there are not as many as steps, or no such time.
         """

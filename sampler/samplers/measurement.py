@@ -61,7 +61,7 @@ class Measurement:
 
         Raises ValueError where the image has not the size of the run, and for videos.
         """
-        from sampler.images import encode
+        from sampler.core.images import encode
 
         if hasattr(adapter, "frames"):
             raise ValueError("reddiff: it measures images, and this pipeline makes videos.")
@@ -91,7 +91,7 @@ def measurement(operator: Any, y: Any, init: Any, data_range: Any) -> Measuremen
     from sampler.samplers import operators
 
     if isinstance(y, str):
-        from sampler.images import read
+        from sampler.core.images import read
 
         y = read(y) * 2 - 1
     if not isinstance(y, torch.Tensor):

@@ -68,7 +68,7 @@ def measure(
     sigma: the noise's standard deviation as a share of the data range, so 0.1 means the same for
     images in [-1, 1] as for images in [0, 1]. Row b has the noise of seed + b.
     """
-    from sampler.noise import Noise
+    from sampler.core.noise import Noise
 
     y = operator.A(x) if hasattr(operator, "A") else operator(x)
     if sigma == 0:
@@ -92,7 +92,7 @@ class Inpaint:
     def __post_init__(self) -> None:
         mask = self.mask
         if isinstance(mask, str):
-            from sampler.images import read_mask
+            from sampler.core.images import read_mask
 
             mask = 1 - read_mask(mask)
         if not isinstance(mask, Tensor) or mask.ndim not in (2, 3):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sampler.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_table
+from sampler.core.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_table
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,6 @@ class REDDiff(SamplerBase):
 
 
 def _shared_noise(index: int, like: Any) -> Any:
-    from sampler.noise import Noise
+    from sampler.core.noise import Noise
 
     return Noise((0,)).draw(index, like[:1], "reddiff")

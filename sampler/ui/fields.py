@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from sampler import registry, strict_yaml
-from sampler.ui.words import plain_number, word
+from sampler import registry
+from sampler.config import yaml as strict_yaml
+from sampler.ui.export import plain_number, word
 
 Form = Literal["number", "integer", "flag", "choice", "text", "yaml"]
 _PLAIN: dict[Any, Form] = {bool: "flag", int: "integer", float: "number", str: "text"}

@@ -11,11 +11,11 @@ from typing import Any
 
 import gradio as gr
 
-from sampler.config import STRATEGIES, Config
+from sampler.config.schema import STRATEGIES, Config
 from sampler.runs.metadata import scale_of
 from sampler.runs.session import Stop
 from sampler.ui import pictures
-from sampler.ui.asked import Form, config_of, new_seed
+from sampler.ui.form import Form, config_of, new_seed
 from sampler.ui.parts import Picker, Results, html, picker, results
 from sampler.ui.studio import Look, Made, Studio
 

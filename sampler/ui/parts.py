@@ -11,8 +11,8 @@ import gradio as gr
 
 from sampler import registry
 from sampler.ui import fields, pictures
-from sampler.ui.asked import Chosen
 from sampler.ui.fields import Control
+from sampler.ui.form import Chosen
 
 FORMATS = ("Command line", "YAML", "Python")
 

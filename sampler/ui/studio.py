@@ -21,9 +21,9 @@ from PIL import Image
 from sampler_kernels import settle
 
 from sampler import registry
-from sampler.batch import to_output
 from sampler.cli.source import Source, check_folder
-from sampler.config import STRATEGIES, Config, ModelConfig
+from sampler.config.schema import STRATEGIES, Config, ModelConfig
+from sampler.core.batch import to_output
 from sampler.engine import Engine
 from sampler.runs.folder import Run
 from sampler.runs.names import slug
@@ -32,7 +32,7 @@ from sampler.runs.session import Place, Stop, held
 from sampler.runs.start import start
 from sampler.runs.store import open_store
 from sampler.types import Prediction, SamplerError, Snapshot, Span
-from sampler.ui import words
+from sampler.ui import export as words
 from sampler.workers.execute import Request, execute
 
 LOOK_EVERY = 0.4  # seconds between two looks, at least

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from sampler.runs import durable
+from sampler.core import durable
 from sampler.runs.session import Place
 
 FOLDER = ".claims"

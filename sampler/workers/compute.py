@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from sampler import registry
-from sampler.batch import Job as Row
-from sampler.batch import sample_batch
-from sampler.binding import Setting, bound_sampler
-from sampler.loop import Loop
+from sampler.core.batch import Job as Row
+from sampler.core.batch import sample_batch
+from sampler.core.binding import Setting, bound_sampler
+from sampler.core.loop import Loop
 from sampler.runs.jobs import Job, Settings
 from sampler.types import SamplerError, Snapshot
-from sampler.workers.texts import Texts
-from sampler.workers.trouble import decode_float32, finite, free_memory, is_memory, to_pixels
+from sampler.workers.prompt_cache import Texts
+from sampler.workers.recovery import decode_float32, finite, free_memory, is_memory, to_pixels
 
 
 class Stopped(BaseException):

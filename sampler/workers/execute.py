@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sampler import registry
-from sampler.binding import Setting, bound_sampler
-from sampler.loop import Loop
+from sampler.core.binding import Setting, bound_sampler
+from sampler.core.loop import Loop
 from sampler.runs.folder import Check, Run
 from sampler.runs.session import Place, Stop
 from sampler.types import SamplerError

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sampler.config import ModelConfig
-from sampler.loop import Loop
+from sampler.config.schema import ModelConfig
+from sampler.core.loop import Loop
 from sampler.runs.folder import Run
 from sampler.runs.session import Stop
 from sampler.runs.store import open_store
 from sampler.types import SamplerError
 from sampler.workers.execute import Request, left_to_do
-from sampler.workers.texts import Texts
+from sampler.workers.prompt_cache import Texts
 from sampler.workers.work import Lines, Options, Tally, work
 
 RETRIES = 5

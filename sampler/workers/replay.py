@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sampler.loop import Loop
+from sampler.core.loop import Loop
 from sampler.runs import metadata, png
 from sampler.runs.folder import Run
 from sampler.runs.jobs import Job, Settings, canonical

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sampler import registry
-from sampler.loop import Loop
+from sampler.core.loop import Loop
 from sampler.runs import metadata
 from sampler.runs.folder import Run
 from sampler.runs.jobs import Job
 from sampler.runs.pump import Item, Pump, failed_name
 from sampler.types import SamplerError
-from sampler.workers import flagged
+from sampler.workers import safety as flagged
 from sampler.workers.compute import Compute, Failed, Made, Outcome, Stopped
-from sampler.workers.texts import Texts
+from sampler.workers.prompt_cache import Texts
 
 Lines = Sequence[Mapping[str, Any]]
 

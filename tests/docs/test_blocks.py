@@ -21,8 +21,8 @@ import typer.core
 
 from sampler import registry
 from sampler.cli import main
-from sampler.finetune import recipe
-from sampler.layers import read_file, resolve
+from sampler.config.layers import read_file, resolve
+from sampler.training import recipe
 from tests.docs.pages import PAGES, ROOT, blocks, fences, prose, read
 
 LANGUAGES = {"python", "sh", "yaml", "console", "text", "json", "toml", "html"}
@@ -164,10 +164,9 @@ def known(words, monkeypatch):
     if words[0] == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets, words
-    elif words[0] == "python" and words[1].startswith("scripts/"):
-        monkeypatch.setattr(sys, "argv", words[1:])
-        monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
-        parses(lambda: runpy.run_path(str(ROOT / words[1]), run_name="__main__"))
+    elif words[:2] == ["python", "-m"] and words[2].startswith("scripts."):
+        monkeypatch.setattr(sys, "argv", words[2:])
+        parses(lambda: runpy.run_module(words[2], run_name="__main__", alter_sys=True))
     elif words[:2] == ["python", "-c"]:
         exec(compile(words[2], "<block>", "exec"), {})
     elif words[:3] == ["python", "-m", "pytest"]:
@@ -177,12 +176,12 @@ def known(words, monkeypatch):
 
 
 def test_a_script_with_another_option_is_found_out(monkeypatch):
-    known(["python", "scripts/study_fdistill.py", "document"], monkeypatch)
-    known(["python", "scripts/readme_grid.py", "--out", "a.png"], monkeypatch)
+    known(["python", "-m", "scripts.study.fdistill", "document"], monkeypatch)
+    known(["python", "-m", "scripts.site.readme_grid", "--out", "a.png"], monkeypatch)
     with pytest.raises(SystemExit):
-        known(["python", "scripts/readme_grid.py", "--none"], monkeypatch)
+        known(["python", "-m", "scripts.site.readme_grid", "--none"], monkeypatch)
     with pytest.raises(SystemExit):
-        known(["python", "scripts/study_fdistill.py", "none"], monkeypatch)
+        known(["python", "-m", "scripts.study.fdistill", "none"], monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -8,7 +8,7 @@ import pytest
 from markdown.extensions.toc import slugify
 
 from sampler import registry
-from sampler.finetune.settings import Settings
+from sampler.training.settings import Settings
 from tests.docs.pages import PAGES, ROOT, prose, read
 from tests.runs.test_promises import functions_of
 

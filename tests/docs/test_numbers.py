@@ -13,10 +13,10 @@ import csv
 import re
 import shutil
 
-import bench_batch
 import pytest
-import study_guidance_document
 
+from scripts.bench import batch as bench_batch
+from scripts.study import guidance_document as study_guidance_document
 from tests.docs.pages import PAGES, ROOT, blocks, prose, read
 
 FIGURES = ROOT / "docs" / "figures"
@@ -82,7 +82,7 @@ def test_a_wrong_number_and_a_wrong_row_are_found_out():
 
 
 def test_the_table_of_reliability(tmp_path, monkeypatch):
-    """After a new CSV: `python scripts/bench_batch.py table`."""
+    """After a new CSV: `python -m scripts.bench.batch table`."""
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "reliability.md", tmp_path / "docs")
     monkeypatch.setattr(bench_batch, "ROOT", tmp_path)
@@ -91,7 +91,7 @@ def test_the_table_of_reliability(tmp_path, monkeypatch):
 
 
 def test_the_page_of_guidance(tmp_path):
-    """After a new CSV: `python scripts/study_guidance.py report`."""
+    """After a new CSV: `python -m scripts.study.guidance report`."""
     study_guidance_document.write_document(tmp_path / "guidance.md", FIGURES)
     assert (tmp_path / "guidance.md").read_text(encoding="utf-8") == read("docs/guidance.md")
 
@@ -163,8 +163,9 @@ def test_the_sentence_of_reliability():
 
 
 def test_commands_beside_numbers_are_scripts_that_exist():
-    """`python scripts/...` in sentences and tables; those in blocks are run by test_blocks.py."""
+    """`python -m scripts...` in sentences and tables; those in blocks are run by test_blocks.py."""
     for page in PAGES:
-        assert not [text for text in blocks(page, "text") if "python scripts" in text]
-        for script in re.findall(r"`python (scripts/\w+\.py)", read(page)):
-            assert (ROOT / script).is_file(), f"{page}: {script}"
+        assert not [text for text in blocks(page, "text") if "python -m scripts" in text]
+        for script in re.findall(r"`python -m (scripts\.[\w.]+)", read(page)):
+            path = ROOT / (script.replace(".", "/") + ".py")
+            assert path.is_file(), f"{page}: {script}"

@@ -3,15 +3,15 @@
 import csv
 import re
 
-import docs_docstrings
-import docs_figures
-import docs_papers
-import docs_reference
 import pytest
 from PIL import Image
 
 import sampler
 from sampler import registry
+from scripts.site import docstrings as docs_docstrings
+from scripts.site import figures as docs_figures
+from scripts.site import papers as docs_papers
+from scripts.site import reference as docs_reference
 from tests.docs.pages import ROOT, read
 
 STRATEGIES = [(kind, name) for kind in docs_reference.KINDS for name in registry.names(kind)]
@@ -27,7 +27,7 @@ def test_committed_pages_are_what_the_script_writes():
     }
     assert committed == set(written) - {"docs/papers.md"}
     changed = [path for path, text in written.items() if read(path) != text]
-    assert not changed, f"run scripts/docs_reference.py: {changed}"
+    assert not changed, f"run scripts/site/reference.py: {changed}"
 
 
 def test_every_strategy_has_notes_and_none_is_left_over():

@@ -17,9 +17,9 @@ from transformers import (
 )
 
 import sampler
-from sampler.binding import fingerprint
 from sampler.bundled import concepts, prompts
-from sampler.calibration import calibrate_linear_ag
+from sampler.calibration.linear_ag import calibrate_linear_ag
+from sampler.core.binding import fingerprint
 from sampler.guidance.linear_ag import default_policy
 from sampler.guidance.linear_ag_coefficients import Coefficients
 from sampler.pipelines.classes import (

@@ -5,7 +5,7 @@ import torch
 from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
 
 import sampler
-from sampler.pipelines.guider import RuleGuider
+from sampler.stock.guider import RuleGuider
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")

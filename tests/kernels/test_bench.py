@@ -1,16 +1,16 @@
 """The benchmark's own table, and its numbers where they can be known."""
 
 import csv
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from sampler.benchmark import CASES, cost
 from sampler.cli import app
+from sampler.core.benchmark import CASES, cost
+from scripts.bench import gpu
+from scripts.bench import kernels as bench
 
 
 def test_the_command_shows_every_case():
@@ -28,15 +28,8 @@ def test_cost_counts_the_flops_of_one_call():
     assert row["GFLOP"] == round(2 * 100 * 200 * 100 / 1e9, 2) and row["peak MiB"] > 1
 
 
-@pytest.fixture
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    return importlib.import_module
-
-
-def test_the_gpu_part_runs_on_a_cpu_too(scripts):
+def test_the_gpu_part_runs_on_a_cpu_too():
     """Every line that a GPU machine would run, but for events, graphs and compilation."""
-    gpu = scripts("bench_gpu")
     rows = list(gpu.gpu_rows(gpu.Dry(), {"SDXL, 1024²": (1, 8, 8)}, (2, 1)))
     assert [row["case"] for row in rows] == [case.name for case in CASES]
     for row in rows:
@@ -48,8 +41,7 @@ def test_the_gpu_part_runs_on_a_cpu_too(scripts):
         assert row["elements"] == 64 and row["bytes"] >= 12 * 64
 
 
-def test_the_bars_are_read_off_the_rows(scripts):
-    gpu, bench = scripts("bench_gpu"), scripts("bench_kernels")
+def test_the_bars_are_read_off_the_rows():
     row = {"of copy": 0.87, "diffusers µs": 90.0, "ours in a graph µs": 5.0}
     row |= {"compiled reference in a graph µs": 4.5}
     rows = [{**row, "case": case, "size": size} for case in ("CFG + DDIM", "APG + DDIM")
@@ -64,18 +56,16 @@ def test_the_bars_are_read_off_the_rows(scripts):
     assert not found["CFG + DDIM", "SDXL, 1024²", "compiled / ours"]
 
 
-def test_errors_counts_and_tables(scripts, tmp_path, capsys):
-    bench = scripts("bench_kernels")
+def test_errors_counts_and_tables(tmp_path, capsys):
     assert [row["case"] for row in bench.errors()] == [case.name for case in CASES]
     bench._write(tmp_path / "a" / "counts.csv", list(bench.counts()))
     note, *lines = (tmp_path / "a" / "counts.csv").read_text(encoding="utf-8").splitlines()
-    assert note.startswith("# python scripts/bench_kernels.py; ") and torch.__version__ in note
+    assert note.startswith("# python -m scripts.bench.kernels; ") and torch.__version__ in note
     assert [row["case"] for row in csv.DictReader(lines)] == [case.name for case in CASES]
     assert "APG + GHVB" in capsys.readouterr().out
 
 
-def test_a_wrong_kernel_stops_the_benchmark(scripts, monkeypatch):
-    bench = scripts("bench_kernels")
+def test_a_wrong_kernel_stops_the_benchmark(monkeypatch):
     monkeypatch.setattr(
         bench, "_double", lambda v: v.double() * 1.00001 if hasattr(v, "dtype") else v
     )
@@ -83,8 +73,7 @@ def test_a_wrong_kernel_stops_the_benchmark(scripts, monkeypatch):
         list(bench.errors())
 
 
-def test_the_cpu_times_compare_three_ways(scripts, monkeypatch):
-    bench = scripts("bench_kernels")
+def test_the_cpu_times_compare_three_ways(monkeypatch):
     monkeypatch.setattr(bench.torch, "compile", lambda fn, **options: fn)
     rows = list(bench.cpu_times({"SD 1.5, 512²": 1}))
     assert len(rows) == 3

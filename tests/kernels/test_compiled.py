@@ -7,7 +7,7 @@ import torch
 from sampler_kernels import Lin, backend, compiled, gram, leaves, settle, torch_ops, use_backend
 from sampler_kernels.backend import LARGE
 
-from sampler.benchmark import CASES, Step
+from sampler.core.benchmark import CASES, Step
 
 
 @pytest.fixture(autouse=True)

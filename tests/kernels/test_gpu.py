@@ -3,16 +3,13 @@
 `python -m pytest tests/kernels/test_gpu.py -m gpu` on a machine with a CUDA or ROCm device.
 """
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 from sampler_kernels import Lin, gram, settle, use_backend
 from sampler_kernels.backend import backend
 from sampler_kernels.counting import count_launches
 
-from sampler.benchmark import CASES, Step
+from sampler.core.benchmark import CASES, Step
 
 pytestmark = pytest.mark.gpu
 
@@ -102,10 +99,11 @@ def test_a_step_in_a_graph_is_the_step(case):
     assert torch.equal(out, right)
 
 
-def test_large_steps_reach_their_share_of_a_copys_bandwidth(monkeypatch):
+def test_large_steps_reach_their_share_of_a_copys_bandwidth():
     """The roofline: a quarter of a billion elements, against a copy of as many bytes."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    bench, gpu = (importlib.import_module(f"bench_{name}") for name in ("kernels", "gpu"))
+    from scripts.bench import gpu
+    from scripts.bench import kernels as bench
+
     rows = list(gpu.gpu_rows(sizes={gpu.BIG: gpu.GPU_SIZES[gpu.BIG]}))
     found = [bar for bar in bench.bars(rows) if bar["bar"].startswith("share of copy")]
     assert len(found) == 2 and all(bar["reached"] for bar in found), found

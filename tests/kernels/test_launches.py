@@ -8,7 +8,7 @@ import torch
 from sampler_kernels import use_backend
 from sampler_kernels.counting import count_launches, dry_run
 
-from sampler.benchmark import CASES, Case, Step, count
+from sampler.core.benchmark import CASES, Case, Step, count
 from tests.kernels.canary import buildable
 
 METHODS = [name for name in buildable("sampler")]

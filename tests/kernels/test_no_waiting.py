@@ -5,9 +5,9 @@ import torch
 from sampler_kernels import leaves
 
 import sampler
-from sampler.graph_steps import StepGraphs
-from sampler.graphs import GraphedRuns
-from sampler.guidance import host
+from sampler.core.graph_steps import StepGraphs
+from sampler.core.graphs import GraphedRuns
+from sampler.guidance import host_copy as host
 from tests.kernels.canary import vp_levels
 from tests.kernels.elsewhere import Device, Elsewhere
 from tests.test_graphs import ADAPTIVE, TOY, Recorded, toy_runs

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sampler
 from sampler import registry
-from sampler.snapshots import load_snapshot, save_snapshot
+from sampler.core.snapshots import load_snapshot, save_snapshot
 from tests.analytic import vp_grid
 from tests.laws.world import Counting, buildable, cond, noise, run, spec
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import sampler
-from sampler.pipelines import attention
-from sampler.pipelines.attention import set_attention
+from sampler.models import attention
+from sampler.models.attention import set_attention
 from tests import tiny
 
 

@@ -8,7 +8,7 @@ from diffusers import LatentConsistencyModelPipeline, LCMScheduler
 from diffusers.schedulers import scheduling_lcm
 
 import sampler
-from sampler.noise import Noise
+from sampler.core.noise import Noise
 from sampler.pipelines import adapt
 from sampler.pipelines.scale_embedding import scale_embedding
 from tests import tiny

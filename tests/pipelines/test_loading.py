@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import sampler
-from sampler import preflight
 from sampler.loading import _quiet
+from sampler.models import preflight
 from tests import tiny
 
 

@@ -12,7 +12,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 import sampler
-from sampler.pipelines.options import compile_blocks
+from sampler.models.options import compile_blocks
 from tests import tiny
 
 PROMPTS = ["a red fox", "two green apples"]

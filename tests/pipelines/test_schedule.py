@@ -19,7 +19,7 @@ from diffusers import (
 )
 
 from sampler import Level, Schedule
-from sampler.grids import dynamic_mu
+from sampler.core.grids import dynamic_mu
 from tests.tiny import BETAS
 
 STEPS = (1, 2, 7, 20, 30, 50, 250)

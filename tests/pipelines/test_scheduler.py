@@ -13,7 +13,7 @@ from PIL import Image
 
 import sampler
 from sampler import registry
-from sampler.noise import Noise
+from sampler.core.noise import Noise
 from tests import tiny
 
 SEEDS = (3, 4)

@@ -5,12 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import convert_reward
 import pytest
 import torch
 
 import sampler
 from sampler.rewards.preprocess import clip_pixels
+from scripts.rewards import convert as convert_reward
 from tests.rewards import originals, worlds
 
 PROMPTS = ["a fox", "on a hill by the sea"]

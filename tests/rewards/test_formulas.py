@@ -10,7 +10,7 @@ from scipy.fft import dctn
 from scipy.stats import spearmanr
 
 import sampler
-from sampler import jpeg
+from sampler.core import jpeg
 from sampler.rewards.jpeg import SoftCompressibility, jpeg_kilobytes
 from sampler.rewards.preprocess import clip_pixels
 from sampler.rewards.simple import named_colour

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
+from sampler.core.schedule import Schedule
 from sampler.engine import Engine
 from sampler.pipelines.base import Adapter
 from sampler.runs import folder
@@ -17,7 +18,6 @@ from sampler.runs.planner import Planner
 from sampler.runs.resolve import Defaults, resolved
 from sampler.runs.session import Place, Stop, held
 from sampler.runs.start import start
-from sampler.schedule import Schedule
 from sampler.types import Cond
 from sampler.workers.execute import Request, execute
 

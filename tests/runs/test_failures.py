@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from sampler.runs import durable, metadata, png
+from sampler.core import durable
+from sampler.runs import metadata, png
 from sampler.runs.folder import Facts, Output
 from sampler.runs.pump import Item, Pump
 from sampler.runs.store import LocalStore
 from sampler.types import SamplerError
 from sampler.workers.compute import Compute
 from sampler.workers.execute import Options, Request, outcome
-from sampler.workers.texts import Texts
-from sampler.workers.trouble import is_memory
+from sampler.workers.prompt_cache import Texts
+from sampler.workers.recovery import is_memory
 from tests.runs.stub import MODEL, SCHEDULE, engine, make, pictures, prompts
 
 TABLE = prompts(8)
@@ -334,7 +335,7 @@ def test_a_scale_per_row_is_the_scale_of_each_row(tmp_path, rule):
 
 def test_nothing_black_comes_of_numbers_out_of_range():
     images = torch.tensor([2.0, -1.0, 0.5, float("nan")]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
-    from sampler.workers.trouble import to_pixels
+    from sampler.workers.recovery import to_pixels
 
     assert np.unique(to_pixels(images)).tolist() == [0, 128, 255]
     assert Compute

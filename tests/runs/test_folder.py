@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from sampler.runs import durable, journal
+from sampler.core import durable
+from sampler.runs import journal
 from sampler.runs.folder import Facts, Output, Run
 from sampler.runs.jobs import Model
 from sampler.runs.lock import Lock

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from sampler import registry
-from sampler.config import Limits
+from sampler.config.schema import Limits
 from sampler.runs import fingerprint
 from sampler.runs.jobs import Job, Keys, Model, Settings, canonical, key_of, record_of
 from sampler.runs.plan import company

@@ -12,11 +12,11 @@ from sampler_kernels import leaves
 import sampler
 from sampler.cli import main
 from sampler.cli.report import redacted
-from sampler.layers import PRESETS, preset_files, read_file, resolve
+from sampler.config.layers import PRESETS, preset_files, read_file, resolve
 from sampler.runs.session import Place
 from sampler.types import SamplerError
 from sampler.workers.execute import Request
-from sampler.workers.texts import Texts
+from sampler.workers.prompt_cache import Texts
 from sampler.workers.work import Options
 from tests import tiny
 from tests.runs.stub import engine, make, pictures, prompts

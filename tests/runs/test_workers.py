@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sampler.config import ModelConfig
+from sampler.config.schema import ModelConfig
 from sampler.runs.folder import Run
 from sampler.runs.session import Place, Stop, held, place_of, wait_for_plan
 from sampler.runs.store import open_store

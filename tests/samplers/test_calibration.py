@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import sampler
+from sampler.calibration.momentum import calibrate_momentum, chosen, save, squared_errors
 from sampler.cli import main
-from sampler.momentum_calibration import calibrate_momentum, chosen, save, squared_errors
 from sampler.samplers.calibrated import BUNDLED, key_of, look_up, same
 from tests import tiny
 from tests.analytic import vp_grid

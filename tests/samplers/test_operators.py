@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from sampler import images, tasks
+from sampler.config import tasks
+from sampler.core import images
 from sampler.samplers import operators
 from sampler.samplers.operators_filter import Deblur, SuperResolution, least_squares
 from sampler.samplers.operators_nonlinear import JPEG, HighDynamicRange, PhaseRetrieval

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import sampler
-from sampler import images
+from sampler.core import images
 from tests import tiny
 from tests.analytic import mixture, vp_grid
 

@@ -4,11 +4,11 @@ import csv
 import shutil
 
 import pytest
-import samplers_tables
 import torch
-from samplers_inverse import best_setting
-from samplers_restore import METHODS, name_of, psnr, ssim
 
+from scripts.study import samplers_tables
+from scripts.study.samplers_inverse import best_setting
+from scripts.study.samplers_restore import METHODS, name_of, psnr, ssim
 from tests.samplers.golden import FOLDER
 
 DOCS = FOLDER.parents[2] / "docs"

@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 import sampler
-from sampler import images, tasks
 from sampler.cli import main
+from sampler.config import tasks
+from sampler.core import images
 from tests import tiny
 
 

@@ -4,12 +4,12 @@ import pytest
 
 import sampler
 from sampler import registry
-from sampler.config import ModelConfig
-from sampler.layers import from_sets
+from sampler.config.layers import from_sets
+from sampler.config.schema import ModelConfig
 from sampler.types import SamplerError
-from sampler.ui.asked import MOST, Chosen, Form, config_of
+from sampler.ui.export import python, shell, word, yaml
 from sampler.ui.fields import controls, explanations, spec
-from sampler.ui.words import python, shell, word, yaml
+from sampler.ui.form import MOST, Chosen, Form, config_of
 
 EVERY = [(kind, name) for kind in ("sampler", "guidance") for name in registry.names(kind)]
 

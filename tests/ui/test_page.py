@@ -16,7 +16,7 @@ import sampler
 from sampler.cli import main
 from sampler.cli.report import Report
 from sampler.cli.ui import explainer
-from sampler.config import ModelConfig
+from sampler.config.schema import ModelConfig
 
 pytest.importorskip("gradio")
 from sampler.types import SamplerError

@@ -1,0 +1,31 @@
+from .core.batch import Result as Result
+from .core.denoisers import denoiser as denoiser
+from .core.images import start_from as start_from
+from .core.schedule import Schedule as Schedule
+from .core.snapshots import load_snapshot as load_snapshot
+from .core.snapshots import save_snapshot as save_snapshot
+from .engine import Engine as Engine
+from .guidance.f_divergence import f_weight as f_weight
+from .loading import load as load
+from .registry import build as build
+from .registry import describe as describe
+from .registry import names as names
+from .registry import register as register
+from .stock.hook import guide as guide
+from .stock.scheduler import scheduler as scheduler
+from .training.api import finetune as finetune
+from .types import Branch as Branch
+from .types import Cond as Cond
+from .types import GuidanceBase as GuidanceBase
+from .types import Level as Level
+from .types import Lin as Lin
+from .types import Move as Move
+from .types import Prediction as Prediction
+from .types import SamplerBase as SamplerBase
+from .types import SamplerError as SamplerError
+from .types import Snapshot as Snapshot
+from .types import Span as Span
+from .types import gram as gram
+from .types import settle as settle
+
+__version__: str

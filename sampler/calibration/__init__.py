@@ -1,0 +1,1 @@
+"""Fits of LinearAG coefficients and momentum numbers to a model."""

@@ -1,0 +1,1 @@
+"""Configuration: schema, layers, file formats."""

@@ -1,0 +1,156 @@
+"""Where settings come from, and which of them wins.
+
+Later layers win: the defaults, a preset, configuration files in the order given, the environment
+(SAMPLER_OUT, SAMPLER_DEVICE), `--set a.b=value`, named options. Sections are merged key by key. A
+strategy (`sampler`, `guidance`) is merged field by field while its name stays the same; another
+name starts with that strategy's own defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sampler import registry
+from sampler.config import formats
+from sampler.config import yaml as strict_yaml
+from sampler.config.schema import STRATEGIES, Config, KeyPath, checked
+from sampler.types import SamplerError
+
+PRESETS = Path(__file__).parent / "presets"
+ENVIRONMENT = {"SAMPLER_OUT": "output.dir", "SAMPLER_DEVICE": "model.device"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A tree of settings, and where each of its key paths was said ("cfg.yaml:3", "--steps")."""
+
+    tree: Mapping[str, Any]
+    sources: Mapping[KeyPath, str]
+
+
+def read_file(path: Path) -> Layer:
+    """The layer of a YAML, TOML or JSON file.
+
+    `prompts.file` and `prompts.wildcards` are relative to its folder. Raises SamplerError (2) that
+    names the file and the line.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(strict_yaml.MAX_BYTES + 1)
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        reason = (error.strerror or "it cannot be read").lower()
+        raise SamplerError(f"{path}: {reason}.", 2) from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SamplerError(f"{path}:{line}: this is not UTF-8 text.", 2) from None
+    tree, lines = formats.parse(text, str(path), path.suffix.lower())
+    if not isinstance(tree, dict | None):
+        raise SamplerError(f"{path}:1: a configuration is a mapping (key: value).", 2)
+    tree = {**(tree or {})}
+    prompts: Any = tree.get("prompts")
+    if isinstance(prompts, list):
+        tree["prompts"] = {"texts": prompts}
+    elif isinstance(prompts, dict):
+        tree["prompts"] = {
+            key: str(path.parent / value) if _is_place(key, value) else value
+            for key, value in prompts.items()
+        }
+    return Layer(tree, {key: f"{path}:{line}" for key, line in lines.items()})
+
+
+def preset_files(name: str | None) -> list[Path]:
+    """The file of a shipped preset, if one is asked for. Raises SamplerError (2)."""
+    if name is None:
+        return []
+    known = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    if name not in known:
+        raise SamplerError(f"--preset: {name!r:.40}{registry.nearest(name, list(known))}.", 2)
+    return [known[name]]
+
+
+def _is_place(key: str, value: Any) -> bool:
+    return key in ("file", "wildcards") and isinstance(value, str) and value != "-"
+
+
+def from_environment(environment: Mapping[str, str]) -> list[Layer]:
+    """One layer per variable of ENVIRONMENT that is set and not empty."""
+    return [
+        _layer(key, environment[name], name)
+        for name, key in ENVIRONMENT.items()
+        if environment.get(name)
+    ]
+
+
+def from_sets(assignments: Sequence[str]) -> list[Layer]:
+    """One layer per `a.b=value`; the value is read as YAML. Raises SamplerError (2)."""
+    layers = []
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not all(part.strip() for part in key.split(".")):
+            raise SamplerError(f"--set takes a.b=value, not {text!r:.60}.", 2)
+        parsed, _ = strict_yaml.parse(value, f"--set {key}")
+        layers.append(_layer(key.strip(), parsed, "--set"))
+    return layers
+
+
+def from_options(options: Mapping[str, tuple[str, Any]]) -> list[Layer]:
+    """One layer per named option {"--steps": ("run.steps", 20)} whose value is not None."""
+    return [
+        _layer(key, value, option) for option, (key, value) in options.items() if value is not None
+    ]
+
+
+def resolve(lower: Sequence[Layer], sets: Sequence[Layer], options: Sequence[Layer]) -> Config:
+    """The configuration of merged layers, checked, strategies included.
+
+    lower: files, then the environment. A strategy's name from an option comes before the fields
+    from --set, so that `--sampler ab --set sampler.order=2` means both.
+    Raises SamplerError (2): `where: key: problem (did you mean ...)`.
+    """
+    naming = [layer for layer in sets if _names_strategy(layer)]
+    rest = [layer for layer in sets if not _names_strategy(layer)]
+    named = [layer for layer in options if _names_strategy(layer)]
+    tree: dict[str, Any] = {}
+    sources: dict[KeyPath, str] = {}
+    for layer in [*lower, *naming, *named, *rest, *options]:
+        tree = merged(tree, layer.tree, [(kind,) for kind in STRATEGIES])
+        sources.update(layer.sources)
+    return checked(tree, sources)
+
+
+def _layer(key: str, value: Any, source: str) -> Layer:
+    path = tuple(part.strip() for part in key.split("."))
+    tree: Any = value
+    for part in reversed(path):
+        tree = {part: tree}
+    return Layer(tree, {path: source})
+
+
+def _names_strategy(layer: Layer) -> bool:
+    return any(
+        kind in layer.tree and (not isinstance(spec, dict) or "name" in spec)
+        for kind in STRATEGIES
+        for spec in [layer.tree.get(kind)]
+    )
+
+
+def merged(base: Any, new: Any, strategies: Collection[KeyPath], path: KeyPath = ()) -> Any:
+    """`new` over `base`; mappings key by key, except where a strategy changes its name.
+
+    strategies: the key paths at which there are any; path: where `base` and `new` stand.
+    """
+    strategic = any(path[: len(place)] == place for place in strategies)
+    if path in strategies and isinstance(new, str) and ":" not in new:  # "module:function" is code
+        new = {"name": new}
+    if strategic and isinstance(new, Mapping) and isinstance(base, str):
+        base = {"name": base}
+    if not isinstance(base, Mapping) or not isinstance(new, Mapping):
+        return new
+    if strategic and "name" in new and new["name"] != base.get("name", new["name"]):
+        return new
+    below = {k: merged(base.get(k), v, strategies, (*path, k)) for k, v in new.items()}
+    return {**base, **below}

@@ -1,0 +1,171 @@
+"""One batch of images: who is in it, with which seeds, and its way from prompts to latents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sampler import registry
+from sampler.core.binding import Request, bound
+from sampler.core.graphs import GraphedRuns
+from sampler.core.images import as_images, check_strength, encode, start_from
+from sampler.core.loop import Loop
+from sampler.core.noise import initial
+from sampler.types import MAX_SEED, Cond, Guidance, Sampler, Snapshot
+
+Output = Literal["pil", "tensor", "latent"]
+DEFAULT_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to be made."""
+
+    prompt: str
+    negative: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `generate` made, one entry per image.
+
+    images: PIL images, a tensor [B, 3, H, W] in [0, 1], or None for output="latent";
+    latents [B, ...]; seeds; nfe: denoiser rows evaluated, counted; config: plain data with which
+    `generate(**config)` makes the same images; seconds: wall time.
+    """
+
+    images: Any
+    latents: Tensor
+    seeds: list[int]
+    nfe: list[int]
+    config: dict[str, Any]
+    seconds: float
+
+
+def sample_batch(
+    engine: Loop,
+    jobs: Sequence[Job],
+    size: tuple[int, int],
+    steps: int,
+    method: Sampler,
+    rule: Guidance,
+    cond: Cond | None = None,
+    on_step: Callable[[Snapshot], None] | None = None,
+    start: tuple[Tensor, float] | None = None,
+    runs: GraphedRuns | None = None,
+) -> tuple[Tensor, tuple[int, ...]]:
+    """The latents [B, ...] of some jobs, and the rows evaluated for each.
+
+    cond: their conditions, where they are encoded already. on_step sees every snapshot. start:
+    clean latents [B, ...] and the strength of the noise to start from, instead of noise alone.
+    runs: what replays a graph, instead of the engine's own loop (on_step is not called then).
+    """
+    adapter = engine.pipeline
+    if cond is None:
+        encoded: Cond = adapter.encode(
+            [job.prompt for job in jobs],
+            [job.negative for job in jobs],
+            "uncond" in rule.needs,
+            size,
+        )
+    else:
+        encoded = cond
+    grid, seeds = adapter.grid(steps, size), [job.seed for job in jobs]
+    x = initial(seeds, adapter.latent_shape(*size)).to(adapter.device)
+    x = x * adapter.schedule.initial_scale(grid)
+    if start is not None:
+        x, grid = start_from(start[0], grid, start[1], seeds)
+        if len(grid) == 1:
+            return x, (0,) * len(jobs)
+    request = Request(
+        adapter,
+        [job.prompt for job in jobs],
+        [job.negative for job in jobs],
+        registry.spec_of(method),
+        method.levels(grid)[:-1],
+        size,
+    )
+    rule, encoded = bound(rule, request, encoded)
+    if runs is not None:
+        x, snap = runs(x, grid, encoded, method, rule, seeds)
+    else:
+        x, snap = engine._finished(x, grid, encoded, method, rule, seeds, on_step=on_step)
+    return x, snap.nfe
+
+
+def origin(adapter: Any, image: Any, strength: float, size: tuple[int, int], rows: int) -> Tensor:
+    """The image to start from as latents, one row per job [rows, ...]."""
+    check_strength(strength)
+    images = as_images(image)
+    if tuple(images.shape[-2:]) != size or len(images) not in (1, rows):
+        raise ValueError(
+            f"image: {len(images)} of {images.shape[-1]} x {images.shape[-2]} pixels for {rows} "
+            f"images of {size[1]} x {size[0]}; give one, or one each, of that size."
+        )
+    latents = encode(adapter, images)
+    return latents.expand(rows, *latents.shape[1:])
+
+
+def expand(
+    prompts: str | Sequence[str],
+    negative: str | Sequence[str] | None,
+    seeds: int | Sequence[int] | None,
+    n: int,
+    classes: bool = False,
+) -> list[Job]:
+    """The images that `generate` makes of these arguments, in order; ValueError as there.
+
+    classes: whether numbers are prompts, those of classes.
+    """
+    texts = [prompts] if isinstance(prompts, (str, int)) else list(prompts)
+    if classes:
+        texts = [str(text) if type(text) is int else text for text in texts]
+    if not texts:
+        raise ValueError("No prompts: give a text or a list of at least one.")
+    if bad := [t for t in texts if not isinstance(t, str)]:
+        raise ValueError(f"A prompt is a text, not {bad[0]!r:.60}.")
+    if n < 1:
+        raise ValueError(f"n = {n} must be at least 1 image per prompt.")
+    against = (
+        [negative or ""] * len(texts)
+        if negative is None or isinstance(negative, str)
+        else [*negative]
+    )
+    if len(against) != len(texts):
+        raise ValueError(f"{len(against)} negative prompts for {len(texts)} prompts.")
+    rows = [(t, a, i) for t, a in zip(texts, against, strict=True) for i in range(n)]
+    if seeds is None:
+        chosen = [_derived_seed(text, i) for text, _, i in rows]
+    elif isinstance(seeds, int):
+        chosen = [seeds + k for k in range(len(rows))]
+    else:
+        chosen = [int(s) for s in seeds]
+    if len(chosen) != len(rows):
+        raise ValueError(f"{len(chosen)} seeds for {len(rows)} images; give one int or one each.")
+    if bad := [s for s in chosen if not 0 <= s <= MAX_SEED]:
+        raise ValueError(f"seed = {bad[0]} must lie in 0..2^63 − 1.")
+    return [Job(t, a, s) for (t, a, _), s in zip(rows, chosen, strict=True)]
+
+
+def _derived_seed(prompt: str, index: int) -> int:
+    """A seed for image `index` of a prompt when none is given: the same ones at every call."""
+    digest = hashlib.sha256(f"{index}:{prompt}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & MAX_SEED
+
+
+def to_output(images: Tensor, output: Output) -> Any:
+    """Images [B, 3, H, W] in [0, 1] as asked for; PIL rounds to uint8 as diffusers does."""
+    if output == "tensor":
+        return images
+    if images.ndim == 5:  # videos [B, 3, F, H, W]
+        return [to_output(frames.transpose(0, 1), output) for frames in images]
+    from PIL import Image
+
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(row) for row in pixels]

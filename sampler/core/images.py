@@ -1,0 +1,94 @@
+"""Image files and tensors as inputs: read, masked, encoded into a pipeline's latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sampler.core.noise import initial
+from sampler.types import Level, SamplerError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 64 * 10**6
+
+
+def read(path: str | Path) -> Tensor:
+    """An image file as [1, 3, H, W] in [0, 1], float32, turned upright by its EXIF tag.
+
+    Raises SamplerError (2) for a file that is missing or no image.
+    """
+    return _pixels(path, "RGB").permute(2, 0, 1)[None]
+
+
+def read_mask(path: str | Path) -> Tensor:
+    """An image file as [H, W] of 0 and 1, white (> 0.5) is 1."""
+    return (_pixels(path, "L") > 0.5).float()
+
+
+def as_images(source: Any) -> Tensor:
+    """[B, 3, H, W] in [0, 1] from the path of a file, a PIL image, or a tensor [(B,) 3, H, W]."""
+    if isinstance(source, (str, Path)):
+        return read(source)
+    if isinstance(source, Tensor):
+        images = source if source.ndim == 4 else source[None]
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"An image tensor is [B, 3, H, W], not {tuple(source.shape)}.")
+        return images.float()
+    array = np.asarray(source.convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(array).permute(2, 0, 1)[None]
+
+
+def start_from(
+    x0: Tensor, levels: Sequence[Level], strength: float, seeds: Sequence[int]
+) -> tuple[Tensor, tuple[Level, ...]]:
+    """Where a run starts from clean samples x0 [B, ...] (image to image, or a restorer's output).
+
+        x = alpha·x0 + sigma·n at the first of the last floor(strength·N) steps of N
+
+    n is the first noise of each row's seed, which is N(0, I). Returns (x, the levels that are
+    left); strength 0 leaves the last level alone and x = x0. With x0 = R(y), R a restorer, this is
+    the start of DifFace (Yue & Loy, 2022, arXiv:2212.06512, eq. 5).
+
+    Raises ValueError for a strength outside 0..1.
+    """
+    check_strength(strength)
+    steps = len(levels) - 1
+    left = tuple(levels[steps - min(steps, int(strength * steps + 1e-9)) :])
+    if len(left) == 1:
+        return x0, left
+    noise = initial(seeds, tuple(x0.shape[1:])).to(x0)
+    return left[0].alpha * x0 + left[0].sigma * noise, left
+
+
+def check_strength(strength: float) -> None:
+    """Raises ValueError for a strength outside 0..1."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength = {strength} must lie in 0..1; 0 returns the image.")
+
+
+def encode(adapter: Any, images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] in [0, 1] as the latents [B, ...] of a pipeline, float32.
+
+    Raises ValueError for a VAE whose latents this project cannot make.
+    """
+    return adapter.latents_of(images)
+
+
+def _pixels(path: str | Path, mode: str) -> Tensor:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:  # by the header: nothing is decoded yet
+                size = f"{file.width} x {file.height} pixels"
+                raise SamplerError(f"{path}: {size}; at most 64 megapixels are read.", 2)
+            upright = ImageOps.exif_transpose(file).convert(mode)
+    except (OSError, UnidentifiedImageError) as error:
+        reason = getattr(error, "strerror", None) or "it is no image that can be read"
+        raise SamplerError(f"{path}: {reason.lower()}.", 2) from None
+    return torch.from_numpy(np.asarray(upright, dtype=np.float32) / 255)

@@ -1,0 +1,375 @@
+"""The forward process of a model, x_t = alpha·x0 + sigma·eps, and the grids to walk it back.
+
+Betas, timesteps, log-SNR and flow times exist here and in `grids.py` and nowhere else. A Schedule
+is read from the configuration of a diffusers scheduler, so that a model is sampled on the levels
+it was trained with; the scheduler itself is not used.
+
+    vp     alpha = sqrt(acp_t), sigma = sqrt(1 − acp_t), t an index of the training table
+    edm    alpha = 1, sigma on Karras' ramp, the network is told t = ln(sigma)/4
+    flow   alpha = 1 − sigma, the network is told t = N·sigma
+
+The vp table is kept in float32, as training and the stock schedulers have it.
+
+Deviations from the stock schedulers, each on purpose:
+- A step goes to the next level of the grid. Stock DDIM goes to t − N//n instead, which is another
+  level than the one it evaluates next wherever n does not divide N ("trailing") and with
+  "linspace". On "leading" grids the two are the same.
+- Clipping and thresholding of x0 (clip_sample, thresholding) are for pixels and are not done.
+- What tells the network of UniPC and DPM-Solver flow configurations is N·sigma itself, not cut
+  to an integer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sampler.core import grids
+from sampler.core.grids import dynamic_mu
+from sampler.types import Level, Prediction
+
+Spacing = Literal["leading", "trailing", "linspace", "karras"]
+Final = Literal["zero", "sigma_min"]
+SPACINGS = ("leading", "trailing", "linspace", "karras")
+MAX_STEPS = 1000
+
+_KIND_OF = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "velocity"}
+# Stock schedulers that spread n + 1 points and leave the last out.
+_OPEN_END = ("DPMSolver", "UniPC", "DEIS", "SASolver", "CogVideoXDPM")
+# Stock schedulers that work in units of sigma/alpha, with fractional timesteps.
+_SIGMA_UNITS = ("Euler", "Heun", "LMS", "KDPM2")
+# Settings that make other levels than the ones known here, and the values that do not.
+_UNKNOWN: dict[str, tuple[Any, ...]] = {
+    "use_exponential_sigmas": (False,),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+    "trained_betas": (),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "lambda_min_clipped": (-math.inf,),
+    "invert_sigmas": (False,),
+    "sigma_schedule": ("karras",),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The levels of a model. Make one with `from_config`, `vp`, `edm` or `flow`.
+
+    process: "vp", "edm" or "flow". prediction: what the network's output is, "eps", "v", "x0" or
+    "velocity". train_steps: N, the number of training timesteps; table: acp_t [N] for vp.
+    spacing, karras, final: the defaults of `grid`. offset: added to the timesteps of "leading".
+    open_end: spread one point more and leave the last out. sigma_units: work in sigma/alpha, with
+    fractional timesteps, as Euler schedulers do. round_karras: what the network is told on Karras'
+    ramp is cut to integers.
+    sigma_min, sigma_max, rho: the ends of Karras' ramp (None: those of the table) and its exponent.
+    sigma_data: the standard deviation of the data, for the preconditioning in `predict`.
+    shift, terminal: of flow times, see `grids.FlowSpread`; dynamic: the configuration of a shift
+    that follows the image's size, None for a static one.
+    origin: of a latent consistency model, the number of timesteps that it was distilled on, 0 for
+    other models. timestep_scaling: s = timestep_scaling·t in its boundary factors, see `predict`.
+    """
+
+    process: Literal["vp", "edm", "flow"]
+    prediction: str
+    table: tuple[float, ...] = ()
+    train_steps: int = 1000
+    spacing: Spacing = "leading"
+    karras: bool = False
+    final: Final = "zero"
+    offset: int = 0
+    open_end: bool = False
+    sigma_units: bool = False
+    round_karras: bool = False
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    sigma_data: float = 0.5
+    rho: float = 7.0
+    shift: float = 1.0
+    terminal: float | None = None
+    dynamic: Mapping[str, Any] | None = None
+    origin: int = 0
+    timestep_scaling: float = 10.0
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any], scheduler: str = "") -> Schedule:
+        """From a diffusers scheduler's config and class name.
+
+        Raises ValueError for a scheduler or a setting whose levels are not known here.
+        """
+        if isinstance(config.get("base"), Mapping):  # our drop-in, in the place of another
+            return Schedule.from_config(config["base"])
+        name = scheduler or str(config.get("_class_name", ""))
+        for key, harmless in _UNKNOWN.items():
+            value = config.get(key)
+            # A config that went through JSON may hold -inf as the text "-inf".
+            if value is not None and value not in harmless and str(value) != "-inf":
+                raise ValueError(
+                    f"{name}: {key} = {value!r:.40} is not supported; "
+                    "use a scheduler configuration without it."
+                )
+        if name.startswith("EDM"):
+            return Schedule.edm(config)
+        if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
+            return Schedule.flow(config, name)
+        if config.get("prediction_type", "epsilon") not in _KIND_OF or "beta_start" not in config:
+            raise ValueError(
+                f"The levels of {name or 'this scheduler'} are not known; use a DDIM, "
+                "Euler, DPM-Solver, UniPC, PNDM, EDM or FlowMatch configuration."
+            )
+        return Schedule.vp(config, name)
+
+    @staticmethod
+    def vp(config: Mapping[str, Any], name: str = "DDIMScheduler") -> Schedule:
+        """A variance-preserving discrete schedule, from its betas."""
+        sigma_units, open_end = name.startswith(_SIGMA_UNITS), name.startswith(_OPEN_END)
+        table = grids.alphas_cumprod(config)
+        if config.get("rescale_betas_zero_snr") and (sigma_units or open_end):
+            table[-1] = 2.0**-24  # those schedulers avoid an infinite sigma/alpha
+        if "set_alpha_to_one" in config:
+            final = "zero" if config["set_alpha_to_one"] else "sigma_min"
+        else:
+            final = config.get("final_sigmas_type", "zero")
+        lcm = name.startswith("LCM")
+        cosine = config.get("beta_schedule") == "squaredcos_cap_v2"
+        return Schedule(
+            process="vp",
+            prediction=_KIND_OF[config.get("prediction_type", "epsilon")],
+            table=tuple(table.tolist()),
+            train_steps=len(table),
+            spacing=config.get("timestep_spacing", "leading"),
+            karras=bool(config.get("use_karras_sigmas")),
+            final="zero" if lcm else final,
+            offset=int(config.get("steps_offset", 0)),
+            open_end=open_end,
+            origin=int(config.get("original_inference_steps", 50)) if lcm else 0,
+            timestep_scaling=float(config.get("timestep_scaling", 10.0)),
+            sigma_units=sigma_units,
+            round_karras=open_end and not (cosine and name.startswith("DPMSolver")),
+            sigma_min=config.get("sigma_min") if sigma_units else None,
+            sigma_max=config.get("sigma_max") if sigma_units else None,
+        )
+
+    @staticmethod
+    def edm(config: Mapping[str, Any]) -> Schedule:
+        """Karras' schedule; the network's output is preconditioned with sigma_data."""
+        return Schedule(
+            process="edm",
+            prediction=_KIND_OF[config.get("prediction_type", "epsilon")],
+            spacing="karras",
+            final=config.get("final_sigmas_type", "zero"),
+            sigma_min=config.get("sigma_min", 0.002),
+            sigma_max=config.get("sigma_max", 80.0),
+            sigma_data=config.get("sigma_data", 0.5),
+            rho=config.get("rho", 7.0),
+        )
+
+    @staticmethod
+    def flow(config: Mapping[str, Any], name: str = "FlowMatchEulerDiscreteScheduler") -> Schedule:
+        """Flow matching: a static shift, or one that depends on the image size (`grid(mu=...)`).
+
+        Raises ValueError for Karras' ramp over flow times.
+        """
+        if config.get("use_karras_sigmas"):
+            raise ValueError(f"{name}: use_karras_sigmas is not supported for flow matching.")
+        names = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+        wanted = (*names, "time_shift_type")
+        dynamic = bool(config.get("use_dynamic_shifting"))
+        return Schedule(
+            process="flow",
+            prediction="velocity",
+            spacing="linspace",
+            train_steps=int(config.get("num_train_timesteps", 1000)),
+            open_end=name.startswith(_OPEN_END),
+            shift=config.get("flow_shift") or config.get("shift") or 1.0,
+            terminal=config.get("shift_terminal") or None,
+            dynamic={n: config[n] for n in wanted if n in config} if dynamic else None,
+        )
+
+    def level(self, t: float) -> Level:
+        """The level of timestep t; between two integers sigma/alpha is interpolated linearly.
+
+        Raises ValueError for a timestep outside the training table.
+        """
+        if self.process == "edm":
+            return Level(t, 1.0, math.exp(4 * t))
+        if self.process == "flow":
+            return Level(t, 1 - t / self.train_steps, t / self.train_steps)
+        low = math.floor(t)
+        if not 0 <= low <= self.train_steps - 1:
+            raise ValueError(f"Timestep {t} must lie in 0..{self.train_steps - 1}.")
+        if low == t:
+            alphas, sigmas = self._roots
+            return Level(t, alphas[low], sigmas[low])
+        return _from_ratio(t, float(np.interp(t, (low, low + 1), self._ratios()[low : low + 2])))
+
+    def grid(
+        self,
+        steps: int,
+        spacing: Spacing | None = None,
+        final: Final | None = None,
+        mu: float | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> tuple[Level, ...]:
+        """The steps + 1 levels of a run, noisy first; the last is a target, never evaluated.
+
+        spacing: "leading", "trailing", "linspace" or "karras"; final: "zero" (alpha = 1,
+        sigma = 0) or "sigma_min" (the least noise of training); both default to the scheduler's
+        own. mu: the shift exponent of a flow model with dynamic shifting. sigmas: the `steps` flow
+        times before the shift, where a pipeline brings its own.
+
+        Raises ValueError for steps outside 1..1000 (or more than the training steps), an unknown
+        spacing, and a first level without signal under an eps-prediction.
+        """
+        limit = min(MAX_STEPS, self.train_steps - (self.open_end and self.process == "vp"))
+        distilled = self.origin > 0 and spacing is None
+        limit = min(limit, self.origin) if distilled else limit
+        if not 1 <= steps <= limit:
+            raise ValueError(f"steps = {steps} must lie in 1..{limit}.")
+        if spacing not in (None, *SPACINGS):
+            raise ValueError(f"spacing = {spacing!r} must be one of {', '.join(SPACINGS)}.")
+        if final not in (None, "zero", "sigma_min"):
+            raise ValueError(f"final = {final!r} must be 'zero' or 'sigma_min'.")
+        if sigmas is not None and (self.process != "flow" or len(sigmas) != steps):
+            raise ValueError(f"sigmas are {steps} flow times, for flow matching only.")
+        if self.process == "flow":
+            levels = self._flow_levels(steps, mu, sigmas)
+        elif self.process == "edm":
+            levels = [Level(0.25 * math.log(s), 1.0, s) for s in self._ramp(steps, 1.0, 1.0)]
+        elif distilled:
+            times = grids.consistency_timesteps(steps, self.train_steps, self.origin)
+            levels = [self.level(t) for t in times]
+        elif spacing == "karras" or (spacing is None and self.karras):
+            levels = self._karras_levels(steps)
+        else:
+            levels = [self.level(t) for t in self._timesteps(steps, spacing or self.spacing)]
+        if levels[0].alpha == 0 and self.prediction == "eps":
+            raise ValueError(
+                "This grid starts at alpha = 0, where an eps-prediction says nothing about x0; "
+                "use spacing='leading'."
+            )
+        return (*levels, self._last(final or self.final))
+
+    def initial_scale(self, grid: tuple[Level, ...]) -> float:
+        """What the first noise is multiplied with: the stock scheduler's `init_noise_sigma`."""
+        if self.process == "edm":
+            return math.sqrt(grid[0].sigma ** 2 + 1)
+        if self.sigma_units and self.spacing in ("linspace", "trailing"):
+            return grid[0].sigma
+        return 1.0
+
+    def predict(self, x: Any, out: Any, level: Level) -> Prediction:
+        """The network output [B, ...] as a Prediction at x [B, ...].
+
+        For "edm": x0 = c_skip·x + c_out·out (Karras et al., 2022, arXiv:2206.00364, table 1). For a
+        latent consistency model: f = c_skip·x + c_out·x0, c_skip = d²/(s² + d²), c_out =
+        s/sqrt(s² + d²), s = timestep_scaling·t, d = sigma_data (arXiv:2310.04378, section 4.1).
+        """
+        if self.process != "edm" and not self.origin:
+            return Prediction.of(self.prediction, x, out, level)
+        from sampler_kernels import Lin
+
+        s, d = level.sigma, self.sigma_data
+        if self.origin:
+            s = self.timestep_scaling * level.t
+            norm, x0 = s * s + d * d, Prediction.of(self.prediction, x, out, level).x0
+            return Prediction.from_x0(x, x0 * (s / norm**0.5) + Lin.of(x) * (d * d / norm), level)
+        total = s * s + d * d
+        c_out = s * d / total**0.5 * (1 if self.prediction == "eps" else -1)
+        return Prediction.from_x0(x, Lin.of(x) * (d * d / total) + Lin.of(out) * c_out, level)
+
+    def network_input(self, level: Level) -> float:
+        """What x is multiplied with before the network sees it; 1 except for "edm"."""
+        if self.process != "edm":
+            return 1.0
+        return 1 / math.sqrt(level.sigma**2 + self.sigma_data**2)
+
+    def with_defaults(self, spacing: Spacing | None, final: Final | None) -> Schedule:
+        """The same process with other defaults for `grid`."""
+        final = final or self.final
+        if spacing in (None, "karras"):
+            return replace(self, karras=self.karras or spacing == "karras", final=final)
+        return replace(self, spacing=spacing, karras=False, final=final)
+
+    @cached_property
+    def _roots(self) -> tuple[list[float], list[float]]:
+        """alpha and sigma of every training timestep.
+
+        By torch's float32 square root, as in the stock schedulers; it is at times one bit off.
+        """
+        acp = torch.tensor(self.table)
+        return (acp**0.5).tolist(), ((1 - acp) ** 0.5).tolist()
+
+    def _ratios(self) -> Any:
+        """sigma/alpha of every training timestep [N], float64; infinite at alpha = 0."""
+        acp = np.asarray(self.table, dtype=np.float32)
+        with np.errstate(divide="ignore"):
+            return np.sqrt((np.float32(1) - acp) / acp).astype(np.float64)
+
+    def _timesteps(self, steps: int, spacing: str) -> Sequence[float]:
+        spacing = "leading" if spacing == "karras" else spacing
+        return grids.timesteps(
+            steps, self.train_steps, spacing, self.offset, self.open_end, self.sigma_units
+        )
+
+    def _ramp(self, steps: int, low: float, high: float) -> list[float]:
+        low = low if self.sigma_min is None else self.sigma_min
+        return grids.karras(
+            low, high if self.sigma_max is None else self.sigma_max, steps, self.rho
+        )
+
+    def _karras_levels(self, steps: int) -> list[Level]:
+        """Karras' ramp; t by interpolation in log(sigma/alpha).
+
+        Its ends are those of the table or, as in Euler schedulers, of the plain grid's levels.
+        """
+        ratios = self._ratios()
+        known = ratios[np.isfinite(ratios)]
+        ends = (float(known[0]), float(known[-1]))
+        if self.sigma_units:
+            times = self._timesteps(steps, self.spacing)
+            noisy, clean = np.interp((times[0], times[-1]), np.arange(len(ratios)), ratios)
+            ends = (float(clean), float(min(noisy, known[-1])))
+        sigmas = self._ramp(steps, *ends)
+        times = np.interp(np.log(sigmas), np.log(known), np.arange(len(known)))
+        told = np.round(times).astype(int).tolist() if self.round_karras else times.tolist()
+        return [_from_ratio(t, s) for t, s in zip(told, sigmas, strict=True)]
+
+    def _flow_levels(
+        self, steps: int, mu: float | None, sigmas: Sequence[float] | None
+    ) -> list[Level]:
+        shift = self.shift
+        if self.dynamic is not None:
+            if mu is None:
+                raise ValueError("This flow model shifts its grid by the image size: give mu.")
+            shift = mu if self.dynamic.get("time_shift_type") == "linear" else math.exp(mu)
+        spread = grids.FlowSpread(
+            self.train_steps, shift, self.dynamic is None, self.open_end, self.terminal
+        )
+        times, told = spread.times(steps, sigmas)
+        return [Level(t, 1 - s, s) for t, s in zip(told, times, strict=True)]
+
+    def _last(self, final: str) -> Level:
+        if final == "zero" or self.process == "flow":
+            return Level(0, 1.0, 0.0)
+        if self.process == "edm":
+            low = self.sigma_min or 0.002
+            return Level(0.25 * math.log(low), 1.0, low)
+        return self.level(0)
+
+
+def _from_ratio(t: float, ratio: float) -> Level:
+    """The vp level with sigma/alpha = ratio."""
+    if math.isinf(ratio):
+        return Level(t, 0.0, 1.0)
+    alpha = 1 / math.sqrt(1 + ratio * ratio)
+    return Level(t, alpha, ratio * alpha)
+
+
+__all__ = ["SPACINGS", "Final", "Schedule", "Spacing", "dynamic_mu"]

@@ -1,0 +1,1 @@
+"""Loading of models: folders, single files, options, LoRA adapters, students."""

@@ -1,0 +1,1 @@
+"""Drop-ins for stock diffusers pipelines: scheduler, guidance hook, guider."""

@@ -1,0 +1,1 @@
+"""AlignProp: reward gradients through the last denoising steps."""

@@ -1,0 +1,88 @@
+"""`sampler.finetune`: from names and files to a run of `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sampler import registry
+
+if TYPE_CHECKING:
+    from sampler.engine import Engine
+    from sampler.training.fit import Report
+    from sampler.training.fit_loop import Progress
+
+
+def finetune(
+    engine: Engine,
+    trainer: Any = "alignprop",
+    reward: Any = "soft_compressibility",
+    prompts: str | Path | Sequence[str] = (),
+    out: str | Path = "runs/tune",
+    updates: int | None = None,
+    *,
+    settings: Any = None,
+    allow_python: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Fine-tunes the engine's network for a reward and writes an adapter; resumes a run in `out`.
+
+    The trainer "f_distill" distils it instead and writes a student; it has no use for a reward.
+
+    trainer, reward: a name, a mapping or an instance; the reward also a function (images, prompts)
+    -> scores, or "module:function" with allow_python. prompts: texts, or a .txt file with one per
+    line. out: the run folder; the adapter is in out/lora. updates: collected batches (20).
+    settings: `sampler.training.settings.Settings` or a mapping of its fields. progress(record)
+    after every update and evaluation.
+
+    The engine and its pipeline are as before afterwards; `load_lora` puts the adapter on. Raises
+    ValueError or SamplerError, before anything is sampled, for what cannot be trained; and
+    SamplerError (4) for a folder of another run, (3) after too many updates that were not finite.
+    """
+    from sampler.rewards.python import reward_from
+    from sampler.training.fit import fit
+    from sampler.training.session import Session
+    from sampler.training.settings import settings_from
+    from sampler.types import SamplerError
+
+    if engine.pipeline is None:
+        raise SamplerError("Fine-tuning needs an engine over a pipeline: sampler.load(...).", 2)
+    if hasattr(engine.pipeline, "frames"):
+        raise ValueError("Fine-tuning needs images, and this pipeline makes videos.")
+    method = registry.build("trainer", trainer)
+    if reward is None and method.rewarded:
+        raise ValueError(f"Trainer {method.name!r} needs a reward.")
+    scores = None if reward is None else reward_from(reward, allow_python)
+    texts = prompt_texts(prompts)
+    chosen = settings_from(settings)
+    chosen = chosen if updates is None else replace(chosen, updates=updates)
+    if scores is None and (chosen.stop_reward, chosen.patience) != (None, None):
+        raise ValueError("stop_reward and patience look at a reward, and there is none: give one.")
+    chosen = chosen.resolved(method.defaults, engine, texts)
+    size = engine.pipeline.size(chosen.height, chosen.width)
+    engine.pipeline.grid(chosen.steps, size)  # refuses bad steps before anything is spent
+    session = Session(
+        engine,
+        scores,
+        chosen.sampler,
+        chosen.guidance,
+        chosen.steps or 1,
+        size,
+        chosen.micro or 1,
+        chosen.negative,
+    )
+    return fit(session, method, texts, Path(out), chosen, progress)
+
+
+def prompt_texts(prompts: str | Path | Sequence[str]) -> list[str]:
+    """Prompts as a list: as given, or the lines of a .txt file. Raises ValueError for none."""
+    from sampler.runs.prompts import check_prompt, read_prompts
+
+    if isinstance(prompts, (str, Path)):
+        return read_prompts(prompts)
+    texts = [check_prompt(text, f"prompt {i}") for i, text in enumerate(prompts, 1)]
+    if not texts:
+        raise ValueError("No prompts: give a list of texts, or a .txt file with one per line.")
+    return texts

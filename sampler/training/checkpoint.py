@@ -1,0 +1,100 @@
+"""Checkpoints: folders that are there whole or not at all, and what is in them.
+
+    checkpoints/000010/   adapter.safetensors  optimizer.safetensors  state.json
+
+A folder is written under a temporary name, its files and itself flushed to disk, then renamed;
+older ones are removed only afterwards. Nothing is pickled. Random states are not stored: every
+draw is a function of (seed, update, row).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sampler.core.durable import TEMPORARY, attempt, make_folder, sync_folder, write_file
+
+FORMAT = 1
+
+
+class Checkpoint(NamedTuple):
+    """update: how many are done; adapter, optimizer: tensors; state: plain data."""
+
+    update: int
+    adapter: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Writes a checkpoint below `root` and removes all but the newest `keep`."""
+    make_folder(root)
+    final = root / f"{checkpoint.update:06d}"
+    folder = root / f"{TEMPORARY}{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder)
+    write_file(folder / "adapter.safetensors", save(checkpoint.adapter))
+    write_file(folder / "optimizer.safetensors", save(checkpoint.optimizer))
+    record = {"format": FORMAT, "update": checkpoint.update, **checkpoint.state}
+    write_file(folder / "state.json", json.dumps(record).encode())
+    sync_folder(folder)
+    if final.exists():  # it could not be read, or the run would have gone on from it
+        shutil.rmtree(final)
+    attempt(lambda: os.replace(folder, final), final)
+    sync_folder(root)
+    for old in complete(root)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_newest(root: Path) -> Checkpoint | None:
+    """The newest checkpoint that can be read, or None; what killed writers left is removed."""
+    if root.is_dir():
+        for entry in root.iterdir():
+            if entry.name.startswith(TEMPORARY):
+                shutil.rmtree(entry, ignore_errors=True)
+    for folder in reversed(complete(root)):
+        try:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            if state.pop("format") != FORMAT:
+                continue
+            adapter = load_file(folder / "adapter.safetensors")
+            optimizer = load_file(folder / "optimizer.safetensors")
+            return Checkpoint(state.pop("update"), adapter, optimizer, state)
+        except (OSError, ValueError, KeyError, SafetensorError):
+            continue
+    return None
+
+
+def complete(root: Path) -> list[Path]:
+    """The checkpoints below `root`, oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted(p for p in root.iterdir() if p.name.isdecimal())
+
+
+def optimizer_tensors(optimizer: Any) -> dict[str, Tensor]:
+    """AdamW's moments and step counts, "number of the parameter.name" each."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{key}": value.detach().cpu()
+        for number, entry in state.items()
+        for key, value in entry.items()
+    }
+
+
+def restore_optimizer(optimizer: Any, tensors: dict[str, Tensor]) -> None:
+    """Takes over what `optimizer_tensors` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

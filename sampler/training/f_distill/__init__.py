@@ -1,0 +1,1 @@
+"""f-distill: one-step students by f-divergence minimisation."""

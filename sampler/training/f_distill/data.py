@@ -1,0 +1,146 @@
+"""What the discriminator calls real: the teacher's own images, or a data set.
+
+    RUN/teacher/000000.safetensors ...   latents of the teacher's images, made once, in pieces
+    RUN/data.safetensors                 latents of a folder of images, encoded once
+
+A teacher's image comes with the seed of its noise, so that it serves as a regression pair too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sampler.core.durable import make_folder, write_file
+from sampler.core.images import encode, read
+from sampler.training.batches import derived
+from sampler.training.session import Session
+from sampler.types import SamplerError
+
+PIECE = 64  # images of the teacher per file
+
+
+@dataclass(frozen=True)
+class Samples:
+    """latents [N, ...], their prompts, and the seeds of their noise (teacher's images only)."""
+
+    latents: Tensor
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...] = ()
+
+    def choose(self, wanted: Sequence[str], numbers: Sequence[float]) -> list[int]:
+        """The index of a sample of each prompt, by a number in [0, 1) each."""
+        of = self._of_prompt
+        return [of[p][int(u * len(of[p]))] for p, u in zip(wanted, numbers, strict=True)]
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises ValueError for a prompt without a sample."""
+        if missing := [p for p in prompts if p not in self._of_prompt]:
+            raise ValueError(
+                f"f_distill: no sample has the prompt {missing[0]!r:.60}; give prompts that are "
+                "captions of the data, or at least as many samples as prompts."
+            )
+
+    @cached_property
+    def _of_prompt(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = defaultdict(list)
+        for i, prompt in enumerate(self.prompts):
+            found[prompt].append(i)
+        return dict(found)
+
+
+def teacher_samples(
+    session: Session, prompts: Sequence[str], count: int, seed: int, out: Path, precision: str
+) -> Samples:
+    """The teacher's images of the prompts in turn, as the session samples; read where made."""
+    make_folder(out)
+    texts = [prompts[i % len(prompts)] for i in range(count)]
+    seeds = [derived(seed, i, "teacher") for i in range(count)]
+    device = session.engine.pipeline.device.type
+    latents = []
+    for first in range(0, count, PIECE):
+        path, part = out / f"{first:06d}.safetensors", slice(first, first + PIECE)
+        if not path.is_file():
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                made = session.engine.generate(
+                    texts[part],
+                    negative=session.negative or None,
+                    seeds=seeds[part],
+                    steps=session.steps,
+                    height=session.size[0],
+                    width=session.size[1],
+                    sampler=session.method,
+                    guidance=session.rule,
+                    batch_size=session.micro,
+                    output="latent",
+                ).latents
+            write_file(path, save({"latents": made.float().cpu().contiguous()}))
+        latents.append(load_file(path)["latents"])
+    return Samples(torch.cat(latents), tuple(texts), tuple(seeds))
+
+
+def data_samples(session: Session, source: str, out: Path) -> Samples:
+    """A data set: a .safetensors file, or a folder of images, which is encoded into `out`.
+
+    The file has `latents` [N, ...], scaled as the pipeline's, and a JSON list `prompts` in its
+    metadata. The folder has metadata.jsonl, {"file_name": ..., "text": ...} a line; images have the
+    size that is trained. Raises SamplerError (2) for what cannot be read.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if not out.is_file():
+            _encode_folder(session, path, out)
+        path = out
+    try:
+        with safe_open(path, "pt") as stored:
+            latents = stored.get_tensor("latents").float()
+            prompts = tuple(map(str, json.loads((stored.metadata() or {})["prompts"])))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise SamplerError(
+            f"f_distill: data = {source} is no folder of images, and no file of latents with "
+            f"their prompts: {error}.",
+            2,
+        ) from None
+    shape = session.engine.pipeline.latent_shape(*session.size)
+    if tuple(latents.shape[1:]) != tuple(shape) or len(latents) != len(prompts):
+        raise SamplerError(
+            f"f_distill: {source} holds {tuple(latents.shape)} latents and {len(prompts)} "
+            f"prompts; here a latent is {tuple(shape)}.",
+            2,
+        )
+    return Samples(latents, prompts)
+
+
+def _encode_folder(session: Session, folder: Path, out: Path) -> None:
+    listing = folder / "metadata.jsonl"
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+        entries: list[Any] = [json.loads(line) for line in lines if line.strip()]
+        named = [(folder / entry["file_name"], str(entry["text"])) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SamplerError(
+            f'f_distill: {listing} must have {{"file_name": ..., "text": ...}} a line: {error}.', 2
+        ) from None
+    latents = []
+    for path, _ in named:
+        image = read(path)
+        if tuple(image.shape[-2:]) != session.size:
+            raise SamplerError(
+                f"f_distill: {path} is {image.shape[-1]} x {image.shape[-2]} pixels; images of "
+                f"the data are {session.size[1]} x {session.size[0]} here.",
+                2,
+            )
+        with torch.no_grad():
+            latents.append(encode(session.engine.pipeline, image).float().cpu())
+    prompts = json.dumps([text for _, text in named])
+    write_file(out, save({"latents": torch.cat(latents)}, {"prompts": prompts}))

@@ -1,0 +1,182 @@
+"""f-distill: a one- or few-step student, distilled from a guided teacher by any f-divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sampler.guidance.f_divergence import Divergence
+from sampler.registry import register
+from sampler.training.base import TrainerBase, Update
+from sampler.training.batches import Batch, derived
+from sampler.training.settings import Defaults
+
+if TYPE_CHECKING:
+    from sampler.training.f_distill.networks import Distilled
+    from sampler.training.session import Session
+    from sampler.training.settings import Settings
+
+Form = Literal["full", "lora"]
+
+
+@register("trainer", "f_distill")
+@dataclass(frozen=True)
+class FDistill(TrainerBase):
+    """Distribution matching of a student with a guided teacher, under any f-divergence.
+
+        G(z) = x0-estimate of the student from noise z at its first time
+        x_t = alpha·G(z) + sigma·eps,  r = p_teacher/p_student at x_t, from a discriminator
+        grad = −E[h(r)·(score_teacher − score_fake)(x_t)·dG],   h(r) = f''(r)·r²
+
+    Three networks learn in turn: the student; the fake score, a copy of the teacher that denoises
+    the student's images; and convolutional heads on the teacher's features, which tell real images
+    from the student's. Every `student_every`-th update is the student's, the others are theirs.
+    The guidance rule, negative prompt, steps and sampler of the settings are the teacher's; the
+    rule goes into the student's weights. No reward is used.
+
+    divergence: rkl (mode seeking; with gan_weight 0 this is DMD, with it DMD2), sf, js, sh, kl, jf,
+        lecam, chi2, neyman.
+    gan_weight: of the student's adversarial loss; 0 leaves the discriminator out (rkl only).
+    timesteps: the times that the student is evaluated at, noisy first; () is the noisiest alone. A
+        student of several steps learns behind its own earlier ones.
+    student, fake: "full" weights, or a "lora" of the settings' rank, alpha and targets.
+    init: a folder with the network that the student begins as, such as another student's; None is
+        the teacher.
+    data: a folder of images with metadata.jsonl, or a .safetensors file of latents
+        (f_distill_data.py); None takes `samples` images of the teacher itself.
+    samples: the teacher's images to make, for the discriminator without data, and for the warm-up.
+    warmup: first updates, in which the student alone learns the teacher's images from their noise
+        (the sampler must be deterministic). 0 is the paper's.
+    student_every: 5; 10 is the authors' for Stable Diffusion. ema: decay of the student's average,
+        which is saved.
+    low, high: clamp of the ratio. bins, memory: of its normalisation by noise level.
+    times: the range of noise levels, as shares of the training times.
+    features: the teacher's modules that the heads read; () is a UNet's bottleneck, or a
+        transformer's middle block.
+
+    Deviations from the authors' code: all gradients are clipped as the settings say; a level's
+    share is drawn uniformly in t for every kind of schedule.
+    """
+
+    divergence: Divergence = "js"
+    gan_weight: float = 1e-3
+    timesteps: tuple[float, ...] = ()
+    student: Form = "full"
+    fake: Form = "full"
+    init: str | None = None
+    data: str | None = None
+    samples: int = 256
+    warmup: int = 0
+    student_every: int = 5
+    ema: float = 0.999
+    low: float = 0.1
+    high: float = 20.0
+    bins: int = 10
+    memory: float = 0.0
+    times: tuple[float, float] = (0.001, 0.999)
+    features: tuple[str, ...] = ()
+
+    rewarded: ClassVar[bool] = False
+    reference: ClassVar[str] = (
+        "One-step Diffusion Models with f-Divergence Distribution Matching (Xu et al., 2025), "
+        "arXiv:2502.15681; DMD2: Improved Distribution Matching Distillation (Yin et al., 2024), "
+        "arXiv:2405.14867"
+    )
+    defaults: ClassVar[Defaults] = Defaults(
+        steps=20,
+        sampler={"name": "ab", "order": 2},
+        lr=1e-5,
+        weight_decay=0.01,
+        clip=1.0,
+        rank=64,
+        alpha=64,
+    )
+
+    def __post_init__(self) -> None:
+        if self.gan_weight < 0 or (self.gan_weight == 0 and self.divergence != "rkl"):
+            raise ValueError(
+                f"f_distill: gan_weight = {self.gan_weight} must be above 0, since the "
+                "discriminator gives the ratio; only divergence = 'rkl' works with 0."
+            )
+        for key, least in {"student_every": 1, "warmup": 0, "samples": 0, "bins": 1}.items():
+            if getattr(self, key) < least:
+                raise ValueError(f"f_distill: {key} = {getattr(self, key)} must be >= {least}.")
+        for key in ("ema", "memory"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"f_distill: {key} = {getattr(self, key)} must lie in [0, 1).")
+        if not 0 < self.low <= 1 <= self.high:
+            raise ValueError(f"f_distill: the clamp {self.low}, {self.high} must have 1 inside.")
+        if not 0 <= self.times[0] < self.times[1] <= 1:
+            raise ValueError(f"f_distill: times = {self.times} must be shares, low < high.")
+        if list(self.timesteps) != sorted(set(self.timesteps), reverse=True):
+            raise ValueError(f"f_distill: timesteps = {self.timesteps} must fall.")
+        if self.init is not None and self.student == "lora":
+            raise ValueError("f_distill: init needs student = 'full', a LoRA is the teacher's.")
+        if self.needs_samples and self.samples < 1:
+            raise ValueError("f_distill: samples must be at least 1, or give data.")
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether images of the teacher have to be made."""
+        return bool(self.warmup or (self.gan_weight and self.data is None))
+
+    def tried(self, prompts: int) -> FDistill:
+        return replace(self, samples=min(self.samples, prompts))
+
+    def start(self) -> Any:
+        return {"bins": [1.0] * self.bins, "students": 0}
+
+    def check(self, session: Session) -> None:
+        from sampler.training.f_distill.setup import check_teacher
+
+        check_teacher(self, session)
+
+    def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
+        from sampler.training.f_distill.setup import samples_of
+
+        samples_of(self, session, prompts, out, settings)
+
+    @contextmanager
+    def trained(
+        self, session: Session, prompts: list[str], out: Path, settings: Settings
+    ) -> Iterator[Distilled]:
+        from sampler.training.f_distill.networks import Build, distilled
+        from sampler.training.f_distill.setup import probe, samples_of
+
+        real, pairs = samples_of(self, session, prompts, out, settings)
+        build = Build(
+            self.student,
+            self.fake,
+            settings.rank or 1,
+            settings.alpha or 1,
+            settings.targets,
+            derived(settings.seed, 0, "adapter"),
+            self.features if self.gan_weight else None,
+            self.init,
+        )
+        pipeline = session.engine.pipeline
+        with distilled(pipeline, build, probe(self, session, prompts[0])) as made:
+            yield replace(made, real=real, pairs=pairs)
+
+    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[Update]:
+        from sampler.training.f_distill.step import Step
+
+        step, since = Step(self, session, batch), batch.update - self.warmup
+        if since < 0:
+            return step.regression(state)
+        if since % self.student_every == self.student_every - 1:
+            return step.matching(state)
+        return step.critics()
+
+    def evaluated(self, session: Session) -> Any:
+        from sampler.training.f_distill.student import student_session
+
+        return student_session(self, session)
+
+    def save(self, session: Session, out: Path, manifest: dict[str, Any]) -> Path:
+        from sampler.training.f_distill.student import save_student
+
+        return save_student(self, session, out / "student", manifest)

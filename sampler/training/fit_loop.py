@@ -1,0 +1,168 @@
+"""The loop of every fine-tuning run: updates, evaluations, checkpoints, resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sampler.registry import spec_of
+from sampler.rewards.base import NonFiniteScore
+from sampler.training import batches, checkpoint, evaluate
+from sampler.training.base import Trained, TrainerBase
+from sampler.training.journal import Journal
+from sampler.training.optimise import NonFinite, Optimiser, run_update
+from sampler.training.session import Session
+from sampler.training.settings import Settings
+from sampler.types import SamplerError
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class FitLoop:
+    """The moving parts of one call of `fit`; `adapter` is what it trains."""
+
+    def __init__(
+        self,
+        session: Session,
+        trainer: TrainerBase,
+        prompts: list[str],
+        out: Path,
+        settings: Settings,
+        accelerator: Any,
+        adapter: Trained,
+        progress: Progress | None,
+    ) -> None:
+        self.session, self.trainer, self.prompts = session, trainer, prompts
+        self.out, self.settings, self.accelerator = out, settings, accelerator
+        self.adapter, self.progress = adapter, progress
+        self.main = accelerator.is_main_process
+        adam = torch.optim.AdamW(
+            adapter.parameters.values(),
+            lr=settings.lr or 0.0,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay or 0.0,
+        )
+        self.optimiser = Optimiser(adapter, adam, settings.clip or 0.0, accelerator)
+        self.state, self.done, self.saved, self.skips = trainer.start(), 0, -1, 0
+        self.images = self.rows = 0
+        found = checkpoint.load_newest(out / "checkpoints") if self.main else None
+        accelerator.wait_for_everyone()  # the main process has removed what was torn
+        found = found or checkpoint.load_newest(out / "checkpoints")
+        if found is not None:
+            adapter.load(found.adapter)
+            checkpoint.restore_optimizer(adam, found.optimizer)
+            self.state, self.done, self.saved = found.state["trainer"], found.update, found.update
+            self.skips = found.state["skips"]
+            self.images, self.rows = found.state["images"], found.state["rows"]
+        self.journal = Journal(out, self.done, self.main)
+        self.base: Any = None
+        self.result = out
+
+    def go(self) -> str:
+        """All updates that are left; returns why it stopped early, or ""."""
+        stopped = self._evaluate()
+        try:
+            while self.done < self.settings.updates and not stopped:
+                self._update()
+                stopped = self._evaluate()
+                if self.done % self.settings.checkpoint_every == 0:
+                    self._save()
+        except BaseException:
+            # Nothing is lost: unless weights have moved within the update, it can be done again.
+            if not self.optimiser.stepped:
+                self._save()
+            raise
+        self._save()
+        if self.main:
+            manifest = {"updates": self.done, "trainer": spec_of(self.trainer)}
+            manifest["fit"] = self.settings.record()
+            self.result = self.trainer.save(self.session, self.out, manifest)
+        return stopped
+
+    def _update(self) -> None:
+        settings, began, spent = self.settings, time.perf_counter(), time.process_time()
+        share = self.done / max(settings.updates, 1)
+        rate = (settings.lr or 0.0) * (1 + ((settings.lr_end or 1.0) - 1) * share)
+        for group in self.optimiser.adam.param_groups:
+            group["lr"] = rate
+        processes = self.accelerator.process_index, self.accelerator.num_processes
+        batch = batches.batch(
+            self.prompts, settings.batch, self.done, settings.seed, self.trainer.group, *processes
+        )
+        record: dict[str, Any] = {"kind": "update", "update": self.done + 1, "lr": rate}
+        try:
+            metrics, self.state = run_update(
+                self.trainer,
+                self.session,
+                batch,
+                self.state,
+                self.optimiser,
+                settings.mixed_precision,
+            )
+            record |= metrics
+            self.skips = 0
+        except (NonFinite, NonFiniteScore) as error:
+            record["skipped"] = str(error)
+            self.skips += 1
+        self.done += 1
+        self.images += settings.batch
+        self.rows += int(record.pop("nfe", 0))
+        record |= {"images": self.images, "rows": self.rows}
+        record |= {"seconds": time.perf_counter() - began}
+        record |= {"cpu_seconds": time.process_time() - spent}
+        self.optimiser.stepped = False
+        self._tell(record)
+        if self.skips >= settings.max_skips:
+            raise SamplerError(
+                f"{self.skips} updates in a row were not finite, the last with: "
+                f"{record['skipped']} The adapter before them is in {self.out / 'checkpoints'}.",
+                3,
+            )
+
+    def _evaluate(self) -> str:
+        """Evaluates where that is due and not in the log yet; returns why to stop, or ""."""
+        every = self.settings.eval_every
+        due = every and (self.done % every == 0 or self.done == self.settings.updates)
+        if not due:
+            return ""
+        known = [e["update"] for e in self.journal.evaluations()]
+        if self.main and self.done not in known:
+            if self.base is None:
+                with self.session.reference():
+                    self.base, _ = evaluate.evaluate(self.session, self.settings)
+            with self.trainer.evaluated(self.session) as session:
+                latents, images = evaluate.evaluate(session, self.settings)
+            found = evaluate.measured(self.session, self.settings, latents, images, self.base)
+            evaluate.save_grid(images, self.out / "eval" / f"{self.done:06d}.png")
+            self._tell({"kind": "eval", "update": self.done, **found})
+        reason = evaluate.stop_reason(self.settings, self.journal.evaluations())
+        flag = torch.tensor([float(bool(reason))], device=self.session.engine.pipeline.device)
+        stop = bool(self.accelerator.gather(flag).any())  # only the main process has the log
+        return (reason or "the main process stopped") if stop else ""
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        self.journal.add(record)
+        if self.settings.log_with:
+            numbers = {k: v for k, v in record.items() if isinstance(v, float)}
+            kind = record["kind"]
+            self.accelerator.log(
+                {f"{kind}/{k}": v for k, v in numbers.items()}, step=record["update"]
+            )
+        if self.main and self.progress is not None:
+            self.progress(record)
+
+    def _save(self) -> None:
+        if not self.main or self.saved == self.done:
+            return
+        self.journal.sync()
+        state = {"trainer": self.state, "skips": self.skips}
+        state |= {"images": self.images, "rows": self.rows}
+        tensors = checkpoint.optimizer_tensors(self.optimiser.adam)
+        kept = checkpoint.Checkpoint(self.done, self.adapter.tensors(), tensors, state)
+        checkpoint.save_checkpoint(self.out / "checkpoints", kept, self.settings.keep)
+        self.saved = self.done

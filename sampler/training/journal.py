@@ -1,0 +1,71 @@
+"""The log of a run: JSON Lines, one line per update and per evaluation; cut back on resume.
+
+    {"kind": "update", "update": 3, "loss": ..., "reward": ..., "grad_norm": ..., ...}
+    {"kind": "eval", "update": 10, "reward": ..., "reward_std": ..., "drift": ...}
+
+`update` counts the updates done. Every field but "seconds" and "cpu_seconds" is the same when a
+killed run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from sampler.core.durable import write_file
+
+FILE = "log.jsonl"
+
+
+class Journal:
+    """Appends records to `folder`/log.jsonl and keeps those written so far in `records`."""
+
+    def __init__(self, folder: Path, done: int, active: bool = True) -> None:
+        """Drops records beyond `done` updates: they are made again. `active`: whether to write."""
+        self._path = folder / FILE
+        self._active = active
+        self.records = [r for r in _read(self._path) if r.get("update", math.inf) <= done]
+        if active:
+            text = "".join(_line(record) for record in self.records)
+            write_file(self._path, text.encode())
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Appends one record; a kill leaves it whole, torn (and ignored later), or absent."""
+        self.records.append(record)
+        if self._active:
+            with self._path.open("ab") as file:
+                file.write(_line(record).encode())
+
+    def sync(self) -> None:
+        """Makes the records durable, before a checkpoint relies on them."""
+        if self._active:
+            with self._path.open("ab") as file:
+                os.fsync(file.fileno())
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The records of evaluations, in order."""
+        return [r for r in self.records if r.get("kind") == "eval"]
+
+
+def _line(record: dict[str, Any]) -> str:
+    """JSON has no NaN: a value that is not finite is null."""
+    plain = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
+    }
+    return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    records = []
+    lines = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in lines.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records

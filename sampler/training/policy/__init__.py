@@ -1,0 +1,1 @@
+"""Policy gradients: DDPO and RLCM."""

@@ -1,0 +1,110 @@
+"""Configuration files of `sampler finetune`: what is trained, on what, for what, and how.
+
+    version: 1
+    model: {path: null}                      # null is the bundled model
+    trainer: {name: alignprop, truncation: fixed, k: 1}
+    reward: soft_compressibility
+    prompts: {file: prompts.txt}             # or a list of texts
+    output: {dir: runs/tune}
+    fit: {updates: 20, batch: 8, steps: 20}  # sampler/training/settings.py
+
+Later layers win, as for `generate`; a strategy is merged field by field while its name stays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from sampler import registry
+from sampler.config.layers import Layer, merged
+from sampler.config.schema import KeyPath, ModelConfig, said_at
+from sampler.training.settings import settings_from
+from sampler.types import SamplerError
+
+STRATEGIES = (("trainer",), ("reward",), ("fit", "sampler"), ("fit", "guidance"))
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """file: a .txt file, one prompt per line; texts: the prompts themselves."""
+
+    file: str | None = None
+    texts: tuple[str, ...] | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class Output:
+    """dir: the run folder."""
+
+    dir: str = "runs/tune"
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole configuration; trainer and reward are specs, fit a mapping of settings."""
+
+    version: Literal[1] = 1
+    model: ModelConfig = field(default_factory=ModelConfig)
+    trainer: Any = "alignprop"
+    reward: Any = None
+    prompts: Prompts = field(default_factory=Prompts)
+    output: Output = field(default_factory=Output)
+    fit: Any = field(default_factory=dict[str, Any])
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+def resolve(layers: Sequence[Layer]) -> Recipe:
+    """The recipe of merged layers, later ones winning; strategies and settings are checked.
+
+    Raises SamplerError (2): `where: problem`.
+    """
+    tree: dict[str, Any] = {}
+    sources: dict[KeyPath, str] = {}
+    for layer in layers:
+        tree = merged(tree, layer.tree, STRATEGIES)
+        sources.update(layer.sources)
+    if isinstance(tree.get("trainer"), Mapping) and "name" not in tree["trainer"]:
+        tree["trainer"] = {"name": Recipe.trainer, **tree["trainer"]}
+    known = [f.name for f in fields(Recipe)]
+    for key in tree:
+        if key not in known:
+            near = registry.nearest(key, known)
+            raise SamplerError(f"{said_at((key,), sources)}: unknown key {key!r}{near}.", 2)
+    try:
+        recipe = TypeAdapter(Recipe).validate_json(json.dumps(tree))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        path = tuple(problem["loc"])[:2]
+        shown = json.dumps(problem["input"], ensure_ascii=False)
+        name = ".".join(map(str, path))
+        text = f"{name} = {shown:.60}: {problem['msg'].lower()}"
+        raise SamplerError(f"{said_at(path, sources)}: {text}.", 2) from None
+    trainer = _checked("trainer", recipe.trainer, said_at(("trainer",), sources))
+    if recipe.reward is None and trainer.rewarded:
+        known = ", ".join(registry.names("reward"))
+        raise SamplerError(f"No reward: give --reward, one of {known}.", 2)
+    reward = recipe.reward
+    if reward is not None and not (isinstance(reward, str) and ":" in reward):
+        _checked("reward", reward, said_at(("reward",), sources))
+    if not isinstance(recipe.fit, dict):
+        raise SamplerError(f"{said_at(('fit',), sources)}: fit is a mapping (key: value).", 2)
+    try:
+        settings_from(recipe.fit)
+    except SamplerError as error:
+        raise SamplerError(f"{said_at(('fit',), sources)}: {error}", 2) from None
+    return recipe
+
+
+def _checked(kind: str, spec: Any, where: str) -> Any:
+    try:
+        return registry.build(kind, spec)
+    except ValueError as error:
+        raise SamplerError(f"{where}: {error}", 2) from None

@@ -1,0 +1,1 @@
+"""Benchmarks, studies and builders; run them as `python -m scripts.FOLDER.NAME`."""

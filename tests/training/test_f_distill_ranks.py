@@ -1,0 +1,56 @@
+"""Two gloo processes distil what one does."""
+
+import os
+import socket
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from sampler.training import checkpoint
+from tests.training import world
+from tests.training.test_f_distill import tune
+from tests.training.test_fit import flat_moment
+
+OPTIONS = {"batch": 4, "micro": 1, "clip": 0, "seed": 2, "checkpoint_every": 1}
+
+
+def run(out):
+    """A critics' update, then the student's, whose weights are those of all four rows: one bin
+    holds rows of both processes."""
+    tune(world.engine(), out, 2, trainer={"divergence": "kl", "bins": 1}, **OPTIONS)
+
+
+def as_rank(rank, port, out):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    AcceleratorState._reset_state(True)
+    run(out)
+    assert AcceleratorState().num_processes == 2
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    children = []
+    for rank in (0, 1):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                as_rank(rank, port, tmp_path / "two")
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    run(tmp_path / "one")
+    ours, theirs = flat_moment(tmp_path / "two"), flat_moment(tmp_path / "one")
+    assert (ours - theirs).norm() <= 1e-6 * theirs.norm() > 0
+    states = [checkpoint.load_newest(tmp_path / n / "checkpoints").state for n in ("two", "one")]
+    two, one = (state["trainer"]["bins"] for state in states)
+    assert two == pytest.approx(one, rel=1e-6) and one != [1.0]
+    for a, b in zip(world.curve(tmp_path / "two"), world.curve(tmp_path / "one"), strict=True):
+        for key in {"match", "fool", "ratio", "denoise", "tell", "loss"} & a.keys():
+            assert a[key] == pytest.approx(b[key], rel=1e-5, abs=1e-6), key
+        assert a["rows"] == b["rows"]

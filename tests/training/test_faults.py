@@ -1,0 +1,118 @@
+"""Killed at any moment, a run goes on bit-equal; two processes have the gradient of one."""
+
+import os
+import random
+import socket
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+import sampler.core.durable as durable
+from sampler.training import checkpoint
+from tests.training import faults, world
+from tests.training.test_fit import flat_moment
+
+UPDATES = 4
+KILLS = int(os.environ.get("FINETUNE_KILLS", "10"))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    out = tmp_path_factory.mktemp("reference")
+    faults.main(str(out), UPDATES)
+    return out
+
+
+def in_child(out, arm):
+    """The exit status of a forked process that runs, or goes on with, `out`."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            arm()
+            faults.main(str(out), UPDATES)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
+
+
+def die_at(count):
+    """Kill the process at its count-th system call that makes something durable."""
+    left = [count]
+
+    def before(call):
+        def wrapped(*args, **kwargs):
+            left[0] -= 1
+            if left[0] <= 0:
+                os.kill(os.getpid(), 9)
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    for name in ("open", "write", "fsync", "replace"):
+        setattr(durable.os, name, before(getattr(os, name)))
+    durable.shutil.rmtree = before(durable.shutil.rmtree)
+
+
+def test_a_run_that_is_killed_goes_on_bit_equal(tmp_path, reference):
+    """At random durable operations, checkpoint writing included; every life starts over."""
+    generator, kills, run = random.Random(0), 0, 0
+    while kills < KILLS:
+        out, run = tmp_path / str(run), run + 1
+        while True:
+            status = in_child(out, lambda: die_at(generator.randint(5, 60)))
+            if status == 0:
+                break
+            assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == 9
+            kills += 1
+        assert world.curve(out) == world.curve(reference)
+        assert world.weights(out) == world.weights(reference)
+        left = [p.name for p in (out / "checkpoints").iterdir()]
+        assert left == [f"{UPDATES:06d}"]
+
+
+def ranks(outs):
+    """Two forked processes, as torchrun would start them; every trainer once. Exit statuses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free_port = str(probe.getsockname()[1])
+    children = []
+    for rank in (0, 1):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
+                AcceleratorState._reset_state(True)
+                for trainer, out in outs.items():
+                    faults.main(str(out), 1, trainer, micro=1)
+                assert AcceleratorState().num_processes == 2
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitpid(child, 0)[1] for child in children]
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    """Over gloo; the rows are cut into micro-batches of one in both cases."""
+    outs = {trainer: tmp_path / trainer for trainer in ("alignprop", "ddpo")}
+    assert ranks(outs) == [0, 0]
+    for trainer, two in outs.items():
+        one = tmp_path / f"one-{trainer}"
+        faults.main(str(one), 1, trainer, micro=1)
+        ours, theirs = flat_moment(two), flat_moment(one)
+        assert (ours - theirs).norm() <= 1e-6 * theirs.norm() > 0
+        a, b = world.curve(two)[0], world.curve(one)[0]
+        assert a["reward"] == pytest.approx(b["reward"], rel=1e-6)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5, abs=1e-6)
+
+
+def test_the_reference_is_not_trivial(reference):
+    found = checkpoint.load_newest(reference / "checkpoints")
+    assert found is not None and found.update == UPDATES
+    assert len({round(r["loss"], 9) for r in world.curve(reference)}) == UPDATES
+    assert any(torch.count_nonzero(v) for k, v in found.adapter.items() if "lora_B" in k)

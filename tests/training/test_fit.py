@@ -1,0 +1,307 @@
+"""A fine-tuning run as a whole: what it leaves alone, what it writes, how it goes on."""
+
+import json
+
+import pytest
+import torch
+
+import sampler
+from sampler.models.lora import Adapter
+from sampler.training import checkpoint
+from sampler.training.batches import batch
+from sampler.training.evaluate import stop_reason
+from sampler.training.settings import Settings, settings_from
+from tests import tiny
+from tests.training import world
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return world.engine()
+
+
+def images(engine, **options):
+    return engine.generate(["a dog"], seeds=3, steps=2, output="tensor", **options).images
+
+
+def test_the_pipeline_is_as_before(engine, tmp_path):
+    network = engine.pipeline.network
+    before, made = world.state(network), images(engine)
+    modules = [name for name, _ in network.named_modules()]
+    flags = {n: p.requires_grad for n, p in network.named_parameters()}
+    report = world.tune(engine, tmp_path)
+    assert world.same(before, world.state(network))
+    assert modules == [name for name, _ in network.named_modules()]
+    assert flags == {n: p.requires_grad for n, p in network.named_parameters()}
+    assert torch.equal(made, images(engine)) and not getattr(network, "peft_config", None)
+    assert report.updates == 2 and report.stopped == ""
+    assert [r["update"] for r in report.log] == [1, 2]
+    assert report.log[-1]["images"] == 4 and report.log[-1]["grad_norm"] > 0
+
+
+def test_only_the_adapter_has_gradients_and_off_is_the_base_model(engine, tmp_path):
+    seen = {}
+
+    def reward(pictures, prompts):
+        network = engine.pipeline.network
+        trained = {n for n, p in network.named_parameters() if p.requires_grad}
+        seen["trained"] = trained
+        seen["float"] = {p.dtype for p in network.parameters() if p.requires_grad}
+        return pictures.mean((1, 2, 3))
+
+    reward.differentiable = True
+    world.tune(engine, tmp_path, reward=reward, updates=1)
+    assert seen["trained"] and all(".lora_" in name for name in seen["trained"])
+    assert seen["float"] == {torch.float32}
+
+
+def test_adapter_off_gives_the_base_images_while_it_is_trained(engine, tmp_path):
+    made, found = images(engine), []
+
+    def look(record):
+        network = engine.pipeline.network
+        adapter = Adapter(network, {})
+        adapter.disable()
+        found.append(torch.equal(images(engine), made))
+        adapter.enable()
+        found.append(not torch.equal(images(engine), made))
+
+    world.tune(engine, tmp_path, progress=look)
+    assert found == [True, True, True, True]
+
+
+@pytest.mark.parametrize("trainer", ["alignprop", "ddpo", "rlcm"])
+def test_a_run_that_breaks_goes_on_bit_equal(engine, tmp_path, trainer):
+    class Broken(Exception):
+        pass
+
+    calls = []
+
+    def reward(pictures, prompts):
+        calls.append(1)
+        if len(calls) == breaks:
+            raise Broken
+        return pictures.mean((1, 2, 3))
+
+    reward.differentiable = True
+    breaks = 0
+    whole = tmp_path / "whole"
+    world.tune(engine, whole, trainer, reward, updates=5, seed=4)
+    calls.clear()
+    breaks = 4
+    cut = tmp_path / "cut"
+    with pytest.raises(Broken):
+        world.tune(engine, cut, trainer, reward, updates=5, seed=4)
+    # three updates were done and the last even checkpoint was the second's: nothing is lost
+    assert [p.name for p in checkpoint.complete(cut / "checkpoints")] == ["000002", "000003"]
+    assert not getattr(engine.pipeline.network, "peft_config", None)
+    world.tune(engine, cut, trainer, reward, updates=5, seed=4)
+    assert world.curve(cut) == world.curve(whole) and len(world.curve(cut)) == 5
+    assert world.weights(cut) == world.weights(whole)
+
+
+def test_a_finished_run_is_not_made_again_and_can_be_lengthened(engine, tmp_path):
+    world.tune(engine, tmp_path / "a", updates=2)
+    told = []
+    world.tune(engine, tmp_path / "a", updates=2, progress=told.append)
+    assert told == []
+    world.tune(engine, tmp_path / "a", updates=4)
+    world.tune(engine, tmp_path / "b", updates=4)
+    assert world.curve(tmp_path / "a") == world.curve(tmp_path / "b")
+    assert world.weights(tmp_path / "a") == world.weights(tmp_path / "b")
+
+
+def test_another_run_is_not_mixed_in(engine, tmp_path):
+    world.tune(engine, tmp_path, updates=1)
+    with pytest.raises(sampler.SamplerError, match="differs in fit.lr, trainer.k") as error:
+        trainer = {"name": "alignprop", "truncation": "fixed", "k": 2}
+        world.tune(engine, tmp_path, trainer, updates=1, lr=0.5)
+    assert error.value.code == 4
+
+
+def test_checkpoints_that_are_torn_are_passed_over(tmp_path):
+    tensors = {"a": torch.ones(2)}
+    for update in (1, 2, 3):
+        kept = checkpoint.Checkpoint(update, tensors, tensors, {"trainer": None})
+        checkpoint.save_checkpoint(tmp_path, kept, keep=2)
+    assert [p.name for p in checkpoint.complete(tmp_path)] == ["000002", "000003"]
+    (tmp_path / ".tmp-77").mkdir()
+    (tmp_path / "000003" / "optimizer.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    found = checkpoint.load_newest(tmp_path)
+    assert found is not None and found.update == 2 and not (tmp_path / ".tmp-77").exists()
+    checkpoint.save_checkpoint(tmp_path, found._replace(update=3), keep=2)
+    again = checkpoint.load_newest(tmp_path)
+    assert again is not None and again.update == 3
+
+
+def test_values_that_are_not_finite_are_skipped_and_told(engine, tmp_path):
+    calls = []
+
+    def reward(pictures, prompts):
+        calls.append(1)
+        scores = pictures.mean((1, 2, 3))
+        if len(calls) == 2:  # the score
+            return scores * float("nan")
+        # the gradient alone: the root of zero
+        return scores + (scores - scores.detach()).abs().sqrt() if len(calls) == 4 else scores
+
+    reward.differentiable = True
+    report = world.tune(engine, tmp_path, reward=reward, updates=5)
+    skipped = [r.get("skipped", "") for r in report.log]
+    assert [bool(s) for s in skipped] == [False, True, False, True, False]
+    assert "is not finite for row 0" in skipped[1] and "gradient" in skipped[3]
+    assert all(v.isfinite().all() for v in _adapter(tmp_path).values())
+
+
+def _adapter(out):
+    found = checkpoint.load_newest(out / "checkpoints")
+    assert found is not None
+    return found.adapter
+
+
+def test_five_in_a_row_stop_the_run(engine, tmp_path):
+    calls = []
+
+    def reward(pictures, prompts):
+        calls.append(1)
+        return pictures.mean((1, 2, 3)) * (1 if len(calls) < 3 else float("inf"))
+
+    reward.differentiable = True
+    with pytest.raises(sampler.SamplerError, match="5 updates in a row were not finite") as error:
+        world.tune(engine, tmp_path, reward=reward, updates=20)
+    assert error.value.code == 3 and len(calls) == 7
+    assert all(v.isfinite().all() for v in _adapter(tmp_path).values())
+
+
+def flat_moment(out):
+    """Adam's first moment after one step: 0.1 times the gradient."""
+    found = checkpoint.load_newest(out / "checkpoints")
+    assert found is not None
+    keys = sorted(k for k in found.optimizer if k.endswith("exp_avg"))
+    return torch.cat([found.optimizer[k].flatten() for k in keys])
+
+
+@pytest.mark.parametrize("trainer", ["alignprop", "ddpo"])
+def test_micro_batches_do_not_change_the_gradient(engine, tmp_path, trainer):
+    grads = []
+    for micro in (5, 2, 1):  # the last micro-batch of 2 is short
+        out = tmp_path / str(micro)
+        world.tune(engine, out, trainer, updates=1, batch=5, micro=micro, clip=0)
+        grads.append(flat_moment(out))
+    for other in grads[1:]:
+        assert (other - grads[0]).norm() <= 1e-4 * grads[0].norm() > 0
+
+
+def test_the_ratio_of_an_unchanged_policy_is_one(engine, tmp_path):
+    for trainer in ("ddpo", "rlcm"):
+        report = world.tune(engine, tmp_path / trainer, trainer, updates=1, steps=3)
+        spec = dict(world.TRAINERS[trainer], passes=1)
+        report = world.tune(engine, tmp_path / f"{trainer}1", spec, updates=1, steps=3)
+        assert abs(report.log[0]["ratio"] - 1) <= 1e-6 and report.log[0]["clipped"] == 0
+
+
+@pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl, tiny.pixart])
+@pytest.mark.parametrize("trainer", ["alignprop", "ddpo", "rlcm"])
+def test_pipelines(tmp_path, build, trainer):
+    report = world.tune(world.engine(build), tmp_path, trainer, updates=1)
+    assert report.log[0]["grad_norm"] > 0
+
+
+def test_bfloat16(engine, tmp_path):
+    for trainer in ("alignprop", "rlcm"):
+        out = tmp_path / trainer
+        spec = {**world.TRAINERS[trainer], **({"passes": 1} if trainer == "rlcm" else {})}
+        report = world.tune(engine, out, spec, updates=2, mixed_precision="bf16")
+        assert all("skipped" not in r for r in report.log)
+        assert {v.dtype for v in _adapter(out).values()} == {torch.float32}
+    assert abs(report.log[0]["ratio"] - 1) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("trainer", "reward", "settings", "problem"),
+    [
+        ("alignprop", "compressibility", {}, "needs a differentiable reward; 'compressibility'"),
+        ({"name": "alignprop", "truncation": "fixed", "k": 3}, "brightness", {}, "1..2"),
+        ({"name": "alignprop", "truncation": "uniform", "high": 2}, "brightness", {}, "<= 1 of"),
+        ("ddpo", "brightness", {"sampler": "ddim"}, "'ddim' with these settings draws none"),
+        ("rlcm", "brightness", {"steps": 1}, "no action to learn from"),
+        ({"name": "rlcm", "final_step": "pathwise"}, "compressibility", {}, "differentiable"),
+        ("alignprop", {"name": "hpsv2", "path": "nowhere"}, {}, "does not exist"),
+        ("alignprop", "brightness", {"steps": 2000}, "steps = 2000"),
+        ("alignprop", "brightness", {"targets": ["nothing"]}, "targets"),
+        (
+            {"name": "ddpo", "advantage": "group", "group_size": 3},
+            "brightness",
+            {},
+            "multiple of 3",
+        ),
+        ("alignprop", "brightness", {"stop_reward": 1.0}, "eval_every"),
+        ("alignprop", "brightness", {"learning_rate": 1}, "no key 'learning_rate'"),
+        ("alignprop", "brightness", {"lr": "fast"}, "fit.lr = 'fast'"),
+        ("alignprop", "tests.training.world:curve", {}, "allow-python"),
+        ("alignprob", "brightness", {}, "did you mean 'alignprop'"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_any_sampling(
+    engine, tmp_path, monkeypatch, trainer, reward, settings, problem
+):
+    def never(*args, **kwargs):
+        raise AssertionError("the network was called")
+
+    monkeypatch.setattr(engine.pipeline, "forward", never)
+    with pytest.raises((ValueError, sampler.SamplerError), match=problem) as error:
+        world.tune(engine, tmp_path, trainer, reward, **settings)
+    assert "\n" not in str(error.value)
+    assert not getattr(engine.pipeline.network, "peft_config", None)
+
+
+def test_a_reward_of_the_wrong_shape(engine, tmp_path):
+    def reward(pictures, prompts):
+        return pictures.mean()
+
+    with pytest.raises(sampler.SamplerError, match="one score per image, a tensor \\[2\\]"):
+        world.tune(engine, tmp_path, "ddpo", reward)
+
+
+def test_evaluations_and_stop_rules(engine, tmp_path):
+    options = {"eval_every": 2, "eval_prompts": ["a dog", "a cat"], "checkpoint_every": 3}
+    report = world.tune(engine, tmp_path, updates=5, **options)
+    found = [(r["kind"], r["update"]) for r in report.log]
+    assert [u for kind, u in found if kind == "eval"] == [0, 2, 4, 5]
+    assert report.log[0]["drift"] == 0 and report.log[-1]["drift"] > 0
+    assert sorted(p.name for p in (tmp_path / "eval").iterdir())[0] == "000000.png"
+    report = world.tune(engine, tmp_path / "b", updates=9, max_drift=1e-12, **options)
+    assert report.updates == 2 and "drift" in report.stopped
+    settings = Settings(eval_every=1, patience=2)
+    rewards = [{"reward": r, "drift": 0.0} for r in (1.0, 3.0, 2.0, 2.5)]
+    assert stop_reason(settings, rewards[:3]) == "" and "2 evaluations" in stop_reason(
+        settings, rewards
+    )
+    assert "reached 2.5" in stop_reason(Settings(eval_every=1, stop_reward=2.5), rewards)
+
+
+def test_batches_are_functions_of_seed_update_and_row():
+    one = [batch(["a", "b", "c"], 4, u, 5) for u in range(6)]
+    assert one == [batch(["a", "b", "c"], 4, u, 5) for u in range(6)]
+    order = [p for b in one for p in b.prompts]
+    assert all(sorted(order[i : i + 3]) == ["a", "b", "c"] for i in range(0, 24, 3))
+    assert order[:12] != [*order[:3]] * 4  # each pass has an order of its own
+    seeds = [s for b in one for s in b.seeds]
+    assert len(set(seeds)) == 24 and all(0 <= s < 2**63 for s in seeds)
+    halves = [batch(["a", "b"], 4, 1, 5, rank=r, world=2).rows for r in (0, 1)]
+    assert halves == [[0, 2], [1, 3]]
+    grouped = batch(["a", "b"], 4, 0, 5, group=2).prompts
+    assert grouped[0] == grouped[1] != grouped[2] == grouped[3]
+
+
+def test_the_log_is_always_json(engine, tmp_path):
+    world.tune(engine, tmp_path, updates=1)
+    for line in (tmp_path / "log.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda text: pytest.fail(text))
+
+
+def test_settings_are_strict():
+    assert settings_from({"betas": [0.8, 0.9]}).betas == (0.8, 0.9)
+    for bad in ({"batch": 0}, {"micro": 0}, {"mixed_precision": "fp16"}, {"lr": float("nan")}):
+        with pytest.raises(sampler.SamplerError):
+            settings_from(bad)

@@ -1,0 +1,153 @@
+"""Adapters: back in a stock pipeline, back in an engine, weighted, mixed, refused."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sampler
+from sampler.models.lora import adapted, load_lora, save_lora, unload_lora
+from sampler.models.lora_files import FILE, lora_file, mix_lora, parse_lora
+from tests import tiny
+from tests.training import world
+
+
+def tuned(build, out, seed=0, rank=4, alpha=8):
+    """A pipeline's engine, and the file of an adapter whose B is not zero."""
+    made = build()
+    engine = made if isinstance(made, sampler.Engine) else sampler.load(made)
+    pipeline = engine.pipeline
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    with adapted(pipeline.network, rank, alpha, targets, seed) as adapter:
+        torch.manual_seed(seed + 1)
+        for parameter in adapter.parameters.values():
+            parameter.data = 0.3 * torch.randn_like(parameter)
+        made = images(engine)
+        save_lora(adapter, pipeline.network_name, out, {})
+    return engine, made
+
+
+def images(engine):
+    rule = {"name": "cfg", "scale": 4.0}
+    options = {"steps": 3, "guidance": rule, "sampler": "ddim", "output": "tensor"}
+    return engine.generate(["a dog"], seeds=5, **options).images
+
+
+@pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl])
+def test_stock_pipelines_make_our_images(tmp_path, build):
+    """With the adapter by `load_lora_weights` and the same first noise."""
+    _, ours = tuned(build, tmp_path)
+    stock = build()
+    generator = torch.Generator("cpu").manual_seed(5)
+    options = {"num_inference_steps": 3, "guidance_scale": 4.0, "output_type": "np"}
+
+    def run():
+        return torch.tensor(stock("a dog", generator=generator.manual_seed(5), **options).images)
+
+    bare = run()
+    stock.load_lora_weights(str(tmp_path))
+    theirs = run().permute(0, 3, 1, 2)
+    assert (theirs - ours).abs().max() <= 1e-6
+    assert (bare.permute(0, 3, 1, 2) - ours).abs().max() > 0.01
+
+
+def test_pixart_adapters_load_with_peft(tmp_path):
+    """PixArt's stock pipelines have no loader for adapters; peft's own reads the file."""
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    engine, ours = tuned(tiny.pixart, tmp_path)
+    state = {k.removeprefix("transformer."): v for k, v in load_file(tmp_path / FILE).items()}
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    wrapped = get_peft_model(engine.pipeline.network, config)
+    state = {f"base_model.model.{k}": v for k, v in state.items()}
+    assert not set_peft_model_state_dict(wrapped, state).unexpected_keys
+    assert torch.equal(images(engine), ours)
+
+
+@pytest.mark.parametrize("build", [tiny.sd, tiny.pixart])
+def test_engines_load_and_unload(tmp_path, build):
+    engine, ours = tuned(build, tmp_path / "lora")
+    bare = images(engine)
+    load_lora(engine, tmp_path)  # as a run folder: the adapter is in lora/
+    assert torch.equal(images(engine), ours)
+    assert not any(p.requires_grad for p in engine.pipeline.network.parameters())
+    with pytest.raises(sampler.SamplerError, match="carries adapters already"):
+        load_lora(engine, tmp_path)
+    unload_lora(engine)
+    assert torch.equal(images(engine), bare)
+    load_lora(engine, (tmp_path / "lora", 0.0))
+    assert torch.equal(images(engine), bare)
+
+
+def output(engine):
+    """The network's own answer to fixed inputs."""
+    pipeline = engine.pipeline
+    cond = pipeline.encode(["a dog"], [""], False, (32, 32)).cond
+    torch.manual_seed(0)
+    level = pipeline.grid(3, (32, 32))[0]
+    with torch.no_grad():
+        return pipeline.forward(torch.randn(1, 4, 16, 16), level, cond, "main")
+
+
+def test_mixing_is_linear_in_the_change_of_the_weights(tmp_path):
+    """w·ΔW₁ + (1 − w)·ΔW₂, for adapters of different rank and scale."""
+    engine, _ = tuned(tiny.sd, tmp_path / "a", seed=0, rank=2, alpha=4)
+    tuned(tiny.sd, tmp_path / "b", seed=9, rank=3, alpha=3)
+    plain = dict(engine.pipeline.network.state_dict())
+    deltas = []
+    for name in "ab":
+        load_lora(engine, tmp_path / name)
+        deltas.append(_deltas(engine.pipeline.network))
+        unload_lora(engine)
+    mix_lora(tmp_path / "a", tmp_path / "b", 0.3, tmp_path / "m")
+    load_lora(engine, tmp_path / "m")
+    for key, found in _deltas(engine.pipeline.network).items():
+        wanted = 0.3 * deltas[0][key] + 0.7 * deltas[1][key]
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    mixed = output(engine)
+    unload_lora(engine)
+    load_lora(engine, (tmp_path / "a", 0.3), (tmp_path / "b", 0.7))
+    torch.testing.assert_close(output(engine), mixed, rtol=1e-4, atol=1e-5)
+    unload_lora(engine)
+    assert world.same(plain, engine.pipeline.network.state_dict())
+
+
+def _deltas(network):
+    return {
+        name: module.get_delta_weight(module.active_adapters[0])
+        for name, module in network.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path):
+    engine, _ = tuned(tiny.sd, tmp_path / "sd")
+    modules = len(list(engine.pipeline.network.modules()))
+    with pytest.raises(sampler.SamplerError, match="has no adapter") as error:
+        load_lora(engine, tmp_path / "nothing")
+    assert error.value.code == 6
+    other = world.engine(tiny.pixart)
+    with pytest.raises(sampler.SamplerError, match="no adapter of a transformer"):
+        load_lora(other, tmp_path / "sd")
+    (tmp_path / FILE).write_bytes(b"nothing of the kind")
+    with pytest.raises(sampler.SamplerError, match="no adapter that can be read"):
+        load_lora(engine, tmp_path / FILE)
+    tuned(tiny.sdxl, tmp_path / "xl")
+    with pytest.raises(sampler.SamplerError, match="does not fit this pipeline"):
+        load_lora(engine, tmp_path / "xl")
+    save_file({"unet.x": torch.zeros(1)}, tmp_path / FILE)
+    with pytest.raises(sampler.SamplerError, match="configuration in the header"):
+        load_lora(engine, tmp_path / FILE)
+    assert len(list(engine.pipeline.network.modules())) == modules
+
+
+def test_the_command_lines_form(tmp_path):
+    assert parse_lora("runs/a") == ("runs/a", 1.0)
+    assert parse_lora("runs/a:0.5") == ("runs/a", 0.5)
+    (tmp_path / "a:1").mkdir()
+    assert parse_lora(str(tmp_path / "a:1")) == (str(tmp_path / "a:1"), 1.0)
+    with pytest.raises(ValueError, match="DIR or DIR:weight"):
+        parse_lora("runs/a:b")
+    assert np.isclose(parse_lora("a:1e-1")[1], 0.1)
+    with pytest.raises(sampler.SamplerError):
+        lora_file(tmp_path)
