@@ -5,6 +5,7 @@ from .core.schedule import Schedule as Schedule
 from .core.snapshots import load_snapshot as load_snapshot
 from .core.snapshots import save_snapshot as save_snapshot
 from .engine import Engine as Engine
+from .errors import SamplerError as SamplerError
 from .guidance.f_divergence import f_weight as f_weight
 from .loading import load as load
 from .registry import build as build
@@ -22,7 +23,6 @@ from .types import Lin as Lin
 from .types import Move as Move
 from .types import Prediction as Prediction
 from .types import SamplerBase as SamplerBase
-from .types import SamplerError as SamplerError
 from .types import Snapshot as Snapshot
 from .types import Span as Span
 from .types import gram as gram

@@ -22,7 +22,7 @@ from sampler.core.batch import (
 from sampler.core.binding import Setting, bound_sampler
 from sampler.core.graphs import graphed
 from sampler.core.loop import Loop
-from sampler.types import SamplerError
+from sampler.errors import UsageError
 from sampler.workers.from_python import Asked, generate_into
 
 
@@ -75,7 +75,7 @@ class Engine(Loop):
         images, 4 a folder of another plan or in use, 5 storage, 7 out of memory.
         """
         if self.pipeline is None:
-            raise SamplerError("This engine has no pipeline: use run(), or sampler.load(...).", 2)
+            raise UsageError("This engine has no pipeline: use run(), or sampler.load(...).")
         started = time.perf_counter()
         method, rule = self._method(sampler), self._rule(guidance)
         jobs = expand(prompts, negative, seeds, n, getattr(self.pipeline, "classified", False))

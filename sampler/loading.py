@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sampler.engine import Engine
+from sampler.errors import ModelError, SamplerError, first_line
 from sampler.models import preflight
 from sampler.runs.fingerprint import (
     BUNDLED_LCM,
@@ -17,7 +18,6 @@ from sampler.runs.fingerprint import (
     BUNDLED_SCALE,
     BUNDLED_STUDENT,
 )
-from sampler.types import SamplerError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -152,11 +152,10 @@ def _folder(source: str | Path, download: bool, revision: str | None, variant: s
         return Path(fetch())
     except Exception as error:
         if download:
-            raise SamplerError(f"{source} cannot be downloaded: {first_line(error)}", 6) from error
-        raise SamplerError(
+            raise ModelError(f"{source} cannot be downloaded: {first_line(error)}") from error
+        raise ModelError(
             f"{source} is neither a folder here nor in the local cache; "
             "give download=True (--download) to fetch it from the Hugging Face Hub.",
-            6,
         ) from None
 
 
@@ -171,8 +170,8 @@ def _read(folder: Path, dtype: Any, variant: str | None, device: Any, config: An
             raise ValueError("config goes with a single file; a folder has its own.")
         name = preflight.check(folder)
         if name not in supported():
-            raise SamplerError(
-                f"{name} is not a supported pipeline; supported: {', '.join(supported())}.", 6
+            raise ModelError(
+                f"{name} is not a supported pipeline; supported: {', '.join(supported())}."
             )
         _has_variant(folder, variant)
     elif variant is not None:
@@ -199,7 +198,7 @@ def _has_variant(folder: Path, variant: str | None) -> None:
     names = (path.name.split(".") for path in folder.glob("*/*.safetensors"))
     found = sorted({parts[1] for parts in names if len(parts) == 3})
     there = f"it has {', '.join(found)}" if found else "it has none"
-    raise SamplerError(f"{folder} has no weights of the variant {variant!r:.40}; {there}.", 6)
+    raise ModelError(f"{folder} has no weights of the variant {variant!r:.40}; {there}.")
 
 
 def _device(device: Any) -> torch.device:
@@ -231,7 +230,7 @@ def _opened(folder: Path, read: Callable[[], Any]) -> Any:
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             raise
-        raise SamplerError(f"{folder} cannot be loaded: {first_line(error)}", 6) from error
+        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}") from error
 
 
 def _dtype(dtype: Any, device: torch.device, folder: Path) -> torch.dtype:

@@ -19,7 +19,7 @@ KINDS = {
     "sampler": ("sampler.samplers", "sampler.samplers"),
     "guidance": ("sampler.guidance", "sampler.guidance"),
     "reward": ("sampler.rewards", "sampler.rewards"),
-    "trainer": ("sampler.finetune", "sampler.trainers"),
+    "trainer": ("sampler.training", "sampler.trainers"),
 }
 
 # What an object must have to be taken for a strategy of the kind.

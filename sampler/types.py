@@ -28,23 +28,6 @@ if TYPE_CHECKING:
 MAX_SEED = 2**63 - 1  # the largest seed of a row
 
 
-class SamplerError(Exception):
-    """What went wrong, in one sentence; `code` is the command line's exit code.
-
-    1 internal, 2 usage, 3 finished with failures, 4 run folder locked or of another plan,
-    5 storage, 6 model not found, refused or failed to load, 7 out of memory at batch size 1.
-    """
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-def first_line(error: BaseException) -> str:
-    """What another library's error says, in its first line; its class where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 class Level(NamedTuple):
     """One noise level: `t` is told to the network, x = alpha·x0 + sigma·eps.
 
@@ -371,10 +354,8 @@ __all__ = [
     "Prediction",
     "Sampler",
     "SamplerBase",
-    "SamplerError",
     "Snapshot",
     "Span",
-    "first_line",
     "gram",
     "settle",
     "spans",

@@ -10,8 +10,8 @@ from sampler.cli.report import printable
 from sampler.config import layers
 from sampler.config import yaml as strict_yaml
 from sampler.config.schema import Config, checked, strategy_of
+from sampler.errors import SamplerError
 from sampler.guidance.cfg import CFG
-from sampler.types import SamplerError
 
 
 def value(text):

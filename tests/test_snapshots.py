@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 import sampler
-from sampler.types import SamplerError, Snapshot
+from sampler.errors import SamplerError
+from sampler.types import Snapshot
 
 
 class State(NamedTuple):

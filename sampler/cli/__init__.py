@@ -13,6 +13,7 @@ from sampler.cli import (
     doctor,
     finetune,
     generate,
+    listing,
     replay,
     resume,
     sheets,
@@ -21,7 +22,6 @@ from sampler.cli import (
     validate,
     verify,
 )
-from sampler.cli import listing
 
 app = typer.Typer(
     help="Images from text with diffusion models: samplers and guidance rules as parts.",

@@ -65,7 +65,7 @@ def _check_matplotlib() -> None:
     """Before hours of work, not after them. Raises SamplerError (2)."""
     import importlib.util
 
-    from sampler.types import SamplerError
+    from sampler.errors import UsageError
 
     if importlib.util.find_spec("matplotlib") is None:
-        raise SamplerError("--plot needs matplotlib (pip install matplotlib); leave it out.", 2)
+        raise UsageError("--plot needs matplotlib (pip install matplotlib); leave it out.")

@@ -77,14 +77,14 @@ def command(
 
 
 def _texts(recipe: Recipe) -> list[str]:
+    from sampler.errors import UsageError
     from sampler.runs.prompts import check_prompt, read_prompts
-    from sampler.types import SamplerError
 
     found = [check_prompt(t, f"prompt {i}") for i, t in enumerate(recipe.prompts.texts or (), 1)]
     if recipe.prompts.file is not None:
         found += read_prompts(recipe.prompts.file)
     if not found:
-        raise SamplerError("No prompts: give --prompts FILE.txt, or prompts in the file.", 2)
+        raise UsageError("No prompts: give --prompts FILE.txt, or prompts in the file.")
     return found
 
 

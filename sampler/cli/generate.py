@@ -124,11 +124,11 @@ def command(
         from sampler.cli import batch
         from sampler.cli.source import Source
         from sampler.config import tasks
+        from sampler.errors import UsageError
         from sampler.runs.axes import parse_axis
-        from sampler.types import SamplerError
 
         if context.info_name == "sweep" and not axis:
-            raise SamplerError("sweep needs --axis NAME=VALUES, such as --axis scale=1..7:2.", 2)
+            raise UsageError("sweep needs --axis NAME=VALUES, such as --axis scale=1..7:2.")
         _stay_offline(offline, download)
         given = {
             **tasks.settings(task, image, mask),
@@ -171,10 +171,10 @@ def command(
 def choice(option: str, value: str, known: tuple[str, ...]) -> str:
     """The value, if it is one of those known. Raises SamplerError (2)."""
     from sampler import registry
-    from sampler.types import SamplerError
+    from sampler.errors import UsageError
 
     if value not in known:
-        raise SamplerError(f"{option}: {value!r:.40}{registry.nearest(value, known)}.", 2)
+        raise UsageError(f"{option}: {value!r:.40}{registry.nearest(value, known)}.")
     return value
 
 
@@ -182,11 +182,11 @@ def _stay_offline(asked: bool, download: bool) -> None:
     """The Hub's client reads the variable when it is imported, which is later."""
     import os
 
-    from sampler.types import SamplerError
+    from sampler.errors import UsageError
 
     if asked or os.environ.get("SAMPLER_OFFLINE", "").lower() in ("1", "true", "yes"):
         if download:
-            raise SamplerError("--download needs the network, and --offline forbids it.", 2)
+            raise UsageError("--download needs the network, and --offline forbids it.")
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 

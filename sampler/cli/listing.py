@@ -32,11 +32,11 @@ def command(
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
         from sampler import registry
-        from sampler.types import SamplerError
+        from sampler.errors import UsageError
 
         plural = _SINGULAR.get(kind, kind)
         if plural not in KINDS:
-            raise SamplerError(f"Unknown kind {kind!r}{registry.nearest(kind, KINDS)}.", 2)
+            raise UsageError(f"Unknown kind {kind!r}{registry.nearest(kind, KINDS)}.")
         entries = schedulers() if plural == "schedulers" else strategies(KINDS[plural], report)
         if as_json:
             for entry in entries:

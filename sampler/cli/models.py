@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sampler.errors import ModelError, SamplerError, UsageError, first_line
 from sampler.runs.fingerprint import BUNDLED, BUNDLED_PARTS
-from sampler.types import SamplerError, first_line
 
 if TYPE_CHECKING:
     from sampler.config.schema import ModelConfig
@@ -57,7 +57,7 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
         raise
     except Exception as error:
         text = f"{model_name(model)} cannot be loaded: {first_line(error)}"
-        raise SamplerError(text, 6) from error
+        raise ModelError(text) from error
 
 
 def with_lora(model: Model, loras: Sequence[str], student: str | None = None) -> Model:
@@ -67,9 +67,7 @@ def with_lora(model: Model, loras: Sequence[str], student: str | None = None) ->
         from sampler.models.student_files import student_digest
 
         if loras:
-            raise SamplerError(
-                "--lora changes the model, --student stands in its place: drop one.", 2
-            )
+            raise UsageError("--lora changes the model, --student stands in its place: drop one.")
         digest = hashlib.sha256(f"{model.fingerprint}\n{student_digest(student)}".encode())
         how, _, _ = model.fingerprint.partition(":")
         return replace(model, fingerprint=f"{how}{STUDENT}:{digest.hexdigest()}")
@@ -100,6 +98,6 @@ def _check_device(name: str) -> None:
     try:
         torch.empty(0, device=torch.device(name))
     except (RuntimeError, AssertionError):
-        raise SamplerError(
-            f"The device {name!r} is not available here; `sampler doctor` lists the devices.", 2
+        raise UsageError(
+            f"The device {name!r} is not available here; `sampler doctor` lists the devices."
         ) from None

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from sampler.cli.models import with_lora
 from sampler.config.schema import Config, checked
+from sampler.errors import ModelError, SamplerError, UsageError
 from sampler.runs import fingerprint
 from sampler.runs.folder import Run
 from sampler.runs.session import Place
 from sampler.runs.store import LocalStore, open_store
-from sampler.types import SamplerError
 
 if TYPE_CHECKING:
     from sampler.engine import Engine
@@ -21,7 +21,7 @@ def opened(where: str, place: Place | None = None) -> Run:
     """The run in a folder or at a URL. Raises SamplerError (2) where there is none."""
     store = open_store(where, place.rank if place else 0)
     if isinstance(store, LocalStore) and not store.root.is_dir():
-        raise SamplerError(f"{where} is no run folder: there is no such folder.", 2)
+        raise UsageError(f"{where} is no run folder: there is no such folder.")
     return Run(store)
 
 
@@ -63,10 +63,9 @@ def check_model(run: Run, config: Config) -> None:
 
 
 def _another(run: Run) -> SamplerError:
-    return SamplerError(
+    return ModelError(
         f"{run.store.where} was made with another model than {run.model.label} is now; "
         "go on where that model is, or with engine.generate(..., out=...).",
-        6,
     )
 
 
@@ -80,5 +79,5 @@ def index_of(run: Run, key: str) -> int:
     found = [index for index in range(run.total) if run.key(index).startswith(key)] if key else []
     if len(found) != 1:
         problem = "no image" if not found else f"{len(found)} images"
-        raise SamplerError(f"{run.store.where} has {problem} with the key {key!r:.40}.", 2)
+        raise UsageError(f"{run.store.where} has {problem} with the key {key!r:.40}.")
     return found[0]

@@ -33,14 +33,14 @@ def command(
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.core.durable import write_file
-        from sampler.types import SamplerError
+        from sampler.errors import UsageError
 
         where, mark, key = what.partition("#")
         if not mark:
             where, key = _home(Path(what))
         path = out or Path(f"replay-{(key or Path(what).stem)[:10]}.png")
         if path.exists():
-            raise SamplerError(f"{path} exists; name another file with -o.", 2)
+            raise UsageError(f"{path} exists; name another file with -o.")
         before = None if mark else Path(what).read_bytes()
         if where:
             data, before = _from_run(where, key, device)
@@ -58,11 +58,11 @@ def command(
 
 def _home(image: Path) -> tuple[str, str]:
     """(run folder, key) of an image that lies in its run; ("", key) of one that does not."""
+    from sampler.errors import UsageError
     from sampler.runs.metadata import read_record
-    from sampler.types import SamplerError
 
     if not image.is_file():
-        raise SamplerError(f"{image}: no such file; RUN#KEY names an image of a run.", 2)
+        raise UsageError(f"{image}: no such file; RUN#KEY names an image of a run.")
     key = str(read_record(image.read_bytes())["key"])
     for folder in list(image.resolve().parents)[:3]:
         if (folder / "run.json").is_file():
@@ -84,36 +84,33 @@ def _from_run(where: str, key: str, device: str | None) -> tuple[bytes, bytes | 
 def _from_image(data: bytes, model: str | None, lora: tuple[str, ...], device: str | None) -> bytes:
     from sampler.cli.models import LORA, STUDENT, load_engine, with_lora
     from sampler.config.schema import ModelConfig
+    from sampler.errors import ModelError
     from sampler.runs.fingerprint import model_of
     from sampler.runs.metadata import read_record
-    from sampler.types import SamplerError
     from sampler.workers.replay import from_record
 
     body = read_record(data)
     made_with = body["record"]["model"]
     how, _, _ = made_with["fingerprint"].partition(":")
     if how == "tensors":
-        raise SamplerError(
-            "The image is of a model that was in memory; generate it again from Python.", 6
+        raise ModelError(
+            "The image is of a model that was in memory; generate it again from Python."
         )
     if how.endswith(STUDENT):
-        raise SamplerError(
+        raise ModelError(
             "The image was made with a student: replay it from its run folder, or generate it "
             "again with --student.",
-            6,
         )
     if how.endswith(LORA) and not lora:
-        raise SamplerError(
+        raise ModelError(
             "The image was made with adapters: give them, with their weights and in the same "
             "order, with --lora DIR[:WEIGHT].",
-            6,
         )
     found = with_lora(model_of(model, None, made_with["dtype"], how.startswith("fast")), lora)
     if found.fingerprint != made_with["fingerprint"]:
-        raise SamplerError(
+        raise ModelError(
             "The image was made with another model than this; name the right one with --model, "
             "and its adapters, if there were any, with --lora.",
-            6,
         )
     config = ModelConfig(model, dtype=made_with["dtype"], device=device or "auto", lora=lora)
     return from_record(load_engine(config), body)

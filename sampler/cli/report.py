@@ -165,7 +165,7 @@ class Meter:
 
 def explained(error: BaseException) -> tuple[str, int]:
     """An error as one sentence and the exit code it stands for."""
-    from sampler.types import SamplerError
+    from sampler.errors import SamplerError
 
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, SamplerError):

@@ -12,6 +12,7 @@ from typing import Any
 
 from sampler.cli.models import with_lora
 from sampler.config.schema import STRATEGIES, Config
+from sampler.errors import StorageError, UsageError
 from sampler.runs import axes, fingerprint, tables
 from sampler.runs.folder import Facts, Output
 from sampler.runs.jobs import Model, Settings
@@ -19,7 +20,6 @@ from sampler.runs.names import check_template, slug
 from sampler.runs.planner import Planner
 from sampler.runs.resolve import Defaults, resolved
 from sampler.runs.wildcards import Wildcards
-from sampler.types import SamplerError
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Source:
         try:
             whole = {kind: resolved(kind, self._spec(kind)) for kind in STRATEGIES}
         except ValueError as error:
-            raise SamplerError(str(error), 2) from None
+            raise UsageError(str(error)) from None
         defaults = Defaults(
             Settings(run.steps, run.height, run.width, **whole),
             run.negative_prompt or "",
@@ -103,10 +103,9 @@ class Source:
         model = self.config.model
         known = self.defaults or fingerprint.defaults(model.path, model.revision)
         if known is None:
-            raise SamplerError(
+            raise UsageError(
                 f"What the default {kind} of {model.path} is, is known only when it is loaded; "
                 f"name one with --{kind}.",
-                2,
             )
         return {**known[kind], **(given or {})}
 
@@ -152,6 +151,6 @@ def check_folder(where: str) -> None:
     folder = Path(where)
     above = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     if not above.is_dir():
-        raise SamplerError(f"{above} is a file; give a folder for the images.", 5)
+        raise StorageError(f"{above} is a file; give a folder for the images.")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise SamplerError(f"{above} is not writable.", 5)
+        raise StorageError(f"{above} is not writable.")

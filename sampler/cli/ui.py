@@ -32,11 +32,11 @@ def command(
         import importlib.util
 
         from sampler.config.schema import checked
-        from sampler.types import SamplerError
+        from sampler.errors import UsageError
 
         if importlib.util.find_spec("gradio") is None:
-            raise SamplerError(
-                "The playground needs the extra 'ui' (pip install diffusion-sampler[ui]).", 2
+            raise UsageError(
+                "The playground needs the extra 'ui' (pip install diffusion-sampler[ui])."
             )
         given = {"path": model, "revision": revision, "device": device, "dtype": dtype}
         config = checked({"model": given}, {("model", k): f"--{k}" for k in given})

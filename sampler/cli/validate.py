@@ -43,7 +43,7 @@ def validate(
 
 def _config(path: Path) -> tuple[str, list[str]]:
     from sampler.config import layers
-    from sampler.types import SamplerError
+    from sampler.errors import SamplerError
 
     try:
         layers.resolve([layers.read_file(path)], [], [])
@@ -56,7 +56,7 @@ def _prompts(path: Path) -> tuple[str, list[str]]:
     """Every row planned as for a run of the bundled model; all problems at once."""
     from sampler.cli.source import Source
     from sampler.config.schema import Config, PromptsConfig
-    from sampler.types import SamplerError
+    from sampler.errors import SamplerError
 
     prompts = PromptsConfig(file=str(path), on_bad_row="skip")
     source = Source(Config(prompts=prompts))

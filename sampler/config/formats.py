@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from sampler.config import yaml as strict_yaml
-from sampler.types import SamplerError
+from sampler.errors import SamplerError, UsageError
 
 KINDS = (".yaml", ".yml", ".toml", ".json")
 Lines = dict[strict_yaml.Path, int]
@@ -30,11 +30,11 @@ def parse(text: str, name: str, kind: str) -> tuple[Any, Lines]:
     if kind not in (".toml", ".json"):
         return strict_yaml.parse(text, name)
     if len(text.encode("utf-8", "surrogatepass")) > strict_yaml.MAX_BYTES:
-        raise SamplerError(f"{name}: the file is larger than 1 MiB.", 2)
+        raise UsageError(f"{name}: the file is larger than 1 MiB.")
     try:
         tree, lines = _toml(text, name) if kind == ".toml" else _json(text, name)
     except RecursionError:
-        raise SamplerError(f"{name}: nested more than {strict_yaml.MAX_DEPTH} deep.", 2) from None
+        raise UsageError(f"{name}: nested more than {strict_yaml.MAX_DEPTH} deep.") from None
     _check(tree, name)
     return tree, lines
 
@@ -43,14 +43,14 @@ def _toml(text: str, name: str) -> tuple[Any, Lines]:
     try:
         tomllib = importlib.import_module("tomllib")
     except ModuleNotFoundError:
-        raise SamplerError(f"{name}: TOML needs Python 3.11 or newer; write YAML.", 2) from None
+        raise UsageError(f"{name}: TOML needs Python 3.11 or newer; write YAML.") from None
     try:
         tree = tomllib.loads(text)
     except ValueError as error:
         found = re.search(r"at line (\d+)", str(error))
         line = found[1] if found else text.count("\n") + 1
         problem = " ".join(str(error).partition(" (at ")[0].split())
-        raise SamplerError(f"{name}:{line}: {problem[0].lower()}{problem[1:]}.", 2) from None
+        raise UsageError(f"{name}:{line}: {problem[0].lower()}{problem[1:]}.") from None
     lines: Lines = {}
     table: strict_yaml.Path = ()
     for number, line in enumerate(text.split("\n"), 1):
@@ -66,9 +66,9 @@ def _json(text: str, name: str) -> tuple[Any, Lines]:
     try:
         tree = json.loads(text, parse_constant=no_constant, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise SamplerError(f"{name}:{error.lineno}: {error.msg.lower()}.", 2) from None
+        raise UsageError(f"{name}:{error.lineno}: {error.msg.lower()}.") from None
     except ValueError as error:
-        raise SamplerError(f"{name}: {error}.", 2) from None
+        raise UsageError(f"{name}: {error}.") from None
     try:  # JSON is YAML but for tabs, which no text in it holds as they are
         return tree, strict_yaml.parse(text.replace("\t", " "), name)[1]
     except SamplerError:
@@ -82,15 +82,15 @@ def _check(tree: Any, name: str) -> None:
         value, depth = left.pop()
         nodes += 1
         if depth > strict_yaml.MAX_DEPTH or nodes > strict_yaml.MAX_NODES:
-            raise SamplerError(f"{name}: too deep, or too many values.", 2)
+            raise UsageError(f"{name}: too deep, or too many values.")
         if isinstance(value, dict):
             left += [(inner, depth + 1) for inner in value.values()]
         elif isinstance(value, list):
             left += [(inner, depth + 1) for inner in value]
         elif isinstance(value, float) and not math.isfinite(value):
-            raise SamplerError(f"{name}: {value} is not a finite number.", 2)
+            raise UsageError(f"{name}: {value} is not a finite number.")
         elif not isinstance(value, (str, int, float, bool, type(None))):
-            raise SamplerError(f"{name}: {value!s:.40} is a date; write it as text.", 2)
+            raise UsageError(f"{name}: {value!s:.40} is a date; write it as text.")
 
 
 def no_constant(text: str) -> Any:

@@ -17,7 +17,7 @@ from sampler import registry
 from sampler.config import formats
 from sampler.config import yaml as strict_yaml
 from sampler.config.schema import STRATEGIES, Config, KeyPath, checked
-from sampler.types import SamplerError
+from sampler.errors import UsageError
 
 PRESETS = Path(__file__).parent / "presets"
 ENVIRONMENT = {"SAMPLER_OUT": "output.dir", "SAMPLER_DEVICE": "model.device"}
@@ -43,13 +43,13 @@ def read_file(path: Path) -> Layer:
         text = data.decode("utf-8-sig")
     except OSError as error:
         reason = (error.strerror or "it cannot be read").lower()
-        raise SamplerError(f"{path}: {reason}.", 2) from None
+        raise UsageError(f"{path}: {reason}.") from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise SamplerError(f"{path}:{line}: this is not UTF-8 text.", 2) from None
+        raise UsageError(f"{path}:{line}: this is not UTF-8 text.") from None
     tree, lines = formats.parse(text, str(path), path.suffix.lower())
     if not isinstance(tree, dict | None):
-        raise SamplerError(f"{path}:1: a configuration is a mapping (key: value).", 2)
+        raise UsageError(f"{path}:1: a configuration is a mapping (key: value).")
     tree = {**(tree or {})}
     prompts: Any = tree.get("prompts")
     if isinstance(prompts, list):
@@ -68,7 +68,7 @@ def preset_files(name: str | None) -> list[Path]:
         return []
     known = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
     if name not in known:
-        raise SamplerError(f"--preset: {name!r:.40}{registry.nearest(name, list(known))}.", 2)
+        raise UsageError(f"--preset: {name!r:.40}{registry.nearest(name, list(known))}.")
     return [known[name]]
 
 
@@ -91,7 +91,7 @@ def from_sets(assignments: Sequence[str]) -> list[Layer]:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not all(part.strip() for part in key.split(".")):
-            raise SamplerError(f"--set takes a.b=value, not {text!r:.60}.", 2)
+            raise UsageError(f"--set takes a.b=value, not {text!r:.60}.")
         parsed, _ = strict_yaml.parse(value, f"--set {key}")
         layers.append(_layer(key.strip(), parsed, "--set"))
     return layers

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from sampler import registry
 from sampler.config import yaml as strict_yaml
-from sampler.types import SamplerError
+from sampler.errors import SamplerError, UsageError
 
 STRATEGIES = ("sampler", "guidance")
 KeyPath = strict_yaml.Path
@@ -156,7 +156,7 @@ def checked(tree: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> Config:
         try:
             strategy_of(config, kind)
         except ValueError as error:
-            raise SamplerError(f"{said_at((kind,), sources)}: {error}", 2) from None
+            raise UsageError(f"{said_at((kind,), sources)}: {error}") from None
     return config
 
 
@@ -196,7 +196,7 @@ def _first(error: ValidationError, sources: Mapping[KeyPath, str]) -> SamplerErr
         shown = json.dumps(problem["input"], ensure_ascii=False)
         limits = " or ".join(message.removeprefix("Input should ") for message in same)
         text = f" = {shown:.60} must {limits}"
-    return SamplerError(f"{said_at(path, sources)}: {'.'.join(map(str, path))}{text}.", 2)
+    return UsageError(f"{said_at(path, sources)}: {'.'.join(map(str, path))}{text}.")
 
 
 def _known(path: KeyPath) -> KeyPath:

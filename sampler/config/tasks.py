@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sampler.types import SamplerError
+from sampler.errors import UsageError
 
 # RED-Diff's settings for images that lie in a pipeline's latents: the published examples' lr; with
 # their lam of 0.25 the bundled model restores worse by 3 to 6 dB (docs/samplers.md).
@@ -34,20 +34,20 @@ def settings(task: str | None, image: str | None, mask: str | None) -> dict[str,
     """
     if task is None:
         if image is not None or mask is not None:
-            raise SamplerError(f"--image and --mask need --task: {', '.join(OPERATORS)}.", 2)
+            raise UsageError(f"--image and --mask need --task: {', '.join(OPERATORS)}.")
         return {}
     if task not in OPERATORS:
-        raise SamplerError(f"--task {task!r} must be one of {', '.join(OPERATORS)}.", 2)
+        raise UsageError(f"--task {task!r} must be one of {', '.join(OPERATORS)}.")
     if image is None:
-        raise SamplerError(f"--task {task} needs --image FILE.", 2)
+        raise UsageError(f"--task {task} needs --image FILE.")
     if (mask is None) == (task == "inpaint"):
-        raise SamplerError("--mask FILE goes with --task inpaint, and only with it.", 2)
+        raise UsageError("--mask FILE goes with --task inpaint, and only with it.")
     width, height = _size(image)
     operator = dict(OPERATORS[task])
     if mask is not None:
         if _size(mask) != (width, height):
             wrong = " x ".join(map(str, _size(mask)))
-            raise SamplerError(f"--mask is {wrong} pixels, --image {width} x {height}.", 2)
+            raise UsageError(f"--mask is {wrong} pixels, --image {width} x {height}.")
         operator["mask"] = str(Path(mask).resolve())
     factor = operator.get("factor", 1)
     spec = {**BASE, "operator": operator, "y": str(Path(image).resolve())}
@@ -68,4 +68,4 @@ def _size(path: str) -> tuple[int, int]:
             return (file.height, file.width) if turned else file.size
     except (OSError, UnidentifiedImageError) as error:
         reason = getattr(error, "strerror", None) or "it is no image that can be read"
-        raise SamplerError(f"{path}: {reason.lower()}.", 2) from None
+        raise UsageError(f"{path}: {reason.lower()}.") from None

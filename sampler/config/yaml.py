@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
-from sampler.types import SamplerError
+from sampler.errors import SamplerError, UsageError
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
@@ -48,7 +48,7 @@ def parse(text: str, name: str) -> tuple[Any, dict[Path, int]]:
     name: what errors call the text ("cfg.yaml"). Raises SamplerError (2): `name:line: problem`.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise SamplerError(f"{name}: the file is larger than 1 MiB.", 2)
+        raise UsageError(f"{name}: the file is larger than 1 MiB.")
     lines: dict[Path, int] = {}
     try:
         _check_limits(text, name)
@@ -61,7 +61,7 @@ def parse(text: str, name: str) -> tuple[Any, dict[Path, int]]:
         parts = [part for part in (error.context, error.problem) if part]
         raise _error(name, mark, " ".join(", ".join(parts).split()) or "no YAML") from None
     except yaml.YAMLError as error:
-        raise SamplerError(f"{name}: {' '.join(str(error).split())}.", 2) from None
+        raise UsageError(f"{name}: {' '.join(str(error).split())}.") from None
 
 
 def _check_limits(text: str, name: str) -> None:
@@ -125,4 +125,4 @@ def _scalar(node: Any, name: str) -> Any:
 
 def _error(name: str, mark: Any, problem: str) -> SamplerError:
     where = name if mark is None else f"{name}:{mark.line + 1}"
-    return SamplerError(f"{where}: {problem}.", 2)
+    return UsageError(f"{where}: {problem}.")

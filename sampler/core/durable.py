@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-from sampler.types import SamplerError
+from sampler.errors import SamplerError, StorageError
 
 T = TypeVar("T")
 
@@ -102,8 +102,8 @@ def storage_error(error: OSError, path: Path) -> SamplerError:
     except OSError:
         free = "free space unknown"
     reason = (error.strerror or str(error)).lower()
-    return SamplerError(
-        f"Cannot write {path}: {reason} ({free}). Nothing is lost; the same command goes on.", 5
+    return StorageError(
+        f"Cannot write {path}: {reason} ({free}). Nothing is lost; the same command goes on."
     )
 
 

@@ -14,7 +14,8 @@ from sampler_kernels import leaves, map_tree
 from torch import Tensor
 
 from sampler.core.loop import Loop, landed
-from sampler.types import Branch, Guidance, Sampler, Snapshot, Span, first_line
+from sampler.errors import first_line
+from sampler.types import Branch, Guidance, Sampler, Snapshot, Span
 
 Captured = tuple[Callable[[], Any], Any]  # (replay, the outputs that a replay fills)
 Capture = Callable[[Callable[[], Any]], Captured]

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from sampler.core.graph_steps import Capture, StepGraphs, capture, copied, described, refilled
 from sampler.core.loop import Loop
-from sampler.types import Cond, Guidance, Level, Sampler, SamplerError, Snapshot, spans
+from sampler.errors import UsageError
+from sampler.types import Cond, Guidance, Level, Sampler, Snapshot, spans
 
 # Batches from which "auto" captures: the capture itself costs three runs.
 WORTHWHILE = 5
@@ -38,10 +39,9 @@ def graphed(engine: Loop, graph: bool | Literal["auto"], batches: int) -> Graphe
     if engine.pipeline.device.type != "cuda":
         if graph == "auto":
             return None
-        raise SamplerError(
+        raise UsageError(
             f"graph = True needs a CUDA device, and the model is on {engine.pipeline.device}; "
             "use graph = 'auto'.",
-            2,
         )
     return GraphedRuns(engine, graph is True, capture)
 
@@ -97,8 +97,8 @@ class GraphedRuns:
 
     def _refuse(self, reason: str, error: Exception | None) -> None:
         if self.required:
-            raise SamplerError(
-                f"graph = True: this run cannot be CUDA graphs ({reason}); use 'auto'.", 2
+            raise UsageError(
+                f"graph = True: this run cannot be CUDA graphs ({reason}); use 'auto'."
             ) from error
 
 

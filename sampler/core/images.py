@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sampler.core.noise import initial
-from sampler.types import Level, SamplerError
+from sampler.errors import UsageError
+from sampler.types import Level
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64 * 10**6
@@ -86,9 +87,9 @@ def _pixels(path: str | Path, mode: str) -> Tensor:
         with Image.open(path, formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:  # by the header: nothing is decoded yet
                 size = f"{file.width} x {file.height} pixels"
-                raise SamplerError(f"{path}: {size}; at most 64 megapixels are read.", 2)
+                raise UsageError(f"{path}: {size}; at most 64 megapixels are read.")
             upright = ImageOps.exif_transpose(file).convert(mode)
     except (OSError, UnidentifiedImageError) as error:
         reason = getattr(error, "strerror", None) or "it is no image that can be read"
-        raise SamplerError(f"{path}: {reason.lower()}.", 2) from None
+        raise UsageError(f"{path}: {reason.lower()}.") from None
     return torch.from_numpy(np.asarray(upright, dtype=np.float32) / 255)

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sampler.types import SamplerError, Snapshot
+from sampler.errors import UsageError
+from sampler.types import Snapshot
 
 FORMAT = 1
 
@@ -48,7 +49,7 @@ def load_snapshot(path: str | Path) -> Snapshot:
             raise KeyError("format")
         return Snapshot(*_decode(json.loads(header["snapshot"]), tensors))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise SamplerError(f"{path} is not a snapshot that can be read: {error}.", 2) from error
+        raise UsageError(f"{path} is not a snapshot that can be read: {error}.") from error
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:

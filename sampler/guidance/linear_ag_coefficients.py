@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sampler.types import SamplerError
+from sampler.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,10 +70,9 @@ class Coefficients:
             rows = [tuple(map(tuple, document[name])) for name in ("cond", "uncond")]
             return Coefficients(rows[0], rows[1], document["keys"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SamplerError(
+            raise ModelError(
                 f"{path} is no LinearAG coefficients file ({error}); make one with "
                 "`sampler calibrate linear-ag`.",
-                6,
             ) from error
 
     def refuse(self, **found: Any) -> None:

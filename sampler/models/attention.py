@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sampler.types import SamplerError, first_line
+from sampler.errors import ModelError, first_line
 
 NAMES = ("auto", "native", "xformers")
 
@@ -38,8 +38,8 @@ def set_attention(network: Any, name: str) -> None:
 
             network.set_attn_processor(AttnProcessor2_0())
     except (AttributeError, ImportError, RuntimeError, ValueError) as error:
-        raise SamplerError(
-            f"attention = {name!r} cannot be set on {type(network).__name__}: {error}", 6
+        raise ModelError(
+            f"attention = {name!r} cannot be set on {type(network).__name__}: {error}"
         ) from error
 
 
@@ -52,10 +52,9 @@ def _has_backends(network: Any) -> bool:
 def _try_xformers(device: torch.device) -> None:
     """One real call, since an installation that imports may still have no kernel to run."""
     if device.type != "cuda":
-        raise SamplerError(
+        raise ModelError(
             f"attention = 'xformers' needs a CUDA device, and the model is on {device}; "
             "use 'native'.",
-            6,
         )
     try:
         from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
@@ -63,8 +62,7 @@ def _try_xformers(device: torch.device) -> None:
         q = torch.randn(1, 16, 2, 32, device=device, dtype=torch.float16)
         memory_efficient_attention(q, q, q)
     except Exception as error:  # whatever a missing package or a wrong build raises
-        raise SamplerError(
+        raise ModelError(
             f"attention = 'xformers' does not work here ({first_line(error)}); install the extra "
             "'xformers' in a version that fits this torch, or use 'native'.",
-            6,
         ) from error

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from sampler.core.durable import write_file
+from sampler.errors import ModelError, UsageError, first_line
 from sampler.models.lora_files import FILE, lora_file, read_adapter, write_adapter
-from sampler.types import SamplerError, first_line
 
 NAME = "finetune"
 
@@ -135,10 +135,9 @@ def put_lora(network: Any, prefix: str, *sources: str | Path | tuple[str | Path,
         state = _without(tensors, prefix)
         config = {k: v for k, v in _without(header, prefix).items() if v is not None}
         if not state or not config:
-            raise SamplerError(
+            raise ModelError(
                 f"{path} is no adapter of a {prefix} with its configuration in the header; use "
                 "pipe.load_lora_weights for files of other tools.",
-                6,
             )
         name = f"lora_{number}"
         try:
@@ -151,7 +150,7 @@ def put_lora(network: Any, prefix: str, *sources: str | Path | tuple[str | Path,
         except (ValueError, RuntimeError, TypeError) as error:
             _strip(network)
             text = f"{path} does not fit this pipeline: {first_line(error)}"
-            raise SamplerError(text, 6) from error
+            raise ModelError(text) from error
         weights[name] = weight
     for layer in _layers(network):
         layer.set_adapter([name for name in weights if name in layer.scaling])
@@ -194,10 +193,9 @@ def _strip(network: Any) -> None:
 
 def _check_bare(network: Any) -> None:
     if _layers(network):
-        raise SamplerError(
+        raise UsageError(
             "The network carries adapters already; take them off first (unload_lora, or "
             "pipe.unload_lora_weights), or fuse them.",
-            2,
         )
 
 

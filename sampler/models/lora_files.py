@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sampler.core.durable import write_file
-from sampler.types import SamplerError
+from sampler.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ def lora_file(source: Path) -> Path:
     for path in (source, source / FILE, source / "lora" / FILE):
         if path.is_file():
             return path
-    raise SamplerError(f"{source} has no adapter: {FILE} is neither there nor in lora/.", 6)
+    raise ModelError(f"{source} has no adapter: {FILE} is neither there nor in lora/.")
 
 
 def mix_lora(first: Path, second: Path, weight: float, out: Path) -> Path:
@@ -49,7 +49,7 @@ def mix_lora(first: Path, second: Path, weight: float, out: Path) -> Path:
     tensors: dict[str, Tensor] = {}
     (one, header), (two, other) = read_adapter(lora_file(first)), read_adapter(lora_file(second))
     if one.keys() != two.keys():
-        raise SamplerError(f"{first} and {second} adapt different layers.", 6)
+        raise ModelError(f"{first} and {second} adapt different layers.")
     scales = [w * _scale(h) for w, h in ((weight, header), (1 - weight, other))]
     for key in one:
         pair = (one[key], two[key])
@@ -89,4 +89,4 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return tensors, json.loads((file.metadata() or {}).get(_HEADER, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise SamplerError(f"{path} is no adapter that can be read: {error}.", 6) from None
+        raise ModelError(f"{path} is no adapter that can be read: {error}.") from None

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sampler.errors import ModelError, SamplerError, first_line
 from sampler.models.preflight import PICKLES
-from sampler.types import SamplerError, first_line
 
 OFFLOADS = ("model", "sequential")
 
@@ -21,8 +21,8 @@ Loras = str | Path | Sequence[Any] | Mapping[Any, float]
 def no_pickle(path: Path) -> None:
     """Raises SamplerError (6) for a file that can run code when it is opened."""
     if path.suffix.lower() in PICKLES:
-        raise SamplerError(
-            f"{path} is a pickle, which can run code, and is refused; convert it to safetensors.", 6
+        raise ModelError(
+            f"{path} is a pickle, which can run code, and is refused; convert it to safetensors."
         )
 
 
@@ -34,7 +34,7 @@ def put_loras(pipe: Any, loras: Loras) -> None:
     """
     pairs = [_pair(given) for given in _items(loras)]
     if pairs and not hasattr(pipe, "load_lora_weights"):
-        raise SamplerError(f"{type(pipe).__name__} takes no LoRA adapters.", 6)
+        raise ModelError(f"{type(pipe).__name__} takes no LoRA adapters.")
     weights: dict[str, float] = {}
     for number, (path, weight) in enumerate(pairs):
         _put(pipe, path, name := f"lora_{number}")
@@ -60,7 +60,7 @@ def _put(pipe: Any, path: Path, name: str) -> None:
         path = found[0] if found else path / "pytorch_lora_weights.safetensors"
     no_pickle(path)
     if not path.is_file():
-        raise SamplerError(f"{path} is not there: a LoRA adapter is a safetensors file.", 6)
+        raise ModelError(f"{path} is not there: a LoRA adapter is a safetensors file.")
     with warnings.catch_warnings():  # peft remarks that there are several adapters
         warnings.simplefilter("ignore", UserWarning)
         try:
@@ -81,10 +81,9 @@ def _put(pipe: Any, path: Path, name: str) -> None:
 def _unfitting(pipe: Any, path: Path, error: Exception) -> SamplerError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[min(1, len(lines) - 1)] if lines else type(error).__name__
-    return SamplerError(
+    return ModelError(
         f"{path} does not fit {type(pipe).__name__}, it may be of another architecture: "
         f"{reason[:160].rstrip(' .')}.",
-        6,
     )
 
 
@@ -101,8 +100,8 @@ def place(pipe: Any, device: Any, offload: str | None) -> None:
     try:
         enable(device=device)
     except (RuntimeError, ValueError) as error:
-        raise SamplerError(
-            f"offload = {offload!r} cannot be had on {device}: {first_line(error)}", 6
+        raise ModelError(
+            f"offload = {offload!r} cannot be had on {device}: {first_line(error)}"
         ) from error
 
 
@@ -113,7 +112,7 @@ def set_vae(pipe: Any, tiling: bool, slicing: bool) -> None:
             continue
         enable = getattr(getattr(pipe, "vae", None), name, None)
         if enable is None:
-            raise SamplerError(f"The VAE of {type(pipe).__name__} has no {name[7:]}.", 6)
+            raise ModelError(f"The VAE of {type(pipe).__name__} has no {name[7:]}.")
         enable()
 
 
@@ -123,7 +122,7 @@ def compile_blocks(network: Any, backend: str = "inductor") -> None:
     Raises SamplerError (6) for a network that names none.
     """
     if not getattr(network, "_repeated_blocks", None):
-        raise SamplerError(
-            f"{type(network).__name__} names no repeated blocks to compile; leave compile out.", 6
+        raise ModelError(
+            f"{type(network).__name__} names no repeated blocks to compile; leave compile out."
         )
     network.compile_repeated_blocks(fullgraph=True, backend=backend)

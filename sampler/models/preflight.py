@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sampler.types import SamplerError, first_line
+from sampler.errors import ModelError, SamplerError, first_line
 
 INDEX = "model_index.json"
 MAX_INDEX = 2**18  # bytes; real ones have a few hundred
@@ -47,7 +47,7 @@ def check(folder: Path) -> str:
         if not isinstance(cls, str) or not _NAME.fullmatch(cls):
             raise _refused(folder, f"the class of its component {name!r} is {cls!r:.60}")
         if not (folder / name).is_dir():
-            raise SamplerError(f"{folder} is incomplete: the folder {name} is missing.", 6)
+            raise ModelError(f"{folder} is incomplete: the folder {name} is missing.")
         check_component(folder / name, weights=not _NO_WEIGHTS.search(cls))
     return index["_class_name"]
 
@@ -58,7 +58,7 @@ def check_component(folder: Path, weights: bool = True) -> None:
     Raises SamplerError (6).
     """
     if not folder.is_dir():
-        raise SamplerError(f"{folder} does not exist, or is not a folder.", 6)
+        raise ModelError(f"{folder} does not exist, or is not a folder.")
     _no_code(folder)
     for path in sorted(folder.glob("*.json")):
         if path.name.endswith("config.json") or path.name.endswith(".index.json"):
@@ -67,12 +67,11 @@ def check_component(folder: Path, weights: bool = True) -> None:
     if weights and not files:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLES)
         if pickled:
-            raise SamplerError(
+            raise ModelError(
                 f"{folder} has pickle weights only ({pickled[0]}), which can run code and are "
                 "refused; convert them to safetensors.",
-                6,
             )
-        raise SamplerError(f"{folder} has no safetensors weights.", 6)
+        raise ModelError(f"{folder} has no safetensors weights.")
     for path in files:
         stored_dtype(path)
 
@@ -89,17 +88,17 @@ def stored_dtype(path: Path) -> str:
             names = list(file.keys())
             return file.get_slice(names[0]).get_dtype() if names else "F32"
     except (SafetensorError, OSError, ValueError) as error:
-        raise SamplerError(
-            f"{path} is no intact safetensors file: {first_line(error):.120}.", 6
+        raise ModelError(
+            f"{path} is no intact safetensors file: {first_line(error):.120}."
         ) from None
 
 
 def _index(folder: Path) -> dict[str, Any]:
     if not folder.exists():
-        raise SamplerError(f"{folder} does not exist.", 6)
+        raise ModelError(f"{folder} does not exist.")
     path = folder / INDEX
     if not path.is_file():
-        raise SamplerError(f"{folder} is no diffusers pipeline: it has no {INDEX}.", 6)
+        raise ModelError(f"{folder} is no diffusers pipeline: it has no {INDEX}.")
     index = _json(path, MAX_INDEX)
     name = index.get("_class_name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -138,7 +137,7 @@ def _check_config(path: Path) -> None:
     for name in (config.get("weight_map") or {}).values() if "weight_map" in config else ():
         inside = isinstance(name, str) and Path(name).name == name
         if not inside or not name.endswith(".safetensors") or not (path.parent / name).is_file():
-            raise SamplerError(f"{path} names weights that are not there: {name!r:.60}.", 6)
+            raise ModelError(f"{path} names weights that are not there: {name!r:.60}.")
 
 
 def _no_foreign_keys(path: Path, config: Any) -> None:
@@ -150,7 +149,7 @@ def _no_foreign_keys(path: Path, config: Any) -> None:
 def _walk(path: Path, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Every (key, value) of a JSON tree; items of lists have the key ""."""
     if depth > MAX_DEPTH:
-        raise SamplerError(f"{path} is nested too deeply.", 6)
+        raise ModelError(f"{path} is nested too deeply.")
     pairs = (
         value.items()
         if isinstance(value, dict)
@@ -166,14 +165,14 @@ def _walk(path: Path, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
 def _json(path: Path, limit: int) -> dict[str, Any]:
     try:
         if path.stat().st_size > limit:
-            raise SamplerError(f"{path} is larger than {limit} bytes.", 6)
+            raise ModelError(f"{path} is larger than {limit} bytes.")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SamplerError(f"{path} cannot be read as JSON: {first_line(error):.120}.", 6) from None
+        raise ModelError(f"{path} cannot be read as JSON: {first_line(error):.120}.") from None
     if not isinstance(value, dict):
-        raise SamplerError(f"{path} is not a JSON object.", 6)
+        raise ModelError(f"{path} is not a JSON object.")
     return value
 
 
 def _refused(path: Path, why: str) -> SamplerError:
-    return SamplerError(f"{path} is refused: {why}; nothing of it was run.", 6)
+    return ModelError(f"{path} is refused: {why}; nothing of it was run.")

@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sampler.errors import ModelError
 from sampler.models import preflight
 from sampler.models.options import no_pickle
-from sampler.types import SamplerError
 
 
 def is_file(source: Any) -> bool:
@@ -29,20 +29,19 @@ def read_single_file(path: Path, config: Any, options: dict[str, Any]) -> Any:
     """
     no_pickle(path)
     if not path.is_file():
-        raise SamplerError(f"{path} does not exist.", 6)
+        raise ModelError(f"{path} does not exist.")
     preflight.stored_dtype(path)
     if config is None:
-        raise SamplerError(
+        raise ModelError(
             f"{path.name} holds weights only: give config = a folder in the diffusers layout of "
             "the same architecture.",
-            6,
         )
     import diffusers
 
     folder = Path(config).expanduser()
     cls: Any = getattr(diffusers, preflight.check(folder), None)
     if cls is None or not hasattr(cls, "from_single_file"):
-        raise SamplerError(f"diffusers reads no single file of a pipeline like {folder}.", 6)
+        raise ModelError(f"diffusers reads no single file of a pipeline like {folder}.")
     options = {"local_files_only": True, **options}
     if _is_whole(path):
         return cls.from_single_file(str(path), config=str(folder), **options)

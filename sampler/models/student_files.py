@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.bundled import FOLDER
-from sampler.types import SamplerError
+from sampler.errors import ModelError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -26,10 +26,9 @@ def student_folder(source: str | Path) -> Path:
     for folder in (path, path / "student"):
         if (folder / MANIFEST).is_file():
             return folder
-    raise SamplerError(
+    raise ModelError(
         f"{source} has no student: {MANIFEST} is neither there nor in student/; make one with "
         "`sampler finetune --trainer f_distill`.",
-        6,
     )
 
 
@@ -45,7 +44,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
-        raise SamplerError(f"{folder / MANIFEST} is no manifest of a student.", 6)
+        raise ModelError(f"{folder / MANIFEST} is no manifest of a student.")
     return manifest
 
 

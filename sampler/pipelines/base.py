@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sampler.core.denoisers import BatchedDenoiser
 from sampler.core.schedule import Schedule
-from sampler.types import Cond, Level, Prediction, SamplerError
+from sampler.errors import ModelError
+from sampler.types import Cond, Level, Prediction
 
 A = TypeVar("A", bound="type[Adapter]")
 
@@ -54,8 +55,8 @@ def adapt(pipe: Any, weak: Any = None) -> Adapter:
     """
     name = type(pipe).__name__
     if name not in _families:
-        raise SamplerError(
-            f"{name} is not a supported pipeline; supported: {', '.join(supported())}.", 6
+        raise ModelError(
+            f"{name} is not a supported pipeline; supported: {', '.join(supported())}."
         )
     return _families[name](pipe, weak)
 
@@ -92,12 +93,11 @@ class Adapter(BatchedDenoiser):
         try:
             self.schedule = self.read_schedule()
         except ValueError as error:
-            raise SamplerError(str(error), 6) from None
+            raise ModelError(str(error)) from None
         if self.schedule.process not in self.processes:
-            raise SamplerError(
+            raise ModelError(
                 f"{type(pipe).__name__} is trained with {' or '.join(self.processes)} levels, and "
                 f"{name} gives {self.schedule.process} ones; give it a scheduler of its own kind.",
-                6,
             )
         self.embedded_scale = self._default_of("guidance_scale")
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sampler.errors import ModelError
 from sampler.pipelines.base import Adapter, adapter
 from sampler.pipelines.scale_embedding import scale_embedding
-from sampler.types import Cond, Level, SamplerError
+from sampler.types import Cond, Level
 
 
 class UNetAdapter(Adapter):
@@ -24,10 +25,9 @@ class UNetAdapter(Adapter):
     def check(self) -> None:
         config = self.network.config
         if config.encoder_hid_dim_type == "ip_image_proj":
-            raise SamplerError(
+            raise ModelError(
                 "This UNet wants an image prompt (IP-Adapter), which is not supported; "
                 "call pipe.unload_ip_adapter() first.",
-                6,
             )
 
     @property

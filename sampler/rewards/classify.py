@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from sampler.errors import UsageError
 from sampler.registry import register
 from sampler.rewards.base import Dtype, RewardBase
-from sampler.types import SamplerError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +63,8 @@ class ClassifierLogProbability(RewardBase):
         if self.label is not None and self.label not in self._labels:
             from sampler.registry import nearest
 
-            raise SamplerError(
-                f"The classifier has no class {self.label!r}{nearest(self.label, self._labels)}.", 2
+            raise UsageError(
+                f"The classifier has no class {self.label!r}{nearest(self.label, self._labels)}."
             )
         _ = self._network
 

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from sampler.errors import ModelError
 from sampler.registry import register
 from sampler.rewards.base import Dtype, RewardBase
-from sampler.types import SamplerError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,10 +159,9 @@ class Aesthetic(RewardBase):
         found = weights.get("layers.0.weight")
         if found is None or found.shape[1] != size:
             where = Path(self.head) / "model.safetensors"
-            raise SamplerError(
+            raise ModelError(
                 f"{where} is no aesthetic head for embeddings of {size}: use CLIP ViT-L/14, "
                 "and the head that scripts/rewards/convert.py writes.",
-                6,
             )
         head.load_state_dict(weights)
         return head.eval().requires_grad_(False)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from sampler.errors import UsageError
 from sampler.registry import nearest, register
 from sampler.rewards.base import Dtype, RewardBase
-from sampler.types import SamplerError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,9 +63,8 @@ class ObjectCount(RewardBase):
         auto = "ObjectDetection" if self.vocabulary == "fixed" else "ZeroShotObjectDetection"
         detector = Vision(f"AutoModelFor{auto}", self.path, self.dtype, self.download)
         if self.vocabulary == "fixed" and self.label not in detector.labels:
-            raise SamplerError(
+            raise UsageError(
                 f"The detector has no class {self.label!r}{nearest(self.label, detector.labels)}.",
-                2,
             )
         return detector
 

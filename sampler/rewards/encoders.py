@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sampler.errors import ModelError, first_line
 from sampler.rewards.heads import ScoreHead
 from sampler.rewards.preprocess import Preprocessing, clip_pixels
-from sampler.types import SamplerError, first_line
 
 
 class Clip(nn.Module):
@@ -157,15 +157,14 @@ def read_weights(folder: str, name: str, others: Sequence[str] = ()) -> dict[str
     root = Path(folder)
     missing = [f for f in (name, *others) if not (root / f).is_file()]
     if missing:
-        raise SamplerError(
+        raise ModelError(
             f"{folder} lacks {', '.join(missing)}; expected files: {', '.join((name, *others))} "
             "(scripts/rewards/convert.py makes them from the original checkpoints).",
-            6,
         )
     try:
         return load_file(root / name)
     except (SafetensorError, OSError) as error:
-        raise SamplerError(f"{root / name} is no safetensors file: {error}.", 6) from None
+        raise ModelError(f"{root / name} is no safetensors file: {error}.") from None
 
 
 def _preprocessing(source: str, download: bool) -> Preprocessing:
@@ -176,7 +175,7 @@ def _preprocessing(source: str, download: bool) -> Preprocessing:
             source, local_files_only=not download
         )
     except (OSError, ValueError):
-        raise SamplerError(f"{source} lacks preprocessor_config.json.", 6) from None
+        raise ModelError(f"{source} lacks preprocessor_config.json.") from None
     size = config.get("size", {"height": 224, "width": 224})
     size = {"shortest_edge": size} if isinstance(size, int) else dict(size)
     side = config.get("crop_size") if config.get("do_center_crop") else None
@@ -191,14 +190,13 @@ def _preprocessing(source: str, download: bool) -> Preprocessing:
 def _pretrained(cls: Any, source: str, download: bool, dtype: Any = None) -> Any:
     """`from_pretrained` of a local folder, or of a hub id with `download`; safetensors only."""
     if not download and not Path(source).is_dir():
-        raise SamplerError(
+        raise ModelError(
             f"The folder {source!r} does not exist; give a folder in the transformers layout "
             "(config.json, model.safetensors, tokenizer files), or a hub id with download: true.",
-            6,
         )
     options = {} if dtype is None else {"dtype": dtype, "use_safetensors": True}
     try:
         return cls.from_pretrained(source, local_files_only=not download, **options)
     except (OSError, ValueError, ImportError) as error:
         text = f"{source} failed to load as {cls.__name__}: {first_line(error)}"
-        raise SamplerError(text, 6) from error
+        raise ModelError(text) from error

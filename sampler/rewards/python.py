@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from sampler import registry
-from sampler.types import SamplerError
+from sampler.errors import UsageError
 
 
 def reward_from(spec: Any, allow_python: bool = False) -> Any:
@@ -21,18 +21,17 @@ def reward_from(spec: Any, allow_python: bool = False) -> Any:
     if not isinstance(spec, str) or ":" not in spec:
         return registry.build("reward", spec)
     if not allow_python:
-        raise SamplerError(
+        raise UsageError(
             f"The reward {spec!r} is Python code: give --allow-python (allow_python=True) to run "
             "it.",
-            2,
         )
     module, _, name = spec.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise SamplerError(f"The reward {spec!r} was not found: {error}.", 2) from error
+        raise UsageError(f"The reward {spec!r} was not found: {error}.") from error
     if isinstance(found, type):
         found = found()
     if not callable(found):
-        raise SamplerError(f"The reward {spec!r} must be a function (images, prompts).", 2)
+        raise UsageError(f"The reward {spec!r} must be a function (images, prompts).")
     return found

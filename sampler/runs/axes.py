@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sampler import registry
+from sampler.errors import SamplerError, UsageError
 from sampler.runs.rows import COLUMNS, scalar
 from sampler.runs.tables import Line
-from sampler.types import SamplerError
 
 MAX_VALUES = 10_000
 _NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
@@ -39,15 +39,15 @@ def parse_axis(text: str) -> Axis:
     name, equals, values = text.partition("=")
     name = name.strip()
     if not equals or not name or not values:
-        raise SamplerError(f"--axis takes NAME=VALUES, not {text!r:.60}.", 2)
+        raise UsageError(f"--axis takes NAME=VALUES, not {text!r:.60}.")
     column = name.partition(".")[0]
     if column not in COLUMNS and not (name.startswith(REPLACE) and name != REPLACE):
         known = [*COLUMNS, "guidance.scale", "sampler.order", "prompt/TEXT"]
-        raise SamplerError(f"--axis {name!r:.60}: unknown name{registry.nearest(name, known)}.", 2)
+        raise UsageError(f"--axis {name!r:.60}: unknown name{registry.nearest(name, known)}.")
     is_text = column in _TEXT_COLUMNS or name.startswith(REPLACE)
     found = _split(values) if is_text else _values(values, name)
     if twice := [value for k, value in enumerate(found) if value in found[:k]]:
-        raise SamplerError(f"--axis {name}: the value {twice[0]!r:.60} is given twice.", 2)
+        raise UsageError(f"--axis {name}: the value {twice[0]!r:.60} is given twice.")
     return Axis(name, tuple(found))
 
 
@@ -59,7 +59,7 @@ def sweep(rows: Iterable[Line], axes: list[Axis]) -> Iterator[Line]:
     """
     names = [axis.name for axis in axes]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise SamplerError(f"--axis {twice[0]:.60} is given twice.", 2)
+        raise UsageError(f"--axis {twice[0]:.60} is given twice.")
     for where, cells in rows:
         if isinstance(cells, SamplerError):
             yield where, cells
@@ -75,7 +75,7 @@ def _changed(cells: Mapping[str, Any], values: Mapping[str, Any], where: str) ->
     changed.update({n: v for n, v in values.items() if not n.startswith(REPLACE)})
     prompt = str(changed.get("prompt", ""))
     if missing := [text for text in replaced if text not in prompt]:
-        raise SamplerError(f"{where}: --axis prompt/{missing[0]:.60}: not in the prompt.", 2)
+        raise UsageError(f"{where}: --axis prompt/{missing[0]:.60}: not in the prompt.")
     if replaced:
         pattern = "|".join(re.escape(text) for text in sorted(replaced, key=len, reverse=True))
         changed["prompt"] = re.sub(pattern, lambda match: str(replaced[match[0]]), prompt)
@@ -88,7 +88,7 @@ def _values(text: str, name: str) -> list[Any]:
         match = _RANGE.match(part.strip())
         found += _range(match, name) if match else [scalar(part.strip())]
     if len(found) > MAX_VALUES:
-        raise SamplerError(f"--axis {name}: more than {MAX_VALUES} values.", 2)
+        raise UsageError(f"--axis {name}: more than {MAX_VALUES} values.")
     return found
 
 
@@ -99,15 +99,15 @@ def _range(match: re.Match[str], name: str) -> list[Any]:
     if match[4]:
         count = int(match[4])
         if not 2 <= count <= MAX_VALUES:
-            raise SamplerError(f"--axis {name}: A..B#N needs N from 2 to {MAX_VALUES}.", 2)
+            raise UsageError(f"--axis {name}: A..B#N needs N from 2 to {MAX_VALUES}.")
         step, whole = (last - first) / (count - 1), False
     else:
         step = float(match[3] or 1) * (1 if last >= first else -1)
         if step * (last - first) < 0 or step == 0 or not math.isfinite(step):
-            raise SamplerError(f"--axis {name}: {match[0]:.60} never arrives; use a step > 0.", 2)
+            raise UsageError(f"--axis {name}: {match[0]:.60} never arrives; use a step > 0.")
         steps = (last - first) / step
         if not steps < MAX_VALUES:
-            raise SamplerError(f"--axis {name}: more than {MAX_VALUES} values.", 2)
+            raise UsageError(f"--axis {name}: more than {MAX_VALUES} values.")
         count = int(steps + 1e-9) + 1
     values = [float(f"{first + k * step:.12g}") for k in range(count)]
     return [int(value) for value in values] if whole else values

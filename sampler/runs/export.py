@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sampler.core import durable
+from sampler.errors import UsageError
 from sampler.runs.folder import Run
 from sampler.runs.records import flat, images, records
-from sampler.types import SamplerError
 
 SHARD = 1000  # images
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -36,8 +36,8 @@ def export_parquet(run: Run, path: Path) -> int:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
-        raise SamplerError(
-            "parquet needs the extra 'data' (pip install diffusion-sampler[data]).", 2
+        raise UsageError(
+            "parquet needs the extra 'data' (pip install diffusion-sampler[data])."
         ) from None
     rows = [flat(record) for record in records(run)]
     columns = {name: [row.get(name) for row in rows] for name in _columns(rows, safe=False)}

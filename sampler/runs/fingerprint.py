@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sampler.errors import ModelError
 from sampler.runs.jobs import Model
-from sampler.types import SamplerError
 
 ENDINGS = (".safetensors", ".json", ".txt", ".model")
 BLOCK = 2**20
@@ -71,7 +71,7 @@ def model_of(path: str | None, revision: str | None, dtype: str, fast: bool = Fa
     folder = find(path, revision)
     label = folder.name if folder == Path(path).expanduser() else path
     if not (folder / "model_index.json").is_file():
-        raise SamplerError(f"{path} is no diffusers pipeline: it has no model_index.json.", 6)
+        raise ModelError(f"{path} is no diffusers pipeline: it has no model_index.json.")
     return Model(fingerprint(folder, fast), dtype, label, native_size(folder), path)
 
 
@@ -85,8 +85,8 @@ def find(path: str, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(path, revision=revision, local_files_only=True))
     except Exception:
-        raise SamplerError(
-            f"{path} is neither a folder here nor in the local cache; --download fetches it.", 6
+        raise ModelError(
+            f"{path} is neither a folder here nor in the local cache; --download fetches it."
         ) from None
 
 

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sampler.errors import RunFolderError, UsageError
 from sampler.runs import journal, names
 from sampler.runs.jobs import Job, Model, Settings
 from sampler.runs.metadata import Metadata
 from sampler.runs.plan import Batch
 from sampler.runs.store import Store
-from sampler.types import SamplerError
 
 FORMAT = 1
 RUN, PLAN, JOBS = "run.json", "plan.json", "jobs.jsonl"
@@ -54,7 +54,7 @@ class Run:
         run, plan = _json(store, RUN), _json(store, PLAN)
         try:
             if run["v"] != FORMAT:
-                raise SamplerError(f"{store.where} is a run folder of format {run['v']}.", 4)
+                raise RunFolderError(f"{store.where} is a run folder of format {run['v']}.")
             native = run["model"].get("native")
             self.model = Model(**{**run["model"], "native": tuple(native) if native else None})
             self.output = Output(**run["output"])
@@ -69,9 +69,7 @@ class Run:
                 for number, (group, ranges) in enumerate(plan["batches"])
             ]
         except (KeyError, TypeError, ValueError) as error:
-            raise SamplerError(
-                f"{store.where}: run.json or plan.json is damaged: {error}.", 2
-            ) from None
+            raise UsageError(f"{store.where}: run.json or plan.json is damaged: {error}.") from None
         self._path = store.local(JOBS)
         self._starts = array("Q")
         self._keys = bytearray()
@@ -165,7 +163,7 @@ class Run:
                 keys += line[8:28]
                 position += len(line)
         if len(starts) != self.total:
-            raise SamplerError(f"{self._path} holds {len(starts)} jobs, not {self.total}.", 2)
+            raise UsageError(f"{self._path} holds {len(starts)} jobs, not {self.total}.")
         self._starts, self._keys = starts, keys
 
 
@@ -177,11 +175,11 @@ def _expanded(ranges: list[int]) -> list[int]:
 def _json(store: Store, name: str) -> dict[str, Any]:
     data = store.read(name)
     if data is None:
-        raise SamplerError(f"{store.where} is no run folder: it has no {name}.", 2)
+        raise UsageError(f"{store.where} is no run folder: it has no {name}.")
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise SamplerError(f"{store.where}/{name} is damaged: it is no JSON object.", 2)
+        raise UsageError(f"{store.where}/{name} is damaged: it is no JSON object.")
     return found

@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sampler.errors import UsageError
 from sampler.runs import png
 from sampler.runs.folder import Run
 from sampler.runs.records import images, shown
-from sampler.types import SamplerError
 
 CELL, SMALL = 256, 128  # pixels at most, and at least, along the longer side
 PAGE = 100  # images of a sheet without axes
@@ -39,12 +39,12 @@ def sheets(run: Run, x: str | None = None, y: str | None = None, columns: int = 
     """
     found = list(images(run))
     if not found:
-        raise SamplerError(f"{run.store.where} has no image yet.", 2)
+        raise UsageError(f"{run.store.where} has no image yet.")
     axes = list(found[0][0]["axes"])
     for name in (x, y):
         if name is not None and name not in axes:
             known = ", ".join(axes) or "none"
-            raise SamplerError(f"The run has no axis {name!r:.60}; it has: {known}.", 2)
+            raise UsageError(f"The run has no axis {name!r:.60}; it has: {known}.")
     if not axes:
         pages = _plain(found, columns)
     else:
@@ -109,7 +109,7 @@ def drawn(sheet: Sheet) -> bytes:
     top = MARGIN + (TEXT + 10 if sheet.title else 0) + (TEXT + 8 if any(sheet.columns) else 0)
     size = left + wide * len(sheet.columns) + MARGIN, top + high * len(sheet.rows) + MARGIN
     if size[0] * size[1] > png.MAX_PIXELS:
-        raise SamplerError("The sheet would have more than 64 megapixels; sweep less at once.", 2)
+        raise UsageError("The sheet would have more than 64 megapixels; sweep less at once.")
     canvas = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(canvas)
     room = size[0] - 2 * MARGIN

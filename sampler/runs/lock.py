@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.core.durable import attempt, write_all
-from sampler.types import SamplerError
+from sampler.errors import RunFolderError, SamplerError
 
 NAME = ".lock"
 STALE = 60.0  # seconds without heartbeat, on another host
@@ -85,7 +85,7 @@ class Lock:
 
     def _refused(self, body: dict[str, Any]) -> SamplerError:
         who = f"process {body.get('pid', '?')} on {body.get('host', 'this host')}"
-        return SamplerError(f"{self._path.parent} is in use by {who}; wait for it or stop it.", 4)
+        return RunFolderError(f"{self._path.parent} is in use by {who}; wait for it or stop it.")
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT):

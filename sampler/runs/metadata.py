@@ -11,9 +11,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from sampler.errors import UsageError
 from sampler.runs import png
 from sampler.runs.jobs import Job, Model, Settings, canonical, key_of, record_of
-from sampler.types import SamplerError
 
 Metadata = Literal["full", "basic", "none"]
 CHUNK = "sampler"
@@ -72,15 +72,15 @@ def read_record(data: bytes) -> dict[str, Any]:
     """
     _, found = png.decode(data)
     if CHUNK not in found:
-        raise SamplerError("The image holds no record of how it was made.", 2)
+        raise UsageError("The image holds no record of how it was made.")
     try:
         body = json.loads(found[CHUNK])
         record = body["record"]
         whole = isinstance(record, dict) and key_of(record) == body["key"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise SamplerError("The image's record cannot be read.", 2) from None
+        raise UsageError("The image's record cannot be read.") from None
     if not whole:
-        raise SamplerError("The image's record is not whole: it does not fit its key.", 2)
+        raise UsageError("The image's record is not whole: it does not fit its key.")
     return body
 
 

@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Mapping
 
 from sampler import registry
+from sampler.errors import UsageError
 from sampler.runs.jobs import Job, Settings
-from sampler.types import SamplerError
 
 FIELDS = ("index", "key", "seed", "slug", "sampler", "guidance", "axis:NAME")
 MAX_NAME = 80  # bytes, without the ending
@@ -33,20 +33,18 @@ def check_template(template: str) -> None:
     """Raises SamplerError (2) for unknown fields, other characters, and names that could repeat."""
     literal = _FIELD.sub("", template)
     if not _LITERAL.match(literal) or template.startswith((".", "-")) or ".." in literal:
-        raise SamplerError(
+        raise UsageError(
             f"--name-template {template!r:.80}: outside of the fields only letters, digits, "
             "'_', '-' and '.' are allowed, and no '..'.",
-            2,
         )
     found = [match[1] for match in _FIELD.finditer(template)]
     for name in found:
         if name not in FIELDS and not re.fullmatch(r"axis:[A-Za-z0-9_./ -]{1,60}", name):
-            raise SamplerError(
+            raise UsageError(
                 f"--name-template: unknown field {{{name:.40}}}{registry.nearest(name, FIELDS)}.",
-                2,
             )
     if not {"index", "key"} & set(found):
-        raise SamplerError("--name-template needs {index} or {key}, so that names differ.", 2)
+        raise UsageError("--name-template needs {index} or {key}, so that names differ.")
 
 
 def image_name(job: Job, settings: Settings, total: int, template: str | None = None) -> str:

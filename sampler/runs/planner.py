@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, Literal
 
+from sampler.errors import SamplerError, UsageError
 from sampler.runs.jobs import Job, Keys, Model, Settings, canonical
 from sampler.runs.plan import Plan
 from sampler.runs.resolve import Defaults, resolve
 from sampler.runs.rows import Row, parse_row
 from sampler.runs.tables import Line
 from sampler.runs.wildcards import Wildcards
-from sampler.types import MAX_SEED, SamplerError
+from sampler.types import MAX_SEED
 
 Expand = Literal["none", "random", "all"]
 Skipped = Callable[[SamplerError], None]
@@ -71,9 +72,7 @@ class Planner:
                     raise
                 self._skipped(error)
         if not self.plan.jobs:
-            raise SamplerError(
-                "There is no prompt; give them as arguments or with --prompts FILE.", 2
-            )
+            raise UsageError("There is no prompt; give them as arguments or with --prompts FILE.")
         self.plan.rows, self.plan.hash = number + 1, digest.hexdigest()
         self._seen.clear()
 
@@ -93,7 +92,7 @@ class Planner:
             try:
                 settings = resolve(row, self._defaults, self._model.native)
             except (ValueError, RecursionError) as error:
-                raise SamplerError(f"{where}: {error}", 2) from None
+                raise UsageError(f"{where}: {error}") from None
             self._resolved[said] = self._known(settings)
         return self._resolved[said]
 
@@ -117,7 +116,7 @@ class Planner:
             else:
                 seed = given + copy
             if seed > MAX_SEED:
-                raise SamplerError(f"row {number + 1}: seed: {seed} is more than 2^63 - 1.", 2)
+                raise UsageError(f"row {number + 1}: seed: {seed} is more than 2^63 - 1.")
             replica = 0
             key = keys.key(prompt, negative, 0, seed)
             index = self._seen.get(bytes.fromhex(key))

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sampler.types import SamplerError
+from sampler.errors import SamplerError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ def decode(data: bytes) -> tuple[np.ndarray, dict[str, str]]:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise SamplerError(f"The image has more than {MAX_PIXELS // 10**6} megapixels.", 2)
+                raise UsageError(f"The image has more than {MAX_PIXELS // 10**6} megapixels.")
             image.load()
             texts = {
                 str(key)[:79]: str(value)
@@ -60,12 +60,10 @@ def decode(data: bytes) -> tuple[np.ndarray, dict[str, str]]:
     except SamplerError:
         raise
     except UnidentifiedImageError:
-        raise SamplerError(
-            "This is no image that can be read; PNG, JPEG and WebP are.", 2
-        ) from None
+        raise UsageError("This is no image that can be read; PNG, JPEG and WebP are.") from None
     except Exception as error:  # Pillow's decoders raise many kinds; all mean the same here
         problem = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SamplerError(f"This is no image that can be read: {problem}.", 2) from None
+        raise UsageError(f"This is no image that can be read: {problem}.") from None
 
 
 def is_whole(data: bytes) -> bool:

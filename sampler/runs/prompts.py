@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sampler.config.schema import Limits
+from sampler.errors import SamplerError, UsageError
 from sampler.runs import rows
 from sampler.runs.tables import read_table
-from sampler.types import SamplerError
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -22,7 +22,7 @@ def read_prompts(path: str | Path) -> list[str]:
             raise cells
         prompts.append(check_prompt(str(cells.get("prompt", "")), where))
     if not prompts:
-        raise SamplerError(f"{path}: there is no prompt in it.", 2)
+        raise UsageError(f"{path}: there is no prompt in it.")
     return prompts
 
 

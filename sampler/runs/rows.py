@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sampler import registry
 from sampler.config.schema import Limits
+from sampler.errors import UsageError
 from sampler.runs.jobs import canonical
-from sampler.types import MAX_SEED, SamplerError
+from sampler.types import MAX_SEED
 
 # Control characters (tab apart) and halves of surrogate pairs: nothing that text should hold.
 _FORBIDDEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -63,14 +64,14 @@ def parse_row(cells: Mapping[str, Any], where: str, limits: Limits, text: bool) 
             plain.setdefault("fields", {})[key] = scalar(value) if text else value
         else:
             hint = registry.nearest(str(key)[:60], COLUMNS)
-            raise SamplerError(f"{where}: {str(key)!r:.60}: unknown column{hint}.", 2)
+            raise UsageError(f"{where}: {str(key)!r:.60}: unknown column{hint}.")
     try:
         row = Row.model_validate(plain, strict=not text)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
         message = problem["msg"][0].lower() + problem["msg"][1:]
-        raise SamplerError(f"{where}: {key:.60}: {message}.", 2) from None
+        raise UsageError(f"{where}: {key:.60}: {message}.") from None
     for key in ("prompt", "negative_prompt", "tag"):
         _check_text(getattr(row, key), key, where, limits)
     return row
@@ -97,10 +98,10 @@ def _check_text(text: str | None, key: str, where: str, limits: Limits) -> None:
         return
     if len(text) > limits.max_prompt_chars:
         limit = limits.max_prompt_chars
-        raise SamplerError(f"{where}: {key}: the text has more than {limit} characters.", 2)
+        raise UsageError(f"{where}: {key}: the text has more than {limit} characters.")
     if bad := _FORBIDDEN.search(text):
         code = ord(bad[0])
-        raise SamplerError(f"{where}: {key}: holds the control character U+{code:04X}.", 2)
+        raise UsageError(f"{where}: {key}: holds the control character U+{code:04X}.")
 
 
 def _checked(value: Any, key: str, where: str) -> Any:
@@ -110,10 +111,9 @@ def _checked(value: Any, key: str, where: str) -> Any:
     except (TypeError, ValueError, RecursionError):
         size = 0
     if not 0 < size <= 10_000 or any(_FORBIDDEN.search(text) for text in _texts(value)):
-        raise SamplerError(
+        raise UsageError(
             f"{where}: {key:.60}: must be plain data of at most 10,000 characters, without "
             "control characters.",
-            2,
         )
     return value
 

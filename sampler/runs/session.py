@@ -14,10 +14,10 @@ from types import FrameType
 from typing import Any
 
 from sampler.core import durable
+from sampler.errors import RunFolderError, SamplerError, UsageError
 from sampler.runs.folder import JOBS, PLAN, RUN, Run
 from sampler.runs.lock import NAME, Lock
 from sampler.runs.store import LocalStore, Store, open_store
-from sampler.types import SamplerError
 
 PLAN_WAIT = 600.0  # seconds that a further worker waits for the plan of the first
 
@@ -40,8 +40,8 @@ def place_of(where: str | Path, executor: str = "local", fsync: bool = True) -> 
     try:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):
-        raise SamplerError(
-            "--executor torchrun reads RANK and WORLD_SIZE: start it with torchrun.", 2
+        raise UsageError(
+            "--executor torchrun reads RANK and WORLD_SIZE: start it with torchrun."
         ) from None
     names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT",
              "SLURM_JOB_ID")  # fmt: skip
@@ -86,7 +86,7 @@ def wait_for_plan(store: Store) -> Run:
     deadline = time.monotonic() + PLAN_WAIT
     while store.read(RUN) is None:
         if time.monotonic() > deadline:
-            raise SamplerError(f"{store.where}: the first worker has not planned the run.", 4)
+            raise RunFolderError(f"{store.where}: the first worker has not planned the run.")
         time.sleep(0.1)
     return Run(store)
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+from sampler.errors import RunFolderError
 from sampler.runs.folder import FORMAT, JOBS, PLAN, RUN, Facts, Run
 from sampler.runs.jobs import Job
 from sampler.runs.metadata import library_versions
 from sampler.runs.planner import Planner
 from sampler.runs.store import Store
 from sampler.runs.tables import Line
-from sampler.types import SamplerError
 
 
 def start(store: Store, planner: Planner, rows: Iterable[Line], text: bool, facts: Facts) -> Run:
@@ -71,10 +71,9 @@ def _compare(run: Run, jobs: Iterator[Job], planner: Planner, facts: Facts) -> N
     if planner.plan.jobs != run.total:
         different.append(f"images ({run.total} there, {planner.plan.jobs} asked for)")
     what = ", ".join(dict.fromkeys(different)) or "batch_size"
-    raise SamplerError(
+    raise RunFolderError(
         f"{run.store.where} belongs to another plan; different: {what}. "
         "Use another folder (-o), or --new for a new one.",
-        4,
     )
 
 

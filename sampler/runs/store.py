@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from sampler.core import durable
+from sampler.errors import SamplerError, StorageError
 from sampler.runs import journal
-from sampler.types import SamplerError
 
 Lines = Iterable[Mapping[str, Any]]
 CHUNK = 2**20
@@ -180,7 +180,7 @@ class ObjectStore:
             durable.attempt(action, Path(name))
         except SamplerError as error:
             cause = error.__cause__
-            raise SamplerError(f"Cannot write {self.url}/{name}: {cause}.", 5) from cause
+            raise StorageError(f"Cannot write {self.url}/{name}: {cause}.") from cause
 
 
 def open_store(where: str | Path, worker: int | str = 0, fsync: bool = True) -> Store:

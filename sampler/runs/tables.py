@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from sampler import registry
 from sampler.config.formats import no_constant, unique
-from sampler.types import SamplerError, first_line
+from sampler.errors import SamplerError, UsageError, first_line
 
 MAX_LINE = 2**20  # bytes of a line, characters of a csv field
 STDIN = "-"
@@ -36,16 +36,16 @@ def read_table(path: str | Path, kind: str | None = None) -> Iterator[Line]:
         yield from _parquet(Path(path), name)
         return
     if kind not in _READERS and Path(path).is_dir():
-        raise SamplerError(f"{name}: is a directory; give a prompt file.", 2)
+        raise UsageError(f"{name}: is a directory; give a prompt file.")
     if kind not in _READERS:
         known = ", ".join([*_READERS, "parquet"])
-        raise SamplerError(f"{name}: prompt files are {known}; not {kind or 'this'!r:.20}.", 2)
+        raise UsageError(f"{name}: prompt files are {known}; not {kind or 'this'!r:.20}.")
     try:
         with sys.stdin.buffer if str(path) == STDIN else open(path, "rb") as stream:
             yield from _READERS[kind](stream, name)
     except OSError as error:
         reason = (error.strerror or "it cannot be read").lower()
-        raise SamplerError(f"{name}: {reason}.", 2) from None
+        raise UsageError(f"{name}: {reason}.") from None
 
 
 def is_text(kind: str) -> bool:
@@ -59,12 +59,12 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[str, str | SamplerErro
     while raw := stream.readline(MAX_LINE + 1):
         number += 1
         if len(raw) > MAX_LINE:
-            raise SamplerError(f"{name}:{number}: the line is longer than 1 MiB.", 2)
+            raise UsageError(f"{name}:{number}: the line is longer than 1 MiB.")
         try:
             yield f"{name}:{number}", raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
             where = f"{name}:{number}"
-            yield where, SamplerError(f"{where}: this is not UTF-8 text.", 2)
+            yield where, UsageError(f"{where}: this is not UTF-8 text.")
 
 
 def _txt(stream: BinaryIO, name: str) -> Iterator[Line]:
@@ -86,12 +86,12 @@ def _jsonl(stream: BinaryIO, name: str) -> Iterator[Line]:
                     raise ValueError("a line must be one object {...}")
                 yield where, row
             except RecursionError:
-                yield where, SamplerError(f"{where}: nested too deeply.", 2)
+                yield where, UsageError(f"{where}: nested too deeply.")
             except ValueError as error:
                 text = getattr(error, "msg", None) or str(error)
                 if text[1:3].islower():
                     text = text[0].lower() + text[1:]
-                yield where, SamplerError(f"{where}: this is no JSON line: {text}.", 2)
+                yield where, UsageError(f"{where}: this is no JSON line: {text}.")
 
 
 def _separated(delimiter: str) -> Callable[[BinaryIO, str], Iterator[Line]]:
@@ -108,14 +108,14 @@ def _separated(delimiter: str) -> Callable[[BinaryIO, str], Iterator[Line]]:
                     continue
                 elif len(cells) != len(header):
                     problem = f"{len(cells)} cells, but the header has {len(header)}"
-                    yield where, SamplerError(f"{where}: {problem}.", 2)
+                    yield where, UsageError(f"{where}: {problem}.")
                 else:
                     yield where, dict(zip(header, cells, strict=True))
         except csv.Error as error:
             problem = "a quote is never closed" if "end of data" in str(error) else str(error)
-            raise SamplerError(f"{name}:{begun}: {problem}.", 2) from None
+            raise UsageError(f"{name}:{begun}: {problem}.") from None
         if header is None:
-            raise SamplerError(f"{name}:1: the file is empty; it needs a header with 'prompt'.", 2)
+            raise UsageError(f"{name}:1: the file is empty; it needs a header with 'prompt'.")
 
     return read
 
@@ -133,9 +133,9 @@ def _header(cells: list[str], name: str) -> list[str]:
     if "prompt" not in header:
         shown = [repr(cell)[1:-1][:40] for cell in header[:20]]  # no line breaks of strangers
         hint = registry.nearest("prompt", shown) if header else ""
-        raise SamplerError(f"{name}:1: the header needs a column 'prompt'{hint}.", 2)
+        raise UsageError(f"{name}:1: the header needs a column 'prompt'{hint}.")
     if twice := [cell for cell in header if header.count(cell) > 1]:
-        raise SamplerError(f"{name}:1: the column {twice[0]!r:.60} is given twice.", 2)
+        raise UsageError(f"{name}:1: the column {twice[0]!r:.60} is given twice.")
     return header
 
 
@@ -152,8 +152,8 @@ def _parquet(path: Path, name: str) -> Iterator[Line]:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
-        raise SamplerError(
-            f"{name}: parquet files need the extra 'data' (pip install diffusion-sampler[data]).", 2
+        raise UsageError(
+            f"{name}: parquet files need the extra 'data' (pip install diffusion-sampler[data])."
         ) from None
     try:
         with open(path, "rb") as stream:
@@ -168,8 +168,8 @@ def _parquet(path: Path, name: str) -> Iterator[Line]:
                     )
     except OSError as error:
         reason = (error.strerror or first_line(error)).lower()
-        raise SamplerError(f"{name}: {reason}.", 2) from None
+        raise UsageError(f"{name}: {reason}.") from None
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise SamplerError(
-            f"{name}: this is no parquet file that can be read: {first_line(error)}", 2
+        raise UsageError(
+            f"{name}: this is no parquet file that can be read: {first_line(error)}"
         ) from None

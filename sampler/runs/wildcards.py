@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sampler import registry
+from sampler.errors import SamplerError, UsageError
 from sampler.runs.tables import read_table
-from sampler.types import SamplerError
 
 MAX_DEPTH = 20
 MAX_PARTS = 10_000
@@ -80,7 +80,7 @@ class Wildcards:
         tree = self._tree(template)
         if (total := tree.size()[0]) > limit:
             shown = f"{total:,}" if total < 10**15 else "more than 10^15"
-            raise SamplerError(f"{template!r:.60} has {shown} prompts; the limit is {limit:,}.", 2)
+            raise UsageError(f"{template!r:.60} has {shown} prompts; the limit is {limit:,}.")
         for number in range(total):
             yield tree.text(number)
 
@@ -95,7 +95,7 @@ class Wildcards:
     def _tree(self, template: str) -> _Node:
         tree = self._parse(template, (), template)
         if tree.size()[1] > MAX_CHARS:
-            raise SamplerError(f"{template!r:.60}: its prompts can grow too long.", 2)
+            raise UsageError(f"{template!r:.60}: its prompts can grow too long.")
         return tree
 
     def _parse(self, text: str, open_names: tuple[str, ...], shown: str) -> _Node:
@@ -104,20 +104,20 @@ class Wildcards:
         position = 0
         for number, token in enumerate(_TOKEN.finditer(text)):
             if number > MAX_PARTS:
-                raise SamplerError(f"{shown!r:.60}: more than {MAX_PARTS} variants.", 2)
+                raise UsageError(f"{shown!r:.60}: more than {MAX_PARTS} variants.")
             if position < token.start():
                 stack[-1].parts.append(text[position : token.start()])
             position = token.end()
             _take(token[0], stack, shown, lambda name: self._file(name, open_names, shown))
         if len(stack) > 1:
-            raise SamplerError(f"{shown!r:.60}: a {{ is never closed (\\{{ is a plain one).", 2)
+            raise UsageError(f"{shown!r:.60}: a {{ is never closed (\\{{ is a plain one).")
         stack[0].parts.append(text[position:])
         return stack[0]
 
     def _file(self, name: str, open_names: tuple[str, ...], shown: str) -> _Node:
         if name in open_names or len(open_names) >= MAX_DEPTH:
             chain = " in ".join(f"__{n:.40}__" for n in (name, *reversed(open_names)))
-            raise SamplerError(f"{shown!r:.60}: the wildcard stands in itself: {chain:.200}.", 2)
+            raise UsageError(f"{shown!r:.60}: the wildcard stands in itself: {chain:.200}.")
         if name not in self._files:
             lines = self._lines(name, shown)
             choices = [self._parse(line, (*open_names, name), shown) for line in lines]
@@ -126,26 +126,25 @@ class Wildcards:
 
     def _lines(self, name: str, shown: str) -> list[str]:
         if self._folder is None:
-            raise SamplerError(
+            raise UsageError(
                 f"{shown!r:.60}: __{name:.60}__ needs a folder of wildcard files "
                 "(prompts.wildcards, or --wildcards).",
-                2,
             )
         if not self._folder.is_dir():
-            raise SamplerError(f"--wildcards: {self._folder} is no folder.", 2)
+            raise UsageError(f"--wildcards: {self._folder} is no folder.")
         path = self._folder / f"{name}.txt"
         inside = path.resolve().is_relative_to(self._folder.resolve())
         if name.startswith("/") or not inside or not path.is_file():
             known = [p.stem for p in sorted(self._folder.glob("*.txt"))]
             hint = registry.nearest(name, known) if known else ""
-            raise SamplerError(f"{shown!r:.60}: unknown wildcard __{name:.60}__{hint}.", 2)
+            raise UsageError(f"{shown!r:.60}: unknown wildcard __{name:.60}__{hint}.")
         lines = []
         for _, row in read_table(path):
             if isinstance(row, SamplerError):
                 raise row
             lines.append(row["prompt"])
         if not lines:
-            raise SamplerError(f"{path}: there is no line in it.", 2)
+            raise UsageError(f"{path}: there is no line in it.")
         return lines
 
 
@@ -155,7 +154,7 @@ def _take(token: str, stack: list[_Node], shown: str, file: Callable[[str], _Nod
         stack[-1].parts.append(token[1])
     elif token == "{":
         if len(stack) > 2 * MAX_DEPTH:
-            raise SamplerError(f"{shown!r:.60}: variants are nested more than {MAX_DEPTH} deep.", 2)
+            raise UsageError(f"{shown!r:.60}: variants are nested more than {MAX_DEPTH} deep.")
         stack += [_Node([]), _Node()]
     elif token == "|" and len(stack) > 1:
         _choices(stack).append(stack.pop())

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sampler.types import Level, SamplerError
+from sampler.errors import UsageError
+from sampler.types import Level
 
 FORMAT = 2
 NEAR = 1e-5  # six digits are stored, the last one open
@@ -74,27 +75,24 @@ def look_up(spec: str, fingerprint: str, key: Key) -> float:
         ]
         model, version = stored["model"], stored["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SamplerError(
+        raise UsageError(
             f"{path} is no momentum calibration that can be read: "
             f"{getattr(error, 'strerror', None) or error}.",
-            2,
         ) from None
     if version != FORMAT:
-        raise SamplerError(
+        raise UsageError(
             f"{path} is of format {version}, and this version reads {FORMAT}; "
             "run `sampler calibrate momentum` again.",
-            2,
         )
     if model != fingerprint:
-        raise SamplerError(
+        raise UsageError(
             f"{path} was calibrated for model {model}, not for this one ({fingerprint}); "
             "run `sampler calibrate momentum` for it.",
-            2,
         )
     number = next((entry["momentum_number"] for k, entry in known if same(k, key)), None)
     if number is None:
         there = "; ".join(str(k) for k, _ in known)
-        raise SamplerError(
-            f"{path} has no momentum number for {key} on this schedule; it has {there}.", 2
+        raise UsageError(
+            f"{path} has no momentum number for {key} on this schedule; it has {there}."
         )
     return float(number)

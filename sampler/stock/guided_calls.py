@@ -16,6 +16,7 @@ from sampler_kernels import map_tree, settle
 from torch import Tensor
 
 from sampler.core.schedule import Schedule
+from sampler.errors import ModelError
 from sampler.guidance.spaces import in_space
 from sampler.stock.stock_calls import (
     OFF,
@@ -26,7 +27,7 @@ from sampler.stock.stock_calls import (
     tensor_of,
     wrapped,
 )
-from sampler.types import Branch, Cond, Guidance, Level, Prediction, SamplerError, Span
+from sampler.types import Branch, Cond, Guidance, Level, Prediction, Span
 
 Order = Literal["uncond first", "cond first", "sequential"]
 
@@ -56,7 +57,7 @@ class GuidedCalls(ModelHook):
         self.pipe, self.layout, self.rule = pipe, layout, rule
         self.schedule = Schedule.from_config(pipe.scheduler.config, type(pipe.scheduler).__name__)
         if self.schedule.process == "edm":
-            raise SamplerError("sampler.guide does not serve EDM schedulers; use sampler.load.", 6)
+            raise ModelError("sampler.guide does not serve EDM schedulers; use sampler.load.")
         scale = getattr(pipe, layout.network).config.get("timestep_scale") or 1.0
         self.unit, self.sign = layout.unit * scale, -1.0 if layout.backwards else 1.0
         self.nfe: list[int] = []

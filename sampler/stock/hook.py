@@ -20,6 +20,7 @@ from typing import Any
 from diffusers.hooks.hooks import HookRegistry
 
 from sampler import registry
+from sampler.errors import ModelError
 from sampler.pipelines.base import processes
 from sampler.stock.guided_calls import (
     AlsoCalls,
@@ -28,7 +29,7 @@ from sampler.stock.guided_calls import (
     Layout,
     SequentialCalls,
 )
-from sampler.types import Cond, SamplerError
+from sampler.types import Cond
 
 NAME = "sampler_guidance"
 _UNET, _DIT = Layout("unet", "uncond first"), Layout("transformer", "uncond first")
@@ -111,10 +112,9 @@ def _refuse_levels(pipe: Any, process: str) -> None:
     """A velocity read as noise, or the reverse, would give an image without any error."""
     trained = processes(type(pipe).__name__.replace("Img2Img", ""))
     if process not in trained:
-        raise SamplerError(
+        raise ModelError(
             f"{type(pipe).__name__} is trained with {' or '.join(trained)} levels, and its "
             f"scheduler, {type(pipe.scheduler).__name__}, gives {process} ones.",
-            6,
         )
 
 
@@ -123,8 +123,7 @@ def _layout(pipe: Any) -> Layout:
     if name in LAYOUTS:
         return LAYOUTS[name]
     reason = next((why for part, why in _REASONS.items() if part in name), None)
-    raise SamplerError(
+    raise ModelError(
         f"sampler.guide does not serve {name}{': ' + reason if reason else ''}; it serves "
         f"{', '.join(sorted(LAYOUTS))}.",
-        6,
     )

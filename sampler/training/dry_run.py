@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sampler import registry
+from sampler.errors import IncompleteError
 from sampler.training.api import finetune, prompt_texts
 from sampler.training.settings import settings_from
-from sampler.types import SamplerError
 
 if TYPE_CHECKING:
     from sampler.engine import Engine
@@ -61,6 +61,6 @@ def trial(
         )
     record = done.log[-1]
     if "skipped" in record:
-        raise SamplerError(f"The update is not finite: {record['skipped']}", 3)
+        raise IncompleteError(f"The update is not finite: {record['skipped']}")
     total = record["seconds"] / count * chosen.batch * chosen.updates
     return Trial(count, record["rows"], record["seconds"], total)

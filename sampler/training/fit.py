@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.core.durable import make_folder
+from sampler.errors import UsageError
 from sampler.registry import nearest
 from sampler.rewards.compose import check_reward
 from sampler.runs.lock import Lock
@@ -22,7 +23,6 @@ from sampler.training.fit_loop import FitLoop, Progress
 from sampler.training.folder import claim, run_record
 from sampler.training.session import Session
 from sampler.training.settings import Settings
-from sampler.types import SamplerError
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def check_tracker(name: str | None) -> None:
         return
     if name not in LOGGER_TYPE_TO_CLASS:
         near = nearest(name, LOGGER_TYPE_TO_CLASS)
-        raise SamplerError(f"fit.log_with: unknown tracker {name!r:.40}{near}.", 2)
+        raise UsageError(f"fit.log_with: unknown tracker {name!r:.40}{near}.")
     extra = "the extra 'track' (pip install diffusion-sampler[track])"
     needs = extra if name in ("tensorboard", "trackio") else "its package, which is not installed"
-    raise SamplerError(f"fit.log_with = {name!r} needs {needs}.", 2)
+    raise UsageError(f"fit.log_with = {name!r} needs {needs}.")

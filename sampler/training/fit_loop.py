@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sampler.errors import IncompleteError
 from sampler.registry import spec_of
 from sampler.rewards.base import NonFiniteScore
 from sampler.training import batches, checkpoint, evaluate
@@ -17,7 +18,6 @@ from sampler.training.journal import Journal
 from sampler.training.optimise import NonFinite, Optimiser, run_update
 from sampler.training.session import Session
 from sampler.training.settings import Settings
-from sampler.types import SamplerError
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -118,10 +118,9 @@ class FitLoop:
         self.optimiser.stepped = False
         self._tell(record)
         if self.skips >= settings.max_skips:
-            raise SamplerError(
+            raise IncompleteError(
                 f"{self.skips} updates in a row were not finite, the last with: "
                 f"{record['skipped']} The adapter before them is in {self.out / 'checkpoints'}.",
-                3,
             )
 
     def _evaluate(self) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 from sampler.core.binding import fingerprint
 from sampler.core.durable import write_file
+from sampler.errors import RunFolderError
 from sampler.registry import spec_of
 from sampler.rewards.base import name_of
 from sampler.training.base import TrainerBase
 from sampler.training.session import Session
 from sampler.training.settings import Settings, changed
-from sampler.types import SamplerError
 
 
 def run_record(
@@ -40,9 +40,8 @@ def claim(out: Path, config: dict[str, Any]) -> None:
         except ValueError:
             before = {}
         if different := changed(before, config):
-            raise SamplerError(
+            raise RunFolderError(
                 f"{out} holds another run; it differs in {', '.join(different[:5])}. "
                 "Choose another folder, or the settings of that run to go on with it.",
-                4,
             )
     write_file(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sampler.errors import SamplerError
 from sampler.training.base import Trained, TrainerBase
 from sampler.training.batches import Batch, derived
 from sampler.training.session import Session
-from sampler.types import SamplerError
 
 
 class NonFinite(SamplerError):

@@ -23,8 +23,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sampler import registry
 from sampler.config.layers import Layer, merged
 from sampler.config.schema import KeyPath, ModelConfig, said_at
+from sampler.errors import SamplerError, UsageError
 from sampler.training.settings import settings_from
-from sampler.types import SamplerError
 
 STRATEGIES = (("trainer",), ("reward",), ("fit", "sampler"), ("fit", "guidance"))
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -77,7 +77,7 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
     for key in tree:
         if key not in known:
             near = registry.nearest(key, known)
-            raise SamplerError(f"{said_at((key,), sources)}: unknown key {key!r}{near}.", 2)
+            raise UsageError(f"{said_at((key,), sources)}: unknown key {key!r}{near}.")
     try:
         recipe = TypeAdapter(Recipe).validate_json(json.dumps(tree))
     except ValidationError as error:
@@ -86,20 +86,20 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
         shown = json.dumps(problem["input"], ensure_ascii=False)
         name = ".".join(map(str, path))
         text = f"{name} = {shown:.60}: {problem['msg'].lower()}"
-        raise SamplerError(f"{said_at(path, sources)}: {text}.", 2) from None
+        raise UsageError(f"{said_at(path, sources)}: {text}.") from None
     trainer = _checked("trainer", recipe.trainer, said_at(("trainer",), sources))
     if recipe.reward is None and trainer.rewarded:
         known = ", ".join(registry.names("reward"))
-        raise SamplerError(f"No reward: give --reward, one of {known}.", 2)
+        raise UsageError(f"No reward: give --reward, one of {known}.")
     reward = recipe.reward
     if reward is not None and not (isinstance(reward, str) and ":" in reward):
         _checked("reward", reward, said_at(("reward",), sources))
     if not isinstance(recipe.fit, dict):
-        raise SamplerError(f"{said_at(('fit',), sources)}: fit is a mapping (key: value).", 2)
+        raise UsageError(f"{said_at(('fit',), sources)}: fit is a mapping (key: value).")
     try:
         settings_from(recipe.fit)
     except SamplerError as error:
-        raise SamplerError(f"{said_at(('fit',), sources)}: {error}", 2) from None
+        raise UsageError(f"{said_at(('fit',), sources)}: {error}") from None
     return recipe
 
 
@@ -107,4 +107,4 @@ def _checked(kind: str, spec: Any, where: str) -> Any:
     try:
         return registry.build(kind, spec)
     except ValueError as error:
-        raise SamplerError(f"{where}: {error}", 2) from None
+        raise UsageError(f"{where}: {error}") from None

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sampler import registry
-from sampler.types import SamplerError
+from sampler.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def settings_from(values: Any) -> Settings:
     known = {f.name for f in fields(Settings)}
     for key in values:
         if key not in known:
-            raise SamplerError(f"fit has no key {key!r}{registry.nearest(str(key), known)}.", 2)
+            raise UsageError(f"fit has no key {key!r}{registry.nearest(str(key), known)}.")
     try:
         return TypeAdapter(Settings).validate_python(dict(values))
     except ValidationError as error:
@@ -159,5 +159,5 @@ def settings_from(values: Any) -> Settings:
         where = ".".join(map(str, problem["loc"]))
         text = problem["msg"].removeprefix("Value error, ")
         if not where:  # said by __post_init__, of a field that it names
-            raise SamplerError(f"fit.{text}", 2) from None
-        raise SamplerError(f"fit.{where} = {problem['input']!r:.60}: {text}", 2) from None
+            raise UsageError(f"fit.{text}") from None
+        raise UsageError(f"fit.{where} = {problem['input']!r:.60}: {text}") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 from sampler.config import layers
 from sampler.config.schema import Config, ModelConfig
-from sampler.types import SamplerError
+from sampler.errors import UsageError
 from sampler.ui import fields
 from sampler.ui.export import plain_number
 
@@ -50,7 +50,7 @@ def config_of(form: Form, chosen: Mapping[str, Chosen], model: ModelConfig) -> C
     # Equal prompts at equal seeds are one image.
     prompts = list(dict.fromkeys(line for t in form.prompts.splitlines() if (line := t.strip())))
     if not prompts:
-        raise SamplerError("There is no prompt; write one on a line.", 2)
+        raise UsageError("There is no prompt; write one on a line.")
     given = {
         "prompts": ("prompts.texts", prompts),
         "--negative": ("run.negative_prompt", form.negative.strip() or None),
@@ -65,7 +65,7 @@ def config_of(form: Form, chosen: Mapping[str, Chosen], model: ModelConfig) -> C
     below = layers.Layer({"model": asdict(model)}, {})
     config = layers.resolve([below], [], layers.from_options(given))
     if (count := len(prompts) * config.run.n) > MOST:
-        raise SamplerError(
-            f"{count} images are more than {MOST}; `sampler generate` makes as many as you like.", 2
+        raise UsageError(
+            f"{count} images are more than {MOST}; `sampler generate` makes as many as you like."
         )
     return config

@@ -12,7 +12,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from sampler.types import SamplerError
+from sampler.errors import UsageError
 from sampler.ui import style
 from sampler.ui.page import Page
 from sampler.ui.studio import Studio
@@ -47,7 +47,7 @@ def served(studio: Studio, port: int, explain: Callable[[BaseException], str]) -
             enable_monitoring=False,
         )
     except OSError:
-        raise SamplerError(f"Port {port} is taken; name another with --port, or 0.", 2) from None
+        raise UsageError(f"Port {port} is taken; name another with --port, or 0.") from None
     try:
         yield address
     finally:

@@ -25,13 +25,14 @@ from sampler.cli.source import Source, check_folder
 from sampler.config.schema import STRATEGIES, Config, ModelConfig
 from sampler.core.batch import to_output
 from sampler.engine import Engine
+from sampler.errors import IncompleteError
 from sampler.runs.folder import Run
 from sampler.runs.names import slug
 from sampler.runs.records import records
 from sampler.runs.session import Place, Stop, held
 from sampler.runs.start import start
 from sampler.runs.store import open_store
-from sampler.types import Prediction, SamplerError, Snapshot, Span
+from sampler.types import Prediction, Snapshot, Span
 from sampler.ui import export as words
 from sampler.workers.execute import Request, execute
 
@@ -132,7 +133,7 @@ class Studio:
             return None
         found = list(records(run))
         if not tally.done:
-            raise SamplerError(f"No image was made: {found[0]['error']}.", 3)
+            raise IncompleteError(f"No image was made: {found[0]['error']}.")
         return Made(folder, config, found, seconds, texts_of(run, config))
 
     def forget(self, made: Made) -> None:

@@ -22,8 +22,9 @@ from sampler.core.batch import Job as Row
 from sampler.core.batch import sample_batch
 from sampler.core.binding import Setting, bound_sampler
 from sampler.core.loop import Loop
+from sampler.errors import SamplerError
 from sampler.runs.jobs import Job, Settings
-from sampler.types import SamplerError, Snapshot
+from sampler.types import Snapshot
 from sampler.workers.prompt_cache import Texts
 from sampler.workers.recovery import decode_float32, finite, free_memory, is_memory, to_pixels
 
@@ -109,7 +110,7 @@ class Compute:
                 raise _NoMemory from None
             if self.strict and not memory:
                 raise SamplerError(
-                    f"Image {jobs[0].index}: {_failure(error, False).message}", 1
+                    f"Image {jobs[0].index}: {_failure(error, False).message}"
                 ) from error
             if len(jobs) == 1 or memory:
                 return [_failure(error, memory)] * len(jobs)

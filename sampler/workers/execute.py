@@ -9,9 +9,9 @@ from typing import Any
 from sampler import registry
 from sampler.core.binding import Setting, bound_sampler
 from sampler.core.loop import Loop
+from sampler.errors import IncompleteError, MemoryLimitError
 from sampler.runs.folder import Check, Run
 from sampler.runs.session import Place, Stop
-from sampler.types import SamplerError
 from sampler.workers import claims
 from sampler.workers.work import Lines, Options, Tally, work
 
@@ -88,13 +88,12 @@ def _check(run: Run, engine: Loop) -> None:
 def outcome(tally: Tally, where: str) -> None:
     """Raises the SamplerError that the end of a run stands for; nothing where all is done."""
     if tally.failed and not tally.done and tally.oom == tally.failed:
-        raise SamplerError("Out of memory with one image at a time; use a smaller size.", 7)
+        raise MemoryLimitError("Out of memory with one image at a time; use a smaller size.")
     if tally.failed:
-        raise SamplerError(
+        raise IncompleteError(
             f"{tally.failed} image{'s' if tally.failed > 1 else ''} failed; "
             f"`sampler show {where} --errors` tells why, "
             f"`sampler resume {where} --retry-errors` tries again.",
-            3,
         )
 
 

@@ -17,13 +17,14 @@ from sampler import registry
 from sampler.core.batch import Job as Row
 from sampler.core.batch import Result
 from sampler.core.loop import Loop
+from sampler.errors import IncompleteError
 from sampler.runs.folder import Facts, Run
 from sampler.runs.jobs import Model, Settings
 from sampler.runs.planner import Planner
 from sampler.runs.resolve import Defaults, resolved
 from sampler.runs.session import Place, held, signals
 from sampler.runs.start import start
-from sampler.types import Guidance, Sampler, SamplerError
+from sampler.types import Guidance, Sampler
 from sampler.workers.execute import Request, execute, outcome
 
 
@@ -54,7 +55,7 @@ class Images(Sequence[Image.Image]):
             return [self[k] for k in range(*index.indices(len(self)))]
         data = self._run.store.read(self._files[index])
         if data is None:
-            raise SamplerError(f"{self._files[index]} has gone; generate again restores it.", 3)
+            raise IncompleteError(f"{self._files[index]} has gone; generate again restores it.")
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return image.convert("RGB")
 
@@ -108,7 +109,7 @@ def _result(run: Run, asked: Asked, specs: dict[str, Any], out: str, seconds: fl
     index_of = {job.row: job.index for job in run.jobs()}
     found = [entries[run.key(shared.get(k, index_of.get(k, 0)))] for k in range(len(asked.jobs))]
     if bad := [entry for entry in found if entry["status"] != "ok"]:
-        raise SamplerError(f"{len(bad)} images failed: {bad[0]['error']['message']}.", 3)
+        raise IncompleteError(f"{len(bad)} images failed: {bad[0]['error']['message']}.")
     config = {
         "prompts": [job.prompt for job in asked.jobs],
         "negative": [job.negative for job in asked.jobs],

@@ -15,10 +15,10 @@ from typing import Any
 
 from sampler.config.schema import ModelConfig
 from sampler.core.loop import Loop
+from sampler.errors import SamplerError, UsageError
 from sampler.runs.folder import Run
 from sampler.runs.session import Stop
 from sampler.runs.store import open_store
-from sampler.types import SamplerError
 from sampler.workers.execute import Request, left_to_do
 from sampler.workers.prompt_cache import Texts
 from sampler.workers.work import Lines, Options, Tally, work
@@ -79,7 +79,7 @@ def execute_on_ray(
     actor, there.
     """
     if request.options.drop_encoders:
-        raise SamplerError("model.drop_encoders: actors take batches one by one; leave it out.", 2)
+        raise UsageError("model.drop_encoders: actors take batches one by one; leave it out.")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it when it is imported
     ray = _ray()
     missing = left_to_do(run, request)
@@ -137,7 +137,7 @@ class _Pool:
             done, _ = self._ray.wait([*working, *starting], timeout=ASKED)
             heard = time.monotonic() if done or working else heard
             if time.monotonic() - heard > START:
-                raise SamplerError(f"No Ray actor has started for {START:.0f} s.", 1)
+                raise SamplerError(f"No Ray actor has started for {START:.0f} s.")
             for task in done:
                 number, actor = working.pop(task, (None, starting.pop(task, None)))
                 try:
@@ -155,7 +155,7 @@ class _Pool:
     def _again(self, number: int, error: Exception) -> None:
         self._tries[number] = self._tries.get(number, 0) + 1
         if self._tries[number] > RETRIES:
-            raise SamplerError(f"Batch {number} was lost {RETRIES} times: {error}.", 1)
+            raise SamplerError(f"Batch {number} was lost {RETRIES} times: {error}.")
 
     def _actor(self) -> tuple[Any, Any]:
         """(what says that it is ready, a new actor), with a journal of its own."""
@@ -169,14 +169,14 @@ class _Pool:
 def _as_own(error: Any) -> SamplerError:
     """What went wrong in an actor, as it would have been here."""
     cause = error.cause if isinstance(getattr(error, "cause", None), SamplerError) else None
-    return cause or SamplerError(str(error).strip().splitlines()[-1], 1)
+    return cause or SamplerError(str(error).strip().splitlines()[-1])
 
 
 def _ray() -> Any:
     try:
         ray = importlib.import_module("ray")
     except ModuleNotFoundError:
-        raise SamplerError(
-            "--executor ray needs the extra 'ray' (pip install diffusion-sampler[ray]).", 2
+        raise UsageError(
+            "--executor ray needs the extra 'ray' (pip install diffusion-sampler[ray])."
         ) from None
     return ray

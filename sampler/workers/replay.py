@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from sampler.core.loop import Loop
+from sampler.errors import IncompleteError, UsageError
 from sampler.runs import metadata, png
 from sampler.runs.folder import Run
 from sampler.runs.jobs import Job, Settings, canonical
-from sampler.types import SamplerError
 from sampler.workers.compute import Compute, Made, Outcome
 
 
@@ -43,7 +43,7 @@ def from_record(engine: Loop, body: dict[str, Any]) -> bytes:
         )  # fmt: skip
         job = Job(0, body["key"], 0, 0, record["prompt"], record["negative_prompt"], record["seed"])
     except KeyError as error:
-        raise SamplerError(f"The record lacks {error}.", 2) from None
+        raise UsageError(f"The record lacks {error}.") from None
     (outcome,) = Compute(engine).batch([job], [settings])
     made = _made(outcome)
     return png.encode(made.pixels, {metadata.CHUNK: canonical(body)})
@@ -51,5 +51,5 @@ def from_record(engine: Loop, body: dict[str, Any]) -> bytes:
 
 def _made(outcome: Outcome) -> Made:
     if not isinstance(outcome, Made):
-        raise SamplerError(f"The image cannot be made: {outcome.message}.", 3)
+        raise IncompleteError(f"The image cannot be made: {outcome.message}.")
     return outcome

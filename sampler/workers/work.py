@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from sampler import registry
 from sampler.core.loop import Loop
+from sampler.errors import IncompleteError
 from sampler.runs import metadata
 from sampler.runs.folder import Run
 from sampler.runs.jobs import Job
 from sampler.runs.pump import Item, Pump, failed_name
-from sampler.types import SamplerError
 from sampler.workers import safety as flagged
 from sampler.workers.compute import Compute, Failed, Made, Outcome, Stopped
 from sampler.workers.prompt_cache import Texts
@@ -120,7 +120,7 @@ def work(
                           for job, outcome in zip(jobs, outcomes, strict=True)
                           if job.index in wanted])  # fmt: skip
                 if options.max_errors is not None and tally.failed > options.max_errors:
-                    raise SamplerError(f"More than {options.max_errors} images failed.", 3)
+                    raise IncompleteError(f"More than {options.max_errors} images failed.")
         except (Stopped, KeyboardInterrupt):
             tally.stopped = True
             pump.close(options.drain)

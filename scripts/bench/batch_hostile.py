@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from sampler.config import layers
+from sampler.errors import SamplerError
 from sampler.runs import metadata
 from sampler.runs.folder import Facts, Output
 from sampler.runs.planner import Planner
 from sampler.runs.tables import is_text, read_table
-from sampler.types import SamplerError
 from tests.runs.stub import MODEL, defaults, make, pictures, prompts
 
 Row = tuple[str, Any, str]

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from sampler.cli import main
+from sampler.errors import SamplerError
 from sampler.runs import metadata, png
-from sampler.types import SamplerError
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = '<script>alert(1)</script> "a" & <b>fox</b>'

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from sampler.core import durable
+from sampler.errors import SamplerError
 from sampler.runs import metadata, png
 from sampler.runs.folder import Facts, Output
 from sampler.runs.pump import Item, Pump
 from sampler.runs.store import LocalStore
-from sampler.types import SamplerError
 from sampler.workers.compute import Compute
 from sampler.workers.execute import Options, Request, outcome
 from sampler.workers.prompt_cache import Texts

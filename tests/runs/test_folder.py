@@ -10,6 +10,7 @@ import time
 import pytest
 
 from sampler.core import durable
+from sampler.errors import SamplerError
 from sampler.runs import journal
 from sampler.runs.folder import Facts, Output, Run
 from sampler.runs.jobs import Model
@@ -17,7 +18,6 @@ from sampler.runs.lock import Lock
 from sampler.runs.names import check_template, image_name, slug
 from sampler.runs.store import open_store
 from sampler.runs.verify import findings
-from sampler.types import SamplerError
 from sampler.workers.execute import Request
 from tests.runs.stub import MODEL, engine, make, pictures, prompts
 

@@ -10,13 +10,13 @@ import pytest
 
 from sampler import registry
 from sampler.config.schema import Limits
+from sampler.errors import SamplerError
 from sampler.runs import fingerprint
 from sampler.runs.jobs import Job, Keys, Model, Settings, canonical, key_of, record_of
 from sampler.runs.plan import company
 from sampler.runs.planner import Planner
 from sampler.runs.resolve import resolved
 from sampler.runs.wildcards import Wildcards
-from sampler.types import SamplerError
 from tests import tiny
 from tests.runs.stub import MODEL, defaults
 

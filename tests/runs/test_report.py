@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from sampler.cli.report import PLAIN_EVERY, Report
+from sampler.errors import SamplerError
 from sampler.runs import metadata, png
-from sampler.types import SamplerError
 
 
 def lines(count, **changes):

@@ -13,8 +13,8 @@ import sampler
 from sampler.cli import main
 from sampler.cli.report import redacted
 from sampler.config.layers import PRESETS, preset_files, read_file, resolve
+from sampler.errors import SamplerError
 from sampler.runs.session import Place
-from sampler.types import SamplerError
 from sampler.workers.execute import Request
 from sampler.workers.prompt_cache import Texts
 from sampler.workers.work import Options

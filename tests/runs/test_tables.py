@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sampler.errors import SamplerError
 from sampler.runs import prompts
 from sampler.runs.axes import parse_axis, sweep
 from sampler.runs.planner import Planner
 from sampler.runs.tables import is_text, read_table
-from sampler.types import SamplerError
 from tests.runs.stub import MODEL, defaults
 
 

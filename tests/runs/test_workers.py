@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from sampler.config.schema import ModelConfig
+from sampler.errors import SamplerError
 from sampler.runs.folder import Run
 from sampler.runs.session import Place, Stop, held, place_of, wait_for_plan
 from sampler.runs.store import open_store
-from sampler.types import SamplerError
 from sampler.workers.claims import Claims
 from sampler.workers.execute import Request, execute
 from tests.runs.stub import engine, make, pictures, planned, prompts

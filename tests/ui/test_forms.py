@@ -6,7 +6,7 @@ import sampler
 from sampler import registry
 from sampler.config.layers import from_sets
 from sampler.config.schema import ModelConfig
-from sampler.types import SamplerError
+from sampler.errors import SamplerError
 from sampler.ui.export import python, shell, word, yaml
 from sampler.ui.fields import controls, explanations, spec
 from sampler.ui.form import MOST, Chosen, Form, config_of

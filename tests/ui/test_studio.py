@@ -10,8 +10,8 @@ from PIL import Image
 import sampler
 from sampler.cli import main
 from sampler.config.schema import ModelConfig
+from sampler.errors import SamplerError
 from sampler.runs.session import Stop
-from sampler.types import SamplerError
 from sampler.ui.form import Chosen, Form, config_of
 from sampler.ui.pictures import coming, finished
 from sampler.ui.studio import Studio

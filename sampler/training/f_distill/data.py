@@ -23,9 +23,9 @@ from torch import Tensor
 
 from sampler.core.durable import make_folder, write_file
 from sampler.core.images import encode, read
+from sampler.errors import UsageError
 from sampler.training.batches import derived
 from sampler.training.session import Session
-from sampler.types import SamplerError
 
 PIECE = 64  # images of the teacher per file
 
@@ -106,17 +106,15 @@ def data_samples(session: Session, source: str, out: Path) -> Samples:
             latents = stored.get_tensor("latents").float()
             prompts = tuple(map(str, json.loads((stored.metadata() or {})["prompts"])))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise SamplerError(
+        raise UsageError(
             f"f_distill: data = {source} is no folder of images, and no file of latents with "
             f"their prompts: {error}.",
-            2,
         ) from None
     shape = session.engine.pipeline.latent_shape(*session.size)
     if tuple(latents.shape[1:]) != tuple(shape) or len(latents) != len(prompts):
-        raise SamplerError(
+        raise UsageError(
             f"f_distill: {source} holds {tuple(latents.shape)} latents and {len(prompts)} "
             f"prompts; here a latent is {tuple(shape)}.",
-            2,
         )
     return Samples(latents, prompts)
 
@@ -128,17 +126,16 @@ def _encode_folder(session: Session, folder: Path, out: Path) -> None:
         entries: list[Any] = [json.loads(line) for line in lines if line.strip()]
         named = [(folder / entry["file_name"], str(entry["text"])) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SamplerError(
-            f'f_distill: {listing} must have {{"file_name": ..., "text": ...}} a line: {error}.', 2
+        raise UsageError(
+            f'f_distill: {listing} must have {{"file_name": ..., "text": ...}} a line: {error}.'
         ) from None
     latents = []
     for path, _ in named:
         image = read(path)
         if tuple(image.shape[-2:]) != session.size:
-            raise SamplerError(
+            raise UsageError(
                 f"f_distill: {path} is {image.shape[-1]} x {image.shape[-2]} pixels; images of "
                 f"the data are {session.size[1]} x {session.size[0]} here.",
-                2,
             )
         with torch.no_grad():
             latents.append(encode(session.engine.pipeline, image).float().cpu())

@@ -22,6 +22,7 @@ from sampler import registry
 from sampler.core.binding import fingerprint
 from sampler.core.durable import TEMPORARY, attempt, make_folder, sync_folder, write_file
 from sampler.engine import Engine
+from sampler.errors import ModelError, first_line
 from sampler.models import preflight
 from sampler.models.lora import merge_lora, put_lora, save_lora
 from sampler.models.student_files import (
@@ -32,7 +33,6 @@ from sampler.models.student_files import (
     student_folder,
 )
 from sampler.training.f_distill.setup import student_levels
-from sampler.types import SamplerError, first_line
 
 if TYPE_CHECKING:
     from sampler.training.f_distill.trainer import FDistill
@@ -105,10 +105,9 @@ def with_student(adapter: Any, source: str | Path) -> Any:
     folder = student_folder(source)
     manifest, network = read_manifest(folder), adapter.network
     if manifest["base"] != fingerprint(network):
-        raise SamplerError(
+        raise ModelError(
             f"{folder} was distilled from another model than this one; load the model that it was "
             "made from.",
-            6,
         )
     if manifest["form"] == "full":
         student = read_network(network, folder / adapter.network_name)
@@ -134,7 +133,7 @@ def read_difference(teacher: Any, path: Path) -> Any:
     try:
         student.load_state_dict(unpacked(load_file(path), teacher.state_dict()))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise SamplerError(f"{path} cannot be loaded: {first_line(error)}", 6) from error
+        raise ModelError(f"{path} cannot be loaded: {first_line(error)}") from error
     return student
 
 
@@ -148,5 +147,5 @@ def read_network(like: Any, folder: Path) -> Any:
         options = {"local_files_only": True, "use_safetensors": True}
         found = type(like).from_pretrained(folder, torch_dtype=like.dtype, **options)
     except Exception as error:
-        raise SamplerError(f"{folder} cannot be loaded: {first_line(error)}", 6) from error
+        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}") from error
     return found.to(like.device).eval()
