@@ -67,5 +67,5 @@ def test_spans_walk_the_grid():
 def test_public_names_are_all_there():
     for name in sampler.__all__:
         assert getattr(sampler, name).__doc__
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="attribute .*nothing"):
         _ = sampler.nothing
