@@ -203,8 +203,9 @@ class Cond:
 class Branch:
     """One evaluation that a rule asks for: this condition, on this model, for these rows.
 
-    `rows`: bool tensor [B] on the CPU, or None for all. Rows left out get the prediction of the
-    branch "cond", so that cond − uncond is 0 there.
+    `rows`: bool tensor [B] on the CPU, or None for all. Rows that "cond" leaves out come back as
+    0, and the rule fills them. Rows that another branch leaves out get the prediction of "cond",
+    so that cond − uncond is 0 there. A branch whose mask is empty is the same as no branch.
     """
 
     cond: Any = None

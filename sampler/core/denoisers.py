@@ -36,10 +36,12 @@ class BatchedDenoiser:
     def __call__(
         self, x: Tensor, span: Span, branches: Mapping[str, Branch], nfe: list[int]
     ) -> dict[str, Prediction]:
-        """A Prediction [B, ...] for every branch; one `forward` per model that is asked.
+        """A Prediction [B, ...] for every branch with rows; one `forward` per model.
 
-        Adds to nfe[b] each row that is evaluated for row b. Rows that a branch leaves out get
-        the output of "cond". Raises ValueError for an unknown model.
+        Adds to nfe[b] each row that is evaluated for row b. Rows that "cond" leaves out are 0;
+        rows that another branch leaves out are those of "cond", or 0 where "cond" is not there.
+        A branch whose mask is empty is the same as no branch. Raises ValueError for an unknown
+        model.
         """
         level, count = span.now, x.shape[0]
         names_of: dict[str, list[str]] = {}
@@ -62,7 +64,7 @@ class BatchedDenoiser:
             cut = out.split_with_sizes([part.shape[0] for part in parts])
             for (name, which), part in zip(asked, cut, strict=True):
                 outs[name] = (part, which)
-        return {k: self._prediction(x, k, branches[k], outs, level) for k in branches}
+        return self._filled(x, branches, outs, level)
 
     def _stacked(self, conds: list[Any], rows: list[Tensor | None]) -> Any:
         """The conditions of the evaluated rows, one branch after the other.
@@ -88,15 +90,25 @@ class BatchedDenoiser:
             self._memo = (parts, versions, stacked)
         return stacked
 
-    def _prediction(
-        self, x: Tensor, name: str, branch: Branch, outs: dict[str, Any], level: Level
-    ) -> Prediction:
-        out, rows = outs.get(name, (None, None))
-        if out is None:  # no row asked: the conditional prediction everywhere
-            return self.predict(x, outs["cond"][0], level, "main")
-        if rows is not None:
-            out = outs["cond"][0].index_copy(0, rows, out)
-        return self.predict(x, out, level, branch.model)
+    def _filled(
+        self,
+        x: Tensor,
+        branches: Mapping[str, Branch],
+        outs: Mapping[str, tuple[Tensor, Tensor | None]],
+        level: Level,
+    ) -> dict[str, Prediction]:
+        """The evaluated branches as Predictions [B, ...], with the rows that they leave out."""
+        cond, rows = outs.get("cond", (None, None))
+        if cond is not None and rows is not None:
+            cond = cond.new_zeros((x.shape[0], *cond.shape[1:])).index_copy(0, rows, cond)
+        found = {}
+        for name in [name for name in branches if name in outs]:
+            out, rows = (cond, None) if name == "cond" else outs[name]
+            if rows is not None:
+                base = out.new_zeros((x.shape[0], *out.shape[1:])) if cond is None else cond
+                out = base.index_copy(0, rows, out)
+            found[name] = self.predict(x, out, level, branches[name].model)
+        return found
 
 
 class FunctionDenoiser(BatchedDenoiser):

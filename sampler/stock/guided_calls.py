@@ -20,6 +20,7 @@ from sampler.errors import ModelError
 from sampler.guidance.spaces import in_space
 from sampler.stock.stock_calls import (
     OFF,
+    filled,
     index_of,
     inputs,
     position_of,
@@ -61,6 +62,7 @@ class GuidedCalls(ModelHook):
         scale = getattr(pipe, layout.network).config.get("timestep_scale") or 1.0
         self.unit, self.sign = layout.unit * scale, -1.0 if layout.backwards else 1.0
         self.nfe: list[int] = []
+        self._variances: Tensor | None = None
         self._times: Any = None
         self._state: Any = None
         self._index = 0
@@ -78,13 +80,13 @@ class GuidedCalls(ModelHook):
         told = self.schedule.train_steps - told if self.layout.backwards else told
         if times is not self._times or len(self.nfe) != x.shape[0]:
             self._times, self._state, self._index = times, self.rule.start(Cond()), 0
-            self.nfe = [0] * x.shape[0]
+            self.nfe, self._variances = [0] * x.shape[0], None
             self._position = position_of(times, told)  # later than 0 for image-to-image
         position = min(self._position + self._index, len(times) - 1)
         after = times[position + 1] if position + 1 < len(times) else None
         now = self._level(times[position])
         following = Level(0, 1.0, 0.0) if after is None else self._level(after)
-        return Span(self._index, now, following)
+        return Span(self._index, now, following, len(times) - self._position)
 
     def _level(self, t: Any) -> Level:
         return self.schedule.level(float(t))
@@ -125,7 +127,11 @@ class GuidedCalls(ModelHook):
 
 
 class BatchedCalls(GuidedCalls):
-    """One call per step on both halves."""
+    """One call per step on both halves.
+
+    A network with learned variances answers with more channels than x has. They are returned as
+    they are; on a step without a call, those of the last call are.
+    """
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         given, timestep = inputs(args, kwargs)
@@ -136,8 +142,11 @@ class BatchedCalls(GuidedCalls):
         span = self.span(x, timestep)
         outs, raw = self._evaluated(x, span, args, kwargs)
         guided = self.combine(x, span, {k: v[:, : x.shape[1]] for k, v in outs.items()})
-        like = next(iter(outs.values()), both[:batch])  # learned variances stay as they are
-        guided = torch.cat([guided.to(like.dtype), like[:, x.shape[1] :]], 1)
+        like = next(iter(outs.values()), x)
+        if outs:
+            self._variances = like[:, x.shape[1] :]
+        rest = () if self._variances is None else (self._variances,)
+        guided = torch.cat([guided.to(like.dtype), *rest], 1)
         twice = torch.cat([guided, guided])
         return (list(twice),) if isinstance(given, list) else wrapped(twice, raw)
 
@@ -145,24 +154,24 @@ class BatchedCalls(GuidedCalls):
         self, x: Tensor, span: Span, args: Any, kwargs: Any
     ) -> tuple[dict[str, Tensor], Any]:
         """The outputs that the rule asks for, [B, ...], and the network's answer as it came."""
-        branches, batch = self.plan(x, span), x.shape[0]
-        if not branches:
+        batch = x.shape[0]
+        planned = self.plan(x, span)
+        index = {k: index_of(branch.rows, batch) for k, branch in planned.items()}
+        if not any(len(rows) for rows in index.values()):
             return {}, None
         first = {"uncond": 0, "cond": batch}
         if self.layout.order == "cond first":
             first = {"cond": 0, "uncond": batch}
-        names = sorted(branches, key=lambda name: first[name])
-        index = {k: index_of(branches[k].rows, batch) for k in names}
-        for rows in index.values():
-            self.count(rows)
-        whole = len(names) == 2 and all(len(rows) == batch for rows in index.values())
+        names = sorted((k for k in index if len(index[k])), key=lambda name: first[name])
+        for name in names:
+            self.count(index[name])
+        whole = len(names) == 2 and all(len(index[name]) == batch for name in names)
         rows = None if whole else torch.cat([index[k] + first[k] for k in names])
         raw = self.call(rows, 2 * batch, args, kwargs)
         parts = tensor_of(raw).split([len(index[k]) for k in names])
         outs = dict(zip(names, parts, strict=True))
-        for name, rows in index.items():
-            if len(rows) < batch:
-                outs[name] = outs["cond"].index_copy(0, rows.to(x.device), outs[name])
+        for name in sorted(names):  # "cond" first: it is what others leave out
+            outs[name] = filled(outs[name], index[name], batch, outs.get("cond"))
         return outs, raw
 
 
@@ -200,30 +209,31 @@ class SequentialCalls(GuidedCalls):
     def _first(self, x: Tensor, told: float, args: Any, kwargs: Any) -> Any:
         span = self.span(x, told)
         branches = self.plan(x, span)
-        if "cond" in branches:
-            self.count(None)
-            raw = self.call(None, x.shape[0], args, kwargs)
-            cond = tensor_of(raw)
+        rows = index_of(branches["cond"].rows, x.shape[0]) if "cond" in branches else ()
+        if len(rows):
+            raw = self._counted(rows, x.shape[0], args, kwargs)
+            cond = filled(tensor_of(raw), rows, x.shape[0], None)
         else:
-            cond, raw = torch.zeros_like(x), (None,)
+            branches = {name: branch for name, branch in branches.items() if name != "cond"}
+            cond, raw = torch.zeros_like(x), None
         self._pending = _Pending(told, span, branches, cond)
         return wrapped(cond, raw)
 
     def _second(self, pending: _Pending, x: Tensor, args: Any, kwargs: Any) -> Any:
         _, span, branches, cond = pending
         outs = {"cond": cond} if "cond" in branches else {}
-        raw: Any = (None,)
-        if "uncond" in branches:
-            rows = index_of(branches["uncond"].rows, x.shape[0])
-            self.count(rows)
-            some = None if len(rows) == x.shape[0] else rows
-            raw = self.call(some, x.shape[0], args, kwargs)
-            outs["uncond"] = tensor_of(raw)
-            if some is not None:
-                outs["uncond"] = cond.index_copy(0, rows.to(x.device), outs["uncond"])
+        raw: Any = None
+        rows = index_of(branches["uncond"].rows, x.shape[0]) if "uncond" in branches else ()
+        if len(rows):
+            raw = self._counted(rows, x.shape[0], args, kwargs)
+            outs["uncond"] = filled(tensor_of(raw), rows, x.shape[0], outs.get("cond"))
         guided = self.combine(x, span, outs).to(cond.dtype)
         cond.copy_(guided)
         return wrapped(guided, raw)
+
+    def _counted(self, rows: Any, batch: int, args: Any, kwargs: Any) -> Any:
+        self.count(rows)
+        return self.call(None if len(rows) == batch else rows, batch, args, kwargs)
 
 
 class AlsoCalls(ModelHook):

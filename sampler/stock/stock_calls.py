@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
 OFF = "Inside sampler.guide the pipeline's own guidance must be on, with any value: call it with"
@@ -48,13 +49,26 @@ def tensor_of(raw: Any) -> Tensor:
 
 
 def wrapped(value: Tensor, raw: Any) -> Any:
-    """The value in the form in which the network answers (a tuple where it was not called)."""
-    return (value,) if raw is None or isinstance(raw, tuple) else type(raw)(sample=value)
+    """The value in the form in which the network answers.
+
+    Where it was not called (None) the form serves callers that read `.sample` and `[0]` alike.
+    """
+    if isinstance(raw, tuple):
+        return (value,)
+    return (Transformer2DModelOutput if raw is None else type(raw))(sample=value)
 
 
 def index_of(rows: Tensor | None, batch: int) -> Tensor:
     """The numbers of the rows that a rule asks for, on the CPU."""
     return torch.arange(batch) if rows is None else rows.nonzero()[:, 0]
+
+
+def filled(out: Tensor, rows: Tensor, batch: int, cond: Tensor | None) -> Tensor:
+    """An output for some rows as [B, ...]; the others are those of `cond`, or 0 without it."""
+    if len(rows) == batch:
+        return out
+    base = out.new_zeros((batch, *out.shape[1:])) if cond is None else cond
+    return base.index_copy(0, rows.to(out.device), out)
 
 
 def position_of(times: Tensor, told: float) -> int:

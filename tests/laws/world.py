@@ -5,12 +5,15 @@ has neither fails `test_every_strategy_is_covered`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 import sampler
 from sampler import registry
+from sampler.guidance.spaces import choose, choose_state, in_space
+from sampler.types import GuidanceBase, Prediction
 from tests.analytic import mixture
 
 SHAPE = (2, 2, 2)
@@ -58,6 +61,46 @@ class Counting:
             prediction,
             {"weak": network(WEAK, UNCOND), "student": network(COND, UNCOND)},
         )
+
+
+@dataclass(frozen=True)
+class Rests(GuidanceBase):
+    """Any rule, with its last output held for a row at every third step, counted per row."""
+
+    rule: object
+    first: int = 0  # the number of the first row
+
+    @property
+    def needs(self):
+        return self.rule.needs
+
+    def start(self, cond):
+        return self.rule.start(cond), None
+
+    def due(self, x, span):
+        number = torch.arange(x.shape[0]) + self.first
+        return (span.index + number) % 3 != 0 if span.index else torch.ones(x.shape[0]).bool()
+
+    def plan(self, x, span, cond, state):
+        due = self.due(x, span)
+        found = {}
+        for name, branch in self.rule.plan(x, span, cond, state[0]).items():
+            rows = due if branch.rows is None else due & branch.rows
+            if rows.any():
+                found[name] = replace(branch, rows=rows)
+        return found
+
+    def combine(self, x, preds, span, state):
+        inner, last = state
+        due = self.due(x, span)
+        if not due.any():
+            return Prediction.of("eps", x, last, span.now), state
+        pred, after = self.rule.combine(x, preds, span, inner)
+        value = in_space(pred, "eps")
+        if last is not None:
+            value = choose(due, value, sampler.Lin.of(last))
+            after = choose_state(due, after, inner)
+        return Prediction.of("eps", x, value, span.now), (after, value)
 
 
 def cond(rows: int) -> sampler.Cond:
