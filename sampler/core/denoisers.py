@@ -98,15 +98,16 @@ class BatchedDenoiser:
         level: Level,
     ) -> dict[str, Prediction]:
         """The evaluated branches as Predictions [B, ...], with the rows that they leave out."""
-        cond, rows = outs.get("cond", (None, None))
-        if cond is not None and rows is not None:
-            cond = cond.new_zeros((x.shape[0], *cond.shape[1:])).index_copy(0, rows, cond)
-        found = {}
-        for name in [name for name in branches if name in outs]:
-            out, rows = (cond, None) if name == "cond" else outs[name]
+        found: dict[str, Prediction] = {}
+        cond: Tensor | None = None
+        # "cond" first: it is what others leave out
+        for name in sorted(outs, key=lambda name: name != "cond"):
+            out, rows = outs[name]
             if rows is not None:
                 base = out.new_zeros((x.shape[0], *out.shape[1:])) if cond is None else cond
                 out = base.index_copy(0, rows, out)
+            if name == "cond":
+                cond = out
             found[name] = self.predict(x, out, level, branches[name].model)
         return found
 

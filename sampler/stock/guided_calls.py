@@ -30,6 +30,7 @@ from sampler.stock.stock_calls import (
 )
 from sampler.types import Branch, Cond, Guidance, Level, Prediction, Span
 
+_NO_ROWS = Branch(rows=torch.zeros(0, dtype=torch.bool))
 Order = Literal["uncond first", "cond first", "sequential"]
 
 
@@ -171,7 +172,8 @@ class BatchedCalls(GuidedCalls):
         parts = tensor_of(raw).split([len(index[k]) for k in names])
         outs = dict(zip(names, parts, strict=True))
         for name in sorted(names):  # "cond" first: it is what others leave out
-            outs[name] = filled(outs[name], index[name], batch, outs.get("cond"))
+            base = None if name == "cond" else outs.get("cond")
+            outs[name] = filled(outs[name], index[name], batch, base)
         return outs, raw
 
 
@@ -209,7 +211,7 @@ class SequentialCalls(GuidedCalls):
     def _first(self, x: Tensor, told: float, args: Any, kwargs: Any) -> Any:
         span = self.span(x, told)
         branches = self.plan(x, span)
-        rows = index_of(branches["cond"].rows, x.shape[0]) if "cond" in branches else ()
+        rows = index_of(branches.get("cond", _NO_ROWS).rows, x.shape[0])
         if len(rows):
             raw = self._counted(rows, x.shape[0], args, kwargs)
             cond = filled(tensor_of(raw), rows, x.shape[0], None)
@@ -223,7 +225,7 @@ class SequentialCalls(GuidedCalls):
         _, span, branches, cond = pending
         outs = {"cond": cond} if "cond" in branches else {}
         raw: Any = None
-        rows = index_of(branches["uncond"].rows, x.shape[0]) if "uncond" in branches else ()
+        rows = index_of(branches.get("uncond", _NO_ROWS).rows, x.shape[0])
         if len(rows):
             raw = self._counted(rows, x.shape[0], args, kwargs)
             outs["uncond"] = filled(tensor_of(raw), rows, x.shape[0], outs.get("cond"))
@@ -231,7 +233,7 @@ class SequentialCalls(GuidedCalls):
         cond.copy_(guided)
         return wrapped(guided, raw)
 
-    def _counted(self, rows: Any, batch: int, args: Any, kwargs: Any) -> Any:
+    def _counted(self, rows: Tensor, batch: int, args: Any, kwargs: Any) -> Any:
         self.count(rows)
         return self.call(None if len(rows) == batch else rows, batch, args, kwargs)
 

@@ -12,7 +12,7 @@ import torch
 
 import sampler
 from sampler import registry
-from sampler.guidance.spaces import choose, choose_state, in_space
+from sampler.guidance.spaces import choose, choose_state
 from sampler.types import GuidanceBase, Prediction
 from tests.analytic import mixture
 
@@ -94,13 +94,13 @@ class Rests(GuidanceBase):
         inner, last = state
         due = self.due(x, span)
         if not due.any():
-            return Prediction.of("eps", x, last, span.now), state
+            return Prediction.of(last["kind"], x, last["out"], span.now), state
         pred, after = self.rule.combine(x, preds, span, inner)
-        value = in_space(pred, "eps")
+        out = pred.out
         if last is not None:
-            value = choose(due, value, sampler.Lin.of(last))
+            out = choose(due, out, sampler.Lin.of(last["out"]))
             after = choose_state(due, after, inner)
-        return Prediction.of("eps", x, value, span.now), (after, value)
+        return pred.like(out), (after, {"kind": pred.kind, "out": out})
 
 
 def cond(rows: int) -> sampler.Cond:
