@@ -9,20 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sampler.bundled import BUNDLED_LCM, BUNDLED_PARTS, BUNDLED_SCALE, BUNDLED_STUDENT, FOLDER
 from sampler.engine import Engine
 from sampler.errors import ModelError, SamplerError, first_line
-from sampler.models import preflight
-from sampler.runs.fingerprint import (
-    BUNDLED_LCM,
-    BUNDLED_PARTS,
-    BUNDLED_SCALE,
-    BUNDLED_STUDENT,
-)
+from sampler.model_files import preflight
+from sampler.model_files import student as student_files
+from sampler.model_files.folder import HUB_ID, find
 
 if TYPE_CHECKING:
     import torch
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DTYPES = ("float32", "float16", "bfloat16")
 _STORED = {"F16": "float16", "BF16": "bfloat16"}
 # Remarks of the libraries at load that are about their own affairs: logger, start of the message.
@@ -69,7 +65,7 @@ def load(
 
     The engine's defaults are "ddim" and "cfg" at the scale of the stock pipeline (3 for the bundled
     model); with a student "consistency" and "student". A folder is checked before diffusers opens
-    it (`sampler/models/preflight.py`).
+    it (`sampler/model_files/preflight.py`).
 
     Raises SamplerError (6) for a model that is missing, unsafe, broken or not supported, and
     ValueError for an argument that does not fit.
@@ -82,13 +78,9 @@ def load(
         raise ValueError(f"offload = {offload!r:.40} must be one of {', '.join(OFFLOADS)}.")
     few_steps = source == BUNDLED_LCM
     if source == BUNDLED_STUDENT and student is None:
-        from sampler.models import student_files
-
         student = student_files.BUNDLED
     bundled = source is None or (isinstance(source, str) and source in BUNDLED_PARTS)
     if bundled:
-        from sampler.bundled import FOLDER
-
         source = FOLDER / "pipeline"
         weak = FOLDER / "weak" if weak is None and (FOLDER / "weak").is_dir() else weak
     if isinstance(source, (str, Path)):
@@ -130,33 +122,18 @@ def load(
 
 
 def _folder(source: str | Path, download: bool, revision: str | None, variant: str | None) -> Path:
-    """Where the files of a model are; fetched from the Hub if that was asked for."""
-    path = Path(source).expanduser()
-    if path.exists() or not _HUB_ID.fullmatch(str(source)):
-        return path
-    from huggingface_hub import snapshot_download
-
-    if download:
-        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-        def fetch() -> Any:
-            return DiffusionPipeline.download(
-                str(source), revision=revision, variant=variant, use_safetensors=True
-            )
-    else:
-
-        def fetch() -> Any:
-            return snapshot_download(str(source), revision=revision, local_files_only=True)
+    """Path of a model's files, after fetching a Hub model where `download` is set."""
+    if not download or Path(source).expanduser().exists() or not HUB_ID.fullmatch(str(source)):
+        return find(source, revision)
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
-        return Path(fetch())
+        folder = DiffusionPipeline.download(
+            str(source), revision=revision, variant=variant, use_safetensors=True
+        )
     except Exception as error:
-        if download:
-            raise ModelError(f"{source} cannot be downloaded: {first_line(error)}") from error
-        raise ModelError(
-            f"{source} is neither a folder here nor in the local cache; "
-            "give download=True (--download) to fetch it from the Hugging Face Hub.",
-        ) from None
+        raise ModelError(f"{source} cannot be downloaded: {first_line(error)}") from error
+    return Path(folder)
 
 
 def _read(folder: Path, dtype: Any, variant: str | None, device: Any, config: Any) -> Any:

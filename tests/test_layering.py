@@ -1,8 +1,8 @@
 """Who may import whom, read from the syntax trees. An arrow points to what may be imported.
 
     sampler_kernels  <-  types, registry  <-  core  <-  samplers, guidance, rewards  <-  config
-                     <-  runs  <-  workers  <-  engine  <-  pipelines  <-  models, stock
-                     <-  training, calibration  <-  loading  <-  cli  <-  ui
+                     <-  model_files  <-  runs  <-  workers  <-  engine  <-  pipelines
+                     <-  models, stock  <-  training, calibration  <-  loading  <-  cli  <-  ui
 
 docs/how_it_works.md has the whole order.
 
@@ -93,6 +93,7 @@ RULES = {
     "sampler.guidance": STRATEGY,
     "sampler.rewards": (*STRATEGY, "sampler.bundled"),
     "sampler.bundled": (),
+    "sampler.model_files": ("sampler.errors", "sampler.bundled", "sampler.core"),
     "sampler.config": STRATEGY,
 }
 

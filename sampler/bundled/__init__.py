@@ -13,6 +13,17 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 """The folder that holds `pipeline/`, `weak/`, `classifier/` and the reference statistics."""
 
+BUNDLED, BUNDLED_LCM, BUNDLED_STUDENT = "bundled", "bundled-lcm", "bundled-student"
+BUNDLED_PARTS = {
+    BUNDLED: ("pipeline", "weak", "classifier"),
+    BUNDLED_LCM: ("pipeline", "lcm", "classifier"),
+    BUNDLED_STUDENT: ("pipeline", "student", "classifier"),
+}
+"""Names of the bundled models, and the folders with their networks and those of their rules."""
+
+BUNDLED_SCALE = 3.0
+"""Scale of best prompt accuracy and Fréchet distance in the model card."""
+
 _BACKGROUND_STRIDE = 5
 """Coprime with the 12 colours: consecutive prompts differ in background as well."""
 

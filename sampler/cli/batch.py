@@ -13,7 +13,8 @@ from sampler.cli.dryrun import tell
 from sampler.cli.report import Report, counted
 from sampler.cli.source import Source, check_folder, folder_of
 from sampler.config.schema import Config
-from sampler.runs import fingerprint, tables
+from sampler.model_files.folder import default_strategies
+from sampler.runs import tables
 from sampler.runs.folder import Run
 from sampler.runs.session import Place, Stop, held, place_of, signals, wait_for_plan
 from sampler.runs.start import start
@@ -49,7 +50,7 @@ def generate(source: Source, how: How, report: Report) -> None:
     if how.download:
         load()  # what is not in the local cache has to be there before it can be planned
     model = source.model()
-    if not (how.dry or source.named() or fingerprint.defaults(model.path, config.model.revision)):
+    if not (how.dry or source.named() or default_strategies(model.path, config.model.revision)):
         source = replace(source, defaults=_defaults(load()))
     facts = source.facts(model)
     if how.dry:

@@ -201,8 +201,8 @@ def _settings(
     lower += layers.from_environment(os.environ)
     upper = layers.from_sets(sets), layers.from_options(given)
     settings = layers.resolve(lower, *upper)
-    from sampler.models.student_files import BUNDLED, student_run
-    from sampler.runs.fingerprint import BUNDLED_STUDENT
+    from sampler.bundled import BUNDLED_STUDENT
+    from sampler.model_files.student import BUNDLED, student_run
 
     student = settings.model.student
     if student is None and settings.model.path == BUNDLED_STUDENT:

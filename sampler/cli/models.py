@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sampler.bundled import BUNDLED, BUNDLED_PARTS
 from sampler.errors import ModelError, SamplerError, UsageError, first_line
-from sampler.runs.fingerprint import BUNDLED, BUNDLED_PARTS
 
 if TYPE_CHECKING:
     from sampler.config.schema import ModelConfig
     from sampler.engine import Engine
-    from sampler.runs.jobs import Model
 
-# In the fingerprint of a model with adapters, or with a student: "files+lora:3f9a..."
-LORA, STUDENT = "+lora", "+student"
 # The variables by which people choose the number of threads.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -48,8 +41,8 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
             student=model.student,
         )
         if model.lora:
+            from sampler.model_files.lora import parse_lora
             from sampler.models.lora import load_lora
-            from sampler.models.lora_files import parse_lora
 
             load_lora(engine, *map(parse_lora, model.lora))
         return engine
@@ -58,29 +51,6 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
     except Exception as error:
         text = f"{model_name(model)} cannot be loaded: {first_line(error)}"
         raise ModelError(text) from error
-
-
-def with_lora(model: Model, loras: Sequence[str], student: str | None = None) -> Model:
-    """What a run has to know of a model that carries adapters, or comes with a student: they
-    belong to the fingerprint. Raises SamplerError (2) for both at once."""
-    if student is not None:
-        from sampler.models.student_files import student_digest
-
-        if loras:
-            raise UsageError("--lora changes the model, --student stands in its place: drop one.")
-        digest = hashlib.sha256(f"{model.fingerprint}\n{student_digest(student)}".encode())
-        how, _, _ = model.fingerprint.partition(":")
-        return replace(model, fingerprint=f"{how}{STUDENT}:{digest.hexdigest()}")
-    if not loras:
-        return model
-    from sampler.models.lora_files import lora_file, parse_lora
-
-    digest = hashlib.sha256(model.fingerprint.encode())
-    for folder, weight in map(parse_lora, loras):
-        content = hashlib.sha256(lora_file(Path(folder)).read_bytes()).hexdigest()
-        digest.update(f"{content}:{weight!r}\n".encode())
-    how, _, _ = model.fingerprint.partition(":")
-    return replace(model, fingerprint=f"{how}{LORA}:{digest.hexdigest()}")
 
 
 def model_name(model: ModelConfig) -> str:

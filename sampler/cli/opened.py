@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sampler.cli.models import with_lora
 from sampler.config.schema import Config, checked
 from sampler.errors import ModelError, SamplerError, UsageError
 from sampler.runs import fingerprint
@@ -57,7 +56,7 @@ def check_model(run: Run, config: Config) -> None:
         return  # a pipeline that was in memory: known only when it is loaded
     model, fast = config.model, run.model.fingerprint.startswith("fast")
     found = fingerprint.model_of(model.path, model.revision, model.dtype, fast)
-    found = with_lora(found, model.lora, model.student)
+    found = fingerprint.with_lora(found, model.lora, model.student)
     if found.fingerprint != run.model.fingerprint:
         raise _another(run)
 

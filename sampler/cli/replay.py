@@ -82,10 +82,10 @@ def _from_run(where: str, key: str, device: str | None) -> tuple[bytes, bytes | 
 
 
 def _from_image(data: bytes, model: str | None, lora: tuple[str, ...], device: str | None) -> bytes:
-    from sampler.cli.models import LORA, STUDENT, load_engine, with_lora
+    from sampler.cli.models import load_engine
     from sampler.config.schema import ModelConfig
     from sampler.errors import ModelError
-    from sampler.runs.fingerprint import model_of
+    from sampler.runs.fingerprint import LORA, STUDENT, model_of, with_lora
     from sampler.runs.metadata import read_record
     from sampler.workers.replay import from_record
 

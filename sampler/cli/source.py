@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sampler.cli.models import with_lora
 from sampler.config.schema import STRATEGIES, Config
 from sampler.errors import StorageError, UsageError
+from sampler.model_files.folder import default_strategies
 from sampler.runs import axes, fingerprint, tables
 from sampler.runs.folder import Facts, Output
 from sampler.runs.jobs import Model, Settings
@@ -61,7 +61,7 @@ class Source:
         """What identifies the model; its files are hashed, not loaded. SamplerError (6)."""
         model = self.config.model
         found = fingerprint.model_of(model.path, model.revision, model.dtype, self.fast)
-        return with_lora(found, model.lora, model.student)
+        return fingerprint.with_lora(found, model.lora, model.student)
 
     def planner(self, model: Model) -> Planner:
         """What makes jobs of the rows. Raises SamplerError (2) for a strategy that is wrong."""
@@ -101,7 +101,7 @@ class Source:
         if isinstance(given, str) or (given and "name" in given):
             return given
         model = self.config.model
-        known = self.defaults or fingerprint.defaults(model.path, model.revision)
+        known = self.defaults or default_strategies(model.path, model.revision)
         if known is None:
             raise UsageError(
                 f"What the default {kind} of {model.path} is, is known only when it is loaded; "

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sampler.core.durable import write_file
 from sampler.errors import ModelError, UsageError, first_line
-from sampler.models.lora_files import FILE, lora_file, read_adapter, write_adapter
+from sampler.model_files.lora import FILE, lora_file, read_adapter, write_adapter
 
 NAME = "finetune"
 

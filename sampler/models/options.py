@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.errors import ModelError, SamplerError, first_line
-from sampler.models.preflight import PICKLES
+from sampler.model_files.preflight import PICKLES
 
 OFFLOADS = ("model", "sequential")
 

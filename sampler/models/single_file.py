@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.errors import ModelError
-from sampler.models import preflight
+from sampler.model_files import preflight
 from sampler.models.options import no_pickle
 
 

@@ -11,37 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from sampler.errors import ModelError
+from sampler.bundled import BUNDLED, BUNDLED_PARTS, FOLDER
+from sampler.errors import ModelError, UsageError
+from sampler.model_files.folder import INDEX, find, native_size
+from sampler.model_files.lora import lora_file, parse_lora
+from sampler.model_files.student import student_digest
 from sampler.runs.jobs import Model
 
 ENDINGS = (".safetensors", ".json", ".txt", ".model")
 BLOCK = 2**20
 BLOCKS = 16
 MAX_HEADER = 100 * 2**20
-
-
-# Families whose defaults are known without loading them, with the guidance scale of the stock
-# pipeline (tested against diffusers). Of every other family the loaded model is asked.
-SCALES = {
-    "StableDiffusionPipeline": 7.5,
-    "StableDiffusionXLPipeline": 5.0,
-    "PixArtAlphaPipeline": 4.5,
-    "PixArtSigmaPipeline": 4.5,
-}
-BUNDLED, BUNDLED_LCM, BUNDLED_STUDENT = "bundled", "bundled-lcm", "bundled-student"
-BUNDLED_PARTS = {  # what they are made of, and what rules on them may use
-    BUNDLED: ("pipeline", "weak", "classifier"),
-    BUNDLED_LCM: ("pipeline", "lcm", "classifier"),
-    BUNDLED_STUDENT: ("pipeline", "student", "classifier"),
-}
-BUNDLED_SCALE = 3.0  # the best prompt accuracy and Fréchet distance of the scales in its card
+# In the fingerprint of a model with LoRAs, or with a student: "files+lora:3f9a..."
+LORA, STUDENT = "+lora", "+student"
 
 
 def fingerprint(folder: Path, fast: bool = False, parts: tuple[str, ...] = ()) -> str:
@@ -63,77 +51,32 @@ def model_of(path: str | None, revision: str | None, dtype: str, fast: bool = Fa
     dtype: as configured; "auto" depends on the machine. Raises SamplerError (6) where it is none.
     """
     if path in (None, *BUNDLED_PARTS):
-        from sampler.bundled import FOLDER
-
         label, given = path or BUNDLED, None if path == BUNDLED else path
         whole = fingerprint(FOLDER, fast, BUNDLED_PARTS[label])
         return Model(whole, dtype, label, native_size(FOLDER / "pipeline"), given)
     folder = find(path, revision)
     label = folder.name if folder == Path(path).expanduser() else path
-    if not (folder / "model_index.json").is_file():
+    if not (folder / INDEX).is_file():
         raise ModelError(f"{path} is no diffusers pipeline: it has no model_index.json.")
     return Model(fingerprint(folder, fast), dtype, label, native_size(folder), path)
 
 
-def find(path: str, revision: str | None = None) -> Path:
-    """The folder of a model: as given, or in the local cache of the Hugging Face Hub."""
-    folder = Path(path).expanduser()
-    if folder.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
-        return folder
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(path, revision=revision, local_files_only=True))
-    except Exception:
-        raise ModelError(
-            f"{path} is neither a folder here nor in the local cache; --download fetches it."
-        ) from None
-
-
-def defaults(path: str | None, revision: str | None = None) -> dict[str, Any] | None:
-    """The sampler and the guidance of a model where a run says none, as `sampler.load` has them.
-
-    None where only the loaded model can tell.
-    """
-    if path in (None, BUNDLED):
-        return {"sampler": {"name": "ddim"}, "guidance": {"name": "cfg", "scale": BUNDLED_SCALE}}
-    if path == BUNDLED_STUDENT:
-        return {"sampler": {"name": "consistency"}, "guidance": {"name": "student"}}
-    if path == BUNDLED_LCM or not _is_plain(folder := find(path, revision)):
-        return None
-    scale = SCALES[_class(folder)]
-    return {"sampler": {"name": "ddim"}, "guidance": {"name": "cfg", "scale": scale}}
-
-
-def _is_plain(folder: Path) -> bool:
-    """Whether a model is of a family in SCALES, and no few-step student."""
-    scheduler = str(_json(folder / "model_index.json").get("scheduler"))
-    student = _config(folder / "unet").get("time_cond_proj_dim") is not None
-    return _class(folder) in SCALES and "LCM" not in scheduler and not student
-
-
-def _class(folder: Path) -> str:
-    return str(_json(folder / "model_index.json").get("_class_name"))
-
-
-def native_size(folder: Path) -> tuple[int, int] | None:
-    """(height, width) of the images that the model makes unasked; None where configs do not say."""
-    if _class(folder) not in SCALES:
-        return None
-    for name in ("unet", "transformer"):
-        size = _config(folder / name).get("sample_size")
-        if size:
-            height, width = (size, size) if isinstance(size, int) else size
-            factor = vae_factor(folder)
-            return height * factor, width * factor
-    return None
-
-
-def vae_factor(folder: Path) -> int:
-    """Pixels per latent, along one side."""
-    config = _config(folder / "vae")
-    blocks = config.get("block_out_channels") or config.get("decoder_block_out_channels")
-    return 2 ** (len(blocks) - 1) if blocks else 8
+def with_lora(model: Model, loras: Sequence[str], student: str | None = None) -> Model:
+    """The model with LoRAs, or with a student, in its fingerprint. UsageError for both at once."""
+    if student is not None:
+        if loras:
+            raise UsageError("--lora changes the model, --student stands in its place: drop one.")
+        digest = hashlib.sha256(f"{model.fingerprint}\n{student_digest(student)}".encode())
+        how, _, _ = model.fingerprint.partition(":")
+        return replace(model, fingerprint=f"{how}{STUDENT}:{digest.hexdigest()}")
+    if not loras:
+        return model
+    digest = hashlib.sha256(model.fingerprint.encode())
+    for folder, weight in map(parse_lora, loras):
+        content = hashlib.sha256(lora_file(Path(folder)).read_bytes()).hexdigest()
+        digest.update(f"{content}:{weight!r}\n".encode())
+    how, _, _ = model.fingerprint.partition(":")
+    return replace(model, fingerprint=f"{how}{LORA}:{digest.hexdigest()}")
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -142,18 +85,6 @@ def _files(folder: Path) -> Iterator[Path]:
         for name in sorted(names):
             if name.endswith(ENDINGS) and not name.startswith("."):
                 yield Path(root) / name
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    return _json(folder / "config.json")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 class _Cache:

@@ -11,6 +11,7 @@ import pytest
 from sampler import registry
 from sampler.config.schema import Limits
 from sampler.errors import SamplerError
+from sampler.model_files import folder
 from sampler.runs import fingerprint
 from sampler.runs.jobs import Job, Keys, Model, Settings, canonical, key_of, record_of
 from sampler.runs.plan import company
@@ -214,12 +215,12 @@ def test_the_size_and_scale_of_a_model_are_known_without_loading_it():
     adapter = engine.pipeline
     model = fingerprint.model_of(None, None, "auto")
     assert model.native == adapter.size(None, None)
-    assert fingerprint.defaults(None)["guidance"]["scale"] == engine.guidance.scale
+    assert folder.default_strategies(None)["guidance"]["scale"] == engine.guidance.scale
     import inspect
 
     import diffusers
 
-    for name, scale in fingerprint.SCALES.items():
+    for name, scale in folder.SCALES.items():
         call = inspect.signature(getattr(diffusers, name).__call__)
         assert scale == call.parameters["guidance_scale"].default
     fast = fingerprint.fingerprint(FOLDER / "pipeline", fast=True)
@@ -231,7 +232,7 @@ def test_defaults_are_those_of_the_loaded_model(build, tmp_path):
     import sampler
 
     build().save_pretrained(tmp_path, safe_serialization=True)
-    engine, known = sampler.load(tmp_path), fingerprint.defaults(str(tmp_path))
+    engine, known = sampler.load(tmp_path), folder.default_strategies(str(tmp_path))
     found = {kind: registry.spec_of(getattr(engine, kind)) for kind in ("sampler", "guidance")}
     assert known is not None
     assert found == {kind: resolved(kind, known[kind]) for kind in found}
@@ -246,7 +247,7 @@ def test_a_family_whose_defaults_only_loading_tells(tmp_path, capsys):
     for name in ("model_index.json", "scheduler/scheduler_config.json"):
         path = model / name
         path.write_text(path.read_text().replace("DDIMScheduler", "LCMScheduler"))
-    assert fingerprint.defaults(str(model)) is None
+    assert folder.default_strategies(str(model)) is None
     line = ["generate", "a fox", "--model", str(model), "--steps", "2", "-q"]
     assert main([*line, "--dry-run"]) == 2
     assert "--sampler" in capsys.readouterr().err

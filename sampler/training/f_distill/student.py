@@ -23,15 +23,15 @@ from sampler.core.binding import fingerprint
 from sampler.core.durable import TEMPORARY, attempt, make_folder, sync_folder, write_file
 from sampler.engine import Engine
 from sampler.errors import ModelError, first_line
-from sampler.models import preflight
-from sampler.models.lora import merge_lora, put_lora, save_lora
-from sampler.models.student_files import (
+from sampler.model_files import preflight
+from sampler.model_files.student import (
     FORMAT,
     MANIFEST,
     WEIGHTS,
     read_manifest,
     student_folder,
 )
+from sampler.models.lora import merge_lora, put_lora, save_lora
 from sampler.training.f_distill.setup import student_levels
 
 if TYPE_CHECKING:

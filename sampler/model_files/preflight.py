@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sampler.errors import ModelError, SamplerError, first_line
+from sampler.model_files.folder import INDEX
 
-INDEX = "model_index.json"
 MAX_INDEX = 2**18  # bytes; real ones have a few hundred
 MAX_CONFIG = 2**24  # bytes; a tokenizer_config.json with many added tokens has a few hundred KB
 MAX_DEPTH = 64

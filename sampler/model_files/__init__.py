@@ -1,0 +1,1 @@
+"""Folders of pipelines, LoRAs and students, read without torch: plans need them before a load."""
