@@ -1,19 +1,22 @@
-"""The command `sampler`: one module per command; nothing heavy is imported before it is needed."""
+"""The command `sampler`: one module per command, heavy imports inside functions."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
+from sampler import registry
 from sampler.cli import (
     bench,
     calibrate,
     doctor,
     finetune,
     generate,
-    listing,
+    list,
     replay,
     resume,
     sheets,
@@ -22,11 +25,11 @@ from sampler.cli import (
     validate,
     verify,
 )
+from sampler.cli.report import Report
 
 app = typer.Typer(
-    help="Images from text with diffusion models: samplers and guidance rules as parts.",
+    help="Generate images with diffusion models: samplers, guidance rules and resumable batches.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -41,33 +44,44 @@ app.command("grid")(sheets.grid)
 app.command("gallery")(sheets.gallery)
 app.command("export")(sheets.export)
 app.command("validate")(validate.validate)
-app.command("list")(listing.command)
+app.command("list")(list.command)
 app.command("bench")(bench.command)
 app.command("doctor")(doctor.command)
 app.command("ui")(ui.command)
 app.add_typer(calibrate.app, name="calibrate")
-_config = typer.Typer(help="The configuration files' schema.", no_args_is_help=True)
+_config = typer.Typer(help="Configuration files.", no_args_is_help=True)
 _config.command("schema")(validate.schema)
 _config.callback()(lambda: None)
 app.add_typer(_config, name="config")
 
+# Click's UsageError: newer versions of typer have it in a private copy of click.
+_ParserError: Any = typer.BadParameter.__base__
+_NOT_ONE_OF = re.compile(r"(?:Value error, )?('([^']*)' is not one of ('.*'))\.$")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line (default: the process's own) and returns its exit code."""
+    """Run a command line (default: that of the process) and return its exit code."""
     try:
         code = app(
-            args=None if arguments is None else list(arguments),
+            args=None if arguments is None else [*arguments],
             prog_name="sampler",
             standalone_mode=False,
         )
     except typer.Abort:
         code = 130
-    except Exception as error:
-        # typer's usage errors: they share no public base class over the supported versions
-        if not hasattr(error, "format_message"):
-            raise
-        told = " ".join(error.format_message().split())  # pyright: ignore[reportAttributeAccessIssue]
-        if told:  # a group without a command has shown its help
-            print(f"sampler: {told}", file=sys.stderr)
+    except _ParserError as error:
+        text = " ".join(error.format_message().split())
+        if text:  # a group without a command has printed its help
+            given = sys.argv[1:] if arguments is None else arguments
+            Report(as_json="--json" in given).failure(_with_suggestion(text), 2)
         code = 2
     return code if isinstance(code, int) else 0
+
+
+def _with_suggestion(text: str) -> str:
+    """A parser's message, with the nearest choice for a misspelt one."""
+    found = _NOT_ONE_OF.search(text)
+    if found is None:
+        return text
+    hint = registry.nearest(found[2], re.findall(r"'([^']*)'", found[3]))
+    return f"{text[: found.start()]}{found[1]}{hint if hint.startswith(' (') else ''}."

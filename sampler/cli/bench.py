@@ -1,4 +1,4 @@
-"""`sampler bench`: what a step's arithmetic launches and moves, and what a run costs here."""
+"""`sampler bench`: kernel launches and memory traffic of a step, and the cost of whole runs."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ Row = dict[str, Any]
 
 def command(
     model: Annotated[
-        str | None, typer.Argument(help="Folder or Hub name of a model; the bundled one.")
+        str | None, typer.Argument(help="Model folder or Hub id; default: bundled.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of the timed runs.", min=1)] = 20,
+    steps: Annotated[int, typer.Option(help="Sampling steps of the timed runs.", min=1)] = 20,
     kernels_only: Annotated[
-        bool, typer.Option("--kernels", help="Only the arithmetic; no model is loaded.")
+        bool, typer.Option("--kernels", help="Count kernel launches only; load no model.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Count the launches of guidance and samplers, and time runs against the stock pipeline."""
+    """Count kernel launches of guidance and samplers, and time runs against the stock pipeline."""
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
-        title = "one step's arithmetic: launches, and bytes per latent element"
-        _tell(report, "step", title, list(arithmetic()))
+        title = "arithmetic of one step: kernel launches, bytes per latent element"
+        _print_table(report, "step", title, list(arithmetic()))
         if not kernels_only:
-            _tell(report, "run", f"one image in {steps} steps", list(runs(model, steps)))
+            _print_table(report, "run", f"one image in {steps} steps", list(runs(model, steps)))
 
 
 def arithmetic() -> Iterator[Row]:
-    """Every case of the benchmark; our columns are empty where Triton is not installed."""
+    """Counts of every benchmark case; without Triton, of the reference only."""
     from sampler.core.benchmark import CASES, count
 
-    ours = importlib.util.find_spec("triton") is not None
+    has_triton = importlib.util.find_spec("triton") is not None
     for case in CASES:
-        fused = count(case, "triton") if ours else None
+        fused = count(case, "triton") if has_triton else None
         eager = count(case, "reference")
         yield {
             "step": case.name,
@@ -53,13 +53,13 @@ def arithmetic() -> Iterator[Row]:
 
 
 def runs(model: str | None, steps: int) -> Iterator[Row]:
-    """Whole runs of a model: ours with some rules, and the stock pipeline; the faster of two."""
+    """Cost of whole runs with several rules and of the stock pipeline; the faster of two runs."""
     import sampler
     from sampler.core.benchmark import cost
 
     engine = sampler.load(model)
     pipe, scale = engine.pipeline.pipe, engine.guidance.scale
-    given: Row = {"seeds": 0, "steps": steps, "output": "latent", "sampler": "ddim"}
+    options: Row = {"seeds": 0, "steps": steps, "output": "latent", "sampler": "ddim"}
     rules: Row = {
         "no guidance": "none",
         "cfg": {"name": "cfg", "scale": scale},
@@ -67,7 +67,7 @@ def runs(model: str | None, steps: int) -> Iterator[Row]:
         "adaptive": {"name": "adaptive", "rule": {"name": "cfg", "scale": scale}},
     }
     for name, rule in rules.items():
-        result, row = cost(lambda rule=rule: engine.generate("a fox", guidance=rule, **given))
+        result, row = cost(lambda rule=rule: engine.generate("a fox", guidance=rule, **options))
         yield {"run": name, "nfe": result.nfe[0], **row, **_per_step(row, steps)}
     stock: Row = {"num_inference_steps": steps, "guidance_scale": scale, "output_type": "latent"}
     _, row = cost(lambda: pipe("a fox", **stock))
@@ -78,7 +78,7 @@ def _per_step(row: Row, steps: int) -> Row:
     return {"ms per step": round(1e3 * row["seconds"] / steps, 2)}
 
 
-def _tell(report: Report, kind: str, title: str, rows: list[Row]) -> None:
+def _print_table(report: Report, kind: str, title: str, rows: list[Row]) -> None:
     for row in rows:
         report.event(kind, **row)
     names = list(rows[0])

@@ -1,4 +1,4 @@
-"""`sampler doctor`: what is installed, what it can run on, and what is missing."""
+"""`sampler doctor`: versions, devices, optional extras, free disk space."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def command(as_json: Json = False, debug: Debug = False) -> None:
             mark = {True: "ok", False: "BAD", None: "-"}[row["ok"]]
             report.result(f"{mark:4}{row['name']:24}{row['value']}")
         if bad := [row["name"] for row in rows if row["ok"] is False]:
-            report.note(f"sampler: not as required: {', '.join(bad)}.")
+            report.note(f"sampler: requirements not met: {', '.join(bad)}.")
 
 
 def versions() -> Iterator[Row]:
-    """Python, and every requirement of this distribution: installed version against wanted one.
+    """Installed and required version of Python and of every requirement.
 
-    ok is None for an optional extra that is not there.
+    ok is None for an optional extra that is not installed.
     """
     import platform
     from importlib import metadata
@@ -40,9 +40,10 @@ def versions() -> Iterator[Row]:
 
     yield _row("python", f"{platform.python_version()} on {platform.platform()}", True)
     yield _row(DISTRIBUTION, metadata.version(DISTRIBUTION), True)
+    extras = set(metadata.metadata(DISTRIBUTION).get_all("Provides-Extra", [])) - {"dev", "docs"}
     for text in metadata.requires(DISTRIBUTION) or []:
         wanted = Requirement(text)
-        extra = next((e for e in _EXTRAS if _applies(wanted, e)), None)
+        extra = next((e for e in sorted(extras) if _applies(wanted, e)), None)
         if not _applies(wanted, "") and extra is None:
             continue
         optional = f" (extra {extra})" if not _applies(wanted, "") else ""
@@ -50,17 +51,14 @@ def versions() -> Iterator[Row]:
             found = metadata.version(wanted.name)
         except metadata.PackageNotFoundError:
             ok = None if optional else False
-            yield _row(wanted.name, f"not installed, wanted {wanted.specifier}{optional}", ok)
+            yield _row(wanted.name, f"not installed, requires {wanted.specifier}{optional}", ok)
             continue
         ok = wanted.specifier.contains(found, prereleases=True)
-        yield _row(wanted.name, f"{found}, wanted {wanted.specifier}{optional}", ok)
-
-
-_EXTRAS = ("triton", "xformers", "fast", "data", "track", "ray", "metrics", "ui")
+        yield _row(wanted.name, f"{found}, requires {wanted.specifier}{optional}", ok)
 
 
 def devices() -> Iterator[Row]:
-    """The CPU, the accelerators that torch sees, and what the fused kernels would run on."""
+    """The CPU, the accelerators that torch finds, and the extras that need them."""
     import torch
 
     yield _row("cpu", f"{torch.get_num_threads()} threads", True)
@@ -71,19 +69,18 @@ def devices() -> Iterator[Row]:
     if torch.backends.mps.is_available():
         yield _row("mps", "available", True)
     if not torch.cuda.device_count() and not torch.backends.mps.is_available():
-        yield _row("accelerator", "none: everything runs on the CPU", None)
+        yield _row("accelerator", "none; the CPU is used", None)
     for name in ("triton", "xformers"):
-        there = importlib.util.find_spec(name) is not None
-        if not there:
+        if importlib.util.find_spec(name) is None:
             yield _row(f"{name} kernels", "not installed", None)
         elif torch.cuda.device_count():
             yield _row(f"{name} kernels", "usable", True)
         else:
-            yield _row(f"{name} kernels", "installed, but there is no device for them", None)
+            yield _row(f"{name} kernels", "installed, but no device can run them", None)
 
 
 def disk(folder: Path) -> Row:
-    """Free space where runs are written; bad below 1 GiB."""
+    """Free disk space of a folder; not ok below 1 GiB."""
     import shutil
 
     free = shutil.disk_usage(folder).free

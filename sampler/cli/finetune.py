@@ -1,15 +1,24 @@
-"""`sampler finetune`: a network's adapter, trained for a reward; resumable."""
+"""`sampler finetune`: train a LoRA or a student for a reward; resumable."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sampler.cli.options import Debug, Json, Quiet
+from sampler.cli.options import (
+    Assignments,
+    ConfigFiles,
+    Debug,
+    Device,
+    Download,
+    Json,
+    ModelPath,
+    Quiet,
+    assigned,
+)
 from sampler.cli.report import Report
 
 if TYPE_CHECKING:
@@ -18,60 +27,46 @@ if TYPE_CHECKING:
 
 
 def command(
-    config: Annotated[
-        list[Path] | None, typer.Option("-c", "--config", help="YAML file; later ones win.")
-    ] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Any configuration key.")
-    ] = None,
+    context: typer.Context,
+    config: ConfigFiles = None,
+    sets: Assignments = None,
     out: Annotated[str | None, typer.Option("-o", "--out", help="Run folder.")] = None,
-    trainer: Annotated[str | None, typer.Option(help="See `sampler list trainers`.")] = None,
-    reward: Annotated[str | None, typer.Option(help="See `sampler list rewards`.")] = None,
+    trainer: Annotated[str | None, typer.Option(help="Trainer name (see `sampler list`).")] = None,
+    reward: Annotated[str | None, typer.Option(help="Reward name (see `sampler list`).")] = None,
     prompts: Annotated[
-        str | None, typer.Option("--prompts", metavar="FILE", help="A .txt file, one a line.")
+        str | None, typer.Option("--prompts", metavar="FILE", help="Prompt file.")
     ] = None,
-    updates: Annotated[int | None, typer.Option(help="Batches to learn from.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything that is random.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id; default: bundled.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    updates: Annotated[int | None, typer.Option(help="Training updates; default: 20.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed; default: 0.")] = None,
+    model: ModelPath = None,
+    device: Device = None,
     allow_python: Annotated[
-        bool, typer.Option("--allow-python", help="Let --reward be module:function.")
+        bool, typer.Option("--allow-python", help="Allow --reward module:function.")
     ] = False,
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch a model that is not in the local cache.")
-    ] = False,
+    download: Download = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all, try one small update, keep nothing.")
+        bool, typer.Option("--dry-run", help="Check the configuration and time one small update.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Fine-tune a model for a reward. The same command goes on with a run that was stopped."""
+    """Fine-tune a model for a reward; the same command resumes a stopped run."""
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.cli.source import check_folder
         from sampler.config.layers import from_environment, from_options, from_sets, read_file
+        from sampler.config.options import FINETUNE
         from sampler.training.recipe import resolve
 
-        given = {
-            "--out": ("output.dir", out),
-            "--trainer": ("trainer.name", trainer),
-            "--reward": ("reward", reward),
-            "--prompts": ("prompts", None if prompts is None else {"file": prompts}),
-            "--updates": ("fit.updates", updates),
-            "--seed": ("fit.seed", seed),
-            "--model": ("model.path", model),
-            "--device": ("model.device", device),
-        }
         layers = [read_file(path) for path in config or []]
-        layers += [*from_environment(os.environ), *from_sets(sets or []), *from_options(given)]
-        recipe = resolve(layers)
+        layers += [*from_environment(os.environ), *from_sets(sets or [])]
+        recipe = resolve([*layers, *from_options(assigned(context, FINETUNE))])
         texts = _texts(recipe)
         check_folder(recipe.output.dir)
         if dry_run:
-            _tell_plan(recipe, texts, report)
-            _try(recipe, texts, allow_python, download, report)
+            _print_plan(recipe, texts, report)
+            _dry_run(recipe, texts, allow_python, download, report)
             return
         _run(recipe, texts, allow_python, download, report)
 
@@ -88,7 +83,7 @@ def _texts(recipe: Recipe) -> list[str]:
     return found
 
 
-def _tell_plan(recipe: Recipe, texts: list[str], report: Report) -> None:
+def _print_plan(recipe: Recipe, texts: list[str], report: Report) -> None:
     from sampler import registry
     from sampler.training.settings import settings_from
 
@@ -107,10 +102,10 @@ def _tell_plan(recipe: Recipe, texts: list[str], report: Report) -> None:
     )
 
 
-def _try(
+def _dry_run(
     recipe: Recipe, texts: list[str], allow_python: bool, download: bool, report: Report
 ) -> None:
-    """One small update on the model itself, thrown away."""
+    """Time one small update on the model and discard it."""
     from sampler.training.dry_run import trial
 
     engine, reward = _loaded(recipe, allow_python, download)
@@ -118,29 +113,27 @@ def _try(
     report.event("trial", images=made.images, rows=made.rows, seconds=made.seconds)
     report.result(
         f"tried: an update of {made.images} images took {made.seconds:.3g} s; at that rate the "
-        f"run takes {made.total / 60:.3g} minutes and its evaluations"
+        f"run takes {made.total / 60:.3g} minutes plus its evaluations"
     )
 
 
 def _loaded(recipe: Recipe, allow_python: bool, download: bool) -> tuple[Any, Any]:
-    """The engine, and the reward or None."""
+    """The engine, and the reward or None; a wrong reward is refused before the model is loaded."""
     from sampler.cli.models import load_engine
     from sampler.rewards.python import reward_from
 
-    # the reward is refused before a model is loaded
     reward = None if recipe.reward is None else reward_from(recipe.reward, allow_python)
-    return load_engine(_on_own_device(recipe.model), download), reward
+    return load_engine(_on_rank_device(recipe.model), download), reward
 
 
 def _run(
     recipe: Recipe, texts: list[str], allow_python: bool, download: bool, report: Report
 ) -> None:
     import sampler
-    from sampler.cli.finetune_progress import progress
     from sampler.training.settings import settings_from
 
     engine, reward = _loaded(recipe, allow_python, download)
-    with progress(report, settings_from(recipe.fit).updates) as told:
+    with report.updates(settings_from(recipe.fit).updates) as show:
         done = sampler.finetune(
             engine,
             recipe.trainer,
@@ -148,7 +141,7 @@ def _run(
             texts,
             recipe.output.dir,
             settings=recipe.fit,
-            progress=told,
+            progress=show,
         )
     if done.stopped:
         report.note(f"Stopped after {done.updates} updates: {done.stopped}.")
@@ -156,8 +149,8 @@ def _run(
     report.result(str(done.lora))
 
 
-def _on_own_device(model: ModelConfig) -> ModelConfig:
-    """Under torchrun, each process takes the GPU of its local rank."""
+def _on_rank_device(model: ModelConfig) -> ModelConfig:
+    """The model on the GPU of the local rank under torchrun."""
     import torch
 
     rank = os.environ.get("LOCAL_RANK")

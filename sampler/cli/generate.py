@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sampler.cli.options import Color, Debug, Json, Quiet, Verbose
+from sampler.cli.options import (
+    Address,
+    Assignments,
+    Color,
+    ConfigFiles,
+    Debug,
+    Device,
+    Download,
+    Executor,
+    Json,
+    Lora,
+    ModelPath,
+    Precision,
+    Quiet,
+    Revision,
+    Verbose,
+    assigned,
+    configuration_option,
+    execution_option,
+    image_option,
+    model_option,
+    prompts_option,
+    strategy_option,
+)
 from sampler.cli.report import Report
+from sampler.config.options import Expand, Metadata, OnBadRow, Preset, Task
 
 if TYPE_CHECKING:
     from sampler.config.schema import Config
 
-SWEEP = """Make images for every combination of the values of --axis, which is repeatable.
+SWEEP = """Generate images for every combination of the values of one or more --axis options.
 
 NAME is a column of prompt files (steps, seed, guidance), a field of a strategy (guidance.scale), \
-or prompt/TEXT, which replaces TEXT in the prompt by each value. VALUES are a,b,c (a comma within \
-one is \\,), 1..10, 1..10:2, or 0..1#5 for five evenly spaced. The last axis runs fastest. \
-Without --seed all cells have seed 0, so that they differ in the axes alone; `sampler grid` draws \
+or prompt/TEXT, which replaces TEXT in the prompt by each value. VALUES are a,b,c (escape a comma \
+as \\,), 1..10, 1..10:2, or 0..1#5 for five evenly spaced values. The last axis varies fastest. \
+Without --seed every cell uses seed 0, so that cells differ in the axes only; `sampler grid` draws \
 them with labels.
 
 sampler sweep "a fox" --axis guidance=cfg,apg --axis scale=1..7:2
@@ -27,90 +52,109 @@ sampler sweep "a fox" --axis guidance=cfg,apg --axis scale=1..7:2
 
 def command(
     context: typer.Context,
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="Prompts, one per argument.")
+    ] = None,
     prompts_file: Annotated[
         str | None,
-        typer.Option(
-            "--prompts", metavar="FILE", help="txt, csv, tsv, jsonl or parquet; - is stdin."
+        prompts_option(
+            "--prompts",
+            metavar="FILE",
+            help="Prompt file: txt, csv, tsv, jsonl or parquet; - reads standard input.",
         ),
     ] = None,
+    negative: Annotated[str | None, prompts_option(help="Negative prompt.")] = None,
+    expand: Annotated[
+        Expand | None, prompts_option(help="Expand {a|b} and __NAME__ in prompts.")
+    ] = None,
+    wildcards: Annotated[
+        str | None, prompts_option(metavar="DIR", help="Folder of NAME.txt files for __NAME__.")
+    ] = None,
+    on_bad_row: Annotated[
+        OnBadRow | None, prompts_option(help="What to do with an invalid prompt line.")
+    ] = None,
+    sampler: Annotated[
+        str | None, strategy_option(help="Sampler name (see `sampler list`).")
+    ] = None,
+    guidance: Annotated[
+        str | None, strategy_option(help="Guidance rule name (see `sampler list`).")
+    ] = None,
+    steps: Annotated[int | None, strategy_option(help="Sampling steps, 1 to 1000.")] = None,
     axis: Annotated[
         list[str] | None,
-        typer.Option(
-            "--axis", metavar="NAME=VALUES", help="Sweep: a,b,c or 1..10:2 or 0..1#5; repeatable."
+        strategy_option(
+            "--axis",
+            metavar="NAME=VALUES",
+            help="Sweep an axis: a,b,c or 1..10:2 or 0..1#5; repeatable.",
         ),
     ] = None,
-    out: Annotated[str | None, typer.Option("-o", "--out", help="Run folder, or a URL.")] = None,
-    n: Annotated[int | None, typer.Option("-n", help="Images per prompt.")] = None,
+    n: Annotated[int | None, image_option("-n", help="Images per prompt.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Image i of every prompt has seed + i; else derived.")
+        int | None,
+        image_option(
+            help="Image i of every prompt has seed SEED + i; default: derived from the prompt."
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Network evaluations, 1 to 1000.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="Its name; see `sampler list`.")] = None,
-    guidance: Annotated[str | None, typer.Option(help="Its name; see `sampler list`.")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="Restore --image: inpaint, superres, deblur, denoise, hdr, jpeg."),
-    ] = None,
+    width: Annotated[int | None, image_option(help="Width in pixels.")] = None,
+    height: Annotated[int | None, image_option(help="Height in pixels.")] = None,
+    task: Annotated[Task | None, image_option(help="Restore the image of --image.")] = None,
     image: Annotated[
-        str | None, typer.Option("--image", metavar="FILE", help="What --task restores.")
+        str | None, image_option(metavar="FILE", help="Input image for --task.")
     ] = None,
     mask: Annotated[
-        str | None, typer.Option("--mask", metavar="FILE", help="White is filled (inpaint).")
-    ] = None,
-    negative: Annotated[str | None, typer.Option(help="What the images should not show.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    batch_size: Annotated[str | None, typer.Option(help="Images at a time, or auto.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id; default: bundled.")] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option("--lora", metavar="DIR[:WEIGHT]", help="An adapter of finetune; repeatable."),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a hub model: a commit or tag.")] = None,
-    student: Annotated[
-        str | None,
-        typer.Option("--student", metavar="DIR", help="A student of finetune; one step."),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, float16, bfloat16.")] = None,
-    expand: Annotated[
-        str | None, typer.Option(help="{a|b} and __NAME__ in prompts: none, random or all.")
-    ] = None,
-    wildcards: Annotated[str | None, typer.Option(help="Folder of NAME.txt files.")] = None,
-    on_bad_row: Annotated[str | None, typer.Option(help="error or skip.")] = None,
-    metadata: Annotated[str | None, typer.Option(help="In the images: full, basic, none.")] = None,
-    name_template: Annotated[
-        str | None, typer.Option(help="Of {index} {key} {seed} {slug} {sampler} {axis:NAME} ...")
+        str | None, image_option(metavar="FILE", help="Mask image; white pixels are inpainted.")
     ] = None,
     dedupe: Annotated[
-        bool | None, typer.Option("--dedupe/--no-dedupe", help="Make equal images once.")
+        bool | None, image_option("--dedupe/--no-dedupe", help="Generate identical jobs once.")
     ] = None,
-    strict: Annotated[
-        bool | None, typer.Option("--strict", help="Stop at the first image that fails.")
+    out: Annotated[str | None, typer.Option("-o", "--out", help="Run folder or its URL.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Always create a new run folder.")] = False,
+    metadata: Annotated[
+        Metadata | None, typer.Option(help="Metadata to embed in the images.")
     ] = None,
-    max_errors: Annotated[int | None, typer.Option(help="Stop beyond so many.")] = None,
-    config: Annotated[
-        list[Path] | None, typer.Option("-c", "--config", help="YAML, TOML, JSON; later ones win.")
+    name_template: Annotated[
+        str | None,
+        typer.Option(
+            help="File names from {index} {key} {seed} {slug} {sampler} {guidance} {axis:NAME}."
+        ),
     ] = None,
+    model: ModelPath = None,
+    revision: Revision = None,
+    lora: Lora = None,
+    student: Annotated[
+        str | None, model_option(metavar="DIR", help="One-step student made by `finetune`.")
+    ] = None,
+    device: Device = None,
+    dtype: Precision = None,
+    download: Download = False,
+    offline: Annotated[bool, model_option("--offline", help="Never access the network.")] = False,
+    fingerprint: Annotated[
+        Literal["full", "fast"],
+        model_option(help="Identify the model by whole files, or by a sample of each."),
+    ] = "full",
+    config: ConfigFiles = None,
     preset: Annotated[
-        str | None, typer.Option(help="Shipped settings, below those of -c: classic or draft.")
+        Preset | None, configuration_option(help="Shipped settings; -c overrides them.")
     ] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Any configuration key.")
+    sets: Assignments = None,
+    batch_size: Annotated[
+        str | None,
+        execution_option(
+            metavar="N|auto",
+            callback=lambda text: int(text) if text and text.isdecimal() else text,
+            help="Images per batch.",
+        ),
+    ] = None,
+    executor: Executor = "local",
+    address: Address = None,
+    strict: Annotated[
+        bool | None, execution_option("--strict", help="Stop at the first failure.")
+    ] = None,
+    max_errors: Annotated[
+        int | None, execution_option(metavar="N", help="Abort after more than N failures.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Tell the plan; load nothing.")
-    ] = False,
-    new: Annotated[bool, typer.Option("--new", help="A new folder, whatever is there.")] = False,
-    executor: Annotated[str, typer.Option(help="local, torchrun or ray.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; default: local.")] = None,
-    fingerprint: Annotated[str, typer.Option(help="full, or fast: a part of each file.")] = "full",
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch a model that is not in the local cache.")
-    ] = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="No network, whatever a library may want.")
+        bool, execution_option("--dry-run", help="Print the plan without loading the model.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -118,107 +162,57 @@ def command(
     debug: Debug = False,
     color: Color = "auto",
 ) -> None:
-    """Make images from prompts with a diffusion model; the bundled one by default."""
+    """Generate images from prompts; without --model, with the small bundled model."""
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
         from sampler.cli import batch
         from sampler.cli.source import Source
         from sampler.config import tasks
+        from sampler.config.options import GENERATE
         from sampler.errors import UsageError
         from sampler.runs.axes import parse_axis
 
         if context.info_name == "sweep" and not axis:
             raise UsageError("sweep needs --axis NAME=VALUES, such as --axis scale=1..7:2.")
-        _stay_offline(offline, download)
-        given = {
-            **tasks.settings(task, image, mask),
-            "--prompts": ("prompts.file", prompts_file),
-            "--negative": ("run.negative_prompt", negative),
-            "--out": ("output.dir", out),
-            "-n": ("run.n", n),
-            "--seed": ("run.seed", seed),
-            "--steps": ("run.steps", steps),
-            "--width": ("run.width", width),
-            "--height": ("run.height", height),
-            "--sampler": ("sampler", sampler),
-            "--guidance": ("guidance", guidance),
-            "--batch-size": ("run.batch_size", _number_or_text(batch_size)),
-            "--no-dedupe": ("run.dedupe", dedupe),
-            "--model": ("model.path", model),
-            "--revision": ("model.revision", revision),
-            "--device": ("model.device", device),
-            "--lora": ("model.lora", lora),
-            "--student": ("model.student", student),
-            "--dtype": ("model.dtype", dtype),
-            "--expand": ("prompts.expand", expand),
-            "--wildcards": ("prompts.wildcards", wildcards),
-            "--on-bad-row": ("prompts.on_bad_row", on_bad_row),
-            "--metadata": ("output.metadata", metadata),
-            "--name-template": ("output.name_template", name_template),
-            "--strict": ("errors.strict", strict),
-            "--max-errors": ("errors.max_errors", max_errors),
-        }
-        choice("--executor", executor, ("local", "torchrun", "ray"))
-        fast = choice("--fingerprint", fingerprint, ("full", "fast")) == "fast"
-        settings = _settings(preset, config or [], sets or [], given)
+        _forbid_network(offline, download)
+        options = {**tasks.settings(task, image, mask), **assigned(context, GENERATE)}
+        settings = _settings(preset, config or [], sets or [], options)
         if prompts and prompts_file is None:
-            settings = _without_file(settings)
+            settings = replace(settings, prompts=replace(settings.prompts, file=None, texts=None))
         axes = [parse_axis(text) for text in axis or []]
-        source = Source(settings, prompts or (), axes, fast)
+        source = Source(settings, prompts or (), axes, fingerprint == "fast")
         batch.generate(source, batch.How(executor, address, new, dry_run, download), report)
 
 
-def choice(option: str, value: str, known: tuple[str, ...]) -> str:
-    """The value, if it is one of those known. Raises SamplerError (2)."""
-    from sampler import registry
-    from sampler.errors import UsageError
-
-    if value not in known:
-        raise UsageError(f"{option}: {value!r:.40}{registry.nearest(value, known)}.")
-    return value
-
-
-def _stay_offline(asked: bool, download: bool) -> None:
-    """The Hub's client reads the variable when it is imported, which is later."""
+def _forbid_network(offline: bool, download: bool) -> None:
+    """Set the variable that the Hub's client reads when it is imported, which is later."""
     import os
 
     from sampler.errors import UsageError
 
-    if asked or os.environ.get("SAMPLER_OFFLINE", "").lower() in ("1", "true", "yes"):
+    if offline or os.environ.get("SAMPLER_OFFLINE", "").lower() in ("1", "true", "yes"):
         if download:
             raise UsageError("--download needs the network, and --offline forbids it.")
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def _settings(
-    preset: str | None, files: list[Path], sets: list[str], given: dict[str, tuple[str, Any]]
+    preset: Preset | None, files: list[Path], sets: list[str], options: dict[str, tuple[str, Any]]
 ) -> Config:
+    """Merge all layers; the settings that a student was trained for are below them."""
     import os
 
+    from sampler.bundled import BUNDLED_STUDENT
     from sampler.config import layers
+    from sampler.model_files.student import BUNDLED, student_run
 
     lower = [layers.read_file(path) for path in [*layers.preset_files(preset), *files]]
     lower += layers.from_environment(os.environ)
-    upper = layers.from_sets(sets), layers.from_options(given)
+    upper = layers.from_sets(sets), layers.from_options(options)
     settings = layers.resolve(lower, *upper)
-    from sampler.bundled import BUNDLED_STUDENT
-    from sampler.model_files.student import BUNDLED, student_run
-
     student = settings.model.student
     if student is None and settings.model.path == BUNDLED_STUDENT:
         student = BUNDLED
     if student is None:
         return settings
-    own = layers.Layer(student_run(student), {})
-    return layers.resolve([own, *lower], *upper)
-
-
-def _without_file(settings: Config) -> Config:
-    """Prompts of the command line stand in place of those of the configuration."""
-    from dataclasses import replace
-
-    return replace(settings, prompts=replace(settings.prompts, file=None, texts=None))
-
-
-def _number_or_text(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else text
+    return layers.resolve([layers.Layer(student_run(student), {}), *lower], *upper)

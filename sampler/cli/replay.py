@@ -1,4 +1,4 @@
-"""`sampler replay`: an image again, from its record."""
+"""`sampler replay`: regenerate an image from its record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sampler.cli.options import Debug, Json, Quiet
+from sampler.cli.options import Debug, Device, Json, Lora, ModelPath, Quiet
 from sampler.cli.report import Report
 
 if TYPE_CHECKING:
@@ -16,20 +16,15 @@ if TYPE_CHECKING:
 
 def command(
     what: Annotated[str, typer.Argument(help="RUN#KEY (or RUN#NUMBER), or an image.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="For an image outside of its run: folder or hub id.")
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option("--lora", metavar="DIR[:WEIGHT]", help="Its adapters; repeatable."),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write.")] = None,
+    model: ModelPath = None,
+    lora: Lora = None,
+    device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Make an image again; from its run folder bit-equal, since its batch is known there."""
+    """Regenerate an image; bit-identical from its run folder, which records its batch."""
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.core.durable import write_file

@@ -1,4 +1,4 @@
-"""`sampler resume`: goes on with a run folder, from what is stored in it."""
+"""`sampler resume`: complete a run folder with the plan stored in it."""
 
 from __future__ import annotations
 
@@ -6,38 +6,46 @@ from typing import Annotated
 
 import typer
 
-from sampler.cli.options import Color, Debug, Json, Quiet, Verbose
+from sampler.cli.options import (
+    Address,
+    Color,
+    Debug,
+    Device,
+    Executor,
+    Json,
+    Quiet,
+    Run,
+    Verbose,
+)
 from sampler.cli.report import Report
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="The run folder, or its URL.")],
+    run: Run,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Make images again that failed.")
+        bool, typer.Option("--retry-errors", help="Retry failed images.")
     ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Check every file's hash; make again what is wrong.")
+        bool, typer.Option("--repair", help="Check every file's hash and regenerate damaged ones.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
-    executor: Annotated[str, typer.Option(help="local, torchrun or ray.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; default: local.")] = None,
+    device: Device = None,
+    executor: Executor = "local",
+    address: Address = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
     color: Color = "auto",
 ) -> None:
-    """Go on with a run: make what is missing, with its stored plan."""
+    """Resume a run: generate the missing images with its stored plan."""
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
         from dataclasses import replace
 
         from sampler.cli import batch
-        from sampler.cli.generate import choice
         from sampler.cli.opened import config_of, engine_of, opened
         from sampler.runs.session import held, place_of, signals
 
-        choice("--executor", executor, ("local", "torchrun", "ray"))
         opened(run)  # a folder that is none is refused before it is locked
         place = place_of(run, executor)
         with signals(report.note) as stop, held(place):

@@ -1,27 +1,27 @@
-"""`sampler grid` and `sampler gallery`: a run to look at."""
+"""`sampler grid`, `sampler gallery` and `sampler export`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from sampler.cli.options import Debug, Json
+from sampler.cli.options import Debug, Json, Run
 from sampler.cli.report import Report, counted
 
 
 def grid(
-    run: Annotated[str, typer.Argument(help="The run folder, or its URL.")],
-    x: Annotated[str | None, typer.Option(help="The axis that goes across.")] = None,
-    y: Annotated[str | None, typer.Option(help="The axis that goes down.")] = None,
+    run: Run,
+    x: Annotated[str | None, typer.Option(help="Horizontal axis.")] = None,
+    y: Annotated[str | None, typer.Option(help="Vertical axis.")] = None,
     columns: Annotated[
-        int, typer.Option(min=0, help="Images across, without axes; 0 chooses.")
+        int, typer.Option(min=0, help="Images per line without axes; 0: automatic.")
     ] = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw contact sheets of a run into its folder grids/, with the values of a sweep."""
+    """Draw contact sheets of a run into its folder grids/, labelled with the axes of a sweep."""
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
         from sampler.cli.opened import opened
@@ -36,7 +36,7 @@ def grid(
 
 
 def gallery(
-    run: Annotated[str, typer.Argument(help="The run folder, or its URL.")],
+    run: Run,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -53,20 +53,18 @@ def gallery(
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="The run folder, or its URL.")],
-    to: Annotated[str, typer.Option("--to", help="csv, parquet or webdataset.")],
+    run: Run,
+    to: Annotated[Literal["csv", "parquet", "webdataset"], typer.Option(help="Format to write.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="File or folder.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run, finished or not, as a table or as shards of images with records."""
+    """Export a run, complete or not, as a table or as shards of images with records."""
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
-        from sampler.cli.generate import choice
         from sampler.cli.opened import opened
         from sampler.runs import export
 
-        choice("--to", to, ("csv", "parquet", "webdataset"))
         found = opened(run)
         name = "shards" if to == "webdataset" else f"results.{to}"
         path = out or (Path(name) if "://" in run else Path(run) / name)

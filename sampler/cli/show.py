@@ -1,4 +1,4 @@
-"""`sampler show`: what a run folder or an image says of itself."""
+"""`sampler show`: records of a run folder or of an image."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sampler.cli.report import Report
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="A run folder, RUN#KEY, or an image.")],
-    errors: Annotated[bool, typer.Option("--errors", help="Only the images that failed.")] = False,
+    what: Annotated[str, typer.Argument(help="Run folder, RUN#KEY, or image.")],
+    errors: Annotated[bool, typer.Option("--errors", help="Show failed images only.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

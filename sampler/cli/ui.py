@@ -1,4 +1,4 @@
-"""`sampler ui`: the playground, a page on this machine."""
+"""`sampler ui`: the playground, a local web page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sampler.cli.options import Debug, Quiet
+from sampler.cli.options import Debug, Device, ModelPath, Precision, Quiet, Revision
 from sampler.cli.report import Report, explained, redacted
 
 if TYPE_CHECKING:
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def command(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 7860,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where runs are saved.")] = Path("runs"),
-    model: Annotated[str | None, typer.Option(help="Folder or hub id; default: bundled.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a hub model: a commit or tag.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16.")] = "auto",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for saved runs.")] = Path("runs"),
+    model: ModelPath = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Precision = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Open a page to try samplers and guidance rules on; it is served to this machine only."""
+    """Serve the playground for samplers and guidance rules (localhost only)."""
     report = Report(quiet=quiet, debug=debug)
     with report.errors():
         import importlib.util
@@ -36,15 +36,15 @@ def command(
 
         if importlib.util.find_spec("gradio") is None:
             raise UsageError(
-                "The playground needs the extra 'ui' (pip install diffusion-sampler[ui])."
+                "The playground needs the extra 'ui': pip install 'diffusion-sampler[ui]'."
             )
         given = {"path": model, "revision": revision, "device": device, "dtype": dtype}
-        config = checked({"model": given}, {("model", k): f"--{k}" for k in given})
+        config = checked({"model": {k: v for k, v in given.items() if v is not None}}, {})
         _serve(config.model, port, out, report)
 
 
 def _serve(model: ModelConfig, port: int, out: Path, report: Report) -> None:
-    """Loads, serves, and waits until it is interrupted, which is how one leaves."""
+    """Load the model and serve the page until Ctrl-C."""
     import tempfile
 
     from sampler.cli.models import load_engine
@@ -63,7 +63,7 @@ def _serve(model: ModelConfig, port: int, out: Path, report: Report) -> None:
 
 
 def _wait() -> None:
-    """Until the user has enough."""
+    """Sleep until interrupted."""
     import time
 
     while True:
@@ -71,7 +71,7 @@ def _wait() -> None:
 
 
 def explainer(report: Report) -> Callable[[BaseException], str]:
-    """What turns an exception into the sentence that the command line would say."""
+    """A function that turns an exception into the command line's sentence about it."""
 
     def explain(error: BaseException) -> str:
         if report.debug:

@@ -1,4 +1,4 @@
-"""`sampler validate` and `sampler config schema`: are these files what they should be?"""
+"""`sampler validate` and `sampler config schema`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from sampler.cli.options import Debug, Json
 from sampler.cli.report import Report
 
-MOST = 20  # problems told of one file
+MAX_PROBLEMS = 20  # printed per file
 
 
 def validate(
@@ -21,23 +21,23 @@ def validate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check configuration and prompt files; exit code 2 if one is wrong."""
+    """Check configuration and prompt files; exit code 2 if one is invalid."""
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
         from sampler.config.formats import KINDS
 
-        wrong = 0
+        invalid = 0
         for path in files:
             found, problems = _config(path) if path.suffix.lower() in KINDS else _prompts(path)
-            wrong += bool(problems)
+            invalid += bool(problems)
             report.event("file", file=str(path), ok=not problems, found=found, problems=problems)
             if not problems:
                 report.result(f"{path}: ok, {found}")
-            for problem in problems[:MOST]:
+            for problem in problems[:MAX_PROBLEMS]:
                 report.note(f"sampler: {problem}")
-            if len(problems) > MOST:
-                report.note(f"sampler: {path}: {len(problems) - MOST} more problems.")
-        if wrong:
+            if len(problems) > MAX_PROBLEMS:
+                report.note(f"sampler: {path}: {len(problems) - MAX_PROBLEMS} more problems.")
+        if invalid:
             raise typer.Exit(2)
 
 
@@ -53,7 +53,7 @@ def _config(path: Path) -> tuple[str, list[str]]:
 
 
 def _prompts(path: Path) -> tuple[str, list[str]]:
-    """Every row planned as for a run of the bundled model; all problems at once."""
+    """Plan every line as for a run of the bundled model and collect all problems."""
     from sampler.cli.source import Source
     from sampler.config.schema import Config, PromptsConfig
     from sampler.errors import SamplerError
@@ -67,11 +67,11 @@ def _prompts(path: Path) -> tuple[str, list[str]]:
     except SamplerError as error:
         return "", [*source.skipped, str(error)]
     plan = planner.plan
-    return f"{plan.rows} rows, {plan.jobs} images", source.skipped
+    return f"{plan.rows} lines, {plan.jobs} images", source.skipped
 
 
 def schema(debug: Debug = False) -> None:
-    """Print the JSON schema of configuration files, for editors."""
+    """Print the JSON schema of configuration files."""
     report = Report(debug=debug)
     with report.errors():
         from sampler.config.schema import schema as config_schema

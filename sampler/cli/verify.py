@@ -1,17 +1,15 @@
-"""`sampler verify`: every file of a run against its journal."""
+"""`sampler verify`: check every file of a run against its journal."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from sampler.cli.options import Debug, Json, Quiet
+from sampler.cli.options import Debug, Json, Quiet, Run
 from sampler.cli.report import Report
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="The run folder, or its URL.")],
+    run: Run,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

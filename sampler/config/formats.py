@@ -1,6 +1,6 @@
-"""Configuration files in YAML, TOML and JSON: one tree of plain values, and the line of every key.
+"""Parse configuration files in YAML, TOML and JSON to plain values and the line of every key.
 
-The limits are those of YAML for all three; numbers that are not finite, duplicate keys, dates and
+All three have the limits of `sampler.config.yaml`; non-finite numbers, duplicate keys, dates and
 other types are errors that name the file and, where it is known, the line.
 """
 
@@ -23,9 +23,9 @@ _KEY = re.compile(r"\s*([\w.\-]+)\s*=")
 
 
 def parse(text: str, name: str, kind: str) -> tuple[Any, Lines]:
-    """The tree of a file's text, and the lines of its keys; `kind` is the ending, YAML otherwise.
+    """(tree, line of each key path) of a file's text; kind: ".toml", ".json", else YAML.
 
-    Raises SamplerError (2): `name:line: problem`.
+    Raises UsageError: `name:line: problem`.
     """
     if kind not in (".toml", ".json"):
         return strict_yaml.parse(text, name)
@@ -69,14 +69,14 @@ def _json(text: str, name: str) -> tuple[Any, Lines]:
         raise UsageError(f"{name}:{error.lineno}: {error.msg.lower()}.") from None
     except ValueError as error:
         raise UsageError(f"{name}: {error}.") from None
-    try:  # JSON is YAML but for tabs, which no text in it holds as they are
+    try:  # JSON is YAML except for tabs, which JSON strings escape
         return tree, strict_yaml.parse(text.replace("\t", " "), name)[1]
     except SamplerError:
         return tree, {}
 
 
 def _check(tree: Any, name: str) -> None:
-    """Raises SamplerError (2) beyond the limits, and for values that YAML could not hold."""
+    """Raises UsageError beyond the limits, and for values that YAML does not have."""
     left, nodes = [(tree, 1)], 0
     while left:
         value, depth = left.pop()
@@ -94,12 +94,12 @@ def _check(tree: Any, name: str) -> None:
 
 
 def no_constant(text: str) -> Any:
-    """For `json.loads`: NaN and infinity are errors."""
+    """Refuse NaN and infinity (`parse_constant` of `json.loads`)."""
     raise ValueError(f"{text} is not a finite number")
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads`: a key that is given twice is an error."""
+    """Refuse duplicate keys (`object_pairs_hook` of `json.loads`)."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [key for key, _ in pairs]

@@ -1,4 +1,4 @@
-"""Where settings come from, and which of them wins.
+"""Layers of settings and their precedence.
 
 Later layers win: the defaults, a preset, configuration files in the order given, the environment
 (SAMPLER_OUT, SAMPLER_DEVICE), `--set a.b=value`, named options. Sections are merged key by key. A
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sampler import registry
 from sampler.config import formats
 from sampler.config import yaml as strict_yaml
+from sampler.config.options import Preset
 from sampler.config.schema import STRATEGIES, Config, KeyPath, checked
 from sampler.errors import UsageError
 
@@ -25,17 +25,17 @@ ENVIRONMENT = {"SAMPLER_OUT": "output.dir", "SAMPLER_DEVICE": "model.device"}
 
 @dataclass(frozen=True)
 class Layer:
-    """A tree of settings, and where each of its key paths was said ("cfg.yaml:3", "--steps")."""
+    """A tree of settings, and the source of each key path ("cfg.yaml:3", "--steps")."""
 
     tree: Mapping[str, Any]
     sources: Mapping[KeyPath, str]
 
 
 def read_file(path: Path) -> Layer:
-    """The layer of a YAML, TOML or JSON file.
+    """Read a YAML, TOML or JSON file.
 
-    `prompts.file` and `prompts.wildcards` are relative to its folder. Raises SamplerError (2) that
-    names the file and the line.
+    `prompts.file` and `prompts.wildcards` are relative to its folder. Raises UsageError that names
+    the file and the line.
     """
     try:
         with path.open("rb") as stream:
@@ -46,7 +46,7 @@ def read_file(path: Path) -> Layer:
         raise UsageError(f"{path}: {reason}.") from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path}:{line}: this is not UTF-8 text.") from None
+        raise UsageError(f"{path}:{line}: not UTF-8 text.") from None
     tree, lines = formats.parse(text, str(path), path.suffix.lower())
     if not isinstance(tree, dict | None):
         raise UsageError(f"{path}:1: a configuration is a mapping (key: value).")
@@ -56,23 +56,18 @@ def read_file(path: Path) -> Layer:
         tree["prompts"] = {"texts": prompts}
     elif isinstance(prompts, dict):
         tree["prompts"] = {
-            key: str(path.parent / value) if _is_place(key, value) else value
+            key: str(path.parent / value) if _is_path(key, value) else value
             for key, value in prompts.items()
         }
     return Layer(tree, {key: f"{path}:{line}" for key, line in lines.items()})
 
 
-def preset_files(name: str | None) -> list[Path]:
-    """The file of a shipped preset, if one is asked for. Raises SamplerError (2)."""
-    if name is None:
-        return []
-    known = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
-    if name not in known:
-        raise UsageError(f"--preset: {name!r:.40}{registry.nearest(name, list(known))}.")
-    return [known[name]]
+def preset_files(name: Preset | None) -> list[Path]:
+    """Path of a shipped preset, if one is named."""
+    return [] if name is None else [PRESETS / f"{name}.yaml"]
 
 
-def _is_place(key: str, value: Any) -> bool:
+def _is_path(key: str, value: Any) -> bool:
     return key in ("file", "wildcards") and isinstance(value, str) and value != "-"
 
 
@@ -86,7 +81,7 @@ def from_environment(environment: Mapping[str, str]) -> list[Layer]:
 
 
 def from_sets(assignments: Sequence[str]) -> list[Layer]:
-    """One layer per `a.b=value`; the value is read as YAML. Raises SamplerError (2)."""
+    """One layer per `a.b=value`; the value is read as YAML. Raises UsageError."""
     layers = []
     for text in assignments:
         key, equals, value = text.partition("=")
@@ -105,11 +100,11 @@ def from_options(options: Mapping[str, tuple[str, Any]]) -> list[Layer]:
 
 
 def resolve(lower: Sequence[Layer], sets: Sequence[Layer], options: Sequence[Layer]) -> Config:
-    """The configuration of merged layers, checked, strategies included.
+    """Merge layers into a validated configuration.
 
-    lower: files, then the environment. A strategy's name from an option comes before the fields
-    from --set, so that `--sampler ab --set sampler.order=2` means both.
-    Raises SamplerError (2): `where: key: problem (did you mean ...)`.
+    lower: files, then the environment. A strategy's name from an option is applied before the
+    fields from --set, so that `--sampler ab --set sampler.order=2` sets both.
+    Raises UsageError: `where: key: problem (did you mean ...)`.
     """
     naming = [layer for layer in sets if _names_strategy(layer)]
     rest = [layer for layer in sets if not _names_strategy(layer)]
@@ -139,12 +134,12 @@ def _names_strategy(layer: Layer) -> bool:
 
 
 def merged(base: Any, new: Any, strategies: Collection[KeyPath], path: KeyPath = ()) -> Any:
-    """`new` over `base`; mappings key by key, except where a strategy changes its name.
+    """Merge `new` over `base`: mappings key by key, unless a strategy changes its name.
 
-    strategies: the key paths at which there are any; path: where `base` and `new` stand.
+    strategies: key paths of strategies; path: key path of `base` and `new`.
     """
     strategic = any(path[: len(place)] == place for place in strategies)
-    if path in strategies and isinstance(new, str) and ":" not in new:  # "module:function" is code
+    if path in strategies and isinstance(new, str) and ":" not in new:  # not "module:function"
         new = {"name": new}
     if strategic and isinstance(new, Mapping) and isinstance(base, str):
         base = {"name": base}

@@ -1,8 +1,7 @@
-"""What a run is made of: the schema of configuration files, with its defaults.
+"""Schema of configuration files, with defaults.
 
-Unknown keys, other types and numbers that are not finite are refused. The fields of strategies
-(`sampler`, `guidance`) are checked by the registry. `sampler.config.layers` merges the places where
-settings come from.
+Unknown keys, wrong types and non-finite numbers are refused. The fields of strategies (`sampler`,
+`guidance`) are checked by the registry. `sampler.config.layers` merges the sources of settings.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from sampler import registry
 from sampler.config import yaml as strict_yaml
+from sampler.config.options import Dtype, Expand, Metadata, OnBadRow, TableFormat
 from sampler.errors import SamplerError, UsageError
 
 STRATEGIES = ("sampler", "guidance")
@@ -28,17 +28,18 @@ Pixels = Annotated[int, Field(ge=8, le=16384)]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """path: a diffusers folder or hub id, null is the bundled model; auto: as `sampler.load`.
+    """Model section.
 
-    lora: adapters of `sampler finetune`, DIR or DIR:weight each. student: one of it, whose own
-    sampler, guidance and steps are the defaults. drop_encoders: all texts of a run are encoded
-    first, and the memory of the encoders is given back before denoising.
+    path: a diffusers folder or Hub id; null is the bundled model. dtype, device: auto is the
+    default of `sampler.load`. lora: DIR or DIR:weight each. student: folder of a student made by
+    `sampler finetune`; its sampler, guidance and steps become the defaults. drop_encoders: encode
+    all texts of a run first and free the text encoders before denoising.
     """
 
     path: str | None = None
     revision: str | None = None
     variant: str | None = None
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     device: str = "auto"
     lora: tuple[str, ...] = ()
     student: str | None = None
@@ -48,9 +49,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """n: images per prompt; seed: image i of every prompt has seed + i, null derives them.
+    """Run section.
 
-    dedupe: equal images are made once.
+    n: images per prompt. seed: image i of every prompt has seed + i; null derives the seeds.
+    dedupe: generate identical jobs once.
     """
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
@@ -66,35 +68,35 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class PromptsConfig:
-    """file: txt, csv, tsv, jsonl or parquet, "-" is standard input; texts: the prompts themselves.
+    """Prompts section.
 
-    format: of the file, where its name does not tell. wildcards: a folder of NAME.txt files.
-    expand: what becomes of {a|b} and __NAME__ in prompts; on_bad_row: error or skip.
+    file: prompt file; "-" is standard input. texts: prompts in the configuration itself. format:
+    of the file; null goes by its name. wildcards: folder of NAME.txt files. expand: how {a|b} and
+    __NAME__ in prompts are expanded. on_bad_row: what to do with an invalid line.
     """
 
     file: str | None = None
     texts: tuple[str, ...] | None = None
-    format: Literal["txt", "csv", "tsv", "jsonl", "parquet"] | None = None
+    format: TableFormat | None = None
     wildcards: str | None = None
-    expand: Literal["none", "random", "all"] = "none"
-    on_bad_row: Literal["error", "skip"] = "error"
+    expand: Expand = "none"
+    on_bad_row: OnBadRow = "error"
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """dir: the run folder, or a URL; null makes a new one below runs/.
+    """Output section.
 
-    format, layout: what there is: PNG, in one folder (in parts of 1,000 above 10,000 images).
-    metadata: what an image says of itself; name_template: of {index} {key} {seed} {slug} {sampler}
-    {guidance} {axis:NAME}; flagged: what becomes of images that a safety checker flags; fsync:
-    false trusts the operating system with what was written last.
+    dir: run folder or URL; null creates one below runs/. metadata: embedded in every image.
+    name_template: file names from {index} {key} {seed} {slug} {sampler} {guidance} {axis:NAME}.
+    flagged: policy for images that a safety checker flags. fsync: false skips flushing to disk, so
+    that a power failure can lose the latest images.
     """
 
     dir: str | None = None
     format: Literal["png"] = "png"
-    layout: Literal["flat"] = "flat"
-    metadata: Literal["full", "basic", "none"] = "full"
+    metadata: Metadata = "full"
     name_template: str | None = None
     flagged: Literal["keep", "blur", "drop"] = "keep"
     fsync: bool = True
@@ -104,7 +106,7 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may ask for at most."""
+    """Upper limits of a run."""
 
     max_jobs: Annotated[int, Field(ge=1)] = 1_000_000
     max_pixels: Annotated[int, Field(ge=64)] = 16_777_216
@@ -115,9 +117,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class ErrorsConfig:
-    """strict: the first image that fails ends the run; max_errors: more than so many do.
+    """Errors section.
 
-    on_oom: halve the batch, or let its images fail; on_nonfinite: decode again in float32, or not.
+    strict: stop at the first failed image. max_errors: abort after more failures than this.
+    on_oom: shrink halves the batch, fail lets its images fail. on_nonfinite: retry decodes once
+    more in float32.
     """
 
     strict: bool = False
@@ -129,7 +133,7 @@ class ErrorsConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole configuration; `sampler` and `guidance` are specs as `sampler.build` takes them."""
+    """Complete configuration; `sampler` and `guidance` are specs for `sampler.build`."""
 
     version: Literal[1] = 1
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -144,9 +148,9 @@ class Config:
 
 
 def checked(tree: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> Config:
-    """The configuration of a tree of plain values, strategies included.
+    """Validate a tree of plain values, strategies included.
 
-    sources: where each key path was said. Raises SamplerError (2): `where: key: problem`.
+    sources: where each key path was set. Raises UsageError: `where: key: problem`.
     """
     try:
         config = _adapter().validate_json(json.dumps(tree))
@@ -156,14 +160,14 @@ def checked(tree: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> Config:
         try:
             strategy_of(config, kind)
         except ValueError as error:
-            raise UsageError(f"{said_at((kind,), sources)}: {error}") from None
+            raise UsageError(f"{source_of((kind,), sources)}: {error}") from None
     return config
 
 
 def strategy_of(config: Config, kind: str, default: Any = None) -> Any:
-    """The strategy of a configuration, built; `default` (an instance) where it says nothing.
+    """Build the strategy of a configuration; `default` (an instance) if none is configured.
 
-    Fields without a name belong to the default. Raises ValueError as `registry.build` does.
+    Fields without a name modify the default. Raises ValueError as `registry.build` does.
     """
     spec = getattr(config, kind)
     if spec is None:
@@ -175,7 +179,7 @@ def strategy_of(config: Config, kind: str, default: Any = None) -> Any:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a configuration."""
+    """JSON schema of configuration files."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_adapter().json_schema()}
 
 
@@ -196,24 +200,24 @@ def _first(error: ValidationError, sources: Mapping[KeyPath, str]) -> SamplerErr
         shown = json.dumps(problem["input"], ensure_ascii=False)
         limits = " or ".join(message.removeprefix("Input should ") for message in same)
         text = f" = {shown:.60} must {limits}"
-    return UsageError(f"{said_at(path, sources)}: {'.'.join(map(str, path))}{text}.")
+    return UsageError(f"{source_of(path, sources)}: {'.'.join(map(str, path))}{text}.")
 
 
 def _known(path: KeyPath) -> KeyPath:
-    """A path without what pydantic adds to it for the members of a union."""
+    """A path without the parts that pydantic appends for the members of a union."""
     return path[: 3 if path[:2] == ("prompts", "texts") else 2]
 
 
 def _keys(path: KeyPath) -> list[str]:
-    """The keys of the section at a path."""
+    """Keys of the section at a path."""
     section: Any = Config
     for part in path:
         section = get_type_hints(section).get(str(part))
     return [f.name for f in fields(section)] if is_dataclass(section) else []
 
 
-def said_at(path: KeyPath, sources: Mapping[KeyPath, str]) -> str:
-    """Where a key was said, or the nearest thing above or below it."""
+def source_of(path: KeyPath, sources: Mapping[KeyPath, str]) -> str:
+    """Source of a key path, or of the nearest path above or below it."""
     for length in range(len(path), 0, -1):
         if path[:length] in sources:
             return sources[path[:length]]

@@ -1,20 +1,22 @@
-"""Image restoration from files: what `sampler generate --task` makes of a task and its images.
+"""Image restoration from files: the settings behind `sampler generate --task`.
 
-Everything is plain data, so it goes into a configuration, a run folder and a record like any other
-setting. Needs no torch: sizes are read from the headers of the files.
+Everything is plain data, so it is stored in a configuration, a run folder and a record like any
+other setting. Needs no torch: sizes are read from the headers of the files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sampler.config.options import Task
 from sampler.errors import UsageError
 
-# RED-Diff's settings for images that lie in a pipeline's latents: the published examples' lr; with
-# their lam of 0.25 the bundled model restores worse by 3 to 6 dB (docs/samplers.md).
+# RED-Diff in the latents of a pipeline: lr of the published examples; their lam of 0.25 costs the
+# bundled model 3 to 6 dB (docs/samplers.md).
 BASE = {"name": "reddiff", "space": "image", "lr": 0.25, "lam": 0.05}
-OPERATORS: dict[str, dict[str, Any]] = {
+OPERATORS: Mapping[Task, dict[str, Any]] = {
     "inpaint": {"name": "inpaint"},
     "superres": {"name": "superres", "factor": 4},
     "deblur": {"name": "deblur", "kind": "gaussian", "size": 9, "sigma": 2.0},
@@ -24,20 +26,17 @@ OPERATORS: dict[str, dict[str, Any]] = {
 }
 
 
-def settings(task: str | None, image: str | None, mask: str | None) -> dict[str, tuple[str, Any]]:
-    """Named options {option: (configuration key, value)} of a task on an image file.
+def settings(task: Task | None, image: str | None, mask: str | None) -> dict[str, tuple[str, Any]]:
+    """Options {option: (configuration key, value)} of a task on an image file.
 
-    inpaint: mask is an image of the same size, white where it is to be filled. superres: image is
-    the small one; the result is four times as large. Others: image is the degraded one.
-
-    Raises SamplerError (2) for an unknown task, a missing file, and a mask that does not fit.
+    image: the degraded image; for superres the small one, the result is four times as large.
+    mask: for inpaint, an image of the same size, white where it is to be filled.
+    Raises UsageError for a missing file and for a mask of another size.
     """
     if task is None:
         if image is not None or mask is not None:
             raise UsageError(f"--image and --mask need --task: {', '.join(OPERATORS)}.")
         return {}
-    if task not in OPERATORS:
-        raise UsageError(f"--task {task!r} must be one of {', '.join(OPERATORS)}.")
     if image is None:
         raise UsageError(f"--task {task} needs --image FILE.")
     if (mask is None) == (task == "inpaint"):
@@ -59,13 +58,13 @@ def settings(task: str | None, image: str | None, mask: str | None) -> dict[str,
 
 
 def _size(path: str) -> tuple[int, int]:
-    """(width, height) of an image file, upright; by its header, nothing is decoded."""
+    """(width, height) of an image file after its EXIF rotation, read from the header."""
     from PIL import ExifTags, Image, UnidentifiedImageError
 
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as file:
-            turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # a quarter turn
             return (file.height, file.width) if turned else file.size
     except (OSError, UnidentifiedImageError) as error:
-        reason = getattr(error, "strerror", None) or "it is no image that can be read"
+        reason = getattr(error, "strerror", None) or "not a readable image"
         raise UsageError(f"{path}: {reason.lower()}.") from None

@@ -1,4 +1,4 @@
-"""YAML as configuration files need it: small, plain, without surprises.
+"""A strict subset of YAML for configuration files.
 
 Only `true` and `false` are booleans, `1e-4` is a number, `1:30` and `2026-01-31` are text.
 Duplicate keys, tags, merge keys, keys that are not text, and numbers that are not finite are
@@ -31,7 +31,7 @@ _PREFIX = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader whose plain scalars mean what the module's docstring says."""
+    """SafeLoader with the scalar types of this module's docstring."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}
 
@@ -43,9 +43,9 @@ _Loader.add_implicit_resolver(f"{_PREFIX}null", re.compile(r"(null|~|)$"), ["n",
 
 
 def parse(text: str, name: str) -> tuple[Any, dict[Path, int]]:
-    """The value of one YAML document, and the line of every key path in it.
+    """(value, line of each key path) of one YAML document.
 
-    name: what errors call the text ("cfg.yaml"). Raises SamplerError (2): `name:line: problem`.
+    name: the text's name in errors ("cfg.yaml"). Raises UsageError: `name:line: problem`.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise UsageError(f"{name}: the file is larger than 1 MiB.")
@@ -65,7 +65,7 @@ def parse(text: str, name: str) -> tuple[Any, dict[Path, int]]:
 
 
 def _check_limits(text: str, name: str) -> None:
-    """Refuses, while reading events and before anything is built, what is too large or tagged."""
+    """Refuse oversized and tagged input from its events, before any value is built."""
     depth = nodes = aliases = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionEndEvent):
@@ -83,7 +83,7 @@ def _check_limits(text: str, name: str) -> None:
 
 
 def _value(node: Node, path: Path, lines: dict[Path, int], name: str, budget: Any = None) -> Any:
-    """The plain value of a node; aliases of aliases count against the node limit once more."""
+    """Plain value of a node; every expansion of an alias counts against the node limit."""
     budget = [MAX_NODES] if budget is None else budget
     budget[0] -= 1
     if budget[0] < 0 or len(path) > MAX_DEPTH:

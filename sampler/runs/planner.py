@@ -136,7 +136,7 @@ class Planner:
         index = self.plan.jobs
         if index >= self._defaults.limits.max_jobs:
             raise TooManyJobs(
-                f"More than {self._defaults.limits.max_jobs:,} images (limits.max_jobs).", 2
+                f"More than {self._defaults.limits.max_jobs:,} images (limits.max_jobs)."
             )
         self._seen[bytes.fromhex(key)] = index
         self.plan.members[group].append(index)
@@ -151,7 +151,7 @@ class Planner:
         limit = self._defaults.limits.max_jobs
         count = self._wildcards.count(row.prompt) if self._expand == "all" else 1
         if count <= limit < count * n:
-            raise TooManyJobs(f"More than {limit:,} images (limits.max_jobs).", 2)
+            raise TooManyJobs(f"More than {limit:,} images (limits.max_jobs).")
         if self._expand == "none":
             for copy in range(n):
                 yield copy, row.prompt
@@ -166,5 +166,5 @@ class Planner:
                 self._drawn += 1
 
 
-class TooManyJobs(SamplerError):
+class TooManyJobs(UsageError):
     """The limit on images is reached; never skipped as a wrong row."""

@@ -22,7 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sampler import registry
 from sampler.config.layers import Layer, merged
-from sampler.config.schema import KeyPath, ModelConfig, said_at
+from sampler.config.schema import KeyPath, ModelConfig, source_of
 from sampler.errors import SamplerError, UsageError
 from sampler.training.settings import settings_from
 
@@ -77,7 +77,7 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
     for key in tree:
         if key not in known:
             near = registry.nearest(key, known)
-            raise UsageError(f"{said_at((key,), sources)}: unknown key {key!r}{near}.")
+            raise UsageError(f"{source_of((key,), sources)}: unknown key {key!r}{near}.")
     try:
         recipe = TypeAdapter(Recipe).validate_json(json.dumps(tree))
     except ValidationError as error:
@@ -86,20 +86,20 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
         shown = json.dumps(problem["input"], ensure_ascii=False)
         name = ".".join(map(str, path))
         text = f"{name} = {shown:.60}: {problem['msg'].lower()}"
-        raise UsageError(f"{said_at(path, sources)}: {text}.") from None
-    trainer = _checked("trainer", recipe.trainer, said_at(("trainer",), sources))
+        raise UsageError(f"{source_of(path, sources)}: {text}.") from None
+    trainer = _checked("trainer", recipe.trainer, source_of(("trainer",), sources))
     if recipe.reward is None and trainer.rewarded:
         known = ", ".join(registry.names("reward"))
         raise UsageError(f"No reward: give --reward, one of {known}.")
     reward = recipe.reward
     if reward is not None and not (isinstance(reward, str) and ":" in reward):
-        _checked("reward", reward, said_at(("reward",), sources))
+        _checked("reward", reward, source_of(("reward",), sources))
     if not isinstance(recipe.fit, dict):
-        raise UsageError(f"{said_at(('fit',), sources)}: fit is a mapping (key: value).")
+        raise UsageError(f"{source_of(('fit',), sources)}: fit is a mapping (key: value).")
     try:
         settings_from(recipe.fit)
     except SamplerError as error:
-        raise UsageError(f"{said_at(('fit',), sources)}: {error}") from None
+        raise UsageError(f"{source_of(('fit',), sources)}: {error}") from None
     return recipe
 
 

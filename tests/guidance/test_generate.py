@@ -113,12 +113,8 @@ def test_calibration_from_the_command_line(tmp_path):
     (tmp_path / "prompts.txt").write_text("a fox\n\na car\n")
     given = ["--prompts", tmp_path / "prompts.txt", "--model", tmp_path / "model"]
     options = ["--out", tmp_path / "k.json", "--steps", "3", "--scale", "2", "-q"]
-    run = (
-        "import sys, typer; from sampler.cli.calibrate_linear_ag import command; typer.run(command)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", run, *map(str, [*given, *options])], capture_output=True, text=True
-    )
+    call = [sys.executable, "-m", "sampler.cli", "calibrate", "linear-ag"]
+    done = subprocess.run([*call, *map(str, [*given, *options])], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "k.json")
     known = Coefficients.load(tmp_path / "k.json")

@@ -8,7 +8,7 @@ import zlib
 import pytest
 from PIL import Image, PngImagePlugin
 
-from sampler.cli.report import PLAIN_EVERY, Report
+from sampler.cli.report import PLAIN_SECONDS, Report
 from sampler.errors import SamplerError
 from sampler.runs import metadata, png
 
@@ -26,7 +26,7 @@ def test_progress_is_one_plain_line_every_ten_seconds(capsys):
         meter.started -= 10.0
         tell(lines(6))
         assert "of 100" not in capsys.readouterr().err, "ten seconds have not passed"
-        meter.told -= PLAIN_EVERY
+        meter.shown -= PLAIN_SECONDS
         failed = {"code": "exception", "where": "x", "message": "odd"}
         tell([*lines(3), *lines(1, status="error", error=failed)])
     out, err = capsys.readouterr()
@@ -43,7 +43,7 @@ def test_progress_is_one_plain_line_every_ten_seconds(capsys):
 def test_quiet_tells_nothing_but_errors(capsys):
     report = Report(quiet=True)
     with report.progress(2) as meter:
-        meter.told -= PLAIN_EVERY
+        meter.shown -= PLAIN_SECONDS
         meter.lines("run")(lines(2))
     out, err = capsys.readouterr()
     assert out.split() == ["run/images/a.png"] * 2 and err == ""

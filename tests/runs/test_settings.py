@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import sampler
 from sampler.cli import main
 from sampler.cli.report import redacted
 from sampler.config.layers import PRESETS, preset_files, read_file, resolve
+from sampler.config.options import Preset
 from sampler.errors import SamplerError
 from sampler.runs.session import Place
 from sampler.workers.execute import Request
@@ -31,7 +33,7 @@ errors: {on_nonfinite: retry, on_oom: shrink, max_errors: null}
 """
 REST = """
 prompts: {file: prompts.jsonl, wildcards: null, expand: none}   # none | random | all
-output: {dir: runs, format: png, metadata: full, layout: flat, fsync: true, writer_threads: 2}
+output: {dir: runs, format: png, metadata: full, fsync: true, writer_threads: 2}
 limits: {max_jobs: 1000000, max_pixels: 16777216, max_steps: 1000, max_prompt_chars: 20000}
 """
 TOML = """
@@ -116,7 +118,7 @@ def test_bad_files_are_one_sentence_with_its_place(tmp_path, name, text, words):
 
 def test_presets_are_below_files_and_known(capsys, tmp_path):
     names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    assert names == ["classic", "draft"]
+    assert names == sorted(get_args(Preset))
     for name in names:
         resolve([read_file(path) for path in preset_files(name)], [], [])
     (tmp_path / "c.yaml").write_text("run: {steps: 3}\n")

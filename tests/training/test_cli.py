@@ -11,7 +11,6 @@ from PIL import Image
 
 import sampler
 from sampler.cli import main
-from sampler.cli.finetune_progress import progress
 from sampler.cli.report import Report
 from sampler.config.layers import read_file
 from sampler.training.recipe import resolve
@@ -59,7 +58,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_gets_a_bar_with_reward_and_time_left(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
-    with progress(Report(), 40) as told:
+    with Report().updates(40) as told:
         told({"kind": "eval", "update": 10, "reward": 0.125, "drift": 0.0})
         told({"kind": "update", "update": 11, "loss": 1.0})  # gone on with; without a reward
         told({"kind": "update", "update": 12, "skipped": "The gradient is not finite."})
@@ -70,7 +69,7 @@ def test_a_terminal_gets_a_bar_with_reward_and_time_left(monkeypatch):
     assert "13/40" in bar and "reward 0.25" in bar and re.search(r"0:\d\d:\d\d", bar)
     quiet = Terminal()
     monkeypatch.setattr("sys.stderr", quiet)
-    with progress(Report(quiet=True), 2) as told:
+    with Report(quiet=True).updates(2) as told:
         told({"kind": "update", "update": 1, "reward": 0.5, "loss": 0.1, "grad_norm": 1.0,
               "seconds": 0.1})  # fmt: skip
     assert quiet.getvalue() == ""

@@ -1,0 +1,54 @@
+"""Choices of settings, and the command-line options that set a configuration key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+TableFormat = Literal["txt", "csv", "tsv", "jsonl", "parquet"]
+Expand = Literal["none", "random", "all"]
+OnBadRow = Literal["error", "skip"]
+Metadata = Literal["full", "basic", "none"]
+Task = Literal["inpaint", "superres", "deblur", "denoise", "hdr", "jpeg"]
+Preset = Literal["classic", "draft"]
+
+# option -> key of `sampler.config.schema.Config`
+GENERATE: Mapping[str, str] = {
+    "--prompts": "prompts.file",
+    "--expand": "prompts.expand",
+    "--wildcards": "prompts.wildcards",
+    "--on-bad-row": "prompts.on_bad_row",
+    "--negative": "run.negative_prompt",
+    "-n": "run.n",
+    "--seed": "run.seed",
+    "--steps": "run.steps",
+    "--width": "run.width",
+    "--height": "run.height",
+    "--batch-size": "run.batch_size",
+    "--dedupe": "run.dedupe",
+    "--sampler": "sampler",
+    "--guidance": "guidance",
+    "--model": "model.path",
+    "--revision": "model.revision",
+    "--device": "model.device",
+    "--dtype": "model.dtype",
+    "--lora": "model.lora",
+    "--student": "model.student",
+    "--out": "output.dir",
+    "--metadata": "output.metadata",
+    "--name-template": "output.name_template",
+    "--strict": "errors.strict",
+    "--max-errors": "errors.max_errors",
+}
+# option -> key of `sampler.training.recipe.Recipe`
+FINETUNE: Mapping[str, str] = {
+    "--out": "output.dir",
+    "--trainer": "trainer.name",
+    "--reward": "reward",
+    "--prompts": "prompts.file",
+    "--updates": "fit.updates",
+    "--seed": "fit.seed",
+    "--model": "model.path",
+    "--device": "model.device",
+}

@@ -1,0 +1,27 @@
+"""Stock diffusers schedulers whose noise levels are known, with the kind of their process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+Process = Literal["vp", "edm", "flow"]
+
+SCHEDULERS: Mapping[str, Process] = {
+    "DDIMScheduler": "vp",
+    "DDPMScheduler": "vp",
+    "PNDMScheduler": "vp",
+    "LCMScheduler": "vp",
+    "EulerDiscreteScheduler": "vp",
+    "EulerAncestralDiscreteScheduler": "vp",
+    "HeunDiscreteScheduler": "vp",
+    "LMSDiscreteScheduler": "vp",
+    "KDPM2DiscreteScheduler": "vp",
+    "DPMSolverMultistepScheduler": "vp",
+    "DPMSolverSinglestepScheduler": "vp",
+    "UniPCMultistepScheduler": "vp",
+    "DEISMultistepScheduler": "vp",
+    "EDMEulerScheduler": "edm",
+    "EDMDPMSolverMultistepScheduler": "edm",
+    "FlowMatchEulerDiscreteScheduler": "flow",
+}
