@@ -8,8 +8,9 @@ operations: `settle` (linear combinations, all outputs at once) and `gram` (inne
 Importing this package imports neither torch nor triton.
 """
 
-from sampler_kernels.backend import use_backend
-from sampler_kernels.rows import Lin, gram, pivot, recorded, settle, sqrt, where
+from sampler_kernels.choice import use_backend
+from sampler_kernels.lin import Lin
+from sampler_kernels.rows import gram, pivot, recorded, settle, sqrt, where
 from sampler_kernels.trees import leaves, map_tree
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""A count of what the Triton backend launches, for benchmarks and for tests on any machine."""
+"""Counts the launches of the Triton backend, for benchmarks and for tests on any machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _launches: ContextVar[list[Launch] | None] = ContextVar("sampler_kernels_launche
 
 @contextmanager
 def count_launches() -> Iterator[list[Launch]]:
-    """The list that is given fills with every launch made inside."""
+    """Yield a list that receives every launch inside the context."""
     launches: list[Launch] = []
     token = _launches.set(launches)
     try:
@@ -33,7 +33,7 @@ def count_launches() -> Iterator[list[Launch]]:
 
 @contextmanager
 def dry_run() -> Iterator[None]:
-    """Inside, the Triton backend serves every device and launches nothing: it only counts.
+    """Let the Triton backend serve every device and launch nothing: it only counts.
 
     Results are zeros. For counting on machines without a GPU.
     """

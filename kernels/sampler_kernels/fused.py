@@ -1,35 +1,48 @@
-"""The Triton backend: which formulas share a launch, and what is left to the reference.
+"""The Triton backend.
 
-Left to the reference, which is always right: float64, tensors of another device or shape than the
-rest, coefficients that vary over other than the leading dimensions, gram over other than the
+Left to the reference, which computes every formula: float64, tensors of different devices or
+shapes, coefficients that vary over other than the leading dimensions, gram over other than the
 trailing ones, and more than 4 gram vectors.
+
+Where torch has to see an operation (autograd, torch.compile), it is one of two `torch.library`
+custom operators, differentiable any number of times: their derivatives are formulas and inner
+products again (`derivatives`), so the backward pass runs on the same kernels, and double backward
+is the backward of those. In float64 the operators run on the reference, for gradcheck.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sampler_kernels import autograd, torch_ops
-from sampler_kernels.formulas import has_pivot, inputs_of, narrow
+from sampler_kernels import torch_ops
+from sampler_kernels.derivatives import add, nodes_of, pull_back
+from sampler_kernels.fit import (
+    MAX_INPUTS,
+    MAX_VECTORS,
+    count_rows,
+    fits,
+    groups,
+    must_differentiate,
+    torch_table,
+)
+from sampler_kernels.lin import Lin, inputs_of, narrow
+from sampler_kernels.opcodes import LOAD, PART
 from sampler_kernels.programs import Formula
-from sampler_kernels.reductions import Sums, joined_with, table_of, unmade
-from sampler_kernels.rows import Lin
-from sampler_kernels.scalars import PART, RowGram, RowScalar
+from sampler_kernels.reductions import Sums, joined_with, pending, table_of
+from sampler_kernels.scalars import RowGram, RowScalar
 from sampler_kernels.triton_ops import (
     compute_scalars,
     run_both,
     run_formula,
+    run_gram,
+    run_scalars,
 )
-
-MAX_INPUTS, MAX_OUTPUTS, MAX_VECTORS = 8, 4, 4
-# Other classes are stand-ins of tracers, without memory.
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def settle(
@@ -37,18 +50,18 @@ def settle(
 ) -> list[Tensor]:
     """The values of lazy formulas, [B, ...] each, in as few launches as their inputs allow.
 
-    waiting: reductions to make on the way, where they fit.
+    waiting: reductions to compute in the same passes, where they fit.
     """
     done: dict[int, Tensor] = {}
     left: list[Lin] = []
     for lin in lins:
-        if lin.op == "leaf" and lin.a.dtype == dtype:
+        if lin.op == LOAD and lin.a.dtype == dtype:
             done[id(lin)] = lin.a
-        elif not _fits([lin]):
+        elif not fits([lin]):
             done[id(lin)] = torch_ops.settle([lin])[0].to(dtype)
         elif all(lin is not other for other in left):
             left.append(lin)
-    for group in _groups(left):
+    for group in groups(left):
         cut = [narrow(lin, MAX_INPUTS, lambda part: settle([part])[0]) for lin in group]
         for lin, value in zip(group, _launch_formula(cut, dtype, waiting), strict=True):
             done[id(lin)] = value
@@ -56,33 +69,35 @@ def settle(
 
 
 def finish(lins: list[Lin], late: list[Any]) -> list[Tensor]:
-    """The values of lazy formulas and of recorded scalars, with all that is left to reduce."""
-    nodes = [n for leaf in late for n in (leaf.nodes if isinstance(leaf, RowGram) else [leaf])]
-    values = settle(lins, waiting=unmade(nodes))
+    """The values of lazy formulas and of recorded scalars, with all pending reductions."""
+    nodes: list[Any] = []
+    for leaf in late:
+        nodes += leaf.nodes if isinstance(leaf, RowGram) else [leaf]
+    values = settle(lins, waiting=pending(nodes))
     compute_scalars([node for node in nodes if isinstance(node, RowScalar)])
     return [*values, *(leaf.tensor() for leaf in late)]
 
 
 def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
-    """G[i, j] = <V_i, V_j> per row: `RowGram`, or the tensor where it has to be differentiable."""
+    """G[i, j] = <V_i, V_j> per row: `RowGram`, or a tensor where it has to be differentiable."""
     shape = tuple(lins[0].shape)
     first = 1 if axes is None else axes[0]
     trailing = axes is None or axes == tuple(range(first, len(shape)))
-    if len(lins) > MAX_VECTORS or not trailing or not _fits(lins):
+    if len(lins) > MAX_VECTORS or not trailing or not fits(lins):
         return torch_ops.gram(lins, axes)
     rows = math.prod(shape[:first])
     kept = shape[:1] if axes is None else (*shape[:first], *(1,) * (len(shape) - first))
     tensors, scalars = inputs_of(lins)
-    if len(tensors) > MAX_INPUTS or _rows(scalars, shape) > rows:
+    if len(tensors) > MAX_INPUTS or count_rows(scalars, shape) > rows:
         lins = [Lin.of(value) for value in settle(lins)]
         tensors, scalars = inputs_of(lins)
     formula = Formula.of(lins)
     pairs = [(i, j) for i in range(len(lins)) for j in range(i, len(lins))]
     places = [[pairs.index((min(i, j), max(i, j))) for j in range(len(lins))]
               for i in range(len(lins))]  # fmt: skip
-    if _must_differentiate(tensors, scalars):
-        table = _torch_table(formula.coefficients, shape, rows)
-        sums = autograd.gram(formula, pairs, table, rows)
+    if must_differentiate(tensors, scalars):
+        ends = [formula.outs[k] for pair in pairs for k in pair]
+        sums = gram_op(*_operands(formula, rows), ends)
         cells = torch.stack([torch.stack([sums[p] for p in line]) for line in places])
         return cells.view(len(lins), len(lins), *kept)
     sums, device = Sums(formula, lins, pairs, shape, rows), formula.like.device
@@ -92,7 +107,7 @@ def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
 
 def recorded(value: Tensor) -> Any:
     """A float32 tensor [B] whose arithmetic is recorded, unless torch has to see it."""
-    if _must_differentiate([value], []):
+    if must_differentiate([value], []):
         return value
     return RowScalar.of(value, tuple(value.shape), value.device)
 
@@ -100,11 +115,11 @@ def recorded(value: Tensor) -> Any:
 def _launch_formula(lins: list[Lin], dtype: torch.dtype, waiting: Sequence[Sums]) -> list[Tensor]:
     tensors, scalars = inputs_of(lins)
     shape = tuple(lins[0].shape)
-    rows = max(_rows(scalars, shape), shape[0])
-    if _must_differentiate(tensors, scalars):
+    rows = max(count_rows(scalars, shape), shape[0])
+    if must_differentiate(tensors, scalars):
         formula = Formula.of(lins)
-        table = _torch_table(formula.coefficients, shape, rows)
-        return [y.to(dtype) for y in autograd.settle(formula, table, rows)]
+        flat = formula_op(*_operands(formula, rows), formula.outs)
+        return [y.view(shape).to(dtype) for y in flat]
     joined = joined_with(waiting, tensors, scalars, rows)
     formula = Formula.of([*lins, *(lin for sums in joined for lin in sums.lins)])
     table = table_of(formula.coefficients, shape, rows)
@@ -114,68 +129,99 @@ def _launch_formula(lins: list[Lin], dtype: torch.dtype, waiting: Sequence[Sums]
     for sums in joined:
         pairs += [(first + i, first + j) for i, j in sums.pairs]
         first += len(sums.lins)
-    outs, made = run_both(formula, len(lins), pairs, table, rows, dtype)
-    for sums, part in zip(joined, made.split([len(s.pairs) for s in joined]), strict=True):
+    outs, parts = run_both(formula, len(lins), pairs, table, rows, dtype)
+    for sums, part in zip(joined, parts.split([len(s.pairs) for s in joined]), strict=True):
         sums.value = part
     return outs
 
 
-def _fits(lins: list[Lin]) -> bool:
-    """Whether the kernels can compute these formulas."""
-    tensors, scalars = inputs_of(lins)
-    if not tensors or tensors[0].numel() == 0:
-        return False
-    like = tensors[0]
-    for x in tensors:
-        if x.dtype not in _FLOATS or x.shape != like.shape or x.device != like.device:
-            return False
-    for s in scalars:
-        shape = tuple(s.shape)
-        if s.dtype not in _FLOATS or s.device != like.device:
-            return False
-        if len(shape) == like.ndim > 1 and math.prod(shape) > 1:
-            lead = max(d for d, size in enumerate(shape) if size > 1) + 1
-            if shape[:lead] != tuple(like.shape[:lead]):
-                return False
-    # To the kernels, a row begins anew where a coefficient does.
-    return _rows(scalars, tuple(like.shape)) == like.shape[0] or not has_pivot(lins)
+def _operands(formula: Formula, rows: int) -> tuple[list[Tensor], Tensor, list[int], list[float]]:
+    """The operands that both operators share: xs [R, n], table [C, R], code, consts."""
+    xs = [x.reshape(rows, -1) for x in formula.tensors]
+    table = torch_table(formula.coefficients, rows)
+    if table is None:
+        table = formula.like.new_empty((0, rows), dtype=torch.float32)
+    return xs, table, formula.code, formula.consts
 
 
-def _rows(scalars: Sequence[Any], shape: tuple[int, ...]) -> int:
-    """How many rows the finest coefficient tells apart; the batch where there is none."""
-    finest = [math.prod(s.shape) for s in scalars if s.ndim == len(shape) > 1]
-    return max([shape[0], *finest])
+@torch.library.custom_op("sampler_kernels::formula", mutates_args=())
+def formula_op(
+    xs: list[Tensor], table: Tensor, code: list[int], consts: list[float], outs: list[int]
+) -> list[Tensor]:
+    """Outputs [R, n] of a formula over xs, [R, n] each, and coefficients table [C, R]."""
+    if xs[0].dtype == torch.float64:
+        nodes = nodes_of(xs, table, code, consts)
+        # An operator's outputs must not be its inputs.
+        return [y.clone() for y in torch_ops.settle([nodes[i] for i in outs])]
+    formula = Formula(list(xs), [], list(consts), list(code), list(outs))
+    return run_formula(formula, table, xs[0].shape[0], torch.float32)
 
 
-def _groups(lins: list[Lin]) -> list[list[Lin]]:
-    """Formulas of one shape that share a launch: up to 8 inputs and 4 outputs."""
-    groups: list[list[Lin]] = []
-    for lin in lins:
-        for group in groups:
-            same = group[0].shape == lin.shape and len(group) < MAX_OUTPUTS
-            if same and len(inputs_of([*group, lin])[0]) <= MAX_INPUTS:
-                group.append(lin)
-                break
-        else:
-            groups.append([lin])
-    return groups
+@torch.library.custom_op("sampler_kernels::gram", mutates_args=())
+def gram_op(
+    xs: list[Tensor], table: Tensor, code: list[int], consts: list[float], ends: list[int]
+) -> Tensor:
+    """Inner products [P, R] of nodes (ends[0], ends[1]), (ends[2], ends[3]), ... of a formula."""
+    rows = xs[0].shape[0]
+    pairs = [(p, p + 1) for p in range(0, len(ends), 2)]
+    if xs[0].dtype == torch.float64:
+        nodes = nodes_of(xs, table, code, consts)
+        return torch.stack([torch_ops.gram([nodes[ends[i]], nodes[ends[j]]], None)[0, 1]
+                            for i, j in pairs])  # fmt: skip
+    formula = Formula(list(xs), [], list(consts), list(code), list(ends))
+    sums = run_gram(formula, pairs, table, rows)
+    return run_scalars(
+        [RowScalar(PART, (sums, p), (rows,), sums.device, False) for p in range(len(pairs))], rows
+    )
 
 
-def _must_differentiate(tensors: Sequence[Tensor], scalars: Sequence[Any]) -> bool:
-    """Whether torch has to see the operation: for autograd, or while torch.compile traces."""
-    inputs = [t for t in (*tensors, *scalars) if isinstance(t, Tensor)]
-    if torch.compiler.is_compiling() or any(type(t) not in _PLAIN for t in inputs):
-        return True
-    return torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+@formula_op.register_fake
+def _(
+    xs: list[Tensor], table: Tensor, code: list[int], consts: list[float], outs: list[int]
+) -> list[Tensor]:
+    return [torch.empty_like(xs[0], dtype=_wide(xs[0])) for _ in outs]
 
 
-def _torch_table(coefficients: Sequence[Any], shape: tuple[int, ...], rows: int) -> Tensor | None:
-    """The same in differentiable torch operations."""
-    if not coefficients:
-        return None
-    lines = []
-    for s in coefficients:
-        s = s.tensor() if isinstance(s, RowScalar) else s
-        s = s.float().reshape(-1, 1)
-        lines.append(s.expand(s.shape[0], rows // s.shape[0]).reshape(rows))
-    return torch.stack(lines)
+@gram_op.register_fake
+def _(
+    xs: list[Tensor], table: Tensor, code: list[int], consts: list[float], ends: list[int]
+) -> Tensor:
+    return xs[0].new_empty((len(ends) // 2, xs[0].shape[0]), dtype=_wide(xs[0]))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    xs, table, ctx.code, ctx.consts, ctx.ends = inputs
+    ctx.save_for_backward(*xs, table)
+
+
+def _formula_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    adjoints: dict[int, Lin] = {}
+    for end, grad in zip(ctx.ends, grads, strict=True):
+        if grad is not None:
+            add(adjoints, end, Lin.of(grad))
+    *xs, table = ctx.saved_tensors
+    return _gradients(ctx, nodes_of(xs, table, ctx.code, ctx.consts), adjoints)
+
+
+def _gram_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    *xs, table = ctx.saved_tensors
+    nodes = nodes_of(xs, table, ctx.code, ctx.consts)
+    adjoints: dict[int, Lin] = {}
+    for p, (i, j) in enumerate(zip(ctx.ends[::2], ctx.ends[1::2], strict=True)):
+        add(adjoints, i, nodes[j] * grad[p])
+        add(adjoints, j, nodes[i] * grad[p])
+    return _gradients(ctx, nodes, adjoints)
+
+
+def _gradients(ctx: Any, nodes: list[Lin], adjoints: dict[int, Lin]) -> tuple[Any, ...]:
+    *xs, table = ctx.saved_tensors
+    ops: Any = torch_ops if xs[0].dtype == torch.float64 else sys.modules[__name__]
+    return *pull_back(nodes, adjoints, xs, table, ctx.code, ops), None, ctx.consts and None, None
+
+
+formula_op.register_autograd(_formula_backward, setup_context=_setup)
+gram_op.register_autograd(_gram_backward, setup_context=_setup)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""One tiny run of each kernel against plain torch, before a device is trusted."""
+"""A tiny run of each kernel against plain torch, before a device is used."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 
 from sampler_kernels import fused, torch_ops
 from sampler_kernels.counting import count_launches
-from sampler_kernels.rows import Lin
+from sampler_kernels.lin import Lin
 
 
 def check(device: str) -> None:
-    """Raises what a launch raises, and RuntimeError where a kernel answers wrongly."""
-    with torch.no_grad(), count_launches():  # these are nobody's launches
+    """Raises the error of a launch, and RuntimeError where a kernel gives a wrong result."""
+    with torch.no_grad(), count_launches():  # not counted for the caller
         x = torch.linspace(-1, 1, 2 * 1500, device=device).view(2, 1500)
         y = Lin.of(x.square().half())
         right = torch_ops.gram([Lin.of(x), y], None)

@@ -1,6 +1,7 @@
 """Formulas as flat programs of integers, which the Triton kernels unroll when they are compiled.
 
-A program names no number and no tensor, only their places, so that the steps of a run share it.
+A program holds no numbers and no tensors, only their positions, so that the steps of a run share
+it. The operation codes are those of `opcodes`.
 """
 
 from __future__ import annotations
@@ -9,24 +10,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sampler_kernels import scalars
-from sampler_kernels.deferred import computed
-from sampler_kernels.rows import Lin
-from sampler_kernels.scalars import RowScalar
+from sampler_kernels.lin import Lin
+from sampler_kernels.opcodes import (
+    ADD,
+    CONST,
+    DIV_CONST,
+    FILL,
+    FIRST,
+    INPUT,
+    LOAD,
+    MUL_CONST,
+    PART,
+    SUB,
+)
+from sampler_kernels.scalars import RowScalar, computed
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Operation codes, as `triton_ops` reads them; a coefficient is a launch constant or a table row.
-LOAD, FILL, ADD, SUB, MUL_CONST, MUL_TABLE, DIV_CONST, DIV_TABLE, FIRST = range(9)
 
 
 @dataclass(eq=False)
 class Formula:
     """Lazy values over the same tensors: node i is `code[3i : 3i + 3]` = (operation, a, b).
 
-    LOAD tensors[a]; FIRST its row's first element; FILL consts[a]; ADD and SUB nodes a, b; MUL and
-    DIV node a, coefficient b.
+    LOAD and FIRST read tensors[a]; FILL consts[a]; ADD and SUB nodes a, b; MUL_CONST and DIV_CONST
+    node a, consts[b]; MUL_TABLE and DIV_TABLE node a, coefficients[b].
     """
 
     tensors: list[Tensor] = field(default_factory=list)
@@ -47,25 +55,25 @@ class Formula:
         return self
 
     def _node(self, node: Lin, go: Callable[[Any], int], places: dict[Any, int]) -> int:
-        if node.op in ("leaf", "first"):
+        op = node.op
+        if op in (LOAD, FIRST):
             # Two leaves of one tensor are loaded once.
-            key, tensor = (node.op, id(node.a)), ("tensor", id(node.a))
+            key, tensor = (op, id(node.a)), ("tensor", id(node.a))
             if tensor not in places:
                 places[tensor] = _append(self.tensors, node.a)
             if key not in places:
-                places[key] = self._emit(LOAD if node.op == "leaf" else FIRST, places[tensor])
+                places[key] = self._emit(op, places[tensor])
             return places[key]
-        if node.op in ("ones", "zero"):
-            return self._emit(FILL, _append(self.consts, float(node.op == "ones")))
+        if op == FILL:
+            return self._emit(FILL, _append(self.consts, node.b))
         a = go(node.a)
-        if node.op in ("add", "sub"):
-            return self._emit(ADD if node.op == "add" else SUB, a, go(node.b))
-        const = isinstance(node.b, float)
-        if not const and ("scalar", id(node.b)) not in places:
+        if op in (ADD, SUB):
+            return self._emit(op, a, go(node.b))
+        if op in (MUL_CONST, DIV_CONST):
+            return self._emit(op, a, _append(self.consts, node.b))
+        if ("scalar", id(node.b)) not in places:
             places["scalar", id(node.b)] = _append(self.coefficients, node.b)
-        place = _append(self.consts, node.b) if const else places["scalar", id(node.b)]
-        kinds = (MUL_CONST, MUL_TABLE) if node.op == "mul" else (DIV_CONST, DIV_TABLE)
-        return self._emit(kinds[not const], a, place)
+        return self._emit(op, a, places["scalar", id(node.b)])
 
     def _emit(self, op: int, a: int, b: int = 0) -> int:
         self.code += (op, a, b)
@@ -76,8 +84,8 @@ class Formula:
 class ScalarProgram:
     """Recorded scalars of `rows` rows: node i is `code[4i : 4i + 4]` = (operation, a, b, c).
 
-    PART: pair b of partial sums a, c rows share one value; INPUT: tensor a, likewise; CONST:
-    consts[a]; else nodes.
+    PART: pair b of parts[a], c rows share one value; INPUT: inputs[a], likewise; CONST: consts[a];
+    other operations: nodes.
     """
 
     rows: int
@@ -96,18 +104,18 @@ class ScalarProgram:
 
     def _node(self, node: Any, go: Callable[[Any], int], places: dict[Any, int]) -> int:
         if isinstance(node, float):
-            return self._emit(scalars.CONST, _append(self.consts, node))
-        if node.value is not None or node.op == scalars.INPUT:
+            return self._emit(CONST, _append(self.consts, node))
+        if node.value is not None or node.op == INPUT:
             value = (node.args[0] if node.value is None else node.value).float().contiguous()
-            return self._emit(scalars.INPUT, _append(self.inputs, value), 0, self.rows // node.rows)
-        if node.op == scalars.PART:
+            return self._emit(INPUT, _append(self.inputs, value), 0, self.rows // node.rows)
+        if node.op == PART:
             sums, pair = node.args
             if ("part", id(sums)) not in places:
                 places["part", id(sums)] = _append(self.parts, computed(sums))
             key = ("pair", id(sums), pair)
             if key not in places:
                 places[key] = self._emit(
-                    scalars.PART, places["part", id(sums)], pair, self.rows // node.rows
+                    PART, places["part", id(sums)], pair, self.rows // node.rows
                 )
             return places[key]
         return self._emit(node.op, *(go(arg) for arg in node.args))

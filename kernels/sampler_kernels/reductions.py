@@ -1,7 +1,7 @@
-"""Inner products that wait: until a number of them is needed, or for a pass over the same tensors.
+"""Deferred inner products: computed when a number of them is needed, or in a later shared pass.
 
-A rule may reduce what only its next step looks at (the cosine of adaptive guidance). Then the
-reduction has no launch of its own: `fused.settle` makes it while it computes the step.
+A rule may reduce what only its next step reads (the cosine of adaptive guidance). Then the
+reduction has no launch of its own: `fused.settle` computes it in the pass of the step.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from typing import Any
 
 from torch import Tensor
 
-from sampler_kernels.deferred import Deferred
+from sampler_kernels.lin import Lin
 from sampler_kernels.programs import Formula
-from sampler_kernels.rows import Lin
-from sampler_kernels.scalars import RowScalar
+from sampler_kernels.scalars import Deferred, RowScalar
 from sampler_kernels.triton_ops import run_gram, run_scalars
 
-# Products that one pass sums up, each in registers of its own.
+# Products that one pass sums, each in its own registers.
 MAX_PAIRS = 8
 
 
 @dataclass(eq=False)
 class Sums(Deferred):
-    """Partial sums [P, R, splits] of products of lazy values; `value` once they are made."""
+    """Partial sums [P, R, splits] of products of lazy values; `value` once they are computed."""
 
     formula: Formula
     lins: list[Lin]
@@ -52,12 +51,12 @@ def joined_with(
         room = sum(len(other.pairs) for other in (*fit, sums)) <= MAX_PAIRS
         if sums.value is None and read <= known and sums.rows == rows and room:
             fit.append(sums)
-    needed = unmade([*scalars, *(s for sums in fit for s in sums.formula.coefficients)])
+    needed = pending([*scalars, *(s for sums in fit for s in sums.formula.coefficients)])
     return [sums for sums in fit if sums not in needed]
 
 
-def unmade(nodes: Sequence[Any]) -> list[Sums]:
-    """The reductions that recorded scalars stand on and that nobody has needed yet."""
+def pending(nodes: Sequence[Any]) -> list[Sums]:
+    """The reductions that recorded scalars depend on and that are not computed yet."""
     found = [sums for sums in _parts(nodes, set()) if sums.value is None]
     return list({id(sums): sums for sums in found}.values())
 
@@ -72,7 +71,7 @@ def _parts(nodes: Sequence[Any], seen: set[int]) -> Iterator[Sums]:
 
 
 def table_of(coefficients: Sequence[Any], shape: tuple[int, ...], rows: int) -> Tensor | None:
-    """The coefficients that are no launch constants, [C, rows], in one launch."""
+    """The coefficients that are not launch constants, [C, rows], in one launch."""
     if not coefficients:
         return None
     nodes = []

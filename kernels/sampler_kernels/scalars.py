@@ -1,8 +1,8 @@
-"""Per-row scalars that are not computed yet: what `gram` gives on the Triton backend.
+"""Per-row scalars that are not computed yet: the results of `gram` on the Triton backend.
 
-A rule turns inner products into coefficients with a dozen scalar operations. Run one by one on a
-GPU, each would be a launch as dear as a latent-sized one. So they are recorded here, and one small
-kernel (`triton_ops.scalar_kernel`) reduces the partial sums and runs the whole record.
+A rule derives its coefficients from inner products by a dozen scalar operations. Run one by one on
+a GPU, each would cost a launch, as much as a latent-sized operation. So they are recorded here, and
+one small kernel (`triton_kernels.scalar_kernel`) reduces the partial sums and runs the record.
 
 A `RowScalar` acts as a float32 tensor of its shape. What it does not record (any other torch
 function or method) works too: then its value is computed first, in a launch of its own.
@@ -11,27 +11,83 @@ function or method) works too: then its value is computed first, in a launch of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from sampler_kernels.deferred import Deferred, computed
+from sampler_kernels.opcodes import (
+    ADD,
+    DIV,
+    EQUAL,
+    INPUT,
+    LESS,
+    LESS_EQUAL,
+    MUL,
+    SQRT,
+    SUB,
+    WHERE,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# Operation codes, as `triton_ops.scalar_kernel` reads them.
-PART, INPUT, CONST, ADD, SUB, MUL, DIV, SQRT, LESS, LESS_EQUAL, EQUAL, WHERE = range(12)
+
+class Deferred:
+    """A value that acts as the tensor `.tensor()` in torch functions, attributes, conversions."""
+
+    __slots__ = ()
+
+    def tensor(self) -> Tensor:
+        raise NotImplementedError
+
+    def __bool__(self) -> bool:
+        return bool(self.tensor())
+
+    def __float__(self) -> float:
+        return float(self.tensor())
+
+    def __len__(self) -> int:
+        return len(self.tensor())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.tensor())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.tensor()[index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.tensor(), name)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        known = {name: computed(value) for name, value in (kwargs or {}).items()}
+        return func(*map(computed, args), **known)
+
+
+def computed(value: Any) -> Any:
+    """The tensor behind a deferred value, also in lists and tuples; other values unchanged."""
+    if isinstance(value, Deferred):
+        return value.tensor()
+    if isinstance(value, (list, tuple)):
+        return type(value)(computed(item) for item in value)
+    return value
 
 
 class RowScalar(Deferred):
     """One number per row: an operation with its arguments, and the value once it is known.
 
-    `shape` is [B], or [B, kept..., 1...] for reductions over some axes. `truth`: a condition.
+    `shape` is [B], or [B, kept..., 1...] for reductions over some axes. `truth`: the value is a
+    condition.
     """
 
     __slots__ = ("args", "device", "op", "shape", "truth", "value")
     __hash__ = object.__hash__
+    evaluate: ClassVar[Callable[[Sequence[RowScalar]], None]]
+    """Computes the values of some scalars in one launch. Set by `triton_ops`, which reads them."""
 
     def __init__(
         self, op: int, args: tuple[Any, ...], shape: tuple[int, ...], device: Any, truth: bool
@@ -41,7 +97,7 @@ class RowScalar(Deferred):
 
     @staticmethod
     def of(value: Any, shape: tuple[int, ...], device: Any) -> RowScalar:
-        """A tensor that broadcasts to this shape, as a recorded scalar; a RowScalar as it is."""
+        """A tensor that broadcasts to this shape, as a recorded scalar; a RowScalar unchanged."""
         if isinstance(value, RowScalar):
             return value
         return RowScalar(INPUT, (value.expand(shape),), shape, device, False)
@@ -63,9 +119,7 @@ class RowScalar(Deferred):
     def tensor(self) -> Tensor:
         """The value, computed now: float32 (bool for a condition), of this shape."""
         if self.value is None:
-            from sampler_kernels.triton_ops import compute_scalars
-
-            compute_scalars([self])
+            RowScalar.evaluate([self])
         assert self.value is not None
         return self.value
 
@@ -145,7 +199,7 @@ class RowScalar(Deferred):
         return select(self < 0.0, -self, self)
 
     def clamp(self, min: float | None = None, max: float | None = None) -> Any:
-        """Between numbers; as in torch, NaN stays NaN."""
+        """Clamp between numbers; as in torch, NaN stays NaN."""
         low = self if min is None else select(self < min, min, self)
         return low if max is None else select(low > max, max, low)
 
@@ -153,7 +207,7 @@ class RowScalar(Deferred):
         return f"RowScalar({self.shape})"
 
     def _binary(self, op: int, name: str, other: Any, swap: bool = False) -> Any:
-        """Records `self op other`; with anything but numbers and such scalars torch does it."""
+        """Record `self op other`; torch computes operands that are not numbers or such scalars."""
         if isinstance(other, (int, float)):
             if op in (MUL, DIV) and not isinstance(other, bool) and other == 1 and not swap:
                 return self
@@ -171,7 +225,7 @@ class RowScalar(Deferred):
         return RowScalar(op, pair, self.shape, self.device, op in (LESS, LESS_EQUAL, EQUAL))
 
     def _takes(self, other: Any) -> bool:
-        """Whether a tensor can be an operand as it is: recording it costs no launch."""
+        """True for a tensor that is an operand without conversion: recording costs no launch."""
         if isinstance(other, Deferred) or getattr(other, "requires_grad", True):
             return False
         alike = tuple(other.shape) == self.shape and other.device == self.device
@@ -179,7 +233,7 @@ class RowScalar(Deferred):
 
 
 class RowGram(Deferred):
-    """A nested list of `RowScalar`s, as `gram` gives them: [K, K, B, ...], or one line of it."""
+    """A nested list of `RowScalar`s, as `gram` returns it: [K, K, B, ...], or one line of it."""
 
     __slots__ = ("cells",)
 
@@ -202,17 +256,15 @@ class RowGram(Deferred):
 
     @property
     def nodes(self) -> list[RowScalar]:
-        """All its scalars, line by line."""
+        """All scalars, line by line."""
         return [n for cell in self.cells for n in (cell if isinstance(cell, list) else [cell])]
 
     def tensor(self) -> Tensor:
-        """All these inner products, computed together in one launch."""
+        """The inner products, computed together in one launch."""
         import torch
 
-        from sampler_kernels.triton_ops import compute_scalars
-
         lines = self.cells if isinstance(self.cells[0], list) else [self.cells]
-        compute_scalars(self.nodes)
+        RowScalar.evaluate(self.nodes)
         known = torch.stack([torch.stack([c.tensor() for c in line]) for line in lines])
         return known if lines is self.cells else known[0]
 

@@ -1,7 +1,7 @@
 """The reference backend: every formula in plain torch, as it was written.
 
-Differentiable any number of times, float64-clean, on any device. Half-precision leaves are taken
-to float32 at their first use, so all arithmetic and all results are float32 or float64.
+Differentiable any number of times, exact in float64, on any device. Half-precision leaves are
+converted to float32 at their first use, so arithmetic and results are float32 or float64.
 """
 
 from __future__ import annotations
@@ -11,11 +11,21 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sampler_kernels.deferred import computed
-from sampler_kernels.rows import Lin
+from sampler_kernels.lin import Lin
+from sampler_kernels.opcodes import (
+    ADD,
+    DIV_CONST,
+    DIV_TABLE,
+    FIRST,
+    LOAD,
+    MUL_CONST,
+    MUL_TABLE,
+    SUB,
+)
+from sampler_kernels.scalars import computed
 
 # Summands per partial sum. A row is cut into pieces of this length before it is summed, so that
-# neither the batch size nor the number of threads decides in which order its elements are added.
+# the order of the additions depends neither on the batch size nor on the number of threads.
 _CHUNK = 1024
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -49,7 +59,7 @@ def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Tensor:
 
 
 def recorded(value: Tensor) -> Tensor:
-    """A per-row tensor as it is: here its arithmetic is computed at once."""
+    """A per-row tensor, unchanged: here its arithmetic is computed at once."""
     return value
 
 
@@ -61,43 +71,44 @@ def first(x: Tensor) -> Tensor:
 
 def _value(node: Lin, memo: dict[int, Tensor]) -> Tensor:
     op = node.op
-    if op == "leaf" and node.a.dtype not in _HALVES:
+    if op == LOAD and node.a.dtype not in _HALVES:
         return node.a
     key = id(node)
     value = memo.get(key)
     if value is not None:
         return value
-    if op == "mul" or op == "div":
-        a, b = _value(node.a, memo), node.b
-        if type(b) is not float:
-            b = _coefficient(b, a)
-        elif type(a) is Tensor and not torch.compiler.is_compiling():
-            b = _number(b, a.dtype)
-        value = a * b if op == "mul" else a / b
-    elif op == "add":
+    if op == ADD:
         value = _value(node.a, memo) + _value(node.b, memo)
-    elif op == "sub":
+    elif op == SUB:
         value = _value(node.a, memo) - _value(node.b, memo)
-    elif op == "leaf":
+    elif op == MUL_CONST or op == DIV_CONST:
+        a, b = _value(node.a, memo), node.b
+        if type(a) is Tensor and not torch.compiler.is_compiling():
+            b = _number(b, a.dtype)
+        value = a * b if op == MUL_CONST else a / b
+    elif op == MUL_TABLE or op == DIV_TABLE:
+        a = _value(node.a, memo)
+        b = _coefficient(node.b, a)
+        value = a * b if op == MUL_TABLE else a / b
+    elif op == LOAD:
         value = node.a.float()
-    elif op == "first":
+    elif op == FIRST:
         value = first(node.a)
     else:
         dtype = torch.float64 if node.a.dtype == torch.float64 else torch.float32
-        number = 1.0 if op == "ones" else 0.0
-        value = torch.full((1,) * node.a.ndim, number, dtype=dtype, device=node.a.device)
+        value = torch.full((1,) * node.a.ndim, node.b, dtype=dtype, device=node.a.device)
     memo[key] = value
     return value
 
 
 @lru_cache(maxsize=4096)
 def _number(value: float, dtype: torch.dtype) -> Tensor:
-    """A number as torch's loops take it.
+    """A number as a 0-d tensor.
 
-    Given a Python float, torch makes it into one of these at every operation, which takes longer
-    than the operation itself on small latents.
+    torch converts a Python float to one at every operation, which takes longer than the operation
+    itself on small latents.
     """
-    with torch.inference_mode(False):  # or it could not be kept for a backward pass
+    with torch.inference_mode(False):  # a tensor of inference mode cannot be saved for backward
         return torch.scalar_tensor(value, dtype=dtype, device="cpu")
 
 
@@ -112,16 +123,16 @@ def _coefficient(scalar: float | Tensor, like: Tensor) -> float | Tensor:
 
 
 def row_sum(x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
-    """Sum over all of a row [B], or over some axes (kept as 1)."""
+    """Sum over each row, [B], or over some axes (kept as 1)."""
     if axes is not None:
         kept = [d for d in range(x.ndim) if d not in axes]
         shape = [1 if d in axes else n for d, n in enumerate(x.shape)]
         rows = x.permute(*kept, *axes).reshape(-1, *[x.shape[d] for d in axes])
         return row_sum(rows, None).view(shape)
     x = x.reshape(x.shape[0], -1)
-    whole = x.shape[1] // _CHUNK * _CHUNK
-    if whole == 0:
+    cut = x.shape[1] // _CHUNK * _CHUNK
+    if cut == 0:
         return x.sum(1)
-    parts = x[:, :whole].reshape(x.shape[0], -1, _CHUNK).sum(2)
+    parts = x[:, :cut].reshape(x.shape[0], -1, _CHUNK).sum(2)
     total = row_sum(parts, None)
-    return total if whole == x.shape[1] else total + x[:, whole:].sum(1)
+    return total if cut == x.shape[1] else total + x[:, cut:].sum(1)

@@ -3,7 +3,7 @@
     formula_kernel   Y_m = any formula of sums, differences, multiples of X_k and constants
     gram_kernel      partial sums of <V_i, V_j>, the V formed in registers by the same formulas,
                      and in the same pass the Y_m of formulas that do not depend on these sums
-    scalar_kernel    what a rule makes of the inner products, one program per row
+    scalar_kernel    coefficients derived from the inner products, one program per row
 
 Formulas arrive as programs (`programs.py`), which are unrolled at compile time, so a formula is
 evaluated as it was written, in float32 registers, with one load per input and one store per
@@ -13,8 +13,9 @@ Nothing is contracted to fused multiply-adds, division and square root round to 
 from the order of the sums in `gram`, results are those of the reference, bit for bit.
 """
 
-# Triton's language is not typed: annotations here would only be for its compiler.
+# Triton's language is not typed, and annotations would only mean something to its compiler.
 # ruff: noqa: ANN001, ANN201, ANN202
+# pyright: basic
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 # pyright: reportOperatorIssue=false
 
@@ -23,7 +24,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Read when the kernels below are decorated: whether Triton's interpreter runs them, on any tensor.
+from sampler_kernels import opcodes
+
+# Read when the kernels below are decorated: True where Triton's interpreter runs them.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
@@ -32,21 +35,21 @@ def _node(
     v, xs, consts, table, at, mask, begin, row, rows,
     OP: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    if OP == 0:  # LOAD
+    if OP == opcodes.LOAD:
         r = tl.load(xs[A] + at, mask=mask, other=0.0).to(tl.float32)
-    elif OP == 1:  # FILL
+    elif OP == opcodes.FILL:
         r = tl.full((BLOCK,), 0.0, tl.float32) + consts[A]
-    elif OP == 2:  # ADD
+    elif OP == opcodes.ADD:
         r = v[A] + v[B]
-    elif OP == 3:  # SUB
+    elif OP == opcodes.SUB:
         r = v[A] - v[B]
-    elif OP == 4:  # MUL_CONST
+    elif OP == opcodes.MUL_CONST:
         r = v[A] * consts[B]
-    elif OP == 5:  # MUL_TABLE
+    elif OP == opcodes.MUL_TABLE:
         r = v[A] * tl.load(table + B * rows + row)
-    elif OP == 6:  # DIV_CONST
+    elif OP == opcodes.DIV_CONST:
         r = tl.div_rn(v[A], tl.full((BLOCK,), 0.0, tl.float32) + consts[B])
-    elif OP == 7:  # DIV_TABLE
+    elif OP == opcodes.DIV_TABLE:
         r = tl.div_rn(v[A], tl.full((BLOCK,), 0.0, tl.float32) + tl.load(table + B * rows + row))
     else:  # FIRST
         r = tl.full((BLOCK,), 0.0, tl.float32) + tl.load(xs[A] + begin).to(tl.float32)
@@ -111,29 +114,29 @@ def _scalar(
     v, parts, splits, inputs, consts, row, rows,
     OP: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    if OP == 0:  # PART
+    if OP == opcodes.PART:
         lane = tl.arange(0, LANES)
         at = (B * (rows // C) + row // C) * splits[A] + lane
         r = tl.sum(tl.load(parts[A] + at, mask=lane < splits[A], other=0.0))
-    elif OP == 1:  # INPUT
+    elif OP == opcodes.INPUT:
         r = tl.load(inputs[A] + row // C)
-    elif OP == 2:  # CONST
+    elif OP == opcodes.CONST:
         r = tl.full((), 0.0, tl.float32) + consts[A]
-    elif OP == 3:  # ADD
+    elif OP == opcodes.ADD:
         r = v[A] + v[B]
-    elif OP == 4:  # SUB
+    elif OP == opcodes.SUB:
         r = v[A] - v[B]
-    elif OP == 5:  # MUL
+    elif OP == opcodes.MUL:
         r = v[A] * v[B]
-    elif OP == 6:  # DIV
+    elif OP == opcodes.DIV:
         r = tl.div_rn(v[A], v[B])
-    elif OP == 7:  # SQRT
+    elif OP == opcodes.SQRT:
         r = tl.sqrt_rn(v[A])
-    elif OP == 8:  # LESS
+    elif OP == opcodes.LESS:
         r = tl.where(v[A] < v[B], 1.0, 0.0)
-    elif OP == 9:  # LESS_EQUAL
+    elif OP == opcodes.LESS_EQUAL:
         r = tl.where(v[A] <= v[B], 1.0, 0.0)
-    elif OP == 10:  # EQUAL
+    elif OP == opcodes.EQUAL:
         r = tl.where(v[A] == v[B], 1.0, 0.0)
     else:  # WHERE
         r = tl.where(v[A] != 0.0, v[B], v[C])

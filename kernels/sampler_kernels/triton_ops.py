@@ -1,6 +1,6 @@
-"""Launches: programs, tensors and numbers to the kernels of `triton_kernels.py`.
+"""Launches of the kernels in `triton_kernels.py`.
 
-The kernels read raw memory, so every tensor is made contiguous first (a copy where it is not).
+The kernels read raw memory, so tensors that are not contiguous are copied first.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler_kernels import triton_kernels as kernels
+from sampler_kernels import triton_kernels
 from sampler_kernels.counting import dry, record
 from sampler_kernels.programs import Formula, ScalarProgram
 from sampler_kernels.scalars import RowScalar
 
-# Any: the type checker does not know what @triton.jit makes of a function's arguments.
-_formula: Any = kernels.formula_kernel
-_gram: Any = kernels.gram_kernel
-_scalar: Any = kernels.scalar_kernel
+_kernels: Any = triton_kernels  # whose functions under @triton.jit have no types
+_formula, _gram, _scalar = _kernels.formula_kernel, _kernels.gram_kernel, _kernels.scalar_kernel
 
 # Elements per program. The interpreter pays per program, a GPU per idle multiprocessor.
-BLOCK = 2048 if kernels.INTERPRETED else 1024
-# Pieces into which a row is cut for its sums: as many as one scalar program reads at once. Their
-# number depends on the length of the row alone, so a row's sums do not depend on the batch.
+BLOCK = 2048 if _kernels.INTERPRETED else 1024
+# Most pieces into which a row is cut for its sums: one scalar program reads them at once. Their
+# number depends on the length of the row only, so a row's sums do not depend on the batch.
 MAX_SPLITS = 1024
 # Contraction to fused multiply-adds would round differently from the reference, and its default
 # changes between Triton versions.
@@ -103,13 +101,16 @@ def run_scalars(nodes: Sequence[RowScalar], rows: int) -> Tensor:
 
 
 def compute_scalars(nodes: Sequence[RowScalar]) -> None:
-    """Gives every recorded scalar its value: one launch for all that have the same rows."""
+    """Compute the value of every recorded scalar: one launch for all of the same rows."""
     waiting = {id(node): node for node in nodes if node.value is None}
     for rows in sorted({node.rows for node in waiting.values()}):
         mine = [node for node in waiting.values() if node.rows == rows]
         table = run_scalars(mine, rows)
         for node, line in zip(mine, table, strict=True):
             node.value = (line != 0 if node.truth else line).view(node.shape)
+
+
+RowScalar.evaluate = compute_scalars
 
 
 def new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -119,9 +120,13 @@ def new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tenso
 
 
 def _launch(
-    kernel: Any, programs: int, device: torch.device, args: tuple[Any, ...], constants: dict
+    kernel: Any,
+    programs: int,
+    device: torch.device,
+    args: tuple[Any, ...],
+    constants: dict[str, Any],
 ) -> None:
-    """Runs a kernel on the tensors' own device; Triton takes the current one."""
+    """Launch on the tensors' device; Triton uses the current one."""
     if dry():
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():

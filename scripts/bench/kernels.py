@@ -3,12 +3,11 @@
     python -m scripts.bench.kernels                 # what this machine can answer
     python -m scripts.bench.kernels --out docs/figures
 
-On a CPU it counts launches and bytes, and times a step eager, as the engine computes it, and
-compiled as a whole. On a GPU it also times our kernels (called, and replayed as a CUDA graph),
-diffusers' own formulas, torch.compile of the reference, and a device copy of as many bytes; inputs
-rotate through more than the L2 cache, and every figure is the median of at least 50 runs. Writes
-kernels_counts.csv, kernels_cpu.csv, kernels_<GPU>.csv and kernels_<GPU>_bars.csv (what is to be
-reached, and whether it was), each with the machine, the versions and the date.
+On a CPU it counts launches and bytes. On a GPU it also times our kernels (called, and replayed as a
+CUDA graph), diffusers' own formulas, torch.compile of the reference, and a device copy of as many
+bytes; inputs rotate through more than the L2 cache, and every figure is the median of at least 50
+runs. Writes kernels_counts.csv, kernels_<GPU>.csv and kernels_<GPU>_bars.csv (the targets, and
+whether they are met), each with the machine, the versions and the date.
 """
 
 from __future__ import annotations
@@ -23,17 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sampler_kernels import leaves, map_tree, use_backend
+from sampler_kernels import leaves, map_tree
 
-from sampler.core.benchmark import CASES, SIZES, Step, count, seconds
+from sampler.core.benchmark import CASES, Step, count
 from scripts.bench import gpu as bench_gpu
-
-CPU_SIZES = {
-    "SDXL, 1024²": 1,
-    "SD3 and Flux, 1024²": 2,
-    "LTX, 768×512, 121 frames": 1,
-    "Wan 720p, 81 frames": 1,
-}
 
 
 def main() -> None:
@@ -41,16 +33,14 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("docs/figures"), help="folder for the CSVs"
     )
-    parser.add_argument("--only", choices=["correct", "counts", "cpu", "gpu"], help="one part")
+    parser.add_argument("--only", choices=["correct", "counts", "gpu"], help="one part")
     given = parser.parse_args()
     args_out, only = given.out, given.only
-    parts = [only] if only else ["correct", "counts", "cpu", "gpu"]
+    parts = [only] if only else ["correct", "counts", "gpu"]
     if "correct" in parts:
         _show("relative error against float64", list(errors()))
     if "counts" in parts:
         _write(args_out / "kernels_counts.csv", list(counts()))
-    if "cpu" in parts:
-        _write(args_out / "kernels_cpu.csv", list(cpu_times()))
     if "gpu" in parts and torch.cuda.is_available():
         name = torch.cuda.get_device_name().lower().replace(" ", "-")
         rows = list(bench_gpu.gpu_rows())
@@ -88,34 +78,6 @@ def counts() -> Iterator[dict[str, Any]]:
             "eager launches": eager.others,
             "eager bytes per element": round(eager.bytes, 1),
         }
-
-
-def cpu_times(sizes: Mapping[str, int] = CPU_SIZES) -> Iterator[dict[str, Any]]:
-    """A step on this CPU: the reference, the backend that the engine chooses by itself (formulas
-    compiled from 0.5 Mi elements), and the whole step as one torch.compile'd function."""
-    for case in (CASES[0], CASES[2], CASES[8]):
-        for size, rows in sizes.items():
-            step = Step(case, (rows, *SIZES[size]), "cpu", torch.float32)
-            fn, args = step.function()
-            with torch.no_grad():
-                with use_backend("reference"):
-                    torch.compiler.reset()
-                    compiled = torch.compile(fn, fullgraph=True)
-                    eager_ms = 1e3 * seconds(step)
-                    whole_ms = 1e3 * seconds(lambda: compiled(*args))  # noqa: B023
-                with use_backend("auto"):
-                    auto_ms = 1e3 * seconds(step)
-            yield {
-                "case": case.name,
-                "size": size,
-                "rows": rows,
-                "elements": step.x.numel(),
-                "eager ms": round(eager_ms, 3),
-                "engine ms": round(auto_ms, 3),
-                "engine / eager": round(auto_ms / eager_ms, 2),
-                "whole step compiled ms": round(whole_ms, 3),
-                "compiled / eager": round(whole_ms / eager_ms, 2),
-            }
 
 
 def bars(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -102,15 +102,13 @@ def lines_of(page):
 
 def test_the_tables_of_kernels():
     lines = lines_of("docs/kernels.md")
-    counts, times = rows("kernels_counts.csv"), rows("kernels_cpu.csv")
-    for r in counts:
+    for r in rows("kernels_counts.csv"):
         cells = [r["case"], r["launches"], r["bytes per element"], r["least bytes per element"]]
         cells += [r["eager launches"], r["eager bytes per element"]]
         assert "| " + " | ".join(cells).replace("|  |", "| |") + " | |" in lines, r
-    for r in times:
-        cells = [r["case"], f"{r['size']} × {r['rows']}", r["elements"], r["eager ms"]]
-        cells += [r[k] for k in ("engine ms", "engine / eager", "whole step compiled ms")]
-        assert f"| {' | '.join([*cells, r['compiled / eager']])} |" in lines, r
+    for r in rows("arithmetic_share.csv"):
+        cells = [r[k] for k in ("network", "latents", "network ms", "arithmetic ms", "share")]
+        assert f"| {' | '.join(cells)} |" in lines, r
 
 
 def test_the_tables_of_fine_tuning():

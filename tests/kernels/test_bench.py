@@ -71,12 +71,3 @@ def test_a_wrong_kernel_stops_the_benchmark(monkeypatch):
     )
     with pytest.raises(SystemExit, match="CFG . DDIM.*no times are taken"):
         list(bench.errors())
-
-
-def test_the_cpu_times_compare_three_ways(monkeypatch):
-    monkeypatch.setattr(bench.torch, "compile", lambda fn, **options: fn)
-    rows = list(bench.cpu_times({"SD 1.5, 512²": 1}))
-    assert len(rows) == 3
-    for row in rows:
-        assert row["elements"] == 16384
-        assert row["engine / eager"] == pytest.approx(row["engine ms"] / row["eager ms"], abs=0.02)

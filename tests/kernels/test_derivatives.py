@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sampler_kernels import Lin, autograd, gram, leaves, settle, use_backend
+from sampler_kernels import Lin, fused, gram, leaves, settle, use_backend
 from sampler_kernels.counting import count_launches
 from sampler_kernels.programs import Formula
 from torch.autograd import gradcheck, gradgradcheck
@@ -37,8 +37,8 @@ def operators(formula):
     ends = [a, b, b, b, c, a]
     rest = (formula.code, formula.consts)
     return (
-        lambda table, *xs: tuple(autograd.formula_op(list(xs), table, *rest, formula.outs)),
-        lambda table, *xs: autograd.gram_op(list(xs), table, *rest, ends),
+        lambda table, *xs: tuple(fused.formula_op(list(xs), table, *rest, formula.outs)),
+        lambda table, *xs: fused.gram_op(list(xs), table, *rest, ends),
     )
 
 
@@ -54,8 +54,8 @@ def test_gradcheck(which):
 def test_opcheck(dtype):
     xs, table, formula = example(dtype)
     rest = (formula.code, formula.consts)
-    opcheck(autograd.formula_op, (xs, table, *rest, formula.outs))
-    opcheck(autograd.gram_op, (xs, table, *rest, formula.outs[:2]))
+    opcheck(fused.formula_op, (xs, table, *rest, formula.outs))
+    opcheck(fused.gram_op, (xs, table, *rest, formula.outs[:2]))
 
 
 def step(rule, method, x, c, u):
