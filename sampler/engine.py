@@ -23,7 +23,7 @@ from sampler.core.binding import Setting, bound_sampler
 from sampler.core.graphs import graphed
 from sampler.core.loop import Loop
 from sampler.errors import UsageError
-from sampler.workers.from_python import Asked, generate_into
+from sampler.workers.from_python import GenerateRequest, generate_into
 
 
 class Engine(Loop):
@@ -100,7 +100,7 @@ class Engine(Loop):
                 raise ValueError("out= keeps images of prompts: leave out image= and output=.")
             if hasattr(adapter, "frames"):
                 raise ValueError("out= keeps images, and this pipeline makes videos.")
-            asked = Asked(jobs, size, steps, method, rule, cut)
+            asked = GenerateRequest(jobs, size, steps, method, rule, cut)
             return generate_into(self, str(out), asked, progress)
         latents, images, nfe = [], [], []
         runs = graphed(self, graph, -(-len(jobs) // cut))

@@ -11,12 +11,19 @@ import typer
 from sampler import registry
 from sampler.cli.dryrun import tell
 from sampler.cli.report import Report, counted
-from sampler.cli.source import Source, check_folder, folder_of
 from sampler.config.schema import Config
 from sampler.model_files.folder import default_strategies
 from sampler.runs import tables
-from sampler.runs.folder import Run
-from sampler.runs.session import Place, Stop, held, place_of, signals, wait_for_plan
+from sampler.runs.folder import RunFolder
+from sampler.runs.location import (
+    RunLocation,
+    StopFlag,
+    location_for,
+    open_locked,
+    stop_on_signals,
+    wait_for_plan,
+)
+from sampler.runs.source import Source, check_folder, folder_of
 from sampler.runs.start import start
 
 if TYPE_CHECKING:
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class How:
+class RunOptions:
     """How a run is to be made. new: in a folder that is not there yet.
 
     retry_errors, repair: what counts as missing besides what is not there.
@@ -40,7 +47,7 @@ class How:
     repair: bool = False
 
 
-def generate(source: Source, how: How, report: Report) -> None:
+def generate(source: Source, how: RunOptions, report: Report) -> None:
     """Plans and makes a run, or goes on with it. Raises SamplerError and typer.Exit."""
     if source.config.prompts.file == tables.STDIN:
         # It can be read once, and a plan may need it twice.
@@ -58,16 +65,16 @@ def generate(source: Source, how: How, report: Report) -> None:
         return
     where = folder_of(source, model, how.new)
     check_folder(where)
-    place = place_of(where, how.executor, config.output.fsync)
-    with signals(report.note) as stop, held(place) as store:
-        if place.rank == 0:
+    location = location_for(where, how.executor, config.output.fsync)
+    with stop_on_signals(report.note) as stop, open_locked(location) as store:
+        if location.rank == 0:
             run = start(store, source.planner(model), source.rows(), source.is_text, facts)
         else:
             run = wait_for_plan(store)
         for problem in dict.fromkeys(source.skipped):  # rows may be read more than once
             report.event("warning", message=problem)
             report.note(f"sampler: skipped: {problem}")
-        finish(run, place, config, how, report, stop, load)
+        finish(run, location, config, how, report, stop, load)
 
 
 def _defaults(engine: Engine) -> dict[str, Any]:
@@ -93,9 +100,14 @@ def engine_loader(config: Config, download: bool) -> Callable[[], Engine]:
 
 
 def finish(
-    run: Run, place: Place, config: Config, how: How, report: Report, stop: Stop,
+    run: RunFolder,
+    location: RunLocation,
+    config: Config,
+    how: RunOptions,
+    report: Report,
+    stop: StopFlag,
     load: Callable[[], Engine],
-) -> None:  # fmt: skip
+) -> None:
     """Makes what is missing of a run and tells of it. Raises SamplerError (3, 5, 6, 7)."""
     check = "hash" if how.repair else "size"
     if not run.missing(retry_errors=how.retry_errors, check=check):
@@ -124,7 +136,7 @@ def finish(
             tally = execute(
                 run,
                 load,
-                place,
+                location,
                 request,
                 stop,
                 meter.lines(run.store.where),
@@ -138,7 +150,12 @@ def finish(
 
 
 def _with_ray(
-    run: Run, config: Config, how: How, request: Request, report: Report, stop: Stop
+    run: RunFolder,
+    config: Config,
+    how: RunOptions,
+    request: Request,
+    report: Report,
+    stop: StopFlag,
 ) -> Tally:
     from sampler.cli.models import load_engine
     from sampler.workers.ray_pool import execute_on_ray
@@ -150,7 +167,7 @@ def _with_ray(
         )
 
 
-def tell_plan(run: Run, report: Report) -> None:
+def tell_plan(run: RunFolder, report: Report) -> None:
     """The event "plan", and for who wants to see it, the settings."""
     first = run.groups[0]
     plan = {
@@ -170,7 +187,7 @@ def tell_plan(run: Run, report: Report) -> None:
         report.detail(f"{name}: {value}")
 
 
-def _tell_end(run: Run, tally: Tally, report: Report) -> None:
+def _tell_end(run: RunFolder, tally: Tally, report: Report) -> None:
     counts = {"done": tally.done, "failed": tally.failed, "skipped": tally.skipped}
     report.event("summary", **counts, rows=tally.rows, out=run.store.where)
     more = f", {tally.failed} failed" if tally.failed else ""

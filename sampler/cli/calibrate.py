@@ -53,7 +53,7 @@ def momentum(
             _check_matplotlib()
         from sampler.calibration import momentum as calibration
         from sampler.loading import load
-        from sampler.runs.prompts import read_prompts
+        from sampler.runs.lines import read_prompts
 
         texts = read_prompts(prompts)
         engine = load(model)
@@ -102,7 +102,7 @@ def linear_ag(
     with report.errors():
         from sampler.calibration.linear_ag import calibrate_linear_ag
         from sampler.loading import load
-        from sampler.runs.prompts import read_prompts
+        from sampler.runs.lines import read_prompts
 
         texts = read_prompts(prompts)
         engine = load(model)

@@ -6,9 +6,9 @@ from typing import Any
 
 from sampler import registry
 from sampler.cli.report import Report, counted
-from sampler.cli.source import Source
-from sampler.runs.jobs import Job, Model, Settings
+from sampler.runs.jobs import Job, JobSettings, Model
 from sampler.runs.names import image_name
+from sampler.runs.source import Source
 from sampler.types import Level
 
 BYTES_PER_PIXEL = 1.7  # of our PNGs of the bundled model, records included
@@ -51,7 +51,7 @@ def tell(source: Source, model: Model, report: Report) -> None:
         report.note(f"sampler: skipped: {problem}")
 
 
-def rows_per_image(settings: Settings) -> int:
+def rows_per_image(settings: JobSettings) -> int:
     """Denoiser rows at most: steps as the sampler walks them, times the rule's branches."""
     ramp = [k / settings.steps for k in range(settings.steps, -1, -1)]
     grid = tuple(Level(round(999 * s), (1 - 0.999 * s * s) ** 0.5, s) for s in ramp)
@@ -60,6 +60,6 @@ def rows_per_image(settings: Settings) -> int:
     return (len(walked) - 1) * len(needs)
 
 
-def bytes_per_image(settings: Settings) -> float:
+def bytes_per_image(settings: JobSettings) -> float:
     pixels = (settings.height or 512) * (settings.width or 512)
     return BYTES_PER_PIXEL * pixels + BYTES_PER_JOB

@@ -54,9 +54,9 @@ def command(
     """Fine-tune a model for a reward; the same command resumes a stopped run."""
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
-        from sampler.cli.source import check_folder
         from sampler.config.layers import from_environment, from_options, from_sets, read_file
         from sampler.config.options import FINETUNE
+        from sampler.runs.source import check_folder
         from sampler.training.recipe import resolve
 
         layers = [read_file(path) for path in config or []]
@@ -73,7 +73,7 @@ def command(
 
 def _texts(recipe: Recipe) -> list[str]:
     from sampler.errors import UsageError
-    from sampler.runs.prompts import check_prompt, read_prompts
+    from sampler.runs.lines import check_prompt, read_prompts
 
     found = [check_prompt(t, f"prompt {i}") for i, t in enumerate(recipe.prompts.texts or (), 1)]
     if recipe.prompts.file is not None:

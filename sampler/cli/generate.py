@@ -166,11 +166,11 @@ def command(
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
         from sampler.cli import batch
-        from sampler.cli.source import Source
         from sampler.config import tasks
         from sampler.config.options import GENERATE
         from sampler.errors import UsageError
         from sampler.runs.axes import parse_axis
+        from sampler.runs.source import Source
 
         if context.info_name == "sweep" and not axis:
             raise UsageError("sweep needs --axis NAME=VALUES, such as --axis scale=1..7:2.")
@@ -181,7 +181,7 @@ def command(
             settings = replace(settings, prompts=replace(settings.prompts, file=None, texts=None))
         axes = [parse_axis(text) for text in axis or []]
         source = Source(settings, prompts or (), axes, fingerprint == "fast")
-        batch.generate(source, batch.How(executor, address, new, dry_run, download), report)
+        batch.generate(source, batch.RunOptions(executor, address, new, dry_run, download), report)
 
 
 def _forbid_network(offline: bool, download: bool) -> None:

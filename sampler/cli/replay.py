@@ -11,7 +11,7 @@ from sampler.cli.options import Debug, Device, Json, Lora, ModelPath, Quiet
 from sampler.cli.report import Report
 
 if TYPE_CHECKING:
-    from sampler.runs.folder import Run
+    from sampler.runs.folder import RunFolder
 
 
 def command(
@@ -66,10 +66,10 @@ def _home(image: Path) -> tuple[str, str]:
 
 
 def _from_run(where: str, key: str, device: str | None) -> tuple[bytes, bytes | None]:
-    from sampler.cli.opened import config_of, engine_of, index_of, opened
+    from sampler.cli.open_run import config_of, engine_of, index_of, open_run
     from sampler.workers.replay import from_run
 
-    run: Run = opened(where)
+    run: RunFolder = open_run(where)
     index = index_of(run, key)
     data = from_run(run, engine_of(run, config_of(run), device), index)
     entry = run.results().entries.get(run.key(index), {})

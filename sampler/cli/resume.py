@@ -43,16 +43,16 @@ def command(
         from dataclasses import replace
 
         from sampler.cli import batch
-        from sampler.cli.opened import config_of, engine_of, opened
-        from sampler.runs.session import held, place_of, signals
+        from sampler.cli.open_run import config_of, engine_of, open_run
+        from sampler.runs.location import location_for, open_locked, stop_on_signals
 
-        opened(run)  # a folder that is none is refused before it is locked
-        place = place_of(run, executor)
-        with signals(report.note) as stop, held(place):
-            found = opened(run, place)
+        open_run(run)  # a folder that is none is refused before it is locked
+        location = location_for(run, executor)
+        with stop_on_signals(report.note) as stop, open_locked(location):
+            found = open_run(run, location)
             config = config_of(found)
             if device is not None:
                 config = replace(config, model=replace(config.model, device=device))
-            how = batch.How(executor, address, retry_errors=retry_errors, repair=repair)
+            how = batch.RunOptions(executor, address, retry_errors=retry_errors, repair=repair)
             load = lambda: engine_of(found, config)  # noqa: E731
-            batch.finish(found, place, config, how, report, stop, load)
+            batch.finish(found, location, config, how, report, stop, load)

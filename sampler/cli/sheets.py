@@ -24,10 +24,10 @@ def grid(
     """Draw contact sheets of a run into its folder grids/, labelled with the axes of a sweep."""
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
-        from sampler.cli.opened import opened
+        from sampler.cli.open_run import open_run
         from sampler.runs.grid import sheets
 
-        found = opened(run)
+        found = open_run(run)
         for number, data in enumerate(sheets(found, x, y, columns)):
             name = f"grids/{number:03d}.png"
             found.store.put(name, data)
@@ -43,10 +43,10 @@ def gallery(
     """Write gallery.html into a run folder: thumbnails, filters and records, without scripts."""
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
-        from sampler.cli.opened import opened
+        from sampler.cli.open_run import open_run
         from sampler.runs.gallery import page
 
-        found = opened(run)
+        found = open_run(run)
         found.store.put("gallery.html", page(found).encode())
         report.event("gallery", file=f"{run}/gallery.html")
         report.result(f"{run}/gallery.html")
@@ -62,10 +62,10 @@ def export(
     """Export a run, complete or not, as a table or as shards of images with records."""
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
-        from sampler.cli.opened import opened
+        from sampler.cli.open_run import open_run
         from sampler.runs import export
 
-        found = opened(run)
+        found = open_run(run)
         name = "shards" if to == "webdataset" else f"results.{to}"
         path = out or (Path(name) if "://" in run else Path(run) / name)
         writers = {

@@ -21,7 +21,7 @@ def command(
     """Show the records of a run, or the record inside an image."""
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
-        from sampler.cli.opened import opened
+        from sampler.cli.open_run import open_run
         from sampler.runs.metadata import read_record
 
         where, mark, key = what.partition("#")
@@ -31,14 +31,14 @@ def command(
         elif mark:
             _keyed(where, key, report)
         else:
-            _all(opened(what), errors, report)
+            _all(open_run(what), errors, report)
 
 
 def _keyed(where: str, key: str, report: Report) -> None:
-    from sampler.cli.opened import index_of, opened
+    from sampler.cli.open_run import index_of, open_run
     from sampler.runs.records import records
 
-    run = opened(where)
+    run = open_run(where)
     index = index_of(run, key)
     _one(next(record for record in records(run) if record["index"] == index), report)
 

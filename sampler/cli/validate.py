@@ -54,9 +54,9 @@ def _config(path: Path) -> tuple[str, list[str]]:
 
 def _prompts(path: Path) -> tuple[str, list[str]]:
     """Plan every line as for a run of the bundled model and collect all problems."""
-    from sampler.cli.source import Source
     from sampler.config.schema import Config, PromptsConfig
     from sampler.errors import SamplerError
+    from sampler.runs.source import Source
 
     prompts = PromptsConfig(file=str(path), on_bad_row="skip")
     source = Source(Config(prompts=prompts))

@@ -17,11 +17,11 @@ def command(
     """Check every file of a run against its journal; exit code 3 if anything is wrong."""
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
-        from sampler.cli.opened import opened
+        from sampler.cli.open_run import open_run
         from sampler.runs.records import counts
         from sampler.runs.verify import findings
 
-        found = opened(run)
+        found = open_run(run)
         wrong = 0
         for finding in findings(found):
             wrong += 1

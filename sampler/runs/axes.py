@@ -16,7 +16,7 @@ from typing import Any
 
 from sampler import registry
 from sampler.errors import SamplerError, UsageError
-from sampler.runs.rows import COLUMNS, scalar
+from sampler.runs.lines import COLUMNS, scalar
 from sampler.runs.tables import Line
 
 MAX_VALUES = 10_000

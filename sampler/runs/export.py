@@ -11,14 +11,14 @@ from typing import Any
 
 from sampler.core import durable
 from sampler.errors import UsageError
-from sampler.runs.folder import Run
+from sampler.runs.folder import RunFolder
 from sampler.runs.records import flat, images, records
 
 SHARD = 1000  # images
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def export_csv(run: Run, path: Path) -> int:
+def export_csv(run: RunFolder, path: Path) -> int:
     """One line per image; a text that a spreadsheet would run as a formula gets a "'" before it."""
     rows = [flat(record) for record in records(run)]
     buffer = io.StringIO(newline="")
@@ -30,7 +30,7 @@ def export_csv(run: Run, path: Path) -> int:
     return len(rows)
 
 
-def export_parquet(run: Run, path: Path) -> int:
+def export_parquet(run: RunFolder, path: Path) -> int:
     """One row per image; needs pyarrow (extra "data")."""
     try:
         import pyarrow
@@ -48,7 +48,7 @@ def export_parquet(run: Run, path: Path) -> int:
     return len(rows)
 
 
-def export_webdataset(run: Run, folder: Path) -> int:
+def export_webdataset(run: RunFolder, folder: Path) -> int:
     """Shards 000000.tar ... of the images made: NUMBER.png, NUMBER.txt (prompt), NUMBER.json."""
     durable.make_folder(folder)
     count = shard = 0

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from sampler.errors import RunFolderError, UsageError
 from sampler.runs import journal, names
-from sampler.runs.jobs import Job, Model, Settings
+from sampler.runs.jobs import Job, JobSettings, Model
 from sampler.runs.metadata import Metadata
 from sampler.runs.plan import Batch
 from sampler.runs.store import Store
@@ -46,7 +46,7 @@ class Facts:
     config: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-class Run:
+class RunFolder:
     """A planned run in a store."""
 
     def __init__(self, store: Store) -> None:
@@ -62,7 +62,7 @@ class Run:
             self.hash: str = plan["hash"]
             self.rows: int = plan["rows"]
             self.total: int = plan["jobs"]
-            self.groups = [Settings(**group) for group in plan["groups"]]
+            self.groups = [JobSettings(**group) for group in plan["groups"]]
             self.duplicates: list[tuple[int, int]] = [(a, b) for a, b in plan["duplicates"]]
             self.batches = [
                 Batch(number, group, _expanded(ranges))

@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from sampler.runs.folder import Run
+from sampler.runs.folder import RunFolder
 from sampler.runs.records import records, shown
 
 MOST_VALUES = 24  # of a facet; with more it is no filter
@@ -55,7 +55,7 @@ padding:1rem;background:var(--line)}
 """
 
 
-def page(run: Run) -> str:
+def page(run: RunFolder) -> str:
     """The HTML of a run, of at most MOST_CARDS images."""
     found = []
     for record in records(run):
@@ -67,7 +67,7 @@ def page(run: Run) -> str:
 
 
 def _parts(
-    run: Run, found: Sequence[Mapping[str, Any]], facets: dict[str, list[str]]
+    run: RunFolder, found: Sequence[Mapping[str, Any]], facets: dict[str, list[str]]
 ) -> Iterator[str]:
     made = sum(record["status"] == "ok" for record in found)
     title = escape(run.store.where.rstrip("/").rpartition("/")[2] or "run")

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sampler.errors import UsageError
 from sampler.runs import png
-from sampler.runs.folder import Run
+from sampler.runs.folder import RunFolder
 from sampler.runs.records import images, shown
 
 CELL, SMALL = 256, 128  # pixels at most, and at least, along the longer side
@@ -31,7 +31,9 @@ class Sheet:
     across: str = ""
 
 
-def sheets(run: Run, x: str | None = None, y: str | None = None, columns: int = 0) -> list[bytes]:
+def sheets(
+    run: RunFolder, x: str | None = None, y: str | None = None, columns: int = 0
+) -> list[bytes]:
     """PNG bytes of the sheets. With axes: x across, y down, a sheet for every other combination.
 
     By default the last axis goes across and the one before it down. Raises SamplerError (2) for

@@ -47,7 +47,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Settings:
+class JobSettings:
     """What the rows of one batch have in common; `sampler` and `guidance` are resolved specs."""
 
     steps: int
@@ -113,13 +113,13 @@ def key_of(record: Any) -> str:
     return _digest(record).hexdigest()[:20]
 
 
-def record_of(job: Job, settings: Settings, model: Model) -> dict[str, Any]:
+def record_of(job: Job, settings: JobSettings, model: Model) -> dict[str, Any]:
     """Everything that decides a job's image, as plain data."""
     return {**shared_record(settings, model), **_own(job.prompt, job.negative_prompt, job.replica),
             "seed": job.seed}  # fmt: skip
 
 
-def shared_record(settings: Settings, model: Model) -> dict[str, Any]:
+def shared_record(settings: JobSettings, model: Model) -> dict[str, Any]:
     """The part of the record that all jobs of a group share."""
     return {
         "v": RECORD_FORMAT,
@@ -139,7 +139,7 @@ def shared_record(settings: Settings, model: Model) -> dict[str, Any]:
 class Keys:
     """Keys and seeds of the jobs of one group; the shared part is written once, not per job."""
 
-    def __init__(self, settings: Settings, model: Model) -> None:
+    def __init__(self, settings: JobSettings, model: Model) -> None:
         shared = shared_record(settings, model)
         names = sorted([*shared, *_OWN])
         parts = {name: _member(name, shared[name]) for name in shared}

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sampler.errors import UsageError
 from sampler.runs import png
-from sampler.runs.jobs import Job, Model, Settings, canonical, key_of, record_of
+from sampler.runs.jobs import Job, JobSettings, Model, canonical, key_of, record_of
 
 Metadata = Literal["full", "basic", "none"]
 CHUNK = "sampler"
@@ -22,7 +22,7 @@ MAX_RECORD = 256 * 1024
 LIBRARIES = ("diffusion-sampler", "torch", "diffusers", "transformers")
 
 
-def texts(job: Job, settings: Settings, model: Model, size: tuple[int, int], how: Metadata,
+def texts(job: Job, settings: JobSettings, model: Model, size: tuple[int, int], how: Metadata,
           libraries: Mapping[str, str]) -> dict[str, str]:  # fmt: skip
     """The text chunks of an image of this (height, width)."""
     if how == "none":
@@ -38,7 +38,7 @@ def texts(job: Job, settings: Settings, model: Model, size: tuple[int, int], how
     return {CHUNK: record, PARAMETERS: parameters(job, settings, model, size)}
 
 
-def parameters(job: Job, settings: Settings, model: Model, size: tuple[int, int]) -> str:
+def parameters(job: Job, settings: JobSettings, model: Model, size: tuple[int, int]) -> str:
     """The common web-UI form: prompt, negative prompt, one line of settings."""
     guidance = settings.guidance
     facts = {

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from sampler import registry
 from sampler.errors import UsageError
-from sampler.runs.jobs import Job, Settings
+from sampler.runs.jobs import Job, JobSettings
 
 FIELDS = ("index", "key", "seed", "slug", "sampler", "guidance", "axis:NAME")
 MAX_NAME = 80  # bytes, without the ending
@@ -47,7 +47,7 @@ def check_template(template: str) -> None:
         raise UsageError("--name-template needs {index} or {key}, so that names differ.")
 
 
-def image_name(job: Job, settings: Settings, total: int, template: str | None = None) -> str:
+def image_name(job: Job, settings: JobSettings, total: int, template: str | None = None) -> str:
     """`images/000012-3f9a1c20d4.png`, relative to the run folder, with forward slashes."""
     stem = f"{job.index:06d}-{job.key[:10]}"
     if template:
@@ -58,7 +58,7 @@ def image_name(job: Job, settings: Settings, total: int, template: str | None = 
     return f"{folder}/{stem}.png"
 
 
-def _value(name: str, job: Job, settings: Settings) -> str:
+def _value(name: str, job: Job, settings: JobSettings) -> str:
     values: Mapping[str, str] = {
         "index": f"{job.index:06d}",
         "key": job.key[:10],

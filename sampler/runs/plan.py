@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from sampler.runs.jobs import Settings, canonical
+from sampler.runs.jobs import JobSettings, canonical
 
 AUTO_PIXELS = 8 * 512 * 512  # per batch: eight images of a first-generation model
 AUTO_MOST = 16  # more gains nothing on a CPU: the bundled network is at its best at 16 to 32 rows
@@ -36,7 +36,7 @@ class Plan:
     """What a run will make. jobs: how many; duplicates: (row, index of the job it shares)."""
 
     batch_size: int | Literal["auto"]
-    groups: list[Settings] = field(default_factory=list)
+    groups: list[JobSettings] = field(default_factory=list)
     members: list[array[int]] = field(default_factory=list)
     duplicates: list[tuple[int, int]] = field(default_factory=list)
     jobs: int = 0
@@ -47,7 +47,7 @@ class Plan:
         """The batches, in the order of their first jobs."""
         companies: dict[str, list[int]] = {}
         for group, settings in enumerate(self.groups):
-            companies.setdefault(company(settings), []).append(group)
+            companies.setdefault(batch_key(settings), []).append(group)
         cuts: list[tuple[int, int, Sequence[int]]] = []
         for groups in companies.values():
             size, (jobs, owner) = self.size_of(groups[0]), self._joined(groups)
@@ -72,7 +72,7 @@ class Plan:
         return max(1, min(AUTO_MOST, AUTO_PIXELS // pixels))
 
 
-def company(settings: Settings) -> str:
+def batch_key(settings: JobSettings) -> str:
     """What groups that share batches have in common: everything, or all but the guidance scale.
 
     Scales 0 and 1 stay among themselves, since they cost one evaluation; and so does a sampler with

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from sampler.errors import SamplerError, UsageError
-from sampler.runs.jobs import Job, Keys, Model, Settings, canonical
+from sampler.runs.jobs import Job, JobSettings, Keys, Model, canonical
+from sampler.runs.lines import PromptLine, parse_line
 from sampler.runs.plan import Plan
-from sampler.runs.resolve import Defaults, resolve
-from sampler.runs.rows import Row, parse_row
+from sampler.runs.settings import RunDefaults, resolve
 from sampler.runs.tables import Line
 from sampler.runs.wildcards import Wildcards
 from sampler.types import MAX_SEED
@@ -33,7 +33,7 @@ class Planner:
     def __init__(
         self,
         model: Model,
-        defaults: Defaults,
+        defaults: RunDefaults,
         batch_size: int | Literal["auto"] = "auto",
         *,
         dedupe: bool = True,
@@ -76,15 +76,15 @@ class Planner:
         self.plan.rows, self.plan.hash = number + 1, digest.hexdigest()
         self._seen.clear()
 
-    def _row(self, cells: Any, where: str, text: bool) -> tuple[Row, int]:
+    def _row(self, cells: Any, where: str, text: bool) -> tuple[PromptLine, int]:
         if isinstance(cells, SamplerError):
             raise cells
         if "axes" in cells:
             cells = {name: value for name, value in cells.items() if name != "axes"}
-        row = parse_row(cells, where, self._defaults.limits, text)
+        row = parse_line(cells, where, self._defaults.limits, text)
         return row, self._group(row, where)
 
-    def _group(self, row: Row, where: str) -> int:
+    def _group(self, row: PromptLine, where: str) -> int:
         said = (row.steps, row.width, row.height, row.scale)
         if row.sampler is not None or row.guidance is not None or row.fields:
             said = (*said, canonical([row.sampler, row.guidance, row.fields]))
@@ -96,7 +96,7 @@ class Planner:
             self._resolved[said] = self._known(settings)
         return self._resolved[said]
 
-    def _known(self, settings: Settings) -> int:
+    def _known(self, settings: JobSettings) -> int:
         text = canonical(asdict(settings))
         if text not in self._groups:
             self._groups[text] = len(self._groups)
@@ -105,7 +105,7 @@ class Planner:
             self._keys.append(Keys(settings, self._model))
         return self._groups[text]
 
-    def _of_row(self, row: Row, group: int, number: int, cells: Any) -> Iterator[Job]:
+    def _of_row(self, row: PromptLine, group: int, number: int, cells: Any) -> Iterator[Job]:
         defaults, keys = self._defaults, self._keys[group]
         negative = defaults.negative_prompt if row.negative_prompt is None else row.negative_prompt
         given = row.seed if row.seed is not None else defaults.seed
@@ -143,7 +143,7 @@ class Planner:
         self.plan.jobs += 1
         return index
 
-    def _prompts(self, row: Row, n: int, seed: int | None) -> Iterator[tuple[int, str]]:
+    def _prompts(self, row: PromptLine, n: int, seed: int | None) -> Iterator[tuple[int, str]]:
         """(number of the copy, prompt) of a row's images.
 
         Raises TooManyJobs at once for a row that is too many by itself: its images all differ.

@@ -6,11 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sampler.runs.folder import Run
+from sampler.runs.folder import RunFolder
 from sampler.runs.metadata import scale_of
 
 
-def records(run: Run) -> Iterator[dict[str, Any]]:
+def records(run: RunFolder) -> Iterator[dict[str, Any]]:
     """One record per job, in order; status "open" where nothing is known yet."""
     entries = run.results().entries
     sharing: dict[int, list[int]] = defaultdict(list)
@@ -45,14 +45,14 @@ def records(run: Run) -> Iterator[dict[str, Any]]:
         }
 
 
-def images(run: Run) -> Iterator[tuple[dict[str, Any], bytes]]:
+def images(run: RunFolder) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Records of made images with their bytes; what has gone is passed over."""
     for record in records(run):
         if record["status"] == "ok" and (data := run.store.read(record["file"])) is not None:
             yield record, data
 
 
-def counts(run: Run) -> dict[str, int]:
+def counts(run: RunFolder) -> dict[str, int]:
     """How many images are ok, failed, skipped or open."""
     entries = run.results().entries
     found = Counter(

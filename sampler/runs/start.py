@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sampler.errors import RunFolderError
-from sampler.runs.folder import FORMAT, JOBS, PLAN, RUN, Facts, Run
+from sampler.runs.folder import FORMAT, JOBS, PLAN, RUN, Facts, RunFolder
 from sampler.runs.jobs import Job
 from sampler.runs.metadata import library_versions
 from sampler.runs.planner import Planner
@@ -16,14 +16,16 @@ from sampler.runs.store import Store
 from sampler.runs.tables import Line
 
 
-def start(store: Store, planner: Planner, rows: Iterable[Line], text: bool, facts: Facts) -> Run:
+def start(
+    store: Store, planner: Planner, rows: Iterable[Line], text: bool, facts: Facts
+) -> RunFolder:
     """The run of these rows in this folder: planned, or found there to be gone on with.
 
     Raises SamplerError (4), naming what differs, where the folder holds another plan.
     """
     jobs = planner.jobs(rows, text)
     if store.read(RUN) is not None:
-        run = Run(store)
+        run = RunFolder(store)
         _compare(run, jobs, planner, facts)
         return run
     with store.new(JOBS) as stream:
@@ -50,10 +52,10 @@ def start(store: Store, planner: Planner, rows: Iterable[Line], text: bool, fact
         "versions": library_versions(),
     }
     store.put(RUN, _dump(run, indent=1))
-    return Run(store)
+    return RunFolder(store)
 
 
-def _compare(run: Run, jobs: Iterator[Job], planner: Planner, facts: Facts) -> None:
+def _compare(run: RunFolder, jobs: Iterator[Job], planner: Planner, facts: Facts) -> None:
     """Raises SamplerError (4) where the new plan is not the stored one."""
     different: list[str] = []
     old = run.jobs()
@@ -77,7 +79,7 @@ def _compare(run: Run, jobs: Iterator[Job], planner: Planner, facts: Facts) -> N
     )
 
 
-def _job_differences(run: Run, old: Job | None, new: Job, planner: Planner) -> list[str]:
+def _job_differences(run: RunFolder, old: Job | None, new: Job, planner: Planner) -> list[str]:
     """The keys in which the first differing jobs differ."""
     if old is None:
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sampler.runs.folder import Run
+from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import key_of, record_of
 
 
@@ -18,7 +18,7 @@ class Finding:
     problem: str
 
 
-def findings(run: Run) -> Iterator[Finding]:
+def findings(run: RunFolder) -> Iterator[Finding]:
     """Everything that is wrong; what is not made yet is not wrong."""
     results = run.results()
     if results.bad:
@@ -43,7 +43,7 @@ def findings(run: Run) -> Iterator[Finding]:
             yield Finding("unknown", name, "no record of it")
 
 
-def _job(run: Run, index: int) -> Iterator[Finding]:
+def _job(run: RunFolder, index: int) -> Iterator[Finding]:
     name = f"jobs.jsonl:{index + 1}"
     try:
         job = run.job(index)

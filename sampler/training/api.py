@@ -78,7 +78,7 @@ def finetune(
 
 def prompt_texts(prompts: str | Path | Sequence[str]) -> list[str]:
     """Prompts as a list: as given, or the lines of a .txt file. Raises ValueError for none."""
-    from sampler.runs.prompts import check_prompt, read_prompts
+    from sampler.runs.lines import check_prompt, read_prompts
 
     if isinstance(prompts, (str, Path)):
         return read_prompts(prompts)

@@ -12,8 +12,8 @@ from typing import Any
 import gradio as gr
 
 from sampler.config.schema import STRATEGIES, Config
+from sampler.runs.location import StopFlag
 from sampler.runs.metadata import scale_of
-from sampler.runs.session import Stop
 from sampler.ui import pictures
 from sampler.ui.form import Form, config_of, new_seed
 from sampler.ui.parts import Picker, Results, html, picker, results
@@ -33,7 +33,7 @@ class Page:
     form: dict[str, Any] = field(default_factory=dict[str, Any])
     pickers: dict[str, dict[str, Picker]] = field(default_factory=dict[str, dict[str, Picker]])
     results: dict[str, Results] = field(default_factory=dict[str, Results])
-    stops: dict[str | None, Stop] = field(default_factory=dict[str | None, Stop])
+    stops: dict[str | None, StopFlag] = field(default_factory=dict[str | None, StopFlag])
 
     def blocks(self) -> gr.Blocks:
         """The page, drawn and wired."""
@@ -125,7 +125,7 @@ class Page:
         }
 
     def _generate(self, values: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
-        stop = self.stops[request.session_hash] = Stop()
+        stop = self.stops[request.session_hash] = StopFlag()
         problem = ""
         try:
             configs = self._configs(values)
@@ -159,7 +159,7 @@ class Page:
             **{box: "" for box in own.texts.values()},
         }
 
-    def _run(self, side: str, config: Config, stop: Stop) -> Iterator[dict[Any, Any]]:
+    def _run(self, side: str, config: Config, stop: StopFlag) -> Iterator[dict[Any, Any]]:
         """A side at work, and its results."""
         own = self.results[side]
         count = len(config.prompts.texts or ()) * config.run.n
@@ -195,7 +195,7 @@ def named(config: Config) -> str:
     return f"{config.sampler['name']}, {rule}"
 
 
-def at_work(studio: Studio, config: Config, stop: Stop) -> Iterator[Look | Made | None]:
+def at_work(studio: Studio, config: Config, stop: StopFlag) -> Iterator[Look | Made | None]:
     """What is seen of a run on the way, and at last what was made; None where it was stopped."""
     seen: queue.SimpleQueue[Any] = queue.SimpleQueue()
 

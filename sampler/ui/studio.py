@@ -21,15 +21,15 @@ from PIL import Image
 from sampler_kernels import settle
 
 from sampler import registry
-from sampler.cli.source import Source, check_folder
 from sampler.config.schema import STRATEGIES, Config, ModelConfig
 from sampler.core.batch import to_output
 from sampler.engine import Engine
 from sampler.errors import IncompleteError
-from sampler.runs.folder import Run
+from sampler.runs.folder import RunFolder
+from sampler.runs.location import RunLocation, StopFlag, open_locked
 from sampler.runs.names import slug
 from sampler.runs.records import records
-from sampler.runs.session import Place, Stop, held
+from sampler.runs.source import Source, check_folder
 from sampler.runs.start import start
 from sampler.runs.store import open_store
 from sampler.types import Prediction, Snapshot, Span
@@ -103,20 +103,20 @@ class Studio:
         self.defaults = {kind: registry.spec_of(getattr(engine, kind)) for kind in STRATEGIES}
         self._busy = threading.Lock()
 
-    def make(self, config: Config, told: Callable[[Look], None], stop: Stop) -> Made | None:
+    def make(self, config: Config, told: Callable[[Look], None], stop: StopFlag) -> Made | None:
         """The run of a configuration; None where it was told to stop.
 
         Raises SamplerError and ValueError as `sampler generate` does, (3) where no image came out.
         """
         source = Source(config)
         folder = Path(tempfile.mkdtemp(dir=self.home))
-        place = Place(str(folder), fsync=False)
+        location = RunLocation(str(folder), fsync=False)
         done = [0]
 
         def written(lines: Sequence[Any]) -> None:
             done[0] += len(lines)
 
-        with self._busy, held(place) as store:
+        with self._busy, open_locked(location) as store:
             planner = source.planner(self.model)
             run = start(store, planner, source.rows(), source.is_text, source.facts(self.model))
             own = Watched(
@@ -126,7 +126,7 @@ class Studio:
                 self.engine.guidance,
             ).watch(told, lambda: done[0])
             began = time.monotonic()
-            tally = execute(run, lambda: own, place, Request(), stop, written)
+            tally = execute(run, lambda: own, location, Request(), stop, written)
             seconds = (time.monotonic() - began - own.spent) / run.total
         if tally.stopped:
             shutil.rmtree(folder, ignore_errors=True)
@@ -146,7 +146,7 @@ class Studio:
         One that was kept before stays as it is. Raises OSError, SamplerError (5).
         """
         check_folder(str(self.out))
-        plan = Run(open_store(str(made.folder))).hash
+        plan = RunFolder(open_store(str(made.folder))).hash
         name = f"{slug((made.config.prompts.texts or ('',))[0], 24)}-{plan[:8]}"
         if known := sorted(self.out.glob(f"*-{name}")):
             return known[-1]
@@ -162,7 +162,7 @@ class Studio:
         return folder
 
 
-def texts_of(run: Run, config: Config) -> dict[str, str]:
+def texts_of(run: RunFolder, config: Config) -> dict[str, str]:
     """What makes the images of a run again: a command line, a configuration, a program."""
     largest = max(len(batch.jobs) for batch in run.batches)
     seeds = [job.seed for job in run.jobs()]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from sampler.core import durable
-from sampler.runs.session import Place
+from sampler.runs.location import RunLocation
 
 FOLDER = ".claims"
 LEASE = 60.0  # seconds
@@ -25,10 +25,10 @@ POLL = 0.5
 class Claims:
     """The claims of one worker; a context manager that keeps them fresh."""
 
-    def __init__(self, root: Path, place: Place, lease: float = LEASE) -> None:
-        group = "".join(c if c.isalnum() else "-" for c in place.group or "run")[-60:]
+    def __init__(self, root: Path, location: RunLocation, lease: float = LEASE) -> None:
+        group = "".join(c if c.isalnum() else "-" for c in location.group or "run")[-60:]
         self._folder = root / FOLDER / group  # claims of an earlier start are of another group
-        self._rank, self._lease = place.rank, lease
+        self._rank, self._lease = location.rank, lease
         self._held: Path | None = None
         self._stop = threading.Event()
         self._beat = threading.Thread(target=self._renew, daemon=True, name="claims")
@@ -72,8 +72,8 @@ class Claims:
                     pass
 
 
-def turns(
-    place: Place,
+def claimed_batches(
+    location: RunLocation,
     start: Collection[int],
     remaining: Callable[[], Collection[int]],
     stopped: Callable[[], bool],
@@ -83,10 +83,10 @@ def turns(
 
     remaining: those that no journal has yet.
     """
-    root = Path(place.where)
-    with Claims(root, place, lease) as claims:
+    root = Path(location.where)
+    with Claims(root, location, lease) as claims:
         mine: set[int] = set()
-        for batch in [b for b in sorted(start) if b % place.world == place.rank]:
+        for batch in [b for b in sorted(start) if b % location.world == location.rank]:
             if not stopped() and claims.take(batch):
                 mine.add(batch)
                 yield batch
@@ -97,5 +97,5 @@ def turns(
             else:
                 mine.add(taken)
                 yield taken
-    if not stopped() and place.rank == 0:
+    if not stopped() and location.rank == 0:
         shutil.rmtree(root / FOLDER, ignore_errors=True)

@@ -10,8 +10,8 @@ from sampler import registry
 from sampler.core.binding import Setting, bound_sampler
 from sampler.core.loop import Loop
 from sampler.errors import IncompleteError, MemoryLimitError
-from sampler.runs.folder import Check, Run
-from sampler.runs.session import Place, Stop
+from sampler.runs.folder import Check, RunFolder
+from sampler.runs.location import RunLocation, StopFlag
 from sampler.workers import claims
 from sampler.workers.work import Lines, Options, Tally, work
 
@@ -29,17 +29,17 @@ class Request:
     lease: float = claims.LEASE
 
 
-def left_to_do(run: Run, request: Request) -> dict[int, list[int]]:
+def left_to_do(run: RunFolder, request: Request) -> dict[int, list[int]]:
     """batch -> jobs, as the request counts them."""
     return run.missing(retry_errors=request.retry_errors, check=request.check)
 
 
 def execute(
-    run: Run,
+    run: RunFolder,
     load: Callable[[], Loop],
-    place: Place,
+    location: RunLocation,
     request: Request,
-    stop: Stop,
+    stop: StopFlag,
     told: Callable[[Lines], None] = lambda lines: None,
     began: Callable[[int], None] = lambda skipped: None,
 ) -> Tally:
@@ -57,18 +57,18 @@ def execute(
     engine = load()
     _check(run, engine)
     batches: Any = sorted(missing)
-    if place.world > 1:
+    if location.world > 1:
         chosen = [run.batches[number] for number in missing]
 
         def remaining() -> dict[int, list[int]]:
             return run.missing(check=request.check, batches=chosen)
 
-        batches = claims.turns(place, missing, remaining, stop, request.lease)
+        batches = claims.claimed_batches(location, missing, remaining, stop, request.lease)
     work(run, engine, batches, missing, request.options, tally, told, stop)
     return tally
 
 
-def _check(run: Run, engine: Loop) -> None:
+def _check(run: RunFolder, engine: Loop) -> None:
     """Raises, before anything is spent, what would make every image of a group fail."""
     adapter = engine.pipeline
     if hasattr(adapter, "frames"):

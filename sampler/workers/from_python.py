@@ -14,25 +14,25 @@ import torch
 from PIL import Image
 
 from sampler import registry
-from sampler.core.batch import Job as Row
+from sampler.core.batch import Job as PromptLine
 from sampler.core.batch import Result
 from sampler.core.loop import Loop
 from sampler.errors import IncompleteError
-from sampler.runs.folder import Facts, Run
-from sampler.runs.jobs import Model, Settings
+from sampler.runs.folder import Facts, RunFolder
+from sampler.runs.jobs import JobSettings, Model
+from sampler.runs.location import RunLocation, open_locked, stop_on_signals
 from sampler.runs.planner import Planner
-from sampler.runs.resolve import Defaults, resolved
-from sampler.runs.session import Place, held, signals
+from sampler.runs.settings import RunDefaults, complete_spec
 from sampler.runs.start import start
 from sampler.types import Guidance, Sampler
 from sampler.workers.execute import Request, execute, outcome
 
 
 @dataclass(frozen=True)
-class Asked:
+class GenerateRequest:
     """What `generate` was asked for, resolved."""
 
-    jobs: Sequence[Row]
+    jobs: Sequence[PromptLine]
     size: tuple[int, int]
     steps: int
     sampler: Sampler
@@ -43,7 +43,7 @@ class Asked:
 class Images(Sequence[Image.Image]):
     """The images of a run, read from its folder when they are looked at."""
 
-    def __init__(self, run: Run, files: Sequence[str]) -> None:
+    def __init__(self, run: RunFolder, files: Sequence[str]) -> None:
         self._run, self._files = run, files
 
     @overload
@@ -64,7 +64,10 @@ class Images(Sequence[Image.Image]):
 
 
 def generate_into(
-    engine: Loop, out: str, asked: Asked, progress: Callable[[int, int], None] | None = None
+    engine: Loop,
+    out: str,
+    asked: GenerateRequest,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Makes, or goes on with, the run folder `out`; the images are read from it lazily.
 
@@ -73,18 +76,18 @@ def generate_into(
     """
     began = time.perf_counter()
     specs = {
-        kind: resolved(kind, registry.spec_of(strategy))
+        kind: complete_spec(kind, registry.spec_of(strategy))
         for kind, strategy in (("sampler", asked.sampler), ("guidance", asked.guidance))
     }
     model = model_in_memory(engine)
-    defaults = Defaults(Settings(asked.steps, *asked.size, **specs))
+    defaults = RunDefaults(JobSettings(asked.steps, *asked.size, **specs))
     planner = Planner(model, defaults, asked.batch_size)
     table = [
         (f"image {k}", {"prompt": j.prompt, "negative_prompt": j.negative, "seed": j.seed})
         for k, j in enumerate(asked.jobs)
     ]
-    place = Place(str(out))
-    with signals() as stop, held(place) as store:
+    location = RunLocation(str(out))
+    with stop_on_signals() as stop, open_locked(location) as store:
         run = start(store, planner, table, False, Facts(model))
         done = [0]
 
@@ -94,7 +97,7 @@ def generate_into(
                 progress(done[0], run.total)
 
         tally = execute(
-            run, lambda: engine, place, Request(), stop, told, lambda n: done.__setitem__(0, n)
+            run, lambda: engine, location, Request(), stop, told, lambda n: done.__setitem__(0, n)
         )
     if tally.stopped:
         raise KeyboardInterrupt
@@ -102,7 +105,9 @@ def generate_into(
     return _result(run, asked, specs, str(out), time.perf_counter() - began)
 
 
-def _result(run: Run, asked: Asked, specs: dict[str, Any], out: str, seconds: float) -> Result:
+def _result(
+    run: RunFolder, asked: GenerateRequest, specs: dict[str, Any], out: str, seconds: float
+) -> Result:
     """One entry per row, equal rows sharing a file. Raises SamplerError (3) for failed images."""
     entries = run.results().entries
     shared = dict(run.duplicates)

@@ -24,7 +24,7 @@ MAX_TEXTS = 1024  # equal texts lie close together in a plan: copies, and the ce
 Size = tuple[int, int]
 
 
-class Texts:
+class PromptCache:
     """The conditions of prompts and of negative prompts, the latest of them kept."""
 
     def __init__(self, adapter: Any) -> None:

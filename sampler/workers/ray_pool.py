@@ -16,11 +16,11 @@ from typing import Any
 from sampler.config.schema import ModelConfig
 from sampler.core.loop import Loop
 from sampler.errors import SamplerError, UsageError
-from sampler.runs.folder import Run
-from sampler.runs.session import Stop
+from sampler.runs.folder import RunFolder
+from sampler.runs.location import StopFlag
 from sampler.runs.store import open_store
 from sampler.workers.execute import Request, left_to_do
-from sampler.workers.prompt_cache import Texts
+from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.work import Lines, Options, Tally, work
 
 RETRIES = 5
@@ -41,9 +41,9 @@ class Worker:
     load: Load
 
     def __post_init__(self) -> None:
-        self.run = Run(open_store(self.where, self.number))
+        self.run = RunFolder(open_store(self.where, self.number))
         self.engine = self.load(ModelConfig(**self.model))
-        self.texts = Texts(self.engine.pipeline)
+        self.texts = PromptCache(self.engine.pipeline)
 
     def ready(self) -> list[dict[str, Any]]:
         """Answers when the engine is loaded; there are no results yet."""
@@ -63,11 +63,11 @@ class Worker:
 
 
 def execute_on_ray(
-    run: Run,
+    run: RunFolder,
     model: ModelConfig,
     address: str | None,
     request: Request,
-    stop: Stop,
+    stop: StopFlag,
     told: Callable[[Lines], None],
     began: Callable[[int], None],
     load: Load,
@@ -117,7 +117,7 @@ class _Pool:
         self._tries: dict[int, int] = {}
 
     def finish(
-        self, missing: dict[int, list[int]], stop: Stop, told: Callable[[Lines], Any]
+        self, missing: dict[int, list[int]], stop: StopFlag, told: Callable[[Lines], Any]
     ) -> None:
         """Gives batches out until all are made. Raises SamplerError where one cannot be.
 
@@ -148,11 +148,11 @@ class _Pool:
                     raise _as_own(error) from None
                 except self._ray.exceptions.RayError as error:
                     if number is not None:
-                        self._again(number, error)
+                        self._retry_decode(number, error)
                         waiting.append(number)
                     starting.update([self._actor()])
 
-    def _again(self, number: int, error: Exception) -> None:
+    def _retry_decode(self, number: int, error: Exception) -> None:
         self._tries[number] = self._tries.get(number, 0) + 1
         if self._tries[number] > RETRIES:
             raise SamplerError(f"Batch {number} was lost {RETRIES} times: {error}.")

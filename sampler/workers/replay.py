@@ -11,17 +11,17 @@ from typing import Any
 from sampler.core.loop import Loop
 from sampler.errors import IncompleteError, UsageError
 from sampler.runs import metadata, png
-from sampler.runs.folder import Run
-from sampler.runs.jobs import Job, Settings, canonical
-from sampler.workers.compute import Compute, Made, Outcome
+from sampler.runs.folder import RunFolder
+from sampler.runs.jobs import Job, JobSettings, canonical
+from sampler.workers.batch_runner import BatchRunner, Made, Outcome
 
 
-def from_run(run: Run, engine: Loop, index: int) -> bytes:
+def from_run(run: RunFolder, engine: Loop, index: int) -> bytes:
     """The file of an image, its planned batch computed as it was."""
     entry = run.results().entries.get(run.key(index), {})
     batch = next(batch for batch in run.batches if index in batch.jobs)
     jobs = run.jobs_of(batch.jobs)
-    compute = Compute(engine, micro={batch.group: int(entry.get("micro") or len(jobs))})
+    compute = BatchRunner(engine, micro={batch.group: int(entry.get("micro") or len(jobs))})
     outcomes = compute.batch(jobs, run.groups)
     made = _made(outcomes[list(batch.jobs).index(index)])
     job = run.job(index)
@@ -37,14 +37,14 @@ def from_record(engine: Loop, body: dict[str, Any]) -> bytes:
     """The same from a record as `metadata.read_record` gives it, computed alone."""
     record = body["record"]
     try:
-        settings = Settings(
+        settings = JobSettings(
             record["steps"], record["height"], record["width"],
             record["sampler"], record["guidance"],
         )  # fmt: skip
         job = Job(0, body["key"], 0, 0, record["prompt"], record["negative_prompt"], record["seed"])
     except KeyError as error:
         raise UsageError(f"The record lacks {error}.") from None
-    (outcome,) = Compute(engine).batch([job], [settings])
+    (outcome,) = BatchRunner(engine).batch([job], [settings])
     made = _made(outcome)
     return png.encode(made.pixels, {metadata.CHUNK: canonical(body)})
 

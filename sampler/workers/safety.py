@@ -11,10 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from sampler.core.loop import Loop
-from sampler.workers.compute import Failed, Made, Outcome
+from sampler.workers.batch_runner import Failed, Made, Outcome
 
 
-def handled(engine: Loop, made: Made, policy: Literal["keep", "blur", "drop"]) -> Outcome:
+def apply_safety_policy(
+    engine: Loop, made: Made, policy: Literal["keep", "blur", "drop"]
+) -> Outcome:
     """The image as it is, blurred, or as an outcome without image."""
     pipe: Any = engine.pipeline.pipe
     checker = getattr(pipe, "safety_checker", None)

@@ -15,12 +15,12 @@ from sampler import registry
 from sampler.core.loop import Loop
 from sampler.errors import IncompleteError
 from sampler.runs import metadata
-from sampler.runs.folder import Run
+from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import Job
-from sampler.runs.pump import Item, Pump, failed_name
+from sampler.runs.writer import ImageWriter, WriteItem, failed_name
 from sampler.workers import safety as flagged
-from sampler.workers.compute import Compute, Failed, Made, Outcome, Stopped
-from sampler.workers.prompt_cache import Texts
+from sampler.workers.batch_runner import BatchRunner, Failed, Made, Outcome, Stopped
+from sampler.workers.prompt_cache import PromptCache
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -29,7 +29,7 @@ Lines = Sequence[Mapping[str, Any]]
 class Options:
     """How to work. drain: seconds that writers get when stopped; max_errors: then stop.
 
-    on_oom, on_nonfinite: see `Compute`; drop_encoders: all texts are encoded first, and the
+    on_oom, on_nonfinite: see `BatchRunner`; drop_encoders: all texts are encoded first, and the
     encoders' memory given back.
     """
 
@@ -65,7 +65,7 @@ class Tally:
 
 
 def work(
-    run: Run,
+    run: RunFolder,
     engine: Loop,
     batches: Iterable[int],
     missing: Mapping[int, Sequence[int]],
@@ -73,7 +73,7 @@ def work(
     tally: Tally,
     told: Callable[[Lines], None] = lambda lines: None,
     stopped: Callable[[], bool] = lambda: False,
-    texts: Texts | None = None,
+    texts: PromptCache | None = None,
 ) -> None:
     """Makes what is missing of these batches; a batch is always computed whole.
 
@@ -93,10 +93,10 @@ def work(
         tally.count(lines)
         told(lines)
 
-    texts = texts or Texts(engine.pipeline)
+    texts = texts or PromptCache(engine.pipeline)
     if options.drop_encoders:
         texts.encode_all(_texts(run, engine, missing))
-    compute = Compute(
+    compute = BatchRunner(
         engine,
         stopped,
         shrunk,
@@ -106,7 +106,7 @@ def work(
         options.on_nonfinite,
         texts,
     )
-    pump = Pump(run.store, options.writer_threads, written)
+    pump = ImageWriter(run.store, options.writer_threads, written)
     with pump:
         try:
             for number in batches:
@@ -126,7 +126,7 @@ def work(
             pump.close(options.drain)
 
 
-def _texts(run: Run, engine: Loop, batches: Iterable[int]) -> Iterator[tuple[Any, ...]]:
+def _texts(run: RunFolder, engine: Loop, batches: Iterable[int]) -> Iterator[tuple[Any, ...]]:
     """(prompt, negative, guided, size) of every row of these batches."""
     for number in batches:
         batch = run.batches[number]
@@ -137,7 +137,7 @@ def _texts(run: Run, engine: Loop, batches: Iterable[int]) -> Iterator[tuple[Any
             yield job.prompt, job.negative_prompt, guided, size
 
 
-def _item(run: Run, engine: Loop, batch: int, job: Job, outcome: Outcome) -> Item:
+def _item(run: RunFolder, engine: Loop, batch: int, job: Job, outcome: Outcome) -> WriteItem:
     """The journal line of an outcome, and the image."""
     line: dict[str, Any] = {
         "key": job.key,
@@ -147,11 +147,11 @@ def _item(run: Run, engine: Loop, batch: int, job: Job, outcome: Outcome) -> Ite
         "batch": batch,
     }
     if isinstance(outcome, Made):
-        outcome = flagged.handled(engine, outcome, run.output.flagged)
+        outcome = flagged.apply_safety_policy(engine, outcome, run.output.flagged)
     if isinstance(outcome, Failed):
         error = {"code": outcome.code, "where": outcome.where, "message": outcome.message}
         status = "skipped" if outcome.code == "flagged" else "error"
-        return Item({**line, "status": status, "error": error})
+        return WriteItem({**line, "status": status, "error": error})
     height, width, _ = outcome.pixels.shape
     settings = run.groups[job.group]
     texts = metadata.texts(
@@ -167,4 +167,4 @@ def _item(run: Run, engine: Loop, batch: int, job: Job, outcome: Outcome) -> Ite
         "h": height,
         "warnings": list(outcome.warnings),
     }
-    return Item(line, outcome.pixels, texts)
+    return WriteItem(line, outcome.pixels, texts)

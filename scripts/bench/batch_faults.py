@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.runs import png
-from sampler.runs.folder import Run
+from sampler.runs.folder import RunFolder
 from sampler.runs.store import open_store
 from sampler.runs.verify import findings
 from sampler.workers.execute import Request
@@ -35,7 +35,7 @@ def kills(folder: Path) -> Iterator[Row]:
         where = folder / f"run{runs}"
         killed += _until_finished(lambda where=where: _paused(where), rng, span)
         wrong += _differences(wanted, pictures(where))
-        wrong["recorded twice or not"] += bool(Run(open_store(where)).missing(check="hash"))
+        wrong["recorded twice or not"] += bool(RunFolder(open_store(where)).missing(check="hash"))
         runs += 1
     yield "runs completed", runs, f">= {RUNS}"
     yield "kills", killed, f">= {KILLS}"
@@ -91,7 +91,7 @@ def corruptions(folder: Path) -> Iterator[Row]:
     for _ in range(200):
         name = rng.choice(sorted(whole))
         _damage(where / "images" / name, rng)
-        told = [finding.what for finding in findings(Run(open_store(where)))]
+        told = [finding.what for finding in findings(RunFolder(open_store(where)))]
         found += f"images/{name}" in told
         alarms += len(told) - 1
         _, tally = make(where, TABLE, request=Request(check="hash"))

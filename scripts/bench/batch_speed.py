@@ -15,7 +15,7 @@ import torch
 
 from sampler.core.batch import Job, sample_batch, to_output
 from sampler.engine import Engine
-from sampler.runs.session import Place
+from sampler.runs.location import RunLocation
 from tests.runs.stub import StubAdapter, make, prompts
 
 Row = tuple[str, Any, str]
@@ -24,19 +24,19 @@ SIZE, STEPS = (512, 512), 4
 _PLAN = """
 import resource, sys, time
 from pathlib import Path
-from sampler.runs.resolve import Defaults, resolved
+from sampler.runs.settings import RunDefaults, complete_spec
 from sampler.runs.folder import Facts
-from sampler.runs.jobs import Model, Settings
+from sampler.runs.jobs import Model, JobSettings
 from sampler.runs.planner import Planner
-from sampler.runs.session import Place, held
+from sampler.runs.location import RunLocation, open_locked
 from sampler.runs.start import start
 from sampler.runs.tables import read_table
-settings = Settings(20, None, None, resolved("sampler", "ddim"),
-                    resolved("guidance", {"name": "cfg", "scale": 3.0}))
+settings = JobSettings(20, None, None, complete_spec("sampler", "ddim"),
+                    complete_spec("guidance", {"name": "cfg", "scale": 3.0}))
 model = Model("files:" + "0" * 64, native=(64, 64))
 began = time.perf_counter()
-with held(Place(sys.argv[2])) as store:
-    planner = Planner(model, Defaults(settings), "auto")
+with open_locked(RunLocation(sys.argv[2])) as store:
+    planner = Planner(model, RunDefaults(settings), "auto")
     run = start(store, planner, read_table(sys.argv[1]), True, Facts(model))
 print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
       run.total, "torch" in sys.modules)
@@ -61,7 +61,9 @@ def million(folder: Path) -> Iterator[Row]:
 
 def noop(folder: Path) -> Iterator[Row]:
     """`sampler resume` of a finished run of 10,000 images, whole process, best of five."""
-    make(folder / "run", prompts(10_000), batch_size=500, steps=1, place=_unsynced(folder / "run"))
+    make(
+        folder / "run", prompts(10_000), batch_size=500, steps=1, location=_unsynced(folder / "run")
+    )
     line = [sys.executable, "-m", "sampler.cli", "resume", str(folder / "run"), "-q"]
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     before, times = used.ru_utime + used.ru_stime, []
@@ -85,7 +87,7 @@ def leak(folder: Path) -> Iterator[Row]:
         done[0] += len(lines)
         seen.append((done[0], _resident()))
 
-    make(folder / "run", prompts(2000), batch_size=8, told=told, place=_unsynced(folder / "run"))
+    make(folder / "run", prompts(2000), batch_size=8, told=told, location=_unsynced(folder / "run"))
     late = [(count, memory) for count, memory in seen if count > 400]
     half = len(late) // 2
     first = sorted(memory for _, memory in late[:half])[half // 2]
@@ -164,9 +166,9 @@ def _images(count: int) -> Iterator[torch.Tensor]:
             yield adapter.decode(x)
 
 
-def _unsynced(where: Path) -> Place:
+def _unsynced(where: Path) -> RunLocation:
     """Without fsync: what is measured is not the disk."""
-    return Place(str(where), fsync=False)
+    return RunLocation(str(where), fsync=False)
 
 
 def _resident() -> float:

@@ -13,10 +13,10 @@ from sampler.core.schedule import Schedule
 from sampler.engine import Engine
 from sampler.pipelines.base import Adapter
 from sampler.runs import folder
-from sampler.runs.jobs import Model, Settings
+from sampler.runs.jobs import JobSettings, Model
+from sampler.runs.location import RunLocation, StopFlag, open_locked
 from sampler.runs.planner import Planner
-from sampler.runs.resolve import Defaults, resolved
-from sampler.runs.session import Place, Stop, held
+from sampler.runs.settings import RunDefaults, complete_spec
 from sampler.runs.start import start
 from sampler.types import Cond
 from sampler.workers.execute import Request, execute
@@ -73,9 +73,9 @@ def engine(**options):
 
 
 def defaults(steps=3, **changes):
-    settings = Settings(steps, None, None, resolved("sampler", "ddim"),
-                        resolved("guidance", {"name": "cfg", "scale": 3.0}))  # fmt: skip
-    return Defaults(settings, **changes)
+    settings = JobSettings(steps, None, None, complete_spec("sampler", "ddim"),
+                        complete_spec("guidance", {"name": "cfg", "scale": 3.0}))  # fmt: skip
+    return RunDefaults(settings, **changes)
 
 
 def prompts(count):
@@ -87,13 +87,13 @@ def planned(store, table, batch_size=4, steps=3, facts=None, **options):
     return start(store, planner, table, False, facts or folder.Facts(MODEL))
 
 
-def make(where, table, made_by=None, place=None, request=None, stop=None, told=None, **options):
+def make(where, table, made_by=None, location=None, request=None, stop=None, told=None, **options):
     """A whole run in this process: plan, resume, finish. Returns (run, tally)."""
-    with held(place or Place(str(where))) as store:
+    with open_locked(location or RunLocation(str(where))) as store:
         run = planned(store, table, **options)
         arguments = [told] if told else []
-        tally = execute(run, lambda: made_by or engine(), place or Place(str(where)),
-                        request or Request(), stop or Stop(), *arguments)  # fmt: skip
+        tally = execute(run, lambda: made_by or engine(), location or RunLocation(str(where)),
+                        request or Request(), stop or StopFlag(), *arguments)  # fmt: skip
     return run, tally
 
 

@@ -18,11 +18,11 @@ from sampler.core import durable
 from sampler.errors import SamplerError
 from sampler.runs import metadata, png
 from sampler.runs.folder import Facts, Output
-from sampler.runs.pump import Item, Pump
 from sampler.runs.store import LocalStore
-from sampler.workers.compute import Compute
+from sampler.runs.writer import ImageWriter, WriteItem
+from sampler.workers.batch_runner import BatchRunner
 from sampler.workers.execute import Options, Request, outcome
-from sampler.workers.prompt_cache import Texts
+from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.recovery import is_memory
 from tests.runs.stub import MODEL, SCHEDULE, engine, make, pictures, prompts
 
@@ -221,7 +221,7 @@ def test_transient_errors_are_tried_again(tmp_path, monkeypatch):
 LIMITED = """
 import resource, signal, sys
 from tests.runs.stub import make, prompts
-from sampler.types import SamplerError
+from sampler.errors import SamplerError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
 try:
@@ -256,9 +256,9 @@ def test_a_signal_drains_the_writer_and_tells_how_to_go_on(tmp_path, number):
 def test_two_signals_end_at_once(tmp_path):
     pid = os.fork()
     if pid == 0:
-        from sampler.runs.session import signals
+        from sampler.runs.location import stop_on_signals
 
-        with signals():
+        with stop_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -270,7 +270,7 @@ def test_two_signals_end_at_once(tmp_path):
 def test_a_prompt_that_is_too_long_is_told():
     tokens = SimpleNamespace(model_max_length=16, tokenize=str.split,
                              num_special_tokens_to_add=lambda: 2)  # fmt: skip
-    texts = Texts(SimpleNamespace(pipe=SimpleNamespace(tokenizer=tokens)))
+    texts = PromptCache(SimpleNamespace(pipe=SimpleNamespace(tokenizer=tokens)))
     assert texts.warning("a fox") is None
     assert texts.warning("word " * 20) == "6 tokens of the prompt were dropped"
 
@@ -338,17 +338,17 @@ def test_nothing_black_comes_of_numbers_out_of_range():
     from sampler.workers.recovery import to_pixels
 
     assert np.unique(to_pixels(images)).tolist() == [0, 128, 255]
-    assert Compute
+    assert BatchRunner
 
 
 def test_writers_that_hang_are_waited_for_no_longer_than_asked(tmp_path):
     """Two stuck threads, one limit for both."""
     stuck, store = threading.Event(), LocalStore(tmp_path)
     store.put = lambda name, data: stuck.wait(60)
-    pump = Pump(store, threads=2)
+    pump = ImageWriter(store, threads=2)
     pump.__enter__()
     line = {"status": "ok", "file": "images/a.png"}
-    pump.put([Item(line, np.zeros((8, 8, 3), np.uint8)) for _ in range(2)])
+    pump.put([WriteItem(line, np.zeros((8, 8, 3), np.uint8)) for _ in range(2)])
     assert not pump.close(0.5)
     stuck.set()
     assert pump.close(None)

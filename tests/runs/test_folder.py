@@ -12,7 +12,7 @@ import pytest
 from sampler.core import durable
 from sampler.errors import SamplerError
 from sampler.runs import journal
-from sampler.runs.folder import Facts, Output, Run
+from sampler.runs.folder import Facts, Output, RunFolder
 from sampler.runs.jobs import Model
 from sampler.runs.lock import Lock
 from sampler.runs.names import check_template, image_name, slug
@@ -118,7 +118,7 @@ def test_damaged_facts_are_one_sentence(done):
         for data in (b"", b"{", b"[]", b'{"v": 1}', b'{"v": 99}', b"\xff"):
             path.write_bytes(data)
             with pytest.raises(SamplerError) as caught:
-                Run(done.store)
+                RunFolder(done.store)
             assert caught.value.code in (2, 4) and "\n" not in str(caught.value)
         path.write_bytes(good)
 
@@ -149,7 +149,7 @@ def test_verify_sees_foreign_files_and_changed_jobs(done):
     (done.store.root / "images" / "999999-aaaaaaaaaa.png").write_bytes(b"x")
     path = done.store.root / "jobs.jsonl"
     path.write_text(path.read_text().replace("picture 3", "picture X"))
-    kinds = {finding.kind for finding in findings(Run(done.store))}
+    kinds = {finding.kind for finding in findings(RunFolder(done.store))}
     assert kinds == {"unknown", "job"}
 
 
@@ -209,7 +209,7 @@ def test_links_inside_a_run_folder_are_refused(done, tmp_path):
 def test_two_processes_do_not_share_a_folder(done):
     code = (
         "import sys; from pathlib import Path; from sampler.runs.lock import Lock\n"
-        "from sampler.types import SamplerError\n"
+        "from sampler.errors import SamplerError\n"
         "try:\n    Lock(Path(sys.argv[1])).__enter__()\n"
         "except SamplerError as error:\n    print(error, error.code)\n"
     )

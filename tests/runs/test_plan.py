@@ -13,10 +13,10 @@ from sampler.config.schema import Limits
 from sampler.errors import SamplerError
 from sampler.model_files import folder
 from sampler.runs import fingerprint
-from sampler.runs.jobs import Job, Keys, Model, Settings, canonical, key_of, record_of
-from sampler.runs.plan import company
+from sampler.runs.jobs import Job, JobSettings, Keys, Model, canonical, key_of, record_of
+from sampler.runs.plan import batch_key
 from sampler.runs.planner import Planner
-from sampler.runs.resolve import resolved
+from sampler.runs.settings import complete_spec
 from sampler.runs.wildcards import Wildcards
 from tests import tiny
 from tests.runs.stub import MODEL, defaults
@@ -69,7 +69,9 @@ def test_equal_text_in_other_code_points_is_equal():
     assert len(keys) == 1
     with pytest.raises(ValueError):
         key_of({"a": float("nan")})
-    shared = Settings(3, 8, 8, resolved("sampler", "ddim"), resolved("guidance", "none"))
+    shared = JobSettings(
+        3, 8, 8, complete_spec("sampler", "ddim"), complete_spec("guidance", "none")
+    )
     keyed = Keys(shared, MODEL)
     assert keyed.key("a", "", 0, 5) == key_of(
         record_of(Job(0, "", 0, 0, "a", "", 5), shared, MODEL)
@@ -119,8 +121,10 @@ def test_rows_that_differ_in_scale_alone_share_batches():
         mixed = [{k % 2 for k in batch.jobs} for batch in found.batches()]
         assert all(len(kinds) == 1 for kinds in mixed)
     calibrated = {"sampler": {"name": "ghvb", "momentum_number": "calibrated:x.json"}}
-    settings = Settings(3, 8, 8, calibrated["sampler"], {"name": "cfg", "scale": 2.0})
-    assert company(settings) != company(replace(settings, guidance={"name": "cfg", "scale": 3.0}))
+    settings = JobSettings(3, 8, 8, calibrated["sampler"], {"name": "cfg", "scale": 2.0})
+    assert batch_key(settings) != batch_key(
+        replace(settings, guidance={"name": "cfg", "scale": 3.0})
+    )
 
 
 def test_the_automatic_batch_size_goes_by_pixels_alone():
@@ -235,7 +239,7 @@ def test_defaults_are_those_of_the_loaded_model(build, tmp_path):
     engine, known = sampler.load(tmp_path), folder.default_strategies(str(tmp_path))
     found = {kind: registry.spec_of(getattr(engine, kind)) for kind in ("sampler", "guidance")}
     assert known is not None
-    assert found == {kind: resolved(kind, known[kind]) for kind in found}
+    assert found == {kind: complete_spec(kind, known[kind]) for kind in found}
 
 
 def test_a_family_whose_defaults_only_loading_tells(tmp_path, capsys):

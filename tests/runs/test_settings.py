@@ -16,9 +16,9 @@ from sampler.cli.report import redacted
 from sampler.config.layers import PRESETS, preset_files, read_file, resolve
 from sampler.config.options import Preset
 from sampler.errors import SamplerError
-from sampler.runs.session import Place
+from sampler.runs.location import RunLocation
 from sampler.workers.execute import Request
-from sampler.workers.prompt_cache import Texts
+from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.work import Options
 from tests import tiny
 from tests.runs.stub import engine, make, pictures, prompts
@@ -185,7 +185,7 @@ def test_secrets_are_not_told(capsys, monkeypatch):
     def failing(*_):
         raise RuntimeError("the token=hf_abc was refused")
 
-    monkeypatch.setattr("sampler.cli.source.Source.model", failing)
+    monkeypatch.setattr("sampler.runs.source.Source.model", failing)
     code, out, err = told(capsys, "generate", "a", "--debug", "--json")
     assert code == 1 and "Traceback" in err and "hf_abc" not in out + err
 
@@ -194,7 +194,7 @@ def test_secrets_are_not_told(capsys, monkeypatch):
 def test_a_text_is_encoded_once_and_as_in_the_pair(build):
     """On each side: bit for bit what the adapter gives for prompt and negative together."""
     adapter = sampler.load(build()).pipeline
-    texts, size = Texts(adapter), adapter.size(None, None)
+    texts, size = PromptCache(adapter), adapter.size(None, None)
     counted, encode = [], adapter.encode
     adapter.encode = lambda *arguments: (counted.append(arguments), encode(*arguments))[1]
     rows = [("a fox", ""), ("a dog", ""), ("a fox", "blue"), ("a dog", "blue"), ("a cat", "blue")]
@@ -218,7 +218,7 @@ def test_encoders_can_be_given_up_before_denoising(tmp_path):
         (adapter.encoded, pipe.text_encoder)
     )
     request = Request(options=Options(drop_encoders=True))
-    make(tmp_path / "a", prompts(9), made, Place(str(tmp_path / "a")), request)
+    make(tmp_path / "a", prompts(9), made, RunLocation(str(tmp_path / "a")), request)
     make(tmp_path / "b", prompts(9))
     assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
     assert set(seen) == {(9, None)}

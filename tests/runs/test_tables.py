@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sampler.errors import SamplerError
-from sampler.runs import prompts
+from sampler.runs import lines
 from sampler.runs.axes import parse_axis, sweep
 from sampler.runs.planner import Planner
 from sampler.runs.tables import is_text, read_table
@@ -54,7 +54,7 @@ def test_text_files_are_the_lines_that_say_something(tmp_path):
     rows = read(tmp_path, "p.txt", data)
     assert [cells["prompt"] for _, cells in rows] == ["a fox", "a dog, „groß“", "last"]
     assert [where.rpartition(":")[2] for where, _ in rows] == ["2", "4", "6"]
-    assert prompts.read_prompts(tmp_path / "p.txt") == ["a fox", "a dog, „groß“", "last"]
+    assert lines.read_prompts(tmp_path / "p.txt") == ["a fox", "a dog, „groß“", "last"]
 
 
 def test_standard_input_is_text(monkeypatch):

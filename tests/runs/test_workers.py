@@ -12,8 +12,8 @@ import pytest
 
 from sampler.config.schema import ModelConfig
 from sampler.errors import SamplerError
-from sampler.runs.folder import Run
-from sampler.runs.session import Place, Stop, held, place_of, wait_for_plan
+from sampler.runs.folder import RunFolder
+from sampler.runs.location import RunLocation, StopFlag, location_for, open_locked, wait_for_plan
 from sampler.runs.store import open_store
 from sampler.workers.claims import Claims
 from sampler.workers.execute import Request, execute
@@ -26,10 +26,10 @@ LEASE = 0.8
 
 def as_rank(where, rank, world=2, pause=0.01, group="g"):
     """What one rank does, in this process."""
-    place = Place(str(where), rank, world, group)
-    with held(place) as store:
+    location = RunLocation(str(where), rank, world, group)
+    with open_locked(location) as store:
         run = planned(store, TABLE, 2) if rank == 0 else wait_for_plan(store)
-        return execute(run, lambda: engine(pause=pause), place, Request(lease=LEASE), Stop())
+        return execute(run, lambda: engine(pause=pause), location, Request(lease=LEASE), StopFlag())
 
 
 def fork(action):
@@ -78,11 +78,11 @@ def test_a_lost_rank_is_made_up_for(tmp_path, whole, victim):
     assert os.waitpid(pids[victim], 0)[1] == signal.SIGKILL
     assert os.waitpid(pids[1 - victim], 0)[1] == 0
     assert pictures(tmp_path) == whole
-    assert not Run(open_store(tmp_path)).missing(check="hash")
+    assert not RunFolder(open_store(tmp_path)).missing(check="hash")
 
 
 def test_a_claim_holds_until_its_owner_is_silent(tmp_path):
-    first, second = (Claims(tmp_path, Place("x", rank, 2, "g"), 0.5) for rank in (0, 1))
+    first, second = (Claims(tmp_path, RunLocation("x", rank, 2, "g"), 0.5) for rank in (0, 1))
     with second:
         with first:
             assert first.take(3) and not second.take(3)
@@ -93,41 +93,41 @@ def test_a_claim_holds_until_its_owner_is_silent(tmp_path):
 
 
 def test_workers_of_another_run_are_refused(tmp_path):
-    with held(Place(str(tmp_path), 0, 2, "one")):
+    with open_locked(RunLocation(str(tmp_path), 0, 2, "one")):
         with pytest.raises(SamplerError) as caught:
-            with held(Place(str(tmp_path), 0, 2, "two")):
+            with open_locked(RunLocation(str(tmp_path), 0, 2, "two")):
                 pass
         assert caught.value.code == 4
-        with held(Place(str(tmp_path), 1, 2, "one")):
+        with open_locked(RunLocation(str(tmp_path), 1, 2, "one")):
             pass
 
 
 def test_torchrun_says_who_one_is(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(SamplerError, match="start it with torchrun"):
-        place_of("x", "torchrun")
+        location_for("x", "torchrun")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    place = place_of("x", "torchrun")
-    assert (place.rank, place.world) == (1, 3) and place.group is not None
+    location = location_for("x", "torchrun")
+    assert (location.rank, location.world) == (1, 3) and location.group is not None
 
 
 ELASTIC = """
 import os, signal, sys
 from pathlib import Path
-from sampler.runs.session import Stop, held, place_of, wait_for_plan
+from sampler.runs.location import StopFlag, open_locked, location_for, wait_for_plan
 from sampler.workers.execute import Request, execute
 from tests.runs.stub import engine, planned
 from tests.runs.test_workers import TABLE, LEASE
-place = place_of(sys.argv[1], "torchrun")
-assert place.world == 2
+location = location_for(sys.argv[1], "torchrun")
+assert location.world == 2
 first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 def told(lines):
-    if first and place.rank == 1:
+    if first and location.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-with held(place) as store:
-    run = planned(store, TABLE, 2) if place.rank == 0 else wait_for_plan(store)
-    execute(run, lambda: engine(pause=0.02), place, Request(lease=LEASE), Stop(), told)
+with open_locked(location) as store:
+    run = planned(store, TABLE, 2) if location.rank == 0 else wait_for_plan(store)
+    execute(run, lambda: engine(pause=0.02), location, Request(lease=LEASE), StopFlag(), told)
 """
 
 
@@ -178,14 +178,14 @@ def test_ray_with_one_node_removed(tmp_path, tmp_path_factory, whole, monkeypatc
             cluster.remove_node(nodes.pop(), allow_graceful=False)
 
     try:
-        with held(Place(str(tmp_path))) as store:
+        with open_locked(RunLocation(str(tmp_path))) as store:
             run = planned(store, TABLE, 2)
-            tally = execute_on_ray(run, ModelConfig(), None, Request(), Stop(), hear,
+            tally = execute_on_ray(run, ModelConfig(), None, Request(), StopFlag(), hear,
                                    lambda skipped: None, stub_engine)  # fmt: skip
     finally:
         ray.shutdown()
         cluster.shutdown()
     assert (tally.done, tally.failed) == (24, 0)
     assert pictures(tmp_path) == whole
-    assert not Run(open_store(tmp_path)).missing(check="hash")
+    assert not RunFolder(open_store(tmp_path)).missing(check="hash")
     assert not nodes, "the node was there to the end"

@@ -11,7 +11,7 @@ import sampler
 from sampler.cli import main
 from sampler.config.schema import ModelConfig
 from sampler.errors import SamplerError
-from sampler.runs.session import Stop
+from sampler.runs.location import StopFlag
 from sampler.ui.form import Chosen, Form, config_of
 from sampler.ui.pictures import coming, finished
 from sampler.ui.studio import Studio
@@ -34,7 +34,7 @@ def config(prompts="a fox on a green background\na <b>robot</b>", **shared):
 @pytest.fixture(scope="module")
 def made(studio):
     looks = []
-    return studio.make(config(), looks.append, Stop()), looks
+    return studio.make(config(), looks.append, StopFlag()), looks
 
 
 def pictures(folder):
@@ -95,7 +95,7 @@ def test_the_program_makes_the_same_images(made, tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_told_to_stop_leaves_nothing(studio):
-    before, stop = set(studio.home.iterdir()), Stop()
+    before, stop = set(studio.home.iterdir()), StopFlag()
     assert studio.make(config(steps=50), lambda look: stop.set(2), stop) is None
     assert set(studio.home.iterdir()) == before
 
@@ -103,6 +103,6 @@ def test_a_run_that_is_told_to_stop_leaves_nothing(studio):
 def test_what_cannot_be_made_is_a_sentence(studio):
     chosen = {"sampler": Chosen("ddim", {}), "guidance": Chosen("student", {})}
     with pytest.raises((SamplerError, ValueError), match="student"):
-        studio.make(config_of(Form("a", seed=1), chosen, ModelConfig()), print, Stop())
+        studio.make(config_of(Form("a", seed=1), chosen, ModelConfig()), print, StopFlag())
     with pytest.raises(SamplerError, match="is a file"):
         Studio(studio.engine, ModelConfig(), Path(__file__), studio.home)

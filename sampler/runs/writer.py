@@ -24,7 +24,7 @@ DEPTH = 2  # batches
 
 
 @dataclass(frozen=True)
-class Item:
+class WriteItem:
     """One result: its journal line, and the image that belongs to it, if there is one."""
 
     line: dict[str, Any]
@@ -40,7 +40,7 @@ def failed_name(index: int) -> str:
 class _Batch:
     """Items that are journalled together, by the thread that finishes the last of them."""
 
-    def __init__(self, items: Sequence[Item]) -> None:
+    def __init__(self, items: Sequence[WriteItem]) -> None:
         self.left = len(items)
         self.lines: list[dict[str, Any] | None] = [None] * len(items)
         self.lock = threading.Lock()
@@ -52,7 +52,7 @@ class _Batch:
             return self.left == 0
 
 
-class Pump:
+class ImageWriter:
     """Writer threads; a context manager that drains them. `written` hears of every line."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Pump:
             for k in range(max(1, threads))
         ]
 
-    def __enter__(self) -> Pump:
+    def __enter__(self) -> ImageWriter:
         for thread in self._threads:
             thread.start()
         return self
@@ -81,7 +81,7 @@ class Pump:
         if kind is None:
             self._raise()
 
-    def put(self, items: Sequence[Item]) -> None:
+    def put(self, items: Sequence[WriteItem]) -> None:
         """Hands a batch over; waits while two are being written. Raises what writing raised."""
         if not items:
             return
@@ -114,7 +114,7 @@ class Pump:
             except BaseException as error:  # told to the thread that computes
                 self._error = self._error or error
 
-    def _stored(self, item: Item) -> dict[str, Any]:
+    def _stored(self, item: WriteItem) -> dict[str, Any]:
         line = item.line
         if item.pixels is not None:
             data = png.encode(item.pixels, item.texts or {})

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 from sampler.config.schema import Config, checked
 from sampler.errors import ModelError, SamplerError, UsageError
 from sampler.runs import fingerprint
-from sampler.runs.folder import Run
-from sampler.runs.session import Place
+from sampler.runs.folder import RunFolder
+from sampler.runs.location import RunLocation
 from sampler.runs.store import LocalStore, open_store
 
 if TYPE_CHECKING:
     from sampler.engine import Engine
 
 
-def opened(where: str, place: Place | None = None) -> Run:
+def open_run(where: str, location: RunLocation | None = None) -> RunFolder:
     """The run in a folder or at a URL. Raises SamplerError (2) where there is none."""
-    store = open_store(where, place.rank if place else 0)
+    store = open_store(where, location.rank if location else 0)
     if isinstance(store, LocalStore) and not store.root.is_dir():
         raise UsageError(f"{where} is no run folder: there is no such folder.")
-    return Run(store)
+    return RunFolder(store)
 
 
-def config_of(run: Run) -> Config:
+def config_of(run: RunFolder) -> Config:
     """The configuration that a run is gone on with: its model, output and error policy."""
     tree: dict[str, Any] = {
         name: run.config[name] for name in ("model", "output", "errors") if name in run.config
@@ -32,7 +32,7 @@ def config_of(run: Run) -> Config:
     return checked(tree, {(): f"{run.store.where}/run.json"})
 
 
-def engine_of(run: Run, config: Config, device: str | None = None) -> Engine:
+def engine_of(run: RunFolder, config: Config, device: str | None = None) -> Engine:
     """The engine of a run, if its model is the one that the run was planned for.
 
     Raises SamplerError (6) where it is another.
@@ -50,7 +50,7 @@ def engine_of(run: Run, config: Config, device: str | None = None) -> Engine:
     return engine
 
 
-def check_model(run: Run, config: Config) -> None:
+def check_model(run: RunFolder, config: Config) -> None:
     """Whether the files of the model are those of the run; without loading it."""
     if run.model.fingerprint.startswith("tensors:"):
         return  # a pipeline that was in memory: known only when it is loaded
@@ -61,14 +61,14 @@ def check_model(run: Run, config: Config) -> None:
         raise _another(run)
 
 
-def _another(run: Run) -> SamplerError:
+def _another(run: RunFolder) -> SamplerError:
     return ModelError(
         f"{run.store.where} was made with another model than {run.model.label} is now; "
         "go on where that model is, or with engine.generate(..., out=...).",
     )
 
 
-def index_of(run: Run, key: str) -> int:
+def index_of(run: RunFolder, key: str) -> int:
     """The number of the job whose key starts so, or that has this number.
 
     Raises SamplerError (2) where that is none, or several.

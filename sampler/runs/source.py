@@ -15,10 +15,10 @@ from sampler.errors import StorageError, UsageError
 from sampler.model_files.folder import default_strategies
 from sampler.runs import axes, fingerprint, tables
 from sampler.runs.folder import Facts, Output
-from sampler.runs.jobs import Model, Settings
+from sampler.runs.jobs import JobSettings, Model
 from sampler.runs.names import check_template, slug
 from sampler.runs.planner import Planner
-from sampler.runs.resolve import Defaults, resolved
+from sampler.runs.settings import RunDefaults, complete_spec
 from sampler.runs.wildcards import Wildcards
 
 
@@ -67,11 +67,11 @@ class Source:
         """What makes jobs of the rows. Raises SamplerError (2) for a strategy that is wrong."""
         config, run = self.config, self.config.run
         try:
-            whole = {kind: resolved(kind, self._spec(kind)) for kind in STRATEGIES}
+            whole = {kind: complete_spec(kind, self._spec(kind)) for kind in STRATEGIES}
         except ValueError as error:
             raise UsageError(str(error)) from None
-        defaults = Defaults(
-            Settings(run.steps, run.height, run.width, **whole),
+        defaults = RunDefaults(
+            JobSettings(run.steps, run.height, run.width, **whole),
             run.negative_prompt or "",
             run.seed if run.seed is not None or not self.axes else 0,
             run.n,

@@ -15,7 +15,7 @@ from typing import Any
 
 from sampler.core import durable
 from sampler.errors import RunFolderError, SamplerError, UsageError
-from sampler.runs.folder import JOBS, PLAN, RUN, Run
+from sampler.runs.folder import JOBS, PLAN, RUN, RunFolder
 from sampler.runs.lock import NAME, Lock
 from sampler.runs.store import LocalStore, Store, open_store
 
@@ -23,7 +23,7 @@ PLAN_WAIT = 600.0  # seconds that a further worker waits for the plan of the fir
 
 
 @dataclass(frozen=True)
-class Place:
+class RunLocation:
     """Where a run is kept, and as whom: worker `rank` of `world`, of one group."""
 
     where: str
@@ -33,10 +33,10 @@ class Place:
     fsync: bool = True
 
 
-def place_of(where: str | Path, executor: str = "local", fsync: bool = True) -> Place:
+def location_for(where: str | Path, executor: str = "local", fsync: bool = True) -> RunLocation:
     """The place of this process. torchrun's ranks read who they are from the environment."""
     if executor != "torchrun":
-        return Place(str(where), fsync=fsync)
+        return RunLocation(str(where), fsync=fsync)
     try:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):
@@ -46,26 +46,26 @@ def place_of(where: str | Path, executor: str = "local", fsync: bool = True) -> 
     names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT",
              "SLURM_JOB_ID")  # fmt: skip
     group = ":".join(os.environ.get(name, "") for name in names)
-    return Place(str(where), rank, world, group, fsync)
+    return RunLocation(str(where), rank, world, group, fsync)
 
 
 @contextmanager
-def held(place: Place) -> Iterator[Store]:
-    """The store of a place, held against other runs. Raises SamplerError (4, 5)."""
-    store = open_store(place.where, place.rank, place.fsync)
+def open_locked(location: RunLocation) -> Iterator[Store]:
+    """The store of a location, held against other runs. Raises SamplerError (4, 5)."""
+    store = open_store(location.where, location.rank, location.fsync)
     if not isinstance(store, LocalStore):
         yield store
         return
     made = [folder for folder in (store.root, *store.root.parents) if not folder.exists()]
     durable.make_folder(store.root)
-    with Lock(store.root, place.group):
-        if place.group is None:
+    with Lock(store.root, location.group):
+        if location.group is None:
             durable.remove_temporaries(store.root)
         fresh = store.read(RUN) is None
         try:
             yield store
         except (SamplerError, ValueError):
-            if fresh and place.rank == 0:
+            if fresh and location.rank == 0:
                 _forget(store.root, made)
             raise
 
@@ -81,18 +81,18 @@ def _forget(root: Path, made: list[Path]) -> None:
             folder.rmdir()
 
 
-def wait_for_plan(store: Store) -> Run:
+def wait_for_plan(store: Store) -> RunFolder:
     """The run that the first worker is planning."""
     deadline = time.monotonic() + PLAN_WAIT
     while store.read(RUN) is None:
         if time.monotonic() > deadline:
             raise RunFolderError(f"{store.where}: the first worker has not planned the run.")
         time.sleep(0.1)
-    return Run(store)
+    return RunFolder(store)
 
 
 @dataclass
-class Stop:
+class StopFlag:
     """Whether to stop, and for which signal."""
 
     signal: int | None = None
@@ -107,9 +107,9 @@ class Stop:
 
 
 @contextmanager
-def signals(told: Callable[[str], None] = lambda text: None) -> Iterator[Stop]:
+def stop_on_signals(told: Callable[[str], None] = lambda text: None) -> Iterator[StopFlag]:
     """SIGINT and SIGTERM ask to stop after the current step; a second one ends the process."""
-    stop = Stop()
+    stop = StopFlag()
 
     def handle(number: int, _: FrameType | None) -> None:
         if stop():

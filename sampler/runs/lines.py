@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sampler import registry
 from sampler.config.schema import Limits
-from sampler.errors import UsageError
+from sampler.errors import SamplerError, UsageError
 from sampler.runs.jobs import canonical
+from sampler.runs.tables import read_table
 from sampler.types import MAX_SEED
 
 # Control characters (tab apart) and halves of surrogate pairs: nothing that text should hold.
@@ -24,7 +26,7 @@ _FORBIDDEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
 _STRATEGIES = ("sampler", "guidance")
 
 
-class Row(BaseModel):
+class PromptLine(BaseModel):
     """One row; None is "as the run says". Strategies are names or {"name": ..., field: ...}."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
@@ -44,10 +46,10 @@ class Row(BaseModel):
     fields: dict[str, Any] = Field(default_factory=dict)
 
 
-COLUMNS = tuple(name for name in Row.model_fields if name not in ("meta", "fields"))
+COLUMNS = tuple(name for name in PromptLine.model_fields if name not in ("meta", "fields"))
 
 
-def parse_row(cells: Mapping[str, Any], where: str, limits: Limits, text: bool) -> Row:
+def parse_line(cells: Mapping[str, Any], where: str, limits: Limits, text: bool) -> PromptLine:
     """The row of some cells; `text`: all of them are text, and an empty one says nothing.
 
     Raises SamplerError (2): `where: key: problem (did you mean ...)`.
@@ -66,7 +68,7 @@ def parse_row(cells: Mapping[str, Any], where: str, limits: Limits, text: bool) 
             hint = registry.nearest(str(key)[:60], COLUMNS)
             raise UsageError(f"{where}: {str(key)!r:.60}: unknown column{hint}.")
     try:
-        row = Row.model_validate(plain, strict=not text)
+        row = PromptLine.model_validate(plain, strict=not text)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
@@ -77,9 +79,26 @@ def parse_row(cells: Mapping[str, Any], where: str, limits: Limits, text: bool) 
     return row
 
 
-def check_prompt(text: str, where: str, limits: Limits) -> None:
-    """Raises SamplerError (2) for control characters, surrogates, and too long texts."""
-    _check_text(text, "prompt", where, limits)
+def check_prompt(text: str, where: str) -> str:
+    """Return the prompt. Raises UsageError for control characters and over-long text."""
+    _check_text(text, "prompt", where, Limits())
+    return text
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts of a prompt file, or of standard input for "-", without their settings.
+
+    Raises UsageError, with file and line, for a file that is missing or not UTF-8, for control
+    characters, over-long lines, and a file without prompts.
+    """
+    prompts = []
+    for where, cells in read_table(path):
+        if isinstance(cells, SamplerError):
+            raise cells
+        prompts.append(check_prompt(str(cells.get("prompt", "")), where))
+    if not prompts:
+        raise UsageError(f"{path}: there is no prompt in it.")
+    return prompts
 
 
 def scalar(text: Any) -> Any:

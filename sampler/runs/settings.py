@@ -9,15 +9,15 @@ from typing import Any
 
 from sampler import registry
 from sampler.config.schema import Limits
-from sampler.runs.jobs import Settings, canonical
-from sampler.runs.rows import Row
+from sampler.runs.jobs import JobSettings, canonical
+from sampler.runs.lines import PromptLine
 
 
 @dataclass(frozen=True)
-class Defaults:
+class RunDefaults:
     """What rows say nothing about. scale: for rules that a row names without one."""
 
-    settings: Settings
+    settings: JobSettings
     negative_prompt: str = ""
     seed: int | None = None
     n: int = 1
@@ -25,7 +25,7 @@ class Defaults:
     limits: Limits = field(default_factory=Limits)
 
 
-def resolve(row: Row, defaults: Defaults, native: tuple[int, int] | None) -> Settings:
+def resolve(row: PromptLine, defaults: RunDefaults, native: tuple[int, int] | None) -> JobSettings:
     """The settings of a row. Raises ValueError for what the strategies and limits refuse."""
     base, limits = defaults.settings, defaults.limits
     sampler = _spec("sampler", row.sampler, base.sampler)
@@ -33,19 +33,19 @@ def resolve(row: Row, defaults: Defaults, native: tuple[int, int] | None) -> Set
     if row.scale is not None:
         guidance = with_scale(guidance, row.scale)
     if row.fields:  # a field may belong to a rule inside that is there by default
-        sampler, guidance = resolved("sampler", sampler), resolved("guidance", guidance)
+        sampler, guidance = complete_spec("sampler", sampler), complete_spec("guidance", guidance)
     for key, value in row.fields.items():
         kind, _, rest = key.partition(".")
         if kind == "sampler":
             sampler = _with_field(sampler, rest.split("."), value)
         else:
             guidance = _with_field(guidance, rest.split("."), value)
-    settings = Settings(
+    settings = JobSettings(
         row.steps or base.steps,
         row.height or base.height or (native[0] if native else None),
         row.width or base.width or (native[1] if native else None),
-        resolved("sampler", sampler),
-        resolved("guidance", guidance),
+        complete_spec("sampler", sampler),
+        complete_spec("guidance", guidance),
     )
     if settings.steps > limits.max_steps:
         raise ValueError(f"steps: {settings.steps} is more than {limits.max_steps}.")
@@ -58,7 +58,7 @@ def resolve(row: Row, defaults: Defaults, native: tuple[int, int] | None) -> Set
     return settings
 
 
-def resolved(kind: str, spec: Any) -> dict[str, Any]:
+def complete_spec(kind: str, spec: Any) -> dict[str, Any]:
     """A strategy's spec with every field, as plain data. Raises ValueError where it is not."""
     full = registry.spec_of(registry.build(kind, spec))
     try:

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from sampler import registry
-from sampler.core.batch import Job as Row
+from sampler.core.batch import Job as PromptLine
 from sampler.core.batch import sample_batch
 from sampler.core.binding import Setting, bound_sampler
 from sampler.core.loop import Loop
 from sampler.errors import SamplerError
-from sampler.runs.jobs import Job, Settings
+from sampler.runs.jobs import Job, JobSettings
 from sampler.types import Snapshot
-from sampler.workers.prompt_cache import Texts
+from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.recovery import decode_float32, finite, free_memory, is_memory, to_pixels
 
 
@@ -33,7 +33,7 @@ class Stopped(BaseException):
     """The run was told to stop; no error of a row."""
 
 
-class _NoMemory(Exception):
+class _OutOfMemory(Exception):
     """Several rows together need more memory than there is."""
 
 
@@ -61,7 +61,7 @@ Outcome = Made | Failed
 
 
 @dataclass
-class Compute:
+class BatchRunner:
     """An engine at work for one run. micro: the batch size by group that memory allowed.
 
     stopped is asked at every step. strict: an exception ends the run. on_oom "fail": a batch for
@@ -76,15 +76,15 @@ class Compute:
     strict: bool = False
     on_oom: Literal["shrink", "fail"] = "shrink"
     on_nonfinite: Literal["retry", "fail"] = "retry"
-    texts: Texts | None = None
+    texts: PromptCache | None = None
 
-    def batch(self, jobs: Sequence[Job], groups: Sequence[Settings]) -> list[Outcome]:
+    def batch(self, jobs: Sequence[Job], groups: Sequence[JobSettings]) -> list[Outcome]:
         """The outcomes of the jobs of one planned batch, in order. Raises Stopped.
 
         groups: the run's; those of the jobs differ in the guidance scale at most.
         """
         group = jobs[0].group
-        self.texts = self.texts or Texts(self.engine.pipeline)
+        self.texts = self.texts or PromptCache(self.engine.pipeline)
         outcomes: list[Outcome] = []
         while len(outcomes) < len(jobs):
             done = len(outcomes)
@@ -92,7 +92,7 @@ class Compute:
             try:
                 outcomes += self._rows(part, groups, self.texts)
                 continue
-            except _NoMemory:
+            except _OutOfMemory:
                 pass
             # Out of the handler: the exception's traceback holds the tensors of the attempt.
             free_memory()
@@ -100,14 +100,16 @@ class Compute:
             self.shrunk(group, self.micro[group])
         return outcomes
 
-    def _rows(self, jobs: Sequence[Job], groups: Sequence[Settings], texts: Texts) -> list[Outcome]:
+    def _rows(
+        self, jobs: Sequence[Job], groups: Sequence[JobSettings], texts: PromptCache
+    ) -> list[Outcome]:
         """Together; where that raises, each half by itself, down to the row that is at fault."""
         try:
-            return self._together(jobs, groups, texts)
+            return self._run_batch(jobs, groups, texts)
         except Exception as error:
             memory = is_memory(error)
             if memory and len(jobs) > 1 and self.on_oom == "shrink":
-                raise _NoMemory from None
+                raise _OutOfMemory from None
             if self.strict and not memory:
                 raise SamplerError(
                     f"Image {jobs[0].index}: {_failure(error, False).message}"
@@ -117,8 +119,8 @@ class Compute:
         half = len(jobs) // 2
         return self._rows(jobs[:half], groups, texts) + self._rows(jobs[half:], groups, texts)
 
-    def _together(
-        self, jobs: Sequence[Job], groups: Sequence[Settings], texts: Texts
+    def _run_batch(
+        self, jobs: Sequence[Job], groups: Sequence[JobSettings], texts: PromptCache
     ) -> list[Outcome]:
         started, settings = time.perf_counter(), groups[jobs[0].group]
         adapter = self.engine.pipeline
@@ -127,7 +129,7 @@ class Compute:
         size = adapter.size(settings.height, settings.width)
         grid = adapter.grid(settings.steps, size)
         method = bound_sampler(method, Setting(adapter, grid, dict(settings.guidance), size))
-        rows = [Row(job.prompt, job.negative_prompt, job.seed) for job in jobs]
+        rows = [PromptLine(job.prompt, job.negative_prompt, job.seed) for job in jobs]
         watch = _Watch(len(rows), self.stopped)
         with torch.no_grad():
             cond = texts.encode(
@@ -167,7 +169,7 @@ class Compute:
             elif not bool(torch.isfinite(x[b]).all()):
                 broken[b] = Failed("nonfinite", "sampler", "the result is not finite")
             elif not whole[b]:
-                again = self._again(x[b : b + 1])
+                again = self._retry_decode(x[b : b + 1])
                 if again is not None and bool(finite(again)[0]):
                     images[b] = again[0].to(images)
                     notes[b] = "decoded in float32: the decoder's own precision overflowed"
@@ -176,7 +178,7 @@ class Compute:
                     broken[b] = Failed("nonfinite", "vae", message)
         return images, broken, notes
 
-    def _again(self, x: Tensor) -> Tensor | None:
+    def _retry_decode(self, x: Tensor) -> Tensor | None:
         """A decode in float32, where the run wants it and that is another one."""
         return decode_float32(self.engine.pipeline, x) if self.on_nonfinite == "retry" else None
 
