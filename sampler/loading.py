@@ -85,7 +85,7 @@ def load(
         weak = FOLDER / "weak" if weak is None and (FOLDER / "weak").is_dir() else weak
     if isinstance(source, (str, Path)):
         folder = _folder(source, download, revision, variant)
-        pipe = _read(folder, dtype, variant, device, config)
+        pipe: Any = _read(folder, dtype, variant, device, config)
         put_loras(pipe, lora or ())
         _opened(folder, lambda: place(pipe, _device(device), offload))
         set_vae(pipe, vae_tiling, vae_slicing)
@@ -113,7 +113,7 @@ def load(
         adapter.classes = BundledClasses(adapter)
         adapter.embedded_scale = BUNDLED_SCALE
     if student is not None:
-        from sampler.training.f_distill.student import with_student
+        from sampler.models.student import with_student
 
         adapter = with_student(adapter, student)
         return Engine(adapter, adapter, "consistency", "student")

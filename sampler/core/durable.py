@@ -12,8 +12,8 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -59,6 +59,25 @@ def make_folder(folder: Path) -> None:
             raise OSError(errno.ELOOP, "a symbolic link inside a run folder", str(folder))
 
     attempt(make, folder)
+
+
+@contextmanager
+def write_folder(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder; at the end it is flushed and replaces `folder`.
+
+    Raises StorageError (5). After an error inside, `folder` is unchanged.
+    """
+    written = folder.with_name(f"{TEMPORARY}{os.getpid()}-{next(_numbers)}")
+    make_folder(written)
+    try:
+        yield written
+        sync_folder(written)
+        if folder.exists():
+            shutil.rmtree(folder)
+        attempt(lambda: os.replace(written, folder), folder)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    sync_folder(folder.parent)
 
 
 def write_all(handle: int, data: bytes) -> None:

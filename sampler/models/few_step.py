@@ -8,49 +8,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_text2img import (
+    LatentConsistencyModelPipeline,
+)
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
 from sampler.bundled import FOLDER
-from sampler.models.difference import unpacked
+from sampler.model_files.student import WEIGHTS
+from sampler.models.difference import load_difference
 
 STUDENT = FOLDER / "lcm"
 
 
-def network(teacher: Any, folder: Path = STUDENT) -> Any:
-    """The student's UNet, of the teacher's class, dtype and device; the teacher is left alone."""
+def network(teacher: UNet2DConditionModel, folder: Path = STUDENT) -> UNet2DConditionModel:
+    """The student's UNet, with the dtype and device of its teacher, which is not changed."""
     config = {**teacher.config, "time_cond_proj_dim": settings(folder)["time_cond_proj_dim"]}
-    student = type(teacher).from_config(config)
-    before = {name: value.cpu() for name, value in teacher.state_dict().items()}
-    student.load_state_dict(unpacked(load_file(folder / "student.safetensors"), before))
-    # torch's own `to`: diffusers' remarks on dtypes even where there is nothing to say
+    student: Any = type(teacher).from_config(config)
+    load_difference(student, folder / WEIGHTS, teacher)
+    # torch's own `to`: diffusers' logs remarks on dtypes that do not apply here
     return torch.nn.Module.to(student, teacher.device, teacher.dtype).eval()
 
 
-def pipeline(teacher: Any, folder: Path = STUDENT) -> Any:
+def pipeline(teacher: DiffusionPipeline, folder: Path = STUDENT) -> LatentConsistencyModelPipeline:
     """A stock LatentConsistencyModelPipeline around the student, with the teacher's other parts."""
-    from diffusers import (
-        LatentConsistencyModelPipeline,  # pyright: ignore[reportPrivateImportUsage]
-        LCMScheduler,  # pyright: ignore[reportPrivateImportUsage]
-    )
-
     steps = settings(folder)["original_inference_steps"]
-    scheduler: Any = LCMScheduler.from_config(
-        teacher.scheduler.config, original_inference_steps=steps, set_alpha_to_one=True
-    )
-    student = LatentConsistencyModelPipeline(
-        vae=teacher.vae,
-        text_encoder=teacher.text_encoder,
-        tokenizer=teacher.tokenizer,
-        unet=network(teacher.unet, folder),
-        scheduler=scheduler,
-        safety_checker=None,  # pyright: ignore[reportArgumentType]
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
-        requires_safety_checker=False,
-    )
+    parts: dict[str, Any] = {
+        **{name: getattr(teacher, name) for name in ("vae", "text_encoder", "tokenizer")},
+        "unet": network(teacher.unet, folder),
+        "scheduler": LCMScheduler.from_config(
+            teacher.scheduler.config, original_inference_steps=steps, set_alpha_to_one=True
+        ),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    student = LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
     student.set_progress_bar_config(disable=True)
     return student
 
 
 def settings(folder: Path = STUDENT) -> dict[str, Any]:
-    """What the student was distilled with: config.json of its folder."""
+    """Settings of the distillation: config.json of the student's folder."""
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -10,7 +10,6 @@ draw is a function of (seed, update, row).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sampler.core.durable import TEMPORARY, attempt, make_folder, sync_folder, write_file
+from sampler.core.durable import TEMPORARY, write_file, write_folder
 
 FORMAT = 1
 
@@ -35,20 +34,12 @@ class Checkpoint(NamedTuple):
 
 def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes a checkpoint below `root` and removes all but the newest `keep`."""
-    make_folder(root)
     final = root / f"{checkpoint.update:06d}"
-    folder = root / f"{TEMPORARY}{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    make_folder(folder)
-    write_file(folder / "adapter.safetensors", save(checkpoint.adapter))
-    write_file(folder / "optimizer.safetensors", save(checkpoint.optimizer))
-    record = {"format": FORMAT, "update": checkpoint.update, **checkpoint.state}
-    write_file(folder / "state.json", json.dumps(record).encode())
-    sync_folder(folder)
-    if final.exists():  # it could not be read, or the run would have gone on from it
-        shutil.rmtree(final)
-    attempt(lambda: os.replace(folder, final), final)
-    sync_folder(root)
+    with write_folder(final) as folder:
+        write_file(folder / "adapter.safetensors", save(checkpoint.adapter))
+        write_file(folder / "optimizer.safetensors", save(checkpoint.optimizer))
+        record = {"format": FORMAT, "update": checkpoint.update, **checkpoint.state}
+        write_file(folder / "state.json", json.dumps(record).encode())
     for old in complete(root)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final

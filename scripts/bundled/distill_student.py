@@ -29,8 +29,8 @@ from sampler.core.images import encode
 from sampler.model_files.student import MANIFEST, WEIGHTS, read_manifest, student_folder
 from sampler.models.difference import packed, unpacked
 from sampler.models.few_step import STUDENT as LCM
+from sampler.models.student import read_network
 from sampler.pipelines.scale_embedding import scale_embedding
-from sampler.training.f_distill.student import read_network
 from scripts.bundled.emoji_data import EmojiData
 from scripts.bundled.networks import plain_attention
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sampler.models.lora import adapted
+from sampler.models.student import read_network
 from sampler.training.f_distill.data import Samples
 from sampler.training.f_distill.heads import Heads, Reader, default_features
-from sampler.training.f_distill.student import read_network
 
 Form = Literal["full", "lora"]
 
