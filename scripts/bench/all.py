@@ -1,4 +1,4 @@
-"""What speed there is evidence for, in one page: measures what has no script of its own, and writes
+"""Summarise all speed measurements in one page: run those without a script of their own and write
 docs/performance.md from the committed CSV files.
 
     python -m scripts.bench.all families      docs/figures/families_overhead.csv, about two minutes
@@ -102,7 +102,7 @@ def startup(pairs: int) -> Iterator[dict[str, Any]]:
 
 
 def read(name: str) -> list[dict[str, str]]:
-    """The rows of a committed file; its comment lines are left out."""
+    """Read the rows of a committed CSV, without its comment lines."""
     text = (FIGURES / name).read_text(encoding="utf-8").splitlines()
     return list(csv.DictReader(line for line in text if not line.startswith("#")))
 
@@ -113,7 +113,7 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def document() -> str:
-    """The page; every figure comes from a committed file, beside the command that made it."""
+    """Render the page; every figure comes from a committed file and is shown with its command."""
     parts = [
         "# Performance\n\n"
         "<!-- written by `python -m scripts.bench.all document`; a test compares the two -->\n\n"

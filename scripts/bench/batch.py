@@ -1,4 +1,4 @@
-"""Batch runs under fire, in full: `python -m scripts.bench.batch [part ...]`.
+"""Stress tests of batch runs, full size: `python -m scripts.bench.batch [part ...]`.
 
 Every part writes docs/figures/batch_PART.csv (columns: measure, value, wanted); `table` puts them
 into docs/reliability.md. Parts: kills, points, naive, fuzz, names, files, folders, corruptions,
@@ -28,7 +28,7 @@ FIGURES = ROOT / "docs" / "figures"
 
 
 def parts() -> dict[str, Callable[[Path], Iterable[Row]]]:
-    """name -> what measures it in an empty folder."""
+    """Map each part to the function that measures it in an empty folder."""
     from scripts.bench import batch_faults, batch_hostile, batch_speed, batch_stock
 
     return {
@@ -51,7 +51,7 @@ def parts() -> dict[str, Callable[[Path], Iterable[Row]]]:
 
 
 def main(chosen: list[str]) -> None:
-    """Measures the parts asked for, or all; `table` writes what is measured into the page."""
+    """Measure the given parts, or all; `table` writes the results into the page."""
     known = parts()
     if chosen == ["table"]:
         write_table(known)
@@ -77,7 +77,7 @@ def main(chosen: list[str]) -> None:
 
 
 def write_table(known: Iterable[str]) -> None:
-    """The figures as a table between the markers of docs/reliability.md."""
+    """Render the figures as a table between the markers of docs/reliability.md."""
     lines = ["| part | measure | value | wanted |", "|---|---|---|---|"]
     for name in known:
         path = FIGURES / f"batch_{name}.csv"

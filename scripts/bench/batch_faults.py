@@ -1,4 +1,4 @@
-"""Kills, torn writes and corruptions, against the same of a loop as it is usually written."""
+"""Kills, torn writes and corruption of run folders, and of a conventional loop for comparison."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def kills(folder: Path) -> Iterator[Row]:
 
 
 def points(folder: Path) -> Iterator[Row]:
-    """A kill before every single call that changes the disk, and in the middle of every write."""
+    """Kill before every call that changes the disk, and in the middle of every write."""
     make(folder / "whole", TABLE)
     wanted = pictures(folder / "whole")
     total = count_points(folder / "count")
@@ -63,7 +63,7 @@ def points(folder: Path) -> Iterator[Row]:
 
 
 def naive(folder: Path) -> Iterator[Row]:
-    """The same kills of a loop: skip where the file exists, else make it and save to its name."""
+    """Kill a conventional loop: skip existing files, else save under the final name."""
     make(folder / "whole", TABLE)
     wanted = pictures(folder / "whole")
     rng, killed, runs = random.Random(1), 0, 0
@@ -83,7 +83,7 @@ def naive(folder: Path) -> Iterator[Row]:
 
 
 def corruptions(folder: Path) -> Iterator[Row]:
-    """Random damage to finished images: found all, and exactly those made again."""
+    """Damage finished images at random; all must be found, and only those regenerated."""
     where, rng = folder / "run", random.Random(2)
     make(where, TABLE)
     whole = pictures(where)
@@ -107,7 +107,7 @@ def _paused(where: Path) -> None:
 
 
 def _naive_loop(where: Path, wanted: dict[str, bytes]) -> None:
-    """With the time of a network, and of an encoder that writes as it goes."""
+    """Simulate the time of a network and of an encoder that writes incrementally."""
     for name, data in wanted.items():
         path = where / "images" / name
         if path.exists():
@@ -120,14 +120,14 @@ def _naive_loop(where: Path, wanted: dict[str, bytes]) -> None:
 
 
 def _duration(action: Callable[[], Any]) -> float:
-    """Seconds that an action takes in a fork, undisturbed."""
+    """Measure the seconds that an action takes in an undisturbed fork."""
     began = time.perf_counter()
     os.waitpid(in_child(action), 0)
     return time.perf_counter() - began
 
 
 def _until_finished(action: Callable[[], Any], rng: random.Random, span: float) -> int:
-    """Forks the action and kills it at random times up to its duration, until one ends by itself;
+    """Fork the action and kill it at random times up to its duration, until one completes;
     how many kills."""
     killed = 0
     while True:

@@ -1,4 +1,4 @@
-"""What users, files and strangers may bring: fuzzed rows and configurations, names, weights."""
+"""Untrusted input: fuzzed prompt files and configurations, file names, weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fuzz(folder: Path) -> Iterator[Row]:
 
 
 def names(folder: Path) -> Iterator[Row]:
-    """Hostile prompts and tags as parts of file names."""
+    """Malicious prompts and tags as parts of file names."""
     rng = random.Random(4)
     parts = ["../", "/", "..\\", "~", "CON", "\u202e", "a" * 300, "%2e%2e/", "{key}", "$(rm)", ";",
              "|", "é", "\ufeff", ".", " ", "-rf", "NUL.txt", "\u2215", "C:"]  # fmt: skip
@@ -141,7 +141,7 @@ def folders(folder: Path) -> Iterator[Row]:
 
 
 class _Mark:
-    """What opens a file when it is unpickled."""
+    """Object that opens a file when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -181,7 +181,7 @@ def _weights(folder: Path, rng: random.Random) -> Iterator[Row]:
 
 
 def _tried(inputs: Iterator[Path], action: Callable[[Path], Any]) -> tuple[int, int, float, int]:
-    """(inputs, tracebacks, slowest seconds, accepted)."""
+    """Return (inputs, tracebacks, slowest seconds, accepted)."""
     count = bad = accepted = 0
     slowest = 0.0
     for path in inputs:

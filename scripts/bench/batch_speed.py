@@ -1,4 +1,4 @@
-"""How fast, and how much memory: planning, resuming, saving."""
+"""Time and memory of planning, resuming and saving."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def saving(folder: Path) -> Iterator[Row]:
 
 
 class _Decoding(StubAdapter):
-    """Latents of an eighth, and images with some grain, so that they compress like pictures."""
+    """Stub VAE of factor 8 whose images have grain, so that they compress like photographs."""
 
     def __init__(self) -> None:
         super().__init__(pause=0.05)
@@ -155,7 +155,7 @@ def _loop_with_save(folder: Path, count: int) -> None:
 
 
 def _images(count: int) -> Iterator[torch.Tensor]:
-    """Two at a time."""
+    """Return items in pairs."""
     adapter = _Decoding()
     made = Engine(adapter, adapter, "ddim", {"name": "cfg", "scale": 3.0})
     texts = [cells["prompt"] for _, cells in prompts(count)]
@@ -167,11 +167,11 @@ def _images(count: int) -> Iterator[torch.Tensor]:
 
 
 def _unsynced(where: Path) -> RunLocation:
-    """Without fsync: what is measured is not the disk."""
+    """Disable fsync, so that the disk is not measured."""
     return RunLocation(str(where), fsync=False)
 
 
 def _resident() -> float:
-    """MiB of this process in memory now."""
+    """Return the resident memory of this process in MiB."""
     with open("/proc/self/statm", encoding="ascii") as stream:
         return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -1,4 +1,4 @@
-"""What f-distill's student costs: an image beside the guided teacher's, an update beside its parts.
+"""Cost of an f-distill student: per image against the guided teacher, per update against its parts.
 
     python -m scripts.bench.f_distill --csv docs/figures/f_distill_cost.csv
 
@@ -134,7 +134,7 @@ def _parts(teacher: Any, made: Any, rows: Any) -> Callable[[], Any]:
 
 
 class _Alone:
-    """What the optimiser asks of accelerate in a single process."""
+    """The part of accelerate's interface that the optimiser uses, for a single process."""
 
     num_processes = 1
 

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def prepare(work: Path) -> None:
-    """The other environment and the pipeline; what is there already is kept."""
+    """Create the second environment and the pipeline, keeping existing ones."""
     python = work / "trl" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(work / "trl")], check=True)
@@ -259,7 +259,7 @@ def _memory(field: str) -> float:
 
 
 class Worker:
-    """A side in a process of its own."""
+    """One side, in a separate process."""
 
     def __init__(self, name: str, work: Path, k: int, count: int, plain: bool = False) -> None:
         python = work / "trl" / "bin" / "python" if name == "trl" else sys.executable

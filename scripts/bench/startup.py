@@ -1,4 +1,4 @@
-"""How long `sampler --help` takes, against the smallest typer program; interleaved pairs.
+"""Start-up time of `sampler --help` against the smallest typer program, in interleaved pairs.
 
 python -m scripts.bench.startup [--pairs 30]
 """

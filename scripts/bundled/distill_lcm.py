@@ -51,7 +51,7 @@ app = typer.Typer(add_completion=False)
 
 
 def with_scale_input(teacher: Any) -> Any:
-    """A copy of a UNet that takes a guidance embedding, and ignores it as yet."""
+    """Copy a UNet and add a guidance embedding with zero weight."""
     student = type(teacher).from_config({**teacher.config, "time_cond_proj_dim": EMBEDDING})
     missing = student.load_state_dict(teacher.state_dict(), strict=False).missing_keys
     assert missing == ["time_embedding.cond_proj.weight"], missing
@@ -153,7 +153,7 @@ def train_student(
     compiled: Annotated[bool, typer.Option("--compile", help="Compile both networks.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Train, or go on with a run that was stopped."""
+    """Train, resuming an interrupted run."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     pipe: Any = load_pipeline(teacher)

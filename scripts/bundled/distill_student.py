@@ -42,7 +42,7 @@ Out = Annotated[Path, typer.Option(help="Run folder.")]
 
 
 class _Paused(Exception):
-    """The minutes are over."""
+    """Raised when the time budget is spent."""
 
 
 @app.command()
@@ -64,7 +64,7 @@ def train(
     seed: int = SEED,
     minutes: float = 60.0,
 ) -> None:
-    """Train, or go on for some minutes."""
+    """Train for some minutes, resuming an interrupted run."""
     began = time.monotonic()
     engine = sampler.load()
     plain_attention(engine.pipeline.network)

@@ -56,7 +56,7 @@ class Plan:
 
 
 class Task(Protocol):
-    """What one stage trains: its modules, the loss of step i, and pictures to look at."""
+    """One training stage: its modules, the loss of step i, and preview images."""
 
     modules: nn.ModuleDict
 

@@ -107,7 +107,7 @@ class Docstrings(Extension):
 
 
 def _known(obj: Any) -> set[str]:
-    """What may be a field of the object: parameters of a function, attributes of a class."""
+    """Return possible field names: parameters of a function, attributes of a class."""
     names = (
         {p.name.lstrip("*") for p in getattr(obj, "parameters", ())} if obj.is_function else set()
     )

@@ -1,4 +1,4 @@
-"""Fields and settings of strategies as they stand in the reference: types, defaults, specs."""
+"""Formatting of strategies' fields for the reference: types, defaults, specs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import yaml
 
 
 def plain(spec: Any) -> str:
-    """A spec as it is written in a configuration file, in one line; a bare name by itself."""
+    """Format a spec on one line, as in a configuration file; a bare name stays bare."""
     if isinstance(spec, dict) and list(spec) == ["name"]:
         return spec["name"]
     return yaml.safe_dump(spec, default_flow_style=True, sort_keys=False, width=1000).split("\n")[0]
 
 
 def value(given: Any) -> str:
-    """A default for a table cell: text as it is, lists and specs as YAML has them."""
+    """Format a default for a table cell: text unquoted, lists and specs as YAML."""
     if isinstance(given, bool) or given is None:
         return str(given)
     return given if isinstance(given, str) else plain(list(given) if _many(given) else given)
@@ -27,7 +27,7 @@ def _many(value: Any) -> bool:
 
 
 def type_name(kind: Any) -> str:
-    """A type for a table cell: choices are listed, unions said in words."""
+    """Format a type for a table cell: choices as a list, unions in words."""
     if typing.get_origin(kind) is Literal:
         return " ".join(f"`{value}`" for value in typing.get_args(kind))
     if kind is type(None):

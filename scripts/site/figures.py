@@ -1,4 +1,4 @@
-"""The pictures of the reference pages, and the rows that each strategy takes, on the bundled model.
+"""Pictures and NFE of every strategy for the reference pages, on the bundled model.
 
     python -m scripts.site.figures pictures [KIND_NAME ...]    docs/figures/reference/KIND_NAME.png
     python -m scripts.site.figures count                       docs/figures/reference/rows.csv
@@ -60,7 +60,7 @@ def settings(kind: str, name: str) -> tuple[str, dict[str, Any]]:
 
 
 def names() -> Iterator[tuple[str, str]]:
-    """Every strategy that the bundled models can show; other rewards need published weights."""
+    """List what the bundled models can demonstrate; other rewards need published weights."""
     for kind in ("sampler", "guidance", "reward"):
         for name in registry.names(kind):
             if kind != "reward" or "run" in note(kind, name):
@@ -90,7 +90,7 @@ def restored(model: str, run: dict[str, Any]) -> list[Image.Image]:
 
 @cache
 def pool() -> tuple[list[str], Tensor]:
-    """(prompts, images [B, 3, H, W]) for the rewards to sort."""
+    """Return (prompts, images [B, 3, H, W]) for the rewards to rank."""
     from sampler.bundled import prompts
 
     texts = [prompt.text for prompt in prompts(POOL)]
@@ -133,7 +133,7 @@ def pictures(wanted: Sequence[str]) -> None:
 
 
 def counts() -> Iterator[dict[str, Any]]:
-    """The rows of one image under every sampler (unguided) and rule (with DDIM, or its model's)."""
+    """Count the NFE of one image for every sampler (unguided) and rule."""
     for kind in ("sampler", "guidance"):
         for name in registry.names(kind):
             model, run = settings(kind, name)

@@ -1,4 +1,4 @@
-"""mkdocs hook: pages link to files of the repository as on a forge, and find them in the site too.
+"""mkdocs hook: make links to repository files work in the site as they do on a forge.
 
 A link that leaves docs/ is right where the repository is browsed. For the site its target is made
 a page below repository/: Markdown as it is, other text as code, a folder as a list, pictures as
@@ -32,7 +32,7 @@ _origins: dict[str, str] = {}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Puts a folder's pages in the place of its name in the navigation."""
+    """Expand a folder name in the navigation to its pages."""
     from pathlib import Path
 
     config.nav = _expanded(config.nav, Path(config.docs_dir))
@@ -51,7 +51,7 @@ def _expanded(item: Any, docs: Path) -> Any:
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds a page for everything outside docs/ that a page or the navigation leads to."""
+    """Add a page for every file outside docs/ that a page or the navigation links to."""
     from pathlib import Path
 
     _origins.clear()
@@ -74,7 +74,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: Any) -> str:
-    """Turns links that are right in the repository into links that are right in the site."""
+    """Rewrite repository links to site links."""
     here = page.file.src_uri
     origin = _origins.get(here, f"docs/{here}")
     sites = {path: uri for uri, path in _origins.items()}
@@ -93,7 +93,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: An
 
 
 def _outside(origin: str, text: str) -> Iterator[str]:
-    """The files of the repository, outside docs/, that a page leads to."""
+    """Collect the repository files outside docs/ that a page links to."""
     for found in LINK.finditer(FENCE.sub("", text)):
         path = normpath(join(dirname(origin), found[1]))
         if not path.startswith(("docs/", "../", "/")) and path != "docs":
@@ -101,7 +101,7 @@ def _outside(origin: str, text: str) -> Iterator[str]:
 
 
 def _shown(config: MkDocsConfig, root: Path, path: str) -> tuple[File, str]:
-    """What shows a file or folder of the repository in the site, and its Markdown."""
+    """Return the site page of a repository file or folder, and its Markdown."""
     source, uri = root / path, f"repository/{path}"
     if source.is_dir():
         names = sorted(p.name for p in source.iterdir() if p.is_file())
@@ -118,7 +118,7 @@ def _shown(config: MkDocsConfig, root: Path, path: str) -> tuple[File, str]:
 
 
 def _named(nav: Any) -> Iterable[str]:
-    """All pages that the navigation names."""
+    """List all pages in the navigation."""
     if isinstance(nav, str):
         return [nav]
     parts = nav.values() if isinstance(nav, dict) else nav or []

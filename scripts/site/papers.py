@@ -1,4 +1,4 @@
-"""The index of papers: where each is implemented, what checks it, and with which golden data."""
+"""The index of papers: implementation, tests and reference values of each."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _title(number: str, paper: dict[str, Any]) -> str:
 
 
 def _checks(notes: dict[str, Any], files: Iterable[str]) -> set[str]:
-    """What verifies the strategies that these files hold."""
+    """Find the tests of the strategies in these files."""
     found: set[str] = set()
     for kind in registry.KINDS:
         for name in registry.names(kind):
@@ -68,7 +68,7 @@ def _checks(notes: dict[str, Any], files: Iterable[str]) -> set[str]:
 
 
 def _listed(paths: Iterable[str]) -> str:
-    """Links with the names of files alone: four columns have no room for folders."""
+    """Format links with bare file names: four columns have no room for folders."""
     return "<br>".join(f"[{Path(p).name}](../{p})" for p in sorted(paths)) or "–"
 
 

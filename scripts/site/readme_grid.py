@@ -1,4 +1,4 @@
-"""The picture of the README: the same prompts and seeds in several ways, and what each costs.
+"""The README's picture: the same prompts and seeds with several rules, and the NFE of each.
 
 python -m scripts.site.readme_grid [--out docs/figures/readme.png]
 """

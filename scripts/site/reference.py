@@ -35,7 +35,7 @@ NO_FIGURE = "No picture: it needs published weights, which are not part of the p
 
 @cache
 def notes() -> dict[str, Any]:
-    """What is written by hand: per kind and name, and about papers."""
+    """Load the hand-written notes: per kind and name, and about papers."""
     return yaml.safe_load((ROOT / "docs/reference/notes.yaml").read_text(encoding="utf-8"))
 
 
@@ -49,7 +49,7 @@ def run_of(kind: str, name: str) -> dict[str, Any]:
 
 
 def note(kind: str, name: str) -> dict[str, Any]:
-    """The entry of a strategy. Raises ValueError where there is none."""
+    """Return the entry of a strategy. Raises ValueError if there is none."""
     found = notes()[kind].get(name)
     if found is None:
         raise ValueError(f"docs/reference/notes.yaml has no {kind} {name!r}; add its entry.")
@@ -58,13 +58,13 @@ def note(kind: str, name: str) -> dict[str, Any]:
 
 @cache
 def counted() -> dict[tuple[str, str], dict[str, str]]:
-    """The counted rows (scripts/site/figures.py count)."""
+    """Read the NFE counts (`python -m scripts.site.figures count`)."""
     text = (ROOT / FIGURES / "rows.csv").read_text(encoding="utf-8").splitlines()
     return {(row["kind"], row["name"]): row for row in csv.DictReader(text)}
 
 
 def docstring(kind: str, name: str) -> Docstring:
-    """A strategy's docstring, with the fields that it leaves to another strategy filled in."""
+    """Return a strategy's docstring, with inherited fields filled in."""
     cls = registry.lookup(kind, name)
     known = [f.name for f in fields(cls) if f.init]
     found = parsed(cls.__doc__ or "", known)
@@ -206,7 +206,7 @@ def index(kind: str) -> str:
 
 
 def pages() -> dict[str, str]:
-    """{path: text} of everything that is written here."""
+    """Return {path: text} of all generated pages."""
     found = {f"docs/reference/{kind}/index.md": index(kind) for kind in KINDS}
     for kind in KINDS:
         found |= {f"docs/reference/{kind}/{n}.md": page(kind, n) for n in registry.names(kind)}

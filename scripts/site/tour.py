@@ -1,4 +1,4 @@
-"""The pictures of the documentation's tour, each from the settings that the page shows.
+"""Pictures of the documentation's tour, from the settings shown on the page.
 
 python -m scripts.site.tour [first|trajectory|choices|tuned ...] [--folder docs/figures]
 """
@@ -62,7 +62,7 @@ def first() -> bytes:
 
 @torch.no_grad()
 def trajectory() -> bytes:
-    """A run on its way: x as an image after every fourth step, and the rows paid for so far."""
+    """A run in progress: x as an image after every fourth step, and the NFE so far."""
     engine = sampler.load()
     adapter = engine.pipeline
     size = adapter.size(None, None)
@@ -84,7 +84,7 @@ def choices() -> bytes:
 
 
 def tuned() -> bytes:
-    """The tour's fine-tuning: the same seeds before it and after it."""
+    """The tour's fine-tuning: the same seeds before and after."""
     engine = sampler.load()
     rows = [engine.generate(TUNED, seeds=1).images]
     with tempfile.TemporaryDirectory() as folder:

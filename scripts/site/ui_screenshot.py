@@ -1,4 +1,4 @@
-"""The picture of docs/playground.md: the playground at work, as headless Chromium sees it.
+"""Screenshot of the playground for docs/playground.md, taken in headless Chromium.
 
 python -m scripts.site.ui_screenshot [--out docs/figures/ui.png] [--width 1400] [--chromium FILE]
 

@@ -1,4 +1,4 @@
-"""Which modes a one-step student keeps, for every f-divergence and noise range.
+"""Mode coverage of one-step students, for every f-divergence and noise range.
 
     python -m scripts.study.fdistill mixture     # docs/figures/f_distill_mixture.csv, .png
     python -m scripts.study.fdistill document    # the tables of docs/f_distill.md
@@ -184,7 +184,7 @@ def document(page: Path = ROOT / "docs" / "f_distill.md") -> None:
 
 
 def _cost_table() -> str:
-    """From scripts/bench/f_distill.py."""
+    """Read the costs measured by scripts/bench/f_distill.py."""
     with (FIGURES / "f_distill_cost.csv").open(newline="") as file:
         seconds = {row["what"]: float(row["seconds"]) for row in csv.DictReader(file)}
     lines = [

@@ -94,7 +94,7 @@ def captions(count: int) -> list[str]:
 
 
 def train(trainer: str, reward: str, seed: int, options: argparse.Namespace) -> None:
-    """Trains one run, or goes on with it, and writes the curves of all runs so far."""
+    """Train or resume one run, and write the curves of all runs so far."""
     plan, folder = TRAINERS[trainer], options.out / f"{reward}-{trainer}-{seed}"
     texts = captions(options.prompts)
     settings = {**COMMON, **plan["fit"], "seed": seed, "eval_prompts": tuple(texts[:16])}
@@ -128,7 +128,7 @@ def records(out: Path) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def sweep(trainer: str, reward: str, options: argparse.Namespace) -> None:
-    """The final adapter of seed 0 with several weights: what `mix` buys, and what it costs."""
+    """Evaluate the final LoRA of seed 0 at several weights: the trade-off of `mix`."""
     folder, path = options.out / f"{reward}-{trainer}-0", options.out / "finetune_mix.csv"
     rows: list[dict[str, Any]] = read(path) if path.is_file() else []
     if not (folder / "lora").is_dir() or (reward, trainer) in {
@@ -174,7 +174,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def write(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    """All lines as CSV, and the parent folder."""
+    """Write all lines as CSV, creating the parent folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
@@ -183,7 +183,7 @@ def write(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> No
 
 
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """Its numbers with four digits."""
+    """Round numbers to four digits."""
     return {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
 
 

@@ -1,4 +1,4 @@
-"""The figures of `study_finetune.py`, from its tables and images."""
+"""Figures of `study/finetune.py`, from its tables and images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tables of `study_finetune.py` say of sample efficiency, time and over-optimisation.
+"""Sample efficiency, time and over-optimisation, from the tables of `study/finetune.py`.
 
 Per reward and seed, where DDPO ended is the mark:
 
@@ -44,7 +44,7 @@ def summary(curves: list[Row], mix: list[Row]) -> list[Row]:
 
 
 def crossing(xs: list[float], ys: list[float], mark: float) -> float | None:
-    """Where ys, over xs, first reaches the mark; None where it does not."""
+    """Return the x at which ys first reaches the mark; None if it never does."""
     if ys[0] >= mark:
         return xs[0]
     for i in range(1, len(xs)):

@@ -45,7 +45,7 @@ def images(
     model: Annotated[str | None, typer.Option(help="Another copy of the bundled pipeline.")] = None,
     weak: Annotated[str | None, typer.Option(help="Another copy of the weak network.")] = None,
 ) -> None:
-    """Make the images of every point that lacks some."""
+    """Generate the missing images of every point."""
     torch.set_num_threads(1)
     engine = sampler.load(model, dtype="bfloat16", weak=weak)
     adapter = engine.pipeline
@@ -101,7 +101,7 @@ def held(fitted: Coefficients) -> Coefficients:
 
 @app.command()
 def report(out: Out, docs: Annotated[Path, typer.Option(help="Where it goes.")] = DOCS) -> None:
-    """Measure all images that are there; write the CSV, the figures and the document."""
+    """Measure all existing images; write the CSV, the figures and the document."""
     from scripts.study.guidance_document import write_document
     from scripts.study.guidance_figures import write_figures
 

@@ -84,7 +84,7 @@ def _overhead(rows: list[dict[str, Any]]) -> str:
 
 
 def _targets(rows: Mapping[str, Row], overhead: list[dict[str, Any]], real: Row) -> str:
-    """The figures that the study was to reach, each with what was found."""
+    """Table of the study's targets and results."""
     lines = ["| aim | reached | found |", "|---|---|---|"]
     checks = [*_saving(rows), *_quality(rows, real["saturation"])]
     slow = max(row["rule_ms"] / row["network_ms"] for row in overhead)

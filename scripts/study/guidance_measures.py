@@ -1,4 +1,4 @@
-"""The figures of one point of the guidance study, with bootstrap intervals."""
+"""Measurements of one point of the guidance study, with bootstrap intervals."""
 
 from __future__ import annotations
 

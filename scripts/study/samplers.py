@@ -22,7 +22,7 @@ FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 
 
 def append(study: str, rows: Iterable[dict[str, Any]], minutes: float = math.inf) -> None:
-    """Adds rows to a study's file as they come, until the time is over."""
+    """Append rows to a study's file as they are measured, until the time budget is spent."""
     path, end = FIGURES / f"samplers_{study}.csv", time.monotonic() + 60 * minutes
     path.parent.mkdir(parents=True, exist_ok=True)
     for row in rows:
@@ -38,7 +38,7 @@ def append(study: str, rows: Iterable[dict[str, Any]], minutes: float = math.inf
 
 
 def stored(study: str) -> list[dict[str, str]]:
-    """The rows of a study's file; none where it is missing."""
+    """Read the rows of a study's file; none if it is missing."""
     path = FIGURES / f"samplers_{study}.csv"
     if not path.exists():
         return []
@@ -86,7 +86,7 @@ def orders() -> Iterable[dict[str, Any]]:
 
 
 def rows_of(study: str, images: int | None) -> Iterable[dict[str, Any]]:
-    """The rows of a study that are not in its file yet; `images` per point where it has images."""
+    """Yield the rows of a study that are missing in its file; `images` per point."""
     from scripts.study import (
         samplers_bundled,
         samplers_calibrated,

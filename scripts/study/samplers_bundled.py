@@ -44,7 +44,7 @@ SAMPLERS: dict[str, Any] = {
 
 
 def study(done: Sequence[Mapping[str, str]], images: int = 256) -> Iterator[dict[str, Any]]:
-    """One row per point that is not in `done` yet for this model."""
+    """Yield one row per point that is missing in `done` for this model."""
     engine = sampler.load()
     model = fingerprint(engine.pipeline.network)
     known = {(r["model"], r["sampler"], float(r["scale"]), int(r["steps"])) for r in done}
@@ -85,7 +85,7 @@ def made(
 
 
 def _figures(pictures: Tensor, count: int) -> dict[str, float]:
-    """Accuracy of the concept and Fréchet distance, each with the ends of its interval."""
+    """Concept accuracy and Fréchet distance, each with its confidence interval."""
     model, listed = load(), prompts(count)
     features = extracted_features(model, pictures)
     right = model.logits(features).concept.argmax(1) == torch.tensor([p.concept for p in listed])

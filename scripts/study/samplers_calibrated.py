@@ -1,4 +1,4 @@
-"""The shipped momentum numbers on prompts and seeds that they were not calibrated on.
+"""The shipped momentum numbers on held-out prompts and seeds.
 
 For every setting whose number is not the default: the error of both against a run of ten times the
 steps, image by image, as `sampler calibrate momentum` measures it. Where the shipped number is the
@@ -25,7 +25,7 @@ BATCH, BOOTSTRAPS = 8, 2000
 
 
 def study(done: Sequence[Mapping[str, str]], images: int = 16) -> Iterator[dict[str, Any]]:
-    """One row per setting that is not in `done` yet for the shipped file's numbers."""
+    """Yield one row per setting that is missing in `done` for the shipped file's numbers."""
     engine, stored = sampler.load(), json.loads(BUNDLED.read_text(encoding="utf-8"))
     known = {(r["model"], int(r["steps"]), float(r["scale"]), float(r["number"])) for r in done}
     for entry in stored["entries"]:

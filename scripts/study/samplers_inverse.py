@@ -37,7 +37,7 @@ MEASURED, TUNING, SHOWN = (640, 500_000), (1200, 700_000), (1300, 900_000)
 
 
 def tuning(done: Rows) -> Iterator[dict[str, Any]]:
-    """One row per task, method with a choice, and setting that is not in `done` yet."""
+    """Yield one row per task, tunable method and setting that is missing in `done`."""
     engine = sampler.load()
     known = {(r["model"], r["task"], r["method"], r["setting"]) for r in done}
     model, truth = fingerprint(engine.pipeline.network), pictures(engine, TUNING, TUNED_ON)
@@ -52,7 +52,7 @@ def tuning(done: Rows) -> Iterator[dict[str, Any]]:
 
 
 def study(done: Rows, tuned: Rows, images: int = IMAGES) -> Iterator[dict[str, Any]]:
-    """One row per task and method, at the best of its settings, that is not in `done` yet.
+    """Yield one row per task and method, at its best setting, that is missing in `done`.
 
     The first is of no task: the true images after the autoencoder alone.
     """
@@ -92,7 +92,7 @@ def times(tuned: Rows) -> Iterator[dict[str, Any]]:
 
 
 def best_setting(tuned: Rows, task: str, method: str) -> Setting:
-    """The setting of the highest PSNR in the tuning. Raises ValueError where one is missing."""
+    """Return the setting with the highest tuning PSNR. Raises ValueError if one is missing."""
     grid = methods_of(task)[method]
     if len(grid) == 1:
         return grid[0]

@@ -122,7 +122,7 @@ def ours(spec: Any, eps: Any, x: Tensor, steps: int) -> tuple[Tensor, tuple[Leve
 
 
 def stock(name: str, eps: Any, x: Tensor, steps: int) -> tuple[Tensor, tuple[Level, ...]]:
-    """The same with a scheduler of diffusers."""
+    """Run the same with a diffusers scheduler."""
     cls, options = STOCK[name]
     made = getattr(diffusers, cls)(**BETAS, timestep_spacing="leading", steps_offset=1, **options)
     if "final_sigmas_type" in made.config:

@@ -27,7 +27,7 @@ MIXTURE = (
 
 
 def draw(folder: Path, stored: Callable[[str], Rows]) -> None:
-    """Draws every study that has rows."""
+    """Draw every study that has rows."""
     for name, picture in (("mixture", mixture), ("bundled", bundled), ("inverse", inverse)):
         rows = stored(name)
         if rows:

@@ -47,14 +47,14 @@ CALMED_ON = ("superres", "inpaint", "denoise")
 
 
 class Task(NamedTuple):
-    """An operator, and the noise of its measurement as a share of the range."""
+    """An operator, with the measurement noise relative to the value range."""
 
     operator: Any
     sigma: float = 0.0
 
 
 def tasks() -> dict[str, Task]:
-    """By name, in the order of the run."""
+    """Return the tasks by name, in the order of the run."""
     mask = torch.ones(SIZE)
     mask[20:44, 20:44] = 0
     made = operators.build
@@ -72,7 +72,7 @@ def tasks() -> dict[str, Task]:
 
 
 def methods_of(task: str) -> dict[str, list[Setting]]:
-    """The methods that are run on a task."""
+    """List the methods for a task."""
     return METHODS | (CALMED if task.startswith(CALMED_ON) else {})
 
 
@@ -111,7 +111,7 @@ def pictures(engine: sampler.Engine, first: tuple[int, int], count: int) -> Tens
 def restored(
     engine: sampler.Engine, method: str, case: Task, truth: Tensor, setting: Setting
 ) -> Tensor:
-    """What a method makes of the measurements of images [B, 3, H, W] in [0, 1]."""
+    """Restore images [B, 3, H, W] in [0, 1] from their measurements with one method."""
     operator, parts = case.operator, []
     for first in range(0, len(truth), BATCH):
         clean = truth[first : first + BATCH] * 2 - 1
@@ -128,7 +128,7 @@ def restored(
 
 
 def name_of(setting: Setting) -> str:
-    """As it stands in the files: "lr 0.1, lam 0.05"."""
+    """Format a setting as in the CSV files: "lr 0.1, lam 0.05"."""
     return ", ".join(
         f"{k} {v if isinstance(v, str) else format(v, 'g')}" for k, v in setting.items()
     )

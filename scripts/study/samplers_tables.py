@@ -14,7 +14,7 @@ Stored = Callable[[str], list[Row]]
 
 
 def write(page: Path, stored: Stored) -> None:
-    """Renews every table of the page.
+    """Rewrite every table of the page.
 
     Raises ValueError for a marker whose study has no rows, and for a table without a marker.
     """
@@ -120,7 +120,7 @@ def inverse(measure: str, digits: int) -> Callable[[list[Row]], list[str]]:
 
 
 def settings(rows: list[Row]) -> list[str]:
-    """What each method was tuned to."""
+    """The tuned setting of each method."""
     rows = [r for r in _compared(rows) if r["setting"]]
     methods = list(dict.fromkeys(r["method"] for r in rows))
     found = {(r["task"], r["method"]): r["setting"] for r in rows}

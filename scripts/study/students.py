@@ -1,4 +1,4 @@
-"""What one-step students of the bundled model are worth: part (b) of the f-distill study.
+"""Quality of one-step students of the bundled model: part (b) of the f-distill study.
 
     python -m scripts.study.students measure --data sprites.npz runs/students/*
     python -m scripts.study.students sheet runs/students/js-0 runs/students/rkl-0
@@ -45,7 +45,7 @@ Runs = Annotated[list[Path], typer.Argument(help="Run folders of distill_student
 
 
 def cases(runs: list[Path]) -> Iterator[tuple[str, dict[str, Any], Any, dict[str, Any]]]:
-    """(name, what is known of it, engine, options of `generate`)."""
+    """Yield (name, metadata, engine, options of `generate`)."""
     for run in runs:
         engine = sampler.load(student=run)
         known = engine.pipeline.student
@@ -68,7 +68,7 @@ def measure_all(
     count: Annotated[int, typer.Option(help="Images of each.")] = 512,
     out: Path = CSV,
 ) -> None:
-    """Append what is not measured yet."""
+    """Measure missing rows and append them."""
     model, wanted = load(), prompts(count)
     real = composite_features(model, EmojiData(data), count, SEED + 1)
     done = [row["of"] for row in read(out)] if out.is_file() else []
@@ -130,7 +130,7 @@ def read(path: Path = CSV) -> list[dict[str, str]]:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """One row more, under a header."""
+    """Append one row, with a header if the file is new."""
     new = not path.is_file()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(row), lineterminator="\n")
@@ -140,7 +140,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def table() -> str:
-    """Students by divergence with the spread over seeds, then what they are compared with."""
+    """Students by divergence with the spread over seeds, then the baselines."""
     rows = read()
     heads = ["", "rows", "concept", "background", "Fréchet", "recall", "coverage", "CPU ms"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
