@@ -10,7 +10,9 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
+
+from sampler.constraints import check_fields, hints, on_construction, type_text, words
 
 T = TypeVar("T", bound=type)
 
@@ -29,8 +31,10 @@ _registered: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
 
 
 def register(kind: str, name: str) -> Callable[[T], T]:
-    """Class decorator: makes a frozen dataclass known as `name` of this kind.
+    """Class decorator: registers a frozen dataclass as `name` of this kind.
 
+    Its fields are checked against their annotations (`sampler.constraints`) at construction, and a
+    field that holds a strategy, or a list of them (its metadata names the kind), is built.
     Raises ValueError for an unknown kind, and for a name that another class already has.
     """
     table = _table(kind)
@@ -47,7 +51,7 @@ def register(kind: str, name: str) -> Callable[[T], T]:
         if not hasattr(cls, "__dataclass_fields__"):
             raise ValueError(f"The {kind} {name!r} must be a (frozen) dataclass.")
         cls.name = name  # pyright: ignore[reportAttributeAccessIssue]
-        table[name] = cls
+        table[name] = cls if known is cls else on_construction(_complete)(cls)
         return cls
 
     return add
@@ -60,7 +64,7 @@ def names(kind: str) -> list[str]:
 
 
 def lookup(kind: str, name: str) -> type:
-    """The class of a name. Raises ValueError that suggests the nearest name."""
+    """The class of a name. Raises ValueError that suggests a similar name."""
     table = _load(kind)
     if name not in table and name in _plugins(kind):
         entry = _plugins(kind)[name]
@@ -70,18 +74,16 @@ def lookup(kind: str, name: str) -> type:
             where = entry.dist.name if entry.dist else "an unknown distribution"
             raise ValueError(f"The {kind} {name!r} of {where} failed to load: {error}") from error
     if name not in table:
-        raise ValueError(f"Unknown {kind} {name!r}{nearest(name, names(kind))}.")
+        raise ValueError(f"Unknown {kind} {name!r}{suggestion(name, names(kind))}.")
     return table[name]
 
 
 def build(kind: str, spec: Any) -> Any:
     """An instance from a name, from {"name": ..., field: ...}, or the instance itself.
 
-    A field that holds a strategy, or a list of them (its metadata names the kind), is built in the
-    same way.
-    Raises ValueError that names the wrong field, what is allowed and the nearest name.
+    Raises ValueError that names the wrong field, what is allowed and a similar name.
     """
-    # First, and without a look at the table: the loop comes here at every step.
+    # Instances first: the loop calls this at every step.
     if not isinstance(spec, (str, Mapping, type)) and hasattr(spec, _METHOD.get(kind, "")):
         return spec
     table_of = _load(kind)
@@ -97,23 +99,33 @@ def build(kind: str, spec: Any) -> Any:
         raise ValueError(f"A {kind} mapping needs 'name', one of {', '.join(names(kind))}.")
     cls = lookup(kind, spec["name"])
     allowed = {f.name: f for f in fields(cls) if f.init}
-    given: dict[str, Any] = {}
-    for key, value in spec.items():
-        if key == "name":
-            continue
+    given = {key: value for key, value in spec.items() if key != "name"}
+    for key in given:
         if key not in allowed:
             raise ValueError(
-                f"{kind} {spec['name']!r} has no field {key!r}{nearest(str(key), allowed)}."
+                f"{kind} {spec['name']!r} has no field {key!r}{suggestion(str(key), allowed)}."
             )
-        given[key] = _field_value(kind, cls, allowed[key], value)
     for key, entry in allowed.items():
-        if key in given:
-            continue
-        if entry.default is MISSING and entry.default_factory is MISSING:
+        if key not in given and _is_required(entry):
             raise ValueError(f"{kind} {spec['name']!r} needs the field {key!r}.")
-        if entry.metadata.get("kind") and isinstance(entry.default, str):
-            given[key] = build(entry.metadata["kind"], entry.default)
     return cls(**given)
+
+
+def _complete(strategy: Any) -> None:
+    """Builds the strategies in the fields of a new one, and checks its other fields."""
+    nested = [f for f in fields(strategy) if f.metadata.get("kind")]
+    for entry in nested:
+        value, kind = getattr(strategy, entry.name), entry.metadata["kind"]
+        if isinstance(value, (list, tuple)):
+            built = tuple(build(kind, item) for item in value)
+        else:
+            built = None if value is entry.default is None else build(kind, value)
+        object.__setattr__(strategy, entry.name, built)
+    check_fields(strategy, type(strategy).name, skip=[f.name for f in nested])
+
+
+def _is_required(entry: Field[Any]) -> bool:
+    return entry.default is MISSING and entry.default_factory is MISSING
 
 
 def spec_of(strategy: Any) -> Any:
@@ -139,9 +151,13 @@ def _is_strategy(value: Any) -> bool:
 
 
 def describe(kind: str, name: str) -> dict[str, Any]:
-    """Summary, fields with types and defaults, reference and the whole docstring of a strategy."""
+    """Summary, docstring, reference and fields of a strategy.
+
+    Each field has name, type, default and range, in words: "from 0 to 1", "" for any value.
+    """
     cls = lookup(kind, name)
     text = (cls.__doc__ or "").strip()
+    types = hints(cls)
     return {
         "kind": kind,
         "name": name,
@@ -149,58 +165,23 @@ def describe(kind: str, name: str) -> dict[str, Any]:
         "doc": text,
         "reference": getattr(cls, "reference", ""),
         "fields": [
-            {"name": f.name, "type": _type_name(f), "default": _default(f)}
+            {
+                "name": f.name,
+                "type": type_text(cls, f.name),
+                "default": _default(f),
+                "range": words(types[f.name]),
+            }
             for f in fields(cls)
             if f.init
         ],
     }
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error sentence: the nearest known name, or all of them."""
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Suffix for an error message: did-you-mean, or all known names."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else f"; known: {', '.join(known)}"
-
-
-def _field_value(kind: str, cls: type, entry: Field[Any], value: Any) -> Any:
-    nested = entry.metadata.get("kind")
-    if nested and isinstance(value, (list, tuple)):
-        return tuple(build(nested, item) for item in value)
-    if nested:
-        return None if value is None else build(nested, value)
-    from pydantic import ValidationError
-
-    try:
-        return _checkers(cls)[entry.name].validate_python(value)
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise ValueError(
-            f"{kind} {cls.name!r}: field {entry.name!r} = {value!r:.60}: "
-            f"{problem[0].lower()}{problem[1:]}."
-        ) from None
-
-
-@cache
-def _checkers(cls: type) -> dict[str, Any]:
-    from pydantic import ConfigDict, TypeAdapter
-
-    hints = get_type_hints(cls)
-    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    lists = {"tuple"}  # YAML and JSON have lists only: tuples are checked leniently
-    return {
-        f.name: TypeAdapter(
-            hints[f.name],
-            config=ConfigDict(allow_inf_nan=False)
-            if any(word in str(hints[f.name]) for word in lists)
-            else config,
-        )
-        for f in fields(cls)
-    }
-
-
-def _type_name(entry: Field[Any]) -> str:
-    return entry.type if isinstance(entry.type, str) else getattr(entry.type, "__name__", "Any")
 
 
 def _default(entry: Field[Any]) -> Any:
@@ -211,7 +192,7 @@ def _default(entry: Field[Any]) -> Any:
 
 def _table(kind: str) -> dict[str, type]:
     if kind not in _registered:
-        raise ValueError(f"Unknown kind {kind!r}{nearest(kind, KINDS)}.")
+        raise ValueError(f"Unknown kind {kind!r}{suggestion(kind, KINDS)}.")
     return _registered[kind]
 
 

@@ -82,13 +82,14 @@ def own(name):
 
 # layer -> what of our own it may import besides itself; the first prefix that fits a module counts
 TYPES = ("sampler.types", "sampler.errors", "sampler_kernels")
-STRATEGY = (*TYPES, "sampler.registry", "sampler.core")
+STRATEGY = (*TYPES, "sampler.constraints", "sampler.registry", "sampler.core")
 RULES = {
     "sampler_kernels": (),
     "sampler.errors": (),
     "sampler.types": ("sampler_kernels",),
-    "sampler.registry": (),
-    "sampler.core": (*TYPES, "sampler.registry"),
+    "sampler.constraints": (),
+    "sampler.registry": ("sampler.constraints",),
+    "sampler.core": (*TYPES, "sampler.constraints", "sampler.registry"),
     "sampler.samplers": STRATEGY,
     "sampler.guidance": STRATEGY,
     "sampler.rewards": (*STRATEGY, "sampler.bundled"),

@@ -1,13 +1,17 @@
 """Names, specs and their errors; third parties come through entry points."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from importlib.metadata import EntryPoint
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
+import torch
+from annotated_types import DocInfo, Ge, Gt, Le, Lt
 
 import sampler
 from sampler import registry
+from sampler.constraints import FloatOrTensor, PerSample, checked, checked_value
 from sampler.guidance.cfg import CFG
 from sampler.types import SamplerBase
 
@@ -26,7 +30,7 @@ def test_a_name_a_mapping_and_an_instance_are_the_same():
     [
         ("cgf", "did you mean 'cfg'"),
         ({"name": "cfg", "scal": 3}, "did you mean 'scale'"),
-        ({"name": "cfg", "scale": "high"}, "'scale' = 'high'"),
+        ({"name": "cfg", "scale": "high"}, "scale = 'high' must be a number of at least 0"),
         ({"name": "cfg", "scale": float("nan")}, "finite number"),
         ({"name": "cfg", "scale": -1}, "scale = -1"),
         ({"name": "cfg", "rescale": 2}, "rescale = 2"),
@@ -51,7 +55,14 @@ def test_unknown_kind_and_duplicate_names():
 
 def test_describe_tells_fields_and_reference():
     told = sampler.describe("sampler", "ddim")
-    assert told["fields"] == [{"name": "eta", "type": "float", "default": 0.0}]
+    assert told["fields"] == [
+        {
+            "name": "eta",
+            "type": "float",
+            "default": 0.0,
+            "range": "from 0 to 1 (0 is deterministic)",
+        }
+    ]
     assert "2010.02502" in told["reference"] and told["summary"]
 
 
@@ -75,3 +86,66 @@ def test_third_parties_by_entry_point_and_a_broken_one(monkeypatch):
     assert type(sampler.build("sampler", {"name": "plugged", "gain": 2.0})).name == "plugged"
     with pytest.raises(ValueError, match="'broken' of .* failed to load"):
         sampler.build("sampler", "broken")
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Every kind of range."""
+
+    least: Annotated[float, Ge(0)] = 0.0
+    half_open: Annotated[float, Gt(0), Le(1)] = 1.0
+    below: Annotated[int, Ge(2), Lt(5), DocInfo("2 is off")] | None = None
+    choice: Literal["a", "b", "c"] = "a"
+    pair: tuple[int, int] = (0, 1)
+    per_sample: Annotated[FloatOrTensor, Ge(0), PerSample] = 1.0
+
+
+Checked = checked("bounded")(Bounded)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("least", -0.1, "a number of at least 0"),
+        ("least", float("inf"), "a finite number of at least 0"),
+        ("least", True, "a number of at least 0"),
+        ("least", "1", "a number of at least 0"),
+        ("half_open", 0, "a number above 0 and at most 1"),
+        ("half_open", 1.01, "a number above 0 and at most 1"),
+        ("below", 5, "an integer of at least 2 and below 5 (2 is off), or None"),
+        ("below", 3.5, "an integer of at least 2 and below 5 (2 is off), or None"),
+        ("choice", "d", "one of 'a', 'b', 'c'"),
+        ("pair", (1,), "a list of integers"),
+        ("per_sample", torch.tensor([1.0, -2.0]), "a number of at least 0"),
+        ("least", torch.tensor([1.0, 2.0]), "a number of at least 0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(field, value, allowed):
+    with pytest.raises(ValueError) as error:
+        Checked(**{field: value})
+    sentence = str(error.value)
+    assert sentence.startswith(f"bounded: {field} = ") and sentence.endswith(f"must be {allowed}.")
+
+
+def test_values_in_range_become_the_types_of_their_fields():
+    made = Checked(least=np.float32(0.5), below=np.int64(2), pair=[3, 4], half_open=1)
+    assert made == Bounded(0.5, 1.0, 2, "a", (3, 4))
+    assert type(made.least) is float and type(made.below) is int
+    scales = torch.tensor([0.0, 2.0])
+    assert Checked(per_sample=scales).per_sample is scales
+
+
+def test_construction_is_checked_as_the_registry_does():
+    with pytest.raises(ValueError, match=r"^cfg: scale = -1 must be a number of at least 0"):
+        CFG(scale=-1)
+    with pytest.raises(ValueError, match=r"^cfg: interval = \(5.0, 1.0\) must be \(low, high\)"):
+        CFG(interval=(5.0, 1.0))
+
+
+@pytest.mark.parametrize("kind", sorted(registry.KINDS))
+def test_defaults_are_in_range(kind):
+    for name in registry.names(kind):
+        cls = registry.lookup(kind, name)
+        for entry in fields(cls):
+            if entry.init and entry.default is not MISSING and not entry.metadata.get("kind"):
+                checked_value(cls, entry.name, entry.default, name)

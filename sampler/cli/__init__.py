@@ -83,5 +83,5 @@ def _with_suggestion(text: str) -> str:
     found = _NOT_ONE_OF.search(text)
     if found is None:
         return text
-    hint = registry.nearest(found[2], re.findall(r"'([^']*)'", found[3]))
+    hint = registry.suggestion(found[2], re.findall(r"'([^']*)'", found[3]))
     return f"{text[: found.start()]}{found[1]}{hint if hint.startswith(' (') else ''}."

@@ -60,7 +60,7 @@ def _entries(what: str, report: Report) -> tuple[str, list[Entry]]:
     names = {kind: registry.names(kind) for kind in registry.KINDS}
     entries = [_entry(kind, what) for kind, listed in names.items() if what in listed]
     if not entries:
-        near = registry.nearest(
+        near = registry.suggestion(
             what, [*KINDS, *(name for known in names.values() for name in known)]
         )
         hint = near if near.startswith(" (") else f"; known: {', '.join(KINDS)}, or a name in them"
@@ -111,9 +111,12 @@ def _print_table(title: str, entries: list[Entry]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("name", "summary", "fields = defaults", title=title, show_lines=True)
+    table = Table("name", "summary", "fields = defaults, ranges", title=title, show_lines=True)
     for entry in entries:
-        fields = "\n".join(f"{f['name']} = {json.dumps(f['default'])}" for f in entry["fields"])
+        fields = "\n".join(
+            f"{f['name']} = {json.dumps(f['default'])}" + (f"  {f['range']}" if f["range"] else "")
+            for f in entry["fields"]
+        )
         about = "\n".join(part for part in (entry["summary"], entry.get("reference")) if part)
         table.add_row(*(Text(_lines(cell)) for cell in (entry["name"], about, fields)))
     Console().print(table)

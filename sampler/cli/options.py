@@ -35,7 +35,7 @@ def _set_color(when: str) -> str:
 def _check_device(name: str | None) -> str | None:
     """Refuse a misspelt device before torch is imported; loading checks that it is present."""
     if name is not None and name.partition(":")[0] not in _DEVICES:
-        raise typer.BadParameter(f"{name!r:.40}{registry.nearest(name, _DEVICES)}.")
+        raise typer.BadParameter(f"{name!r:.40}{registry.suggestion(name, _DEVICES)}.")
     return name
 
 

@@ -193,7 +193,7 @@ def _first(error: ValidationError, sources: Mapping[KeyPath, str]) -> SamplerErr
     problem = error.errors()[0]
     path = tuple(problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
-        text = f": unknown key{registry.nearest(str(path[-1]), _keys(path[:-1]))}"
+        text = f": unknown key{registry.suggestion(str(path[-1]), _keys(path[:-1]))}"
     else:
         path = _known(path)
         same = [p["msg"] for p in error.errors() if _known(tuple(p["loc"])) == path]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from annotated_types import DocInfo, Ge, Le
 
 from sampler.core.nested import bound
 from sampler.guidance.adaptive_state import Decision, decided, first
@@ -20,8 +22,10 @@ from sampler.guidance.spaces import (
     cosine,
     in_space,
 )
-from sampler.registry import build, register
+from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
+
+Cosine = Annotated[float, Ge(-1), Le(1), DocInfo("a cosine")]
 
 
 class AdaptiveState(NamedTuple):
@@ -70,11 +74,11 @@ class Adaptive(GuidanceBase):
     """
 
     rule: Any = field(default="cfg", metadata={"kind": "guidance"})
-    threshold: float = 0.991
+    threshold: Cosine = 0.991
     lag: Literal[0, 1] = 0
     after: Literal["drop", "hold"] = "drop"
-    refresh: int | None = None
-    turn: float | None = None
+    refresh: Annotated[int, Ge(0), DocInfo("0 is never")] | None = None
+    turn: Cosine | None = None
     space: Literal["auto", "native", "eps", "v", "x0", "velocity"] = "auto"
     compact: Literal["rows", "batch"] = "rows"
 
@@ -84,14 +88,6 @@ class Adaptive(GuidanceBase):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rule", build("guidance", self.rule))
-        for name, value in (("threshold", self.threshold), ("turn", self.turn)):
-            if value is not None and not -1 <= value <= 1:
-                raise ValueError(f"adaptive: {name} = {value} is a cosine, it must lie in −1..1.")
-        if self.lag not in (0, 1):
-            raise ValueError(f"adaptive: lag = {self.lag} must be 0 or 1.")
-        if self.refresh is not None and self.refresh < 0:
-            raise ValueError(f"adaptive: refresh = {self.refresh} must be at least 0 (never).")
         if self.turn is not None and not self._period():
             raise ValueError("adaptive: turn is looked at when a row is refreshed; give refresh.")
         inner = type(self.rule).name

@@ -6,15 +6,18 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import DocInfo, Ge, Le
 from sampler_kernels import gram, where
 
-from sampler.guidance.cfg import rescaled
-from sampler.guidance.gates import active, check_gates, check_scale, is_one
+from sampler.guidance.cfg import Rescale, rescaled
+from sampler.guidance.gates import Axes, Interval, Scale, Window, active, is_one
 from sampler.guidance.spaces import Space, from_space, in_space
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
+
+Radius = Annotated[float, Ge(0), DocInfo("0 is off")]
 
 
 @register("guidance", "apg")
@@ -49,18 +52,18 @@ class APG(GuidanceBase):
     Deviations: k = 0 where c = 0 (the formula divides 0 by 0).
     """
 
-    scale: float = 7.5
+    scale: Scale = 7.5
     eta: float = 0.0
-    momentum: float = -0.5
-    norm_threshold: float = 15.0
-    r_rel: float = 0.0
+    momentum: Annotated[float, Ge(-1), Le(1), DocInfo("the paper uses −0.75 to −0.25")] = -0.5
+    norm_threshold: Radius = 15.0
+    r_rel: Radius = 0.0
     space: Space = "x0"
     formulation: Literal["paper", "diffusers"] = "paper"
-    axes: tuple[int, ...] | None = None
+    axes: Axes | None = None
     against: Literal["uncond", "weak"] = "uncond"
-    rescale: float = 0.0
-    interval: tuple[float, float] | None = None
-    window: tuple[int, int] | None = None
+    rescale: Rescale = 0.0
+    interval: Interval | None = None
+    window: Window | None = None
 
     reference: ClassVar[str] = (
         "Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models "
@@ -68,26 +71,11 @@ class APG(GuidanceBase):
     )
 
     def __post_init__(self) -> None:
-        check_scale("apg", self.scale)
-        if not abs(self.momentum) <= 1:
-            raise ValueError(
-                f"apg: momentum = {self.momentum} must lie in −1..1 (beyond, the average grows "
-                "without bound); the paper uses −0.75..−0.25."
-            )
         if abs(self.momentum) == 1:
             warnings.warn(
                 f"apg: momentum = {self.momentum} never forgets a step; use −0.75..−0.25.",
                 stacklevel=3,
             )
-        for field in ("norm_threshold", "r_rel"):
-            check_scale("apg", getattr(self, field), field)
-        if not math.isfinite(self.eta):
-            raise ValueError(f"apg: eta = {self.eta} must be a finite number (0 to 1 is usual).")
-        if not 0 <= self.rescale <= 1:
-            raise ValueError(f"apg: rescale = {self.rescale} must lie in 0..1 (0 is off).")
-        if self.axes is not None and (not self.axes or 0 in self.axes):
-            raise ValueError(f"apg: axes = {self.axes} must name dimensions other than 0, or None.")
-        check_gates("apg", self.interval, self.window)
 
     @property
     def needs(self) -> frozenset[str]:

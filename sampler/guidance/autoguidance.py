@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sampler.guidance.gates import active, check_gates, check_scale, is_one
+from sampler.guidance.gates import Interval, Scale, Window, active, is_one
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
 
@@ -27,19 +27,15 @@ class Autoguidance(GuidanceBase):
     interval, window: as for `cfg`.
     """
 
-    scale: float = 2.0
+    scale: Scale = 2.0
     weak: str = "weak"
-    interval: tuple[float, float] | None = None
-    window: tuple[int, int] | None = None
+    interval: Interval | None = None
+    window: Window | None = None
 
     reference: ClassVar[str] = (
         "Guiding a Diffusion Model with a Bad Version of Itself (Karras et al., 2024), "
         "arXiv:2406.02507, eq. 1"
     )
-
-    def __post_init__(self) -> None:
-        check_scale("autoguidance", self.scale)
-        check_gates("autoguidance", self.interval, self.window)
 
     @property
     def needs(self) -> frozenset[str]:

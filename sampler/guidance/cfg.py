@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import DocInfo, Ge, Le
 from sampler_kernels import gram, pivot, where
 
-from sampler.guidance.gates import active, check_gates, check_scale, is_one, is_zero
+from sampler.guidance.gates import Axes, Interval, Scale, Window, active, is_one, is_zero
 from sampler.guidance.spaces import Space, from_space, in_space
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
+
+Rescale = Annotated[float, Ge(0), Le(1), DocInfo("0 is off")]
 
 
 @register("guidance", "cfg")
@@ -38,28 +41,18 @@ class CFG(GuidanceBase):
     Deviation: where std(g) = 0 the row is left as it is (the formula divides 0 by 0 there).
     """
 
-    scale: float = 7.5
-    rescale: float = 0.0
-    interval: tuple[float, float] | None = None
-    window: tuple[int, int] | None = None
+    scale: Scale = 7.5
+    rescale: Rescale = 0.0
+    interval: Interval | None = None
+    window: Window | None = None
     rescale_space: Space = "native"
-    match_norm: tuple[int, ...] | None = None
+    match_norm: Axes | None = None
 
     reference: ClassVar[str] = (
         "Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), arXiv:2207.12598, eq. 6; "
         "rescale: Lin et al. (2023), arXiv:2305.08891, eq. 15-16; "
         "interval: Kynkäänniemi et al. (2024), arXiv:2404.07724"
     )
-
-    def __post_init__(self) -> None:
-        check_scale("cfg", self.scale)
-        if not 0 <= self.rescale <= 1:
-            raise ValueError(f"cfg: rescale = {self.rescale} must lie in 0..1 (0 is off).")
-        if self.match_norm is not None and (not self.match_norm or 0 in self.match_norm):
-            raise ValueError(
-                f"cfg: match_norm = {self.match_norm} must name dimensions other than 0, or None."
-            )
-        check_gates("cfg", self.interval, self.window)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import DocInfo, Ge
 from sampler_kernels import gram, where
 
-from sampler.guidance.gates import active, check_gates, check_scale, is_one
+from sampler.guidance.gates import Interval, Scale, Window, active, is_one
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
 
@@ -31,23 +32,15 @@ class CFGZero(GuidanceBase):
     Deviation: a = 1 (plain CFG) where u = 0.
     """
 
-    scale: float = 5.0
-    zero_init_steps: int = 1
-    interval: tuple[float, float] | None = None
-    window: tuple[int, int] | None = None
+    scale: Scale = 5.0
+    zero_init_steps: Annotated[int, Ge(0), DocInfo("0 is off")] = 1
+    interval: Interval | None = None
+    window: Window | None = None
 
     reference: ClassVar[str] = (
         "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models "
         "(Fan et al., 2025), arXiv:2503.18886"
     )
-
-    def __post_init__(self) -> None:
-        check_scale("cfg_zero", self.scale)
-        if self.zero_init_steps < 0:
-            raise ValueError(
-                f"cfg_zero: zero_init_steps = {self.zero_init_steps} must be at least 0 (off)."
-            )
-        check_gates("cfg_zero", self.interval, self.window)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sampler.guidance.gates import active, check_gates, check_scale
+from sampler.guidance.gates import Interval, Strength, Window, active
 from sampler.registry import register
 from sampler.types import Cond, GuidanceBase, Lin, Prediction, Span
 
@@ -38,19 +38,15 @@ class ClassifierGuidance(GuidanceBase):
     """
 
     classifier: Any = None
-    strength: float = 1.0
+    strength: Strength = 1.0
     at: Literal["x", "x0"] = "x0"
-    interval: tuple[float, float] | None = None
-    window: tuple[int, int] | None = None
+    interval: Interval | None = None
+    window: Window | None = None
 
     reference: ClassVar[str] = (
         "Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021), "
         "arXiv:2105.05233, algorithm 2"
     )
-
-    def __post_init__(self) -> None:
-        check_scale("classifier", self.strength, "strength")
-        check_gates("classifier", self.interval, self.window)
 
     def bind(self, request: Any, cond: Cond) -> tuple[ClassifierGuidance, Cond]:
         """The classifier and the wanted classes, from a reader of classes."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sampler.guidance.gates import check_scale
+from sampler.constraints import Nonnegative
 from sampler.registry import register
 from sampler.types import Cond, GuidanceBase
 
@@ -23,15 +23,12 @@ class Embedded(GuidanceBase):
         LCM pipeline. Under other rules the network is told its pipeline's default.
     """
 
-    scale: float = 8.5
+    scale: Nonnegative = 8.5
 
     reference: ClassVar[str] = (
         "On Distillation of Guided Diffusion Models (Meng et al., 2022), arXiv:2210.03142; Latent "
         "Consistency Models (Luo et al., 2023), arXiv:2310.04378, section 4.3"
     )
-
-    def __post_init__(self) -> None:
-        check_scale("embedded", self.scale)
 
     def check(self, adapter: Any) -> None:
         """Raises ValueError where no network is told a scale, before a run is begun."""

@@ -12,11 +12,41 @@ The step window is the setting of diffusers' guiders, and with first = 0 it is S
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
+from annotated_types import DocInfo, Ge, Predicate
+
+from sampler.constraints import FloatOrTensor, PerSample
 from sampler.types import Level, Span
 
-Interval = tuple[float, float]
-Window = tuple[int, int]
+
+def _ascends(pair: tuple[float, float]) -> bool:
+    return 0 <= pair[0] < pair[1]
+
+
+def _is_window(pair: tuple[int, int]) -> bool:
+    return 0 <= pair[0] <= pair[1]
+
+
+def _spares_the_batch(axes: tuple[int, ...]) -> bool:
+    return bool(axes) and 0 not in axes
+
+
+Scale = Annotated[FloatOrTensor, Ge(0), PerSample, DocInfo("1 is no guidance")]
+Strength = Annotated[FloatOrTensor, Ge(0), PerSample, DocInfo("0 is no guidance")]
+Interval = Annotated[
+    tuple[float, float],
+    Predicate(_ascends),
+    DocInfo("(low, high) with 0 <= low < high, in sigma/alpha"),
+]
+Window = Annotated[
+    tuple[int, int],
+    Predicate(_is_window),
+    DocInfo("(first, last) with 0 <= first <= last, in steps"),
+]
+Axes = Annotated[
+    tuple[int, ...], Predicate(_spares_the_batch), DocInfo("dimensions other than 0, at least one")
+]
 
 
 def inside(interval: Interval | None, level: Level) -> bool:
@@ -46,31 +76,11 @@ def step_window(start: float, stop: float, steps: int) -> Window:
     return int(start * steps), int(stop * steps)
 
 
-def check_gates(name: str, interval: Interval | None, window: Window | None) -> None:
-    """Raises ValueError for an interval or a window that is upside down."""
-    if interval is not None and not 0 <= interval[0] < interval[1]:
-        raise ValueError(
-            f"{name}: interval = {interval} must be (low, high) with 0 <= low < high, in "
-            "sigma/alpha."
-        )
-    if window is not None and not 0 <= window[0] <= window[1]:
-        raise ValueError(
-            f"{name}: window = {window} must be (first, last) with 0 <= first <= last, in steps; "
-            "see sampler.guidance.gates.step_window for fractions."
-        )
+def is_one(scale: FloatOrTensor) -> bool:
+    """True for the number 1, which means no guidance: its branch is not evaluated."""
+    return isinstance(scale, (int, float)) and math.isclose(scale, 1, rel_tol=1e-9)
 
 
-def check_scale(name: str, value: float, field: str = "scale") -> None:
-    """Raises ValueError for a scale that is no number >= 0; a tensor [B] was checked by rows."""
-    if not hasattr(value, "shape") and not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name}: {field} = {value} must be a number >= 0 (1 is no guidance).")
-
-
-def is_one(scale: float) -> bool:
-    """Whether a scale means no guidance, so that its branch must not be paid for."""
-    return not hasattr(scale, "shape") and math.isclose(scale, 1, rel_tol=1e-9)
-
-
-def is_zero(scale: float) -> bool:
-    """Whether a scale asks for the unconditional model alone."""
-    return not hasattr(scale, "shape") and scale == 0
+def is_zero(scale: FloatOrTensor) -> bool:
+    """True for the number 0, which means the unconditional model alone."""
+    return isinstance(scale, (int, float)) and scale == 0

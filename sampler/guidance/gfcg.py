@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from sampler_kernels import map_tree
 
-from sampler.guidance.gates import active, check_gates, check_scale
+from sampler.guidance.gates import Interval, Strength, Window, active
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
 
@@ -59,21 +59,17 @@ class GFCG(GuidanceBase):
     """
 
     classifier: Any = None
-    strength: float = 2.0
+    strength: Strength = 2.0
     confidence: Literal["confusion", "ratio", "constant"] = "confusion"
     network: Literal["main", "weak"] = "main"
-    interval: tuple[float, float] | None = (0.0, 5.0)
-    window: tuple[int, int] | None = None
+    interval: Interval | None = (0.0, 5.0)
+    window: Window | None = None
     variant: Literal["recon-v1"] = "recon-v1"
 
     reference: ClassVar[str] = (
         "Gradient-Free Classifier Guidance for Diffusion Model Sampling (Shenoy et al., 2024), "
         "arXiv:2411.15393; reconstructed from the abstract (recon-v1)"
     )
-
-    def __post_init__(self) -> None:
-        check_scale("gfcg", self.strength, "strength")
-        check_gates("gfcg", self.interval, self.window)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from sampler.guidance.gates import check_scale, is_one
+from sampler.constraints import FloatOrTensor
+from sampler.guidance.gates import Scale, is_one
 from sampler.guidance.linear_ag_coefficients import Coefficients, agree
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
@@ -45,8 +46,8 @@ class LinearAG(GuidanceBase):
     """
 
     coefficients: Any = "bundled"
-    policy: tuple[int, ...] | None = None
-    scale: float | None = None
+    policy: tuple[Literal[0, 1], ...] | None = None
+    scale: Scale | None = None
 
     reference: ClassVar[str] = (
         "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models "
@@ -55,7 +56,7 @@ class LinearAG(GuidanceBase):
 
     def __post_init__(self) -> None:
         known, policy = self._known, self._policy()
-        if len(policy) != known.steps or set(policy) - {0, 1}:
+        if len(policy) != known.steps:
             raise ValueError(
                 f"linear_ag: policy = {self.policy} must have a 0 or a 1 for each of the "
                 f"{known.steps} steps of the calibration."
@@ -66,7 +67,6 @@ class LinearAG(GuidanceBase):
                 stacklevel=3,
             )
         known.refuse(policy=list(policy))
-        check_scale("linear_ag", self._scale())
         if self.scale is not None and not is_one(self.scale):
             known.refuse(scale=float(self.scale))
 
@@ -123,7 +123,7 @@ class LinearAG(GuidanceBase):
         given = self.coefficients
         return given if isinstance(given, Coefficients) else _loaded(str(given))
 
-    def _scale(self) -> float:
+    def _scale(self) -> FloatOrTensor:
         return self._known.keys.get("scale", 7.5) if self.scale is None else self.scale
 
     def _policy(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from sampler.core.nested import bound
 from sampler.guidance.spaces import in_space
-from sampler.registry import build, register
+from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
 
 
@@ -39,10 +39,8 @@ class Sum(GuidanceBase):
     )
 
     def __post_init__(self) -> None:
-        given = self.rules if isinstance(self.rules, (list, tuple)) else (self.rules,)
-        rules = tuple(build("guidance", rule) for rule in given)
-        object.__setattr__(self, "rules", rules)
-        if len(rules) < 2:
+        rules = self.rules
+        if not isinstance(rules, tuple) or len(rules) < 2:
             raise ValueError("sum: rules must be a list of at least two guidance rules.")
         taken: dict[str, str] = {}
         for rule in rules:

@@ -61,10 +61,10 @@ class ClassifierLogProbability(RewardBase):
 
     def check(self) -> None:
         if self.label is not None and self.label not in self._labels:
-            from sampler.registry import nearest
+            from sampler.registry import suggestion
 
             raise UsageError(
-                f"The classifier has no class {self.label!r}{nearest(self.label, self._labels)}."
+                f"The classifier has no class {self.label!r}{suggestion(self.label, self._labels)}."
             )
         _ = self._network
 

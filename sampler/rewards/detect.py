@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from sampler.errors import UsageError
-from sampler.registry import nearest, register
+from sampler.registry import register, suggestion
 from sampler.rewards.base import Dtype, RewardBase
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class ObjectCount(RewardBase):
         detector = Vision(f"AutoModelFor{auto}", self.path, self.dtype, self.download)
         if self.vocabulary == "fixed" and self.label not in detector.labels:
             raise UsageError(
-                f"The detector has no class {self.label!r}{nearest(self.label, detector.labels)}.",
+                f"The detector has no class {self.label!r}"
+                f"{suggestion(self.label, detector.labels)}."
             )
         return detector
 

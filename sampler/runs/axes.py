@@ -43,7 +43,7 @@ def parse_axis(text: str) -> Axis:
     column = name.partition(".")[0]
     if column not in COLUMNS and not (name.startswith(REPLACE) and name != REPLACE):
         known = [*COLUMNS, "guidance.scale", "sampler.order", "prompt/TEXT"]
-        raise UsageError(f"--axis {name!r:.60}: unknown name{registry.nearest(name, known)}.")
+        raise UsageError(f"--axis {name!r:.60}: unknown name{registry.suggestion(name, known)}.")
     is_text = column in _TEXT_COLUMNS or name.startswith(REPLACE)
     found = _split(values) if is_text else _values(values, name)
     if twice := [value for k, value in enumerate(found) if value in found[:k]]:

@@ -65,7 +65,7 @@ def parse_line(cells: Mapping[str, Any], where: str, limits: Limits, text: bool)
         elif key.partition(".")[0] in _STRATEGIES and "." in key:
             plain.setdefault("fields", {})[key] = scalar(value) if text else value
         else:
-            hint = registry.nearest(str(key)[:60], COLUMNS)
+            hint = registry.suggestion(str(key)[:60], COLUMNS)
             raise UsageError(f"{where}: {str(key)!r:.60}: unknown column{hint}.")
     try:
         row = PromptLine.model_validate(plain, strict=not text)

@@ -41,7 +41,7 @@ def check_template(template: str) -> None:
     for name in found:
         if name not in FIELDS and not re.fullmatch(r"axis:[A-Za-z0-9_./ -]{1,60}", name):
             raise UsageError(
-                f"--name-template: unknown field {{{name:.40}}}{registry.nearest(name, FIELDS)}.",
+                f"--name-template: unknown field {{{name:.40}}}{registry.suggestion(name, FIELDS)}."
             )
     if not {"index", "key"} & set(found):
         raise UsageError("--name-template needs {index} or {key}, so that names differ.")

@@ -132,7 +132,7 @@ def _header(cells: list[str], name: str) -> list[str]:
     header = [cell.strip() for cell in cells]
     if "prompt" not in header:
         shown = [repr(cell)[1:-1][:40] for cell in header[:20]]  # no line breaks of strangers
-        hint = registry.nearest("prompt", shown) if header else ""
+        hint = registry.suggestion("prompt", shown) if header else ""
         raise UsageError(f"{name}:1: the header needs a column 'prompt'{hint}.")
     if twice := [cell for cell in header if header.count(cell) > 1]:
         raise UsageError(f"{name}:1: the column {twice[0]!r:.60} is given twice.")

@@ -136,7 +136,7 @@ class Wildcards:
         inside = path.resolve().is_relative_to(self._folder.resolve())
         if name.startswith("/") or not inside or not path.is_file():
             known = [p.stem for p in sorted(self._folder.glob("*.txt"))]
-            hint = registry.nearest(name, known) if known else ""
+            hint = registry.suggestion(name, known) if known else ""
             raise UsageError(f"{shown!r:.60}: unknown wildcard __{name:.60}__{hint}.")
         lines = []
         for _, row in read_table(path):

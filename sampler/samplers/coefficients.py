@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le
 
 # 1, 1/2, 5/12, 3/8, 251/720: Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I,
 # section III.1, table 1.1.
 GAMMA = (1.0, 1 / 2, 5 / 12, 3 / 8, 251 / 720)
 MAX_ORDER = len(GAMMA)
+Order = Annotated[int, Ge(1), Le(MAX_ORDER)]
 
 
 @cache

@@ -26,7 +26,6 @@ from typing import Any, Literal
 from sampler.types import Level, Lin, Prediction, Span
 
 Space = Literal["auto", "eps", "data", "flow"]
-SPACES = ("auto", "eps", "data", "flow")
 
 
 def is_flow(span: Span) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import DocInfo, Ge, Le
 from sampler_kernels import sqrt
 
 from sampler.registry import register
@@ -26,15 +27,11 @@ class DDIM(SamplerBase):
     eta: 0 (default, the paper's DDIM) is deterministic, 1 is ancestral (DDPM); 0 to 1.
     """
 
-    eta: float = 0.0
+    eta: Annotated[float, Ge(0), Le(1), DocInfo("0 is deterministic")] = 0.0
 
     reference: ClassVar[str] = (
         "Denoising Diffusion Implicit Models (Song et al., 2021), arXiv:2010.02502, eq. 12, 16"
     )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"ddim: eta = {self.eta} must lie in 0..1 (0 is deterministic).")
 
     @property
     def convergence(self) -> float | None:

@@ -6,9 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from sampler.registry import register
-from sampler.samplers.coefficients import ghvb
-from sampler.samplers.coordinates import SPACES, Space, advance, check_space, euler, slope, weighted
-from sampler.samplers.momentum import Momentum, bound_number, damped, require_number, resolved
+from sampler.samplers.coefficients import Order, ghvb
+from sampler.samplers.coordinates import Space, advance, check_space, euler, slope, weighted
+from sampler.samplers.momentum import (
+    Beta,
+    Momentum,
+    MomentumNumber,
+    bound_number,
+    damped,
+    require_number,
+    resolved,
+)
 from sampler.types import Level, Move, Prediction, SamplerBase, Span
 
 
@@ -35,9 +43,9 @@ class GHVB(SamplerBase):
     generating rule decides: beta = 1 must be Adams-Bashforth.
     """
 
-    momentum_number: float | str | None = None
-    order: int | None = None
-    beta: float | None = None
+    momentum_number: MomentumNumber | None = None
+    order: Order | None = None
+    beta: Beta | None = None
     space: Space = "auto"
 
     reference: ClassVar[str] = (
@@ -47,8 +55,6 @@ class GHVB(SamplerBase):
 
     def __post_init__(self) -> None:
         self.momentum  # noqa: B018 - checks the numbers
-        if self.space not in SPACES:
-            raise ValueError(f"ghvb: space = {self.space!r} must be one of {', '.join(SPACES)}.")
 
     @property
     def momentum(self) -> Momentum:

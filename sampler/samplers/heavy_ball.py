@@ -6,10 +6,18 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from sampler.registry import register
-from sampler.samplers.coefficients import adams_bashforth
-from sampler.samplers.coordinates import SPACES, Space, advance, check_space, euler, slope, weighted
+from sampler.samplers.coefficients import Order, adams_bashforth
+from sampler.samplers.coordinates import Space, advance, check_space, euler, slope, weighted
 from sampler.samplers.data_space import Compat, dpmpp_2m, unipc
-from sampler.samplers.momentum import Momentum, bound_number, damped, require_number, resolved
+from sampler.samplers.momentum import (
+    Beta,
+    Momentum,
+    MomentumNumber,
+    bound_number,
+    damped,
+    require_number,
+    resolved,
+)
 from sampler.types import Level, Move, Prediction, SamplerBase, Span
 
 
@@ -34,10 +42,10 @@ class HeavyBall(SamplerBase):
         biases a constant x0 towards 0; "clean" (default) averages the slope itself.
     """
 
-    momentum_number: float | str | None = None
+    momentum_number: MomentumNumber | None = None
     base: Literal["ab", "dpmpp_2m", "unipc"] = "ab"
-    order: int | None = None
-    beta: float | None = None
+    order: Order | None = None
+    beta: Beta | None = None
     space: Space = "auto"
     compat: Compat = "clean"
 
@@ -47,16 +55,13 @@ class HeavyBall(SamplerBase):
     )
 
     def __post_init__(self) -> None:
-        for field, allowed in (
-            ("base", ("ab", "dpmpp_2m", "unipc")),
-            ("space", SPACES if self.base == "ab" else ("auto", "data")),
-            ("compat", ("clean", "published") if self.base == "unipc" else ("clean",)),
-        ):
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"heavy_ball: {field} = {getattr(self, field)!r} must be one of "
-                    f"{', '.join(allowed)} (base = {self.base!r})."
-                )
+        if self.base != "ab" and self.space not in ("auto", "data"):
+            raise ValueError(
+                f"heavy_ball: space = {self.space!r} must be 'auto' or 'data' with base = "
+                f"{self.base!r}."
+            )
+        if self.compat == "published" and self.base != "unipc":
+            raise ValueError("heavy_ball: compat = 'published' needs base = 'unipc'.")
         if self.momentum.order != 2 and self.base != "ab":
             raise ValueError(
                 f"heavy_ball: base = {self.base!r} is of order 2, not {self.momentum.order}; "

@@ -102,8 +102,6 @@ def measurement(operator: Any, y: Any, init: Any, data_range: Any) -> Measuremen
         operator = operators.Matrix(operator, tuple(init.shape[1:]))
     operator = operators.build(operator)
     low, high = data_range or ((0.0, 1.0) if _is_deepinv(operator) else (-1.0, 1.0))
-    if not low < high:
-        raise ValueError(f"reddiff: data_range = {(low, high)} must be (low, high), low < high.")
     gain, shift = (high - low) / 2, (high + low) / 2
     apply: Any = getattr(operator, "A", operator)
     if not callable(apply):

@@ -9,7 +9,9 @@ A smaller beta is more momentum: more stable, less accurate.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from annotated_types import DocInfo, Gt, Le, Predicate
 
 from sampler.samplers.calibrated import key_of, look_up
 from sampler.samplers.coefficients import MAX_ORDER
@@ -17,6 +19,18 @@ from sampler.types import Lin
 
 DEFAULT = 1.8
 CALIBRATED = "calibrated:"
+Beta = Annotated[float, Gt(0), Le(1), DocInfo("1 is no momentum")]
+
+
+def is_calibrated(number: object) -> bool:
+    """True for "calibrated:FILE"."""
+    return isinstance(number, str) and number.startswith(CALIBRATED)
+
+
+MomentumNumber = (
+    Annotated[float, Gt(0), Le(MAX_ORDER), DocInfo("its ceiling is the order, the rest is beta")]
+    | Annotated[str, Predicate(is_calibrated), DocInfo(f"'{CALIBRATED}FILE'")]
+)
 
 
 class Momentum(NamedTuple):
@@ -38,21 +52,13 @@ def resolved(
     Nothing given is 1.8; what is missing beside order or beta is taken from there. A calibration
     that is not looked up yet is 1.8 as well.
 
-    Raises ValueError for numbers out of range, and where the two forms contradict each other.
+    Raises ValueError where the two forms contradict each other.
     """
     if isinstance(number, str):
-        if not number.startswith(CALIBRATED):
-            raise ValueError(
-                f"{name}: momentum_number = {number!r} must be a number or '{CALIBRATED}FILE'."
-            )
         if order is not None or beta is not None:
             raise ValueError(f"{name}: give either {number!r} or order and beta.")
-        return Momentum(*_split(name, DEFAULT))
-    if order is not None and order not in range(1, MAX_ORDER + 1):
-        raise ValueError(f"{name}: order = {order} must be one of 1, 2, 3, 4, 5.")
-    if beta is not None and not 0 < beta <= 1:
-        raise ValueError(f"{name}: beta = {beta} must lie in (0, 1]; 1 is no momentum.")
-    split = _split(name, DEFAULT if number is None else number)
+        return _split(DEFAULT)
+    split = _split(DEFAULT if number is None else number)
     if number is None:
         return Momentum(order or split.order, split.beta if beta is None else beta)
     if (order is not None and order != split.order) or (
@@ -67,7 +73,7 @@ def resolved(
 
 def require_number(name: str, number: float | str | None) -> None:
     """Raises ValueError for a calibration that has not been looked up for a model yet."""
-    if isinstance(number, str) and number.startswith(CALIBRATED):
+    if is_calibrated(number):
         raise ValueError(
             f"{name}: momentum_number = {number!r} is looked up by generate(), for its model, "
             "steps and scale; give a number here."
@@ -80,7 +86,7 @@ def bound_number(method: Any, setting: Any) -> float | str | None:
     Raises SamplerError (2) as `calibrated.look_up`.
     """
     number = method.momentum_number
-    if not (isinstance(number, str) and number.startswith(CALIBRATED)):
+    if not is_calibrated(number):
         return number
     key = key_of(method.name, setting.levels, setting.guidance)
     return look_up(number, setting.fingerprint(), key)
@@ -93,11 +99,6 @@ def damped(beta: Any, velocity: Any, e: Lin) -> Lin:
     return (1 - beta) * Lin.of(velocity) + beta * e
 
 
-def _split(name: str, number: float) -> Momentum:
-    if not 0 < number <= MAX_ORDER:
-        raise ValueError(
-            f"{name}: momentum_number = {number} must lie in (0, {MAX_ORDER}]: "
-            "its ceiling is the order, the rest is beta."
-        )
+def _split(number: float) -> Momentum:
     order = math.ceil(number)
     return Momentum(order, round(number - (order - 1), 12))

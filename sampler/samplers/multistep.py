@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from sampler.registry import register
-from sampler.samplers.coefficients import adams_bashforth, variable_step
+from sampler.samplers.coefficients import Order, adams_bashforth, variable_step
 from sampler.samplers.coordinates import (
-    SPACES,
     Space,
     advance,
     carried,
@@ -52,7 +51,7 @@ class AdamsBashforth(SamplerBase):
         alpha/sigma, f = x0; "auto" is eps, or flow on a flow model. Flow is refused on others.
     """
 
-    order: int = 4
+    order: Order = 4
     steps: Literal["fixed", "variable"] = "fixed"
     space: Space = "auto"
 
@@ -60,14 +59,6 @@ class AdamsBashforth(SamplerBase):
         "Pseudo Numerical Methods for Diffusion Models on Manifolds (Liu et al., 2022), "
         "arXiv:2202.09778, eq. 9"
     )
-
-    def __post_init__(self) -> None:
-        if self.order not in range(1, 6):
-            raise ValueError(f"ab: order = {self.order} must be one of 1, 2, 3, 4, 5.")
-        if self.steps not in ("fixed", "variable"):
-            raise ValueError(f"ab: steps = {self.steps!r} must be 'fixed' or 'variable'.")
-        if self.space not in SPACES:
-            raise ValueError(f"ab: space = {self.space!r} must be one of {', '.join(SPACES)}.")
 
     @property
     def convergence(self) -> float:

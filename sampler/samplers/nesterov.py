@@ -6,9 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from sampler.registry import register
-from sampler.samplers.coefficients import adams_bashforth
-from sampler.samplers.coordinates import SPACES, Space, advance, check_space, euler, slope, weighted
-from sampler.samplers.momentum import Momentum, bound_number, damped, require_number, resolved
+from sampler.samplers.coefficients import Order, adams_bashforth
+from sampler.samplers.coordinates import Space, advance, check_space, euler, slope, weighted
+from sampler.samplers.momentum import (
+    Beta,
+    Momentum,
+    MomentumNumber,
+    bound_number,
+    damped,
+    require_number,
+    resolved,
+)
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 
@@ -26,9 +34,9 @@ class Nesterov(SamplerBase):
     momentum_number, order, beta, space: as for `ghvb`.
     """
 
-    momentum_number: float | str | None = None
-    order: int | None = None
-    beta: float | None = None
+    momentum_number: MomentumNumber | None = None
+    order: Order | None = None
+    beta: Beta | None = None
     space: Space = "auto"
 
     reference: ClassVar[str] = (
@@ -38,10 +46,6 @@ class Nesterov(SamplerBase):
 
     def __post_init__(self) -> None:
         self.momentum  # noqa: B018 - checks the numbers
-        if self.space not in SPACES:
-            raise ValueError(
-                f"nesterov: space = {self.space!r} must be one of {', '.join(SPACES)}."
-            )
 
     @property
     def momentum(self) -> Momentum:

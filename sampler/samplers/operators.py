@@ -11,10 +11,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor
+
+from sampler.constraints import checked
 
 _HERE = "sampler.samplers.operators"
 # name in a configuration -> (module, class)
@@ -166,6 +169,7 @@ class Matrix:
         return (y @ self.inverse.to(y).T).reshape(-1, *self.shape)
 
 
+@checked("compressed_sensing")
 @dataclass(frozen=True)
 class CompressedSensing:
     """A(x) = S·x with `ratio`·D random directions, orthonormal rows, drawn from `seed`.
@@ -174,12 +178,10 @@ class CompressedSensing:
     """
 
     shape: tuple[int, ...]
-    ratio: float = 0.25
+    ratio: Annotated[float, Gt(0), Le(1)] = 0.25
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
-            raise ValueError(f"compressed_sensing: ratio = {self.ratio} must lie in (0, 1].")
         size = torch.Size(self.shape).numel()
         generator = torch.Generator().manual_seed(self.seed)
         draws = torch.randn(size, max(1, round(self.ratio * size)), generator=generator)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import DocInfo, Ge, Predicate
 from torch import Tensor
+
+from sampler.constraints import Count, Positive, checked
 
 # Conjugate-gradient iterations of a pseudo-inverse. Stopping early keeps the directions that the
 # filter has all but erased, where noise would be blown up, out of the result.
 _ITERATIONS = 12
 
 
+@checked("superres")
 @dataclass(frozen=True)
 class SuperResolution:
     """A(x) is smaller by `factor`: "average" pools blocks, "bicubic" filters and subsamples.
@@ -24,14 +28,8 @@ class SuperResolution:
     least-squares solution by conjugate gradients, stopped early.
     """
 
-    factor: int = 4
+    factor: Count = 4
     method: Literal["average", "bicubic"] = "average"
-
-    def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"superres: factor = {self.factor} must be at least 1.")
-        if self.method not in ("average", "bicubic"):
-            raise ValueError(f"superres: method = {self.method!r} must be 'average' or 'bicubic'.")
 
     def A(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -49,6 +47,11 @@ class SuperResolution:
         return start if self.method == "average" else least_squares(self.A, y, start)
 
 
+def _is_odd(size: int) -> bool:
+    return size % 2 == 1
+
+
+@checked("deblur")
 @dataclass(frozen=True)
 class Deblur:
     """A(x) = kernel * x, edges reflected; a fixed kernel of odd size that sums to 1.
@@ -59,17 +62,9 @@ class Deblur:
     """
 
     kind: Literal["gaussian", "uniform", "motion"] = "gaussian"
-    size: int = 9
-    sigma: float = 2.0
+    size: Annotated[int, Ge(1), Predicate(_is_odd), DocInfo("a positive odd number")] = 9
+    sigma: Positive = 2.0
     angle: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.size < 1 or self.size % 2 == 0:
-            raise ValueError(f"deblur: size = {self.size} must be a positive odd number.")
-        if self.kind not in ("gaussian", "uniform", "motion"):
-            raise ValueError(f"deblur: kind = {self.kind!r} must be gaussian, uniform or motion.")
-        if not self.sigma > 0:
-            raise ValueError(f"deblur: sigma = {self.sigma} must be greater than 0 pixels.")
 
     def kernel(self) -> Tensor:
         """The kernel [size, size], float64."""

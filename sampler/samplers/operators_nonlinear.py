@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor
 
+from sampler.constraints import Positive, checked
 from sampler.core.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_table
 
 
+@checked("hdr")
 @dataclass(frozen=True)
 class HighDynamicRange:
     """A(x) = clip(gain·x, −1, 1): highlights and shadows are lost. A_dagger(y) = y/gain."""
 
-    gain: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not self.gain > 0:
-            raise ValueError(f"hdr: gain = {self.gain} must be greater than 0.")
+    gain: Positive = 2.0
 
     def A(self, x: Tensor) -> Tensor:
         return (self.gain * x).clamp(-1, 1)
@@ -28,6 +28,7 @@ class HighDynamicRange:
         return y / self.gain
 
 
+@checked("phase")
 @dataclass(frozen=True)
 class PhaseRetrieval:
     """A(x) = |FFT(x)|, orthonormal, after zero-padding by `pad` pixels on each side.
@@ -36,11 +37,7 @@ class PhaseRetrieval:
     cropped: a start, no inverse. Computed in the precision of x.
     """
 
-    pad: int = 64
-
-    def __post_init__(self) -> None:
-        if self.pad < 0:
-            raise ValueError(f"phase: pad = {self.pad} must be at least 0 pixels.")
+    pad: Annotated[int, Ge(0)] = 64
 
     def A(self, x: Tensor) -> Tensor:
         x = torch.fft.ifftshift(F.pad(x, (self.pad,) * 4), dim=(-2, -1))
@@ -53,6 +50,7 @@ class PhaseRetrieval:
         return x[..., self.pad : x.shape[-2] - self.pad, self.pad : x.shape[-1] - self.pad]
 
 
+@checked("jpeg")
 @dataclass(frozen=True)
 class JPEG:
     """A(x) = what is left of x after JPEG at `quality` (1 to 100), without chroma subsampling.
@@ -62,11 +60,7 @@ class JPEG:
     not be felt. Height and width must be multiples of 8. A_dagger(y) = y.
     """
 
-    quality: int = 20
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"jpeg: quality = {self.quality} must lie in 1..100.")
+    quality: Annotated[int, Ge(1), Le(100)] = 20
 
     def A(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape

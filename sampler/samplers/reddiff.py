@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+from annotated_types import DocInfo, Ge, Lt, Predicate
+
+from sampler.constraints import Nonnegative, Positive
 from sampler.registry import register
 from sampler.samplers.measurement import Measurement, measurement
 from sampler.samplers.weights import WEIGHTS, Weight
@@ -21,6 +24,13 @@ from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 # torch.optim.Adam with the published betas; the published eps is 1e-8.
 _BETAS = (0.9, 0.99)
+
+
+def _ascends(pair: tuple[float, float]) -> bool:
+    return pair[0] < pair[1]
+
+
+Range = Annotated[tuple[float, float], Predicate(_ascends), DocInfo("(low, high), low < high")]
 
 
 class Fit(NamedTuple):
@@ -72,17 +82,17 @@ class REDDiff(SamplerBase):
 
     operator: Any
     y: Any
-    lam: float = 0.25
-    lr: float = 0.1
+    lam: Nonnegative = 0.25
+    lr: Positive = 0.1
     weight: Weight = "linear"
     init: Any = None
-    data_range: tuple[float, float] | None = None
+    data_range: Range | None = None
     reduction: Literal["published", "sum"] = "published"
-    obs_weight: float = 1.0
-    sigma_x0: float = 0.0
+    obs_weight: Nonnegative = 1.0
+    sigma_x0: Nonnegative = 0.0
     decay: Literal["none", "linear", "cosine"] = "none"
-    average: float = 0.0
-    eps: float = 1e-8
+    average: Annotated[float, Ge(0), Lt(1)] = 0.0
+    eps: Nonnegative = 1e-8
     returns: Literal["mu", "published"] = "mu"
     space: Literal["model", "image"] = "model"
 
@@ -92,21 +102,6 @@ class REDDiff(SamplerBase):
     )
 
     def __post_init__(self) -> None:
-        checks = {
-            "lam": (self.lam >= 0, "at least 0"),
-            "lr": (self.lr > 0, "greater than 0"),
-            "weight": (self.weight in WEIGHTS, f"one of {', '.join(WEIGHTS)}"),
-            "reduction": (self.reduction in ("published", "sum"), "'published' or 'sum'"),
-            "obs_weight": (self.obs_weight >= 0, "at least 0"),
-            "sigma_x0": (self.sigma_x0 >= 0, "at least 0"),
-            "decay": (self.decay in ("none", "linear", "cosine"), "'none', 'linear' or 'cosine'"),
-            "average": (0 <= self.average < 1, "in [0, 1)"),
-            "returns": (self.returns in ("mu", "published"), "'mu' or 'published'"),
-            "space": (self.space in ("model", "image"), "'model' or 'image'"),
-        }
-        for name, (good, allowed) in checks.items():
-            if not good:
-                raise ValueError(f"reddiff: {name} = {getattr(self, name)!r} must be {allowed}.")
         made = measurement(self.operator, self.y, self.init, self.data_range)
         object.__setattr__(self, "_measured", made)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from sampler.core.durable import make_folder
 from sampler.errors import UsageError
-from sampler.registry import nearest
+from sampler.registry import suggestion
 from sampler.rewards.compose import check_reward
 from sampler.runs.lock import Lock
 from sampler.training.base import TrainerBase
@@ -96,7 +96,7 @@ def check_tracker(name: str | None) -> None:
     if name in (None, "all") or name in get_available_trackers():
         return
     if name not in LOGGER_TYPE_TO_CLASS:
-        near = nearest(name, LOGGER_TYPE_TO_CLASS)
+        near = suggestion(name, LOGGER_TYPE_TO_CLASS)
         raise UsageError(f"fit.log_with: unknown tracker {name!r:.40}{near}.")
     extra = "the extra 'track' (pip install diffusion-sampler[track])"
     needs = extra if name in ("tensorboard", "trackio") else "its package, which is not installed"

@@ -76,7 +76,7 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
     known = [f.name for f in fields(Recipe)]
     for key in tree:
         if key not in known:
-            near = registry.nearest(key, known)
+            near = registry.suggestion(key, known)
             raise UsageError(f"{source_of((key,), sources)}: unknown key {key!r}{near}.")
     try:
         recipe = TypeAdapter(Recipe).validate_json(json.dumps(tree))

@@ -151,7 +151,7 @@ def settings_from(values: Any) -> Settings:
     known = {f.name for f in fields(Settings)}
     for key in values:
         if key not in known:
-            raise UsageError(f"fit has no key {key!r}{registry.nearest(str(key), known)}.")
+            raise UsageError(f"fit has no key {key!r}{registry.suggestion(str(key), known)}.")
     try:
         return TypeAdapter(Settings).validate_python(dict(values))
     except ValidationError as error:

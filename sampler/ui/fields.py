@@ -46,7 +46,8 @@ def controls(kind: str, name: str, given: Mapping[str, Any] | None = None) -> li
         form, choices, optional = _form(hints[field["name"]])
         value = (given or {}).get(field["name"], field["default"])
         shown = ("" if value is None else word(value)) if form == "yaml" else value
-        hint = explained.get(field["name"], "")
+        parts = (explained.get(field["name"], ""), field["range"])
+        hint = "; ".join(part for part in parts if part)
         found.append(Control(field["name"], form, shown, choices, optional, hint))
     return found
 

@@ -133,7 +133,7 @@ def _table(kind: str, name: str, doc: Docstring) -> str:
         return "None."
     types = typing.get_type_hints(cls)
     required = {f.name for f in fields(cls) if f.default is f.default_factory}
-    lines = ["| field | type | default | meaning and range |", "|---|---|---|---|"]
+    lines = ["| field | type | default | range | meaning |", "|---|---|---|---|---|"]
     for field in described:
         key = field["name"]
         if key not in doc.fields:
@@ -141,7 +141,8 @@ def _table(kind: str, name: str, doc: Docstring) -> str:
         default = "required" if key in required else f"`{value(field['default'])}`"
         text = re.sub(r"^(a|[a-z]{2,})(?=[ ,;])", lambda w: w[0].capitalize(), doc.fields[key])
         lines.append(
-            f"| `{key}` | {type_name(types[key])} | {default} | {_prose_of(kind, name, text)}. |"
+            f"| `{key}` | {type_name(types[key])} | {default} | {escaped(field['range'])} "
+            f"| {_prose_of(kind, name, text)}. |"
         )
     return "\n".join(lines)
 

@@ -39,7 +39,7 @@ def test_the_form_of_a_control_follows_the_type_of_its_field():
     )
     assert (cfg["scale"].form, cfg["scale"].shown, cfg["scale"].optional) == ("number", 7.5, False)
     assert cfg["interval"].form == "yaml" and cfg["interval"].optional
-    assert cfg["rescale"].hint == "φ in 0..1"
+    assert cfg["rescale"].hint == "φ in 0..1; from 0 to 1 (0 is off)"
     assert adaptive["rule"].form == "yaml" and adaptive["rule"].shown == "cfg"
     assert adaptive["lag"].choices == (0, 1) and adaptive["compact"].form == "choice"
     assert (ghvb["order"].form, ghvb["order"].optional) == ("integer", True)
@@ -71,11 +71,19 @@ def test_what_controls_hold_becomes_a_spec_that_builds():
         (Form("a", steps=2.5), {}, "--steps: run.steps = 2.5 must be a valid integer."),
         (Form("a", seed=-1), {}, "--seed: run.seed = -1 must be greater than or equal to 0."),
         (Form("a", n=MOST + 1), {}, f"{MOST + 1} images are more than {MOST};"),
-        (Form("a"), {"scale": -1.0}, "--guidance: cfg: scale = -1.0 must be a number >= 0"),
+        (
+            Form("a"),
+            {"scale": -1.0},
+            "--guidance: cfg: scale = -1 must be a number of at least 0",
+        ),
         (Form("a"), {"scale": None}, "guidance 'cfg': field 'scale' is empty; its default is 7.5."),
         (Form("a"), {"interval": "[1"}, "guidance.interval:1: "),
-        (Form("a"), {"interval": "later"}, "guidance 'cfg': field 'interval' = 'later':"),
-        (Form("a"), {"rescale_space": "nowhere"}, "field 'rescale_space' = 'nowhere':"),
+        (Form("a"), {"interval": "later"}, "cfg: interval = 'later' must be (low, high)"),
+        (
+            Form("a"),
+            {"rescale_space": "nowhere"},
+            "cfg: rescale_space = 'nowhere' must be one of 'x0'",
+        ),
     ],
 )
 def test_wrong_input_is_one_sentence(form, values, sentence):

@@ -1,0 +1,214 @@
+"""Ranges of fields, declared in their annotations and checked when an instance is made.
+
+    scale: Annotated[float, Ge(0), DocInfo("1 is no guidance")] = 7.5
+
+    CFG(scale=-1)
+    ValueError: cfg: scale = -1 must be a number of at least 0 (1 is no guidance).
+
+Constraints are those of `annotated_types`: Ge, Gt, Le, Lt, Predicate. Numbers are finite. `DocInfo`
+is a remark on the range; for a `Predicate`, which has no words of its own, it is the range.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from functools import cache, wraps
+from numbers import Number
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from annotated_types import DocInfo, Ge, Gt, Le, Lt, Predicate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    FloatOrTensor = float | Tensor
+else:  # torch is not imported for the sake of an annotation
+    FloatOrTensor = float
+
+T = TypeVar("T", bound=type)
+
+Fraction = Annotated[float, Ge(0), Le(1)]
+Nonnegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Count = Annotated[int, Ge(1)]
+
+
+class PerSample:
+    """Marks a number that may also be a tensor [B] with one value per sample."""
+
+
+def checked(name: str) -> Callable[[T], T]:
+    """Class decorator: checks the fields of every new instance; `name` is what errors call it."""
+    return on_construction(lambda instance: check_fields(instance, name))
+
+
+def on_construction(check: Callable[[Any], None]) -> Callable[[T], T]:
+    """Class decorator: calls `check(instance)` before `__post_init__` of every new instance."""
+
+    def add(cls: T) -> T:
+        after = getattr(cls, "__post_init__", None)
+        if after is None:
+            create: Any = cls.__init__
+
+            @wraps(create)
+            def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+                create(self, *args, **kwargs)
+                check(self)
+
+            cls.__init__ = __init__
+        else:
+
+            @wraps(after)
+            def __post_init__(self: Any, *args: Any) -> None:
+                check(self)
+                after(self, *args)
+
+            cls.__post_init__ = __post_init__  # pyright: ignore[reportAttributeAccessIssue]
+        return cls
+
+    return add
+
+
+def check_fields(instance: Any, name: str, skip: Iterable[str] = ()) -> None:
+    """Checks the fields of a dataclass against their annotations; lists become tuples.
+
+    Defaults are not checked. Raises ValueError that names `name`, the field, its value and range.
+    """
+    for entry in fields(instance):
+        value = getattr(instance, entry.name)
+        if value is entry.default or not entry.init or entry.name in skip:
+            continue
+        checked = checked_value(type(instance), entry.name, value, name)
+        if checked is not value:
+            object.__setattr__(instance, entry.name, checked)
+
+
+def checked_value(cls: type, field: str, value: Any, name: str) -> Any:
+    """The value of a field as its annotation has it. Raises ValueError as `check_fields`."""
+    from pydantic import ValidationError
+
+    hint, adapter = _adapters(cls)[field]
+    if _is_tensor(value) and _has(hint, PerSample):
+        given = value.detach()
+        for extreme in (given.min().item(), given.max().item()):
+            checked_value(cls, field, extreme, name)
+        return value
+    if "tuple" in str(hint):
+        value = _tuples(value)  # files hold lists only
+    elif isinstance(value, Number) and hasattr(value, "item"):
+        value = value.item()  # pyright: ignore[reportAttributeAccessIssue] - a number of NumPy
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        allowed = _noun(hint)
+        if any(problem["type"] == "finite_number" for problem in error.errors()):
+            allowed = allowed.replace("a number", "a finite number")
+        raise ValueError(f"{name}: {field} = {value!r:.60} must be {allowed}.") from None
+
+
+def hints(cls: type) -> dict[str, Any]:
+    """{field: type} of a dataclass, with the constraints."""
+    return get_type_hints(cls, include_extras=True)
+
+
+def type_text(cls: type, field: str) -> str:
+    """Type of a field as text, without its constraints."""
+    return inspect.formatannotation(get_type_hints(cls)[field])
+
+
+def words(hint: Any) -> str:
+    """Range of a type in words, "from 0 to 1 (0 is off)"; "" where every value is allowed."""
+    if get_origin(hint) is Annotated:
+        inner, *constraints = get_args(hint)
+        remark = next((c.documentation for c in constraints if isinstance(c, DocInfo)), "")
+        if any(isinstance(c, Predicate) for c in constraints):
+            return remark
+        bounds = _bounds(constraints) or words(inner)
+        return f"{bounds} ({remark})" if remark and bounds else bounds or remark
+    if get_origin(hint) is Literal:
+        return ""
+    parts = [words(part) for part in get_args(hint) if part is not ...]
+    each = "each " if get_origin(hint) is tuple else ""
+    return each + ", or ".join(part for part in parts if part) if any(parts) else ""
+
+
+def _bounds(constraints: Iterable[Any]) -> str:
+    found = {type(c): c for c in constraints}
+    low, high = found.get(Ge), found.get(Le)
+    if low and high:
+        return f"from {low.ge:g} to {high.le:g}"
+    texts = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
+    return " and ".join(
+        f"{text} {getattr(found[kind], kind.__name__.lower()):g}"
+        for kind, text in texts.items()
+        if kind in found
+    )
+
+
+def _noun(hint: Any) -> str:
+    """Type and range in words."""
+    if get_origin(hint) is Annotated:
+        allowed = words(hint)
+        if any(isinstance(c, Predicate) for c in get_args(hint)):
+            return allowed
+        return _noun(get_args(hint)[0]) + (" of " if allowed.startswith("at ") else " ") + allowed
+    if get_origin(hint) is Literal:
+        *others, last = map(repr, get_args(hint))
+        return (
+            f"one of {', '.join([*others, last])}" if others[1:] else " or ".join([*others, last])
+        )
+    if get_origin(hint) in (Union, types.UnionType):
+        return ", or ".join(_noun(part) for part in get_args(hint))
+    if get_origin(hint) is tuple:
+        kinds = [part for part in get_args(hint) if part is not ...]
+        return f"a list of {_NOUNS.get(kinds[0], ('', 'values'))[1]}"
+    if hint in _NOUNS:
+        return _NOUNS[hint][0]
+    return inspect.formatannotation(hint)
+
+
+_NOUNS = {
+    float: ("a number", "numbers"),
+    int: ("an integer", "integers"),
+    str: ("a text", "texts"),
+    bool: ("true or false", "flags"),
+    type(None): ("None", "None"),
+}
+
+
+@cache
+def _adapters(cls: type) -> dict[str, tuple[Any, Any]]:
+    """{field: (its type, its validator)}."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    known = hints(cls)
+    return {
+        entry.name: (known[entry.name], TypeAdapter(known[entry.name], config=config))
+        for entry in fields(cls)
+    }
+
+
+def _has(hint: Any, marker: type) -> bool:
+    return any(part is marker or _has(part, marker) for part in get_args(hint))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _is_tensor(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
