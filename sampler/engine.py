@@ -14,15 +14,14 @@ from sampler.core.batch import (
     DEFAULT_BATCH,
     Output,
     Result,
+    clean_latents,
     expand,
-    origin,
     sample_batch,
     to_output,
 )
-from sampler.core.binding import Setting, bound_sampler
+from sampler.core.binding import SamplerContext, bind_sampler
 from sampler.core.graphs import graphed
 from sampler.core.loop import Loop
-from sampler.errors import UsageError
 from sampler.workers.from_python import GenerateRequest, generate_into
 
 
@@ -74,11 +73,9 @@ class Engine(Loop):
         and for graph = True without a CUDA device. With out, what a run folder can raise: 3 failed
         images, 4 a folder of another plan or in use, 5 storage, 7 out of memory.
         """
-        if self.pipeline is None:
-            raise UsageError("This engine has no pipeline: use run(), or sampler.load(...).")
-        started = time.perf_counter()
-        method, rule = self._method(sampler), self._rule(guidance)
-        jobs = expand(prompts, negative, seeds, n, getattr(self.pipeline, "classified", False))
+        adapter, started = self.pipeline, time.perf_counter()
+        method, rule = self.build_sampler(sampler), self.build_guidance(guidance)
+        jobs = expand(prompts, negative, seeds, n, adapter.takes_classes)
         if output not in ("pil", "tensor", "latent"):
             raise ValueError(f"output = {output!r} must be 'pil', 'tensor' or 'latent'.")
         if batch_size is not None and batch_size < 1:
@@ -89,28 +86,29 @@ class Engine(Loop):
                 "the negative prompt has no effect.",
                 stacklevel=2,
             )
-        adapter = self.pipeline
         size = adapter.size(height, width)
         # what does not fit is refused before anything is spent
         rule_spec, grid = registry.spec_of(rule), adapter.grid(steps, size)
-        method = bound_sampler(method, Setting(adapter, grid, rule_spec, size))
+        method = bind_sampler(method, SamplerContext(adapter, grid, rule_spec, size))
         cut = batch_size or DEFAULT_BATCH
         if out is not None:
             if image is not None or output != "pil":
                 raise ValueError("out= keeps images of prompts: leave out image= and output=.")
-            if hasattr(adapter, "frames"):
+            if adapter.frames is not None:
                 raise ValueError("out= keeps images, and this pipeline makes videos.")
             asked = GenerateRequest(jobs, size, steps, method, rule, cut)
             return generate_into(self, str(out), asked, progress)
         latents, images, nfe = [], [], []
-        runs = graphed(self, graph, -(-len(jobs) // cut))
+        graphs = graphed(self, graph, -(-len(jobs) // cut))
         with torch.no_grad():
-            clean = None if image is None else origin(adapter, image, strength, size, len(jobs))
+            x0 = None
+            if image is not None:
+                x0 = clean_latents(adapter, image, strength, size, len(jobs))
             for first in range(0, len(jobs), cut):
                 part = jobs[first : first + cut]
-                start = None if clean is None else (clean[first : first + cut], strength)
+                clean = None if x0 is None else (x0[first : first + cut], strength)
                 x, counted = sample_batch(
-                    self, part, size, steps, method, rule, start=start, runs=runs
+                    self, part, size, steps, method, rule, clean=clean, graphs=graphs
                 )
                 latents.append(x)
                 nfe.extend(counted)

@@ -293,14 +293,14 @@ def test_out_of_memory_for_every_image_has_its_own_code(capsys, tmp_path, monkey
 def test_images_that_are_not_finite_are_not_written(capsys, tmp_path, monkeypatch):
     from sampler.engine import Engine
 
-    real = Engine._finished
+    real = Engine.run_to_end
 
     def finished(self, *arguments, **options):
         x, snap = real(self, *arguments, **options)
         x[1] = float("nan")
         return x, snap
 
-    monkeypatch.setattr(Engine, "_finished", finished)
+    monkeypatch.setattr(Engine, "run_to_end", finished)
     code, out, err = run(capsys, "generate", "a", "b", "c", "-o", tmp_path / "o", *FAST)
     assert code == 3 and len(out.splitlines()) == len(names(tmp_path / "o")) == 2
     assert "image 1: nonfinite" in err and "1 image failed" in err

@@ -54,7 +54,7 @@ def test_a_missing_condition_is_refused_before_any_evaluation():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seeds": [1]}, "1 seeds for 2 rows"),
+        ({"seeds": [1]}, "1 seeds for 2 samples"),
         ({"levels": vp_grid(1)[:1]}, "at least two levels"),
         ({"sampler": "dimm"}, "did you mean 'ddim'"),
     ],

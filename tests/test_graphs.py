@@ -8,6 +8,7 @@ import sampler
 from sampler import engine as module
 from sampler import registry
 from sampler.core.graphs import GraphedRuns, graphed
+from sampler.core.trajectory import Run
 from tests.kernels.canary import vp_levels
 
 STEPS = 3
@@ -83,8 +84,10 @@ def toy_runs(runs, rule, method="ddim", steps=12, seeds=range(4), place=lambda t
         x = torch.randn(2, 50, generator=torch.Generator().manual_seed(seed))
         weight = torch.tensor([0.2, 0.4]) * (1 + seed)
         cond = sampler.Cond(place(weight), place(-weight))
-        args = (place(x), vp_levels(steps), cond, method, rule, [1, 2])
-        x, snap = (runs or TOY._finished)(*args)
+        with torch.no_grad():
+            start = TOY.start(place(x), vp_levels(steps), cond, method, rule, [1, 2])
+            run = Run(*start, cond, method, rule)
+            x, snap = runs(run) if runs else TOY.run_to_end(*run)
         found.append((x, snap.nfe))
     return found
 

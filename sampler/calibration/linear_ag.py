@@ -11,7 +11,7 @@ from sampler_kernels import Lin
 
 from sampler import registry
 from sampler.core.binding import fingerprint
-from sampler.core.noise import initial
+from sampler.core.trajectory import begin
 from sampler.engine import Engine
 from sampler.guidance.linear_ag import default_policy, rounded_levels
 from sampler.guidance.linear_ag_coefficients import Coefficients, gram_of, solve
@@ -71,10 +71,9 @@ def calibrate_linear_ag(
     rule = _Recorder(registry.build("guidance", {"name": "cfg", "scale": scale}))
     if "uncond" not in rule.needs:
         raise ValueError("calibrate: scale = 1 evaluates no unconditional pass; there is nothing.")
-    method, adapter = engine._method(sampler), engine.pipeline
+    method, adapter = engine.build_sampler(sampler), engine.pipeline
     size = adapter.size(None, None)
-    levels = adapter.grid(steps, size)
-    grid = method.levels(levels)
+    grid = method.levels(adapter.grid(steps, size))
     policy = default_policy(len(grid) - 1) if policy is None else policy
     if len(policy) != len(grid) - 1 or set(policy) - {0, 1}:
         raise ValueError(
@@ -84,12 +83,9 @@ def calibrate_linear_ag(
     for first in range(0, len(prompts), batch_size):
         some = list(prompts[first : first + batch_size])
         seeds = [seed + first + i for i in range(len(some))]
+        run = begin(engine, some, [negative] * len(some), seeds, steps, size, method, rule)
         with torch.no_grad():
-            cond = adapter.encode(some, [negative] * len(some), True, size)
-            x = initial(seeds, adapter.latent_shape(*size)).to(adapter.device)
-            x = x * adapter.schedule.initial_scale(levels)
-            start, walk = engine.start(x, levels, cond, method, rule, seeds)
-            *_, last = engine.steps(start, walk, cond, method, rule)
+            _, last = engine.run_to_end(*run)
         _, conds, unconds = last.guidance
         total += gram_of(conds, unconds).cpu()
         if progress is not None:

@@ -48,7 +48,7 @@ def calibrate_momentum(
     if not prompts:
         raise ValueError("A calibration needs at least one prompt.")
     candidates = sorted({*numbers, DEFAULT})
-    adapter: Any = engine.pipeline
+    adapter = engine.pipeline
     done, total = 0, len(steps) * len(guidance) * (len(candidates) + 1)
 
     def run(count: int, rule: Any, method: Any) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.config.options import Task
+from sampler.core.image_files import open_image
 from sampler.errors import UsageError
 
 # RED-Diff in the latents of a pipeline: lr of the published examples; their lam of 0.25 costs the
@@ -59,12 +60,8 @@ def settings(task: Task | None, image: str | None, mask: str | None) -> dict[str
 
 def _size(path: str) -> tuple[int, int]:
     """(width, height) of an image file after its EXIF rotation, read from the header."""
-    from PIL import ExifTags, Image, UnidentifiedImageError
+    from PIL import ExifTags
 
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as file:
-            turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # a quarter turn
-            return (file.height, file.width) if turned else file.size
-    except (OSError, UnidentifiedImageError) as error:
-        reason = getattr(error, "strerror", None) or "not a readable image"
-        raise UsageError(f"{path}: {reason.lower()}.") from None
+    with open_image(path) as file:
+        turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # a quarter turn
+        return (file.height, file.width) if turned else file.size

@@ -10,12 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sampler import registry
-from sampler.core.binding import Request, bound
+from sampler.core.adapter import PipelineAdapter
 from sampler.core.graphs import GraphedRuns
-from sampler.core.images import as_images, check_strength, encode, start_from
+from sampler.core.images import as_images, check_strength, steps_left, to_pixels
 from sampler.core.loop import Loop
-from sampler.core.noise import initial
+from sampler.core.trajectory import begin
 from sampler.types import MAX_SEED, Cond, Guidance, Sampler, Snapshot
 
 Output = Literal["pil", "tensor", "latent"]
@@ -48,6 +47,7 @@ class Result:
     seconds: float
 
 
+@torch.no_grad()
 def sample_batch(
     engine: Loop,
     jobs: Sequence[Job],
@@ -57,59 +57,49 @@ def sample_batch(
     rule: Guidance,
     cond: Cond | None = None,
     on_step: Callable[[Snapshot], None] | None = None,
-    start: tuple[Tensor, float] | None = None,
-    runs: GraphedRuns | None = None,
+    clean: tuple[Tensor, float] | None = None,
+    graphs: GraphedRuns | None = None,
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """The latents [B, ...] of some jobs, and the rows evaluated for each.
+    """Sample some jobs; return their latents [B, ...] and the NFE of each.
 
-    cond: their conditions, where they are encoded already. on_step sees every snapshot. start:
-    clean latents [B, ...] and the strength of the noise to start from, instead of noise alone.
-    runs: what replays a graph, instead of the engine's own loop (on_step is not called then).
+    cond: their conditions, where they are encoded already. on_step receives every snapshot, unless
+    `graphs` replays the run. clean: latents [B, ...] to start from and the strength of the noise
+    on them, instead of noise alone.
     """
-    adapter = engine.pipeline
-    if cond is None:
-        encoded: Cond = adapter.encode(
-            [job.prompt for job in jobs],
-            [job.negative for job in jobs],
-            "uncond" in rule.needs,
-            size,
-        )
-    else:
-        encoded = cond
-    grid, seeds = adapter.grid(steps, size), [job.seed for job in jobs]
-    x = initial(seeds, adapter.latent_shape(*size)).to(adapter.device)
-    x = x * adapter.schedule.initial_scale(grid)
-    if start is not None:
-        x, grid = start_from(start[0], grid, start[1], seeds)
-        if len(grid) == 1:
-            return x, (0,) * len(jobs)
-    request = Request(
-        adapter,
+    if clean is not None and steps_left(steps, clean[1]) == 0:
+        return clean[0], (0,) * len(jobs)
+    run = begin(
+        engine,
         [job.prompt for job in jobs],
         [job.negative for job in jobs],
-        registry.spec_of(method),
-        method.levels(grid)[:-1],
+        [job.seed for job in jobs],
+        steps,
         size,
+        method,
+        rule,
+        cond,
+        clean,
     )
-    rule, encoded = bound(rule, request, encoded)
-    if runs is not None:
-        x, snap = runs(x, grid, encoded, method, rule, seeds)
-    else:
-        x, snap = engine._finished(x, grid, encoded, method, rule, seeds, on_step=on_step)
-    return x, snap.nfe
+    x, last = engine.run_to_end(*run, on_step=on_step) if graphs is None else graphs(run)
+    return x, last.nfe
 
 
-def origin(adapter: Any, image: Any, strength: float, size: tuple[int, int], rows: int) -> Tensor:
-    """The image to start from as latents, one row per job [rows, ...]."""
+def clean_latents(
+    adapter: PipelineAdapter, image: Any, strength: float, size: tuple[int, int], count: int
+) -> Tensor:
+    """Encode the image to start from, one latent per job [count, ...].
+
+    Raises ValueError for a strength outside 0..1, and images of another size or number.
+    """
     check_strength(strength)
     images = as_images(image)
-    if tuple(images.shape[-2:]) != size or len(images) not in (1, rows):
+    if tuple(images.shape[-2:]) != size or len(images) not in (1, count):
         raise ValueError(
-            f"image: {len(images)} of {images.shape[-1]} x {images.shape[-2]} pixels for {rows} "
+            f"image: {len(images)} of {images.shape[-1]} x {images.shape[-2]} pixels for {count} "
             f"images of {size[1]} x {size[0]}; give one, or one each, of that size."
         )
-    latents = encode(adapter, images)
-    return latents.expand(rows, *latents.shape[1:])
+    latents = adapter.latents_of(images)
+    return latents.expand(count, *latents.shape[1:])
 
 
 def expand(
@@ -167,5 +157,4 @@ def to_output(images: Tensor, output: Output) -> Any:
         return [to_output(frames.transpose(0, 1), output) for frames in images]
     from PIL import Image
 
-    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(row) for row in pixels]
+    return [Image.fromarray(pixels) for pixels in to_pixels(images)]

@@ -1,67 +1,84 @@
-"""What a strategy may look at before a run of `generate`.
+"""Completion of strategies before a run of `generate`.
 
-A rule with a method `bind(request, cond) -> (rule, cond)` is given the chance to complete itself
-(a classifier, the conditions of further classes) or to refuse, before the network is called; a
-sampler with `bind(setting) -> sampler` likewise (a calibrated number, a decoder).
+A strategy with a method `bind` receives the context of the run before the network is called, and
+returns itself completed (with a classifier, the conditions of further classes, a calibrated
+number), or raises ValueError.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from sampler.core.nested import bound
-from sampler.types import Level, Sampler
+from sampler.core.adapter import PipelineAdapter
+from sampler.types import Cond, Guidance, Level, Sampler
 
 
 @dataclass(frozen=True)
-class Request:
-    """One batch to be run: the adapter, B prompts and negative prompts, sampler, levels and size.
+class GuidanceContext:
+    """Run of one batch, for a rule: B prompts and negative prompts, sampler spec, levels and size.
 
     levels: the grid without its last level, which is never evaluated; size: (height, width).
     """
 
-    adapter: Any
-    prompts: Sequence[Any]
+    adapter: PipelineAdapter
+    prompts: Sequence[str]
     negative: Sequence[str]
-    sampler: dict[str, Any]
+    sampler: Mapping[str, Any]
     levels: Sequence[Level]
     size: tuple[int, int]
 
     def fingerprint(self) -> str:
-        """Names the weights of the adapter's network; see `fingerprint`."""
+        """Name of the weights of the adapter's network; see `fingerprint`."""
         return fingerprint(self.adapter.network)
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a sampler is to run in: adapter, grid asked for, rule, (height, width)."""
+class SamplerContext:
+    """Run of a sampler: adapter, requested grid, guidance spec, (height, width)."""
 
-    adapter: Any
+    adapter: PipelineAdapter
     levels: Sequence[Level]
-    guidance: dict[str, Any]
+    guidance: Mapping[str, Any]
     size: tuple[int, int]
 
     def fingerprint(self) -> str:
-        """Names the weights of the adapter's network; see `fingerprint`."""
+        """Name of the weights of the adapter's network; see `fingerprint`."""
         return fingerprint(self.adapter.network)
 
 
-def bound_sampler(method: Sampler, setting: Setting) -> Sampler:
-    """The sampler to run with. Raises ValueError for a grid that it cannot walk."""
-    bind = getattr(method, "bind", None)
-    method = method if bind is None else bind(setting)
-    method.levels(tuple(setting.levels))
-    return method
+@runtime_checkable
+class BindableGuidance(Protocol):
+    """Rule that completes itself for a run."""
+
+    def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Guidance, Cond]: ...
+
+
+@runtime_checkable
+class BindableSampler(Protocol):
+    """Sampler that completes itself for a run."""
+
+    def bind(self, context: SamplerContext) -> Sampler: ...
+
+
+def bind_guidance(rule: Guidance, context: GuidanceContext, cond: Cond) -> tuple[Guidance, Cond]:
+    """Return the rule and the conditions to run with; unchanged for a rule without `bind`."""
+    return rule.bind(context, cond) if isinstance(rule, BindableGuidance) else (rule, cond)
+
+
+def bind_sampler(method: Sampler, context: SamplerContext) -> Sampler:
+    """Return the sampler to run with. Raises ValueError for a grid that it cannot walk."""
+    bound = method.bind(context) if isinstance(method, BindableSampler) else method
+    bound.levels(tuple(context.levels))
+    return bound
 
 
 def fingerprint(network: Any) -> str:
-    """A name for a network's weights: of parameter names, shapes and first values.
+    """Hash a network's parameter names, shapes and first values.
 
-    The values are taken in bfloat16, so that the same weights loaded in another precision keep
-    their name.
+    The values are taken in bfloat16, so that weights loaded in another precision keep their name.
     """
     import torch
 
@@ -70,6 +87,3 @@ def fingerprint(network: Any) -> str:
         first = value.detach().flatten()[:16].to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(value.shape)}{first.tolist()}".encode())
     return digest.hexdigest()[:16]
-
-
-__all__ = ["Request", "Setting", "bound", "bound_sampler", "fingerprint"]

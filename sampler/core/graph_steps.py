@@ -13,7 +13,7 @@ import torch
 from sampler_kernels import leaves, map_tree
 from torch import Tensor
 
-from sampler.core.loop import Loop, landed
+from sampler.core.loop import Loop, apply_move
 from sampler.errors import first_line
 from sampler.types import Branch, Guidance, Sampler, Snapshot, Span
 
@@ -79,7 +79,7 @@ class StepGraphs:
         preds = self.engine.denoiser(snap.x, span, branches, nfe) if branches else {}
         pred, guidance = self.rule.combine(snap.x, preds, span, snap.guidance)
         move = self.method.step(snap.x, pred, span, snap.sampler)
-        return landed(snap, move, guidance, tuple(nfe))
+        return apply_move(snap, move, guidance, tuple(nfe))
 
     def _captured(self, snap: Snapshot, span: Span, branches: Mapping[str, Branch]) -> Graph | None:
         inputs = map_tree(lambda v: v if id(v) in self.own else copied(v), _given(snap, branches))

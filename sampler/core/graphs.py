@@ -11,7 +11,6 @@ host while they combine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from sampler.core.graph_steps import Capture, StepGraphs, capture, copied, described, refilled
 from sampler.core.loop import Loop
+from sampler.core.trajectory import Run
 from sampler.errors import UsageError
-from sampler.types import Cond, Guidance, Level, Sampler, Snapshot, spans
+from sampler.types import Cond, Snapshot, spans
 
 # Batches from which "auto" captures: the capture itself costs three runs.
 WORTHWHILE = 5
@@ -59,36 +59,29 @@ class GraphedRuns:
         self.conds: Any = None
         self.graphs: StepGraphs | None = None
 
-    def __call__(
-        self,
-        x: Tensor,
-        grid: Sequence[Level],
-        cond: Cond,
-        method: Sampler,
-        rule: Guidance,
-        seeds: Sequence[int],
-    ) -> tuple[Tensor, Snapshot]:
-        """The last x [B, ...] and snapshot of a run from x at grid[0].
+    def __call__(self, run: Run) -> tuple[Tensor, Snapshot]:
+        """Take a run to its end; return the result [B, ...] and the last snapshot.
 
         Raises SamplerError (2) where graphs are required and a step cannot be captured.
         """
+        snap, levels, cond, method, rule = run
         if method.stochastic:
             self._refuse(f"the sampler {method.name!r} draws noise at every step", None)
-            return self.engine._finished(x, grid, cond, method, rule, seeds)
+            return self.engine.run_to_end(*run)
         conds = [cond.cond, cond.uncond, dict(cond.extra)]
-        batch = (tuple(grid), map_tree(described, [x, conds]))
+        batch = (levels, map_tree(described, [snap.x, conds]))
         if self.graphs is None:
             self.first, self.conds = (batch, method, rule), map_tree(copied, conds)
             own = (self.conds, self.capture, self._refuse)
             self.graphs = StepGraphs(self.engine, method, rule, *own)
         if self.first[0] != batch or not _same(self.first[1:], (method, rule)):
-            return self.engine._finished(x, grid, cond, method, rule, seeds)
+            return self.engine.run_to_end(*run)
         # The graphs read these tensors, so that one copy serves all steps of a batch.
         map_tree(refilled, self.conds, conds)
         with torch.no_grad():
             held = Cond(*self.conds)
-            snap, levels = self.engine.start(x, grid, held, method, rule, seeds)
-            for span in spans(tuple(levels)):
+            snap = snap._replace(guidance=rule.start(held))
+            for span in spans(levels):
                 branches = rule.plan(snap.x, span, held, snap.guidance)
                 snap = self.graphs.step(snap, span, branches)
             # What graphs have filled is filled again by the next batch.

@@ -1,4 +1,4 @@
-"""Image files and tensors as inputs: read, masked, encoded into a pipeline's latents."""
+"""Conversion between image files, tensors and pixels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sampler.core.image_files import open_image
 from sampler.core.noise import initial
-from sampler.errors import UsageError
 from sampler.types import Level
-
-FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_PIXELS = 64 * 10**6
 
 
 def read(path: str | Path) -> Tensor:
@@ -59,11 +56,16 @@ def start_from(
     """
     check_strength(strength)
     steps = len(levels) - 1
-    left = tuple(levels[steps - min(steps, int(strength * steps + 1e-9)) :])
+    left = tuple(levels[steps - steps_left(steps, strength) :])
     if len(left) == 1:
         return x0, left
     noise = initial(seeds, tuple(x0.shape[1:])).to(x0)
     return left[0].alpha * x0 + left[0].sigma * noise, left
+
+
+def steps_left(steps: int, strength: float) -> int:
+    """Number of the last steps that a start at this strength leaves: floor(strength·steps)."""
+    return min(steps, int(strength * steps + 1e-9))
 
 
 def check_strength(strength: float) -> None:
@@ -72,24 +74,23 @@ def check_strength(strength: float) -> None:
         raise ValueError(f"strength = {strength} must lie in 0..1; 0 returns the image.")
 
 
-def encode(adapter: Any, images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] in [0, 1] as the latents [B, ...] of a pipeline, float32.
+def to_pixels(images: Tensor) -> Sequence[np.ndarray]:
+    """Images [B, 3, H, W] in [0, 1] as uint8 [H, W, 3] each; rounded on the device, as diffusers.
 
-    Raises ValueError for a VAE whose latents this project cannot make.
+    On a CPU they are views: what is left to copy is left to the threads that write.
     """
-    return adapter.latents_of(images)
+    if images.device.type == "cpu":  # image by image, which stays in its caches
+        return [_rounded(image).permute(1, 2, 0).numpy() for image in images]
+    return [*_rounded(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+
+
+def _rounded(images: Tensor) -> Tensor:
+    return (images * 255).nan_to_num_(0).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _pixels(path: str | Path, mode: str) -> Tensor:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
 
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            if file.width * file.height > MAX_PIXELS:  # by the header: nothing is decoded yet
-                size = f"{file.width} x {file.height} pixels"
-                raise UsageError(f"{path}: {size}; at most 64 megapixels are read.")
-            upright = ImageOps.exif_transpose(file).convert(mode)
-    except (OSError, UnidentifiedImageError) as error:
-        reason = getattr(error, "strerror", None) or "it is no image that can be read"
-        raise UsageError(f"{path}: {reason.lower()}.") from None
+    with open_image(path) as file:
+        upright = ImageOps.exif_transpose(file).convert(mode)
     return torch.from_numpy(np.asarray(upright, dtype=np.float32) / 255)

@@ -1,8 +1,8 @@
-"""The loop: a denoiser, a guidance rule and a sampler, step after step over a grid of levels."""
+"""Sampling loop: denoiser, guidance rule and sampler, step by step over a grid of levels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
@@ -11,7 +11,9 @@ from sampler_kernels import Lin, settle
 from torch import Tensor
 
 from sampler import registry
+from sampler.core.adapter import PipelineAdapter
 from sampler.core.noise import Noise
+from sampler.errors import UsageError
 from sampler.types import (
     Cond,
     Denoiser,
@@ -29,23 +31,41 @@ L = TypeVar("L", bound="Loop")
 
 
 class Loop:
-    """A denoiser, a sampler, a guidance rule, and the loop.
+    """Denoiser, sampler and guidance rule, applied over a grid of levels.
 
-    `pipeline`: an adapter (`sampler.pipelines`) that knows prompts, schedule and decoding; `run`
-    does without. No state of a run is held here.
+    No state of a run is stored here. `pipeline`: the adapter that knows prompts, schedule and
+    decoding, which `run` does not need; reading it from an engine without one raises UsageError.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        pipeline: Any = None,
+        pipeline: PipelineAdapter | None = None,
         sampler: Any = "ddim",
         guidance: Any = "none",
     ) -> None:
         self.denoiser = denoiser
-        self.pipeline = pipeline
-        self.sampler = registry.build("sampler", sampler)
-        self.guidance = registry.build("guidance", guidance)
+        self._pipeline = pipeline
+        self.sampler: Sampler = registry.build("sampler", sampler)
+        self.guidance: Guidance = registry.build("guidance", guidance)
+
+    @property
+    def pipeline(self) -> PipelineAdapter:
+        if self._pipeline is None:
+            raise UsageError("This engine has no pipeline: use run(), or sampler.load(...).")
+        return self._pipeline
+
+    def with_denoiser(self: L, denoiser: Denoiser) -> L:
+        """Return the same engine over another denoiser."""
+        return type(self)(denoiser, self._pipeline, self.sampler, self.guidance)
+
+    def build_sampler(self, spec: Any) -> Sampler:
+        """Build a sampler; None is the engine's own."""
+        return self.sampler if spec is None else registry.build("sampler", spec)
+
+    def build_guidance(self, spec: Any) -> Guidance:
+        """Build a rule; None is the engine's own."""
+        return self.guidance if spec is None else registry.build("guidance", spec)
 
     def steps(
         self,
@@ -55,30 +75,27 @@ class Loop:
         sampler: Any = None,
         guidance: Any = None,
     ) -> Iterator[Snapshot]:
-        """The loop: from a snapshot to the end of `levels`, a new snapshot after every step.
+        """Yield a new snapshot after every step, from `snapshot` to the end of `levels`.
 
-        A run is a pure function of its first snapshot: going on from any later one is bit-equal.
+        A run is a pure function of its first snapshot: continuing from any later one is bit-equal.
         `levels` is the grid as the sampler walks it (`sampler.levels(grid)`).
         """
-        rule, method, cond = self._rule(guidance), self._method(sampler), _as_cond(cond)
+        rule, method = self.build_guidance(guidance), self.build_sampler(sampler)
+        cond = _as_cond(cond)
         for span in spans(tuple(levels))[snapshot.index :]:
             pred, state, nfe = self.predict(snapshot, span, cond, rule)
             move = method.step(snapshot.x, pred, span, snapshot.sampler)
-            snapshot = landed(snapshot, move, state, nfe)
+            snapshot = apply_move(snapshot, move, state, nfe)
             yield snapshot
 
     def predict(
         self, snapshot: Snapshot, span: Span, cond: Any = None, guidance: Any = None
     ) -> tuple[Prediction, Any, tuple[int, ...]]:
-        """The first half of a step: (guided prediction, the rule's next state, rows evaluated)."""
-        rule, nfe = self._rule(guidance), list(snapshot.nfe)
+        """First half of a step: (guided prediction, the rule's next state, NFE per sample)."""
+        rule, nfe = self.build_guidance(guidance), list(snapshot.nfe)
         branches = rule.plan(snapshot.x, span, _as_cond(cond), snapshot.guidance)
         preds = self.denoiser(snapshot.x, span, branches, nfe) if branches else {}
         return *rule.combine(snapshot.x, preds, span, snapshot.guidance), tuple(nfe)
-
-    def with_denoiser(self: L, denoiser: Denoiser) -> L:
-        """The same over another denoiser."""
-        return type(self)(denoiser, self.pipeline, self.sampler, self.guidance)
 
     def start(
         self,
@@ -89,21 +106,22 @@ class Loop:
         guidance: Any = None,
         seeds: Sequence[int] | None = None,
     ) -> tuple[Snapshot, tuple[Level, ...]]:
-        """The first snapshot of a run from x [B, ...] at levels[0], and the grid it will walk.
+        """Return the first snapshot of a run from x [B, ...] at levels[0], and the grid it walks.
 
-        float64 stays float64, everything else becomes float32. `seeds`: one int per row, needed
-        for stochastic samplers only (default 0, 1, ...). Raises ValueError for bad levels/seeds.
+        float64 stays float64, everything else becomes float32. `seeds`: one int per sample, used
+        by stochastic samplers (default 0, 1, ...). Raises ValueError for bad levels or seeds, and
+        for a missing condition or model.
         """
-        rule, method = self._rule(guidance), self._method(sampler)
+        rule, method = self.build_guidance(guidance), self.build_sampler(sampler)
         x = x if x.dtype == torch.float64 else x.float()
         seeds = tuple(range(x.shape[0])) if seeds is None else tuple(int(s) for s in seeds)
         if len(seeds) != x.shape[0]:
-            raise ValueError(f"{len(seeds)} seeds for {x.shape[0]} rows; give one per row.")
+            raise ValueError(f"{len(seeds)} seeds for {x.shape[0]} samples; give one per sample.")
         if len(levels) < 2:
-            raise ValueError("A run needs at least two levels: where it starts and where it ends.")
+            raise ValueError("A run needs at least two levels, its start and its end.")
+        self._check_needs(rule, _as_cond(cond))
         grid = method.levels(tuple(Level(*level) for level in levels))
-        x, state = method.start(x, grid[0])
-        x, state = settle((x, state))
+        x, state = settle(method.start(x, grid[0]))
         zeros = (0,) * len(seeds)
         return Snapshot(0, x, state, rule.start(_as_cond(cond)), seeds, zeros), grid
 
@@ -117,26 +135,32 @@ class Loop:
         seeds: Sequence[int] | None = None,
         grad: bool = False,
     ) -> Tensor:
-        """x [B, ...] at levels[0], carried to levels[-1]; float64 stays float64.
+        """Carry x [B, ...] from levels[0] to levels[-1]; float64 stays float64.
 
-        `cond`: what `fn` gets, or Cond(cond=, uncond=) for rules that need more than one branch.
+        `cond`: passed to `fn`, or Cond(cond=, uncond=) for rules that need more than one branch.
         grad=True keeps the graph. Raises ValueError for a missing condition, before any evaluation.
         """
-        final = self._finished(x, levels, cond, sampler, guidance, seeds, grad)
-        return final[0]
+        with nullcontext() if grad else torch.no_grad():
+            first, grid = self.start(x, levels, cond, sampler, guidance, seeds)
+            return self.run_to_end(first, grid, cond, sampler, guidance)[0]
 
-    def _finished(
+    def run_to_end(
         self,
-        x: Tensor,
+        snapshot: Snapshot,
         levels: Sequence[Level],
-        cond: Any,
-        sampler: Any,
-        guidance: Any,
-        seeds: Sequence[int] | None,
-        grad: bool = False,
-        on_step: Any = None,
+        cond: Any = None,
+        sampler: Any = None,
+        guidance: Any = None,
+        on_step: Callable[[Snapshot], None] | None = None,
     ) -> tuple[Tensor, Snapshot]:
-        rule, method, cond = self._rule(guidance), self._method(sampler), _as_cond(cond)
+        """Take the steps that are left; return the result [B, ...] and the last snapshot."""
+        method, last = self.build_sampler(sampler), snapshot
+        for last in self.steps(snapshot, levels, cond, method, guidance):
+            if on_step is not None:
+                on_step(last)
+        return settle(method.finish(last.x, last.sampler)), last
+
+    def _check_needs(self, rule: Guidance, cond: Cond) -> None:
         if "uncond" in rule.needs and cond.uncond is None:
             raise ValueError(
                 f"Guidance {rule.name!r} needs an unconditional branch: "
@@ -148,25 +172,12 @@ class Loop:
                 f"Guidance {rule.name!r} needs the model {min(missing)!r}, and this denoiser has "
                 f"{', '.join(models)}; give one: sampler.load(weak=...) or denoiser(models=...)."
             )
-        with nullcontext() if grad else torch.no_grad():
-            snap, grid = self.start(x, levels, cond, method, rule, seeds)
-            walk = self.steps(snap, grid, cond, method, rule)
-            for snap in walk:
-                if on_step is not None:
-                    on_step(snap)
-            return settle(method.finish(snap.x, snap.sampler)), snap
-
-    def _rule(self, guidance: Any) -> Guidance:
-        return self.guidance if guidance is None else registry.build("guidance", guidance)
-
-    def _method(self, sampler: Any) -> Sampler:
-        return self.sampler if sampler is None else registry.build("sampler", sampler)
 
 
-def landed(snapshot: Snapshot, move: Move, guidance: Any, nfe: tuple[int, ...]) -> Snapshot:
-    """The second half of a step: where a move ends, with its noise drawn and all computed."""
+def apply_move(snapshot: Snapshot, move: Move, guidance: Any, nfe: tuple[int, ...]) -> Snapshot:
+    """Second half of a step: draw the noise of a move and evaluate the next snapshot."""
     x = Lin.of(move.mean)
-    if _stochastic(move.std):
+    if not isinstance(move.std, (int, float)) or move.std != 0:
         x = x + move.std * Lin.of(Noise(snapshot.seeds).draw(snapshot.index, x.like))
     x, state, guidance = settle((x, move.state, guidance))
     return Snapshot(snapshot.index + 1, x, state, guidance, snapshot.seeds, nfe)
@@ -174,7 +185,3 @@ def landed(snapshot: Snapshot, move: Move, guidance: Any, nfe: tuple[int, ...]) 
 
 def _as_cond(cond: Any) -> Cond:
     return cond if isinstance(cond, Cond) else Cond(cond=cond)
-
-
-def _stochastic(std: Any) -> bool:
-    return std != 0 if isinstance(std, (int, float)) else True

@@ -23,12 +23,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from sampler_kernels import Lin
+from torch import Tensor
 
 from sampler.core import grids
 from sampler.core.grids import dynamic_mu
@@ -76,7 +78,7 @@ class Schedule:
     other models. timestep_scaling: s = timestep_scaling·t in its boundary factors, see `predict`.
     """
 
-    process: Literal["vp", "edm", "flow"]
+    process: Literal["vp", "edm", "flow", "consistency"]
     prediction: str
     table: tuple[float, ...] = ()
     train_steps: int = 1000
@@ -264,7 +266,7 @@ class Schedule:
             return grid[0].sigma
         return 1.0
 
-    def predict(self, x: Any, out: Any, level: Level) -> Prediction:
+    def predict(self, x: Tensor, out: Tensor, level: Level) -> Prediction:
         """The network output [B, ...] as a Prediction at x [B, ...].
 
         For "edm": x0 = c_skip·x + c_out·out (Karras et al., 2022, arXiv:2206.00364, table 1). For a
@@ -273,8 +275,6 @@ class Schedule:
         """
         if self.process != "edm" and not self.origin:
             return Prediction.of(self.prediction, x, out, level)
-        from sampler_kernels import Lin
-
         s, d = level.sigma, self.sigma_data
         if self.origin:
             s = self.timestep_scaling * level.t
@@ -289,13 +289,6 @@ class Schedule:
         if self.process != "edm":
             return 1.0
         return 1 / math.sqrt(level.sigma**2 + self.sigma_data**2)
-
-    def with_defaults(self, spacing: Spacing | None, final: Final | None) -> Schedule:
-        """The same process with other defaults for `grid`."""
-        final = final or self.final
-        if spacing in (None, "karras"):
-            return replace(self, karras=self.karras or spacing == "karras", final=final)
-        return replace(self, spacing=spacing, karras=False, final=final)
 
     @cached_property
     def _roots(self) -> tuple[list[float], list[float]]:
@@ -364,6 +357,19 @@ class Schedule:
         return self.level(0)
 
 
+def clipped(pred: Prediction, x: Tensor, config: Mapping[str, Any], scheduler: str) -> Prediction:
+    """Clip x0 of a prediction as a DDIM or DDPM scheduler of this configuration does.
+
+    DDIM keeps the direction of the unclipped prediction, DDPM takes that of the clipped one.
+    """
+    if not config.get("clip_sample"):
+        return pred
+    reach = config.get("clip_sample_range") or 1.0
+    x0 = pred.x0.tensor().clamp(-reach, reach)
+    keeps = scheduler.startswith("DDIM")
+    return Prediction.from_x0(x, x0, pred.level, eps=pred.eps if keeps else None)
+
+
 def _from_ratio(t: float, ratio: float) -> Level:
     """The vp level with sigma/alpha = ratio."""
     if math.isinf(ratio):
@@ -372,4 +378,4 @@ def _from_ratio(t: float, ratio: float) -> Level:
     return Level(t, alpha, ratio * alpha)
 
 
-__all__ = ["SPACINGS", "Final", "Schedule", "Spacing", "dynamic_mu"]
+__all__ = ["SPACINGS", "Final", "Schedule", "Spacing", "clipped", "dynamic_mu"]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from annotated_types import DocInfo, Ge, Le
 
-from sampler.core.nested import bound
+from sampler.core.binding import GuidanceContext, bind_guidance
 from sampler.guidance.adaptive_state import Decision, decided, first
 from sampler.guidance.host_copy import on_host, towards_host
 from sampler.guidance.spaces import (
@@ -105,9 +105,9 @@ class Adaptive(GuidanceBase):
     def needs(self) -> frozenset[str]:
         return self.rule.needs
 
-    def bind(self, request: Any, cond: Cond) -> tuple[Adaptive, Cond]:
+    def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Adaptive, Cond]:
         """The inner rule bound to the run; see `sampler.core.binding`."""
-        rule, cond = bound(self.rule, request, cond)
+        rule, cond = bind_guidance(self.rule, context, cond)
         return (self if rule is self.rule else replace(self, rule=rule)), cond
 
     def start(self, cond: Cond) -> AdaptiveState:

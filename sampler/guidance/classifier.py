@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from sampler.core.adapter import ClassReader
+from sampler.core.binding import GuidanceContext
 from sampler.guidance.gates import Interval, Strength, Window, active
 from sampler.registry import register
 from sampler.types import Cond, GuidanceBase, Lin, Prediction, Span
@@ -48,14 +50,14 @@ class ClassifierGuidance(GuidanceBase):
         "arXiv:2105.05233, algorithm 2"
     )
 
-    def bind(self, request: Any, cond: Cond) -> tuple[ClassifierGuidance, Cond]:
+    def bind(self, context: GuidanceContext, cond: Cond) -> tuple[ClassifierGuidance, Cond]:
         """The classifier and the wanted classes, from a reader of classes."""
         reader: Any = self.classifier
         if reader is None:
-            reader = getattr(request.adapter, "classes", None)
-        if not hasattr(reader, "classify"):
+            reader = context.adapter.classes
+        if not isinstance(reader, ClassReader):
             return self, cond
-        extra = {**cond.extra, "target": reader.target(request.prompts)}
+        extra = {**cond.extra, "target": reader.target(context.prompts)}
         return replace(self, classifier=reader.classify), replace(cond, extra=extra)
 
     def start(self, cond: Cond) -> Tensor:

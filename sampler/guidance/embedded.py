@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sampler.constraints import Nonnegative
+from sampler.core.adapter import PipelineAdapter
+from sampler.core.binding import GuidanceContext
 from sampler.registry import register
 from sampler.types import Cond, GuidanceBase
 
@@ -30,29 +32,24 @@ class Embedded(GuidanceBase):
         "Consistency Models (Luo et al., 2023), arXiv:2310.04378, section 4.3"
     )
 
-    def check(self, adapter: Any) -> None:
+    def check(self, adapter: PipelineAdapter) -> None:
         """Raises ValueError where no network is told a scale, before a run is begun."""
         if adapter.default_guidance["name"] != "embedded":
             raise ValueError(
                 "embedded: this model does not take the guidance scale as an input; use 'cfg'."
             )
 
-    def bind(self, request: Any, cond: Cond) -> tuple[Embedded, Cond]:
+    def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Embedded, Cond]:
         """Tells the network the scale; see `sampler.core.binding`.
 
         Raises ValueError for a network without such an input, and for a negative prompt.
         """
-        told = getattr(request.adapter, "told", None)
-        if told is None:
-            raise ValueError(
-                "embedded: this model does not take the guidance scale as an input; use 'cfg'."
-            )
-        if any(request.negative):
+        if any(context.negative):
             raise ValueError(
                 "embedded: the network was distilled with the empty negative prompt; leave the "
                 "negative prompt out."
             )
-        return self, told(cond, self.scale)
+        return self, context.adapter.with_guidance_scale(cond, self.scale)
 
     def start(self, cond: Cond) -> Any:
         told = cond.cond if isinstance(cond.cond, Mapping) else {}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from sampler_kernels import map_tree
 
+from sampler.core.adapter import ClassReader
+from sampler.core.binding import GuidanceContext
 from sampler.guidance.gates import Interval, Strength, Window, active
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
@@ -75,17 +77,17 @@ class GFCG(GuidanceBase):
     def needs(self) -> frozenset[str]:
         return frozenset({"cond"} if self.network == "main" else {"cond", "weak"})
 
-    def bind(self, request: Any, cond: Cond) -> tuple[GFCG, Cond]:
+    def bind(self, context: GuidanceContext, cond: Cond) -> tuple[GFCG, Cond]:
         """The classifier and the conditions of its classes, from a reader of classes."""
         reader: Any = self.classifier
         if reader is None:
-            reader = getattr(request.adapter, "classes", None)
-        if not hasattr(reader, "classify"):
+            reader = context.adapter.classes
+        if not isinstance(reader, ClassReader):
             return self, cond
         extra = {
             **cond.extra,
-            "target": reader.target(request.prompts),
-            "classes": reader.conditions(request.prompts, request.size),
+            "target": reader.target(context.prompts),
+            "classes": reader.conditions(context.prompts, context.size),
         }
         return replace(self, classifier=reader.classify), replace(cond, extra=extra)
 

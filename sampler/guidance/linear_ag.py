@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from sampler.constraints import FloatOrTensor
+from sampler.core.binding import GuidanceContext
 from sampler.guidance.gates import Scale, is_one
 from sampler.guidance.linear_ag_coefficients import Coefficients, agree
 from sampler.registry import register
@@ -74,15 +75,15 @@ class LinearAG(GuidanceBase):
     def needs(self) -> frozenset[str]:
         return frozenset({"cond"} if is_one(self._scale()) else {"cond", "uncond"})
 
-    def bind(self, request: Any, cond: Cond) -> tuple[LinearAG, Cond]:
+    def bind(self, context: GuidanceContext, cond: Cond) -> tuple[LinearAG, Cond]:
         """Checks the coefficients' keys against a run of `generate`; see `sampler.core.binding`."""
         if not is_one(self._scale()):
             self._known.refuse(
-                sampler=request.sampler,
-                levels=rounded_levels(request.levels),
-                model=request.fingerprint(),
+                sampler=context.sampler,
+                levels=rounded_levels(context.levels),
+                model=context.fingerprint(),
             )
-            for negative in request.negative:
+            for negative in context.negative:
                 self._known.refuse(negative=negative)
         return self, cond
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sampler.core.adapter import PipelineAdapter
+from sampler.core.binding import GuidanceContext
 from sampler.guidance.gates import is_one
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
@@ -36,29 +38,29 @@ class Student(GuidanceBase):
     def needs(self) -> frozenset[str]:
         return frozenset({"cond", "student"})
 
-    def bind(self, request: Any, cond: Cond) -> tuple[Student, Cond]:
+    def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Student, Cond]:
         """Refuses what a student cannot do, with what it can; see `sampler.core.binding`.
 
         Raises ValueError as `check` does, for a negative prompt, and for a time that the student
         was not trained at.
         """
-        baked = self.check(request.adapter)
-        if any(request.negative):
+        baked = self.check(context.adapter)
+        if any(context.negative):
             raise ValueError(
                 f"student: a negative prompt has no effect, guidance is inside the weights: {baked}"
                 ". Leave the negative prompt out."
             )
-        manifest = request.adapter.student
+        manifest = context.adapter.student
         known = manifest["timesteps"]
         times = ", ".join(f"{t:g}" for t in known)
-        if other := [level.t for level in request.levels if level.t not in known]:
+        if other := [level.t for level in context.levels if level.t not in known]:
             raise ValueError(
                 f"student: it was trained at t = {times}, not at {other[0]:g}; use the sampler "
                 f"'consistency' with at most {len(known)} steps."
             )
         return self, cond
 
-    def check(self, adapter: Any) -> str:
+    def check(self, adapter: PipelineAdapter) -> str:
         """What is baked in. Raises ValueError where there is no student, and for a scale."""
         manifest = getattr(adapter, "student", None)
         if manifest is None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from sampler.core.nested import bound
+from sampler.core.binding import GuidanceContext, bind_guidance
 from sampler.guidance.spaces import in_space
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
@@ -61,11 +61,11 @@ class Sum(GuidanceBase):
     def needs(self) -> frozenset[str]:
         return frozenset({"cond"}).union(*(rule.needs for rule in self.rules))
 
-    def bind(self, request: Any, cond: Cond) -> tuple[Sum, Cond]:
+    def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Sum, Cond]:
         """Every rule bound to the run; see `sampler.core.binding`."""
         rules = []
         for rule in self.rules:
-            rule, cond = bound(rule, request, cond)
+            rule, cond = bind_guidance(rule, context, cond)
             rules.append(rule)
         return replace(self, rules=tuple(rules)), cond
 

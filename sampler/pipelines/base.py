@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from sampler.core.adapter import ClassReader
 from sampler.core.denoisers import BatchedDenoiser
 from sampler.core.schedule import Schedule
 from sampler.errors import ModelError
@@ -76,9 +77,10 @@ class Adapter(BatchedDenoiser):
     network_name = "unet"
     processes: tuple[str, ...] = ("vp", "edm", "flow")
     scale_argument = "guidance_scale"
-    classified = False  # whether prompts are classes
-    classes: Any = None  # a reader of classes, for rules with a classifier (`classes.py`)
-    student: Any = None  # the manifest of the model "student", where there is one
+    takes_classes = False  # whether prompts are classes
+    classes: ClassReader | None = None  # for rules with a classifier (`classes.py`)
+    student: Mapping[str, Any] | None = None  # manifest of the model "student"
+    frames: int | None = None  # of a video
 
     def __init__(self, pipe: Any, weak: Any = None) -> None:
         self.pipe = pipe
@@ -108,7 +110,7 @@ class Adapter(BatchedDenoiser):
         twin.models = tuple(twin.networks)
         return twin
 
-    def read_schedule(self) -> Any:
+    def read_schedule(self) -> Schedule:
         """The levels of the pipeline's scheduler; ValueError for one whose levels are unknown."""
         return Schedule.from_config(self.pipe.scheduler.config, type(self.pipe.scheduler).__name__)
 
@@ -149,7 +151,7 @@ class Adapter(BatchedDenoiser):
     @property
     def default_sampler(self) -> str:
         """What the stock pipeline's scheduler does, where that is more than an ODE solver."""
-        return "consistency" if getattr(self.schedule, "origin", 0) else "ddim"
+        return "consistency" if self.schedule.origin else "ddim"
 
     @property
     def default_guidance(self) -> dict[str, Any]:
@@ -208,6 +210,12 @@ class Adapter(BatchedDenoiser):
     ) -> Cond:
         """The conditions of B prompts; the unconditional ones only where `guided`."""
         raise NotImplementedError
+
+    def with_guidance_scale(self, cond: Cond, scale: float) -> Cond:
+        """Add the guidance scale to the conditions; ValueError where the network takes none."""
+        raise ValueError(
+            "This network does not take the guidance scale as an input; use guidance 'cfg'."
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to images [B, 3, H, W], float32 in [0, 1]."""

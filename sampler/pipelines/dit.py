@@ -23,7 +23,7 @@ class DiT(Adapter):
     network_name = "transformer"
     processes = ("vp",)
     null_class = 1000
-    classified = True
+    takes_classes = True
 
     @property
     def factor(self) -> int:

@@ -58,15 +58,9 @@ class FlowTransformer(Adapter):
             return {"name": "embedded", "scale": self.embedded_scale}
         return super().default_guidance
 
-    def told(self, cond: Cond, scale: float) -> Cond:
-        """The conditions, with the guidance scale for a network that takes one.
-
-        Raises ValueError for a network without such an input.
-        """
+    def with_guidance_scale(self, cond: Cond, scale: float) -> Cond:
         if not self._embeds:
-            raise ValueError(
-                "This network does not take the guidance scale as an input; use guidance 'cfg'."
-            )
+            return super().with_guidance_scale(cond, scale)
 
         def with_scale(branch: Any) -> Any:
             if branch is None:
@@ -79,7 +73,7 @@ class FlowTransformer(Adapter):
     def branches(self, cond: dict[str, Any], uncond: dict[str, Any] | None) -> Cond:
         """The conditions of both branches, told the default scale where the network takes one."""
         both = Cond(cond, uncond)
-        return self.told(both, self.embedded_scale) if self._embeds else both
+        return self.with_guidance_scale(both, self.embedded_scale) if self._embeds else both
 
     @property
     def _embeds(self) -> bool:

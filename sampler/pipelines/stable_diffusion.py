@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sampler.errors import ModelError
 from sampler.pipelines.base import Adapter, adapter
-from sampler.pipelines.scale_embedding import scale_embedding
 from sampler.types import Cond, Level
 
 
@@ -37,16 +36,10 @@ class UNetAdapter(Adapter):
             return super().default_guidance
         return {"name": "embedded", "scale": self.embedded_scale}
 
-    def told(self, cond: Cond, scale: float) -> Cond:
-        """The conditions, with the guidance scale for the network.
-
-        Raises ValueError for a network without such an input.
-        """
+    def with_guidance_scale(self, cond: Cond, scale: float) -> Cond:
         size = self.network.config.time_cond_proj_dim
         if size is None:
-            raise ValueError(
-                "This UNet does not take the guidance scale as an input; use guidance 'cfg'."
-            )
+            return super().with_guidance_scale(cond, scale)
         rows = cond.cond["encoder_hidden_states"].shape[0]
         embedded = scale_embedding(torch.full((rows,), scale), size).to(self.device, self.dtype)
         branches = (
@@ -58,7 +51,7 @@ class UNetAdapter(Adapter):
     def with_scale(self, cond: Cond) -> Cond:
         """The conditions with the default scale, where the network takes one."""
         told = self.network.config.time_cond_proj_dim is not None
-        return self.told(cond, self.embedded_scale) if told else cond
+        return self.with_guidance_scale(cond, self.embedded_scale) if told else cond
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         x = self.scaled(x, level)
@@ -86,3 +79,20 @@ class StableDiffusion(UNetAdapter):
                 {"encoder_hidden_states": uncond} if guided else None,
             )
         )
+
+
+def scale_embedding(scale: Tensor, size: int) -> Tensor:
+    """Embed guidance scales w [B] as [B, D], float32; an odd D = size ends with a zero.
+
+        e = [sin(1000·(w − 1)·f_k), cos(1000·(w − 1)·f_k)],   f_k = 10000^(−k/(D/2 − 1)), k < D/2
+
+    w is in our convention (1 is the conditional model), D the network's `time_cond_proj_dim`. Luo
+    et al. (2023), arXiv:2310.04378, section 4.3, with the factor 1000 and the frequencies of
+    diffusers' pipelines.
+    """
+    half = size // 2
+    step = torch.log(torch.tensor(10000.0)) / (half - 1)
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -step).to(scale.device)
+    angles = (scale.float() - 1)[:, None] * 1000.0 * frequencies
+    found = torch.cat([angles.sin(), angles.cos()], 1)
+    return torch.nn.functional.pad(found, (0, size % 2))

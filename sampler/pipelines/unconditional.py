@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from sampler.core.schedule import clipped
 from sampler.pipelines.base import Adapter, adapter
 from sampler.types import Cond, Level, Prediction
 
@@ -60,16 +61,3 @@ class Unconditional(PixelUNet):
     def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
         pred, scheduler = super().predict(x, out, level, model), self.pipe.scheduler
         return clipped(pred, x, scheduler.config, type(scheduler).__name__)
-
-
-def clipped(pred: Prediction, x: Tensor, config: Mapping[str, Any], scheduler: str) -> Prediction:
-    """A prediction whose x0 is clipped as a DDIM or DDPM scheduler of this configuration does it.
-
-    DDIM keeps the direction of the unclipped prediction, DDPM takes that of the clipped one.
-    """
-    if not config.get("clip_sample"):
-        return pred
-    reach = config.get("clip_sample_range") or 1.0
-    x0 = pred.x0.tensor().clamp(-reach, reach)
-    keeps = scheduler.startswith("DDIM")
-    return Prediction.from_x0(x, x0, pred.level, eps=pred.eps if keeps else None)

@@ -23,11 +23,12 @@ def jpeg_kilobytes(images: Tensor) -> Tensor:
     import torch
     from PIL import Image
 
-    pixels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    from sampler.core.images import to_pixels
+
     sizes = []
-    for row in pixels.permute(0, 2, 3, 1).cpu().numpy():
+    for pixels in to_pixels(images.detach().float()):
         file = io.BytesIO()
-        Image.fromarray(row).save(file, "JPEG", quality=QUALITY)
+        Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
         sizes.append(file.tell() / 1000)
     return torch.tensor(sizes, dtype=score_dtype(images), device=images.device)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sampler.core.image_files import MAX_PIXELS
 from sampler.errors import UsageError
 from sampler.runs import png
 from sampler.runs.folder import RunFolder
@@ -110,7 +111,7 @@ def drawn(sheet: Sheet) -> bytes:
     left = MARGIN + max((_width(font, t) + 8 for t in (*sheet.rows, corner) if t), default=0)
     top = MARGIN + (TEXT + 10 if sheet.title else 0) + (TEXT + 8 if any(sheet.columns) else 0)
     size = left + wide * len(sheet.columns) + MARGIN, top + high * len(sheet.rows) + MARGIN
-    if size[0] * size[1] > png.MAX_PIXELS:
+    if size[0] * size[1] > MAX_PIXELS:
         raise UsageError("The sheet would have more than 64 megapixels; sweep less at once.")
     canvas = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(canvas)

@@ -14,14 +14,14 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sampler.errors import SamplerError, UsageError
+from sampler.core.image_files import open_image
+from sampler.errors import SamplerError
 
 if TYPE_CHECKING:
     import numpy as np
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT = 2**20
-MAX_PIXELS = 64 * 10**6
 _AVERAGE = 3
 
 
@@ -44,26 +44,16 @@ def decode(data: bytes) -> tuple[np.ndarray, dict[str, str]]:
     Raises SamplerError (2) for what is none of these, damaged, or beyond the limits.
     """
     import numpy as np
-    from PIL import Image, PngImagePlugin, UnidentifiedImageError
+    from PIL import PngImagePlugin
 
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UsageError(f"The image has more than {MAX_PIXELS // 10**6} megapixels.")
-            image.load()
-            texts = {
-                str(key)[:79]: str(value)
-                for key, value in image.info.items()
-                if isinstance(value, (str, PngImagePlugin.iTXt)) and len(value) <= MAX_TEXT
-            }
-            return np.asarray(image.convert("RGB")), texts
-    except SamplerError:
-        raise
-    except UnidentifiedImageError:
-        raise UsageError("This is no image that can be read; PNG, JPEG and WebP are.") from None
-    except Exception as error:  # Pillow's decoders raise many kinds; all mean the same here
-        problem = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UsageError(f"This is no image that can be read: {problem}.") from None
+    with open_image(data) as image:
+        image.load()
+        texts = {
+            str(key)[:79]: str(value)
+            for key, value in image.info.items()
+            if isinstance(value, (str, PngImagePlugin.iTXt)) and len(value) <= MAX_TEXT
+        }
+        return np.asarray(image.convert("RGB")), texts
 
 
 def is_whole(data: bytes) -> bool:

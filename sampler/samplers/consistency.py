@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from sampler.core.binding import SamplerContext
 from sampler.registry import register
 from sampler.types import Level, Move, Prediction, SamplerBase, Span
 
@@ -33,14 +34,14 @@ class Consistency(SamplerBase):
 
     _walked: ClassVar[tuple[Level, ...]] = ()  # an instance's own: the levels of its timesteps
 
-    def bind(self, setting: Any) -> Consistency:
+    def bind(self, context: SamplerContext) -> Consistency:
         """Looks the levels of the timesteps up; see `sampler.core.binding`.
 
         Raises ValueError where there are not as many as steps, or no such time.
         """
-        steps, times = len(setting.levels) - 1, self.timesteps
-        manifest = getattr(setting.adapter, "student", None)
-        if times is None and manifest is not None and setting.guidance["name"] == "student":
+        steps, times = len(context.levels) - 1, self.timesteps
+        manifest = context.adapter.student
+        if times is None and manifest is not None and context.guidance["name"] == "student":
             known = manifest["timesteps"]
             times = tuple(known[i * len(known) // steps] for i in range(min(steps, len(known))))
         if times is None:
@@ -51,8 +52,8 @@ class Consistency(SamplerBase):
                 f"use steps = {len(times)}."
             )
         found = replace(self, timesteps=times)
-        levels = [setting.adapter.schedule.level(t) for t in times]
-        object.__setattr__(found, "_walked", (*levels, setting.levels[-1]))
+        levels = [context.adapter.schedule.level(t) for t in times]
+        object.__setattr__(found, "_walked", (*levels, context.levels[-1]))
         return found
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from sampler.core.binding import SamplerContext
 from sampler.registry import register
 from sampler.samplers.coefficients import Order, ghvb
 from sampler.samplers.coordinates import Space, advance, check_space, euler, slope, weighted
@@ -65,9 +66,9 @@ class GHVB(SamplerBase):
     def convergence(self) -> float:
         return float(self.momentum.order)
 
-    def bind(self, setting: Any) -> GHVB:
+    def bind(self, context: SamplerContext) -> GHVB:
         """With the calibrated number of this model and run, where one is asked for."""
-        return replace(self, momentum_number=bound_number(self, setting))
+        return replace(self, momentum_number=bound_number(self, context))
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
         require_number("ghvb", self.momentum_number)

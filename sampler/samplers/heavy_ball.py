@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from sampler.core.binding import SamplerContext
 from sampler.registry import register
 from sampler.samplers.coefficients import Order, adams_bashforth
 from sampler.samplers.coordinates import Space, advance, check_space, euler, slope, weighted
@@ -77,9 +78,9 @@ class HeavyBall(SamplerBase):
     def convergence(self) -> float:
         return float(self.momentum.order) if self.momentum.beta == 1 else 1.0
 
-    def bind(self, setting: Any) -> HeavyBall:
+    def bind(self, context: SamplerContext) -> HeavyBall:
         """With the calibrated number of this model and run, where one is asked for."""
-        return replace(self, momentum_number=bound_number(self, setting))
+        return replace(self, momentum_number=bound_number(self, context))
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
         require_number("heavy_ball", self.momentum_number)

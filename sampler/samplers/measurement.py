@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sampler.core.adapter import PipelineAdapter
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -56,14 +58,12 @@ class Measurement:
                 raise ValueError("reddiff: the operator is not differentiable; A(x) has no graph.")
             return torch.autograd.grad(0.5 * (gap * gap).sum(), leaf)[0]
 
-    def through(self, adapter: Any, size: tuple[int, int]) -> Measurement:
+    def through(self, adapter: PipelineAdapter, size: tuple[int, int]) -> Measurement:
         """The same for the latents of a pipeline: A ∘ decode, started from the encoded start.
 
         Raises ValueError where the image has not the size of the run, and for videos.
         """
-        from sampler.core.images import encode
-
-        if hasattr(adapter, "frames"):
+        if adapter.frames is not None:
             raise ValueError("reddiff: it measures images, and this pipeline makes videos.")
         if tuple(self.init.shape[-2:]) != size:
             height, width = self.init.shape[-2:]
@@ -71,7 +71,7 @@ class Measurement:
                 f"reddiff: the image is {width} x {height}, the run {size[1]} x {size[0]}; "
                 f"give width={width}, height={height}."
             )
-        latents = encode(adapter, (self.init / 2 + 0.5).clamp(0, 1))
+        latents = adapter.latents_of((self.init / 2 + 0.5).clamp(0, 1))
         return replace(
             self,
             forward=lambda z: self.forward(adapter.decode(z) * 2 - 1),

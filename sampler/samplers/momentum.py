@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 from annotated_types import DocInfo, Gt, Le, Predicate
 
+from sampler.core.binding import SamplerContext
 from sampler.samplers.calibrated import key_of, look_up
 from sampler.samplers.coefficients import MAX_ORDER
 from sampler.types import Lin
@@ -80,16 +81,16 @@ def require_number(name: str, number: float | str | None) -> None:
         )
 
 
-def bound_number(method: Any, setting: Any) -> float | str | None:
-    """The momentum number to run with; "calibrated:FILE" is looked up for a `binding.Setting`.
+def bound_number(method: Any, context: SamplerContext) -> float | str | None:
+    """The momentum number to run with; "calibrated:FILE" is looked up for a `SamplerContext`.
 
     Raises SamplerError (2) as `calibrated.look_up`.
     """
     number = method.momentum_number
     if not is_calibrated(number):
         return number
-    key = key_of(method.name, setting.levels, setting.guidance)
-    return look_up(number, setting.fingerprint(), key)
+    key = key_of(method.name, context.levels, context.guidance)
+    return look_up(number, context.fingerprint(), key)
 
 
 def damped(beta: Any, velocity: Any, e: Lin) -> Lin:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from annotated_types import DocInfo, Ge, Lt, Predicate
 
 from sampler.constraints import Nonnegative, Positive
+from sampler.core.binding import SamplerContext
 from sampler.registry import register
 from sampler.samplers.measurement import Measurement, measurement
 from sampler.samplers.weights import WEIGHTS, Weight
@@ -113,12 +114,12 @@ class REDDiff(SamplerBase):
     def stochastic(self) -> bool:
         return True
 
-    def bind(self, setting: Any) -> REDDiff:
+    def bind(self, context: SamplerContext) -> REDDiff:
         """The same with A ∘ decode as its operator, where y belongs to the decoded image."""
         if self.space == "model":
             return self
         bound = replace(self)
-        through = self._measurement.through(setting.adapter, setting.size)
+        through = self._measurement.through(context.adapter, context.size)
         object.__setattr__(bound, "_measured", through)
         return bound
 

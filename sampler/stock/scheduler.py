@@ -22,8 +22,7 @@ from torch import Tensor
 
 from sampler import registry
 from sampler.core.noise import Noise
-from sampler.core.schedule import Schedule
-from sampler.pipelines.unconditional import clipped
+from sampler.core.schedule import Schedule, clipped
 from sampler.types import Level, SamplerBase, Span, spans
 
 

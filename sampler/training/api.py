@@ -41,15 +41,12 @@ def finetune(
     ValueError or SamplerError, before anything is sampled, for what cannot be trained; and
     SamplerError (4) for a folder of another run, (3) after too many updates that were not finite.
     """
-    from sampler.errors import UsageError
     from sampler.rewards.python import reward_from
     from sampler.training.fit import fit
     from sampler.training.session import Session
     from sampler.training.settings import settings_from
 
-    if engine.pipeline is None:
-        raise UsageError("Fine-tuning needs an engine over a pipeline: sampler.load(...).")
-    if hasattr(engine.pipeline, "frames"):
+    if engine.pipeline.frames is not None:
         raise ValueError("Fine-tuning needs images, and this pipeline makes videos.")
     method = registry.build("trainer", trainer)
     if reward is None and method.rewarded:

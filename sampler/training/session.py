@@ -11,23 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler import registry
-from sampler.core.binding import Request, bound
-from sampler.core.noise import initial
+from sampler.core.trajectory import Run, begin
 from sampler.engine import Engine
 from sampler.rewards.base import NonFiniteScore, check_finite, name_of, score
 from sampler.training.batches import Batch
-from sampler.types import Cond, Guidance, Level, Sampler, Snapshot
-
-
-@dataclass(frozen=True)
-class Run:
-    """One trajectory of B rows: where it starts, its levels, conditions and rule."""
-
-    snapshot: Snapshot
-    levels: tuple[Level, ...]
-    cond: Cond
-    rule: Guidance
+from sampler.types import Guidance, Sampler
 
 
 @dataclass(frozen=True)
@@ -52,21 +40,16 @@ class Session:
 
     def begin(self, batch: Batch, rows: Sequence[int]) -> Run:
         """The first snapshot of these rows; nothing is evaluated but the text encoder."""
-        pipeline = self.engine.pipeline
-        prompts = [batch.prompts[row] for row in rows]
-        negative = [self.negative] * len(rows)
-        with torch.no_grad():
-            cond = pipeline.encode(prompts, negative, "uncond" in self.rule.needs, self.size)
-        grid = pipeline.grid(self.steps, self.size)
-        levels = self.method.levels(grid)
-        spec = registry.spec_of(self.method)
-        request = Request(pipeline, prompts, negative, spec, levels[:-1], self.size)
-        rule, cond = bound(self.rule, request, cond)
-        seeds = [batch.seeds[row] for row in rows]
-        x = initial(seeds, pipeline.latent_shape(*self.size)).to(pipeline.device)
-        x = x * pipeline.schedule.initial_scale(grid)
-        snapshot, levels = self.engine.start(x, grid, cond, self.method, rule, seeds)
-        return Run(snapshot, levels, cond, rule)
+        return begin(
+            self.engine,
+            [batch.prompts[row] for row in rows],
+            [self.negative] * len(rows),
+            [batch.seeds[row] for row in rows],
+            self.steps,
+            self.size,
+            self.method,
+            self.rule,
+        )
 
     def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [B] in full precision; they may not be finite."""

@@ -20,13 +20,14 @@ from torch import Tensor
 from sampler import registry
 from sampler.core.batch import Job as PromptLine
 from sampler.core.batch import sample_batch
-from sampler.core.binding import Setting, bound_sampler
+from sampler.core.binding import SamplerContext, bind_sampler
+from sampler.core.images import to_pixels
 from sampler.core.loop import Loop
 from sampler.errors import SamplerError
 from sampler.runs.jobs import Job, JobSettings
 from sampler.types import Snapshot
 from sampler.workers.prompt_cache import PromptCache
-from sampler.workers.recovery import decode_float32, finite, free_memory, is_memory, to_pixels
+from sampler.workers.recovery import decode_float32, finite, free_memory, is_memory
 
 
 class Stopped(BaseException):
@@ -128,7 +129,7 @@ class BatchRunner:
         rule = _rule([groups[job.group].guidance for job in jobs], adapter.device)
         size = adapter.size(settings.height, settings.width)
         grid = adapter.grid(settings.steps, size)
-        method = bound_sampler(method, Setting(adapter, grid, dict(settings.guidance), size))
+        method = bind_sampler(method, SamplerContext(adapter, grid, dict(settings.guidance), size))
         rows = [PromptLine(job.prompt, job.negative_prompt, job.seed) for job in jobs]
         watch = _Watch(len(rows), self.stopped)
         with torch.no_grad():

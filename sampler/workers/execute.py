@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sampler import registry
-from sampler.core.binding import Setting, bound_sampler
+from sampler.core.binding import SamplerContext, bind_sampler
 from sampler.core.loop import Loop
 from sampler.errors import IncompleteError, MemoryLimitError
 from sampler.runs.folder import Check, RunFolder
@@ -71,7 +71,7 @@ def execute(
 def _check(run: RunFolder, engine: Loop) -> None:
     """Raises, before anything is spent, what would make every image of a group fail."""
     adapter = engine.pipeline
-    if hasattr(adapter, "frames"):
+    if adapter.frames is not None:
         raise ValueError("A run folder keeps images, and this pipeline makes videos.")
     for settings in run.groups:
         size = adapter.size(settings.height, settings.width)
@@ -82,7 +82,7 @@ def _check(run: RunFolder, engine: Loop) -> None:
         if missing := rule.needs - {"cond", "uncond", *adapter.models}:
             raise ValueError(f"Guidance {rule.name!r} needs the model {min(missing)!r}.")
         method = registry.build("sampler", settings.sampler)
-        bound_sampler(method, Setting(adapter, grid, dict(settings.guidance), size))
+        bind_sampler(method, SamplerContext(adapter, grid, dict(settings.guidance), size))
 
 
 def outcome(tally: Tally, where: str) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,20 +16,6 @@ _MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "hipErrorOutOfMemory",
 )
-
-
-def to_pixels(images: Tensor) -> Sequence[np.ndarray]:
-    """Images [B, 3, H, W] in [0, 1] as uint8 [H, W, 3] each; rounded on the device, as diffusers.
-
-    On a CPU they are views: what is left to copy is left to the threads that write.
-    """
-    if images.device.type == "cpu":  # image by image, which stays in its caches
-        return [_rounded(image).permute(1, 2, 0).numpy() for image in images]
-    return _rounded(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()  # pyright: ignore[reportReturnType]
-
-
-def _rounded(images: Tensor) -> Tensor:
-    return (images * 255).nan_to_num_(0).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def decode_float32(adapter: Any, latents: Tensor) -> Tensor | None:

@@ -36,7 +36,7 @@ from sampler.bundled import FOLDER, classifier, prompts
 from sampler.bundled.measures import measure
 from sampler.models.difference import packed
 from sampler.models.few_step import pipeline
-from sampler.pipelines.scale_embedding import scale_embedding
+from sampler.pipelines.stable_diffusion import scale_embedding
 from scripts.bundled.emoji_data import EmojiData, generator
 from scripts.bundled.loop import Plan, save_pictures, train
 from scripts.bundled.networks import load_pipeline, plain_attention

@@ -25,12 +25,11 @@ from safetensors.torch import load_file, save_file
 
 import sampler
 from sampler.bundled import prompts
-from sampler.core.images import encode
 from sampler.model_files.student import MANIFEST, WEIGHTS, read_manifest, student_folder
 from sampler.models.difference import packed, unpacked
 from sampler.models.few_step import STUDENT as LCM
 from sampler.models.student import read_network
-from sampler.pipelines.scale_embedding import scale_embedding
+from sampler.pipelines.stable_diffusion import scale_embedding
 from scripts.bundled.emoji_data import EmojiData
 from scripts.bundled.networks import plain_attention
 
@@ -137,7 +136,7 @@ def composites(engine: Any, data: Path, count: int, path: Path) -> list[str]:
             batch = source.batch(64, SEED + 7_000_003, index)
             chosen = [i for i, text in enumerate(batch.captions) if text]
             with torch.no_grad():
-                latents.append(encode(engine.pipeline, batch.images[chosen] / 2 + 0.5))
+                latents.append(engine.pipeline.latents_of(batch.images[chosen] / 2 + 0.5))
             captions += [batch.captions[i] for i in chosen]
             index += 1
         path.parent.mkdir(parents=True, exist_ok=True)

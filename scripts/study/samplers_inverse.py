@@ -15,7 +15,6 @@ from torch import Tensor
 
 import sampler
 from sampler.core.binding import fingerprint
-from sampler.core.images import encode
 from scripts.study.samplers_restore import (
     METHODS,
     STEPS,
@@ -69,7 +68,7 @@ def study(done: Rows, tuned: Rows, images: int = IMAGES) -> Iterator[dict[str, A
 
     if (model, "none", "autoencoder") not in known:
         with torch.no_grad():
-            found = engine.pipeline.decode(encode(engine.pipeline, truth)).clamp(0, 1)
+            found = engine.pipeline.decode(engine.pipeline.latents_of(truth)).clamp(0, 1)
         yield row("none", "autoencoder", {}, found)
     for task, case in tasks().items():
         for method in methods_of(task):

@@ -10,7 +10,7 @@ from diffusers.schedulers import scheduling_lcm
 import sampler
 from sampler.core.noise import Noise
 from sampler.pipelines import adapt
-from sampler.pipelines.scale_embedding import scale_embedding
+from sampler.pipelines.stable_diffusion import scale_embedding
 from tests import tiny
 
 PROMPTS = ["a red fox", "two green apples", "the sea at night"]

@@ -251,10 +251,3 @@ def test_levels_that_are_not_known_are_refused(name, extra):
 def test_an_unknown_scheduler_is_refused():
     with pytest.raises(ValueError, match="not known"):
         Schedule.from_config({}, "VQDiffusionScheduler")
-
-
-def test_defaults_can_be_changed():
-    schedule = Schedule.vp(BETAS)
-    karras = schedule.with_defaults("karras", None)
-    assert karras.grid(5) == schedule.grid(5, spacing="karras")
-    assert karras.with_defaults("trailing", "sigma_min").grid(5)[0].t == 999

@@ -335,7 +335,7 @@ def test_a_scale_per_row_is_the_scale_of_each_row(tmp_path, rule):
 
 def test_nothing_black_comes_of_numbers_out_of_range():
     images = torch.tensor([2.0, -1.0, 0.5, float("nan")]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
-    from sampler.workers.recovery import to_pixels
+    from sampler.core.images import to_pixels
 
     assert np.unique(to_pixels(images)).tolist() == [0, 128, 255]
     assert BatchRunner

@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 import sampler
-from sampler.pipelines.scale_embedding import scale_embedding
+from sampler.pipelines.stable_diffusion import scale_embedding
 from scripts.bundled.distill_student import app, few_step_network
 from scripts.bundled.emoji_data import draw_sprites
 from scripts.study import students as study_students

@@ -9,12 +9,13 @@ import torch
 
 import sampler
 from sampler import registry
+from sampler.core.trajectory import Run
 from sampler.engine import Engine
 from sampler.training.policy.advantages import per_group, per_prompt
 from sampler.training.policy.ppo import _kl, _pathwise, _share, clipped_loss
 from sampler.training.policy.rollout import Action, Policy, Trajectory, taken
 from sampler.training.policy.trainers import DDPO, RLCM
-from sampler.training.session import Run, Session
+from sampler.training.session import Session
 from sampler.types import Level, Move, Prediction, Snapshot, Span, spans
 from tests.training import toy
 
@@ -139,7 +140,7 @@ def linear_world(final_step, sigma):
     weights = torch.cartesian_prod(w, w, w).prod(1)
     rows = len(grid)
     start = Snapshot(0, grid[:, :1].contiguous(), (), (), (0,) * rows, (0,) * rows)
-    run = Run(start, levels, sampler.Cond(), engine.guidance)
+    run = Run(start, levels, sampler.Cond(), engine.sampler, engine.guidance)
     return theta, f, reward, policy, run, grid, weights
 
 

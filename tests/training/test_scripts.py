@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import sampler
 from sampler.bundled import FOLDER
 from sampler.models import few_step
-from sampler.pipelines.scale_embedding import scale_embedding
+from sampler.pipelines.stable_diffusion import scale_embedding
 from sampler.types import Span
 from scripts.bench import finetune as bench_finetune
 from scripts.bundled import distill_lcm

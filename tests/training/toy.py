@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import sampler
+from sampler.core.trajectory import Run
 from sampler.engine import Engine
-from sampler.training.session import Run, Session
+from sampler.training.session import Session
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "finetune"
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -58,7 +59,7 @@ def begin(engine, x, grid, cond):
         engine, None, engine.sampler, engine.guidance, len(grid) - 1, (16, 16), len(x)
     )
     snapshot, levels = engine.start(x, grid, cond, seeds=range(len(x)))
-    return session, Run(snapshot, levels, cond, engine.guidance)
+    return session, Run(snapshot, levels, cond, engine.sampler, engine.guidance)
 
 
 def gradient(net, loss):

@@ -12,14 +12,15 @@ from sampler_kernels import settle
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sampler.core.loop import landed
+from sampler.core.loop import apply_move
 from sampler.core.noise import Noise
 from sampler.types import Branch, Level, Lin, Prediction, Snapshot, Span, spans
 
 if TYPE_CHECKING:
+    from sampler.core.trajectory import Run
     from sampler.training.alignprop.trainer import AlignProp
     from sampler.training.batches import Batch
-    from sampler.training.session import Run, Session
+    from sampler.training.session import Session
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _step(
             base = session.engine.predict(snapshot, span, run.cond, run.rule)[0].eps.tensor()
         gap = (pred.eps.tensor() - base).square().flatten(1).mean(1)
     move = session.method.step(snapshot.x, pred, span, snapshot.sampler)
-    return landed(snapshot, move, state, nfe), gap
+    return apply_move(snapshot, move, state, nfe), gap
 
 
 def _renoised(run: Run, x: Tensor, again: int) -> Snapshot:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sampler.core.durable import make_folder, write_file
-from sampler.core.images import encode, read
+from sampler.core.images import read
 from sampler.errors import UsageError
 from sampler.training.batches import derived
 from sampler.training.session import Session
@@ -138,6 +138,6 @@ def _encode_folder(session: Session, folder: Path, out: Path) -> None:
                 f"the data are {session.size[1]} x {session.size[0]} here.",
             )
         with torch.no_grad():
-            latents.append(encode(session.engine.pipeline, image).float().cpu())
+            latents.append(session.engine.pipeline.latents_of(image).float().cpu())
     prompts = json.dumps([text for _, text in named])
     write_file(out, save({"latents": torch.cat(latents)}, {"prompts": prompts}))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sampler.core.binding import Request, bound
 from sampler.core.noise import initial
 from sampler.core.schedule import Schedule
+from sampler.core.trajectory import conditions
 from sampler.training.f_distill.data import Samples, data_samples, teacher_samples
 from sampler.types import Cond, Guidance, Level
 
@@ -52,11 +52,16 @@ def student_levels(trainer: FDistill, schedule: Schedule) -> tuple[Level, ...]:
 
 def encoded(session: Session, prompts: Sequence[str]) -> tuple[Cond, Guidance]:
     """The conditions of B prompts, and the teacher's rule bound to them."""
-    pipeline, negative = session.engine.pipeline, [session.negative] * len(prompts)
     with torch.no_grad():
-        cond = pipeline.encode(prompts, negative, "uncond" in session.rule.needs, session.size)
-    request = Request(pipeline, list(prompts), negative, {"name": "ddim"}, (), session.size)
-    rule, cond = bound(session.rule, request, cond)
+        rule, cond = conditions(
+            session.engine.pipeline,
+            prompts,
+            [session.negative] * len(prompts),
+            session.size,
+            session.method,
+            session.rule,
+            levels=(),
+        )
     return cond, rule
 
 

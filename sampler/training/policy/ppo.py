@@ -10,12 +10,12 @@ import torch
 from sampler_kernels import gram, settle
 from torch import Tensor
 
-from sampler.core.loop import landed
+from sampler.core.loop import apply_move
+from sampler.core.trajectory import Run
 from sampler.training.base import Update
 from sampler.training.batches import Batch, parts
 from sampler.training.policy.advantages import per_group, per_prompt
 from sampler.training.policy.rollout import Action, Policy, Trajectory, moved, taken
-from sampler.training.session import Run
 from sampler.types import Lin, Move, Span, spans
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _pathwise(
     final = taken(trajectory.final, index, len(trajectory.rows))
     span = spans(run.levels)[final.index]
     move, state, nfe = policy.move(run, final, span)
-    last = landed(final, move, state, nfe)
+    last = apply_move(final, move, state, nfe)
     x = settle(policy.session.method.finish(last.x, last.sampler))
     prompts = [batch.prompts[trajectory.rows[i]] for i in index.tolist()]
     scores = policy.session.scores(policy.session.decoder("hard")(x), prompts)

@@ -10,11 +10,12 @@ import torch
 from sampler_kernels import map_tree, settle
 from torch import Tensor
 
-from sampler.core.loop import landed
+from sampler.core.loop import apply_move
 from sampler.core.noise import Noise
+from sampler.core.trajectory import Run
 from sampler.training.batches import Batch
 from sampler.training.policy.base import FinalStep, PolicyBase
-from sampler.training.session import Run, Session
+from sampler.training.session import Session
 from sampler.types import Lin, Move, Snapshot, Span, spans
 
 
@@ -55,7 +56,7 @@ class Policy:
         final, image = snapshot, snapshot.x
         for span in todo:
             move, state, nfe = self.move(run, snapshot, span)
-            following = landed(snapshot, move, state, nfe)
+            following = apply_move(snapshot, move, state, nfe)
             action = self.action(move, span)
             final = snapshot
             image = settle(self.session.method.finish(following.x, following.sampler))

@@ -1,0 +1,79 @@
+"""Interface between pipeline families and everything that samples with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from sampler.types import Cond, Level, Prediction
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sampler.core.schedule import Schedule
+
+Size = tuple[int, int]  # (height, width) in pixels
+
+
+@runtime_checkable
+class ClassReader(Protocol):
+    """Classifier of a model's images, for rules that steer by classes.
+
+    target(prompts): the class that each of B prompts asks for, int [B]. conditions(prompts, size):
+    a function of classes [B] to the conditions [B, ...] of the same prompts with these classes.
+    classify(x0): logits [B, K] of latents [B, ...], differentiable.
+    """
+
+    def target(self, prompts: Sequence[str]) -> Tensor: ...
+    def conditions(self, prompts: Sequence[str], size: Size) -> Callable[[Tensor], Any]: ...
+    def classify(self, x0: Tensor) -> Tensor: ...
+
+
+class PipelineAdapter(Protocol):
+    """Pipeline family as the engine, workers, training and calibration use it.
+
+    Prompts become conditions (`encode`), latents become images (`decode`), and the network between
+    them is called as a `Denoiser`. `sampler.pipelines.base.Adapter` implements it.
+
+    pipe: the diffusers pipeline, never modified. network_name: attribute of `pipe` that holds
+    `network`. networks: {model name: network}, `models` its names. takes_classes: prompts may be
+    class numbers. classes: a classifier that comes with the model. student: manifest of a distilled
+    student. frames: number of frames of a video model, None for image models. embedded_scale:
+    guidance scale for networks that take one as input. factor: pixels per latent along a side.
+    """
+
+    pipe: Any
+    network: Any
+    network_name: str
+    networks: dict[str, Any]
+    models: tuple[str, ...]
+    schedule: Schedule
+    takes_classes: bool
+    classes: ClassReader | None
+    student: Mapping[str, Any] | None
+    frames: int | None
+    embedded_scale: float
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def factor(self) -> int: ...
+    @property
+    def default_sampler(self) -> str: ...
+    @property
+    def default_guidance(self) -> dict[str, Any]: ...
+
+    def size(self, height: int | None, width: int | None) -> Size: ...
+    def grid(self, steps: int, size: Size) -> tuple[Level, ...]: ...
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]: ...
+    def encode(
+        self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: Size
+    ) -> Cond: ...
+    def decode(self, latents: Tensor) -> Tensor: ...
+    def latents_of(self, images: Tensor) -> Tensor: ...
+    def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction: ...
+    def with_guidance_scale(self, cond: Cond, scale: float) -> Cond: ...
+    def with_network(self, name: str, network: Any) -> PipelineAdapter: ...

@@ -1,0 +1,48 @@
+"""Image files, opened within limits; imports no torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sampler.errors import SamplerError, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 64 * 10**6
+
+
+@contextmanager
+def open_image(source: str | Path | bytes) -> Iterator[Image]:
+    """Open a PNG, JPEG or WebP file, or the bytes of one; nothing is decoded yet.
+
+    Raises UsageError for a file that is missing, is no such image, or has more than 64 megapixels,
+    and for damage that shows when the body of the `with` statement decodes it.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    name = "The image" if isinstance(source, bytes) else str(source)
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} x {image.height} pixels"
+                raise UsageError(f"{name}: {size}; at most 64 megapixels are read.")
+            yield image
+    except SamplerError:
+        raise
+    except UnidentifiedImageError:
+        raise UsageError(
+            f"{name}: it is no image that can be read; use PNG, JPEG or WebP."
+        ) from None
+    except OSError as error:
+        reason = (error.strerror or f"it is no image that can be read: {error}").lower()
+        raise UsageError(f"{name}: {reason}.") from None
+    except Exception as error:  # Pillow's decoders raise many kinds
+        problem = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UsageError(f"{name}: it is no image that can be read: {problem}.") from None
