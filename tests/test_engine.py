@@ -77,7 +77,7 @@ def test_unknown_model_and_unknown_prediction():
         def plan(self, x, span, cond, state):
             return {"cond": Branch(cond.cond, model="huge")}
 
-    with pytest.raises(ValueError, match="No model 'huge'"):
+    with pytest.raises(ValueError, match="Unknown model 'huge'"):
         plain().run(noise(1), vp_grid(1), guidance=Weak())
     with pytest.raises(ValueError, match="Unknown prediction type"):
         sampler.denoiser(lambda x, level, c: x, prediction="noise")

@@ -40,7 +40,7 @@ def test_what_is_no_snapshot_is_refused(tmp_path):
         {"x": torch.zeros(1)}, tmp_path / "evil", {"format": "1", "snapshot": json.dumps(named)}
     )
     for name in ("text", "other", "evil", "missing"):
-        with pytest.raises(SamplerError, match="is not a snapshot") as error:
+        with pytest.raises(SamplerError, match="is not a readable snapshot") as error:
             sampler.load_snapshot(tmp_path / name)
         assert error.value.code == 2
 

@@ -1,4 +1,4 @@
-"""One batch of images: who is in it, with which seeds, and its way from prompts to latents."""
+"""Jobs of `generate` and their sampling, one batch at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_BATCH = 8
 
 @dataclass(frozen=True)
 class Job:
-    """One image to be made."""
+    """One image to generate."""
 
     prompt: str
     negative: str
@@ -32,11 +32,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What `generate` made, one entry per image.
+    """Result of `generate`, one entry per image.
 
     images: PIL images, a tensor [B, 3, H, W] in [0, 1], or None for output="latent";
-    latents [B, ...]; seeds; nfe: denoiser rows evaluated, counted; config: plain data with which
-    `generate(**config)` makes the same images; seconds: wall time.
+    latents [B, ...]; seeds; nfe: network evaluations, counted; config: plain data with which
+    `generate(**config)` gives the same images; seconds: wall time.
     """
 
     images: Any
@@ -109,9 +109,9 @@ def expand(
     n: int,
     classes: bool = False,
 ) -> list[Job]:
-    """The images that `generate` makes of these arguments, in order; ValueError as there.
+    """List the images of a `generate` call, in order; raises ValueError as there.
 
-    classes: whether numbers are prompts, those of classes.
+    classes: class numbers are allowed as prompts.
     """
     texts = [prompts] if isinstance(prompts, (str, int)) else list(prompts)
     if classes:
@@ -129,28 +129,28 @@ def expand(
     )
     if len(against) != len(texts):
         raise ValueError(f"{len(against)} negative prompts for {len(texts)} prompts.")
-    rows = [(t, a, i) for t, a in zip(texts, against, strict=True) for i in range(n)]
+    images = [(t, a, i) for t, a in zip(texts, against, strict=True) for i in range(n)]
     if seeds is None:
-        chosen = [_derived_seed(text, i) for text, _, i in rows]
+        chosen = [_derived_seed(text, i) for text, _, i in images]
     elif isinstance(seeds, int):
-        chosen = [seeds + k for k in range(len(rows))]
+        chosen = [seeds + k for k in range(len(images))]
     else:
         chosen = [int(s) for s in seeds]
-    if len(chosen) != len(rows):
-        raise ValueError(f"{len(chosen)} seeds for {len(rows)} images; give one int or one each.")
+    if len(chosen) != len(images):
+        raise ValueError(f"{len(chosen)} seeds for {len(images)} images; give one int or one each.")
     if bad := [s for s in chosen if not 0 <= s <= MAX_SEED]:
         raise ValueError(f"seed = {bad[0]} must lie in 0..2^63 − 1.")
-    return [Job(t, a, s) for (t, a, _), s in zip(rows, chosen, strict=True)]
+    return [Job(t, a, s) for (t, a, _), s in zip(images, chosen, strict=True)]
 
 
 def _derived_seed(prompt: str, index: int) -> int:
-    """A seed for image `index` of a prompt when none is given: the same ones at every call."""
+    """Derive the seed of image `index` of a prompt; the same at every call."""
     digest = hashlib.sha256(f"{index}:{prompt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") & MAX_SEED
 
 
 def to_output(images: Tensor, output: Output) -> Any:
-    """Images [B, 3, H, W] in [0, 1] as asked for; PIL rounds to uint8 as diffusers does."""
+    """Convert images [B, 3, H, W] in [0, 1]; PIL images are rounded to uint8 as in diffusers."""
     if output == "tensor":
         return images
     if images.ndim == 5:  # videos [B, 3, F, H, W]

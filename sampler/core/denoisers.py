@@ -1,4 +1,4 @@
-"""From the branches that a rule asks for to one batched network evaluation."""
+"""Batched evaluation of the branches that a rule plans."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor
 
 from sampler.types import KINDS, Branch, Level, Prediction, Span
 
-HALVES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 class BatchedDenoiser:
-    """Stacks the rows of all branches of one model, evaluates once, and cuts the answer up.
+    """Stack the samples of all branches of a model, evaluate once, and split the output.
 
-    A subclass answers `forward` (and `predict` where its outputs need preconditioning).
+    A subclass defines `forward` (and `predict` where its outputs need preconditioning).
     """
 
     models: tuple[str, ...] = ("main",)
-    # The last conditions, the versions of their tensors, and what they became; see `_stacked`.
+    # Cache of `_stacked`: the last conditions, the versions of their tensors, and the result.
     _memo: tuple[list[Any], list[int], Any] = ([], [], None)
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
-        """The network's raw output [R, ...] for rows x [R, ...] and their conditions."""
+        """Raw output [R, ...] of the network for x [R, ...] and their conditions."""
         raise NotImplementedError
 
     def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
-        """The raw output as a Prediction."""
+        """Interpret the raw output as a Prediction."""
         raise NotImplementedError
 
     def __call__(
@@ -50,7 +50,8 @@ class BatchedDenoiser:
         outs: dict[str, tuple[Tensor, Tensor | None]] = {}
         for model, names in names_of.items():
             if model not in self.models:
-                raise ValueError(f"No model {model!r} here; there are {', '.join(self.models)}.")
+                known = ", ".join(self.models)
+                raise ValueError(f"Unknown model {model!r}; this denoiser has {known}.")
             asked = [(name, _rows(branches[name], count, nfe, x.device)) for name in names]
             asked = [(name, rows) for name, rows in asked if rows is None or rows.shape[0]]
             if not asked:
@@ -59,20 +60,20 @@ class BatchedDenoiser:
             rows = [rows for _, rows in asked]
             cond = self._stacked([branches[name].cond for name, _ in asked], rows)
             out = self.forward(_cat(parts), _cat_level(level, rows), cond, model)
-            if out.dtype is not x.dtype and (out.dtype not in HALVES or x.dtype is torch.float64):
-                out = out.to(x.dtype)  # halves are taken up where they are first used
+            half = out.dtype in HALF_DTYPES and x.dtype is not torch.float64
+            if not half:  # half precision is converted where it is first used
+                out = out.to(x.dtype)
             cut = out.split_with_sizes([part.shape[0] for part in parts])
             for (name, which), part in zip(asked, cut, strict=True):
                 outs[name] = (part, which)
         return self._filled(x, branches, outs, level)
 
     def _stacked(self, conds: list[Any], rows: list[Tensor | None]) -> Any:
-        """The conditions of the evaluated rows, one branch after the other.
+        """Concatenate the conditions of the evaluated rows, one branch after the other.
 
-        A run asks for the same branches at every step, so the last answer is kept, together with
-        the very objects it is a copy of: it depends on nothing else, and so is no state of a run.
-        It is not used where gradients flow (a graph serves one backward pass), where rows are left
-        out, and after one of the tensors was written to.
+        A run evaluates the same branches at every step, so the last result is cached, keyed by the
+        identity and the versions of the tensors it was made from. The cache is bypassed where
+        gradients flow (a graph serves one backward pass) and where rows are left out.
         """
         if len(conds) == 1 and rows[0] is None:
             return conds[0]
@@ -113,7 +114,7 @@ class BatchedDenoiser:
 
 
 class FunctionDenoiser(BatchedDenoiser):
-    """Plain functions fn(x, level, cond) -> tensor as the denoiser; see `denoiser`."""
+    """Denoiser over plain functions fn(x, level, cond) -> tensor; see `denoiser`."""
 
     def __init__(self, fns: dict[str, Callable[..., Tensor]], prediction: str) -> None:
         self.fns = fns
@@ -132,7 +133,7 @@ def denoiser(
     prediction: str = "eps",
     models: Mapping[str, Callable[..., Tensor]] | None = None,
 ) -> FunctionDenoiser:
-    """A denoiser from `fn(x, level, cond) -> tensor`, for research without a pipeline.
+    """Build a denoiser from `fn(x, level, cond) -> tensor`, for research without a pipeline.
 
     x [R, ...] holds the rows of all branches of a step, cond their concatenated conditions
     (tensors along dim 0; None where every branch has None). `prediction`: what fn returns, one of
@@ -171,7 +172,7 @@ def _take(cond: Any, rows: Tensor | None) -> Any:
 
 
 def _stack(conds: list[Any]) -> Any:
-    """One condition tree from several: tensors are concatenated, equal other values kept."""
+    """Join condition trees: tensors are concatenated, other values must be equal."""
     if len(conds) == 1:
         return conds[0]
     if any(c is None for c in conds):
@@ -190,9 +191,9 @@ def _stack(conds: list[Any]) -> Any:
 
 
 def cat_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Rows one below the other; texts [R, L, ...] of other lengths L are filled up with zeros.
+    """Concatenate along dim 0; texts [R, L, ...] of different lengths L are zero-padded.
 
-    Families whose texts differ in length have a mask beside them, filled up with zeros likewise.
+    Families whose texts differ in length pass a mask as well, which is zero-padded likewise.
     """
     length = max(part.shape[1] if part.ndim > 1 else 0 for part in parts)
     if all(part.ndim < 2 or part.shape[1] == length for part in parts):
@@ -202,7 +203,7 @@ def cat_rows(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _cat_level(level: Level, rows: list[Tensor | None]) -> Level:
-    """Per-row levels follow their rows; a common level stays as it is."""
+    """Select per-row levels with their rows; a common level applies to all."""
     if not isinstance(level.sigma, Tensor):
         return level
     return Level(*(_cat([v if r is None else v[r] for r in rows]) for v in level))

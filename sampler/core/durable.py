@@ -1,8 +1,8 @@
-"""Bytes on disk: a file is there whole or not at all, and stays there when the power goes.
+"""Atomic and durable writes.
 
-Write: a new temporary file (O_EXCL) beside the final name, fsync, rename; the folder's fsync is
-the caller's, once per batch. Transient errors are tried again; those that need a person become
-a SamplerError with exit code 5 that names the path and the space that is left.
+A write goes to a new temporary file (O_EXCL) beside the final name, then fsync and rename; the
+caller syncs the folder, once per batch. Transient errors are retried; others become a StorageError
+that names the path and the free space.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _numbers = count()
 
 
 def write_file(path: Path, data: bytes, fsync: bool = True) -> None:
-    """Gives `data` the name `path`, atomically. Raises SamplerError (5)."""
+    """Write a file atomically. Raises StorageError."""
     attempt(lambda: _write(path, data, fsync), path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable. Raises SamplerError (5)."""
+    """Sync the directory entries of a folder. Raises StorageError."""
 
     def sync() -> None:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -51,7 +51,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """The folder and its parents. Raises SamplerError (5); a symbolic link is refused."""
+    """Create a folder and its parents. Raises StorageError, also for a symbolic link."""
 
     def make() -> None:
         os.makedirs(folder, exist_ok=True)
@@ -81,14 +81,14 @@ def write_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_all(handle: int, data: bytes) -> None:
-    """os.write until everything is written."""
+    """Call os.write until all of `data` is written."""
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
 
 
 def remove_temporaries(folder: Path) -> int:
-    """Removes what writers left that were killed; returns how many files."""
+    """Remove the temporary files of killed writers; return their number."""
     removed = 0
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
@@ -102,7 +102,7 @@ def remove_temporaries(folder: Path) -> int:
 
 
 def attempt(action: Callable[[], T], path: Path) -> T:
-    """The result of `action`; transient OSErrors are tried three times more, with back-off."""
+    """Run `action`; retry transient OSErrors three times, with exponential back-off."""
     for retry in range(RETRIES + 1):
         try:
             return action()
@@ -114,7 +114,7 @@ def attempt(action: Callable[[], T], path: Path) -> T:
 
 
 def storage_error(error: OSError, path: Path) -> SamplerError:
-    """What could not be written, and the free space, as a SamplerError (5)."""
+    """Build the StorageError of a failed write, with the free space."""
     try:
         probe = path if path.exists() else path.parent
         free = f"{shutil.disk_usage(probe).free / 2**20:.0f} MiB free"

@@ -1,7 +1,7 @@
-"""Number sequences of the forward processes, for `schedule.py` only.
+"""Betas, timesteps and sigma ramps of the forward processes, for `schedule.py` only.
 
 Where a stock diffusers scheduler computes the same, its operations are repeated in their order
-and precision, so that a model is sampled on the very numbers that it was trained and tuned with.
+and precision, so that levels are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 
 
 def alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
-    """acp [N] in float32 from the betas of a diffusers scheduler's config.
+    """Cumulative alphas acp [N], float32, from the betas of a diffusers scheduler's config.
 
-    Zero terminal SNR: Lin et al. (2023), arXiv:2305.08891, algorithm 1. Raises ValueError for a
-    beta_schedule that is not known here.
+    Zero terminal SNR: Lin et al. (2023), arXiv:2305.08891, algorithm 1. Raises ValueError for an
+    unknown beta_schedule.
     """
     start, end = config["beta_start"], config["beta_end"]
     count = int(config.get("num_train_timesteps", 1000))
@@ -50,10 +50,10 @@ def alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
 def timesteps(
     steps: int, count: int, spacing: str, offset: int, open_end: bool, fractional: bool
 ) -> Sequence[float]:
-    """`steps` of the `count` training timesteps, noisy first (table 2 of arXiv:2305.08891).
+    """Choose `steps` of `count` training timesteps, noisy first (arXiv:2305.08891, table 2).
 
-    open_end: spread steps + 1 points and leave the last out. fractional: "linspace" is not
-    rounded to integers.
+    open_end: spread steps + 1 points and drop the last. fractional: "linspace" is not rounded to
+    integers.
     """
     if spacing == "trailing":
         points = np.arange(count, 0, -count / steps)[:steps]
@@ -70,25 +70,25 @@ def timesteps(
 
 
 def consistency_timesteps(steps: int, count: int, origin: int) -> list[int]:
-    """`steps` of the `origin` timesteps that a consistency model was distilled on, noisy first."""
+    """Choose `steps` of the `origin` timesteps of a consistency distillation, noisy first."""
     known = [(i + 1) * (count // origin) - 1 for i in range(origin)][::-1]
     return [known[math.floor(i)] for i in np.linspace(0, origin, steps, endpoint=False)]
 
 
 def karras(low: float, high: float, steps: int, rho: float) -> list[float]:
-    """sigma/alpha from high to low: Karras et al. (2022), arXiv:2206.00364, eq. 5."""
+    """Ramp of sigma/alpha from high to low: Karras et al. (2022), arXiv:2206.00364, eq. 5."""
     a, b = high ** (1 / rho), low ** (1 / rho)
     return [(a + u * (b - a)) ** rho for u in np.linspace(0, 1, steps).tolist()]
 
 
 @dataclass(frozen=True)
 class FlowSpread:
-    """How a flow-matching scheduler spreads its times in 0..1, of which `count` are in its table.
+    """Spacing of a flow-matching scheduler's times in 0..1; `count` times in training.
 
-    shift: what times are moved by for larger images, s' = shift·s / (1 + (shift − 1)·s) (Esser et
-    al., 2024, arXiv:2403.03206, eq. 23); static: whether it is the model's own rather than the
-    image size's. open_end: spread one point more and leave the last out. terminal: stretch the
-    last time to this one.
+    shift: s' = shift·s / (1 + (shift − 1)·s), for larger images (Esser et al., 2024,
+    arXiv:2403.03206, eq. 23); static: a constant of the model, otherwise it follows the image
+    size. open_end: spread one point more and drop the last. terminal: stretch the times so that
+    the last one is this.
     """
 
     count: int
@@ -100,7 +100,7 @@ class FlowSpread:
     def times(
         self, steps: int, own: Sequence[float] | None = None
     ) -> tuple[list[float], list[float]]:
-        """(sigmas, timesteps), noisy first, float32 numbers; own: the sigmas before the shift."""
+        """Return (sigmas, timesteps), noisy first, float32; own: the sigmas before the shift."""
         sigmas = self._even(steps) if own is None else np.array(own, dtype=np.float32)
         if self.static:
             sigmas = self._shifted(sigmas)
@@ -116,7 +116,7 @@ class FlowSpread:
         if self.open_end:
             return np.linspace(1.0, 1 / self.count, steps + 1)[:steps]
         least = np.array([1], dtype=np.float32) / self.count
-        if self.static:  # that scheduler's table is shifted already, and its ends then once more
+        if self.static:  # the stock table is shifted already, and its ends once more
             least = self._shifted(least)
         return np.linspace(self.count, least.item() * self.count, steps) / self.count
 
@@ -125,7 +125,7 @@ class FlowSpread:
 
 
 def dynamic_mu(tokens: int, config: Mapping[str, float], max_shift: float = 1.15) -> float:
-    """The shift exponent of a flow model for an image of `tokens` latent tokens.
+    """Shift exponent of a flow model for an image of `tokens` latent tokens.
 
     Linear in tokens through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift).
     """

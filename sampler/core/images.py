@@ -16,20 +16,20 @@ from sampler.types import Level
 
 
 def read(path: str | Path) -> Tensor:
-    """An image file as [1, 3, H, W] in [0, 1], float32, turned upright by its EXIF tag.
+    """Read an image file as [1, 3, H, W] in [0, 1], float32, rotated by its EXIF tag.
 
-    Raises SamplerError (2) for a file that is missing or no image.
+    Raises UsageError for a file that is missing or no image.
     """
     return _pixels(path, "RGB").permute(2, 0, 1)[None]
 
 
 def read_mask(path: str | Path) -> Tensor:
-    """An image file as [H, W] of 0 and 1, white (> 0.5) is 1."""
+    """Read an image file as [H, W] of 0 and 1; white (> 0.5) is 1."""
     return (_pixels(path, "L") > 0.5).float()
 
 
 def as_images(source: Any) -> Tensor:
-    """[B, 3, H, W] in [0, 1] from the path of a file, a PIL image, or a tensor [(B,) 3, H, W]."""
+    """Convert a path, a PIL image or a tensor [(B,) 3, H, W] to [B, 3, H, W] in [0, 1]."""
     if isinstance(source, (str, Path)):
         return read(source)
     if isinstance(source, Tensor):
@@ -44,13 +44,13 @@ def as_images(source: Any) -> Tensor:
 def start_from(
     x0: Tensor, levels: Sequence[Level], strength: float, seeds: Sequence[int]
 ) -> tuple[Tensor, tuple[Level, ...]]:
-    """Where a run starts from clean samples x0 [B, ...] (image to image, or a restorer's output).
+    """Start a run from clean samples x0 [B, ...] (image to image, or a restorer's output).
 
         x = alpha·x0 + sigma·n at the first of the last floor(strength·N) steps of N
 
-    n is the first noise of each row's seed, which is N(0, I). Returns (x, the levels that are
-    left); strength 0 leaves the last level alone and x = x0. With x0 = R(y), R a restorer, this is
-    the start of DifFace (Yue & Loy, 2022, arXiv:2212.06512, eq. 5).
+    n is the first noise of each sample's seed, which is N(0, I). Returns (x, the remaining
+    levels); at strength 0 only the last level remains and x = x0. With x0 = R(y), R a restorer,
+    this is the start of DifFace (Yue & Loy, 2022, arXiv:2212.06512, eq. 5).
 
     Raises ValueError for a strength outside 0..1.
     """
@@ -69,17 +69,17 @@ def steps_left(steps: int, strength: float) -> int:
 
 
 def check_strength(strength: float) -> None:
-    """Raises ValueError for a strength outside 0..1."""
+    """Raise ValueError for a strength outside 0..1."""
     if not 0 <= strength <= 1:
         raise ValueError(f"strength = {strength} must lie in 0..1; 0 returns the image.")
 
 
 def to_pixels(images: Tensor) -> Sequence[np.ndarray]:
-    """Images [B, 3, H, W] in [0, 1] as uint8 [H, W, 3] each; rounded on the device, as diffusers.
+    """Round images [B, 3, H, W] in [0, 1] to uint8 [H, W, 3] each, on their device.
 
-    On a CPU they are views: what is left to copy is left to the threads that write.
+    On a CPU they are views, so that the copy is made by the threads that encode them.
     """
-    if images.device.type == "cpu":  # image by image, which stays in its caches
+    if images.device.type == "cpu":  # one image at a time fits the cache
         return [_rounded(image).permute(1, 2, 0).numpy() for image in images]
     return [*_rounded(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 

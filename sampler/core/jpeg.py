@@ -29,7 +29,7 @@ YCBCR = (
     (-0.168736, -0.331264, 0.5),
     (0.5, -0.418688, -0.081312),
 )
-# The orthonormal cosine transform of 8 samples, [k][n].
+# orthonormal DCT-II of length 8, [k][n]
 COSINES = tuple(
     tuple(
         math.sqrt((1 if k == 0 else 2) / 8) * math.cos(math.pi * (2 * n + 1) * k / 16)
@@ -40,6 +40,6 @@ COSINES = tuple(
 
 
 def scaled_table(table: Sequence[Sequence[int]], quality: int) -> list[list[int]]:
-    """A quantisation table for a quality of 1 to 100, by the Independent JPEG Group's rule."""
+    """Scale a quantisation table to a quality of 1 to 100 by the Independent JPEG Group's rule."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     return [[min(255, max(1, (q * scale + 50) // 100)) for q in row] for row in table]

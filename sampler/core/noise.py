@@ -1,8 +1,8 @@
-"""Noise as a function of (seed of the row, step, stream): no generator runs along.
+"""Noise as a pure function of (seed, step, stream), without generator state.
 
-So resuming, reordering, other batch sizes and recomputation under checkpointing draw the same
-numbers. The first noise of a row is what a stock diffusers pipeline draws for it when it is given
-one CPU generator per image; the noise of the steps comes from numpy's counter-based Philox.
+Resuming, reordering, other batch sizes and recomputation under checkpointing draw the same numbers.
+The first noise of a sample equals that of a stock diffusers pipeline with one CPU generator per
+image; the noise of the steps comes from numpy's counter-based Philox.
 """
 
 from __future__ import annotations
@@ -16,37 +16,39 @@ from torch import Tensor
 
 INITIAL = -1
 
-# Numbers of different streams never coincide; a stream is part of the Philox key.
+# The stream is part of the Philox key, so streams are independent.
 STREAMS = {"step": 0, "start": 1, "reddiff": 2, "renoise": 3, "reward": 4}
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard normal noise for rows with these seeds (0 .. 2^63 − 1, one per row)."""
+    """Standard normal noise for samples with these seeds (0 .. 2^63 − 1, one per sample)."""
 
     seeds: tuple[int, ...]
 
     def draw(self, index: int, like: Tensor, stream: str = "step") -> Tensor:
-        """Noise [B, ...] for step `index` (INITIAL: the first noise), of like's dtype and device.
+        """Draw noise [B, ...] for step `index` (INITIAL: the first noise), typed as `like`.
 
-        Drawn in float32 on the CPU, per row, whatever the dtype. Raises ValueError where the
-        number of seeds is not B.
+        Drawn per sample in float32 on the CPU, then converted. Raises ValueError where the number
+        of seeds is not B.
         """
         if len(self.seeds) != like.shape[0]:
-            raise ValueError(f"{len(self.seeds)} seeds for {like.shape[0]} rows; give one per row.")
+            raise ValueError(
+                f"{len(self.seeds)} seeds for {like.shape[0]} samples; give one per sample."
+            )
         shape = tuple(like.shape[1:])
-        rows = torch.stack([_row(seed, index, stream, shape) for seed in self.seeds])
+        rows = torch.stack([_draw(seed, index, stream, shape) for seed in self.seeds])
         return rows.to(like)
 
 
 def initial(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """The first noise [B, *shape], float32 on the CPU: torch.randn with manual_seed(seed) each."""
+    """First noise [B, *shape], float32 on the CPU: torch.randn with manual_seed(seed) each."""
     return Noise(tuple(seeds)).draw(INITIAL, torch.empty(len(seeds), *shape))
 
 
-def _row(seed: int, index: int, stream: str, shape: tuple[int, ...]) -> Tensor:
+def _draw(seed: int, index: int, stream: str, shape: tuple[int, ...]) -> Tensor:
     if index == INITIAL:
-        # With the leading 1, as a pipeline that is given one generator per image draws it.
+        # with the leading 1, as a pipeline with one generator per image draws it
         return torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed))[0]
     key = np.array([seed, (index << 8) | STREAMS[stream]], dtype=np.uint64)
     generator = np.random.Generator(np.random.Philox(key=key))

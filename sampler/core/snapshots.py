@@ -1,9 +1,8 @@
-"""A Snapshot on disk: one safetensors file, its structure as JSON in the header; never a pickle."""
+"""Snapshots on disk: one safetensors file with the structure as JSON in its header; no pickle."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from sampler.core.durable import write_file
 from sampler.errors import UsageError
 from sampler.types import Snapshot
 
@@ -19,27 +19,23 @@ FORMAT = 1
 
 
 def save_snapshot(snapshot: Snapshot, path: str | Path) -> None:
-    """Writes a snapshot durably: a temporary file beside `path`, fsync, rename.
+    """Write a snapshot durably and atomically.
 
     Strategy states may hold tensors, numbers, strings, booleans, None, lists, tuples,
-    NamedTuples and dicts with string keys. Raises TypeError for anything else.
+    NamedTuples and dicts with string keys. Raises TypeError for anything else, and
+    StorageError.
     """
     path, tensors = Path(path), {}
     tree = _encode(tuple(snapshot), tensors)
     header = {"format": str(FORMAT), "snapshot": json.dumps(tree)}
     data = save({k: v.detach().clone().contiguous() for k, v in tensors.items()}, header)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_file(path, data)
 
 
 def load_snapshot(path: str | Path) -> Snapshot:
-    """Reads what `save_snapshot` wrote, onto the CPU; the strategies of the run must be imported.
+    """Read a snapshot onto the CPU; the strategies of the run must have been imported.
 
-    Raises SamplerError (2) for a file that is missing or no snapshot.
+    Raises UsageError for a file that is missing or no snapshot.
     """
     try:
         with safe_open(str(path), "pt") as file:
@@ -49,7 +45,7 @@ def load_snapshot(path: str | Path) -> Snapshot:
             raise KeyError("format")
         return Snapshot(*_decode(json.loads(header["snapshot"]), tensors))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"{path} is not a snapshot that can be read: {error}.") from error
+        raise UsageError(f"{path} is not a readable snapshot: {error}.") from error
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -83,9 +79,9 @@ def _decode(tree: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
 
 
 def _named(path: str) -> Any:
-    """The NamedTuple of a state, from modules that are imported already: a file imports nothing."""
+    """Find a state's NamedTuple among the imported modules; a file must not import code."""
     module, name = path.split(":")
     found = getattr(sys.modules.get(module), name, None)
     if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
-        raise ValueError(f"the state type {path} is not known; import its strategy first")
+        raise ValueError(f"unknown state type {path}; import its strategy first")
     return found
