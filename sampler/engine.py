@@ -1,4 +1,4 @@
-"""The engine: prompts to images on the loop."""
+"""Engine: prompts to images."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from sampler.workers.from_python import GenerateRequest, generate_into
 
 
 class Engine(Loop):
-    """A denoiser, a sampler, a guidance rule: `run` on tensors, `generate` on prompts.
+    """Denoiser, sampler and guidance rule: `run` on tensors, `generate` on prompts.
 
-    `Engine(denoiser, pipeline=None, sampler="ddim", guidance="none")`; `sampler.load` makes one of
-    a diffusers pipeline. `generate` needs the pipeline adapter, `run` does not.
+    `Engine(denoiser, pipeline=None, sampler="ddim", guidance="none")`; `sampler.load` builds one
+    from a diffusers pipeline. `generate` needs the pipeline adapter, `run` does not.
     """
 
     def generate(
@@ -52,26 +52,26 @@ class Engine(Loop):
         out: Any = None,
         graph: bool | Literal["auto"] = False,
     ) -> Result:
-        """Images from prompts, n for each, in the order of the prompts.
+        """Generate n images per prompt, in the order of the prompts.
 
-        prompts: text or texts, or numbers of classes for a class-conditional model; negative: one
-        for all, or one per prompt. seeds: one int (image i of the run has seed + i), or one per
-        image; without, a seed is derived from the prompt and the number of the image, and recorded.
-        steps: network evaluations, 1 to 1000. height, width: pixels, the model's own by default.
-        sampler, guidance: a name, a mapping or an instance; by default the engine's. batch_size:
-        rows per evaluation (8); it is part of what makes images bit-equal, since networks round
-        differently with other batch sizes. output: "pil", "tensor" ([B, 3, H, W] in [0, 1]) or
-        "latent" (images is None). progress(images done, images in all) after every batch. image: a
-        file, a PIL image or a tensor [B or 1, 3, H, W] in [0, 1] to start from, noised to the last
-        floor(strength·steps) of the steps (image to image); strength 0 gives it back. out: a run
-        folder, which is written and, where it exists, gone on with; images are then read from it
-        lazily, and latents is None. graph: whether batches after the first replay a CUDA graph of
-        it; "auto" where that is possible and worth it. The images are the same.
+        prompts: one text or several, or class numbers for a class-conditional model; negative: one
+        for all, or one per prompt. seeds: one int (image i has seed + i), or one per image; by
+        default derived from the prompt and the number of the image, and recorded. steps: network
+        evaluations, 1 to 1000. height, width: pixels, by default the model's own. sampler,
+        guidance: a name, a mapping or an instance; by default the engine's. batch_size: samples per
+        evaluation (8); bit-equal images need an equal batch size, since networks round differently
+        in batches of another size. output: "pil", "tensor" ([B, 3, H, W] in [0, 1]) or "latent"
+        (images is None). progress(images done, total) is called after every batch. image: a file, a
+        PIL image or a tensor [B or 1, 3, H, W] in [0, 1] to start from, noised to the last
+        floor(strength·steps) of the steps (image to image); strength 0 returns it. out: a run
+        folder to write, or to resume where it exists; images are read from it lazily, and latents
+        is None. graph: replay a CUDA graph of the first batch for those that follow; "auto": where
+        that is possible and pays. The images are the same.
 
-        Raises ValueError, before any network call, for an empty prompt list, counts that do not
-        fit, and what the strategies and the schedule refuse; SamplerError (2) without a pipeline,
-        and for graph = True without a CUDA device. With out, what a run folder can raise: 3 failed
-        images, 4 a folder of another plan or in use, 5 storage, 7 out of memory.
+        Raises, before any network call, ValueError for an empty prompt list, counts that do not
+        match, and what the strategies and the schedule reject; UsageError without a pipeline, and
+        for graph = True without a CUDA device. With out also IncompleteError (failed images),
+        RunFolderError (a folder of another plan, or in use), StorageError and MemoryLimitError.
         """
         adapter, started = self.pipeline, time.perf_counter()
         method, rule = self.build_sampler(sampler), self.build_guidance(guidance)
@@ -87,17 +87,16 @@ class Engine(Loop):
                 stacklevel=2,
             )
         size = adapter.size(height, width)
-        # what does not fit is refused before anything is spent
         rule_spec, grid = registry.spec_of(rule), adapter.grid(steps, size)
         method = bind_sampler(method, SamplerContext(adapter, grid, rule_spec, size))
         cut = batch_size or DEFAULT_BATCH
         if out is not None:
             if image is not None or output != "pil":
-                raise ValueError("out= keeps images of prompts: leave out image= and output=.")
+                raise ValueError("out= stores images of prompts; leave out image= and output=.")
             if adapter.frames is not None:
-                raise ValueError("out= keeps images, and this pipeline makes videos.")
-            asked = GenerateRequest(jobs, size, steps, method, rule, cut)
-            return generate_into(self, str(out), asked, progress)
+                raise ValueError("out= stores images, and this pipeline makes videos.")
+            request = GenerateRequest(jobs, size, steps, method, rule, cut)
+            return generate_into(self, str(out), request, progress)
         latents, images, nfe = [], [], []
         graphs = graphed(self, graph, -(-len(jobs) // cut))
         with torch.no_grad():

@@ -46,8 +46,8 @@ class Loop:
     ) -> None:
         self.denoiser = denoiser
         self._pipeline = pipeline
-        self.sampler: Sampler = registry.build("sampler", sampler)
-        self.guidance: Guidance = registry.build("guidance", guidance)
+        self.sampler = registry.build("sampler", sampler)
+        self.guidance = registry.build("guidance", guidance)
 
     @property
     def pipeline(self) -> PipelineAdapter:

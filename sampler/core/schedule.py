@@ -1,22 +1,21 @@
-"""The forward process of a model, x_t = alpha·x0 + sigma·eps, and the grids to walk it back.
+"""Forward process of a model, x_t = alpha·x0 + sigma·eps, and the grids of its levels.
 
-Betas, timesteps, log-SNR and flow times exist here and in `grids.py` and nowhere else. A Schedule
-is read from the configuration of a diffusers scheduler, so that a model is sampled on the levels
-it was trained with; the scheduler itself is not used.
+Betas, timesteps, log-SNR and flow times occur here and in `grids.py` only. A Schedule is read from
+the configuration of a diffusers scheduler, so that a model is sampled on the levels it was trained
+with; the scheduler itself is not used.
 
     vp     alpha = sqrt(acp_t), sigma = sqrt(1 − acp_t), t an index of the training table
-    edm    alpha = 1, sigma on Karras' ramp, the network is told t = ln(sigma)/4
-    flow   alpha = 1 − sigma, the network is told t = N·sigma
+    edm    alpha = 1, sigma on Karras' ramp, network input t = ln(sigma)/4
+    flow   alpha = 1 − sigma, network input t = N·sigma
 
-The vp table is kept in float32, as training and the stock schedulers have it.
+The vp table is float32, as in training and in the stock schedulers.
 
-Deviations from the stock schedulers, each on purpose:
-- A step goes to the next level of the grid. Stock DDIM goes to t − N//n instead, which is another
-  level than the one it evaluates next wherever n does not divide N ("trailing") and with
-  "linspace". On "leading" grids the two are the same.
-- Clipping and thresholding of x0 (clip_sample, thresholding) are for pixels and are not done.
-- What tells the network of UniPC and DPM-Solver flow configurations is N·sigma itself, not cut
-  to an integer.
+Deviations from the stock schedulers:
+- A step goes to the next level of the grid. Stock DDIM goes to t − N//n instead, which differs from
+  the level it evaluates next wherever n does not divide N ("trailing") and with "linspace". On
+  "leading" grids the two are the same.
+- Dynamic thresholding of x0 (`thresholding`), for pixel models, is not implemented.
+- The timestep of UniPC and DPM-Solver flow configurations is N·sigma itself, not rounded down.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ SPACINGS = ("leading", "trailing", "linspace", "karras")
 MAX_STEPS = 1000
 
 _KIND_OF = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "velocity"}
-# Stock schedulers that spread n + 1 points and leave the last out.
+# Stock schedulers that spread n + 1 points and drop the last.
 _OPEN_END = ("DPMSolver", "UniPC", "DEIS", "SASolver", "CogVideoXDPM")
 # Stock schedulers that work in units of sigma/alpha, with fractional timesteps.
 _SIGMA_UNITS = ("Euler", "Heun", "LMS", "KDPM2")
-# Settings that make other levels than the ones known here, and the values that do not.
+# Settings that change the levels in unsupported ways: {name: harmless values}.
 _UNKNOWN: dict[str, tuple[Any, ...]] = {
     "use_exponential_sigmas": (False,),
     "use_beta_sigmas": (False,),
@@ -62,20 +61,20 @@ _UNKNOWN: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """The levels of a model. Make one with `from_config`, `vp`, `edm` or `flow`.
+    """Noise levels of a model, built with `from_config`, `vp`, `edm` or `flow`.
 
-    process: "vp", "edm" or "flow". prediction: what the network's output is, "eps", "v", "x0" or
-    "velocity". train_steps: N, the number of training timesteps; table: acp_t [N] for vp.
+    process: forward process. prediction: network output, "eps", "v", "x0" or "velocity".
+    train_steps: N, the number of training timesteps; table: acp_t [N] for vp.
     spacing, karras, final: the defaults of `grid`. offset: added to the timesteps of "leading".
-    open_end: spread one point more and leave the last out. sigma_units: work in sigma/alpha, with
-    fractional timesteps, as Euler schedulers do. round_karras: what the network is told on Karras'
-    ramp is cut to integers.
-    sigma_min, sigma_max, rho: the ends of Karras' ramp (None: those of the table) and its exponent.
-    sigma_data: the standard deviation of the data, for the preconditioning in `predict`.
-    shift, terminal: of flow times, see `grids.FlowSpread`; dynamic: the configuration of a shift
-    that follows the image's size, None for a static one.
-    origin: of a latent consistency model, the number of timesteps that it was distilled on, 0 for
-    other models. timestep_scaling: s = timestep_scaling·t in its boundary factors, see `predict`.
+    open_end: spread one point more and drop the last. sigma_units: work in sigma/alpha, with
+    fractional timesteps, as Euler schedulers do. round_karras: round timesteps on Karras' ramp to
+    integers.
+    sigma_min, sigma_max, rho: ends of Karras' ramp (None: those of the table) and its exponent.
+    sigma_data: standard deviation of the data, for the preconditioning in `predict`.
+    shift, terminal: of flow times, see `grids.FlowSpread`; dynamic: configuration of a shift that
+    follows the image size, None for a static one.
+    origin: number of timesteps that a latent consistency model was distilled on, 0 for other
+    models. timestep_scaling: s = timestep_scaling·t in its boundary factors, see `predict`.
     """
 
     process: Literal["vp", "edm", "flow", "consistency"]
@@ -101,11 +100,11 @@ class Schedule:
 
     @staticmethod
     def from_config(config: Mapping[str, Any], scheduler: str = "") -> Schedule:
-        """From a diffusers scheduler's config and class name.
+        """Read a diffusers scheduler's config and class name.
 
-        Raises ValueError for a scheduler or a setting whose levels are not known here.
+        Raises ValueError for a scheduler or a setting whose levels are not supported.
         """
-        if isinstance(config.get("base"), Mapping):  # our drop-in, in the place of another
+        if isinstance(config.get("base"), Mapping):  # our drop-in
             return Schedule.from_config(config["base"])
         name = scheduler or str(config.get("_class_name", ""))
         for key, harmless in _UNKNOWN.items():
@@ -129,11 +128,11 @@ class Schedule:
 
     @staticmethod
     def vp(config: Mapping[str, Any], name: str = "DDIMScheduler") -> Schedule:
-        """A variance-preserving discrete schedule, from its betas."""
+        """Build a variance-preserving discrete schedule from its betas."""
         sigma_units, open_end = name.startswith(_SIGMA_UNITS), name.startswith(_OPEN_END)
         table = grids.alphas_cumprod(config)
         if config.get("rescale_betas_zero_snr") and (sigma_units or open_end):
-            table[-1] = 2.0**-24  # those schedulers avoid an infinite sigma/alpha
+            table[-1] = 2.0**-24  # as in those schedulers, to keep sigma/alpha finite
         if "set_alpha_to_one" in config:
             final = "zero" if config["set_alpha_to_one"] else "sigma_min"
         else:
@@ -160,7 +159,7 @@ class Schedule:
 
     @staticmethod
     def edm(config: Mapping[str, Any]) -> Schedule:
-        """Karras' schedule; the network's output is preconditioned with sigma_data."""
+        """Build Karras' schedule; the network's output is preconditioned with sigma_data."""
         return Schedule(
             process="edm",
             prediction=_KIND_OF[config.get("prediction_type", "epsilon")],
@@ -174,7 +173,7 @@ class Schedule:
 
     @staticmethod
     def flow(config: Mapping[str, Any], name: str = "FlowMatchEulerDiscreteScheduler") -> Schedule:
-        """Flow matching: a static shift, or one that depends on the image size (`grid(mu=...)`).
+        """Build a flow-matching schedule; its shift is static or follows the image size (`mu`).
 
         Raises ValueError for Karras' ramp over flow times.
         """
@@ -195,7 +194,7 @@ class Schedule:
         )
 
     def level(self, t: float) -> Level:
-        """The level of timestep t; between two integers sigma/alpha is interpolated linearly.
+        """Return the level of timestep t; between integers sigma/alpha is interpolated linearly.
 
         Raises ValueError for a timestep outside the training table.
         """
@@ -219,12 +218,12 @@ class Schedule:
         mu: float | None = None,
         sigmas: Sequence[float] | None = None,
     ) -> tuple[Level, ...]:
-        """The steps + 1 levels of a run, noisy first; the last is a target, never evaluated.
+        """Return the steps + 1 levels of a run, noisy first; the last is never evaluated.
 
         spacing: "leading", "trailing", "linspace" or "karras"; final: "zero" (alpha = 1,
         sigma = 0) or "sigma_min" (the least noise of training); both default to the scheduler's
-        own. mu: the shift exponent of a flow model with dynamic shifting. sigmas: the `steps` flow
-        times before the shift, where a pipeline brings its own.
+        own. mu: shift exponent of a flow model with dynamic shifting. sigmas: `steps` flow times
+        before the shift, instead of the scheduler's.
 
         Raises ValueError for steps outside 1..1000 (or more than the training steps), an unknown
         spacing, and a first level without signal under an eps-prediction.
@@ -253,13 +252,13 @@ class Schedule:
             levels = [self.level(t) for t in self._timesteps(steps, spacing or self.spacing)]
         if levels[0].alpha == 0 and self.prediction == "eps":
             raise ValueError(
-                "This grid starts at alpha = 0, where an eps-prediction says nothing about x0; "
+                "This grid starts at alpha = 0, where an eps-prediction does not determine x0; "
                 "use spacing='leading'."
             )
         return (*levels, self._last(final or self.final))
 
     def initial_scale(self, grid: tuple[Level, ...]) -> float:
-        """What the first noise is multiplied with: the stock scheduler's `init_noise_sigma`."""
+        """Factor on the first noise: the stock scheduler's `init_noise_sigma`."""
         if self.process == "edm":
             return math.sqrt(grid[0].sigma ** 2 + 1)
         if self.sigma_units and self.spacing in ("linspace", "trailing"):
@@ -267,7 +266,7 @@ class Schedule:
         return 1.0
 
     def predict(self, x: Tensor, out: Tensor, level: Level) -> Prediction:
-        """The network output [B, ...] as a Prediction at x [B, ...].
+        """Interpret the network output [B, ...] at x [B, ...] as a Prediction.
 
         For "edm": x0 = c_skip·x + c_out·out (Karras et al., 2022, arXiv:2206.00364, table 1). For a
         latent consistency model: f = c_skip·x + c_out·x0, c_skip = d²/(s² + d²), c_out =
@@ -285,7 +284,7 @@ class Schedule:
         return Prediction.from_x0(x, Lin.of(x) * (d * d / total) + Lin.of(out) * c_out, level)
 
     def network_input(self, level: Level) -> float:
-        """What x is multiplied with before the network sees it; 1 except for "edm"."""
+        """Factor on x before it enters the network; 1 except for "edm"."""
         if self.process != "edm":
             return 1.0
         return 1 / math.sqrt(level.sigma**2 + self.sigma_data**2)
@@ -294,7 +293,7 @@ class Schedule:
     def _roots(self) -> tuple[list[float], list[float]]:
         """alpha and sigma of every training timestep.
 
-        By torch's float32 square root, as in the stock schedulers; it is at times one bit off.
+        By torch's float32 square root, as in the stock schedulers; numpy's differs by one bit.
         """
         acp = torch.tensor(self.table)
         return (acp**0.5).tolist(), ((1 - acp) ** 0.5).tolist()
@@ -320,7 +319,7 @@ class Schedule:
     def _karras_levels(self, steps: int) -> list[Level]:
         """Karras' ramp; t by interpolation in log(sigma/alpha).
 
-        Its ends are those of the table or, as in Euler schedulers, of the plain grid's levels.
+        Its ends are those of the table or, for Euler schedulers, of the plain grid's levels.
         """
         ratios = self._ratios()
         known = ratios[np.isfinite(ratios)]
@@ -331,8 +330,8 @@ class Schedule:
             ends = (float(clean), float(min(noisy, known[-1])))
         sigmas = self._ramp(steps, *ends)
         times = np.interp(np.log(sigmas), np.log(known), np.arange(len(known)))
-        told = np.round(times).astype(int).tolist() if self.round_karras else times.tolist()
-        return [_from_ratio(t, s) for t, s in zip(told, sigmas, strict=True)]
+        timesteps = np.round(times).astype(int).tolist() if self.round_karras else times.tolist()
+        return [_from_ratio(t, s) for t, s in zip(timesteps, sigmas, strict=True)]
 
     def _flow_levels(
         self, steps: int, mu: float | None, sigmas: Sequence[float] | None
@@ -345,8 +344,8 @@ class Schedule:
         spread = grids.FlowSpread(
             self.train_steps, shift, self.dynamic is None, self.open_end, self.terminal
         )
-        times, told = spread.times(steps, sigmas)
-        return [Level(t, 1 - s, s) for t, s in zip(told, times, strict=True)]
+        times, timesteps = spread.times(steps, sigmas)
+        return [Level(t, 1 - s, s) for t, s in zip(timesteps, times, strict=True)]
 
     def _last(self, final: str) -> Level:
         if final == "zero" or self.process == "flow":
@@ -371,7 +370,7 @@ def clipped(pred: Prediction, x: Tensor, config: Mapping[str, Any], scheduler: s
 
 
 def _from_ratio(t: float, ratio: float) -> Level:
-    """The vp level with sigma/alpha = ratio."""
+    """Return the vp level with sigma/alpha = ratio."""
     if math.isinf(ratio):
         return Level(t, 0.0, 1.0)
     alpha = 1 / math.sqrt(1 + ratio * ratio)

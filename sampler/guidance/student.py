@@ -50,8 +50,7 @@ class Student(GuidanceBase):
                 f"student: a negative prompt has no effect, guidance is inside the weights: {baked}"
                 ". Leave the negative prompt out."
             )
-        manifest = context.adapter.student
-        known = manifest["timesteps"]
+        known = (context.adapter.student or {})["timesteps"]
         times = ", ".join(f"{t:g}" for t in known)
         if other := [level.t for level in context.levels if level.t not in known]:
             raise ValueError(

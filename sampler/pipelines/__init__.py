@@ -1,4 +1,4 @@
-"""Adapters over diffusers pipelines, one file per family. A new one is a file and a line here."""
+"""Adapters over diffusers pipelines, one module per family."""
 
 from sampler.pipelines import (
     aura_flow,

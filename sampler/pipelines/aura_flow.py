@@ -14,7 +14,7 @@ from sampler.types import Cond, Level
 
 @adapter("AuraFlowPipeline")
 class AuraFlow(FlowTransformer):
-    """Velocity at timesteps 0..1; states behind a text's end are zeros."""
+    """Velocity prediction at times 0..1; text states are zero-padded."""
 
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
@@ -27,5 +27,5 @@ class AuraFlow(FlowTransformer):
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         x = self.scaled(x, level)
-        time = (self.clock(level, x) / 1000).to(x.dtype)
+        time = (self.row_times(level, x) / 1000).to(x.dtype)
         return self.networks[model](x, timestep=time, return_dict=False, **cond)[0]

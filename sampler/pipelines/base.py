@@ -1,7 +1,7 @@
-"""What the engine has to know of a pipeline family, and the table of families.
+"""Base class of the pipeline adapters, and the registry of families.
 
-An adapter reads a diffusers pipeline and never changes it. A new family is one file here with an
-`@adapter(...)` class, and a line in `sampler/pipelines/__init__.py`.
+An adapter reads a diffusers pipeline and never modifies it. A new family is one module with an
+`@adapter(...)` class, and an import in `sampler/pipelines/__init__.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _families: dict[str, type[Adapter]] = {}
 
 
 def adapter(*pipeline_classes: str) -> Callable[[A], A]:
-    """Class decorator: this adapter serves diffusers pipelines of these class names."""
+    """Register an adapter class for diffusers pipelines of these class names."""
 
     def add(cls: A) -> A:
         for name in pipeline_classes:
@@ -39,20 +39,19 @@ def adapter(*pipeline_classes: str) -> Callable[[A], A]:
 
 
 def supported() -> list[str]:
-    """The class names of the pipelines that can be loaded."""
+    """Names of the pipeline classes that can be loaded."""
     return sorted(_families)
 
 
 def processes(name: str) -> tuple[str, ...]:
-    """The forward processes that pipelines of a class are trained with."""
+    """Forward processes that pipelines of a class are trained with."""
     return _families[name].processes if name in _families else Adapter.processes
 
 
 def adapt(pipe: Any, weak: Any = None) -> Adapter:
-    """The adapter of a diffusers pipeline; `weak`: a second network, for Autoguidance.
+    """Build the adapter of a diffusers pipeline; `weak`: a second network, for Autoguidance.
 
-    Raises SamplerError (6) for a pipeline without adapter, naming those that have one, and for a
-    network that needs inputs which the adapter does not have.
+    Raises ModelError for an unsupported pipeline, and for a network that needs other inputs.
     """
     name = type(pipe).__name__
     if name not in _families:
@@ -63,21 +62,21 @@ def adapt(pipe: Any, weak: Any = None) -> Adapter:
 
 
 class Adapter(BatchedDenoiser):
-    """One pipeline family: prompts to conditions, latents to images, and the network between.
+    """Pipeline family; implements `sampler.core.adapter.PipelineAdapter`.
 
-    A subclass sets `network_name` and answers `encode`, `forward` and, where they differ,
-    `decode`, `latent_shape` and `check`. `weak`: a second network of the same signature. Safety
-    checkers and watermarks of the stock pipeline are not run: `decode` gives what the VAE gives.
+    A subclass sets `network_name` and defines `encode`, `forward` and, where they differ, `decode`,
+    `latent_shape` and `check`. `weak`: a second network of the same signature. Safety checkers and
+    watermarks of the stock pipeline are not run.
 
-    processes: the forward processes that the family is trained with; scale_argument: the stock
-    call's name of the guidance scale; embedded_scale: the one told to networks that take it as an
-    input, the stock pipeline's default unless set.
+    processes: forward processes that the family is trained with. scale_argument: name of the
+    guidance scale in the stock pipeline's call. embedded_scale: guidance scale for networks that
+    take one as input, by default the stock pipeline's.
     """
 
     network_name = "unet"
     processes: tuple[str, ...] = ("vp", "edm", "flow")
     scale_argument = "guidance_scale"
-    takes_classes = False  # whether prompts are classes
+    takes_classes = False
     classes: ClassReader | None = None  # for rules with a classifier (`classes.py`)
     student: Mapping[str, Any] | None = None  # manifest of the model "student"
     frames: int | None = None  # of a video
@@ -99,36 +98,36 @@ class Adapter(BatchedDenoiser):
         if self.schedule.process not in self.processes:
             raise ModelError(
                 f"{type(pipe).__name__} is trained with {' or '.join(self.processes)} levels, and "
-                f"{name} gives {self.schedule.process} ones; give it a scheduler of its own kind.",
+                f"{name} has {self.schedule.process} ones; give it a scheduler of that kind.",
             )
         self.embedded_scale = self._default_of("guidance_scale")
 
     def with_network(self, name: str, network: Any) -> Adapter:
-        """The same adapter with a further network of the main one's signature."""
+        """Return the adapter with another network of the main one's signature added."""
         twin = copy.copy(self)
         twin.networks = {**self.networks, name: network}
         twin.models = tuple(twin.networks)
         return twin
 
     def read_schedule(self) -> Schedule:
-        """The levels of the pipeline's scheduler; ValueError for one whose levels are unknown."""
+        """Read the levels of the pipeline's scheduler; ValueError for unknown ones."""
         return Schedule.from_config(self.pipe.scheduler.config, type(self.pipe.scheduler).__name__)
 
     def check(self) -> None:
-        """Raises SamplerError (6) for a network of this family that cannot be served."""
+        """Raise ModelError for a network of this family that is not supported."""
 
     @property
     def device(self) -> torch.device:
-        """Where the network runs: where it is, or where its offloading hooks will take it.
+        """Device of the network, or the one that its offloading hooks move it to.
 
-        diffusers' own answer walks through every module of the pipeline, which is slow.
+        diffusers' own property walks through every module of the pipeline, which is slow.
         """
         hooked = hasattr(self.network, "_hf_hook") or hasattr(self.network, "_diffusers_hook")
         return self.pipe._execution_device if hooked else self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The network's dtype; asking diffusers walks all its modules, so only after a change."""
+        """The network's dtype, cached: diffusers walks all its modules to find it."""
         first = next(self.network.parameters(), None)
         if first is None:
             return self.network.dtype
@@ -138,11 +137,11 @@ class Adapter(BatchedDenoiser):
 
     @property
     def default_scale(self) -> float:
-        """The guidance scale that the stock pipeline uses when none is given."""
+        """Default guidance scale of the stock pipeline."""
         return self._default_of(self.scale_argument)
 
     def _default_of(self, argument: str) -> float:
-        """The default of an argument of the stock pipeline's call, 1 where it has none."""
+        """Default of an argument of the stock pipeline's call, 1 where it has none."""
         found = inspect.signature(type(self.pipe).__call__).parameters.get(argument)
         if found is None or found.default is None or found.default is found.empty:
             return 1.0
@@ -150,12 +149,12 @@ class Adapter(BatchedDenoiser):
 
     @property
     def default_sampler(self) -> str:
-        """What the stock pipeline's scheduler does, where that is more than an ODE solver."""
+        """Sampler of the stock pipeline's scheduler, where that is more than an ODE solver."""
         return "consistency" if self.schedule.origin else "ddim"
 
     @property
     def default_guidance(self) -> dict[str, Any]:
-        """The rule that the stock pipeline applies."""
+        """Rule that the stock pipeline applies."""
         return {"name": "cfg", "scale": self.default_scale}
 
     @property
@@ -170,20 +169,20 @@ class Adapter(BatchedDenoiser):
 
     @property
     def native(self) -> tuple[int, int]:
-        """The model's own size, in latents."""
+        """(height, width) that the model was trained for, in latents."""
         own = self.network.config.sample_size
         return (own, own) if isinstance(own, int) else tuple(own)
 
     @property
     def unit(self) -> int:
-        """What height and width are multiples of: whole latents and, on transformers, patches.
+        """Divisor of height and width: whole latents and, for transformers, patches.
 
-        At least 8, as stock pipelines ask.
+        At least 8, as in the stock pipelines.
         """
         return math.lcm(8, self.factor * self.patch)
 
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """(height, width) in pixels, with the model's own size where None.
+        """Return (height, width) in pixels, with the model's own size where None.
 
         Raises ValueError for a size that the latents cannot represent.
         """
@@ -198,17 +197,17 @@ class Adapter(BatchedDenoiser):
         return chosen
 
     def grid(self, steps: int, size: tuple[int, int]) -> tuple[Level, ...]:
-        """The levels of a run for an image of this size; see `Schedule.grid` for the errors."""
+        """Return the levels of a run for this image size; raises what `Schedule.grid` raises."""
         return self.schedule.grid(steps)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """The shape of one latent, without the batch."""
+        """Shape of one latent, without the batch."""
         return (self.network.config.in_channels, height // self.factor, width // self.factor)
 
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
-        """The conditions of B prompts; the unconditional ones only where `guided`."""
+        """Encode B prompts; the negative ones only if `guided`."""
         raise NotImplementedError
 
     def with_guidance_scale(self, cond: Cond, scale: float) -> Cond:
@@ -218,17 +217,17 @@ class Adapter(BatchedDenoiser):
         )
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] to images [B, 3, H, W], float32 in [0, 1]."""
+        """Decode latents [B, C, h, w] to images [B, 3, H, W], float32 in [0, 1]."""
         vae = self.pipe.vae
         shift = vae.config.get("shift_factor")
         unscaled = latents / vae.config.scaling_factor
         return self.pixels(vae, unscaled + shift if shift else unscaled)
 
     def latents_of(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] as clean latents [B, ...], float32.
+        """Encode images [B, 3, H, W] in [0, 1] to clean latents [B, ...], float32.
 
-        The mean of the encoder's distribution, where it has one. Raises ValueError for a VAE whose
-        latents this project cannot make.
+        The mode of the encoder's distribution, where it has one. Raises ValueError for a VAE with
+        per-channel statistics.
         """
         config = self.pipe.vae.config
         if config.get("latents_mean") is not None:
@@ -238,16 +237,14 @@ class Adapter(BatchedDenoiser):
         return (self.encoded(images) - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     def encoded(self, images: Tensor) -> Tensor:
-        """The VAE's answer to images in [0, 1], not scaled, float32."""
+        """Encode images in [0, 1] to unscaled latents, float32."""
         vae = self.pipe.vae
-        answer = vae.encode((images * 2 - 1).to(self.device, vae.dtype))
-        for name in ("latents", "latent"):
-            if hasattr(answer, name):
-                return getattr(answer, name).float()
-        return answer.latent_dist.mode().float()
+        output = vae.encode((images * 2 - 1).to(self.device, vae.dtype))
+        latents = output.get("latents", output.get("latent"))
+        return (output.latent_dist.mode() if latents is None else latents).float()
 
     def pixels(self, vae: Any, latents: Tensor) -> Tensor:
-        """The VAE's answer to unscaled latents, from [-1, 1] to [0, 1]."""
+        """Decode unscaled latents; images in [0, 1]."""
         images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
         return (images / 2 + 0.5).clamp(0, 1)
 
@@ -255,21 +252,21 @@ class Adapter(BatchedDenoiser):
         return self.schedule.predict(x, out, level)
 
     def scaled(self, x: Tensor, level: Level) -> Tensor:
-        """x as the network wants to see it: scaled (EDM), in its dtype."""
+        """Scale x for the network (EDM), in its dtype."""
         factor = self.schedule.network_input(level)
         return (x if factor == 1 else x * factor).to(self.dtype)
 
     def time(self, level: Level, like: Tensor) -> Tensor:
-        """The level's timestep: 0-d, integer where it is one, as in stock pipelines; or [R]."""
+        """Timestep of a level: 0-d, integer where it is one, as in stock pipelines; or [R]."""
         if isinstance(level.t, (int, float)):
             return _constant(level.t, like.device)
         return torch.as_tensor(level.t, device=like.device)
 
 
 def class_ids(prompts: Sequence[str], count: int, labels: Mapping[str, int]) -> list[int]:
-    """The numbers of the classes that prompts name, by number or by label.
+    """Class numbers of prompts that name classes by number or by label.
 
-    Raises ValueError for a prompt that is no class.
+    Raises ValueError for an unknown class.
     """
     found = []
     for prompt in prompts:
@@ -285,6 +282,6 @@ def class_ids(prompts: Sequence[str], count: int, labels: Mapping[str, int]) -> 
 
 @lru_cache(maxsize=2048, typed=True)
 def _constant(t: float, device: torch.device) -> Tensor:
-    """A 0-d tensor, kept: on a GPU making one is a copy that the host waits for."""
+    """Return a cached 0-d tensor; creating one on a GPU is a copy that blocks the host."""
     with torch.inference_mode(False):
         return torch.as_tensor(t, device=device)

@@ -1,14 +1,4 @@
-"""Readers of classes: what rules with a classifier have to know of a model's world.
-
-A reader answers three questions, for B prompts of one batch:
-
-    target(prompts)     which class each prompt asks for, int [B]
-    conditions(prompts, size)   a function of classes [B] to conditions [B, ...], for images of
-                        size (height, width): the same prompts, but asking for these classes
-    classify(x0)        logits [B, K] of latents [B, ...]; differentiable
-
-`gfcg` and `classifier` take one as their `classifier`; the bundled model has its own.
-"""
+"""Class readers (`sampler.core.adapter.ClassReader`) for the rules `gfcg` and `classifier`."""
 
 from __future__ import annotations
 
@@ -20,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sampler.core.loop import Loop
 from sampler.pipelines.base import Adapter
 
 Images = Callable[[Tensor], Tensor]
@@ -27,7 +18,7 @@ Size = tuple[int, int]
 
 
 class CandidateClasses:
-    """Classes that are whole prompts; `classifier`: images [B, 3, H, W] in [0, 1] -> logits [B, K].
+    """Classes given as prompts; `classifier`: images [B, 3, H, W] in [0, 1] -> logits [B, K].
 
     Raises ValueError for fewer than two candidates.
     """
@@ -40,7 +31,7 @@ class CandidateClasses:
         self.classifier = classifier
 
     def target(self, prompts: Sequence[str]) -> Tensor:
-        """Raises ValueError for a prompt that is no candidate."""
+        """Raise ValueError for a prompt that is no candidate."""
         if unknown := [p for p in prompts if p not in self.candidates]:
             raise ValueError(f"The prompt {unknown[0]!r:.60} is none of the candidate prompts.")
         return torch.tensor([self.candidates.index(prompt) for prompt in prompts])
@@ -53,14 +44,14 @@ class CandidateClasses:
 
 
 class BundledClasses:
-    """The bundled model's concepts: "a red apple on blue" against the same with another concept."""
+    """Concepts of the bundled model: "a red apple on blue" against the same with another one."""
 
     def __init__(self, adapter: Adapter) -> None:
         from sampler.bundled import concepts
 
         self.adapter = adapter
         self.concepts = concepts()
-        # the longest name first: "hot dog" is no "dog"
+        # longest name first: "hot dog" before "dog"
         names = sorted(map(re.escape, self.concepts), key=len, reverse=True)
         self.pattern = re.compile(rf"\b({'|'.join(names)})\b", re.IGNORECASE)
 
@@ -71,7 +62,7 @@ class BundledClasses:
         return classifier.load().to(self.adapter.device)
 
     def target(self, prompts: Sequence[str]) -> Tensor:
-        """Raises ValueError for a prompt that names none of the 128 concepts."""
+        """Raise ValueError for a prompt that names none of the 128 concepts."""
         found = [self.pattern.search(prompt) for prompt in prompts]
         if None in found:
             raise ValueError(
@@ -96,8 +87,8 @@ class BundledClasses:
         return self.classifier(self.adapter.decode(x0)).concept
 
 
-def gfcg_for(engine: Any, candidates: Sequence[str], classifier: Images, **fields: Any) -> Any:
-    """The rule `gfcg` for an engine, choosing among candidate prompts.
+def gfcg_for(engine: Loop, candidates: Sequence[str], classifier: Images, **fields: Any) -> Any:
+    """Build the rule `gfcg` for an engine with candidate prompts as its classes.
 
     classifier: images [B, 3, H, W] in [0, 1] -> logits [B, K] in the order of the candidates, such
     as `clip_classifier` or `image_classifier`. fields: further fields of the rule.
@@ -109,9 +100,9 @@ def gfcg_for(engine: Any, candidates: Sequence[str], classifier: Images, **field
 
 
 def clip_classifier(folder: str, candidates: Sequence[str]) -> Images:
-    """How well CLIP finds that an image fits each of K texts: exp(logit_scale)·e·c, [B, K].
+    """CLIP similarity of an image to each of K texts: exp(logit_scale)·e·c, [B, K].
 
-    folder: a CLIP model in the transformers layout. Raises SamplerError (6) where it is none.
+    folder: a CLIP model in the transformers layout. Raises ModelError for any other folder.
     """
     from sampler.rewards.encoders import Clip
 
@@ -126,10 +117,10 @@ def clip_classifier(folder: str, candidates: Sequence[str]) -> Images:
 
 
 def image_classifier(folder: str, labels: Sequence[str] | None = None) -> Images:
-    """The logits [B, K] of an image classifier from a local folder; `labels`: those to be used.
+    """Logits [B, K] of an image classifier from a local folder; `labels`: those to use.
 
-    folder: in the transformers layout. Raises SamplerError (6) where it is none, and ValueError
-    for a label that the model does not have.
+    folder: in the transformers layout. Raises ModelError for any other folder, and ValueError for a
+    label that the model does not have.
     """
     from sampler.rewards.encoders import Vision
 

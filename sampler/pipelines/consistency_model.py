@@ -1,4 +1,4 @@
-"""Consistency models: pixels in one evaluation, or a few."""
+"""Consistency models of pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sampler.types import Cond, Level, Prediction
 
 @adapter("ConsistencyModelPipeline")
 class ConsistencyModel(PixelUNet):
-    """x0 in one jump, for a class where the network has classes: a prompt is a class's number."""
+    """x0-prediction; where the network has classes, a prompt is a class number."""
 
     processes = ("consistency",)
     takes_classes = True

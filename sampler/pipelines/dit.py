@@ -1,4 +1,4 @@
-"""DiT: images of a class, by a transformer over patches."""
+"""DiT: class-conditional transformer over patches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sampler.types import Cond, Level
 
 @adapter("DiTPipeline")
 class DiT(Adapter):
-    """eps-prediction of a class, with a learned variance whose half of the channels is dropped.
+    """Class-conditional eps-prediction; the channels of the learned variance are dropped.
 
-    A prompt is the number of a class or one of the pipeline's labels. null_class: what stands for
-    no class, the number that the stock pipeline has.
+    A prompt is a class number or one of the pipeline's labels. null_class: the class of the
+    unconditional branch, as in the stock pipeline.
     """
 
     network_name = "transformer"
@@ -32,7 +32,7 @@ class DiT(Adapter):
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
         own = self.native[0] * self.factor
         if {height, width} - {None, own}:
-            raise ValueError(f"This model makes images of {own} x {own} pixels only.")
+            raise ValueError(f"This model generates images of {own} x {own} pixels only.")
         return own, own
 
     def encode(

@@ -1,10 +1,10 @@
-"""What the flow-matching transformers share: alpha = 1 − sigma, velocity, one timestep per row.
+"""Base class of the flow-matching transformers: alpha = 1 − sigma, velocity prediction.
 
-Families differ in how they encode text, in the clock and the sign of the network, and in how the
-grid depends on the image's size; each has a file of its own.
+Families differ in text encoding, in the time and the sign of the network, and in how the grid
+depends on the image size.
 
-Conditions of one batch may be of several prompts and of both branches: a tensor of a condition has
-one row per sample. What has none (positions of tokens, sizes) is made from shapes in `forward`.
+The tensors of a condition have one row per sample, of several prompts and of both branches. Inputs
+without rows (token positions, sizes) are computed from shapes in `forward`.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from sampler.types import Cond, Level
 
 
 class FlowTransformer(Adapter):
-    """A velocity-predicting transformer; max_shift: where the scheduler's config has none."""
+    """Velocity-predicting transformer; max_shift: default where the scheduler has none."""
 
     network_name = "transformer"
     processes = ("flow",)
     max_shift = 1.15
 
-    def own_times(self, steps: int) -> list[float] | None:
-        """The times before the shift, where the stock pipeline brings its own."""
+    def stock_times(self, steps: int) -> list[float] | None:
+        """Times before the shift that the stock pipeline passes; None: the scheduler's."""
         return None
 
     def linear_times(self, steps: int) -> list[float]:
-        """From 1 down to 1/N, as several stock pipelines have it."""
+        """Times from 1 to 1/N, as in several stock pipelines."""
         return np.linspace(1.0, 1 / steps, steps).tolist()
 
     def tokens(self, size: tuple[int, int]) -> int:
-        """How many tokens an image of this size has; the shift of a dynamic grid follows it."""
+        """Number of tokens of an image; the shift of a dynamic grid follows it."""
         height, width = size
         side = self.factor * self.patch
         return (height // side) * (width // side)
 
     def mu(self, steps: int, size: tuple[int, int]) -> float:
-        """The shift exponent of a dynamic grid."""
+        """Shift exponent of a dynamic grid."""
         return dynamic_mu(self.tokens(size), self.pipe.scheduler.config, self.max_shift)
 
     def grid(self, steps: int, size: tuple[int, int]) -> tuple[Level, ...]:
         mu = None if self.schedule.dynamic is None else self.mu(steps, size)
-        sigmas = self.own_times(steps) if steps > 0 else None  # the schedule refuses other steps
+        sigmas = self.stock_times(steps) if steps > 0 else None  # the schedule rejects other steps
         return self.schedule.grid(steps, mu=mu, sigmas=sigmas)
 
     @property
@@ -71,7 +71,7 @@ class FlowTransformer(Adapter):
         return replace(cond, cond=with_scale(cond.cond), uncond=with_scale(cond.uncond))
 
     def branches(self, cond: dict[str, Any], uncond: dict[str, Any] | None) -> Cond:
-        """The conditions of both branches, told the default scale where the network takes one."""
+        """Conditions of both branches, with the default scale where the network takes one."""
         both = Cond(cond, uncond)
         return self.with_guidance_scale(both, self.embedded_scale) if self._embeds else both
 
@@ -79,18 +79,18 @@ class FlowTransformer(Adapter):
     def _embeds(self) -> bool:
         return bool(self.network.config.get("guidance_embeds"))
 
-    def clock(self, level: Level, x: Tensor) -> Tensor:
-        """The timestep of each row [R], float32: 1000 at the noisy end."""
+    def row_times(self, level: Level, x: Tensor) -> Tensor:
+        """Timestep of each row [R], float32: 1000 at the noisy end."""
         return self.time(level, x).float().expand(x.shape[0])
 
     def video_pixels(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, f, h, w] of a video VAE as frames [B, 3, F, H, W] in [0, 1]."""
+        """Decode latents [B, C, f, h, w] of a video VAE to frames [B, 3, F, H, W] in [0, 1]."""
         vae = self.pipe.vae
         mean, std = self._statistics(latents.to(vae.dtype))
         return self.pixels(vae, latents.to(vae.dtype) / (1.0 / std) + mean)
 
     def video_latents(self, frames: Tensor) -> Tensor:
-        """The inverse: frames [B, 3, F, H, W] in [0, 1] as clean latents [B, C, f, h, w]."""
+        """Encode frames [B, 3, F, H, W] in [0, 1] to clean latents [B, C, f, h, w]."""
         latents = self.encoded(frames)
         mean, std = self._statistics(latents)
         return (latents - mean) / std
@@ -102,28 +102,28 @@ class FlowTransformer(Adapter):
 
 
 def pack(latents: Tensor) -> Tensor:
-    """[R, C, h, w] to tokens [R, (h/2)·(w/2), 4·C], one per 2 x 2 patch."""
+    """Pack [R, C, h, w] into tokens [R, (h/2)·(w/2), 4·C], one per 2 x 2 patch."""
     rows, channels, height, width = latents.shape
     patches = latents.view(rows, channels, height // 2, 2, width // 2, 2)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(rows, -1, channels * 4)
 
 
 def unpack(tokens: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse, to latents of this shape [R, C, h, w]."""
+    """Unpack tokens to latents of shape [R, C, h, w]."""
     rows, channels, height, width = shape
     patches = tokens.view(rows, height // 2, width // 2, channels, 2, 2)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(shape)
 
 
 def padded(tensors: Sequence[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Sequences [L_i, D] as one tensor [B, L, D], zeros behind each, and its mask [B, L] of bool.
+    """Zero-pad sequences [L_i, D] to one tensor [B, L, D]; also return its bool mask [B, L].
 
-    length: L, at least the longest's, which is the default.
+    length: L, by default the longest length.
     """
     length = length or max(len(t) for t in tensors)
-    whole = tensors[0].new_zeros(len(tensors), length, tensors[0].shape[-1])
-    mask = torch.zeros(len(tensors), length, dtype=torch.bool, device=whole.device)
+    stacked = tensors[0].new_zeros(len(tensors), length, tensors[0].shape[-1])
+    mask = torch.zeros(len(tensors), length, dtype=torch.bool, device=stacked.device)
     for row, values in enumerate(tensors):
-        whole[row, : len(values)] = values
+        stacked[row, : len(values)] = values
         mask[row, : len(values)] = True
-    return whole, mask
+    return stacked, mask

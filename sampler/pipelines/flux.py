@@ -15,16 +15,16 @@ from sampler.types import Cond, Level
 
 @adapter("FluxPipeline")
 class Flux(FlowTransformer):
-    """Velocity at timesteps 0..1, of tokens that know their place in the image.
+    """Velocity prediction at times 0..1 on packed tokens with rotary positions.
 
-    A distilled network (`guidance_embeds`) is told a guidance scale in every branch: that of the
-    rule "embedded", which is the default, or `embedded_scale`. Rules with an unconditional branch,
-    such as `cfg`, are the stock pipeline's "true" CFG, on top of it.
+    A distilled network (`guidance_embeds`) takes a guidance scale as input in every branch: that of
+    the rule "embedded", which is the default, or `embedded_scale`. Rules with an unconditional
+    branch, such as `cfg`, are the stock pipeline's "true" CFG, on top of it.
     """
 
     scale_argument = "true_cfg_scale"
 
-    def own_times(self, steps: int) -> list[float] | None:
+    def stock_times(self, steps: int) -> list[float] | None:
         return None if self.schedule.open_end else self.linear_times(steps)
 
     @property
@@ -53,7 +53,7 @@ class Flux(FlowTransformer):
         tokens = pack(self.scaled(x, level))
         out = self.networks[model](
             tokens,
-            timestep=self.clock(level, x).to(tokens.dtype) / 1000,
+            timestep=self.row_times(level, x).to(tokens.dtype) / 1000,
             img_ids=_positions(x.shape[2] // 2, x.shape[3] // 2, tokens),
             txt_ids=tokens.new_zeros(cond["encoder_hidden_states"].shape[1], 3),
             return_dict=False,
@@ -64,5 +64,5 @@ class Flux(FlowTransformer):
 
 def _positions(rows: int, cols: int, like: Tensor) -> Tensor:
     """[rows·cols, 3]: 0, row and column of each token."""
-    places = torch.cartesian_prod(torch.arange(rows), torch.arange(cols))
-    return torch.nn.functional.pad(places, (1, 0)).to(like)
+    positions = torch.cartesian_prod(torch.arange(rows), torch.arange(cols))
+    return torch.nn.functional.pad(positions, (1, 0)).to(like)

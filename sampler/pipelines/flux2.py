@@ -15,14 +15,14 @@ from sampler.types import Cond, Level
 
 @adapter("Flux2Pipeline", "Flux2KleinPipeline")
 class Flux2(FlowTransformer):
-    """Velocity at timesteps 0..1. Latents are [4·C, h/2, w/2], normalised by the VAE's statistics.
+    """Velocity prediction at times 0..1; latents [4·C, h/2, w/2], normalised by the VAE.
 
-    A distilled network is told a guidance scale as Flux is. Klein models are
-    guided by CFG instead, unless the pipeline says that they are distilled. Reference images and
-    rewritten prompts of the stock pipelines are not done.
+    A distilled network takes a guidance scale as in Flux. Klein models use CFG instead, unless the
+    pipeline is marked as distilled. Reference images and prompt rewriting of the stock pipelines
+    are not supported.
     """
 
-    def own_times(self, steps: int) -> list[float] | None:
+    def stock_times(self, steps: int) -> list[float] | None:
         return None if self.schedule.open_end else self.linear_times(steps)
 
     def mu(self, steps: int, size: tuple[int, int]) -> float:
@@ -32,8 +32,8 @@ class Flux2(FlowTransformer):
 
     @property
     def default_scale(self) -> float:
-        told = self.network.config.guidance_embeds or self.pipe.config.get("is_distilled")
-        return 1.0 if told else super().default_scale
+        distilled = self.network.config.guidance_embeds or self.pipe.config.get("is_distilled")
+        return 1.0 if distilled else super().default_scale
 
     @property
     def patch(self) -> int:
@@ -54,14 +54,14 @@ class Flux2(FlowTransformer):
         return self.branches(self._texts(prompts), self._texts(negative) if guided else None)
 
     def _texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        states, places = self.pipe.encode_prompt(list(texts), device=self.device)
-        return {"encoder_hidden_states": states, "txt_ids": places}
+        states, positions = self.pipe.encode_prompt(list(texts), device=self.device)
+        return {"encoder_hidden_states": states, "txt_ids": positions}
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         tokens = self.scaled(x, level).flatten(2).transpose(1, 2)
         out = self.networks[model](
             tokens,
-            timestep=self.clock(level, x).to(tokens.dtype) / 1000,
+            timestep=self.row_times(level, x).to(tokens.dtype) / 1000,
             img_ids=_positions(x.shape[2], x.shape[3], tokens).expand(x.shape[0], -1, -1),
             return_dict=False,
             **cond,

@@ -12,16 +12,17 @@ from torch import Tensor
 from sampler.pipelines.base import Adapter, adapter
 from sampler.types import Cond, Level
 
-LENGTHS = (77, 256)  # tokens of BERT and of T5, as the stock pipeline has them
-ORIGINAL = (1024, 1024)  # the size that the network is told its training images had
-PIXELS = 8  # per latent, which the stock pipeline takes as given for positions
+# constants of the stock pipeline
+LENGTHS = (77, 256)  # tokens of BERT and of T5
+ORIGINAL_SIZE = (1024, 1024)  # micro-conditioning
+PIXELS_PER_LATENT = 8  # for token positions
 
 
 @adapter("HunyuanDiTPipeline")
 class HunyuanDiT(Adapter):
-    """eps- or v-prediction with a learned variance, whose half of the channels is dropped.
+    """eps- or v-prediction; the channels of the learned variance are dropped.
 
-    Images have the size that is asked for; `use_resolution_binning` is not done.
+    Images have the requested size; `use_resolution_binning` is not supported.
     """
 
     network_name = "transformer"
@@ -36,7 +37,7 @@ class HunyuanDiT(Adapter):
     ) -> Cond:
         branches: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         for number, (length, suffix) in enumerate(zip(LENGTHS, ("", "_t5"), strict=True)):
-            answer = self.pipe.encode_prompt(
+            encoded = self.pipe.encode_prompt(
                 list(prompts),
                 self.device,
                 self.dtype,
@@ -46,10 +47,10 @@ class HunyuanDiT(Adapter):
                 max_sequence_length=length,
                 text_encoder_index=number,
             )
-            for branch, states, mask in zip(branches, answer[:2], answer[2:], strict=True):
+            for branch, states, mask in zip(branches, encoded[:2], encoded[2:], strict=True):
                 branch[f"encoder_hidden_states{suffix}"] = states
                 branch[f"text_embedding_mask{suffix}"] = mask
-        meta = torch.tensor([[*ORIGINAL, *size, 0, 0]] * len(prompts), dtype=self.dtype)
+        meta = torch.tensor([[*ORIGINAL_SIZE, *size, 0, 0]] * len(prompts), dtype=self.dtype)
         style = torch.zeros(len(prompts), dtype=torch.int64, device=self.device)
         shared = {"image_meta_size": meta.to(self.device), "style": style}
         cond, uncond = ({**branch, **shared} for branch in branches)
@@ -59,7 +60,9 @@ class HunyuanDiT(Adapter):
         x = self.scaled(x, level)
         time = self.time(level, x).expand(x.shape[0]).to(x.dtype)
         network = self.networks[model]
-        height, width = (side * self.factor // PIXELS // self.patch for side in x.shape[-2:])
+        height, width = (
+            side * self.factor // PIXELS_PER_LATENT // self.patch for side in x.shape[-2:]
+        )
         rotary = _rotary(
             network.inner_dim // network.num_heads, height, width, self.patch, x.device
         )
@@ -69,13 +72,13 @@ class HunyuanDiT(Adapter):
 
 @lru_cache(maxsize=8)
 def _rotary(size: int, height: int, width: int, patch: int, device: torch.device) -> Any:
-    """Positions of the tokens on the grid of a 512-pixel image, as the stock pipeline has them."""
+    """Rotary positions of the tokens on the grid of a 512-pixel image, as in the stock pipeline."""
     from diffusers.models.embeddings import get_2d_rotary_pos_embed
     from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import (
         get_resize_crop_region_for_grid,
     )
 
-    base = 512 // PIXELS // patch
+    base = 512 // PIXELS_PER_LATENT // patch
     crop = get_resize_crop_region_for_grid((height, width), base)
     with torch.inference_mode(False):
         return get_2d_rotary_pos_embed(size, crop, (height, width), device=device, output_type="pt")

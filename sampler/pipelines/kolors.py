@@ -1,4 +1,4 @@
-"""Kolors: Stable Diffusion XL's UNet with texts by ChatGLM."""
+"""Kolors: Stable Diffusion XL's UNet with ChatGLM as text encoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sampler.types import Cond
 
 @adapter("KolorsPipeline")
 class Kolors(StableDiffusionXL):
-    """As SDXL; an empty negative prompt is encoded like any other."""
+    """SDXL in which an empty negative prompt is encoded like any other."""
 
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]

@@ -14,14 +14,14 @@ from sampler.types import Cond, Level
 
 @adapter("Lumina2Pipeline")
 class Lumina2(FlowTransformer):
-    """The network's clock runs from 0 (noise) to 1, and its output is the negative velocity.
+    """Negative velocity prediction at times from 0 (noise) to 1.
 
-    Two of the stock pipeline's ways are kept, since models are used with them: the grid's shift
-    follows the number of latent channels instead of the number of tokens, and the guided output's
-    norm is set to the conditional one's along the latents' last axis.
+    Two quirks of the stock pipeline are kept, since models are used with them: the shift of the
+    grid follows the number of latent channels instead of the number of tokens, and the norm of the
+    guided output is set to the conditional one's along the last axis of the latents.
     """
 
-    def own_times(self, steps: int) -> list[float] | None:
+    def stock_times(self, steps: int) -> list[float] | None:
         return self.linear_times(steps)
 
     @property
@@ -44,5 +44,5 @@ class Lumina2(FlowTransformer):
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         x = self.scaled(x, level)
-        time = 1 - self.clock(level, x) / self.schedule.train_steps
+        time = 1 - self.row_times(level, x) / self.schedule.train_steps
         return -self.networks[model](x, timestep=time, return_dict=False, **cond)[0]

@@ -14,11 +14,11 @@ from sampler.types import Cond, Level
 
 @adapter("PixArtAlphaPipeline", "PixArtSigmaPipeline")
 class PixArt(Adapter):
-    """eps-prediction with a learned variance, whose half of the channels is dropped.
+    """eps-prediction; the channels of the learned variance are dropped.
 
-    Images have the size that is asked for: the stock pipelines' `use_resolution_binning`, which
-    makes the nearest trained size and crops it, is not done. Captions are cleaned as the stock
-    pipelines do, where the packages for it (beautifulsoup4, ftfy) are installed.
+    Images have the requested size: `use_resolution_binning` of the stock pipelines, which generates
+    the nearest trained size and crops it, is not supported. Captions are cleaned as in the stock
+    pipelines where the packages for it (beautifulsoup4, ftfy) are installed.
     """
 
     network_name = "transformer"
@@ -39,7 +39,7 @@ class PixArt(Adapter):
         )
 
     def _added(self, rows: int, size: tuple[int, int], like: Tensor) -> dict[str, Any]:
-        """Resolution [B, 2] and aspect ratio [B, 1], which the 1024-pixel Alpha models take."""
+        """Resolution [B, 2] and aspect ratio [B, 1], inputs of the 1024-pixel Alpha models."""
         if (
             type(self.pipe).__name__ != "PixArtAlphaPipeline"
             or self.network.config.sample_size != 128

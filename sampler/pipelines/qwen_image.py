@@ -14,16 +14,16 @@ from sampler.types import Cond, Level
 
 @adapter("QwenImagePipeline")
 class QwenImage(FlowTransformer):
-    """Velocity at timesteps 0..1 of packed tokens; texts are as long as they are, with a mask.
+    """Velocity prediction at times 0..1 on packed tokens; texts of any length, with a mask.
 
-    Latents are [C, h/2, 2, w/2, 2]: the same numbers as [C, h, w], with the patches' own axes, so
-    that a rule can measure norms per token, as the stock pipeline does after its guidance
-    (`cfg` with match_norm = (1, 3, 5)).
+    Latents are [C, h/2, 2, w/2, 2]: those of [C, h, w] with axes for the patches, so that a rule
+    can measure norms per token, as the stock pipeline does after its guidance (`cfg` with
+    match_norm = (1, 3, 5)).
     """
 
     scale_argument = "true_cfg_scale"
 
-    def own_times(self, steps: int) -> list[float] | None:
+    def stock_times(self, steps: int) -> list[float] | None:
         return self.linear_times(steps)
 
     @property
@@ -60,7 +60,7 @@ class QwenImage(FlowTransformer):
         tokens = self.scaled(x, level).permute(0, 2, 4, 1, 3, 5).reshape(count, rows * cols, -1)
         out = self.networks[model](
             tokens,
-            timestep=self.clock(level, x).to(tokens.dtype) / 1000,
+            timestep=self.row_times(level, x).to(tokens.dtype) / 1000,
             img_shapes=[[(1, rows, cols)]] * count,
             return_dict=False,
             **cond,

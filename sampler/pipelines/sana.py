@@ -1,4 +1,4 @@
-"""Sana: linear attention on strongly compressed latents, texts by Gemma."""
+"""Sana: linear attention on strongly compressed latents, Gemma as text encoder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sampler.types import Cond, Level
 
 @adapter("SanaPipeline")
 class Sana(FlowTransformer):
-    """Velocity at timesteps 0..1000 times the network's `timestep_scale`.
+    """Velocity prediction at times 0..1000 times the network's `timestep_scale`.
 
     Prompts are preceded by the stock pipeline's instruction to the language model. Images have the
-    size that is asked for; `use_resolution_binning` is not done.
+    requested size; `use_resolution_binning` is not supported.
     """
 
     def encode(
@@ -39,11 +39,11 @@ class Sana(FlowTransformer):
 
     @property
     def unit(self) -> int:
-        return max(32, self.factor * self.patch)  # what the stock pipeline asks for
+        return max(32, self.factor * self.patch)  # as in the stock pipeline
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         x = self.scaled(x, level)
         network = self.networks[model]
-        time = self.clock(level, x) * network.config.timestep_scale
+        time = self.row_times(level, x) * network.config.timestep_scale
         cond = {**cond, "encoder_hidden_states": cond["encoder_hidden_states"].to(x.dtype)}
         return network(x, timestep=time, return_dict=False, **cond)[0][:, : x.shape[1]]

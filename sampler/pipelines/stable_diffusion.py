@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, and everything of the same signature."""
+"""Stable Diffusion 1.x and 2.x, and UNets of the same signature."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from sampler.types import Cond, Level
 
 
 class UNetAdapter(Adapter):
-    """What the UNet families share: the call, and the inputs that nobody here could give.
+    """Base class of the UNet families.
 
-    A distilled network that takes the guidance scale as an input (`time_cond_proj_dim`, as latent
-    consistency models) is told `embedded_scale` in every branch, or what the rule "embedded" says.
+    A network distilled with the guidance scale as an input (`time_cond_proj_dim`, as in latent
+    consistency models) takes the scale of the rule "embedded", or `embedded_scale`, in every
+    branch.
     """
 
     def check(self) -> None:
         config = self.network.config
         if config.encoder_hid_dim_type == "ip_image_proj":
             raise ModelError(
-                "This UNet wants an image prompt (IP-Adapter), which is not supported; "
+                "This UNet needs an image prompt (IP-Adapter), which is not supported; "
                 "call pipe.unload_ip_adapter() first.",
             )
 
     @property
     def default_guidance(self) -> dict[str, Any]:
-        """The rule that the stock pipeline applies."""
         if self.network.config.time_cond_proj_dim is None:
             return super().default_guidance
         return {"name": "embedded", "scale": self.embedded_scale}
@@ -49,9 +49,9 @@ class UNetAdapter(Adapter):
         return replace(cond, **dict(zip(("cond", "uncond"), branches, strict=True)))
 
     def with_scale(self, cond: Cond) -> Cond:
-        """The conditions with the default scale, where the network takes one."""
-        told = self.network.config.time_cond_proj_dim is not None
-        return self.with_guidance_scale(cond, self.embedded_scale) if told else cond
+        """Add the default scale to the conditions, where the network takes one."""
+        takes_scale = self.network.config.time_cond_proj_dim is not None
+        return self.with_guidance_scale(cond, self.embedded_scale) if takes_scale else cond
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         x = self.scaled(x, level)
@@ -94,5 +94,5 @@ def scale_embedding(scale: Tensor, size: int) -> Tensor:
     step = torch.log(torch.tensor(10000.0)) / (half - 1)
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -step).to(scale.device)
     angles = (scale.float() - 1)[:, None] * 1000.0 * frequencies
-    found = torch.cat([angles.sin(), angles.cos()], 1)
-    return torch.nn.functional.pad(found, (0, size % 2))
+    embedding = torch.cat([angles.sin(), angles.cos()], 1)
+    return torch.nn.functional.pad(embedding, (0, size % 2))

@@ -14,9 +14,9 @@ from sampler.types import Cond, Level
 
 @adapter("StableDiffusion3Pipeline")
 class StableDiffusion3(FlowTransformer):
-    """Velocity at timesteps 0..1000, with a pooled text embedding.
+    """Velocity prediction at times 0..1000, with a pooled text embedding.
 
-    Skip-layer guidance of the stock pipeline (SD 3.5 medium) is not done.
+    Skip-layer guidance of the stock pipeline (SD 3.5 medium) is not supported.
     """
 
     max_shift = 1.16
@@ -39,5 +39,5 @@ class StableDiffusion3(FlowTransformer):
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         x = self.scaled(x, level)
-        time = self.clock(level, x)
+        time = self.row_times(level, x)
         return self.networks[model](x, timestep=time, return_dict=False, **cond)[0]

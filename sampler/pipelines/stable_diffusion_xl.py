@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: a second text encoder, a pooled embedding, and the image's size."""
+"""Stable Diffusion XL: two text encoders, a pooled embedding and size conditioning."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sampler.types import Cond
 
 @adapter("StableDiffusionXLPipeline")
 class StableDiffusionXL(UNetAdapter):
-    """As Stable Diffusion, with `text_embeds` (pooled) and `time_ids`.
+    """Stable Diffusion with `text_embeds` (pooled) and `time_ids`.
 
-    time_ids = (height, width, 0, 0, height, width): original size and target size are the image's,
-    the crop starts at the corner, as the stock pipeline has it by default. An empty negative
-    prompt is the zero embedding where the pipeline's `force_zeros_for_empty_prompt` says so (the
-    stock pipeline does that for None, and encodes an explicit "").
+    time_ids = (height, width, 0, 0, height, width): original and target size of the image, crop at
+    the corner, the defaults of the stock pipeline. With `force_zeros_for_empty_prompt` an empty
+    negative prompt becomes the zero embedding (the stock pipeline does that for None only, and
+    encodes an explicit "").
     """
 
     def encode(
@@ -47,7 +47,7 @@ class StableDiffusionXL(UNetAdapter):
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.pipe.vae
         if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
-            # It overflows in float16. A copy, since the pipeline is not ours to change.
+            # it overflows in float16; a copy, since the pipeline is not modified
             vae = copy.deepcopy(vae).float()
         config = vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")

@@ -13,7 +13,7 @@ from sampler.types import Cond, Level, Prediction
 
 
 class PixelUNet(Adapter):
-    """A UNet on images in [-1, 1]: latents are pixels, and there is nothing to decode."""
+    """UNet on images in [-1, 1]; latents are pixels."""
 
     @property
     def factor(self) -> int:
@@ -30,9 +30,9 @@ class PixelUNet(Adapter):
         return (images * 2 - 1).to(self.device)
 
     def no_text(self, prompts: Sequence[str], negative: Sequence[str], guided: bool) -> None:
-        """Raises ValueError for what an unconditional model cannot be given."""
+        """Raise ValueError for prompts and guidance of an unconditional model."""
         if any(prompts) or any(negative):
-            raise ValueError("An unconditional model takes no prompt: give '', and n for more.")
+            raise ValueError("An unconditional model takes no prompt; pass '', and n.")
         if guided:
             raise ValueError(
                 "An unconditional model has nothing to be guided by; use guidance = 'none'."
@@ -41,10 +41,7 @@ class PixelUNet(Adapter):
 
 @adapter("DDPMPipeline", "DDIMPipeline")
 class Unconditional(PixelUNet):
-    """eps-, v- or x0-prediction. Predicted images are clipped where the scheduler clips them.
-
-    Dynamic thresholding is not done.
-    """
+    """eps-, v- or x0-prediction; x0 is clipped where the scheduler clips it (`clip_sample`)."""
 
     processes = ("vp",)
 

@@ -1,4 +1,4 @@
-"""Wan: text to video, with one network or with two that share the time."""
+"""Wan: text to video, with one network or with one for each part of the run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from sampler.pipelines.base import adapter
 from sampler.pipelines.flow import FlowTransformer
 from sampler.types import Cond, Level
 
-TEXT_LENGTH = 512  # what the stock pipeline's call asks for
+TEXT_LENGTH = 512  # tokens, the stock pipeline's default
 
 
 @adapter("WanPipeline")
 class Wan(FlowTransformer):
-    """Velocity at timesteps 0..1000 of latents [C, f, h, w]; images are [B, 3, F, H, W].
+    """Velocity prediction at times 0..1000 on latents [C, f, h, w]; images are [B, 3, F, H, W].
 
-    frames: F, one more than a multiple of the VAE's factor in time; the stock default unless set.
-    With `boundary_ratio`, `transformer_2` takes over below that share of the time. A scale of its
-    own for it (`guidance_scale_2`) is not done: rules have windows.
+    frames: F, one more than a multiple of the VAE's temporal factor; the stock default unless set.
+    With `boundary_ratio`, `transformer_2` takes over below that fraction of the time. A separate
+    scale for it (`guidance_scale_2`) is not supported; rules have windows instead.
     """
 
     def __init__(self, pipe: Any, weak: Any = None) -> None:
@@ -42,10 +42,10 @@ class Wan(FlowTransformer):
         return height, width
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        between = self.pipe.vae_scale_factor_temporal
-        if self.frames < 1 or (self.frames - 1) % between:
-            raise ValueError(f"frames = {self.frames} must be 1 more than a multiple of {between}.")
-        count = (self.frames - 1) // between + 1
+        factor, frames = self.pipe.vae_scale_factor_temporal, self.frames or 0
+        if frames < 1 or (frames - 1) % factor:
+            raise ValueError(f"frames = {frames} must be 1 more than a multiple of {factor}.")
+        count = (frames - 1) // factor + 1
         channels = self.network.config.in_channels
         return (channels, count, height // self.factor, width // self.factor)
 
@@ -64,23 +64,20 @@ class Wan(FlowTransformer):
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         x = self.scaled(x, level)
-        time = self.clock(level, x)
+        time = self.row_times(level, x)
         if self.pipe.config.expand_timesteps:  # one per token; all the same from text alone
             time = time[:, None].expand(-1, x.shape[2] * self.tokens_of(x))
-        network = self._second if model == "main" and self._late(level) else self.networks[model]
+        late = model == "main" and self._late(level)
+        network: Any = self.pipe.transformer_2 if late else self.networks[model]
         return network(x, timestep=time, return_dict=False, **cond)[0]
 
     def tokens_of(self, x: Tensor) -> int:
-        """Tokens of one frame of these latents."""
+        """Number of tokens of one frame."""
         return (x.shape[3] // self.patch) * (x.shape[4] // self.patch)
 
-    @property
-    def _second(self) -> Any:
-        return self.pipe.transformer_2
-
     def _late(self, level: Level) -> bool:
-        share = self.pipe.config.boundary_ratio
-        return share is not None and float(level.t) < share * self.schedule.train_steps
+        ratio = self.pipe.config.boundary_ratio
+        return ratio is not None and float(level.t) < ratio * self.schedule.train_steps
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.video_pixels(latents)

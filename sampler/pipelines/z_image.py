@@ -1,4 +1,4 @@
-"""Z-Image: one transformer over texts and patches, with a list of samples as its batch."""
+"""Z-Image: one transformer over texts and patches that takes batches as lists."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sampler.types import Cond, Level
 
 @adapter("ZImagePipeline")
 class ZImage(FlowTransformer):
-    """The network's clock runs from 0 (noise) to 1, and its output is the negative velocity.
+    """Negative velocity prediction at times from 0 (noise) to 1.
 
-    The stock pipeline's guidance_scale s means c + s·(c − u): it is our scale less one.
+    The stock pipeline's guidance_scale s means c + s·(c − u): our scale minus one.
     """
 
-    _known: tuple[Tensor | None, list[int]] = (None, [])
+    _lengths_of: tuple[Tensor | None, list[int]] = (None, [])  # the last mask and its lengths
 
-    def own_times(self, steps: int) -> list[float] | None:
+    def stock_times(self, steps: int) -> list[float] | None:
         return torch.linspace(1.0, 1 / steps, steps).tolist()
 
     @property
@@ -46,7 +46,7 @@ class ZImage(FlowTransformer):
         return Cond(_texts(states), _texts(uncond) if guided else None)
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
-        time = (1000 - self.clock(level, x)) / 1000
+        time = (1000 - self.row_times(level, x)) / 1000
         samples = list(self.scaled(x, level)[:, :, None].unbind())
         texts = zip(cond["states"], self._lengths(cond["mask"]), strict=True)
         states = [states[:length] for states, length in texts]
@@ -54,14 +54,14 @@ class ZImage(FlowTransformer):
         return -torch.stack(list(outs))[:, :, 0]
 
     def _lengths(self, mask: Tensor) -> list[int]:
-        """How long the texts are; asked once per run, since the host waits for the answer."""
-        known, lengths = self._known
-        if known is not mask:
+        """Lengths of the texts, cached: reading them from a device blocks the host."""
+        cached, lengths = self._lengths_of
+        if cached is not mask:
             lengths = mask.sum(1).tolist()
-            self._known = (mask, lengths)
+            self._lengths_of = (mask, lengths)
         return lengths
 
 
 def _texts(states: list[Tensor]) -> dict[str, Tensor]:
-    whole, mask = padded(states)
-    return {"states": whole, "mask": mask}
+    stacked, mask = padded(states)
+    return {"states": stacked, "mask": mask}

@@ -59,7 +59,7 @@ def finetune(
         raise ValueError("stop_reward and patience look at a reward, and there is none: give one.")
     chosen = chosen.resolved(method.defaults, engine, texts)
     size = engine.pipeline.size(chosen.height, chosen.width)
-    engine.pipeline.grid(chosen.steps, size)  # refuses bad steps before anything is spent
+    engine.pipeline.grid(chosen.steps or 0, size)  # refuses bad steps before anything is spent
     session = Session(
         engine,
         scores,

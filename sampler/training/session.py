@@ -82,7 +82,7 @@ class Session:
         pipeline = self.engine.pipeline
         if clamp == "hard":
             return pipeline.decode
-        twin = copy.copy(pipeline)  # the same networks; only the last operation differs
+        twin: Any = copy.copy(pipeline)  # the same networks; only the last operation differs
         twin.pixels = _straight_through
         return twin.decode
 

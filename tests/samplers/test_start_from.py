@@ -62,7 +62,7 @@ def test_generate_from_an_image(tmp_path):
         )
         assert torch.equal(again.images, result.images)
     same = engine.generate("a fox", image=path, strength=0.0, output="latent", **options)
-    latents = images.encode(engine.pipeline, images.read(path))
+    latents = engine.pipeline.latents_of(images.read(path))
     assert torch.equal(same.latents, latents) and same.nfe == [0]
     two = torch.cat([images.read(path), 1 - images.read(path)])
     pair = engine.generate(["a", "b"], image=two, strength=0.0, output="latent", **options)

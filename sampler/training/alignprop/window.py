@@ -62,14 +62,14 @@ def images_with_gradient(
     run = session.begin(batch, rows)
     if trainer.ending == "jump":
         first = kept.index(True)
-        run = replace(run, levels=(*run.levels[: first + 1], run.levels[-1]))
+        run = run._replace(levels=(*run.levels[: first + 1], run.levels[-1]))
         kept = [*kept[:first], True]
     snapshot, drift = walk(trainer, session, run, kept)
     x = settle(session.method.finish(snapshot.x, snapshot.sampler))
     images = [decoded(trainer, session, x)]
     for again in range(trainer.lv):
         renoised = _renoised(run, x, again)
-        more, penalty = walk(trainer, session, replace(run, snapshot=renoised), kept)
+        more, penalty = walk(trainer, session, run._replace(snapshot=renoised), kept)
         drift = drift + penalty
         final = settle(session.method.finish(more.x, more.sampler))
         images.append(decoded(trainer, session, final))
