@@ -1,25 +1,29 @@
-"""The network calls of a stock pipeline, guided by a rule; see `hook.py`.
+"""Network calls of a stock pipeline, guided by a rule; see `hook.py`.
 
-A call of the pipeline's network becomes one step of the rule: plan, the rows that it asks for,
-combine. What a run carries along lives here, and is thrown away when a run starts.
+A call of the pipeline's network becomes one step of the rule: plan, evaluate the planned rows,
+combine. The state of a run is reset when the next run starts.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from diffusers.hooks.hooks import ModelHook
-from sampler_kernels import map_tree, settle
+from sampler_kernels import settle
 from torch import Tensor
 
 from sampler.core.schedule import Schedule
 from sampler.errors import ModelError
 from sampler.guidance.spaces import in_space
+from sampler.pipelines.base import processes
+from sampler.stock.interception import Call, intercept
 from sampler.stock.stock_calls import (
-    OFF,
+    GUIDANCE_OFF_HINT,
+    call_on_rows,
     filled,
     index_of,
     inputs,
@@ -36,11 +40,11 @@ Order = Literal["uncond first", "cond first", "sequential"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a pipeline class calls its network.
+    """Calls that a pipeline class makes to its network.
 
-    unit: what its timesteps are multiplied with. backwards: the network's clock runs from 0 (noise)
-    to 1, and its output is the negative velocity. second: a network that takes over in mid-run.
-    switch: what turns the pipeline's guidance on.
+    unit: factor on its timesteps. backwards: the network's time runs from 0 (noise) to 1, and its
+    output is the negative velocity. second: a network for the second part of the run. switch: the
+    arguments that turn the pipeline's guidance on.
     """
 
     network: str
@@ -51,15 +55,18 @@ class Layout:
     switch: str = "guidance_scale > 1"
 
 
-class GuidedCalls(ModelHook):
-    """What both layouts share: where in a run a call is, and the rule's state."""
+_active: ContextVar[GuidedCalls | None] = ContextVar("guided_pipeline", default=None)
+
+
+class GuidedCalls:
+    """Position in a run and state of the rule; subclasses guide the two call layouts.
+
+    Networks are guided only while their pipeline is being called, so that others may share them.
+    """
 
     def __init__(self, pipe: Any, layout: Layout, rule: Guidance) -> None:
-        super().__init__()
         self.pipe, self.layout, self.rule = pipe, layout, rule
-        self.schedule = Schedule.from_config(pipe.scheduler.config, type(pipe.scheduler).__name__)
-        if self.schedule.process == "edm":
-            raise ModelError("sampler.guide does not serve EDM schedulers; use sampler.load.")
+        self.read_schedule()
         scale = getattr(pipe, layout.network).config.get("timestep_scale") or 1.0
         self.unit, self.sign = layout.unit * scale, -1.0 if layout.backwards else 1.0
         self.nfe: list[int] = []
@@ -67,22 +74,86 @@ class GuidedCalls(ModelHook):
         self._times: Any = None
         self._state: Any = None
         self._index = 0
+        self._unused = False  # an evaluation that no scheduler step has consumed yet
+        self._calling = threading.Lock()
+
+    def read_schedule(self) -> None:
+        """Read the scheduler's levels. Raises ModelError for those that are not supported."""
+        scheduler = self.pipe.scheduler
+        self.schedule = Schedule.from_config(scheduler.config, type(scheduler).__name__)
+        if self.schedule.process == "edm":
+            raise ModelError("sampler.guide does not serve EDM schedulers; use sampler.load.")
+        trained = processes(type(self.pipe).__name__.replace("Img2Img", ""))
+        if self.schedule.process not in trained:  # a velocity read as noise gives no error
+            raise ModelError(
+                f"{type(self.pipe).__name__} is trained with {' or '.join(trained)} levels, and "
+                f"its scheduler, {type(scheduler).__name__}, has {self.schedule.process} ones."
+            )
+
+    def pipeline_call(self, call: Call, args: Any, kwargs: Any) -> Any:
+        """Call the pipeline with its networks guided.
+
+        Raises ValueError for a second call before this one ends, for a scheduler step on an output
+        that was not guided, and for an evaluation that the pipeline does not use.
+        """
+        if not self._calling.acquire(blocking=False):
+            raise ValueError(
+                "This guided pipeline is already being called, by another thread or from its own "
+                "callback; use one pipeline per thread."
+            )
+        token = _active.set(self)
+        try:
+            self.read_schedule()
+            with intercept(self.pipe.scheduler, self._scheduler_step, "step"):
+                result = call(*args, **kwargs)
+            self.finish()
+            return result
+        finally:
+            self.reset()
+            _active.reset(token)
+            self._calling.release()
+
+    def network_call(self, call: Call, args: Any, kwargs: Any) -> Any:
+        """Guide a call of one of the networks; calls from elsewhere are left alone."""
+        if _active.get() is not self:
+            return call(*args, **kwargs)
+        result = self.guided(call, args, kwargs)
+        self._unused = True
+        return result
+
+    def _scheduler_step(self, call: Call, args: Any, kwargs: Any) -> Any:
+        if not self._unused:
+            raise ValueError(
+                f"{type(self.pipe).__name__} took a step without a guided call of its "
+                f"{self.layout.network}; sampler.guide cannot serve it as it is set up."
+            )
+        self.finish()
+        self._unused = False
+        return call(*args, **kwargs)
+
+    def guided(self, call: Call, args: Any, kwargs: Any) -> Any:
+        """Evaluate the planned rows and return the guided output as the pipeline expects it."""
+        raise NotImplementedError
 
     def finish(self) -> None:
-        """Called when the context ends without an error."""
+        """Raise ValueError for a call whose counterpart is missing."""
+
+    def reset(self) -> None:
+        """Forget an unfinished step."""
+        self._unused = False
 
     def span(self, x: Tensor, timestep: Any) -> Span:
-        """Where this evaluation is; a new run of the pipeline starts the rule anew.
+        """Locate this evaluation in the run; the first one of a run resets the rule's state.
 
-        Every run calls `set_timesteps`, which makes a new tensor of them.
+        A run is recognised by its timesteps: `set_timesteps` creates a new tensor.
         """
         times = self.pipe.scheduler.timesteps
-        told = float(torch.as_tensor(timestep).flatten()[0]) / self.unit
-        told = self.schedule.train_steps - told if self.layout.backwards else told
+        t = float(torch.as_tensor(timestep).flatten()[0]) / self.unit
+        t = self.schedule.train_steps - t if self.layout.backwards else t
         if times is not self._times or len(self.nfe) != x.shape[0]:
             self._times, self._state, self._index = times, self.rule.start(Cond()), 0
             self.nfe, self._variances = [0] * x.shape[0], None
-            self._position = position_of(times, told)  # later than 0 for image-to-image
+            self._position = position_of(times, t)  # later than 0 for image-to-image
         position = min(self._position + self._index, len(times) - 1)
         after = times[position + 1] if position + 1 < len(times) else None
         now = self._level(times[position])
@@ -96,7 +167,7 @@ class GuidedCalls(ModelHook):
         return self.rule.plan(x, span, Cond("cond", "uncond"), self._state)
 
     def combine(self, x: Tensor, span: Span, outs: Mapping[str, Tensor]) -> Tensor:
-        """g in the network's own parametrisation; advances the rule's state."""
+        """Guided output in the network's own parametrisation; advances the rule's state."""
         kind = self.schedule.prediction
         x = x.float()
         preds = {k: Prediction.of(kind, x, self.sign * out, span.now) for k, out in outs.items()}
@@ -105,43 +176,26 @@ class GuidedCalls(ModelHook):
         self._index += 1
         return self.sign * guided
 
-    def count(self, rows: Tensor | None) -> None:
-        for row in range(len(self.nfe)) if rows is None else rows.tolist():
+    def count(self, rows: Tensor) -> None:
+        for row in rows.tolist():
             self.nfe[row] += 1
-
-    def call(self, rows: Tensor | None, batch: int, args: Any, kwargs: Any) -> Any:
-        """The network on some rows of its batch (None: all of them, the call as it came)."""
-        forward: Any = self.fn_ref.original_forward
-        if rows is None:
-            return forward(*args, **kwargs)
-
-        def cut(leaf: Any) -> Any:
-            whole = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch
-            return leaf[rows.to(leaf.device)] if whole else leaf
-
-        def part(value: Any) -> Any:
-            if isinstance(value, list) and len(value) == batch:  # a list of samples
-                return [value[row] for row in rows.tolist()]
-            return map_tree(cut, value)
-
-        return forward(*map(part, args), **{name: part(value) for name, value in kwargs.items()})
 
 
 class BatchedCalls(GuidedCalls):
     """One call per step on both halves.
 
-    A network with learned variances answers with more channels than x has. They are returned as
-    they are; on a step without a call, those of the last call are.
+    A network with learned variances has more output channels than x. They are passed through; on a
+    step without a call, those of the last call are repeated.
     """
 
-    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+    def guided(self, call: Call, args: Any, kwargs: Any) -> Any:
         given, timestep = inputs(args, kwargs)
         both: Tensor = torch.stack(given) if isinstance(given, list) else given
         refuse(self.pipe, kwargs, both)
         batch = both.shape[0] // 2
         x = both[:batch]
         span = self.span(x, timestep)
-        outs, raw = self._evaluated(x, span, args, kwargs)
+        outs, raw = self._evaluated(x, span, call, args, kwargs)
         guided = self.combine(x, span, {k: v[:, : x.shape[1]] for k, v in outs.items()})
         like = next(iter(outs.values()), x)
         if outs:
@@ -152,9 +206,9 @@ class BatchedCalls(GuidedCalls):
         return (list(twice),) if isinstance(given, list) else wrapped(twice, raw)
 
     def _evaluated(
-        self, x: Tensor, span: Span, args: Any, kwargs: Any
+        self, x: Tensor, span: Span, call: Call, args: Any, kwargs: Any
     ) -> tuple[dict[str, Tensor], Any]:
-        """The outputs that the rule asks for, [B, ...], and the network's answer as it came."""
+        """Return the planned outputs {branch: [B, ...]} and the raw output of the network."""
         batch = x.shape[0]
         planned = self.plan(x, span)
         index = {k: index_of(branch.rows, batch) for k, branch in planned.items()}
@@ -166,89 +220,75 @@ class BatchedCalls(GuidedCalls):
         names = sorted((k for k in index if len(index[k])), key=lambda name: first[name])
         for name in names:
             self.count(index[name])
-        whole = len(names) == 2 and all(len(index[name]) == batch for name in names)
-        rows = None if whole else torch.cat([index[k] + first[k] for k in names])
-        raw = self.call(rows, 2 * batch, args, kwargs)
+        rows = torch.cat([index[k] + first[k] for k in names])
+        raw = call_on_rows(call, rows, 2 * batch, args, kwargs)
         parts = tensor_of(raw).split([len(index[k]) for k in names])
         outs = dict(zip(names, parts, strict=True))
-        for name in sorted(names):  # "cond" first: it is what others leave out
+        for name in sorted(names):  # "cond" first: it fills the rows that others leave out
             base = None if name == "cond" else outs.get("cond")
             outs[name] = filled(outs[name], index[name], batch, base)
         return outs, raw
 
 
 class _Pending(NamedTuple):
-    """A cond call whose uncond call is to come."""
+    """Conditional call whose unconditional counterpart has not come yet."""
 
-    told: float
+    timestep: float
     span: Span
     branches: Mapping[str, Branch]
     cond: Tensor
 
 
 class SequentialCalls(GuidedCalls):
-    """A call for cond, then a call for uncond at every step, as with true_cfg_scale > 1."""
+    """A call for cond, then one for uncond at every step, as with true_cfg_scale > 1."""
 
     _pending: _Pending | None = None
 
-    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+    def guided(self, call: Call, args: Any, kwargs: Any) -> Any:
         if torch.is_grad_enabled():
             raise ValueError("sampler.guide writes in place here; call the pipeline as usual.")
         x, timestep = inputs(args, kwargs)
-        told = float(torch.as_tensor(timestep).flatten()[0])
+        t = float(torch.as_tensor(timestep).flatten()[0])
         if self._pending is None:
-            return self._first(x, told, args, kwargs)
-        if self._pending.told != told or self._times is not self.pipe.scheduler.timesteps:
+            return self._first(x, t, call, args, kwargs)
+        if self._pending.timestep != t or self._times is not self.pipe.scheduler.timesteps:
             self.finish()
         pending, self._pending = self._pending, None
-        return self._second(pending, x, args, kwargs)
+        return self._second(pending, x, call, args, kwargs)
+
+    def reset(self) -> None:
+        super().reset()
+        self._pending = None
 
     def finish(self) -> None:
         if self._pending is not None:
-            self._pending = None
-            raise ValueError(f"{OFF} {self.layout.switch}.")
+            raise ValueError(f"{GUIDANCE_OFF_HINT} {self.layout.switch}.")
 
-    def _first(self, x: Tensor, told: float, args: Any, kwargs: Any) -> Any:
-        span = self.span(x, told)
+    def _first(self, x: Tensor, t: float, call: Call, args: Any, kwargs: Any) -> Any:
+        span = self.span(x, t)
         branches = self.plan(x, span)
         rows = index_of(branches.get("cond", _NO_ROWS).rows, x.shape[0])
         if len(rows):
-            raw = self._counted(rows, x.shape[0], args, kwargs)
+            raw = self._counted(call, rows, x.shape[0], args, kwargs)
             cond = filled(tensor_of(raw), rows, x.shape[0], None)
         else:
             branches = {name: branch for name, branch in branches.items() if name != "cond"}
             cond, raw = torch.zeros_like(x), None
-        self._pending = _Pending(told, span, branches, cond)
+        self._pending = _Pending(t, span, branches, cond)
         return wrapped(cond, raw)
 
-    def _second(self, pending: _Pending, x: Tensor, args: Any, kwargs: Any) -> Any:
+    def _second(self, pending: _Pending, x: Tensor, call: Call, args: Any, kwargs: Any) -> Any:
         _, span, branches, cond = pending
         outs = {"cond": cond} if "cond" in branches else {}
         raw: Any = None
         rows = index_of(branches.get("uncond", _NO_ROWS).rows, x.shape[0])
         if len(rows):
-            raw = self._counted(rows, x.shape[0], args, kwargs)
+            raw = self._counted(call, rows, x.shape[0], args, kwargs)
             outs["uncond"] = filled(tensor_of(raw), rows, x.shape[0], outs.get("cond"))
         guided = self.combine(x, span, outs).to(cond.dtype)
         cond.copy_(guided)
         return wrapped(guided, raw)
 
-    def _counted(self, rows: Tensor, batch: int, args: Any, kwargs: Any) -> Any:
+    def _counted(self, call: Call, rows: Tensor, batch: int, args: Any, kwargs: Any) -> Any:
         self.count(rows)
-        return self.call(None if len(rows) == batch else rows, batch, args, kwargs)
-
-
-class AlsoCalls(ModelHook):
-    """The calls of a pipeline's second network, which are steps of the same run."""
-
-    def __init__(self, main: GuidedCalls) -> None:
-        super().__init__()
-        self.main: Any = main
-
-    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        own = self.main.fn_ref
-        self.main.fn_ref = self.fn_ref
-        try:
-            return self.main.new_forward(module, *args, **kwargs)
-        finally:
-            self.main.fn_ref = own
+        return call_on_rows(call, rows, batch, args, kwargs)

@@ -1,37 +1,34 @@
-"""Any guidance rule inside an unmodified diffusers pipeline: `with sampler.guide(pipe, rule):`.
+"""Guidance rules inside an unmodified diffusers pipeline: `with sampler.guide(pipe, rule):`.
 
-The pipeline keeps its own loop and its own guidance formula; a hook on its network computes the
-guided output g and hands it over in such a way that the pipeline's formula gives g again:
+The pipeline keeps its own loop and its own guidance formula. Calls of its network are intercepted,
+and the guided output g is returned in such a way that the pipeline's formula gives g again:
 
-    batched      one call on [uncond, cond] or [cond, uncond]; the hook returns [g, g], and
+    batched      one call on [uncond, cond] or [cond, uncond] returns [g, g], and
                  u + s·(c − u) = g + s·0 = g
-    sequential   a call for cond, then one for uncond; at the second the hook writes g into the
-                 tensor that the first one returned, and returns g
+    sequential   a call for cond, then one for uncond; the second writes g into the tensor that the
+                 first one returned, and returns g
 
-Rows that a rule does not ask for are cut out of the call, so they are not paid for.
+Rows that a rule does not evaluate are cut out of the call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
-
-from diffusers.hooks.hooks import HookRegistry
 
 from sampler import registry
 from sampler.errors import ModelError
-from sampler.pipelines.base import processes
 from sampler.stock.guided_calls import (
-    AlsoCalls,
     BatchedCalls,
     GuidedCalls,
     Layout,
     SequentialCalls,
 )
+from sampler.stock.interception import intercept
 from sampler.types import Cond
 
-NAME = "sampler_guidance"
+_guided: list[Any] = []  # pipelines inside a context
 _UNET, _DIT = Layout("unet", "uncond first"), Layout("transformer", "uncond first")
 _TRUE_CFG = Layout(
     "transformer", "sequential", 1 / 1000, switch="a negative prompt and true_cfg_scale > 1"
@@ -73,15 +70,17 @@ _REASONS = {
 
 @contextmanager
 def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
-    """Inside, every call of `pipe(...)` is guided by `rule` instead of the pipeline's own CFG.
+    """Guide every call of `pipe(...)` inside by `rule` instead of the pipeline's own CFG.
 
     pipe: one of the classes in `LAYOUTS`, called with its guidance on (guidance_scale > 1, or a
-    negative prompt and true_cfg_scale > 1; the value has no effect). rule: a name, a mapping or an
-    instance, over the conditional and the unconditional prediction. The value has `nfe`: the rows
-    evaluated for each image of the last call.
+    negative prompt and true_cfg_scale > 1; the value has no effect). It may be offloaded, also
+    inside, and may share its network with other pipelines and engines, which are not affected. One
+    thread at a time may call it. rule: a name, a mapping or an instance, over the conditional and
+    the unconditional prediction. The value has `nfe`, the NFE of each image of the last call.
 
-    Raises SamplerError (6) for another pipeline class, and ValueError for a rule that needs more
-    than the two predictions, and for options of the pipeline that use them once more.
+    Raises ModelError for another pipeline class or scheduler, and ValueError for a rule that needs
+    more than the two predictions, for options of the pipeline that use them again, and for a step
+    whose network call was not guided.
     """
     layout = _layout(pipe)
     built = registry.build("guidance", rule)
@@ -90,32 +89,20 @@ def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
             f"Guidance {built.name!r} needs {min(extra)!r}, which a stock pipeline does not have; "
             "use sampler.load(pipe).generate(...)."
         )
-    built.start(Cond())  # a rule that needs classes or a classifier refuses here
+    built.start(Cond())  # a rule that needs classes or a classifier raises here
     hook = (SequentialCalls if layout.order == "sequential" else BatchedCalls)(pipe, layout, built)
-    _refuse_levels(pipe, hook.schedule.process)
-    names = [name for name in (layout.network, layout.second) if name is not None]
-    networks = [network for name in names if (network := getattr(pipe, name)) is not None]
-    registries = [HookRegistry.check_if_exists_or_initialize(network) for network in networks]
-    if any(hooks.get_hook(NAME) is not None for hooks in registries):
+    if any(pipe is other for other in _guided):
         raise ValueError("This pipeline is guided already; leave the outer sampler.guide first.")
-    for number, hooks in enumerate(registries):
-        hooks.register_hook(hook if number == 0 else AlsoCalls(hook), NAME)
+    _guided.append(pipe)
     try:
-        yield hook
-        hook.finish()
+        with ExitStack() as stack:
+            stack.enter_context(intercept(pipe, hook.pipeline_call))
+            for name in filter(None, (layout.network, layout.second)):
+                if (network := getattr(pipe, name)) is not None:
+                    stack.enter_context(intercept(network, hook.network_call))
+            yield hook
     finally:
-        for hooks in registries:
-            hooks.remove_hook(NAME, recurse=False)
-
-
-def _refuse_levels(pipe: Any, process: str) -> None:
-    """A velocity read as noise, or the reverse, would give an image without any error."""
-    trained = processes(type(pipe).__name__.replace("Img2Img", ""))
-    if process not in trained:
-        raise ModelError(
-            f"{type(pipe).__name__} is trained with {' or '.join(trained)} levels, and its "
-            f"scheduler, {type(pipe.scheduler).__name__}, gives {process} ones.",
-        )
+        _guided[:] = [other for other in _guided if other is not pipe]
 
 
 def _layout(pipe: Any) -> Layout:

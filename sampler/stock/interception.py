@@ -1,0 +1,50 @@
+"""Interception of an object's calls, below everything that patches its attributes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+Call = Callable[..., Any]
+Handler = Callable[[Call, tuple[Any, ...], Mapping[str, Any]], Any]
+
+
+@contextmanager
+def intercept(target: Any, handler: Handler, method: str = "__call__") -> Iterator[None]:
+    """Inside, `target.method(*args, **kwargs)` is `handler(call, args, kwargs)`.
+
+    `call` is the method itself. The class of the object is replaced by a subclass of the same name:
+    an attribute of the instance would be lost where offloading, compilation or caching hooks
+    rebuild `forward`, and copies of the object would carry it along.
+    """
+    original: type = type(target)
+    active = True
+
+    def wrap(function: Call) -> Call:
+        @functools.wraps(function)
+        def intercepted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            call = functools.partial(function, self)
+            if self is target and active:
+                return handler(call, args, kwargs)
+            return call(*args, **kwargs)
+
+        inner = getattr(function, "__wrapped__", None)
+        if inner is not None:  # pipelines without torch.no_grad are called through it
+            intercepted.__wrapped__ = wrap(inner)
+        intercepted.__signature__ = inspect.signature(function)  # pyright: ignore[reportFunctionMemberAccess]
+        return intercepted
+
+    names = ("__module__", "__qualname__", "__doc__")
+    members = {name: getattr(original, name) for name in names}
+    members[method] = wrap(getattr(original, method))
+    target.__class__ = type(original.__name__, (original,), members)
+    replaced = type(target)
+    try:
+        yield
+    finally:
+        active = False
+        if type(target) is replaced:  # else a later interception ends after this one
+            target.__class__ = original
