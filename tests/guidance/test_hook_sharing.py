@@ -161,21 +161,23 @@ def test_two_calls_at_once_are_refused(pipe):
 
         with pytest.raises(ValueError, match="already being called"):
             run(pipe, callback_on_step_end=again)
-        errors, reached, go_on = [], threading.Event(), threading.Event()
+        results, reached, go_on = [], threading.Event(), threading.Event()
 
         def wait(_pipe, _step, _t, kwargs):
             reached.set()
             go_on.wait(60)
             return kwargs
 
-        thread = threading.Thread(target=lambda: run(pipe, callback_on_step_end=wait))
+        thread = threading.Thread(
+            target=lambda: results.append(run(pipe, callback_on_step_end=wait))
+        )
         thread.start()
-        reached.wait(60)
+        assert reached.wait(60)
         with pytest.raises(ValueError, match="one pipeline per thread"):
             run(pipe)
         go_on.set()
         thread.join()
-        assert not errors
+    assert torch.equal(results[0], run(pipe, CFG["scale"]))
 
 
 def test_the_rows_of_other_callers_are_not_counted(pipe):
