@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sampler.core.adapter import PipelineAdapter, Size
 from sampler.core.loop import Loop
-from sampler.pipelines.base import Adapter
 
 Images = Callable[[Tensor], Tensor]
-Size = tuple[int, int]
 
 
 class CandidateClasses:
@@ -23,7 +22,9 @@ class CandidateClasses:
     Raises ValueError for fewer than two candidates.
     """
 
-    def __init__(self, adapter: Adapter, candidates: Sequence[str], classifier: Images) -> None:
+    def __init__(
+        self, adapter: PipelineAdapter, candidates: Sequence[str], classifier: Images
+    ) -> None:
         if len(candidates) < 2:
             raise ValueError("Classes need at least two candidate prompts, one of them wrong.")
         self.adapter = adapter
@@ -46,7 +47,7 @@ class CandidateClasses:
 class BundledClasses:
     """Concepts of the bundled model: "a red apple on blue" against the same with another one."""
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(self, adapter: PipelineAdapter) -> None:
         from sampler.bundled import concepts
 
         self.adapter = adapter
@@ -137,6 +138,6 @@ def image_classifier(folder: str, labels: Sequence[str] | None = None) -> Images
     return logits
 
 
-def _encoded(adapter: Adapter, prompts: list[str], size: Size) -> Any:
+def _encoded(adapter: PipelineAdapter, prompts: list[str], size: Size) -> Any:
     with torch.no_grad():
         return adapter.encode(prompts, [""] * len(prompts), False, size).cond

@@ -34,7 +34,7 @@ def intercept(target: Any, handler: Handler, method: str = "__call__") -> Iterat
         inner = getattr(function, "__wrapped__", None)
         if inner is not None:  # pipelines without torch.no_grad are called through it
             intercepted.__wrapped__ = wrap(inner)
-        intercepted.__signature__ = inspect.signature(function)  # pyright: ignore[reportFunctionMemberAccess]
+        vars(intercepted)["__signature__"] = inspect.signature(function)
         return intercepted
 
     names = ("__module__", "__qualname__", "__doc__")
