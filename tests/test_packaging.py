@@ -116,7 +116,6 @@ EXTRAS = {
     "tensorboard": "track",
     "trackio": "track",
     "ray": "ray",
-    "torchmetrics": "metrics",
     "gradio": "ui",
     "mkdocs": "docs",
     "matplotlib": "dev",
@@ -304,5 +303,5 @@ def test_floors_are_the_documented_ones():
         ">=0.38",
     )
     assert "torchvision" not in floors
-    wanted = {"triton", "xformers", "fast", "data", "track", "ray", "metrics", "ui", "docs", "dev"}
+    wanted = {"triton", "xformers", "fast", "data", "track", "ray", "ui", "docs", "dev"}
     assert wanted <= set(PROJECT["optional-dependencies"])

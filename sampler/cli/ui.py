@@ -51,6 +51,7 @@ def _serve(model: ModelConfig, port: int, out: Path, report: Report) -> None:
     from sampler.ui.server import served
     from sampler.ui.studio import Studio
 
+    report.note("Loading the model ...")
     with tempfile.TemporaryDirectory(prefix="sampler-ui-", ignore_cleanup_errors=True) as home:
         studio = Studio(load_engine(model), model, out, Path(home))
         with served(studio, port, explainer(report)) as address:

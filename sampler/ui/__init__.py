@@ -1,1 +1,1 @@
-"""The playground: one page on this machine over the engine and its run folders (`sampler ui`)."""
+"""The playground: a local web page over the engine and run folders (`sampler ui`)."""

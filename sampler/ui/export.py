@@ -1,4 +1,4 @@
-"""Settings as text that says the same: a command line, a configuration file, a Python program."""
+"""Export a configuration as a command line, a YAML file or a Python program."""
 
 from __future__ import annotations
 
@@ -9,73 +9,69 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from sampler.config.options import GENERATE
 from sampler.config.schema import STRATEGIES, Config, ModelConfig, RunConfig
 
 _BARE = re.compile(r"[A-Za-z_][\w./-]*$")
-_OPTIONS = {
-    "negative_prompt": "--negative",
-    "seed": "--seed",
-    "n": "-n",
-    "steps": "--steps",
-    "width": "--width",
-    "height": "--height",
-}
+_OPTION = {key: option for option, key in GENERATE.items()}
+_RUN = ("negative_prompt", "seed", "n", "steps", "width", "height")  # fields of a form
 
 
-def plain_number(value: Any) -> Any:
-    """A whole number as an int: browsers know one kind of number only."""
+def as_int(value: Any) -> Any:
+    """An integral float as an int: browsers have one type of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def word(value: Any) -> str:
-    """A value as YAML on one line: a plain word where that is the same text, JSON elsewhere."""
+def yaml_scalar(value: Any) -> str:
+    """A value as one line of YAML: plain text where YAML reads the same text, else JSON."""
     if isinstance(value, str) and _BARE.match(value) and value not in ("true", "false", "null"):
         return value
-    return json.dumps(plain_number(value), ensure_ascii=False)
+    return json.dumps(as_int(value), ensure_ascii=False)
 
 
 def shell(config: Config) -> str:
-    """The `sampler generate` line of a configuration, for a POSIX shell."""
+    """`sampler generate` command of a configuration, for a POSIX shell."""
     parts = ["sampler", "generate"]
     texts = config.prompts.texts or ()
-    dashes = any(text.startswith("-") for text in texts)  # such prompts stand behind `--`
+    dashes = any(text.startswith("-") for text in texts)  # such prompts go after `--`
     parts += () if dashes else texts
-    for name, value in _own(config.model, ModelConfig()).items():
-        direct = {"path": "--model", "revision": "--revision", "device": "--device"}
-        parts += [direct.get(name, f"--{name}"), str(value)]
+    for name, value in _changed(config.model, ModelConfig()).items():
+        parts += [_OPTION[f"model.{name}"], str(value)]
     for name, value in _run(config).items():
-        parts += [_OPTIONS[name], str(value)]
+        parts += [_OPTION[f"run.{name}"], str(value)]
     for kind in STRATEGIES:
-        given = getattr(config, kind)
-        parts += [f"--{kind}", given["name"]]
-        for field, value in given.items():
+        spec = getattr(config, kind)
+        parts += [f"--{kind}", spec["name"]]
+        for field, value in spec.items():
             if field != "name":
-                parts += ["--set", f"{kind}.{field}={word(value)}"]
+                parts += ["--set", f"{kind}.{field}={yaml_scalar(value)}"]
     parts += ["--", *texts] if dashes else ()
     return shlex.join(parts)
 
 
 def yaml(config: Config) -> str:
-    """The configuration file of it, for `sampler generate -c`."""
+    """YAML file of a configuration, for `sampler generate -c`."""
     lines = ["version: 1", "prompts:"]
     lines += [f"  - {json.dumps(text, ensure_ascii=False)}" for text in config.prompts.texts or ()]
-    sections = {"model": _own(config.model, ModelConfig()), "run": _run(config)}
+    sections = {"model": _changed(config.model, ModelConfig()), "run": _run(config)}
     sections |= {kind: getattr(config, kind) for kind in STRATEGIES}
     for section, values in sections.items():
         if values:
             lines.append(f"{section}:")
-            lines += [f"  {key}: {word(value)}" for key, value in values.items()]
+            lines += [f"  {key}: {yaml_scalar(value)}" for key, value in values.items()]
     return "\n".join(lines) + "\n"
 
 
 def python(config: Config, seeds: Sequence[int], batch_size: int) -> str:
-    """The program that makes the images of it; batch_size: of the run, since networks round
-    differently with other batches."""
+    """Python program that generates the images of a configuration.
+
+    batch_size: that of the run, since networks round differently with other batches.
+    """
     run, texts = config.run, list(config.prompts.texts or ())
-    own = _own(config.model, ModelConfig())
-    load = [repr(own.pop("path"))] if "path" in own else []
-    load += [f"{name}={value!r}" for name, value in own.items()]
-    whole: dict[str, Any] = {
+    model = _changed(config.model, ModelConfig())
+    load = [repr(model.pop("path"))] if "path" in model else []
+    load += [f"{name}={value!r}" for name, value in model.items()]
+    arguments: dict[str, Any] = {
         "negative": run.negative_prompt,
         "seeds": list(seeds) if len(texts) > 1 else seeds[0],
         "n": run.n if run.n > 1 else None,
@@ -88,20 +84,24 @@ def python(config: Config, seeds: Sequence[int], batch_size: int) -> str:
     lines = ["import sampler", "", f"engine = sampler.load({', '.join(load)})"]
     lines += ["result = engine.generate("]
     lines += ["    [", *(f"        {text!r}," for text in texts), "    ],"]
-    lines += [f"    {name}={value!r}," for name, value in whole.items() if value is not None]
+    lines += [f"    {name}={value!r}," for name, value in arguments.items() if value is not None]
     lines += [")", "for number, image in enumerate(result.images):"]
     lines += ['    image.save(f"{number:03d}.png")']
     return "\n".join(lines) + "\n"
 
 
 def _run(config: Config) -> dict[str, Any]:
-    """What is told of the section `run`: the steps and the seed always, others if they were set."""
-    own = {"steps": config.run.steps, "seed": config.run.seed, **_own(config.run, RunConfig())}
-    return {name: own[name] for name in _OPTIONS if own.get(name) is not None}
+    """Exported fields of the section `run`: steps and seed always, others if they were set."""
+    found = {
+        "steps": config.run.steps,
+        "seed": config.run.seed,
+        **_changed(config.run, RunConfig()),
+    }
+    return {name: found[name] for name in _RUN if found.get(name) is not None}
 
 
-def _own(section: Any, default: Any) -> dict[str, Any]:
-    """The fields of a section that are not at their defaults."""
+def _changed(section: Any, default: Any) -> dict[str, Any]:
+    """Fields of a section that differ from their defaults."""
     before = asdict(default)
     changed = {f.name: getattr(section, f.name) for f in fields(section)}
     return {name: value for name, value in changed.items() if value != before[name]}

@@ -1,9 +1,9 @@
-"""From the fields of a registered strategy to the controls of a form, and back to a spec.
+"""Map the fields of a registered strategy to form controls, and their values back to a spec.
 
-Nothing here knows gradio: a control is what a field can hold, whatever draws it.
+Independent of gradio; `sampler.ui.parts` draws the controls.
 
     number, integer    a number          flag      a box to tick
-    choice             one of several    text      a text as it is
+    choice             one of several    text      any text
     yaml               anything else: lists, other rules with their fields
 """
 
@@ -17,16 +17,16 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sampler import registry
 from sampler.config import yaml as strict_yaml
-from sampler.ui.export import plain_number, word
+from sampler.ui.export import as_int, yaml_scalar
 
 Form = Literal["number", "integer", "flag", "choice", "text", "yaml"]
 _PLAIN: dict[Any, Form] = {bool: "flag", int: "integer", float: "number", str: "text"}
-_HINT = 100  # characters of a field's explanation that stand at its control
+_MAX_HINT = 100  # characters
 
 
 @dataclass(frozen=True)
 class Control:
-    """What a field can be set to. optional: may be empty; shown: what an untouched control has."""
+    """Control of a field. optional: may be empty; shown: initial value."""
 
     name: str
     form: Form
@@ -37,7 +37,7 @@ class Control:
 
 
 def controls(kind: str, name: str, given: Mapping[str, Any] | None = None) -> list[Control]:
-    """The controls of a strategy's fields; `given` is shown instead of the fields' own defaults."""
+    """Controls of a strategy's fields; `given` replaces the fields' defaults as initial values."""
     hints = get_type_hints(registry.lookup(kind, name))
     about = registry.describe(kind, name)
     explained = explanations(about["doc"])
@@ -45,7 +45,7 @@ def controls(kind: str, name: str, given: Mapping[str, Any] | None = None) -> li
     for field in about["fields"]:
         form, choices, optional = _form(hints[field["name"]])
         value = (given or {}).get(field["name"], field["default"])
-        shown = ("" if value is None else word(value)) if form == "yaml" else value
+        shown = ("" if value is None else yaml_scalar(value)) if form == "yaml" else value
         parts = (explained.get(field["name"], ""), field["range"])
         hint = "; ".join(part for part in parts if part)
         found.append(Control(field["name"], form, shown, choices, optional, hint))
@@ -53,9 +53,9 @@ def controls(kind: str, name: str, given: Mapping[str, Any] | None = None) -> li
 
 
 def spec(kind: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"name": ..., field: ...} of what the controls hold, without fields at their defaults.
+    """Spec {"name": ..., field: ...} of the controls' values, without fields at their defaults.
 
-    Raises ValueError for an empty control that must not be, and for what is no YAML.
+    Raises ValueError for a control that must not be empty, and UsageError for invalid YAML.
     """
     defaults = {f["name"]: f["default"] for f in registry.describe(kind, name)["fields"]}
     found: dict[str, Any] = {"name": name}
@@ -69,18 +69,17 @@ def spec(kind: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explanations(doc: str) -> dict[str, str]:
-    """{field: the first sentence about it} of a strategy's docstring, whose lines are
-    `field, field: text`, gone on with further in."""
+    """{field: first sentence} from a docstring with indented lines `field, field: text`."""
     found: dict[str, str] = {}
     for match in re.finditer(r"^ {4}(\w+(?:, \w+)*): (.+(?:\n {8,}.+)*)", doc, re.MULTILINE):
         text = re.split(r"(?<=[^.\d])\. |; ", " ".join(match[2].split()))[0].rstrip(".")
-        if len(text) <= _HINT:
+        if len(text) <= _MAX_HINT:
             found |= dict.fromkeys(match[1].split(", "), text)
     return found
 
 
 def _form(hint: Any) -> tuple[Form, tuple[Any, ...], bool]:
-    """(form, choices, whether it may be empty) of a field's type."""
+    """(form, choices, optional) of a field's type."""
     members = [hint]
     if get_origin(hint) in (Union, types.UnionType):
         members = [member for member in get_args(hint) if member is not type(None)]
@@ -97,14 +96,15 @@ def _value(kind: str, name: str, control: Control, value: Any, default: Any) -> 
     if empty and (control.optional or default is None):
         return None
     if empty:
+        shown = yaml_scalar(default)
         raise ValueError(
-            f"{kind} {name!r}: field {control.name!r} is empty; its default is {word(default)}."
+            f"{kind} {name!r}: field {control.name!r} is empty; its default is {shown}."
         )
     if control.form == "yaml":
         return strict_yaml.parse(str(value), f"{kind}.{control.name}")[0]
-    return plain_number(value)
+    return as_int(value)
 
 
 def _listed(value: Any) -> Any:
-    """A default as YAML would have it: tuples are lists there."""
+    """A default with tuples as lists, as YAML has them."""
     return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""From what a form holds to the configuration that the command line would make of it."""
+"""Build a Config from the form, as the command line would."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sampler.config import layers
 from sampler.config.schema import Config, ModelConfig
 from sampler.errors import UsageError
 from sampler.ui import fields
-from sampler.ui.export import plain_number
+from sampler.ui.export import as_int
 
-MOST = 64  # images of one setting; more are a matter of a batch run
+MAX_IMAGES = 64  # per side; larger batches belong on the command line
 
 
 @dataclass(frozen=True)
 class Form:
-    """What both sides of the page share, as it was typed. Empty numbers are None."""
+    """Input shared by both sides of the page, as typed; an empty number is None."""
 
     prompts: str
     negative: str = ""
@@ -30,42 +30,42 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A strategy of one side: its name, and what its controls hold."""
+class StrategyChoice:
+    """Name of a strategy and the values of its controls."""
 
     name: str
     values: Mapping[str, Any]
 
 
 def new_seed() -> int:
-    """A seed that was not chosen; small enough to be typed again."""
+    """A random seed, short enough to type."""
     return secrets.randbelow(10**6)
 
 
-def config_of(form: Form, chosen: Mapping[str, Chosen], model: ModelConfig) -> Config:
-    """The configuration of one side; chosen: by kind. The errors are those of the command line.
+def config_of(form: Form, choices: Mapping[str, StrategyChoice], model: ModelConfig) -> Config:
+    """Configuration of one side; choices: {kind: choice}.
 
-    Raises SamplerError (2), ValueError.
+    Raises UsageError and ValueError with the messages of the command line.
     """
-    # Equal prompts at equal seeds are one image.
+    # The same prompt at the same seed is the same image.
     prompts = list(dict.fromkeys(line for t in form.prompts.splitlines() if (line := t.strip())))
     if not prompts:
-        raise UsageError("There is no prompt; write one on a line.")
-    given = {
+        raise UsageError("There is no prompt; write one per line.")
+    options = {
         "prompts": ("prompts.texts", prompts),
         "--negative": ("run.negative_prompt", form.negative.strip() or None),
-        "--seed": ("run.seed", plain_number(form.seed)),
-        "-n": ("run.n", plain_number(form.n)),
-        "--steps": ("run.steps", plain_number(form.steps)),
-        "--width": ("run.width", plain_number(form.width)),
-        "--height": ("run.height", plain_number(form.height)),
+        "--seed": ("run.seed", as_int(form.seed)),
+        "-n": ("run.n", as_int(form.n)),
+        "--steps": ("run.steps", as_int(form.steps)),
+        "--width": ("run.width", as_int(form.width)),
+        "--height": ("run.height", as_int(form.height)),
     }
-    for kind, one in chosen.items():
-        given[f"--{kind}"] = (kind, fields.spec(kind, one.name, one.values))
+    for kind, one in choices.items():
+        options[f"--{kind}"] = (kind, fields.spec(kind, one.name, one.values))
     below = layers.Layer({"model": asdict(model)}, {})
-    config = layers.resolve([below], [], layers.from_options(given))
-    if (count := len(prompts) * config.run.n) > MOST:
+    config = layers.resolve([below], [], layers.from_options(options))
+    if (count := len(prompts) * config.run.n) > MAX_IMAGES:
         raise UsageError(
-            f"{count} images are more than {MOST}; `sampler generate` makes as many as you like."
+            f"{count} images exceed the limit of {MAX_IMAGES}; use `sampler generate` for more."
         )
     return config

@@ -1,4 +1,4 @@
-"""The page: what is asked for on the left, what came of it on the right, one side or two."""
+"""The page: form on the left, results of one or two sides on the right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -17,16 +16,16 @@ from sampler.runs.metadata import scale_of
 from sampler.ui import pictures
 from sampler.ui.form import Form, config_of, new_seed
 from sampler.ui.parts import Picker, Results, html, picker, results
-from sampler.ui.studio import Look, Made, Studio
+from sampler.ui.studio import FinishedRun, Preview, Studio
 
 SIDES = ("A", "B")
-EXAMPLES = "a red apple on a blue background"
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+EXAMPLE = "a red apple on a blue background"
+_EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass
 class Page:
-    """The components, and what happens when they are used. explain: an exception as a sentence."""
+    """Components and event handlers of the page. explain: turns an exception into a sentence."""
 
     studio: Studio
     explain: Callable[[BaseException], str]
@@ -36,17 +35,12 @@ class Page:
     stops: dict[str | None, StopFlag] = field(default_factory=dict[str | None, StopFlag])
 
     def blocks(self) -> gr.Blocks:
-        """The page, drawn and wired."""
+        """Build the page with its event handlers."""
         with gr.Blocks(title="sampler", analytics_enabled=False, fill_width=True) as blocks:
-            model = self.studio.model
-            html(
-                f"<h1>Playground</h1><p>Model {escape(model.label)}. A sampler and a guidance "
-                "rule, or two settings side by side at the same seeds.</p>",
-                "head",
-            )
+            html(pictures.heading(self.studio.model.label), "head")
             with gr.Row():
-                with gr.Column(scale=4, min_width=320, elem_id="asked"):
-                    self._ask()
+                with gr.Column(scale=4, min_width=320, elem_id="form"):
+                    self._build_form()
                 with gr.Column(scale=7, min_width=320):
                     self.problem = html("", "problem")
                     with gr.Row():
@@ -55,11 +49,11 @@ class Page:
             self._wire(blocks)
         return blocks
 
-    def _ask(self) -> None:
+    def _build_form(self) -> None:
         form = self.form
         with gr.Group():
             form["prompts"] = gr.Textbox(
-                EXAMPLES, label="Prompts, one per line", lines=2, max_lines=8, elem_id="prompts"
+                EXAMPLE, label="Prompts, one per line", lines=2, max_lines=8, elem_id="prompts"
             )
             form["negative"] = gr.Textbox(
                 label="Negative prompt", placeholder="none", elem_id="negative"
@@ -67,52 +61,53 @@ class Page:
         with gr.Row(elem_classes="controls"):
             form["steps"] = gr.Number(20, label="Steps", elem_id="steps")
             form["n"] = gr.Number(1, label="Images each", elem_id="n")
-            form["seed"] = gr.Number(0, label="First seed", placeholder="a new one", elem_id="seed")
+            form["seed"] = gr.Number(0, label="First seed", placeholder="random", elem_id="seed")
         with gr.Accordion("Size", open=False), gr.Row(elem_classes="controls"):
             for name in ("width", "height"):
                 form[name] = gr.Number(
-                    None, label=f"{name.title()} in pixels", placeholder="the model's own"
+                    None, label=f"{name.title()} in pixels", placeholder="model default"
                 )
         self.compare = gr.Checkbox(
-            label="Compare with a second setting, B, at the same seeds", elem_id="compare"
+            label="Compare with setting B at the same seeds", elem_id="compare"
         )
         with gr.Row():
-            self.go = gr.Button("Generate", variant="primary", elem_id="generate")
-            self.halt = gr.Button("Stop", interactive=False, elem_id="stop")
+            self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
+            self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
         with gr.Tabs():
             for side in SIDES:
                 with gr.Tab(f"Setting {side}", visible=side == "A") as self.second:
                     self._strategies(side)
 
     def _strategies(self, side: str) -> None:
-        """The sampler and the guidance of a side; B begins with another rule than A."""
+        """Pickers of one side; B starts with another guidance rule than A."""
         first = dict(self.studio.defaults)
         if side == "B":
             first["guidance"] = {"name": "none" if first["guidance"]["name"] == "apg" else "apg"}
         self.pickers[side] = {kind: picker(kind, first[kind], side) for kind in STRATEGIES}
 
     def _wire(self, blocks: gr.Blocks) -> None:
-        asked = {self.compare, *self.form.values()}
+        inputs = {self.compare, *self.form.values()}
         for side in SIDES:
-            asked |= {c for p in self.pickers[side].values() for c in p.components()}
-            asked |= {self.results[side].made}
-        told = [self.problem, self.go, self.halt, self.form["seed"]]
+            inputs |= {c for p in self.pickers[side].values() for c in p.components()}
+            inputs |= {self.results[side].run}
+        outputs = [self.problem, self.generate, self.stop, self.form["seed"]]
         for own in self.results.values():
-            told += [own.title, own.pictures, own.keep, own.kept, own.made, *own.texts.values()]
-            own.keep.click(self._keep, own.made, [own.kept, self.problem], **_QUIET)
-        self.go.click(self._generate, asked, told, concurrency_limit=1, **_QUIET)
-        self.halt.click(self._stop, None, None, queue=False, **_QUIET)
+            outputs += [own.title, own.pictures, own.save, own.saved, own.run]
+            outputs += own.exports.values()
+            own.save.click(self._save, own.run, [own.saved, self.problem], **_EVENT)
+        self.generate.click(self._generate, inputs, outputs, concurrency_limit=1, **_EVENT)
+        self.stop.click(self._stop, None, None, queue=False, **_EVENT)
         self.compare.change(
             lambda on: [gr.update(visible=on)] * 2,
             self.compare,
             [self.second, self.results["B"].column],
             queue=False,
-            **_QUIET,
+            **_EVENT,
         )
         blocks.unload(self._stop)
 
     def _configs(self, values: Mapping[Any, Any]) -> dict[str, Config]:
-        """The configuration of every side, at one seed."""
+        """Configuration of each side, with the same seed."""
         form = Form(**{name: values[c] for name, c in self.form.items()})
         form = form if form.seed is not None else replace(form, seed=new_seed())
         return {
@@ -132,54 +127,57 @@ class Page:
             seed = next(iter(configs.values())).run.seed
             yield {
                 self.problem: "",
-                self.go: gr.update(interactive=False),
-                self.halt: gr.update(interactive=True),
+                self.generate: gr.update(interactive=False),
+                self.stop: gr.update(interactive=True),
                 self.form["seed"]: seed,
                 **{part: value for side in configs for part, value in self._cleared(side).items()},
             }
             for side, config in configs.items():
-                if (old := values[self.results[side].made]) is not None:
-                    self.studio.forget(old)
+                if (old := values[self.results[side].run]) is not None:
+                    self.studio.discard(old)
                 yield from self._run(side, config, stop)
         except Exception as error:
             problem = self.explain(error)
         yield {
             self.problem: pictures.problem(problem),
-            self.go: gr.update(interactive=True),
-            self.halt: gr.update(interactive=False),
+            self.generate: gr.update(interactive=True),
+            self.stop: gr.update(interactive=False),
         }
 
     def _cleared(self, side: str) -> dict[Any, Any]:
         own = self.results[side]
         return {
-            own.pictures: pictures.nothing("Next."),
-            own.keep: gr.update(interactive=False),
-            own.kept: "",
-            own.made: None,
-            **{box: "" for box in own.texts.values()},
+            own.pictures: pictures.placeholder("Next."),
+            own.save: gr.update(interactive=False),
+            own.saved: "",
+            own.run: None,
+            **{box: "" for box in own.exports.values()},
         }
 
     def _run(self, side: str, config: Config, stop: StopFlag) -> Iterator[dict[Any, Any]]:
-        """A side at work, and its results."""
+        """Updates of one side while it runs, then its results."""
         own = self.results[side]
         count = len(config.prompts.texts or ()) * config.run.n
-        yield {own.title: pictures.title(side, named(config)), own.pictures: pictures.coming(count)}
-        for seen in at_work(self.studio, config, stop):
-            if isinstance(seen, Look):
-                yield {own.pictures: pictures.coming(count, seen)}
-            elif seen is None:
-                yield {own.pictures: pictures.nothing("Stopped.")}
+        yield {
+            own.title: pictures.title(side, strategy_names(config)),
+            own.pictures: pictures.pending(count),
+        }
+        for update in watch(self.studio, config, stop):
+            if isinstance(update, Preview):
+                yield {own.pictures: pictures.pending(count, update)}
+            elif update is None:
+                yield {own.pictures: pictures.placeholder("Stopped.")}
             else:
                 yield {
-                    own.pictures: pictures.finished(seen),
-                    own.keep: gr.update(interactive=True),
-                    own.made: seen,
-                    **{own.texts[form]: text for form, text in seen.texts.items()},
+                    own.pictures: pictures.finished(update),
+                    own.save: gr.update(interactive=True),
+                    own.run: update,
+                    **{own.exports[form]: text for form, text in update.exports.items()},
                 }
 
-    def _keep(self, made: Made) -> tuple[str, str]:
+    def _save(self, run: FinishedRun) -> tuple[str, str]:
         try:
-            return pictures.note(f"Saved in {self.studio.keep(made)}"), ""
+            return pictures.note(f"Saved in {self.studio.save(run)}"), ""
         except Exception as error:
             return "", pictures.problem(self.explain(error))
 
@@ -188,25 +186,25 @@ class Page:
             stop.set(2)
 
 
-def named(config: Config) -> str:
+def strategy_names(config: Config) -> str:
     """ "ddim, cfg 3"."""
     scale = scale_of(config.guidance)
     rule = config.guidance["name"] + ("" if scale is None else f" {scale:g}")
     return f"{config.sampler['name']}, {rule}"
 
 
-def at_work(studio: Studio, config: Config, stop: StopFlag) -> Iterator[Look | Made | None]:
-    """What is seen of a run on the way, and at last what was made; None where it was stopped."""
-    seen: queue.SimpleQueue[Any] = queue.SimpleQueue()
+def watch(studio: Studio, config: Config, stop: StopFlag) -> Iterator[Preview | FinishedRun | None]:
+    """Previews of a run, then the finished run, or None if it was stopped."""
+    updates: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            seen.put(studio.make(config, seen.put, stop))
+            updates.put(studio.run(config, updates.put, stop))
         except BaseException as error:
-            seen.put(error)
+            updates.put(error)
 
     threading.Thread(target=work, daemon=True).start()
-    while isinstance(found := seen.get(), Look):
+    while isinstance(found := updates.get(), Preview):
         yield found
     if isinstance(found, BaseException):
         raise found

@@ -1,10 +1,9 @@
-"""Parts that the page has twice: the choice of a strategy with its controls, a side's results."""
+"""Parts of each side of the page: strategy picker with its controls, results."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -12,43 +11,43 @@ import gradio as gr
 from sampler import registry
 from sampler.ui import fields, pictures
 from sampler.ui.fields import Control
-from sampler.ui.form import Chosen
+from sampler.ui.form import StrategyChoice
 
 FORMATS = ("Command line", "YAML", "Python")
 
 
 @dataclass(frozen=True)
 class Picker:
-    """A choice among the strategies of a kind, with the controls of each of them."""
+    """Dropdown of the strategies of a kind, with the controls of each."""
 
     name: gr.Dropdown
     controls: Mapping[str, Mapping[str, Any]]
 
     def components(self) -> set[Any]:
-        """Everything whose value decides."""
+        """All input components."""
         return {self.name, *(c for own in self.controls.values() for c in own.values())}
 
-    def chosen(self, values: Mapping[Any, Any]) -> Chosen:
-        """What is chosen, from the values of all components."""
+    def chosen(self, values: Mapping[Any, Any]) -> StrategyChoice:
+        """The chosen strategy, from the values of all components."""
         name = values[self.name]
-        return Chosen(name, {field: values[c] for field, c in self.controls[name].items()})
+        return StrategyChoice(name, {field: values[c] for field, c in self.controls[name].items()})
 
 
 @dataclass(frozen=True)
 class Results:
-    """What one side shows of its run, and the button that keeps it."""
+    """Components that show one side's run, and the button that saves it."""
 
     column: gr.Column
     title: gr.HTML
     pictures: gr.HTML
-    texts: Mapping[str, gr.Textbox]
-    keep: gr.Button
-    kept: gr.HTML
-    made: gr.State
+    exports: Mapping[str, gr.Textbox]
+    save: gr.Button
+    saved: gr.HTML
+    run: gr.State
 
 
 def picker(kind: str, spec: Mapping[str, Any], side: str) -> Picker:
-    """The choice of a strategy; `spec` is the one that is shown first."""
+    """Picker of a strategy; spec: the initial choice."""
     names = registry.names(kind)
     name = gr.Dropdown(
         names, value=spec["name"], label=kind.title(), elem_id=f"{side}-{kind}", interactive=True
@@ -58,7 +57,7 @@ def picker(kind: str, spec: Mapping[str, Any], side: str) -> Picker:
         given = spec if known == spec["name"] else None
         with gr.Column(visible=known == spec["name"], elem_classes="strategy") as group:
             about = registry.describe(kind, known)
-            html(f'<p class="note">{escape(about["summary"])}</p>')
+            html(pictures.note(about["summary"]))
             controls[known] = _controls(kind, known, given, f"{side}-{kind}")
         groups.append(group)
     name.change(
@@ -73,21 +72,20 @@ def picker(kind: str, spec: Mapping[str, Any], side: str) -> Picker:
 
 
 def results(side: str, visible: bool) -> Results:
-    """The place of a side's pictures."""
+    """Result components of one side."""
     with gr.Column(visible=visible, min_width=300) as column:
         title = html(pictures.title(side, ""))
-        shown = html(pictures.nothing(), f"{side}-pictures")
-        keep = gr.Button(
-            "Save as a run folder", size="sm", interactive=False, elem_id=f"{side}-keep"
+        shown = html(pictures.placeholder(), f"{side}-pictures")
+        save = gr.Button(
+            "Save as a run folder", size="sm", interactive=False, elem_id=f"{side}-save"
         )
-        kept = html("", f"{side}-kept")
-        texts = {}
+        saved = html("", f"{side}-saved")
+        exports = {}
         with gr.Accordion("Copy as", open=False, elem_id=f"{side}-copy"), gr.Tabs():
             for form in FORMATS:
                 with gr.Tab(form):
-                    texts[form] = gr.Textbox(
-                        label=form,
-                        show_label=False,
+                    exports[form] = gr.Textbox(
+                        label=form,  # gradio hides the copy button with the label
                         lines=4,
                         max_lines=30,
                         buttons=["copy"],
@@ -95,16 +93,16 @@ def results(side: str, visible: bool) -> Results:
                         elem_id=f"{side}-{form.split()[0].lower()}",
                         elem_classes="copied",
                     )
-    return Results(column, title, shown, texts, keep, kept, gr.State(None))
+    return Results(column, title, shown, exports, save, saved, gr.State(None))
 
 
 def html(text: str, ident: str | None = None) -> gr.HTML:
-    """HTML as it is, without gradio's typography."""
+    """HTML component without gradio's typography."""
     return gr.HTML(text, elem_id=ident, apply_default_css=False)
 
 
 def _controls(kind: str, name: str, given: Mapping[str, Any] | None, prefix: str) -> dict[str, Any]:
-    """A component per field: those that must hold something first, others folded away."""
+    """One component per field: required ones first, others in an accordion."""
     found = {}
     known = fields.controls(kind, name, given)
     plain = [c for c in known if not c.optional and c.form != "yaml"]
@@ -118,7 +116,7 @@ def _controls(kind: str, name: str, given: Mapping[str, Any] | None, prefix: str
 
 
 def _component(control: Control, ident: str) -> Any:
-    """What draws a control."""
+    """gradio component of a control."""
     common: dict[str, Any] = {
         "label": control.name,
         "info": control.hint or None,

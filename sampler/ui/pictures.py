@@ -1,64 +1,89 @@
-"""Pictures with what they cost, as HTML. Everything that comes from a user is escaped."""
+"""HTML of the page: images with their cost, titles, messages; jinja2 escapes every value."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from html import escape
+from typing import Any
 from urllib.parse import quote
 
-from sampler.ui.studio import Look, Made
+from jinja2 import Environment
+from PIL import Image
 
-FILES = "/gradio_api/file="  # where the page's server hands out files below the temporary folder
-_EMPTY = '<p class="nothing">{}</p>'
+from sampler.ui.studio import FinishedRun, Preview
+
+FILES = "/gradio_api/file="  # URL prefix of files below the server's temporary folder
+
+_TEMPLATES = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+_FIGURES = _TEMPLATES.from_string("""\
+<div class="pictures{{ ' few' if figures|length <= 2 }}">
+{% for f in figures %}
+<figure class="{{ f.kind }}">
+  {% if f.link %}
+  <a href="{{ f.link }}" target="_blank" title="Open the image"><img src="{{ f.link }}" \
+alt="{{ f.alt }}"></a>
+  {% elif f.source %}
+  <img src="{{ f.source }}" alt="{{ f.alt }}">
+  {% else %}
+  <div class="frame">{{ f.frame }}</div>
+  {% endif %}
+  <figcaption>{% if f.title %}<b>{{ f.title }}</b>{% endif %}
+  {% for line in f.lines %}<span>{{ line }}</span>{% endfor %}</figcaption>
+</figure>
+{% endfor %}
+</div>""")
+_TITLE = _TEMPLATES.from_string('<p class="title"><b>{{ side }}</b> {{ text }}</p>')
+_PARAGRAPH = _TEMPLATES.from_string(
+    '{% if text %}<p class="{{ kind }}"{{ " role=alert" if alert }}>{{ text }}</p>{% endif %}'
+)
 
 
-def nothing(text: str = "The images appear here.") -> str:
-    """The place of pictures before there are any."""
-    return _EMPTY.format(escape(text))
+def placeholder(text: str = "The images appear here.") -> str:
+    """The area of the images before there are any."""
+    return _PARAGRAPH.render(kind="nothing", text=text)
 
 
-def coming(count: int, look: Look | None = None) -> str:
-    """The pictures of a run at work, of `count` images: those that are looked at, and frames."""
-    shown: dict[int, str] = {}
-    if look is not None:
-        for row, image in enumerate(look.images):
-            buffer = io.BytesIO()
-            image.save(buffer, "WEBP", quality=80)
-            data = base64.b64encode(buffer.getvalue()).decode()
-            shown[look.done + row] = f'<img src="data:image/webp;base64,{data}" alt="preview">'
-    figures = []
-    for number in range(count):
-        text = "waiting"
-        if look is not None:
-            text = "done" if number < look.done else f"step {look.step} of {look.steps}"
-        frame = shown.get(number, '<div class="frame"></div>')
-        figures.append(_figure(frame, f"<b>{text}</b>", "at-work"))
-    return _grid(figures)
+def pending(count: int, preview: Preview | None = None) -> str:
+    """A running batch of `count` images: previews of those in work, frames for the others."""
+    images = {}
+    if preview is not None:
+        images = {preview.done + k: _data_url(image) for k, image in enumerate(preview.images)}
+
+    def status(number: int) -> str:
+        if preview is None:
+            return "waiting"
+        return "done" if number < preview.done else f"step {preview.step} of {preview.steps}"
+
+    return _FIGURES.render(
+        figures=[
+            {"kind": "at-work", "source": images.get(k), "alt": "preview", "title": status(k)}
+            for k in range(count)
+        ]
+    )
 
 
-def finished(made: Made) -> str:
-    """The pictures of a run: each with the rows evaluated for it, its time, seed and prompt."""
-    figures = []
-    several = len(made.config.prompts.texts or ()) > 1
-    for record in made.records:
-        prompt = escape(record["prompt"])
-        seed = f"seed {record['seed']}"
+def finished(run: FinishedRun) -> str:
+    """The images of a run: each with its NFE, seconds, seed and, if there are several, prompt."""
+    several = len(run.config.prompts.texts or ()) > 1
+    figures: list[dict[str, Any]] = []
+    for record in run.records:
+        lines = [f"seed {record['seed']}"]
         if record["file"] is None:
-            frame = f'<div class="frame">{escape(record["error"] or record["status"])}</div>'
-            figures.append(_figure(frame, f"<span>{seed}</span>", "failed"))
+            frame = record["error"] or record["status"]
+            figures.append({"kind": "failed", "frame": frame, "lines": lines})
             continue
-        link = FILES + quote(str(made.folder / record["file"]))
-        frame = (
-            f'<a href="{link}" target="_blank" title="Open the image">'
-            f'<img src="{link}" alt="{prompt[:300]}"></a>'
+        if several:
+            lines[0] += f" · {record['prompt']}"
+        figures.append(
+            {
+                "kind": "made",
+                "link": FILES + quote(str(run.folder / record["file"])),
+                "alt": record["prompt"][:300],
+                "title": f"{record['nfe']} NFE · {seconds(run.seconds)}",
+                "lines": [*lines, *record["warnings"]],
+            }
         )
-        cost = f"<b>{record['nfe']} rows · {seconds(made.seconds)}</b>"
-        under = f"<span>{seed}{f' · {prompt}' if several else ''}</span>"
-        notes = "".join(f"<span>{escape(note)}</span>" for note in record["warnings"])
-        figures.append(_figure(frame, cost + under + notes, "made"))
-    return _grid(figures)
+    return _FIGURES.render(figures=figures)
 
 
 def seconds(value: float) -> str:
@@ -66,25 +91,30 @@ def seconds(value: float) -> str:
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} s"
 
 
+def heading(model: str) -> str:
+    """The head of the page."""
+    return _TEMPLATES.from_string(
+        "<h1>Playground</h1><p>Model {{ model }}. Try a sampler and a guidance rule, or compare "
+        "two settings at the same seeds.</p>"
+    ).render(model=model)
+
+
 def title(side: str, text: str) -> str:
-    """What stands above a side."""
-    return f'<p class="title"><b>{side}</b> {escape(text)}</p>'
+    """The line above one side's images."""
+    return _TITLE.render(side=side, text=text)
 
 
 def problem(text: str) -> str:
-    """What went wrong, as the page shows it; nothing for no text."""
-    return f'<p class="problem" role="alert">{escape(text)}</p>' if text else ""
+    """An error message; empty for an empty text."""
+    return _PARAGRAPH.render(kind="problem", text=text, alert=True)
 
 
 def note(text: str) -> str:
-    """What is told beside a button."""
-    return f'<p class="note">{escape(text)}</p>' if text else ""
+    """A note beside a control; empty for an empty text."""
+    return _PARAGRAPH.render(kind="note", text=text)
 
 
-def _figure(frame: str, caption: str, kind: str) -> str:
-    return f'<figure class="{kind}">{frame}<figcaption>{caption}</figcaption></figure>'
-
-
-def _grid(figures: Sequence[str]) -> str:
-    few = " few" if len(figures) <= 2 else ""
-    return f'<div class="pictures{few}">{"".join(figures)}</div>'
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""The page's server: on the loopback address, for browsers of this machine, without telemetry."""
+"""Server of the page: loopback address only, no telemetry."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Read when gradio is imported: nothing is counted, nothing asked of another host.
+# Read when gradio is imported: no analytics, no request to another host.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 from starlette.middleware import Middleware
@@ -18,15 +18,15 @@ from sampler.ui.page import Page
 from sampler.ui.studio import Studio
 
 HOST = "127.0.0.1"
-# A page of another site that lets its own name point here is refused by the name it asks for.
+# Refuses DNS rebinding: requests that reach this address under another host name.
 _NAMES = [HOST, "localhost"]
 
 
 @contextmanager
 def served(studio: Studio, port: int, explain: Callable[[BaseException], str]) -> Iterator[str]:
-    """The page, at the address that is yielded; port 0: any that is free.
+    """Serve the page; yields its address. port: 0 takes a free one.
 
-    Raises SamplerError (2) for a port that is taken.
+    Raises UsageError if the port is in use.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(studio.home)
     blocks = Page(studio, explain).blocks()
@@ -47,7 +47,7 @@ def served(studio: Studio, port: int, explain: Callable[[BaseException], str]) -
             enable_monitoring=False,
         )
     except OSError:
-        raise UsageError(f"Port {port} is taken; name another with --port, or 0.") from None
+        raise UsageError(f"Port {port} is in use; choose another with --port, or 0.") from None
     try:
         yield address
     finally:
@@ -55,7 +55,7 @@ def served(studio: Studio, port: int, explain: Callable[[BaseException], str]) -
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens at."""
+    """A free port of the loopback address."""
     import socket
 
     with socket.socket() as found:

@@ -1,7 +1,7 @@
-"""One loaded model at work: a configuration becomes a run folder, watched step by step.
+"""Runs of the playground: a loaded model, run folders in a temporary place, live previews.
 
-What the page shows is a run from the start, in a temporary folder: keeping it copies the folder,
-and its images are those of the command line because the same code made them.
+Every result on the page is a complete run folder; saving copies the folder. Its images equal those
+of the command line because the same code generates them.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from sampler.runs.source import Source, check_folder
 from sampler.runs.start import start
 from sampler.runs.store import open_store
 from sampler.types import Prediction, Snapshot, Span
-from sampler.ui import export as words
+from sampler.ui import export
 from sampler.workers.execute import Request, execute
 
-LOOK_EVERY = 0.4  # seconds between two looks, at least
-LOOK_SHARE = 4  # a look is followed by work of so many times its duration
-MOST_LOOKED_AT = 4  # images of a batch that are decoded for a look
+PREVIEW_SECONDS = 0.4  # minimum between two previews
+PREVIEW_SHARE = 4  # minimum ratio of sampling time to preview time
+MAX_PREVIEWS = 4  # images decoded per preview
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the network takes the first images of a batch to be, after `step` of `steps`.
+class Preview:
+    """Predicted clean images of the first samples of a batch after `step` of `steps`.
 
-    done: images that are finished already.
+    done: number of finished images.
     """
 
     images: Sequence[Image.Image]
@@ -55,25 +55,26 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished run: its folder and configuration, a record per image, and texts that repeat it.
+class FinishedRun:
+    """A finished run: folder, configuration, one record per image, exports that reproduce it.
 
-    seconds: wall time per image, without what the looks took.
+    seconds: wall time per image without the previews.
     """
 
     folder: Path
     config: Config
     records: Sequence[Mapping[str, Any]]
     seconds: float
-    texts: Mapping[str, str]
+    exports: Mapping[str, str]
 
 
-class Watched(Engine):
-    """An engine that shows its guided predictions. told(look), at most as often as the module's
-    constants say."""
+class PreviewEngine(Engine):
+    """An engine that reports its guided predictions, at most as often as the constants above."""
 
-    def watch(self, told: Callable[[Look], None], done: Callable[[], int]) -> Watched:
-        self._told, self._done = told, done
+    def preview(
+        self, on_preview: Callable[[Preview], None], done: Callable[[], int]
+    ) -> PreviewEngine:
+        self._on_preview, self._done = on_preview, done
         self.spent, self._next = 0.0, 0.0
         return self
 
@@ -84,17 +85,17 @@ class Watched(Engine):
         began = time.monotonic()
         if began >= self._next and span.index + 1 < span.total:
             with torch.no_grad():
-                x0 = settle(pred.x0)[:MOST_LOOKED_AT]
+                x0 = settle(pred.x0)[:MAX_PREVIEWS]
                 images = to_output(self.pipeline.decode(x0).cpu().nan_to_num(0.5), "pil")
-            self._told(Look(images, span.index + 1, span.total, self._done()))
+            self._on_preview(Preview(images, span.index + 1, span.total, self._done()))
             took = time.monotonic() - began
             self.spent += took
-            self._next = began + took + max(LOOK_EVERY, LOOK_SHARE * took)
+            self._next = began + took + max(PREVIEW_SECONDS, PREVIEW_SHARE * took)
         return pred, state, nfe
 
 
 class Studio:
-    """Makes and keeps runs of one model. out: where runs are kept; home: the temporary place."""
+    """Runs of one model. out: folder of saved runs; home: temporary folder of the others."""
 
     def __init__(self, engine: Engine, model: ModelConfig, out: Path, home: Path) -> None:
         check_folder(str(out))
@@ -103,10 +104,13 @@ class Studio:
         self.defaults = {kind: registry.spec_of(getattr(engine, kind)) for kind in STRATEGIES}
         self._busy = threading.Lock()
 
-    def make(self, config: Config, told: Callable[[Look], None], stop: StopFlag) -> Made | None:
-        """The run of a configuration; None where it was told to stop.
+    def run(
+        self, config: Config, on_preview: Callable[[Preview], None], stop: StopFlag
+    ) -> FinishedRun | None:
+        """Run a configuration; None if it was stopped.
 
-        Raises SamplerError and ValueError as `sampler generate` does, (3) where no image came out.
+        Raises SamplerError and ValueError as `sampler generate` does, and IncompleteError if every
+        image failed.
         """
         source = Source(config)
         folder = Path(tempfile.mkdtemp(dir=self.home))
@@ -119,55 +123,55 @@ class Studio:
         with self._busy, open_locked(location) as store:
             planner = source.planner(self.model)
             run = start(store, planner, source.rows(), source.is_text, source.facts(self.model))
-            own = Watched(
+            engine = PreviewEngine(
                 self.engine.denoiser,
                 self.engine.pipeline,
                 self.engine.sampler,
                 self.engine.guidance,
-            ).watch(told, lambda: done[0])
+            ).preview(on_preview, lambda: done[0])
             began = time.monotonic()
-            tally = execute(run, lambda: own, location, Request(), stop, written)
-            seconds = (time.monotonic() - began - own.spent) / run.total
+            tally = execute(run, lambda: engine, location, Request(), stop, written)
+            seconds = (time.monotonic() - began - engine.spent) / run.total
         if tally.stopped:
             shutil.rmtree(folder, ignore_errors=True)
             return None
         found = list(records(run))
         if not tally.done:
-            raise IncompleteError(f"No image was made: {found[0]['error']}.")
-        return Made(folder, config, found, seconds, texts_of(run, config))
+            raise IncompleteError(f"No image was generated: {found[0]['error']}.")
+        return FinishedRun(folder, config, found, seconds, exports_of(run, config))
 
-    def forget(self, made: Made) -> None:
-        """Removes a run that is shown no longer from the temporary place."""
-        shutil.rmtree(made.folder, ignore_errors=True)
+    def discard(self, run: FinishedRun) -> None:
+        """Remove a run from the temporary folder."""
+        shutil.rmtree(run.folder, ignore_errors=True)
 
-    def keep(self, made: Made) -> Path:
-        """Copies a run to where runs are kept, and names the folder: date, first prompt, plan.
+    def save(self, run: FinishedRun) -> Path:
+        """Copy a run to the saved runs, as date, first prompt and plan hash; return its folder.
 
-        One that was kept before stays as it is. Raises OSError, SamplerError (5).
+        A run that was saved before is not copied again. Raises OSError and StorageError.
         """
         check_folder(str(self.out))
-        plan = RunFolder(open_store(str(made.folder))).hash
-        name = f"{slug((made.config.prompts.texts or ('',))[0], 24)}-{plan[:8]}"
+        plan = RunFolder(open_store(str(run.folder))).hash
+        name = f"{slug((run.config.prompts.texts or ('',))[0], 24)}-{plan[:8]}"
         if known := sorted(self.out.glob(f"*-{name}")):
             return known[-1]
         folder = self.out / f"{datetime.date.today().isoformat()}-{name}"
         self.out.mkdir(parents=True, exist_ok=True)
-        # Under another name first: a copy that is cut short is no run folder.
-        part = Path(tempfile.mkdtemp(prefix=".keep-", dir=self.out))
+        # A copy that is cut short must not look like a run folder.
+        part = Path(tempfile.mkdtemp(prefix=".save-", dir=self.out))
         try:
-            shutil.copytree(made.folder, part / "run", ignore=shutil.ignore_patterns(".lock"))
+            shutil.copytree(run.folder, part / "run", ignore=shutil.ignore_patterns(".lock"))
             (part / "run").rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         return folder
 
 
-def texts_of(run: RunFolder, config: Config) -> dict[str, str]:
-    """What makes the images of a run again: a command line, a configuration, a program."""
+def exports_of(run: RunFolder, config: Config) -> dict[str, str]:
+    """Command line, configuration file and program that reproduce a run."""
     largest = max(len(batch.jobs) for batch in run.batches)
     seeds = [job.seed for job in run.jobs()]
     return {
-        "Command line": words.shell(config),
-        "YAML": words.yaml(config),
-        "Python": words.python(config, seeds, largest),
+        "Command line": export.shell(config),
+        "YAML": export.yaml(config),
+        "Python": export.python(config, seeds, largest),
     }

@@ -1,4 +1,4 @@
-"""How the page looks: gradio's plain theme with the fonts of the system, and a few rules."""
+"""Theme and style sheet: gradio's base theme with system fonts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ CSS = """
 .gradio-container{width:100%;max-width:1560px!important;margin:0 auto!important}
 #head h1{font-size:1.35rem;font-weight:600;margin:0}
 #head p{margin:.15rem 0 0;color:var(--body-text-color-subdued);font-size:.9rem}
-#asked{align-self:flex-start}
+#form{align-self:flex-start}
 .html-container{padding:0!important}
-#problem:not(:has(p)),[id$=-kept]:not(:has(p)){display:none}
+#problem:not(:has(p)),[id$=-saved]:not(:has(p)){display:none}
 .controls .form{display:grid!important;width:100%;min-width:0!important;border:0;
 grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));background:none;gap:.6rem;align-items:end}
 .strategy .controls .form{grid-template-columns:repeat(auto-fill,minmax(11rem,1fr))}
 .controls .block{min-width:0!important;border:0!important;padding:.2rem 0!important}
 .controls label.block{display:flex;flex-direction:column}
 .strategy{gap:.6rem!important}
-[id$=-keep]{align-self:flex-start;width:auto}
+[id$=-save]{align-self:flex-start;width:auto}
 .title{margin:0;font-size:1rem;color:var(--body-text-color-subdued)}
 .title b{color:var(--body-text-color);font-weight:600;margin-right:.35rem}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:1rem}
@@ -48,7 +48,7 @@ color:var(--error-text-color)}
 
 
 def theme() -> Base:
-    """No font of another host: texts are drawn with what the system has."""
+    """Theme with system fonts only, so that no font is fetched."""
     return Base(
         primary_hue="blue", neutral_hue="slate", radius_size="md", font=FONTS, font_mono=MONO
     )

@@ -7,9 +7,9 @@ from sampler import registry
 from sampler.config.layers import from_sets
 from sampler.config.schema import ModelConfig
 from sampler.errors import SamplerError
-from sampler.ui.export import python, shell, word, yaml
+from sampler.ui.export import python, shell, yaml, yaml_scalar
 from sampler.ui.fields import controls, explanations, spec
-from sampler.ui.form import MOST, Chosen, Form, config_of
+from sampler.ui.form import MAX_IMAGES, Form, StrategyChoice, config_of
 
 EVERY = [(kind, name) for kind in ("sampler", "guidance") for name in registry.names(kind)]
 
@@ -20,7 +20,7 @@ def by_name(kind, name, given=None):
 
 def asked(form=None, sampler="ddim", guidance="cfg", **values):
     """A configuration of a form; values: of the guidance's controls."""
-    chosen = {"sampler": Chosen(sampler, {}), "guidance": Chosen(guidance, values)}
+    chosen = {"sampler": StrategyChoice(sampler, {}), "guidance": StrategyChoice(guidance, values)}
     return config_of(form or Form("a fox", seed=1), chosen, ModelConfig())
 
 
@@ -66,11 +66,15 @@ def test_what_controls_hold_becomes_a_spec_that_builds():
 @pytest.mark.parametrize(
     ("form", "values", "sentence"),
     [
-        (Form("\n  \n"), {}, "There is no prompt; write one on a line."),
+        (Form("\n  \n"), {}, "There is no prompt; write one per line."),
         (Form("a", steps=0), {}, "--steps: run.steps = 0 must be greater than or equal to 1."),
         (Form("a", steps=2.5), {}, "--steps: run.steps = 2.5 must be a valid integer."),
         (Form("a", seed=-1), {}, "--seed: run.seed = -1 must be greater than or equal to 0."),
-        (Form("a", n=MOST + 1), {}, f"{MOST + 1} images are more than {MOST};"),
+        (
+            Form("a", n=MAX_IMAGES + 1),
+            {},
+            f"{MAX_IMAGES + 1} images exceed the limit of {MAX_IMAGES};",
+        ),
         (
             Form("a"),
             {"scale": -1.0},
@@ -101,12 +105,12 @@ def test_equal_prompts_are_asked_for_once_and_empty_numbers_are_defaults():
 
 def test_the_words_are_read_back_as_the_values_that_they_say():
     for value in ("auto", "true", "1e3", "a b", 3.0, 1e-8, None, [1, 2.5], {"name": "cfg"}, "ä#'"):
-        assert from_sets([f"guidance.x={word(value)}"])[0].tree["guidance"]["x"] == value
+        assert from_sets([f"guidance.x={yaml_scalar(value)}"])[0].tree["guidance"]["x"] == value
 
 
 def test_texts_name_the_model_and_quote_what_a_shell_would_read():
     form = Form("-it's $HOME\na dog", "a # b", seed=3, n=2, steps=4, width=64)
-    chosen = {"sampler": Chosen("ab", {"order": 2}), "guidance": Chosen("none", {})}
+    chosen = {"sampler": StrategyChoice("ab", {"order": 2}), "guidance": StrategyChoice("none", {})}
     config = config_of(form, chosen, ModelConfig(path="models/x", dtype="float16"))
     assert shell(config) == (
         "sampler generate --model models/x --dtype float16 --negative 'a # b' --seed 3 -n 2 "

@@ -85,7 +85,7 @@ def test_it_listens_on_the_loopback_address_and_to_its_own_names_only(address, c
 
 
 def test_a_port_that_is_taken_is_a_sentence(address, studio):
-    with pytest.raises(SamplerError, match="is taken; name another with --port"):
+    with pytest.raises(SamplerError, match="is in use; choose another with --port"):
         with served(studio, urlsplit(address).port, str):
             pass
 
@@ -100,16 +100,17 @@ def test_generate_compare_save_and_copy(page, studio, tmp_path):
     assert page.locator("#A-pictures figure.made").count() == 1
     for side in "AB":
         caption = page.locator(f"#{side}-pictures figcaption").inner_text()
-        assert "8 rows · " in caption and "seed 7" in caption
+        assert "8 NFE · " in caption and "seed 7" in caption
         natural = page.locator(f"#{side}-pictures img").evaluate(
             "i => i.decode().then(() => i.naturalWidth)"
         )
         assert natural == 64
-        page.locator(f"#{side}-keep").click()
-        page.locator(f"#{side}-kept p").wait_for()
+        page.locator(f"#{side}-save").click()
+        page.locator(f"#{side}-saved p").wait_for()
     runs = sorted(studio.out.iterdir())
     assert len(runs) == 2 and all(main(["verify", str(run), "-q"]) == 0 for run in runs)
     page.locator("#B-copy").get_by_text("Copy as").click()
+    assert page.locator("#B-command").get_by_role("button", name="copy").count() == 1
     line = page.locator("#B-command textarea").input_value()
     assert "--guidance apg --set guidance.scale=6" in line
     assert main([*shlex.split(line)[1:], "-q", "-o", str(tmp_path / "again")]) == 0

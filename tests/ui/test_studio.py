@@ -12,8 +12,8 @@ from sampler.cli import main
 from sampler.config.schema import ModelConfig
 from sampler.errors import SamplerError
 from sampler.runs.location import StopFlag
-from sampler.ui.form import Chosen, Form, config_of
-from sampler.ui.pictures import coming, finished
+from sampler.ui.form import Form, StrategyChoice, config_of
+from sampler.ui.pictures import finished, pending
 from sampler.ui.studio import Studio
 
 ADAPTIVE = {"rule": "{name: apg, scale: 5}", "threshold": 0.9}
@@ -26,7 +26,10 @@ def studio(tmp_path_factory):
 
 
 def config(prompts="a fox on a green background\na <b>robot</b>", **shared):
-    chosen = {"sampler": Chosen("ddim", {"eta": 0.5}), "guidance": Chosen("adaptive", ADAPTIVE)}
+    chosen = {
+        "sampler": StrategyChoice("ddim", {"eta": 0.5}),
+        "guidance": StrategyChoice("adaptive", ADAPTIVE),
+    }
     return config_of(Form(prompts, **{"seed": 5, "n": 2, "steps": 3, **shared}), chosen,
                      ModelConfig())  # fmt: skip
 
@@ -34,7 +37,7 @@ def config(prompts="a fox on a green background\na <b>robot</b>", **shared):
 @pytest.fixture(scope="module")
 def made(studio):
     looks = []
-    return studio.make(config(), looks.append, StopFlag()), looks
+    return studio.run(config(), looks.append, StopFlag()), looks
 
 
 def pictures(folder):
@@ -56,17 +59,17 @@ def test_a_run_is_looked_at_on_the_way(made):
 def test_pictures_are_shown_with_their_cost_and_nothing_of_a_prompt_is_markup(made):
     run, looks = made
     page = finished(run)
-    assert page.count("<figure") == 4 and f"<b>{run.records[0]['nfe']} rows · " in page
+    assert page.count("<figure") == 4 and f"<b>{run.records[0]['nfe']} NFE · " in page
     assert "seed 6" in page and "&lt;b&gt;robot" in page and "<b>robot" not in page
-    assert coming(4, looks[0]).count("data:image/webp") == 4
-    assert "step 1 of 3" in coming(4, looks[0]) and coming(2).count("waiting") == 2
+    assert pending(4, looks[0]).count("data:image/webp") == 4
+    assert "step 1 of 3" in pending(4, looks[0]) and pending(2).count("waiting") == 2
 
 
 def test_a_kept_run_is_one_of_the_command_line(studio, made, capsys, tmp_path):
-    folder = studio.keep(made[0])
-    assert folder.parent == studio.out and studio.keep(made[0]) == folder
-    assert not list(studio.out.glob(".keep-*"))
-    line = shlex.split(made[0].texts["Command line"])
+    folder = studio.save(made[0])
+    assert folder.parent == studio.out and studio.save(made[0]) == folder
+    assert not list(studio.out.glob(".save-*"))
+    line = shlex.split(made[0].exports["Command line"])
     assert line[0] == "sampler" and main([*line[1:], "-o", str(folder)]) == 0
     assert "already" in capsys.readouterr().err  # the very plan
     assert main(["verify", str(folder)]) == 0
@@ -77,8 +80,8 @@ def test_a_kept_run_is_one_of_the_command_line(studio, made, capsys, tmp_path):
 
 
 def test_the_command_line_and_the_configuration_make_the_same_files(made, tmp_path):
-    (tmp_path / "c.yaml").write_text(made[0].texts["YAML"])
-    lines = {"line": shlex.split(made[0].texts["Command line"])[1:],
+    (tmp_path / "c.yaml").write_text(made[0].exports["YAML"])
+    lines = {"line": shlex.split(made[0].exports["Command line"])[1:],
              "file": ["generate", "-c", str(tmp_path / "c.yaml")]}  # fmt: skip
     files = sorted((made[0].folder / "images").iterdir())
     for name, words in lines.items():
@@ -90,19 +93,19 @@ def test_the_command_line_and_the_configuration_make_the_same_files(made, tmp_pa
 
 def test_the_program_makes_the_same_images(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(made[0].texts["Python"], {})
+    exec(made[0].exports["Python"], {})
     assert same(pictures(tmp_path), pictures(made[0].folder / "images"))
 
 
 def test_a_run_that_is_told_to_stop_leaves_nothing(studio):
     before, stop = set(studio.home.iterdir()), StopFlag()
-    assert studio.make(config(steps=50), lambda look: stop.set(2), stop) is None
+    assert studio.run(config(steps=50), lambda look: stop.set(2), stop) is None
     assert set(studio.home.iterdir()) == before
 
 
 def test_what_cannot_be_made_is_a_sentence(studio):
-    chosen = {"sampler": Chosen("ddim", {}), "guidance": Chosen("student", {})}
+    chosen = {"sampler": StrategyChoice("ddim", {}), "guidance": StrategyChoice("student", {})}
     with pytest.raises((SamplerError, ValueError), match="student"):
-        studio.make(config_of(Form("a", seed=1), chosen, ModelConfig()), print, StopFlag())
+        studio.run(config_of(Form("a", seed=1), chosen, ModelConfig()), print, StopFlag())
     with pytest.raises(SamplerError, match="is a file"):
         Studio(studio.engine, ModelConfig(), Path(__file__), studio.home)
