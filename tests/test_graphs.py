@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from sampler_kernels import leaves
+from sampler_kernels import leaves, map_tree
 
 import sampler
 from sampler import engine as module
 from sampler import registry
-from sampler.core.graphs import GraphedRuns, graphed
+from sampler.core.graphs import GraphedRuns, clone, graphed, refill
 from sampler.core.trajectory import Run
 from tests.kernels.canary import vp_levels
 
@@ -16,9 +16,9 @@ PROMPTS = ["a red apple", "a fox", "a tree", "the moon", "a boat"]
 
 
 class Recorded:
-    """Captures by keeping the function, and replays by calling it into the first outputs.
+    """Captures by keeping the function, and replays by calling it again into the outputs.
 
-    Between the two, what was captured is spoilt: a graph computes nothing before it is replayed.
+    The outputs hold NaN before the first replay: a graph computes nothing while it is captured.
     """
 
     def __init__(self):
@@ -26,17 +26,13 @@ class Recorded:
 
     def __call__(self, fn):
         self.captures += 1
-        outputs = fn()
-        passed = {id(t) for cell in fn.__closure__ for t in tensors(cell.cell_contents)}
-        made = [t for t in tensors(outputs) if id(t) not in passed]
-        for t in made:
+        outputs = map_tree(clone, fn())
+        for t in tensors(outputs):
             t.fill_(float("nan"))
 
         def replay():
             self.replays += 1
-            for old, new in zip(tensors(outputs), tensors(fn()), strict=True):
-                if id(old) not in passed:
-                    old.copy_(new)
+            map_tree(refill, outputs, fn())
 
         return replay, outputs
 

@@ -1,91 +1,102 @@
 """Runs as CUDA graphs: the steps of a first batch captured, then replayed batch after batch.
 
-Neither Python nor launches cost time between the kernels of a step then (`graph_steps.py`). `plan`
-stays on the host and says which branches a step evaluates: a rule that decides there, as adaptive
-guidance does, so switches between two graphs of a step, with the pair and without it.
+A graph is one step with certain branches: network, guidance and sampler, with levels as launch
+constants. During a replay neither Python nor launches cost time between kernels. `plan` stays on
+the host and decides which branches a step evaluates: a rule that decides there, as adaptive
+guidance does, switches between two graphs of a step, with the pair and without it.
 
-What cannot be a graph is run as usual, or refused where graphs were asked for: samplers that draw
-noise, branches that leave rows out (their shapes change), and rules that look at numbers on the
+What cannot be captured runs without graphs, or is refused where graphs are required: samplers that
+draw noise, branches that leave rows out (their shapes change), and rules that read numbers on the
 host while they combine.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import gc
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
-from sampler_kernels import map_tree, settle
+from sampler_kernels import leaves, map_tree, settle
 from torch import Tensor
 
-from sampler.core.graph_steps import Capture, StepGraphs, capture, copied, described, refilled
-from sampler.core.loop import Loop
+from sampler.core.loop import Loop, apply_move
 from sampler.core.trajectory import Run
-from sampler.errors import UsageError
-from sampler.types import Cond, Snapshot, spans
+from sampler.errors import UsageError, first_line
+from sampler.types import Branch, Cond, Guidance, Sampler, Snapshot, Span, spans
 
-# Batches from which "auto" captures: the capture itself costs three runs.
-WORTHWHILE = 5
+AUTO_MIN_BATCHES = 5
+"""Batches from which "auto" captures: a capture costs about three runs."""
+
+Captured = tuple[Callable[[], Any], Any]  # (replay, the outputs that a replay fills)
+Capture = Callable[[Callable[[], Any]], Captured]
 
 
 def graphed(engine: Loop, graph: bool | Literal["auto"], batches: int) -> GraphedRuns | None:
-    """What runs the batches of one `generate` call; None for running them as usual.
+    """Return a runner for the batches of one `generate` call; None for runs without graphs.
 
-    Raises ValueError for another value, and SamplerError (2) for True without a CUDA device.
+    Raises ValueError for another value, and UsageError for True without a CUDA device.
     """
     if graph not in (True, False, "auto"):
         raise ValueError(f"graph = {graph!r:.40} must be True, False or 'auto'.")
-    if graph is False or (graph == "auto" and batches < WORTHWHILE):
+    if graph is False or (graph == "auto" and batches < AUTO_MIN_BATCHES):
         return None
-    if engine.pipeline.device.type != "cuda":
+    device = engine.pipeline.device
+    if device.type != "cuda":
         if graph == "auto":
             return None
         raise UsageError(
-            f"graph = True needs a CUDA device, and the model is on {engine.pipeline.device}; "
-            "use graph = 'auto'.",
+            f"graph = True needs a CUDA device, and the model is on {device}; use graph = 'auto'."
         )
-    return GraphedRuns(engine, graph is True, capture)
+    return GraphedRuns(engine, graph is True, CudaCapture(device))
 
 
 class GraphedRuns:
-    """Runs batches; those that are like the first one replay the graphs of its steps.
+    """Runs batches; those of the same form as the first one replay the graphs of its steps.
 
-    required: whether a run that cannot be captured is an error. capture(fn) calls fn and gives a
-    replay and fn's outputs.
+    required: whether a run that cannot be captured is an error. capture(fn) calls fn and returns a
+    replay and the outputs that it fills. After one failed capture all batches run without graphs.
     """
 
     def __init__(self, engine: Loop, required: bool, capture: Capture) -> None:
         self.engine, self.required, self.capture = engine, required, capture
-        self.first: Any = None  # what the first batch was
+        self.first: Any = None  # the form of the first batch, its sampler and its rule
         self.conds: Any = None
         self.graphs: StepGraphs | None = None
+        self.failed = False
 
     def __call__(self, run: Run) -> tuple[Tensor, Snapshot]:
         """Take a run to its end; return the result [B, ...] and the last snapshot.
 
-        Raises SamplerError (2) where graphs are required and a step cannot be captured.
+        Raises UsageError where graphs are required and a step cannot be captured.
         """
         snap, levels, cond, method, rule = run
         if method.stochastic:
             self._refuse(f"the sampler {method.name!r} draws noise at every step", None)
+        if method.stochastic or self.failed:
             return self.engine.run_to_end(*run)
         conds = [cond.cond, cond.uncond, dict(cond.extra)]
-        batch = (levels, map_tree(described, [snap.x, conds]))
+        batch = (levels, map_tree(form, [snap.x, conds]))
         if self.graphs is None:
-            self.first, self.conds = (batch, method, rule), map_tree(copied, conds)
+            self.first, self.conds = (batch, method, rule), map_tree(clone, conds)
             own = (self.conds, self.capture, self._refuse)
             self.graphs = StepGraphs(self.engine, method, rule, *own)
         if self.first[0] != batch or not _same(self.first[1:], (method, rule)):
             return self.engine.run_to_end(*run)
         # The graphs read these tensors, so that one copy serves all steps of a batch.
-        map_tree(refilled, self.conds, conds)
+        map_tree(refill, self.conds, conds)
         with torch.no_grad():
-            held = Cond(*self.conds)
-            snap = snap._replace(guidance=rule.start(held))
+            own_cond = Cond(*self.conds)
+            snap = snap._replace(guidance=rule.start(own_cond))
             for span in spans(levels):
-                branches = rule.plan(snap.x, span, held, snap.guidance)
+                branches = rule.plan(snap.x, span, own_cond, snap.guidance)
                 snap = self.graphs.step(snap, span, branches)
-            # What graphs have filled is filled again by the next batch.
-            x, snap = map_tree(copied, [settle(method.finish(snap.x, snap.sampler)), snap])
+            # The next batch overwrites the outputs of the graphs.
+            x, snap = map_tree(clone, [settle(method.finish(snap.x, snap.sampler)), snap])
+        if self.graphs.failed:
+            self.failed, self.graphs, self.conds = True, None, None
         return x, snap
 
     def _refuse(self, reason: str, error: Exception | None) -> None:
@@ -95,8 +106,206 @@ class GraphedRuns:
             ) from error
 
 
+class Graph(NamedTuple):
+    """A captured step: it reads `inputs` and fills `outputs`; `nfe` counts evaluations per row."""
+
+    inputs: Any
+    replay: Callable[[], Any]
+    outputs: Any
+    nfe: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Passed:
+    """An output that is an input, by its position among the leaves of the inputs."""
+
+    position: int
+
+
+class StepGraphs:
+    """Takes the steps of runs that differ in nothing but the values of tensors.
+
+    conds: the tree of conditions that branches refer to; it is not copied, its owner refills it.
+    refuse(reason, error) is called for steps that cannot be graphs. After a failed capture
+    (`failed`) no step is captured or replayed.
+    """
+
+    def __init__(
+        self,
+        engine: Loop,
+        method: Sampler,
+        rule: Guidance,
+        conds: Any,
+        capture: Capture,
+        refuse: Callable[[str, Exception | None], None],
+    ) -> None:
+        self.engine, self.method, self.rule = engine, method, rule
+        self.own = {id(leaf) for leaf in leaves(conds)}
+        self.capture, self.refuse = capture, refuse
+        self.graphs: dict[str, Graph] = {}
+        self.failed = False
+
+    def step(self, snap: Snapshot, span: Span, branches: Mapping[str, Branch]) -> Snapshot:
+        """The snapshot after a step in which these branches are evaluated.
+
+        Its tensors may be overwritten by the next run.
+        """
+        if any(branch.rows is not None for branch in branches.values()):
+            self.refuse(f"{self.rule.name!r} leaves rows out; give it compact = 'batch'", None)
+            return self._step(snap, span, branches)
+        given = _inputs(snap, branches)
+        models = [(name, branch.model) for name, branch in branches.items()]
+        key = repr((span.index, models, map_tree(form, given)))
+        if key not in self.graphs and not self.failed:
+            self._capture(key, snap, span, branches)
+        graph = self.graphs.get(key)
+        if graph is None:
+            return self._step(snap, span, branches)
+        map_tree(refill, graph.inputs, given)
+        graph.replay()
+        x, state, guidance = _results(graph, given)
+        nfe = tuple(a + b for a, b in zip(snap.nfe, graph.nfe, strict=True))
+        return Snapshot(span.index + 1, x, state, guidance, snap.seeds, nfe)
+
+    def _step(self, snap: Snapshot, span: Span, branches: Mapping[str, Branch]) -> Snapshot:
+        nfe = list(snap.nfe)
+        preds = self.engine.denoiser(snap.x, span, branches, nfe) if branches else {}
+        pred, guidance = self.rule.combine(snap.x, preds, span, snap.guidance)
+        move = self.method.step(snap.x, pred, span, snap.sampler)
+        return apply_move(snap, move, guidance, tuple(nfe))
+
+    def _capture(
+        self, key: str, snap: Snapshot, span: Span, branches: Mapping[str, Branch]
+    ) -> None:
+        inputs = map_tree(lambda v: v if id(v) in self.own else clone(v), _inputs(snap, branches))
+        x, state, guidance, conds = inputs
+        begin = snap._replace(x=x, sampler=state, guidance=guidance)
+        passed = {
+            id(leaf): Passed(i) for i, leaf in enumerate(leaves(inputs)) if isinstance(leaf, Tensor)
+        }
+
+        def step() -> tuple[Any, tuple[int, ...]]:
+            # Copied inside the graph: the denoiser caches what it derives from conditions, and a
+            # replay must not find the values of another batch's.
+            asked = {
+                name: Branch(map_tree(clone, conds[name]), branch.model)
+                for name, branch in branches.items()
+            }
+            after = self._step(begin, span, asked)
+            outputs = [after.x, after.sampler, after.guidance]
+            nfe = tuple(b - a for a, b in zip(snap.nfe, after.nfe, strict=True))
+            return map_tree(lambda v: passed.get(id(v), v), outputs), nfe
+
+        try:
+            replay, (outputs, nfe) = self.capture(step)
+        except RuntimeError as error:  # out of memory is one, too: graphs need more of it
+            self.refuse(first_line(error), error)
+            self.failed = True
+            self.graphs.clear()
+            return
+        self.graphs[key] = Graph(inputs, replay, outputs, nfe)
+
+
+class CudaCapture:
+    """Captures calls as CUDA graphs on one device, in one memory pool.
+
+    The pool holds only intermediate values: outputs are copied, inside the graph, to tensors
+    allocated before the capture. So the graphs may share memory and be replayed in any order.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool: Any = None
+
+    def __call__(self, fn: Callable[[], Any]) -> Captured:
+        """The replay of a call, and the tree of the outputs that it fills.
+
+        Raises the error of the call where it cannot be captured, the stream restored: mostly before
+        the capture begins, since a second warm-up raises for whatever synchronizes with the host.
+        """
+        with torch.cuda.device(self.device):
+            if self.pool is None:
+                self.pool = torch.cuda.graph_pool_handle()
+                gc.collect()  # a collected tensor or graph must not be freed during a capture
+            main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            side.wait_stream(main)
+            with torch.cuda.stream(side):
+                fn()  # compiles kernels, fills caches
+                example = _without_synchronization(fn)
+            main.wait_stream(side)
+            outputs = map_tree(_empty_like, example)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.stream(side):
+                self._record(graph, lambda: map_tree(refill, outputs, fn()))
+        return lambda: self._replay(graph), outputs
+
+    def _record(self, graph: Any, fn: Callable[[], Any]) -> None:
+        """Capture fn on the current stream; not by `torch.cuda.graph`, which neither restores the
+        stream nor reports the cause where the capture fails."""
+        graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+        try:
+            fn()
+        except BaseException:
+            with suppress(RuntimeError):  # that the capture is invalid is known
+                graph.capture_end()
+            raise
+        graph.capture_end()
+
+    def _replay(self, graph: Any) -> None:
+        with torch.cuda.device(self.device):
+            graph.replay()
+
+
+def _without_synchronization(fn: Callable[[], Any]) -> Any:
+    """Call fn; raises RuntimeError where it synchronizes the device with the host."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        return fn()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def clone(value: Any) -> Any:
+    """A copy of a tensor; other values unchanged."""
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def refill(own: Any, given: Any) -> Any:
+    """Copy the values of `given` into the tensor `own`; returns `own`."""
+    return own.copy_(given) if isinstance(own, Tensor) and own is not given else own
+
+
+def form(value: Any) -> Any:
+    """The property in which captured inputs must agree: shape, dtype, device, or the value."""
+    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
+
+
+def _empty_like(value: Any) -> Any:
+    return torch.empty_like(value) if isinstance(value, Tensor) else value
+
+
+def _inputs(snap: Snapshot, branches: Mapping[str, Branch]) -> list[Any]:
+    conds = {name: branch.cond for name, branch in branches.items()}
+    return [snap.x, snap.sampler, snap.guidance, conds]
+
+
+def _results(graph: Graph, given: Any) -> Any:
+    """The outputs of a replay: given tensors where they are passed on, and new tensors over the
+    graph's memory for the rest, since an old one may carry the copy of an earlier batch's flags."""
+    inputs = leaves(given)
+
+    def result(out: Any) -> Any:
+        if isinstance(out, Passed):
+            return inputs[out.position]
+        return out.detach() if isinstance(out, Tensor) else out
+
+    return map_tree(result, graph.outputs)
+
+
 def _same(ours: Any, theirs: Any) -> bool:
-    """Whether strategies are equal; those that hold tensors are where they are the same objects."""
+    """True for equal strategies; strategies that hold tensors are equal where they are the same."""
     try:
         return bool(ours == theirs)
     except RuntimeError:

@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from annotated_types import DocInfo, Ge, Le
 
 from sampler.core.binding import GuidanceContext, bind_guidance
-from sampler.guidance.adaptive_state import Decision, decided, first
-from sampler.guidance.host_copy import on_host, towards_host
+from sampler.guidance.adaptive_state import Decision, advance, initial
+from sampler.guidance.host_copy import start_copy, wait
 from sampler.guidance.spaces import (
     choose,
     choose_prediction,
@@ -111,15 +111,15 @@ class Adaptive(GuidanceBase):
         return (self if rule is self.rule else replace(self, rule=rule)), cond
 
     def start(self, cond: Cond) -> AdaptiveState:
-        return AdaptiveState(self.rule.start(cond), (first(self._period()),) * (1 + self.lag))
+        return AdaptiveState(self.rule.start(cond), (initial(self._period()),) * (1 + self.lag))
 
     def plan(self, x: Any, span: Span, cond: Cond, state: AdaptiveState) -> Mapping[str, Branch]:
         branches = dict(self.rule.plan(x, span, cond, state.rule))
         # With lag = 1 the copy that is started here is waited for one step later.
-        towards_host(state.coming[-1].live)
+        start_copy(state.coming[-1].live)
         if not branches.keys() >= {"cond", "uncond"}:
             return branches
-        live = on_host(state.coming[0].live)
+        live = wait(state.coming[0].live)
         if live is None or live.all():
             return branches
         if not live.any():
@@ -150,7 +150,7 @@ class Adaptive(GuidanceBase):
         pred, inner = self._guided(x, preds, span, state, live)
         armed = float(cond.kind == "eps") if state.armed is None else state.armed
         settings = (self.threshold, self.turn, self._period())
-        coming, armed = decided(state.coming, armed, cosines, settings)
+        coming, armed = advance(state.coming, armed, cosines, settings)
         keeps = self.after == "hold" or self.turn is not None
         return pred, AdaptiveState(inner, coming, armed, held if keeps else None)
 

@@ -1,8 +1,8 @@
-"""Which rows of adaptive guidance are live, decided on the device where their cosines are computed.
+"""Per-sample state of adaptive guidance, updated on the device that computes the cosines.
 
-Flags are 1 or 0: numbers until a γ was seen, then float32 [B] beside the latents. Deciding is only
-arithmetic on them, so that on a GPU all of it is recorded with the cosines and computed in their
-launch, and nothing waits for the CPU.
+Flags are 1 or 0: floats until the first γ, then float32 [B] on the latents' device. Updates are
+arithmetic on them only, so that on a GPU they are recorded with the cosines and computed in the
+same launch, without waiting for the CPU.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from sampler_kernels import where
 
 
 class Decision(NamedTuple):
-    """What one step does, per row.
+    """The flags of one step, per sample.
 
-    live: 1 where the pair is evaluated; latched: 1 where the row has converged; wait: steps until
-    the next refresh of a latched row, None without refreshes.
+    live: 1 where the pair is evaluated; latched: 1 where the sample has converged; wait: steps
+    until the next refresh of a latched sample, None without refreshes.
     """
 
     live: Any
@@ -24,28 +24,29 @@ class Decision(NamedTuple):
     wait: Any = None
 
 
-def first(period: int) -> Decision:
-    """All rows live; period: steps between refreshes, 0 for none."""
+def initial(period: int) -> Decision:
+    """All samples live; period: steps between refreshes, 0 for none."""
     return Decision(1.0, 0.0, period - 1.0 if period else None)
 
 
-def decided(
-    coming: tuple[Decision, ...],
+def advance(
+    upcoming: tuple[Decision, ...],
     armed: Any,
     cosines: tuple[Any, ...],
     settings: tuple[float, float | None, int],
 ) -> tuple[tuple[Decision, ...], Any]:
-    """(coming without the step that is over and with a new decision at its end, armed).
+    """(upcoming without the finished step and with a new decision at its end, armed).
 
     cosines: (γ,) or (γ, that of the new and the held direction), [B] each; () for a step without
-    pairs. armed: 1 where a row may latch. settings: (threshold, turn, period). NaN never crosses.
+    pairs. armed: 1 where a sample may latch. settings: (threshold, turn, period). NaN never
+    crosses the threshold.
     """
     threshold, turn, period = settings
-    last, turned = coming[-1], None
+    last, turned = upcoming[-1], None
     latched = last.latched
     if cosines:
         crossed = cosines[0] > threshold
-        now = where(crossed, 0.0, 0.0) + coming[0].live
+        now = where(crossed, 0.0, 0.0) + upcoming[0].live
         latched = _either(where(crossed, 1.0, 0.0) * now * armed, latched)
         armed = _either(where(crossed, 0.0, 1.0) * now, armed)
         if len(cosines) > 1:
@@ -54,12 +55,12 @@ def decided(
         last = _refreshed(latched, last, turned, period)
     elif cosines:
         last = Decision(1 - latched, latched)
-    return (*coming[1:], last), armed
+    return (*upcoming[1:], last), armed
 
 
 def _refreshed(latched: Any, before: Decision, turned: Any, period: int) -> Decision:
-    """The decision after `before`, where latched rows are live again at their refreshes."""
-    none = latched * 0.0  # first in the sums: it is what records them
+    """The decision after `before`, where latched samples are live again at their refreshes."""
+    none = latched * 0.0  # first operand of the sums, so that they are recorded
     wait = where(none + before.live > 0, period - 1.0, none + before.wait - 1.0)
     if turned is not None:
         wait = where(turned > 0, 0.0, wait)

@@ -1,7 +1,7 @@
-"""Flags of a device that a rule has to look at on the CPU, without stalling the device.
+"""Asynchronous device-to-host copies of per-row flags.
 
-`towards_host` starts the copy as soon as the flags are there; `on_host`, called a step later, finds
-them copied. Flags that were loaded from a snapshot have no copy under way and are fetched as usual.
+`start_copy` queues the copy as soon as the flags are computed; `wait`, called a step later, finds
+it done. Flags that were loaded from a snapshot have no copy under way: `wait` starts it then.
 """
 
 from __future__ import annotations
@@ -9,28 +9,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _COPY = "_sampler_host_copy"
 
 
-def towards_host(flags: Any) -> None:
-    """Starts a copy of flags [B] to the CPU, once, where they lie elsewhere."""
+def start_copy(flags: Any) -> None:
+    """Queue a copy of flags [B] to the CPU, once; nothing to do for numbers and CPU tensors."""
     if isinstance(flags, float) or flags.device.type == "cpu" or hasattr(flags, _COPY):
         return
     copy = _pinned(flags)
     copy.copy_(flags, non_blocking=True)
-    setattr(flags, _COPY, (copy, _marked()))
+    setattr(flags, _COPY, (copy, _record_event(flags.device)))
 
 
-def on_host(flags: Any) -> Tensor | None:
-    """The flags as bool [B] on the CPU; None for a number, which holds for every row."""
+def wait(flags: Any) -> Tensor | None:
+    """The flags as bool [B] on the CPU; None for a number, which holds for every sample."""
     if isinstance(flags, float):
         return None
-    towards_host(flags)
-    copy, done = getattr(flags, _COPY, (flags, None))
-    if done is not None:
-        done.synchronize()
+    start_copy(flags)
+    copy, event = getattr(flags, _COPY, (flags, None))
+    if event is not None:
+        event.synchronize()
     return copy.bool()
 
 
@@ -40,10 +41,11 @@ def _pinned(flags: Tensor) -> Tensor:
     return torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
 
 
-def _marked() -> Any:
-    """The point that the device's current stream has reached by now."""
+def _record_event(device: torch.device) -> Any:
+    """An event on the current stream of a device, which need not be the current device."""
     import torch
 
-    done = torch.cuda.Event()
-    done.record()
-    return done
+    with torch.cuda.device(device):
+        event = torch.cuda.Event()
+        event.record()
+    return event

@@ -5,8 +5,7 @@ import torch
 from sampler_kernels import leaves
 
 import sampler
-from sampler.core.graph_steps import StepGraphs
-from sampler.core.graphs import GraphedRuns
+from sampler.core.graphs import GraphedRuns, StepGraphs
 from sampler.guidance import host_copy as host
 from tests.kernels.canary import vp_levels
 from tests.kernels.elsewhere import Device, Elsewhere
@@ -21,7 +20,7 @@ class Queue:
     def __init__(self):
         self.steps, self.ages = 0, []
 
-    def marked(self):
+    def marked(self, device):
         queue, at = self, self.steps
 
         class Mark:
@@ -35,7 +34,7 @@ class Queue:
 def queue(monkeypatch):
     found = Queue()
     monkeypatch.setattr(host, "_pinned", lambda flags: torch.empty(flags.shape))
-    monkeypatch.setattr(host, "_marked", found.marked)
+    monkeypatch.setattr(host, "_record_event", found.marked)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     return found
 
