@@ -106,14 +106,14 @@ def _dry_run(
     recipe: Recipe, texts: list[str], allow_python: bool, download: bool, report: Report
 ) -> None:
     """Time one small update on the model and discard it."""
-    from sampler.training.dry_run import trial
+    from sampler.training.dry_run import dry_run
 
     engine, reward = _loaded(recipe, allow_python, download)
-    made = trial(engine, recipe.trainer, reward, texts, recipe.fit)
-    report.event("trial", images=made.images, rows=made.rows, seconds=made.seconds)
+    done = dry_run(engine, recipe.trainer, reward, texts, recipe.fit)
+    report.event("dry_run", images=done.images, nfe=done.nfe, seconds=done.seconds)
     report.result(
-        f"tried: an update of {made.images} images took {made.seconds:.3g} s; at that rate the "
-        f"run takes {made.total / 60:.3g} minutes plus its evaluations"
+        f"Dry run: an update of {done.images} images took {done.seconds:.3g} s; at that rate the "
+        f"run takes {done.total / 60:.3g} minutes, plus its evaluations"
     )
 
 

@@ -1,13 +1,5 @@
-"""Rewards: how good an image is. A new one is a file here and a line below."""
+"""Rewards: scores of images. A new one is a file here and a line below."""
 
-from sampler.rewards import (
-    classify,
-    clip_scores,
-    compose,
-    detect,
-    image_reward,
-    jpeg,
-    simple,
-)
+from sampler.rewards import classify, clip_scores, compose, detect, image_reward, jpeg, simple
 
 __all__ = ["classify", "clip_scores", "compose", "detect", "image_reward", "jpeg", "simple"]

@@ -1,9 +1,9 @@
-"""What a reward is, and the one place that checks what goes in and what comes out.
+"""The reward interface, and the checks of what goes in and what comes out.
 
 A reward is called as `reward(images, prompts)`: images [B, 3, H, W], RGB, floats in [0, 1];
 prompts B texts; it returns scores [B], higher is better, float32 (float64 for float64 images).
-Rows are independent: no statistic of the batch enters a score. `differentiable` promises that the
-gradient of the scores with respect to the images is finite and not zero almost everywhere.
+Samples are independent: no statistic of the batch enters a score. `differentiable` promises that
+the gradient of the scores with respect to the images is finite, and not zero almost everywhere.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class RewardBase:
-    """The defaults of a reward; a strategy is a frozen dataclass that overrides what differs."""
+    """Defaults of a reward; a strategy is a frozen dataclass that overrides what differs."""
 
-    name: ClassVar[str] = ""
+    name: str = ""
     reference: ClassVar[str] = ""
 
     @property
@@ -33,56 +33,75 @@ class RewardBase:
         return True
 
     def check(self) -> None:
-        """Loads what the reward needs. Raises SamplerError (6) for files that are missing."""
+        """Load what the reward needs. Raises SamplerError (6) for missing files."""
+
+    def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Return the scores [B] of the parts of a composite reward, by name."""
+        return {}
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return scores [B]."""
+        raise NotImplementedError
+
+
+class FunctionReward(RewardBase):
+    """A function (images, prompts) -> scores as a reward; differentiable where it says so."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        name = getattr(function, "__name__", type(function).__name__)
+        self.name = getattr(function, "name", "") or name
+
+    @property
+    def differentiable(self) -> bool:
+        return bool(getattr(self.function, "differentiable", False))
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Any:
+        return self.function(images, prompts)
+
+
+def as_reward(reward: Callable[..., Any]) -> RewardBase:
+    """Return a reward, or a function as a reward."""
+    return reward if isinstance(reward, RewardBase) else FunctionReward(reward)
 
 
 class NonFiniteScore(SamplerError):
-    """A reward answered NaN or infinity; the message names the rows and their prompts."""
-
-
-def is_differentiable(reward: Any) -> bool:
-    """Whether a reward promises gradients; a plain function promises nothing."""
-    return bool(getattr(reward, "differentiable", False))
+    """A reward returned NaN or infinity; the message names the samples and their prompts."""
 
 
 def score(
     reward: Callable[..., Any], images: Tensor, prompts: Sequence[str], finite: bool = True
 ) -> Tensor:
-    """Scores [B] of images [B, 3, H, W] in [0, 1], checked; with `finite` for NaN as well.
+    """Return the scores [B] of images [B, 3, H, W] in [0, 1], checked.
 
-    Raises ValueError for images that are no images or lie in another range, SamplerError for an
-    answer of the wrong shape, and NonFiniteScore for scores that are not finite.
+    Raises ValueError for images of another shape or range, SamplerError for scores of another
+    shape, and with `finite` NonFiniteScore for NaN or infinity.
     """
+    reward = as_reward(reward)
     check_images(images, prompts)
     scores = reward(images, list(prompts))
-    name = name_of(reward)
     if tuple(getattr(scores, "shape", ())) != (len(prompts),):
         shape = tuple(scores.shape) if hasattr(scores, "shape") else type(scores).__name__
         raise SamplerError(
-            f"The reward {name!r} must return one score per image, a tensor [{len(prompts)}], "
-            f"not {shape}."
+            f"The reward {reward.name!r} must return one score per image, a tensor "
+            f"[{len(prompts)}], not {shape}."
         )
     scores = scores.to(images.device, score_dtype(images))
     if finite:
-        check_finite(name, scores, prompts)
+        check_finite(reward.name, scores, prompts)
     return scores
 
 
-def name_of(reward: Any) -> str:
-    """What messages call a reward."""
-    return getattr(reward, "name", "") or getattr(reward, "__name__", type(reward).__name__)
-
-
 def check_finite(name: str, scores: Tensor, prompts: Sequence[str]) -> None:
-    """Raises NonFiniteScore that names the rows, of at most three, and their prompts."""
+    """Raise NonFiniteScore that names up to three samples and their prompts."""
     bad = (~scores.detach().isfinite()).nonzero()[:, 0].tolist()
     if bad:
-        shown = "; ".join(f"row {b} ({prompts[b]!r:.60})" for b in bad[:3])
+        shown = "; ".join(f"image {b} ({prompts[b]!r:.60})" for b in bad[:3])
         raise NonFiniteScore(f"The reward {name!r} is not finite for {shown}.")
 
 
 def check_images(images: Tensor, prompts: Sequence[str]) -> None:
-    """Raises ValueError for anything but float images [B, 3, H, W] in [0, 1], B = len(prompts)."""
+    """Raise ValueError for anything but float images [B, 3, H, W] in [0, 1], B = len(prompts)."""
     if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 16:
         raise ValueError(
             f"A reward takes images [B, 3, H, W] of at least 16 pixels, not {tuple(images.shape)}."
@@ -102,7 +121,7 @@ def check_images(images: Tensor, prompts: Sequence[str]) -> None:
 
 
 def score_dtype(images: Tensor) -> Any:
-    """float32, or float64 for float64 images."""
+    """Return float32, or float64 for float64 images."""
     import torch
 
     return torch.float64 if images.dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""The log-probability that an image classifier gives to a class."""
+"""The log-probability of a class under an image classifier."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class ClassifierLogProbability(RewardBase):
 
     path: "bundled", the small classifier of the bundled model; or any image classifier in the
         transformers layout (a hub id with download).
-    label: a class name; None is the class that the prompt names (the longest one where several
-        do). Raises ValueError for a prompt that names none.
-    head: which of the bundled classifier's questions: "concept", "style" or "background".
+    label: a class name; None is the class named in the prompt (the longest match). Raises
+        ValueError for a prompt without one.
+    head: output of the bundled classifier: "concept", "style" or "background".
     dtype: of a transformers classifier; scores are float32.
-    download: whether files that are not in the local cache may be fetched from the Hub.
+    download: fetch files that are not in the local cache from the Hub.
     """
 
     path: str = BUNDLED
@@ -83,7 +83,7 @@ class ClassifierLogProbability(RewardBase):
 
 
 def named_label(prompt: str, labels: Sequence[str] | dict[str, int]) -> str:
-    """The longest label that stands in the prompt as whole words. ValueError without one."""
+    """Return the longest label in the prompt, as complete words. Raises ValueError for none."""
     text = prompt.lower()
     for label in sorted(labels, key=len, reverse=True):
         if re.search(rf"(?<!\w){re.escape(label.lower())}(?!\w)", text):

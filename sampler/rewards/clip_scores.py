@@ -1,4 +1,4 @@
-"""Rewards on CLIP: agreement of image and text, human preference, aesthetics.
+"""Rewards based on CLIP: agreement of image and text, human preference, aesthetics.
 
 e and c are the projected embeddings of the image and of the prompt, both divided by their norms.
 Images are resized with antialiased bicubic interpolation, as CLIP's own preprocessing does.
@@ -36,7 +36,7 @@ class ClipSimilarity(RewardBase):
     path: a CLIP model in the transformers layout (a hub id with download).
     scale: "cosine", −1 to 1, or "clipscore", 0 to 100 (its gradient is 0 where e·c < 0).
     dtype: of the encoders; scores are float32.
-    download: whether files that are not in the local cache may be fetched from the Hub.
+    download: fetch files that are not in the local cache from the Hub.
     """
 
     path: str
@@ -68,7 +68,7 @@ class PickScore(RewardBase):
     path: `yuvalkirstain/PickScore_v1` with the tokenizer files of CLIP-ViT-H-14 beside it.
     divisor: above 0; 1 is the published score, 26 brings it near 0 to 1.
     dtype: of the encoders; scores are float32.
-    download: whether files that are not in the local cache may be fetched from the Hub.
+    download: fetch files that are not in the local cache from the Hub.
     """
 
     path: str
@@ -101,7 +101,7 @@ class HPSv2(RewardBase):
 
     e and c are the embeddings of the image and of the prompt, divided by their norms.
 
-    path: the folder that scripts/rewards/convert.py makes from `HPS_v2_compressed.pt` or
+    path: a folder written by `python -m scripts.rewards.convert` from `HPS_v2_compressed.pt` or
         `HPS_v2.1_compressed.pt`.
     dtype: of the encoders; scores are float32.
     """
@@ -132,9 +132,10 @@ class Aesthetic(RewardBase):
     used.
 
     path: CLIP ViT-L/14 in the transformers layout (a hub id with download).
-    head: the folder that scripts/rewards/convert.py makes from `sac+logos+ava1-l14-linearMSE.pth`.
+    head: a folder written by `python -m scripts.rewards.convert` from
+        `sac+logos+ava1-l14-linearMSE.pth`.
     dtype: of the encoder; the head is float32.
-    download: whether files that are not in the local cache may be fetched from the Hub.
+    download: fetch files that are not in the local cache from the Hub.
     """
 
     path: str
@@ -160,8 +161,8 @@ class Aesthetic(RewardBase):
         if found is None or found.shape[1] != size:
             where = Path(self.head) / "model.safetensors"
             raise ModelError(
-                f"{where} is no aesthetic head for embeddings of {size}: use CLIP ViT-L/14, "
-                "and the head that scripts/rewards/convert.py writes.",
+                f"{where} is not an aesthetic head for embeddings of {size}: use CLIP ViT-L/14, "
+                "and the head written by python -m scripts.rewards.convert.",
             )
         head.load_state_dict(weights)
         return head.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Rewards made of rewards: a weighted sum, a target, a cap, a fixed standardisation."""
+"""Composite rewards: weighted sum, target, cap, fixed standardisation."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sampler.registry import register
-from sampler.rewards.base import RewardBase, is_differentiable
+from sampler.rewards.base import RewardBase, as_reward
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class _Wrapper(RewardBase):
-    """What the rewards of one other reward share; `reward` is that one."""
+    """Base of the rewards that wrap one other reward."""
 
     reward: Any
 
     @property
     def differentiable(self) -> bool:
-        return is_differentiable(self.reward)
+        return as_reward(self.reward).differentiable
 
     def check(self) -> None:
-        check_reward(self.reward)
+        as_reward(self.reward).check()
 
 
 @register("reward", "sum")
@@ -47,17 +47,17 @@ class WeightedSum(RewardBase):
 
     @property
     def differentiable(self) -> bool:
-        return all(is_differentiable(r) for r in self.rewards)
+        return all(as_reward(r).differentiable for r in self.rewards)
 
     def check(self) -> None:
         for reward in self.rewards:
-            check_reward(reward)
+            as_reward(reward).check()
 
     def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Each part's scores [B], unweighted, by name (numbered where a name comes twice)."""
+        """Return the unweighted scores [B] of each part by name, numbered where a name repeats."""
         found: dict[str, Tensor] = {}
         for i, reward in enumerate(self.rewards):
-            name = getattr(reward, "name", "") or type(reward).__name__
+            name = as_reward(reward).name
             found[f"{name}_{i}" if name in found else name] = reward(images, prompts)
         return found
 
@@ -73,7 +73,7 @@ class WeightedSum(RewardBase):
 @register("reward", "target")
 @dataclass(frozen=True)
 class Target(_Wrapper):
-    """−|r − value|: as near to a value as possible.
+    """−|r − value|: rewards scores near a value.
 
     reward: the reward r; value: in its units.
     """
@@ -118,10 +118,3 @@ class ZScore(_Wrapper):
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return (self.reward(images, prompts) - self.mean) / self.std
-
-
-def check_reward(reward: Any) -> None:
-    """Loads what a reward needs, where it says so with a method `check`."""
-    check = getattr(reward, "check", None)
-    if check is not None:
-        check()

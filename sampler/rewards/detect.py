@@ -1,4 +1,4 @@
-"""How far the number of objects in an image is from the number wanted."""
+"""The distance of the number of objects in an image from a target number."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 @register("reward", "object_count")
 @dataclass(frozen=True)
 class ObjectCount(RewardBase):
-    """−|n̂ − n|, n̂ the number of objects of a class that a detector finds.
+    """−|n̂ − n|, n̂ the number of objects of a class found by a detector.
 
         soft: n̂ = Σ over queries of p(class)              differentiable
         hard: n̂ = number of queries with p(class) >= threshold
 
-    p is a softmax where the detector has a class "no object" (DETR, YOLOS), else a sigmoid
-    (RT-DETR, OWL-ViT, Grounding DINO). The prompt is not used.
+    p is a softmax for detectors with a class "no object" (DETR, YOLOS), else a sigmoid (RT-DETR,
+    OWL-ViT, Grounding DINO). The prompt is not used.
 
     path: a detector in the transformers layout (a hub id with download).
     label: a class name; for vocabulary "open" any phrase.
@@ -34,7 +34,7 @@ class ObjectCount(RewardBase):
     threshold: of the hard count, between 0 and 1; 0.5 by convention of the detectors' own
         post-processing.
     dtype: of the detector; scores are float32.
-    download: whether files that are not in the local cache may be fetched from the Hub.
+    download: fetch files that are not in the local cache from the Hub.
     """
 
     path: str
@@ -73,13 +73,13 @@ class ObjectCount(RewardBase):
         _ = self._detector
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """p(class) of every query [B, queries]."""
+        """Return p(class) of every query [B, queries]."""
         detector = self._detector.to(images.device)
         if self.vocabulary == "open":
             return detector.phrase_logits(images, self.label).sigmoid()
         logits, labels = detector.logits(images), detector.labels
-        with_nothing = logits.shape[-1] == len(labels) + 1
-        p = logits.softmax(-1) if with_nothing else logits.sigmoid()
+        has_no_object = logits.shape[-1] == len(labels) + 1
+        p = logits.softmax(-1) if has_no_object else logits.sigmoid()
         return p[..., labels[self.label]]
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

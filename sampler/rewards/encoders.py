@@ -1,6 +1,6 @@
-"""Encoders of the rewards, from local folders: the only place here that imports transformers.
+"""Encoders of the rewards, from local folders; the only module here that imports transformers.
 
-Every model is loaded from safetensors, in eval mode, its parameters frozen. The network is asked
+Every model is loaded from safetensors, in eval mode, with frozen parameters. The Hub is contacted
 only with `download`.
 """
 
@@ -33,14 +33,14 @@ class Clip(nn.Module):
         self.eval().requires_grad_(False)
 
     def image(self, images: Tensor) -> Tensor:
-        """Unit vectors [B, D], float32, of images [B, 3, H, W] in [0, 1]; differentiable."""
+        """Embed images [B, 3, H, W] in [0, 1] as unit vectors [B, D], float32; differentiable."""
         pixels = clip_pixels(images.float(), self.model.config.vision_config.image_size)
         answer = self.model.get_image_features(pixel_values=pixels.to(self.model.dtype))
         return nn.functional.normalize(answer.pooler_output.float(), dim=1)
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> Tensor:
-        """Unit vectors [B, D], float32; longer texts are cut at the model's length."""
+        """Embed texts as unit vectors [B, D], float32, truncated to the model's length."""
         length = self.model.config.text_config.max_position_embeddings
         tokens = _tokens(self.tokenizer, prompts, length).to(self.model.device)
         answer = self.model.get_text_features(
@@ -49,12 +49,12 @@ class Clip(nn.Module):
         return nn.functional.normalize(answer.pooler_output.float(), dim=1)
 
     def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """cos(image, text) [B] of each image with its own prompt."""
+        """Return cos(image, text) [B] of each image with its own prompt."""
         return (self.image(images) * self.text(prompts)).sum(1)
 
     @property
     def temperature(self) -> float:
-        """exp(logit_scale)."""
+        """The factor exp(logit_scale)."""
         return float(self.model.logit_scale.float().exp())
 
 
@@ -82,7 +82,7 @@ class Blip(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The head's raw answers [B], float32; differentiable in the images."""
+        """Return raw scores [B], float32, differentiable with respect to the images."""
         size: Any = self.vision.config.image_size
         pixels = clip_pixels(images.float(), size).to(self.vision.dtype)
         seen = self.vision(pixel_values=pixels).last_hidden_state
@@ -115,19 +115,19 @@ class Vision(nn.Module):
 
     @property
     def labels(self) -> dict[str, int]:
-        """Class names to class numbers."""
+        """Class numbers by class name."""
         return {str(name): int(i) for i, name in self.model.config.id2label.items()}
 
     def logits(self, images: Tensor) -> Tensor:
-        """The network's logits, float32: [B, classes] or [B, queries, classes]."""
+        """Return logits [B, classes] or [B, queries, classes], float32."""
         pixels = self.prepare(images.float()).to(self.model.dtype)
         return self.model(pixel_values=pixels).logits.float()
 
     def phrase_logits(self, images: Tensor, phrase: str) -> Tensor:
-        """[B, queries] of an open-vocabulary detector for one phrase.
+        """Return logits [B, queries] of an open-vocabulary detector for one phrase.
 
-        Grounding DINO answers per token of a lower-case text that ends with a full stop; the best
-        token counts, as in its own post-processing.
+        Grounding DINO has a logit per token of a lower-case text that ends with a full stop; the
+        largest one is used, as in its own post-processing.
         """
         pixels = self.prepare(images.float()).to(self.model.dtype)
         if "grounding" in self.model.config.model_type:
@@ -143,28 +143,28 @@ class Vision(nn.Module):
 
 
 def _tokens(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
-    """Token ids and attention mask [B, length]; longer texts are cut."""
+    """Tokenize texts as ids and attention mask [B, length], truncated."""
     return tokenizer(
         list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     )
 
 
 def read_weights(folder: str, name: str, others: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a safetensors file in a folder that also has `others`.
+    """Read the tensors of a safetensors file in a folder that also has `others`.
 
-    Raises SamplerError (6) that names the files that are expected and missing.
+    Raises SamplerError (6) naming expected and missing files.
     """
     root = Path(folder)
     missing = [f for f in (name, *others) if not (root / f).is_file()]
     if missing:
         raise ModelError(
             f"{folder} lacks {', '.join(missing)}; expected files: {', '.join((name, *others))} "
-            "(scripts/rewards/convert.py makes them from the original checkpoints).",
+            "(python -m scripts.rewards.convert writes them from the original checkpoints).",
         )
     try:
         return load_file(root / name)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{root / name} is no safetensors file: {error}.") from None
+        raise ModelError(f"{root / name} is not a safetensors file: {error}.") from None
 
 
 def _preprocessing(source: str, download: bool) -> Preprocessing:
@@ -188,7 +188,7 @@ def _preprocessing(source: str, download: bool) -> Preprocessing:
 
 
 def _pretrained(cls: Any, source: str, download: bool, dtype: Any = None) -> Any:
-    """`from_pretrained` of a local folder, or of a hub id with `download`; safetensors only."""
+    """Call `from_pretrained` with a local folder, or a hub id with `download`; safetensors only."""
     if not download and not Path(source).is_dir():
         raise ModelError(
             f"The folder {source!r} does not exist; give a folder in the transformers layout "

@@ -1,4 +1,4 @@
-"""Small networks of our own on top of encoders."""
+"""Small networks on top of encoders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ScoreHead(nn.Module):
-    """Five linear layers from an embedding to one number; dropout of training left out.
+    """Five linear layers from an embedding to one score; without the dropout of training.
 
     The layout of the aesthetic predictor and of ImageReward: keys layers.{0,2,4,6,7}.
     """

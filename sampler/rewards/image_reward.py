@@ -1,4 +1,4 @@
-"""ImageReward: human preference by a text encoder that looks at the image."""
+"""ImageReward: human preference by an image-grounded text encoder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ImageReward(RewardBase):
 
     Prompts are cut at 35 tokens.
 
-    path: the folder that scripts/rewards/convert.py makes from `ImageReward.pt`.
+    path: a folder written by `python -m scripts.rewards.convert` from `ImageReward.pt`.
     dtype: of the encoders; the head and the score are float32.
     """
 

@@ -1,4 +1,4 @@
-"""How well an image compresses: the size of its JPEG file, and a differentiable stand-in."""
+"""Compressibility: the size of a JPEG file, and a differentiable estimate of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUALITY = 95  # of the compressibility rewards in the literature (DDPO, Black et
 
 
 def jpeg_kilobytes(images: Tensor) -> Tensor:
-    """Size of each image [B, 3, H, W] as a JPEG file of quality 95, in units of 1000 bytes [B]."""
+    """Return the JPEG sizes [B] of images [B, 3, H, W] at quality 95, in units of 1000 bytes."""
     import torch
     from PIL import Image
 

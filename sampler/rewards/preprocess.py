@@ -1,4 +1,4 @@
-"""From images in [0, 1] to what an image encoder was trained on; differentiable."""
+"""Differentiable preprocessing of images in [0, 1] for image encoders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def clip_pixels(images: Tensor, size: int) -> Tensor:
-    """As CLIPImageProcessor: shortest side to `size` (bicubic), centre crop, normalised.
+    """Preprocess as CLIPImageProcessor: shortest side to `size` (bicubic), centre crop, normalise.
 
     images [B, 3, H, W] in [0, 1] → [B, 3, size, size].
     """
@@ -23,7 +23,7 @@ def clip_pixels(images: Tensor, size: int) -> Tensor:
 
 
 def shortest(images: Tensor, size: int, mode: Literal["bicubic", "bilinear"]) -> Tensor:
-    """The shortest side resized to `size`, aspect kept; clamped, since bicubic overshoots."""
+    """Resize the shortest side to `size`, keeping the aspect; clamp, since bicubic overshoots."""
     height, width = images.shape[2:]
     if min(height, width) == size:
         return images
@@ -35,27 +35,27 @@ def shortest(images: Tensor, size: int, mode: Literal["bicubic", "bilinear"]) ->
 
 
 def resized(images: Tensor, size: tuple[int, int], mode: Literal["bicubic", "bilinear"]) -> Tensor:
-    """Resized to (height, width) with antialiasing, clamped to [0, 1]."""
+    """Resize to (height, width) with antialiasing, clamped to [0, 1]."""
     if tuple(images.shape[2:]) == size:
         return images
     return F.interpolate(images, size, mode=mode, antialias=True).clamp(0, 1)
 
 
 def crop(images: Tensor, size: int) -> Tensor:
-    """The central size x size pixels; sides are at least `size`."""
+    """Crop the central size x size pixels; sides are at least `size`."""
     top, left = ((side - size) // 2 for side in images.shape[2:])
     return images[:, :, top : top + size, left : left + size]
 
 
 def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x − mean) / std per channel."""
+    """Return (x − mean) / std per channel."""
     return (images - images.new_tensor(mean).view(1, 3, 1, 1)) / images.new_tensor(std).view(
         1, 3, 1, 1
     )
 
 
 class Preprocessing(NamedTuple):
-    """What a folder's preprocessor_config.json asks for."""
+    """The preprocessing of a preprocessor_config.json."""
 
     size: dict[str, int]
     crop: int | None
@@ -63,7 +63,7 @@ class Preprocessing(NamedTuple):
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] as the network takes them; bilinear, differentiable."""
+        """Preprocess images [B, 3, H, W] in [0, 1]; bilinear, differentiable."""
         if "shortest_edge" in self.size:
             side, sides = self.size["shortest_edge"], images.shape[2:]
             if "longest_edge" in self.size:

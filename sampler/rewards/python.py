@@ -1,4 +1,4 @@
-"""A reward that somebody's own module holds, as "module:function"; only where that is allowed."""
+"""Rewards given as `module:function`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any
 
 from sampler import registry
 from sampler.errors import UsageError
+from sampler.rewards.base import RewardBase, as_reward
 
 
-def reward_from(spec: Any, allow_python: bool = False) -> Any:
-    """The reward of a name, a mapping, an instance, or "module:function".
+def reward_from(spec: Any, allow_python: bool = False) -> RewardBase:
+    """Build a reward from a name, a mapping, an instance, a function, or "module:function".
 
-    "module:function" imports and runs code of the caller's choice: it takes allow_python.
-    A function gets gradients through it where it has an attribute `differentiable = True`.
+    "module:function" imports and runs code of the caller's choice and needs allow_python. A
+    function is differentiable where it has an attribute `differentiable = True`.
 
     Raises ValueError as `registry.build` does; SamplerError (2) for code that is not allowed or
-    not there.
+    not found.
     """
     if not isinstance(spec, str) or ":" not in spec:
-        return registry.build("reward", spec)
+        return as_reward(registry.build("reward", spec))
     if not allow_python:
         raise UsageError(
             f"The reward {spec!r} is Python code: give --allow-python (allow_python=True) to run "
@@ -34,4 +35,4 @@ def reward_from(spec: Any, allow_python: bool = False) -> Any:
         found = found()
     if not callable(found):
         raise UsageError(f"The reward {spec!r} must be a function (images, prompts).")
-    return found
+    return as_reward(found)

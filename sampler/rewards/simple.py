@@ -1,4 +1,4 @@
-"""Rewards without a model: brightness, colourfulness, the colour that the prompt asks for."""
+"""Rewards without a model: brightness, colourfulness, agreement with a named colour."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Brightness(RewardBase):
 @register("reward", "colourfulness")
 @dataclass(frozen=True)
 class Colourfulness(RewardBase):
-    """How colourful an image looks, on values of 0 to 255: 0 is grey, above 100 is extreme.
+    """Colourfulness on values of 0 to 255: 0 is grey, above 100 is extreme.
 
         rg = R − G,   yb = (R + G)/2 − B
         M = sqrt(var rg + var yb) + 0.3·sqrt((mean rg)² + (mean yb)²)
@@ -67,14 +67,14 @@ class Colourfulness(RewardBase):
 @register("reward", "colour_agreement")
 @dataclass(frozen=True)
 class ColourAgreement(RewardBase):
-    """Agreement of the image's border with the background colour that the prompt names.
+    """Agreement of the image's border with the background colour named in the prompt.
 
         −mean |pixel − colour|₂ over the border of width `border`, in units of the RGB cube's side
 
     For captions such as "a fox on a sky blue background"; the twelve colours are those of the
     bundled model. 0 is exact, −√3 the farthest. Raises ValueError for a prompt without a colour.
 
-    border: share of the shorter side, 0 to 0.5; 0.125 is what the bundled sprites leave free.
+    border: fraction of the shorter side, 0 to 0.5; 0.125 is the margin of the bundled sprites.
     """
 
     border: float = 0.125
@@ -96,7 +96,7 @@ class ColourAgreement(RewardBase):
 
 
 def named_colour(prompt: str) -> str:
-    """The background colour in "... on [a] {colour} [background]". ValueError without one."""
+    """Return the colour of "... on [a] {colour} [background]". Raises ValueError for none."""
     found = _NAMED.findall(prompt.lower())
     if not found:
         known = ", ".join(COLOURS)

@@ -1,4 +1,4 @@
-"""`sampler.finetune`: from names and files to a run of `fit`."""
+"""`sampler.finetune`: build a run from names and files, then `fit`."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ def finetune(
     allow_python: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Fine-tunes the engine's network for a reward and writes an adapter; resumes a run in `out`.
+    """Fine-tune the engine's network for a reward and write a LoRA; resume the run in `out`.
 
-    The trainer "f_distill" distils it instead and writes a student; it has no use for a reward.
+    The trainer "f_distill" writes a one- or few-step student instead and needs no reward.
 
     trainer, reward: a name, a mapping or an instance; the reward also a function (images, prompts)
-    -> scores, or "module:function" with allow_python. prompts: texts, or a .txt file with one per
-    line. out: the run folder; the adapter is in out/lora. updates: collected batches (20).
-    settings: `sampler.training.settings.Settings` or a mapping of its fields. progress(record)
-    after every update and evaluation.
+        -> scores, or "module:function" with allow_python.
+    prompts: texts, or a .txt file with one per line.
+    out: the run folder; the LoRA is written to out/lora.
+    updates: number of batches to learn from (20).
+    settings: `sampler.training.settings.Settings` or a mapping of its fields.
+    progress: called as progress(record) after every update and evaluation.
 
-    The engine and its pipeline are as before afterwards; `load_lora` puts the adapter on. Raises
-    ValueError or SamplerError, before anything is sampled, for what cannot be trained; and
-    SamplerError (4) for a folder of another run, (3) after too many updates that were not finite.
+    The engine and its pipeline are left unchanged; `load_lora` applies the LoRA. Raises ValueError
+    or SamplerError before anything is sampled where the run cannot be trained, SamplerError (4) for
+    the folder of another run, and SamplerError (3) after too many updates that were not finite.
     """
     from sampler.rewards.python import reward_from
     from sampler.training.fit import fit
@@ -47,22 +49,22 @@ def finetune(
     from sampler.training.settings import settings_from
 
     if engine.pipeline.frames is not None:
-        raise ValueError("Fine-tuning needs images, and this pipeline makes videos.")
+        raise ValueError("Fine-tuning needs images, and this pipeline generates videos.")
     method = registry.build("trainer", trainer)
-    if reward is None and method.rewarded:
+    if reward is None and method.needs_reward:
         raise ValueError(f"Trainer {method.name!r} needs a reward.")
-    scores = None if reward is None else reward_from(reward, allow_python)
+    scorer = None if reward is None else reward_from(reward, allow_python)
     texts = prompt_texts(prompts)
     chosen = settings_from(settings)
     chosen = chosen if updates is None else replace(chosen, updates=updates)
-    if scores is None and (chosen.stop_reward, chosen.patience) != (None, None):
-        raise ValueError("stop_reward and patience look at a reward, and there is none: give one.")
+    if scorer is None and (chosen.stop_reward, chosen.patience) != (None, None):
+        raise ValueError("stop_reward and patience need a reward, and this run has none.")
     chosen = chosen.resolved(method.defaults, engine, texts)
     size = engine.pipeline.size(chosen.height, chosen.width)
-    engine.pipeline.grid(chosen.steps or 0, size)  # refuses bad steps before anything is spent
+    engine.pipeline.grid(chosen.steps or 0, size)  # refuses a wrong number of steps early
     session = Session(
         engine,
-        scores,
+        scorer,
         chosen.sampler,
         chosen.guidance,
         chosen.steps or 1,
@@ -74,7 +76,7 @@ def finetune(
 
 
 def prompt_texts(prompts: str | Path | Sequence[str]) -> list[str]:
-    """Prompts as a list: as given, or the lines of a .txt file. Raises ValueError for none."""
+    """Return prompts as a list, or the lines of a .txt file. Raises ValueError for no prompt."""
     from sampler.runs.lines import check_prompt, read_prompts
 
     if isinstance(prompts, (str, Path)):

@@ -1,10 +1,10 @@
-"""Checkpoints: folders that are there whole or not at all, and what is in them.
+"""Checkpoints: folders that are written atomically.
 
     checkpoints/000010/   adapter.safetensors  optimizer.safetensors  state.json
 
-A folder is written under a temporary name, its files and itself flushed to disk, then renamed;
-older ones are removed only afterwards. Nothing is pickled. Random states are not stored: every
-draw is a function of (seed, update, row).
+A folder is written under a temporary name, flushed to disk with its files, then renamed; older
+ones are removed only afterwards. Nothing is pickled. Random states are not stored: every draw is a
+function of (seed, update, sample).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sampler.core.durable import TEMPORARY, write_file, write_folder
 
@@ -24,7 +25,7 @@ FORMAT = 1
 
 
 class Checkpoint(NamedTuple):
-    """update: how many are done; adapter, optimizer: tensors; state: plain data."""
+    """update: number of updates done; adapter, optimizer: tensors; state: plain data."""
 
     update: int
     adapter: dict[str, Tensor]
@@ -33,7 +34,7 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes a checkpoint below `root` and removes all but the newest `keep`."""
+    """Write a checkpoint below `root` and remove all but the newest `keep`."""
     final = root / f"{checkpoint.update:06d}"
     with write_folder(final) as folder:
         write_file(folder / "adapter.safetensors", save(checkpoint.adapter))
@@ -46,7 +47,7 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def load_newest(root: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read, or None; what killed writers left is removed."""
+    """Return the newest readable checkpoint, or None; remove leftovers of killed writers."""
     if root.is_dir():
         for entry in root.iterdir():
             if entry.name.startswith(TEMPORARY):
@@ -65,14 +66,14 @@ def load_newest(root: Path) -> Checkpoint | None:
 
 
 def complete(root: Path) -> list[Path]:
-    """The checkpoints below `root`, oldest first."""
+    """Return the checkpoints below `root`, oldest first."""
     if not root.is_dir():
         return []
     return sorted(p for p in root.iterdir() if p.name.isdecimal())
 
 
-def optimizer_tensors(optimizer: Any) -> dict[str, Tensor]:
-    """AdamW's moments and step counts, "number of the parameter.name" each."""
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the moments and step counts of AdamW under the keys "parameter number.name"."""
     state = optimizer.state_dict()["state"]
     return {
         f"{number}.{key}": value.detach().cpu()
@@ -81,8 +82,8 @@ def optimizer_tensors(optimizer: Any) -> dict[str, Tensor]:
     }
 
 
-def restore_optimizer(optimizer: Any, tensors: dict[str, Tensor]) -> None:
-    """Takes over what `optimizer_tensors` gave."""
+def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Restore what `optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition(".")

@@ -1,4 +1,4 @@
-"""One small update, thrown away: whether a fine-tuning works, and what all of it would cost."""
+"""Dry run of a fine-tuning: one small update, discarded, with an estimate of the cost."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """images, rows: of the one update; seconds: its wall time; total: for the whole run, without
-    its evaluations."""
+class DryRun:
+    """Result of a dry run.
+
+    images: of the one update; nfe: network evaluations of all of them; seconds: wall time;
+    total: estimated seconds of the run without its evaluations.
+    """
 
     images: int
-    rows: int
+    nfe: int
     seconds: float
     total: float
 
 
-def trial(
+def dry_run(
     engine: Engine,
     trainer: Any,
     reward: Any,
@@ -36,31 +39,31 @@ def trial(
     settings: Any = None,
     *,
     allow_python: bool = False,
-) -> Trial:
-    """One update of as few images as the trainer takes, with all else as in the run.
+) -> DryRun:
+    """Perform one update of as few images as the trainer takes, otherwise as in the run.
 
-    The engine is as before and no file is left. Raises what the run would raise, and SamplerError
-    (3) for a score, loss or gradient that is not finite.
+    The engine is left unchanged and no file remains. Raises the errors of the run itself, and
+    SamplerError (3) for a score, loss or gradient that is not finite.
     """
     method, chosen = registry.build("trainer", trainer), settings_from(settings)
     texts = prompt_texts(prompts)
-    count = method.group if method.group > 1 else min(2, chosen.batch)
+    count = method.images_per_prompt if method.images_per_prompt > 1 else min(2, chosen.batch)
     small = replace(
         chosen, updates=1, batch=count, micro=None, eval_every=0, stop_reward=None, patience=None,
         max_drift=None, log_with=None,
     )  # fmt: skip
     with TemporaryDirectory() as folder:
-        done = finetune(
+        report = finetune(
             engine,
-            method.tried(count),
+            method.for_dry_run(count),
             reward,
             texts[:count],
             folder,
             settings=small,
             allow_python=allow_python,
         )
-    record = done.log[-1]
+    record = report.log[-1]
     if "skipped" in record:
         raise IncompleteError(f"The update is not finite: {record['skipped']}")
     total = record["seconds"] / count * chosen.batch * chosen.updates
-    return Trial(count, record["rows"], record["seconds"], total)
+    return DryRun(count, record["nfe"], record["seconds"], total)

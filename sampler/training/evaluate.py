@@ -1,4 +1,4 @@
-"""Fixed prompts and seeds, made again and again: reward, drift from the base model, a grid."""
+"""Evaluations on fixed prompts and seeds: reward, drift from the base model, a contact sheet."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from sampler.training.session import Session
 from sampler.training.settings import Settings
 
 
-def evaluate(session: Session, settings: Settings) -> tuple[Tensor, Tensor]:
-    """(latents [N, ...], images [N, 3, H, W]) of the evaluation prompts, seeds 0 .. N − 1."""
-    prompts = list(settings.eval_prompts or ())
+def evaluation_images(session: Session, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Return latents [N, ...] and images [N, 3, H, W] of N prompts with the seeds 0 .. N − 1."""
     result = session.engine.generate(
         prompts,
         negative=session.negative or None,
@@ -35,31 +34,33 @@ def evaluate(session: Session, settings: Settings) -> tuple[Tensor, Tensor]:
     return result.latents, result.images
 
 
-def measured(
-    session: Session, settings: Settings, latents: Tensor, images: Tensor, base: Tensor
+def measure(
+    session: Session, prompts: list[str], latents: Tensor, images: Tensor, base: Tensor
 ) -> dict[str, Any]:
-    """Mean and standard deviation of the reward, its parts, and the drift E||x_0 − base||²/D."""
-    prompts, values = list(settings.eval_prompts or ()), {}
+    """Return mean and standard deviation of the reward, its parts, and the drift.
+
+    drift: E||x_0 − base||² / D, `base` the latents of the base model for the same seeds.
+    """
     drift = float((latents - base).square().mean())
     if session.reward is None:
         return {"drift": drift}
     with torch.no_grad():
         scores = score(session.reward, images, prompts)
-        for name, part in getattr(session.reward, "parts", lambda *_: {})(images, prompts).items():
-            values[f"reward_{name}"] = float(part.mean())
+        parts = session.reward.parts(images, prompts)
     spread = float(scores.std()) if len(scores) > 1 else 0.0
+    values = {f"reward_{name}": float(part.mean()) for name, part in parts.items()}
     return {"reward": float(scores.mean()), "reward_std": spread, "drift": drift, **values}
 
 
 def stop_reason(settings: Settings, evaluations: list[dict[str, Any]]) -> str:
-    """Why to stop after these evaluations, or "" to go on; a function of the log alone."""
+    """Return the reason to stop after these evaluations, or ""; a function of the log alone."""
     if not evaluations:
         return ""
     last, rewards = evaluations[-1], [e["reward"] for e in evaluations if "reward" in e]
     if settings.stop_reward is not None and rewards and rewards[-1] >= settings.stop_reward:
         return f"the evaluation reward {rewards[-1]:.4g} reached {settings.stop_reward:g}"
     if settings.max_drift is not None and last["drift"] > settings.max_drift:
-        return f"the drift {last['drift']:.4g} is beyond {settings.max_drift:g}"
+        return f"the drift {last['drift']:.4g} exceeds {settings.max_drift:g}"
     if not rewards:
         return ""
     best = max(range(len(rewards)), key=lambda i: rewards[i])
@@ -68,8 +69,8 @@ def stop_reason(settings: Settings, evaluations: list[dict[str, Any]]) -> str:
     return ""
 
 
-def save_grid(images: Tensor, path: Path) -> None:
-    """A contact sheet, as square as it goes."""
+def save_sheet(images: Tensor, path: Path) -> None:
+    """Write images [N, 3, H, W] as one PNG, arranged as a square."""
     from PIL import Image
 
     make_folder(path.parent)

@@ -1,37 +1,38 @@
-"""A fine-tuning run from its start to its report: processes, lock, folder, tracker.
+"""A fine-tuning run from start to report: processes, lock, folder, tracker.
 
     RUN/config.json  log.jsonl  checkpoints/  eval/000010.png  lora/pytorch_lora_weights.safetensors
 
-A run that is killed at any instant and started again ends with the same weights and the same log.
+A run that is killed at any instant and resumed ends with the same weights and the same log.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sampler.core.durable import make_folder
-from sampler.errors import UsageError
-from sampler.registry import suggestion
-from sampler.rewards.compose import check_reward
+from sampler.core.binding import fingerprint
+from sampler.core.durable import make_folder, write_file
+from sampler.errors import RunFolderError, UsageError
+from sampler.registry import spec_of, suggestion
+from sampler.rewards.base import RewardBase
 from sampler.runs.lock import Lock
 from sampler.training.base import TrainerBase
 from sampler.training.fit_loop import FitLoop, Progress
-from sampler.training.folder import claim, run_record
 from sampler.training.session import Session
-from sampler.training.settings import Settings
+from sampler.training.settings import Settings, changed
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run made.
+    """Result of a run.
 
-    folder; lora: the folder of the adapter, for `load_lora` (f_distill: of the student, for
-    `sampler.load(student=...)`); updates: done in all; log: the records of log.jsonl; stopped: why
-    before the last update, or ""; seconds: wall time of this call.
+    folder: the run folder; lora: folder of the LoRA, for `load_lora` (f_distill: of the student,
+    for `sampler.load(student=...)`); updates: done in all; log: records of log.jsonl; stopped: the
+    reason to stop before the last update, or ""; seconds: wall time of this call.
     """
 
     folder: Path
@@ -50,47 +51,47 @@ def fit(
     settings: Settings,
     progress: Progress | None = None,
 ) -> Report:
-    """Runs or resumes a fine-tuning; settings are resolved. See `sampler.finetune`."""
+    """Run or resume a fine-tuning; settings are resolved. See `sampler.finetune`."""
     from accelerate import Accelerator
 
     started = time.perf_counter()
     check_tracker(settings.log_with)
-    cpu = session.engine.pipeline.device.type == "cpu"
+    cpu = session.pipeline.device.type == "cpu"
     accelerator = Accelerator(cpu=cpu, log_with=settings.log_with, project_dir=str(out))
-    world = accelerator.num_processes
-    if settings.batch % (world * trainer.group):
+    unit = accelerator.num_processes * trainer.images_per_prompt
+    if settings.batch % unit:
         raise ValueError(
-            f"batch = {settings.batch} must be a multiple of {world * trainer.group}, the number "
-            "of processes times the images per prompt."
+            f"batch = {settings.batch} must be a multiple of {unit}, the number of processes "
+            "times the images per prompt."
         )
     session = replace(session, gather=accelerator.gather)
     trainer.check(session)
     if session.reward is not None:
-        check_reward(session.reward)
+        session.reward.check()
     main = accelerator.is_main_process
     if main:
         make_folder(out)
     with Lock(out) if main else nullcontext():
         if main:
-            claim(out, run_record(session, trainer, prompts, settings))
+            write_config(out, run_config(session, trainer, prompts, settings))
         if settings.log_with:
             accelerator.init_trackers("sampler")
         accelerator.wait_for_everyone()
         with accelerator.main_process_first():
             trainer.prepare(session, prompts, out, settings)
-        with trainer.trained(session, prompts, out, settings) as adapter:
-            session = replace(session, adapter=adapter)
-            run = FitLoop(session, trainer, prompts, out, settings, accelerator, adapter, progress)
-            stopped = run.go()
+        with trainer.trainable(session, prompts, out, settings) as trainable:
+            session = replace(session, trainable=trainable)
+            loop = FitLoop(session, trainer, prompts, out, settings, accelerator, progress)
+            stopped = loop.run()
         accelerator.wait_for_everyone()
         if settings.log_with:
             accelerator.end_training()
     seconds = time.perf_counter() - started
-    return Report(out, run.result, run.done, run.journal.records, stopped, seconds)
+    return Report(out, loop.result, loop.done, loop.journal.records, stopped, seconds)
 
 
 def check_tracker(name: str | None) -> None:
-    """Raises SamplerError (2) for a tracker that is not there: accelerate would go on without."""
+    """Raise SamplerError (2) for a tracker that is not installed: accelerate would ignore it."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     if name in (None, "all") or name in get_available_trackers():
@@ -101,3 +102,38 @@ def check_tracker(name: str | None) -> None:
     extra = "the extra 'track' (pip install diffusion-sampler[track])"
     needs = extra if name in ("tensorboard", "trackio") else "its package, which is not installed"
     raise UsageError(f"fit.log_with = {name!r} needs {needs}.")
+
+
+def run_config(
+    session: Session, trainer: TrainerBase, prompts: list[str], settings: Settings
+) -> dict[str, Any]:
+    """Return the configuration of a run as plain data."""
+    config = {
+        "format": 1,
+        "model": fingerprint(session.pipeline.network),
+        "trainer": spec_of(trainer),
+        "reward": spec_of(session.reward),
+        "prompts": prompts,
+        "fit": settings.record(),
+    }
+
+    def by_name(value: object) -> str:
+        return value.name if isinstance(value, RewardBase) else repr(value)
+
+    return json.loads(json.dumps(config, default=by_name))
+
+
+def write_config(out: Path, config: dict[str, Any]) -> None:
+    """Write config.json. Raises SamplerError (4) where the folder has another run's."""
+    path = out / "config.json"
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            before = {}
+        if different := changed(before, config):
+            raise RunFolderError(
+                f"{out} holds another run; it differs in {', '.join(different[:5])}. Choose "
+                "another folder, or the settings of that run to resume it."
+            )
+    write_file(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())

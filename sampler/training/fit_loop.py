@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,17 +13,24 @@ from sampler.errors import IncompleteError
 from sampler.registry import spec_of
 from sampler.rewards.base import NonFiniteScore
 from sampler.training import batches, checkpoint, evaluate
-from sampler.training.base import Trained, TrainerBase
+from sampler.training.base import TrainerBase
 from sampler.training.journal import Journal
 from sampler.training.optimise import NonFinite, Optimiser, run_update
-from sampler.training.session import Session
+from sampler.training.session import Session, Trainable
 from sampler.training.settings import Settings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Progress = Callable[[dict[str, Any]], None]
 
 
 class FitLoop:
-    """The moving parts of one call of `fit`; `adapter` is what it trains."""
+    """Mutable state of one call of `fit`.
+
+    done, skips: updates done, and skipped in a row; images, nfe: totals so far; saved: number of
+    updates in the newest checkpoint; state: the trainer's; result: folder of the result.
+    """
 
     def __init__(
         self,
@@ -32,39 +39,38 @@ class FitLoop:
         prompts: list[str],
         out: Path,
         settings: Settings,
-        accelerator: Any,
-        adapter: Trained,
+        accelerator: Accelerator,
         progress: Progress | None,
     ) -> None:
         self.session, self.trainer, self.prompts = session, trainer, prompts
         self.out, self.settings, self.accelerator = out, settings, accelerator
-        self.adapter, self.progress = adapter, progress
-        self.main = accelerator.is_main_process
+        self.trainable: Trainable = session.trainable
+        self.progress, self.main = progress, accelerator.is_main_process
         adam = torch.optim.AdamW(
-            adapter.parameters.values(),
+            self.trainable.parameters.values(),
             lr=settings.lr or 0.0,
             betas=settings.betas,
             eps=settings.eps,
             weight_decay=settings.weight_decay or 0.0,
         )
-        self.optimiser = Optimiser(adapter, adam, settings.clip or 0.0, accelerator)
+        self.optimiser = Optimiser(self.trainable, adam, settings.clip or 0.0, accelerator)
         self.state, self.done, self.saved, self.skips = trainer.start(), 0, -1, 0
-        self.images = self.rows = 0
+        self.images = self.nfe = 0
         found = checkpoint.load_newest(out / "checkpoints") if self.main else None
-        accelerator.wait_for_everyone()  # the main process has removed what was torn
+        accelerator.wait_for_everyone()  # the main process has removed partial checkpoints
         found = found or checkpoint.load_newest(out / "checkpoints")
         if found is not None:
-            adapter.load(found.adapter)
+            self.trainable.load(found.adapter)
             checkpoint.restore_optimizer(adam, found.optimizer)
             self.state, self.done, self.saved = found.state["trainer"], found.update, found.update
             self.skips = found.state["skips"]
-            self.images, self.rows = found.state["images"], found.state["rows"]
+            self.images, self.nfe = found.state["images"], found.state["nfe"]
         self.journal = Journal(out, self.done, self.main)
-        self.base: Any = None
+        self.base: torch.Tensor | None = None
         self.result = out
 
-    def go(self) -> str:
-        """All updates that are left; returns why it stopped early, or ""."""
+    def run(self) -> str:
+        """Perform the remaining updates; return the reason to stop early, or ""."""
         stopped = self._evaluate()
         try:
             while self.done < self.settings.updates and not stopped:
@@ -73,7 +79,7 @@ class FitLoop:
                 if self.done % self.settings.checkpoint_every == 0:
                     self._save()
         except BaseException:
-            # Nothing is lost: unless weights have moved within the update, it can be done again.
+            # Unless weights have changed within the update, it can be repeated from here.
             if not self.optimiser.stepped:
                 self._save()
             raise
@@ -85,14 +91,19 @@ class FitLoop:
         return stopped
 
     def _update(self) -> None:
-        settings, began, spent = self.settings, time.perf_counter(), time.process_time()
-        share = self.done / max(settings.updates, 1)
-        rate = (settings.lr or 0.0) * (1 + ((settings.lr_end or 1.0) - 1) * share)
+        settings, wall, cpu = self.settings, time.perf_counter(), time.process_time()
+        progress = self.done / max(settings.updates, 1)
+        rate = (settings.lr or 0.0) * (1 + ((settings.lr_end or 1.0) - 1) * progress)
         for group in self.optimiser.adam.param_groups:
             group["lr"] = rate
-        processes = self.accelerator.process_index, self.accelerator.num_processes
         batch = batches.batch(
-            self.prompts, settings.batch, self.done, settings.seed, self.trainer.group, *processes
+            self.prompts,
+            settings.batch,
+            self.done,
+            settings.seed,
+            self.trainer.images_per_prompt,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
         )
         record: dict[str, Any] = {"kind": "update", "update": self.done + 1, "lr": rate}
         try:
@@ -111,12 +122,12 @@ class FitLoop:
             self.skips += 1
         self.done += 1
         self.images += settings.batch
-        self.rows += int(record.pop("nfe", 0))
-        record |= {"images": self.images, "rows": self.rows}
-        record |= {"seconds": time.perf_counter() - began}
-        record |= {"cpu_seconds": time.process_time() - spent}
+        self.nfe += int(record.pop("nfe", 0))
+        record |= {"images": self.images, "nfe": self.nfe}
+        record |= {"seconds": time.perf_counter() - wall}
+        record |= {"cpu_seconds": time.process_time() - cpu}
         self.optimiser.stepped = False
-        self._tell(record)
+        self._log(record)
         if self.skips >= settings.max_skips:
             raise IncompleteError(
                 f"{self.skips} updates in a row were not finite, the last with: "
@@ -124,34 +135,33 @@ class FitLoop:
             )
 
     def _evaluate(self) -> str:
-        """Evaluates where that is due and not in the log yet; returns why to stop, or ""."""
+        """Evaluate where that is due and not logged yet; return the reason to stop, or ""."""
         every = self.settings.eval_every
         due = every and (self.done % every == 0 or self.done == self.settings.updates)
         if not due:
             return ""
-        known = [e["update"] for e in self.journal.evaluations()]
-        if self.main and self.done not in known:
+        logged = [e["update"] for e in self.journal.evaluations()]
+        if self.main and self.done not in logged:
+            prompts = list(self.settings.eval_prompts or ())
             if self.base is None:
                 with self.session.reference():
-                    self.base, _ = evaluate.evaluate(self.session, self.settings)
-            with self.trainer.evaluated(self.session) as session:
-                latents, images = evaluate.evaluate(session, self.settings)
-            found = evaluate.measured(self.session, self.settings, latents, images, self.base)
-            evaluate.save_grid(images, self.out / "eval" / f"{self.done:06d}.png")
-            self._tell({"kind": "eval", "update": self.done, **found})
+                    self.base, _ = evaluate.evaluation_images(self.session, prompts)
+            with self.trainer.evaluation_session(self.session) as session:
+                latents, images = evaluate.evaluation_images(session, prompts)
+            found = evaluate.measure(self.session, prompts, latents, images, self.base)
+            evaluate.save_sheet(images, self.out / "eval" / f"{self.done:06d}.png")
+            self._log({"kind": "eval", "update": self.done, **found})
         reason = evaluate.stop_reason(self.settings, self.journal.evaluations())
-        flag = torch.tensor([float(bool(reason))], device=self.session.engine.pipeline.device)
-        stop = bool(self.accelerator.gather(flag).any())  # only the main process has the log
+        flag = torch.tensor([float(bool(reason))], device=self.session.pipeline.device)
+        stop = bool(self.session.gather(flag).any())  # only the main process has the log
         return (reason or "the main process stopped") if stop else ""
 
-    def _tell(self, record: dict[str, Any]) -> None:
+    def _log(self, record: dict[str, Any]) -> None:
         self.journal.add(record)
         if self.settings.log_with:
-            numbers = {k: v for k, v in record.items() if isinstance(v, float)}
             kind = record["kind"]
-            self.accelerator.log(
-                {f"{kind}/{k}": v for k, v in numbers.items()}, step=record["update"]
-            )
+            numbers = {f"{kind}/{k}": v for k, v in record.items() if isinstance(v, float)}
+            self.accelerator.log(numbers, step=record["update"])
         if self.main and self.progress is not None:
             self.progress(record)
 
@@ -160,8 +170,8 @@ class FitLoop:
             return
         self.journal.sync()
         state = {"trainer": self.state, "skips": self.skips}
-        state |= {"images": self.images, "rows": self.rows}
+        state |= {"images": self.images, "nfe": self.nfe}
         tensors = checkpoint.optimizer_tensors(self.optimiser.adam)
-        kept = checkpoint.Checkpoint(self.done, self.adapter.tensors(), tensors, state)
-        checkpoint.save_checkpoint(self.out / "checkpoints", kept, self.settings.keep)
+        current = checkpoint.Checkpoint(self.done, self.trainable.tensors(), tensors, state)
+        checkpoint.save_checkpoint(self.out / "checkpoints", current, self.settings.keep)
         self.saved = self.done

@@ -1,10 +1,10 @@
-"""The log of a run: JSON Lines, one line per update and per evaluation; cut back on resume.
+"""The log of a run: JSON Lines, one line per update and per evaluation; truncated on resume.
 
     {"kind": "update", "update": 3, "loss": ..., "reward": ..., "grad_norm": ..., ...}
     {"kind": "eval", "update": 10, "reward": ..., "reward_std": ..., "drift": ...}
 
-`update` counts the updates done. Every field but "seconds" and "cpu_seconds" is the same when a
-killed run goes on.
+`update` counts the updates done. Every field but "seconds" and "cpu_seconds" is identical when a
+killed run is resumed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FILE = "log.jsonl"
 
 
 class Journal:
-    """Appends records to `folder`/log.jsonl and keeps those written so far in `records`."""
+    """Append records to `folder`/log.jsonl; `records` holds those written so far."""
 
     def __init__(self, folder: Path, done: int, active: bool = True) -> None:
-        """Drops records beyond `done` updates: they are made again. `active`: whether to write."""
+        """Drop records after `done` updates, which are repeated; write only where `active`."""
         self._path = folder / FILE
         self._active = active
         self.records = [r for r in _read(self._path) if r.get("update", math.inf) <= done]
@@ -33,25 +33,25 @@ class Journal:
             write_file(self._path, text.encode())
 
     def add(self, record: dict[str, Any]) -> None:
-        """Appends one record; a kill leaves it whole, torn (and ignored later), or absent."""
+        """Append one record; a kill leaves it complete, partial (ignored when read) or absent."""
         self.records.append(record)
         if self._active:
             with self._path.open("ab") as file:
                 file.write(_line(record).encode())
 
     def sync(self) -> None:
-        """Makes the records durable, before a checkpoint relies on them."""
+        """Flush the records to disk, before a checkpoint relies on them."""
         if self._active:
             with self._path.open("ab") as file:
                 os.fsync(file.fileno())
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """The records of evaluations, in order."""
+        """Return the records of evaluations, in order."""
         return [r for r in self.records if r.get("kind") == "eval"]
 
 
 def _line(record: dict[str, Any]) -> str:
-    """JSON has no NaN: a value that is not finite is null."""
+    """Format a record; JSON has no NaN, so a value that is not finite becomes null."""
     plain = {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
     }

@@ -1,18 +1,23 @@
-"""One update: shares of losses backward, gradients over all processes, a clipped step."""
+"""One update: micro-batch losses, gradients over all processes, clipped optimiser steps."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sampler.errors import SamplerError
-from sampler.training.base import Trained, TrainerBase
+from sampler.training.base import MicroBatchLoss, TrainerBase
 from sampler.training.batches import Batch, derived
-from sampler.training.session import Session
+from sampler.training.session import Session, Trainable
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class NonFinite(SamplerError):
@@ -21,30 +26,31 @@ class NonFinite(SamplerError):
 
 @dataclass
 class Optimiser:
-    """AdamW over what is trained. `stepped`: whether the current update has changed weights.
+    """AdamW over the trained weights; `stepped`: whether the current update has changed them.
 
     Every process holds all parameters; gradients are summed over processes once per step, so
     all take the same step.
     """
 
-    adapter: Trained
+    trainable: Trainable
     adam: torch.optim.AdamW
     clip: float
-    accelerator: Any
+    accelerator: Accelerator
     stepped: bool = False
 
-    def step(self, group: str = "") -> float:
-        """Steps a group and clears all gradients; returns their norm before clipping.
+    def step(self, prefix: str = "") -> float:
+        """Step the parameters of a prefix; return their gradient norm before clipping.
 
-        Raises NonFinite.
+        All gradients are cleared afterwards. Raises NonFinite.
         """
-        named = self.adapter.parameters.items()
-        parameters = [p for name, p in named if name.startswith(group)]
-        for name, parameter in named:  # AdamW leaves alone what has no gradient
-            parameter.grad = parameter.grad if name.startswith(group) else None
+        named = self.trainable.parameters.items()
+        parameters = [p for name, p in named if name.startswith(prefix)]
+        for name, parameter in named:  # AdamW skips parameters without gradient
+            parameter.grad = parameter.grad if name.startswith(prefix) else None
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         if self.accelerator.num_processes > 1:
-            flat = self.accelerator.reduce(torch.cat([g.flatten() for g in grads]), "sum")
+            flat: Any = torch.cat([g.flatten() for g in grads])
+            flat = self.accelerator.reduce(flat, "sum")
             pieces = flat.split([g.numel() for g in grads])
             grads = [piece.view_as(g) for piece, g in zip(pieces, grads, strict=True)]
         norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads])))
@@ -67,35 +73,48 @@ def run_update(
     optimiser: Optimiser,
     precision: str,
 ) -> tuple[dict[str, Any], Any]:
-    """(metrics of the update, the trainer's next state). Raises NonFinite, NonFiniteScore."""
-    device = session.engine.pipeline.device
+    """Perform one update; return its metrics and the trainer's next state.
+
+    Raises NonFinite, NonFiniteScore.
+    """
+    device = session.pipeline.device
     optimiser.stepped = False
     optimiser.adam.zero_grad()
-    loss, norms, rows, plain = 0.0, [], {}, {}
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    loss, norms = 0.0, []
+    samples: dict[str, list[Tensor]] = defaultdict(list)
+    numbers: dict[str, float] = {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derived(batch.seed, batch.update, "network"))
-        shares = trainer.updates(session, batch, state)
-        while True:
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                share = next(shares, None)
-            if share is None:
-                break
-            if share.loss is not None:
-                share.loss.backward()
-                loss += float(share.loss.detach())
-            for key, value in share.metrics.items():
-                (rows.setdefault(key, []).append(value) if isinstance(value, Tensor) else None)
-                plain.update({} if isinstance(value, Tensor) else {key: value})
-            state = state if share.state is None else share.state
-            if share.step:
-                norms.append(optimiser.step(share.group))
+        for part in _under_autocast(trainer.updates(session, batch, state), device.type, precision):
+            if part.loss is not None:
+                part.loss.backward()
+                loss += float(part.loss.detach())
+            for key, value in part.metrics.items():
+                if isinstance(value, Tensor):
+                    samples[key].append(value)
+                else:
+                    numbers[key] = value
+            state = state if part.state is None else part.state
+            if part.step:
+                norms.append(optimiser.step(part.prefix))
     total = session.gather(torch.tensor([loss], dtype=torch.float64)).sum()
-    metrics: dict[str, Any] = {"loss": float(total), "grad_norm": max(norms, default=0.0), **plain}
-    for key, values in rows.items():
+    metrics = {"loss": float(total), "grad_norm": max(norms, default=0.0), **numbers}
+    for key, values in samples.items():
         every = session.gather(torch.cat(values).float())
         metrics[key] = float(every.mean())
         metrics[f"{key}_std"] = float(every.std()) if len(every) > 1 else 0.0
-    squares = [p.detach().square().sum() for p in optimiser.adapter.parameters.values()]
+    squares = [p.detach().square().sum() for p in optimiser.trainable.parameters.values()]
     metrics["adapter_norm"] = float(torch.stack(squares).sum().sqrt())
     return metrics, state
+
+
+def _under_autocast(
+    losses: Iterator[MicroBatchLoss], device: str, precision: str
+) -> Iterator[MicroBatchLoss]:
+    """Compute each micro-batch loss under autocast, but neither its backward pass nor the step."""
+    while True:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            part = next(losses, None)
+        if part is None:
+            return
+        yield part

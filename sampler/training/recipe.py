@@ -1,4 +1,4 @@
-"""Configuration files of `sampler finetune`: what is trained, on what, for what, and how.
+"""Configuration files of `sampler finetune`.
 
     version: 1
     model: {path: null}                      # null is the bundled model
@@ -49,7 +49,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole configuration; trainer and reward are specs, fit a mapping of settings."""
+    """A configuration; trainer and reward are specs, fit a mapping of settings."""
 
     version: Literal[1] = 1
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -62,7 +62,7 @@ class Recipe:
 
 
 def resolve(layers: Sequence[Layer]) -> Recipe:
-    """The recipe of merged layers, later ones winning; strategies and settings are checked.
+    """Merge layers into a recipe, later ones winning, and check strategies and settings.
 
     Raises SamplerError (2): `where: problem`.
     """
@@ -88,7 +88,7 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
         text = f"{name} = {shown:.60}: {problem['msg'].lower()}"
         raise UsageError(f"{source_of(path, sources)}: {text}.") from None
     trainer = _checked("trainer", recipe.trainer, source_of(("trainer",), sources))
-    if recipe.reward is None and trainer.rewarded:
+    if recipe.reward is None and trainer.needs_reward:
         known = ", ".join(registry.names("reward"))
         raise UsageError(f"No reward: give --reward, one of {known}.")
     reward = recipe.reward

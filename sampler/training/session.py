@@ -1,34 +1,51 @@
-"""What a trainer works with: an engine whose network has a trainable adapter, a reward, a run."""
+"""State shared by all trainers during one fine-tuning run."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sampler.core.trajectory import Run, begin
+from sampler.core.adapter import PipelineAdapter
+from sampler.core.trajectory import Run, begin, conditions
 from sampler.engine import Engine
-from sampler.rewards.base import NonFiniteScore, check_finite, name_of, score
+from sampler.errors import SamplerError
+from sampler.rewards.base import NonFiniteScore, RewardBase, check_finite, score
 from sampler.training.batches import Batch
-from sampler.types import Guidance, Sampler
+from sampler.types import Cond, Guidance, Sampler
+
+
+class Trainable(Protocol):
+    """Weights that a run trains.
+
+    `parameters` by name, float32; `tensors` copies what a checkpoint holds, and `load` restores
+    it. Between `disable` and `enable` the engine's network is the one that was given.
+    """
+
+    @property
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]: ...
+    def tensors(self) -> dict[str, Tensor]: ...
+    def load(self, tensors: dict[str, Tensor]) -> None: ...
+    def disable(self) -> None: ...
+    def enable(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Session:
-    """Engine, reward, sampler and rule of a fine-tuning run.
+    """Engine, reward, sampler and guidance rule of a fine-tuning run.
 
-    steps: of sampling; size: (height, width) in pixels; micro: rows per evaluation; negative: one
-    text for all rows. gather: [b, ...] of this process to [sum of b, ...] of all, in order of rank.
-    adapter: switches the trained weights on and off.
+    steps: sampling steps; size: (height, width) in pixels; micro: samples per network evaluation;
+    negative: negative prompt of all samples. gather: concatenates [b, ...] of all processes in
+    the order of their ranks. trainable: the weights that are trained.
     """
 
     engine: Engine
-    reward: Any
+    reward: RewardBase | None
     method: Sampler
     rule: Guidance
     steps: int
@@ -36,10 +53,23 @@ class Session:
     micro: int
     negative: str = ""
     gather: Callable[[Tensor], Tensor] = lambda value: value
-    adapter: Any = None
+    trainable: Any = None
+
+    @property
+    def pipeline(self) -> PipelineAdapter:
+        """The pipeline adapter of the engine."""
+        return self.engine.pipeline
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Guidance, Cond]:
+        """Encode B prompts for evaluations at single levels, and bind the guidance rule to them."""
+        negative = [self.negative] * len(prompts)
+        with torch.no_grad():
+            return conditions(
+                self.pipeline, prompts, negative, self.size, self.method, self.rule, levels=()
+            )
 
     def begin(self, batch: Batch, rows: Sequence[int]) -> Run:
-        """The first snapshot of these rows; nothing is evaluated but the text encoder."""
+        """Return the start of some samples of a batch; only the text encoder is evaluated."""
         return begin(
             self.engine,
             [batch.prompts[row] for row in rows],
@@ -52,37 +82,42 @@ class Session:
         )
 
     def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores [B] in full precision; they may not be finite."""
+        """Return scores [B] in full precision, which may be NaN or infinite."""
+        if self.reward is None:
+            raise SamplerError("This trainer needs a reward, and the run has none.")
         with torch.autocast(images.device.type, enabled=False):
             return score(self.reward, images, prompts, finite=False)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Finite scores [B]; every process raises NonFiniteScore where one's are not finite.
+        """Return finite scores [B]; every process raises NonFiniteScore where one of them would.
 
-        All processes have to call it equally often.
+        A collective operation: all processes have to call it equally often.
         """
         scores = self.scores(images, prompts)
         everywhere = self.gather(scores.detach().isfinite().all()[None])
         if not bool(everywhere.all()):
-            check_finite(name_of(self.reward), scores, prompts)
-            raise NonFiniteScore(f"{name_of(self.reward)!r} is not finite in another process.")
+            name = self.reward.name if self.reward else ""
+            check_finite(name, scores, prompts)
+            raise NonFiniteScore(f"{name!r} is not finite in another process.")
         return scores
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the network is the one that was given: its adapter is off."""
-        self.adapter.disable()
+        """Switch the trained weights off for the time of a context."""
+        self.trainable.disable()
         try:
             yield
         finally:
-            self.adapter.enable()
+            self.trainable.enable()
 
     def decoder(self, clamp: str) -> Callable[[Tensor], Tensor]:
-        """Latents to images in [0, 1], clamped "hard", or "straight_through" (gradient 1)."""
-        pipeline = self.engine.pipeline
+        """Return a decoder from latents to images in [0, 1].
+
+        clamp: "hard", or "straight_through", whose gradient is 1 at clipped values.
+        """
         if clamp == "hard":
-            return pipeline.decode
-        twin: Any = copy.copy(pipeline)  # the same networks; only the last operation differs
+            return self.pipeline.decode
+        twin: Any = copy.copy(self.pipeline)  # shares the networks; only the last step differs
         twin.pixels = _straight_through
         return twin.decode
 

@@ -1,4 +1,4 @@
-"""How a fine-tuning run is driven: everything that is not the trainer's or the reward's own."""
+"""Settings of a fine-tuning run, apart from the fields of trainer and reward."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sampler.errors import UsageError
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a trainer's authors used, where the settings say nothing."""
+    """Defaults of a trainer for settings that are None: the values of its authors."""
 
     steps: int
     sampler: Any
@@ -29,20 +29,23 @@ class Defaults:
 class Settings:
     """Settings of `sampler.finetune`; None stands for the trainer's own default.
 
-    updates: collected batches. batch: rows per update over all processes; micro: rows per
-    evaluation (all of a process's by default). seed: of prompts' order, noise and initial adapter.
+    updates: collected batches. batch: images per update over all processes; micro: images per
+    network evaluation (all of a process's by default). seed: of the prompts' order, the noise and
+    the initial LoRA.
     steps, sampler, guidance, height, width, negative: of sampling.
-    lr, betas, eps, weight_decay: of AdamW; lr_end: the share of lr that is left, linearly, after
-    the last update; clip: of the global gradient norm, 0 is off.
-    rank, alpha, targets: of the adapter (LoRA, Gaussian A, B = 0).
-    mixed_precision: "bf16" runs the network under autocast; adapter, scores, log-probabilities and
+    lr, betas, eps, weight_decay: of AdamW; lr_end: fraction of lr after the last update,
+    reached linearly; clip: of the global gradient norm, 0 is off.
+    rank, alpha, targets: of the LoRA (Gaussian A, B = 0).
+    mixed_precision: "bf16" runs the network under autocast; LoRA, scores, log-probabilities and
     optimiser stay float32.
-    max_skips: stop after so many updates in a row whose loss, gradient or score is not finite.
+    max_skips: updates in a row with a loss, gradient or score that is not finite, after which the
+    run stops.
     checkpoint_every: updates; the newest `keep` are kept.
-    eval_every: updates, 0 is never; eval_prompts: the training prompts' first 8 by default, made
-    with the seeds 0, 1, ...
-    stop_reward, patience, max_drift: stop at that evaluation reward; after so many evaluations
-    without a better one; beyond that mean squared distance of the latents to the base model's.
+    eval_every: updates, 0 is never; eval_prompts: the first 8 training prompts by
+    default, with the seeds 0, 1, ...
+    stop_reward, patience, max_drift: stop at this evaluation reward; after this number of
+    evaluations without a better one; above this mean squared distance of the latents to the base
+    model's.
     log_with: a tracker of accelerate's, such as "tensorboard"; log.jsonl is always written.
     """
 
@@ -89,11 +92,11 @@ class Settings:
                 raise ValueError(f"{key} = {value} must be at least 1.")
         if (self.stop_reward, self.patience, self.max_drift) != (None,) * 3 and not self.eval_every:
             raise ValueError(
-                "stop_reward, patience and max_drift look at evaluations: set eval_every as well."
+                "stop_reward, patience and max_drift need evaluations: set eval_every as well."
             )
 
     def resolved(self, own: Defaults, engine: Any, prompts: list[str]) -> Settings:
-        """With the trainer's and the engine's defaults filled in, and strategies built."""
+        """Fill in the defaults of trainer and engine, and build the strategies."""
         given = {
             key: getattr(own, key)
             for key in ("steps", "lr", "lr_end", "weight_decay", "clip", "rank", "alpha")
@@ -113,18 +116,18 @@ class Settings:
         )
 
     def record(self) -> dict[str, Any]:
-        """Plain data, for config.json and for comparing runs."""
+        """Return plain data, for config.json and for comparing runs."""
         plain = asdict(replace(self, sampler=None, guidance=None))
         strategies = {k: registry.spec_of(getattr(self, k)) for k in ("sampler", "guidance")}
         return {**plain, **strategies}
 
 
-# What may differ when a run is resumed: none of it changes an update that was made.
-FREE = ("updates", "checkpoint_every", "keep", "log_with", "max_skips")
+# Settings that may differ when a run is resumed: none of them changes an update already done.
+RESUMABLE = ("updates", "checkpoint_every", "keep", "log_with", "max_skips")
 
 
 def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The settings in which two records of runs differ, "section.key" each."""
+    """Return the settings in which two records of runs differ, as "section.key"."""
     found = []
     for section in sorted({*before, *now}):
         old, new = before.get(section), now.get(section)
@@ -133,14 +136,14 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             found += [f"{section}.{k}" for k in keys if old.get(k) != new.get(k)]
         elif old != new:
             found.append(section)
-    free = {f"fit.{key}" for key in FREE}
+    free = {f"fit.{key}" for key in RESUMABLE}
     if now.get("fit", {}).get("lr_end") != 1.0:
         free.discard("fit.updates")  # the learning rate is a function of it
     return [key for key in found if key not in free]
 
 
 def settings_from(values: Any) -> Settings:
-    """Settings from a mapping, checked; from None; or the instance itself.
+    """Return settings from a checked mapping, from None, or the instance itself.
 
     Raises SamplerError (2) for an unknown key, ValueError for a wrong value.
     """
@@ -158,6 +161,6 @@ def settings_from(values: Any) -> Settings:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         text = problem["msg"].removeprefix("Value error, ")
-        if not where:  # said by __post_init__, of a field that it names
+        if not where:  # raised by __post_init__, which names the field
             raise UsageError(f"fit.{text}") from None
         raise UsageError(f"fit.{where} = {problem['input']!r:.60}: {text}") from None

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 import sampler
 from sampler import registry
@@ -101,10 +102,10 @@ def updates(teacher: Any, folder: Path, rounds: int) -> list[dict[str, Any]]:
     size = teacher.pipeline.size(None, None)
     session = Session(teacher, None, chosen.sampler, chosen.guidance, 1, size, BATCH)
     rows = batch([PROMPT], BATCH, 0, 0)
-    with method.trained(session, [PROMPT], folder, chosen) as made:
-        session = replace(session, adapter=made)
+    with method.trainable(session, [PROMPT], folder, chosen) as made:
+        session = replace(session, trainable=made)
         adam = torch.optim.AdamW(made.parameters.values(), lr=1e-6)
-        optimiser = Optimiser(made, adam, 1.0, _Alone())
+        optimiser = Optimiser(made, adam, 1.0, Accelerator(cpu=True))
         state = method.start()
         calls["update of the student"] = lambda: run_update(
             method, session, rows, state, optimiser, "no"
@@ -124,19 +125,13 @@ def _parts(teacher: Any, made: Any, rows: Any) -> Callable[[], Any]:
 
     def call() -> None:
         for _ in range(2):
-            made.world.forward(x, level, cond.cond, "student").square().mean().backward()
+            made.networks.forward(x, level, cond.cond, "student").square().mean().backward()
         with torch.no_grad():
             pipeline.forward(torch.cat([x, x]), level, both, "main")
         for parameter in made.parameters.values():
             parameter.grad = None
 
     return call
-
-
-class _Alone:
-    """The part of accelerate's interface that the optimiser uses, for a single process."""
-
-    num_processes = 1
 
 
 if __name__ == "__main__":

@@ -159,12 +159,15 @@ def ours(work: Path, k: int, count: int, checkpointing: bool) -> Callable[[], No
 
     import sampler
     from sampler.models.lora import adapted
+    from sampler.rewards.base import RewardBase
     from sampler.training import batches, optimise
     from sampler.training.session import Session
 
-    class Brightness:
-        differentiable = True
-        __call__ = staticmethod(brightness)
+    class Brightness(RewardBase):
+        """The reward of both sides."""
+
+        def __call__(self, images: Any, prompts: Any) -> Any:
+            return brightness(images)
 
     engine = sampler.load(work / "pipeline", device="cpu")
     rule = {"name": "cfg", "scale": SCALE}
@@ -175,7 +178,7 @@ def ours(work: Path, k: int, count: int, checkpointing: bool) -> Callable[[], No
     adapter = holder.__enter__()
     session = Session(
         engine, Brightness(), method, sampler.build("guidance", rule), STEPS, (64, 64), count,
-        adapter=adapter,
+        trainable=adapter,
     )  # fmt: skip
     adam = torch.optim.AdamW(adapter.parameters.values(), lr=1e-3, weight_decay=1e-4)
     optimiser = optimise.Optimiser(adapter, adam, 1.0, Accelerator(cpu=True))

@@ -104,9 +104,17 @@ def test_a_pickle_that_runs_code_is_refused(folders):
 
     torch.save({"layers.0.weight": Evil()}, folders / "evil.pth")
     done = subprocess.run(
-        [sys.executable, convert_reward.__file__, "aesthetic", folders / "evil.pth", folders / "e"],
+        [
+            sys.executable,
+            "-m",
+            convert_reward.__name__,
+            "aesthetic",
+            folders / "evil.pth",
+            folders / "e",
+        ],
         capture_output=True,
         text=True,
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 2 and "not a plain state dict" in done.stderr
     assert "Traceback" not in done.stderr and not (folders / "ran").exists()

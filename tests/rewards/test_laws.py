@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import sampler
-from sampler.rewards.base import NonFiniteScore, is_differentiable, score
+from sampler.rewards.base import NonFiniteScore, score
 from sampler.rewards.heads import ScoreHead
 from sampler.rewards.python import reward_from
 from tests.rewards import worlds
@@ -82,7 +82,7 @@ def test_differentiable_is_what_it_says(specs, name):
     torch.manual_seed(3)
     images = torch.rand(2, 3, 32, 48, requires_grad=True)
     scores = score(reward, images, PROMPTS[:2])
-    if not is_differentiable(reward):
+    if not reward.differentiable:
         assert not reward(images.detach(), PROMPTS[:2]).requires_grad
         return
     (gradient,) = torch.autograd.grad(scores.sum(), images)
@@ -132,7 +132,7 @@ def test_bad_answers_are_named():
     def nan(images, prompts):
         return torch.tensor([0.5, float("nan")])
 
-    with pytest.raises(NonFiniteScore, match="'nan' is not finite for row 1 \\('the second'\\)"):
+    with pytest.raises(NonFiniteScore, match="'nan' is not finite for image 1 \\('the second'\\)"):
         score(nan, images, ["the first", "the second"])
     with pytest.raises(sampler.SamplerError, match="one score per image.*\\(2, 3\\)"):
         score(lambda i, p: i.mean((2, 3)), images, ["a", "b"])
@@ -170,7 +170,7 @@ def test_missing_files_are_named(tmp_path, specs):
 def test_python_rewards_need_permission():
     with pytest.raises(sampler.SamplerError, match="allow-python"):
         reward_from("tests.rewards.worlds:pictures")
-    assert reward_from("tests.rewards.worlds:pictures", True) is worlds.pictures
+    assert reward_from("tests.rewards.worlds:pictures", True).function is worlds.pictures
     with pytest.raises(sampler.SamplerError, match="was not found"):
         reward_from("tests.rewards.worlds:nothing", True)
     assert reward_from({"name": "target", "reward": "brightness", "value": 1.0}).value == 1

@@ -10,7 +10,6 @@ from sampler.core.noise import initial
 from sampler.engine import Engine
 from sampler.training.batches import batch
 from sampler.training.f_distill.networks import Distilled
-from sampler.training.f_distill.step import Step
 from sampler.training.session import Session
 from sampler.types import Cond
 
@@ -21,8 +20,8 @@ SCHEDULE = sampler.Schedule.from_config(
 
 
 class Toy:
-    """Everything that `Step` asks of a session, without a pipeline; one noise level, at which the
-    best estimate of a Gaussian is linear in x, whatever the network's output is called."""
+    """What `Step` needs of a session, without a pipeline; one noise level, at which the best
+    estimate of a Gaussian is linear in x in every parametrisation."""
 
     def __init__(self, kind, share, rows=96):
         torch.manual_seed(0)
@@ -42,14 +41,14 @@ class Toy:
         parameters = {f"fake.{k}": p for k, p in self.fake.named_parameters()}
         made = Distilled(world, self.fake, parameters, {})
         self.session = Session(
-            engine, None, engine.sampler, engine.guidance, 1, (8, 8), rows, adapter=made
+            engine, None, engine.sampler, engine.guidance, 1, (8, 8), rows, trainable=made
         )
         times = (share, share + 1e-6)
         spec = {"name": "f_distill", "divergence": "rkl", "gan_weight": 0.0, "times": times}
         self.trainer = registry.build("trainer", spec)
 
     def student_out(self, z, level, cond):
-        """What a network of this kind answers where its estimate of x0 is to be m + L·z."""
+        """Output of a network of this kind whose estimate of x0 is m + L·z."""
         x0, a, s = M + z @ L.T, level.alpha, level.sigma
         eps = (z - a * x0) / s
         return {"x0": x0, "eps": eps, "v": a * eps - s * x0}[self.kind]
@@ -59,24 +58,23 @@ class Toy:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, updates)
         for number in range(updates):
             adam.zero_grad()
-            step = Step(self.trainer, self.session, batch(["a"], self.rows, number, 0))
-            for share in step.critics():
-                assert share.group == "fake."
-                share.loss.backward()
+            step = self.trainer.step(self.session, batch(["a"], self.rows, number, 0))
+            for part in step.critics():
+                assert part.prefix == "fake."
+                part.loss.backward()
             adam.step()
             schedule.step()
 
     @torch.no_grad()
     def fake_error(self):
         """Distance of the fake's x0 to the posterior mean, beside the spread of the latter."""
-        step = Step(self.trainer, self.session, batch(["a"], 1024, 10**6, 0))
-        step.pieces = [step.rows(range(1024))]
-        (rows,) = step.pieces
-        x = step.student(rows)
-        torch.testing.assert_close(x, M + initial(rows.seeds, (2,)) @ L.T, rtol=1e-3, atol=1e-3)
-        noisy = step.noised(x, rows, 0)
-        found = step.ask("fake", noisy, rows.level, rows).x0.tensor()
-        a, s = float(rows.level.alpha[0]), float(rows.level.sigma[0])
+        step = self.trainer.step(self.session, batch(["a"], 1024, 10**6, 0))
+        part = step.part(range(1024))
+        x = step.student(part)
+        torch.testing.assert_close(x, M + initial(part.seeds, (2,)) @ L.T, rtol=1e-3, atol=1e-3)
+        noisy = step.noised(x, part, 0)
+        found = step.evaluate("fake", noisy, part.level, part).x0.tensor()
+        a, s = float(part.level.alpha[0]), float(part.level.sigma[0])
         prior = L @ L.T
         gain = a * prior @ torch.linalg.inv(a**2 * prior + s**2 * torch.eye(2))
         true = M + (noisy - a * M) @ gain.T

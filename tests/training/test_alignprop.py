@@ -10,12 +10,15 @@ import torch
 import sampler
 from sampler.training.alignprop.trainer import AlignProp
 from sampler.training.alignprop.truncation import kept_steps
-from sampler.training.alignprop.window import walk
 from tests.training import toy
 
 
 def window(steps, k):
     return [i >= steps - k for i in range(steps)]
+
+
+def walk(trainer, session, run, kept):
+    return trainer.window(session, kept).walk(run)
 
 
 def reward(x):

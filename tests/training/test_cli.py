@@ -31,7 +31,7 @@ def test_recipes_are_whole_and_tried(recipe, capsys, monkeypatch, tmp_path):
     if "models/" in recipe.read_text():
         assert code == 6 and "models/" in told.err and told.err.strip().count("\n") == 0
     else:
-        assert code == 0 and "tried: an update of" in told.out
+        assert code == 0 and "Dry run: an update of" in told.out
     assert time.process_time() - started < 20
     assert not list(tmp_path.glob("tmp*"))  # nothing is kept
 

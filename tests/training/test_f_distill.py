@@ -13,7 +13,6 @@ from sampler import registry
 from sampler.training import checkpoint
 from sampler.training.batches import batch, derived
 from sampler.training.f_distill.setup import student_levels
-from sampler.training.f_distill.step import Step
 from sampler.training.session import Session
 from sampler.training.settings import settings_from
 from tests import tiny
@@ -50,7 +49,7 @@ def begun(engine, out, trainer=(), **settings):
     session = Session(
         engine, None, chosen.sampler, chosen.guidance, 2, (16, 16), chosen.micro, chosen.negative
     )
-    return method, session, method.trained(session, world.PROMPTS, out, chosen)
+    return method, session, method.trainable(session, world.PROMPTS, out, chosen)
 
 
 def grads(parameters, group):
@@ -60,22 +59,22 @@ def grads(parameters, group):
 def test_each_update_gives_gradients_to_its_own_networks_alone(engine, tmp_path):
     method, session, opened = begun(engine, tmp_path)
     with opened as made:
-        session = replace(session, adapter=made)
+        session = replace(session, trainable=made)
         teacher = dict(engine.pipeline.network.named_parameters())
         kinds = {0: {"fake.", "heads."}, 1: {"student."}}
         for number, groups in kinds.items():
             rows = batch(world.PROMPTS, 2, number, 0)
             seen = set()
-            for share in method.updates(session, rows, method.start()):
+            for part in method.updates(session, rows, method.start()):
                 for parameter in made.parameters.values():
                     parameter.grad = None
-                share.loss.backward()
-                seen.add(share.group)
-                own = grads(made.parameters, share.group)
+                part.loss.backward()
+                seen.add(part.prefix)
+                own = grads(made.parameters, part.prefix)
                 assert any(g is not None and bool(g.any()) for g in own)
                 assert all(p.grad is None for p in teacher.values())
-                if share.group != "student.":  # the student's loss passes through the heads
-                    others = {"student.", "fake.", "heads."} - {share.group}
+                if part.prefix != "student.":  # the student's loss passes through the heads
+                    others = {"student.", "fake.", "heads."} - {part.prefix}
                     assert all(g is None for o in others for g in grads(made.parameters, o))
                 else:
                     assert all(g is None for g in grads(made.parameters, "fake."))
@@ -164,17 +163,17 @@ def test_reverse_kl_without_a_discriminator_is_plain_distribution_matching(engin
     trainer = {"divergence": "rkl", "gan_weight": 0.0}
     method, session, opened = begun(engine, tmp_path, trainer)
     with opened as made:
-        session = replace(session, adapter=made)
+        session = replace(session, trainable=made)
         rows = batch(world.PROMPTS, 2, 1, 0)
         next(iter(method.updates(session, rows, method.start()))).loss.backward()
         ours = [g.clone() for g in grads(made.parameters, "student.") if g is not None]
         for parameter in made.parameters.values():
             parameter.grad = None
-        step = Step(method, session, rows)
-        (piece,) = step.pieces
-        x = step.student(piece)
+        step = method.step(session, rows)
+        (part,) = step.parts
+        x = step.student(part)
         with torch.no_grad():
-            teacher, fake = step.scores(step.noised(x, piece, 0), piece)
+            teacher, fake = step.scores(step.noised(x, part, 0), part)
             w = 1 / ((x - teacher).abs().flatten(1).mean(1) + 1e-6)
             target = x - (fake - teacher) * w[:, None, None, None]
         (0.5 * (x - target).square().flatten(1).mean(1)).sum().div(2).backward()
@@ -186,17 +185,17 @@ def test_the_teacher_is_the_guided_one(engine, tmp_path):
     """x0 = uncond + w·(cond − uncond), each row at a level of its own."""
     method, session, opened = begun(engine, tmp_path)
     with opened as made:
-        step = Step(method, replace(session, adapter=made), batch(world.PROMPTS, 2, 0, 0))
-        (piece,) = step.pieces
-        assert len(set(piece.level.t.tolist())) == 2
+        step = method.step(replace(session, trainable=made), batch(world.PROMPTS, 2, 0, 0))
+        (part,) = step.parts
+        assert len(set(part.level.t.tolist())) == 2
         x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        guided, _ = step.scores(x, piece)
+        guided, _ = step.scores(x, part)
         pipeline, rows = engine.pipeline, []
         with torch.no_grad():
             for b in range(2):
-                level = pipeline.schedule.level(int(piece.level.t[b]))
+                level = pipeline.schedule.level(int(part.level.t[b]))
                 conds = [c["encoder_hidden_states"][b : b + 1] for c in
-                         (piece.cond.cond, piece.cond.uncond)]  # fmt: skip
+                         (part.cond.cond, part.cond.uncond)]  # fmt: skip
                 c, u = (
                     pipeline.network(x[b : b + 1], level.t, encoder_hidden_states=e).sample
                     for e in conds
@@ -231,7 +230,7 @@ def test_a_folder_of_images_is_data(engine, tmp_path):
     tune(engine, tmp_path / "run", 2, trainer=trainer)
     assert not (tmp_path / "run" / "teacher").exists()
     assert (tmp_path / "run" / "data.safetensors").is_file()
-    with pytest.raises(sampler.SamplerError, match="is 16 x 16 pixels; images of the data are 32"):
+    with pytest.raises(sampler.SamplerError, match="is 16 x 16 pixels; this run needs 32"):
         tune(engine, tmp_path / "large", 2, trainer=trainer, height=32, width=32)
     (folder / "metadata.jsonl").write_text("\n".join(lines[:2]))
     with pytest.raises(ValueError, match="no sample has the prompt 'a red car'"):
@@ -286,11 +285,11 @@ def test_evaluations_are_the_students_average(engine, tmp_path):
         ({"timesteps": (1200.0,)}, {}, "must lie in 0..999"),
         ({"low": 2.0}, {}, "must have 1 inside"),
         ({"student_every": 0}, {}, "must be >= 1"),
-        ({}, {"guidance": {"name": "adaptive"}}, "decides by what came before"),
-        ({}, {"guidance": {"name": "cfg", "interval": (0.1, 5.0)}}, "decides by what came"),
+        ({}, {"guidance": {"name": "adaptive"}}, "depends on the step or on earlier"),
+        ({}, {"guidance": {"name": "cfg", "interval": (0.1, 5.0)}}, "depends on the step or on"),
         ({"warmup": 2}, {"sampler": {"name": "ddim", "eta": 1.0}}, "use a deterministic sampler"),
         ({"features": ("nowhere",)}, {}, "no module 'nowhere'"),
-        ({"data": "missing.safetensors"}, {}, "is no folder of images"),
+        ({"data": "missing.safetensors"}, {}, "is neither a folder of images"),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence(engine, tmp_path, trainer, settings, problem):
@@ -302,9 +301,9 @@ def test_what_cannot_be_trained_is_one_sentence(engine, tmp_path, trainer, setti
 def test_an_eps_network_says_nothing_at_pure_noise():
     method, schedule = registry.build("trainer", "f_distill"), zero_snr_eps()
     with pytest.raises(ValueError, match="says nothing about x0 at t = 999"):
-        student_levels(method, schedule)
+        student_levels(method.timesteps, schedule)
     lower = registry.build("trainer", {"name": "f_distill", "timesteps": (900, 500)})
-    assert [level.t for level in student_levels(lower, schedule)] == [900, 500]
+    assert [level.t for level in student_levels(lower.timesteps, schedule)] == [900, 500]
 
 
 def zero_snr_eps():

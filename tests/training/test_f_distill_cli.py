@@ -33,7 +33,7 @@ def test_no_reward_is_asked_for_and_the_student_is_told(student, capsys):
     assert main([*call, *sets, "--updates", "3", "-o", str(student)]) == 0
     assert capsys.readouterr().out.strip() == str(student / "student")
     log = [json.loads(line) for line in (student / "log.jsonl").read_text().splitlines()]
-    assert "denoise" in log[0] and "match" in log[1] and "reward" not in log[0]
+    assert "loss_fake_score" in log[0] and "loss_distill" in log[1] and "reward" not in log[0]
 
 
 def test_progress_has_a_line_per_update(tmp_path, student, capsys):

@@ -12,9 +12,9 @@ import sampler
 from sampler.guidance.f_divergence import WEIGHTS
 from sampler.training.f_distill.losses import (
     Weighting,
-    discriminator_rows,
-    generator_rows,
-    matching_rows,
+    discriminator_loss,
+    generator_loss,
+    matching_loss,
 )
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "finetune" / "f_distill_weights.npz")
@@ -83,7 +83,7 @@ def test_matching_has_the_stored_loss_and_gradient_and_only_the_student_gets_one
     h = tensor("vsd_scale")
     for value in (x, teacher, fake, h):
         value.requires_grad_(True)
-    loss = matching_rows(x, teacher, fake, h).mean()
+    loss = matching_loss(x, teacher, fake, h).mean()
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(GOLDEN["vsd_loss"]), rel=1e-6)
     torch.testing.assert_close(x.grad, tensor("vsd_grad"), rtol=1e-6, atol=1e-8)
@@ -96,8 +96,8 @@ def test_matching_has_the_stored_loss_and_gradient_and_only_the_student_gets_one
 
 def test_adversarial_losses_equal_the_stored_ones():
     real, fake = tensor("gan_real_logits"), tensor("gan_fake_logits")
-    assert float(generator_rows(fake).mean()) == pytest.approx(float(GOLDEN["gan_loss_gen"]), 1e-6)
-    found = float(discriminator_rows(real, fake).mean())
+    assert float(generator_loss(fake).mean()) == pytest.approx(float(GOLDEN["gan_loss_gen"]), 1e-6)
+    found = float(discriminator_loss(real, fake).mean())
     assert found == pytest.approx(float(GOLDEN["gan_loss_disc"]), 1e-6)
 
 
@@ -108,7 +108,7 @@ def test_reverse_kl_is_plain_distribution_matching_to_the_bit():
     h, _, bins = Weighting("rkl")(torch.randn(5, 2, generator=g) * 9, torch.rand(5), [1.0] * 10)
     assert bins == [1.0] * 10
     ours, plain = x.clone().requires_grad_(True), x.clone().requires_grad_(True)
-    matching_rows(ours, teacher, fake, h).mean().backward()
+    matching_loss(ours, teacher, fake, h).mean().backward()
     with torch.no_grad():
         w = 1 / ((x - teacher).abs().flatten(1).mean(1) + 1e-6)
         target = x - (fake - teacher) * w[:, None, None, None]
@@ -125,9 +125,9 @@ def test_the_ratio_is_teacher_over_student():
         assert bool(h[0] > h[1]) is more, name
         assert r[0] == pytest.approx(math.exp(2)) and r[1] == pytest.approx(math.exp(-2))
     # and a discriminator's loss falls as the logits of real samples rise
-    up = discriminator_rows(torch.ones(1, 1), torch.zeros(1, 1))
-    assert up < discriminator_rows(-torch.ones(1, 1), torch.zeros(1, 1))
-    assert generator_rows(torch.ones(1, 1)) < generator_rows(-torch.ones(1, 1))
+    up = discriminator_loss(torch.ones(1, 1), torch.zeros(1, 1))
+    assert up < discriminator_loss(-torch.ones(1, 1), torch.zeros(1, 1))
+    assert generator_loss(torch.ones(1, 1)) < generator_loss(-torch.ones(1, 1))
 
 
 @pytest.mark.parametrize("name", sorted(set(F) - {"neyman"}))

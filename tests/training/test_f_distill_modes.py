@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sampler.guidance.f_divergence import WEIGHTS
-from sampler.training.f_distill.losses import discriminator_rows
+from sampler.training.f_distill.losses import discriminator_loss
 from scripts.study.fdistill import Students, student, teacher, trained
 from tests.training.f_distill_toy import Toy
 
@@ -75,7 +75,7 @@ def test_the_discriminator_learns_the_ratio_of_teacher_to_student():
         (x, s), (y, u) = noisy(real(512, generator), generator), noisy(fake, generator)
         yes, no = (told(torch.cat([v, w.log()[:, None]], 1)) for v, w in ((x, s), (y, u)))
         adam.zero_grad()
-        discriminator_rows(yes, no).mean().backward()
+        discriminator_loss(yes, no).mean().backward()
         adam.step()
         schedule.step()
     # the bulk: where either of the two is likely

@@ -132,7 +132,7 @@ def test_a_student_of_two_steps_learns_both(tmp_path):
 
     tune(over, tmp_path, 8, look, trainer={"timesteps": (999, 499), "student_every": 1})
     # rows: z (and the step before), features, teacher's pair, fake
-    assert {r["rows"] - before for r, before in zip(seen, [0, *(r["rows"] for r in seen)])} == {
+    assert {r["nfe"] - before for r, before in zip(seen, [0, *(r["nfe"] for r in seen)])} == {
         2 * 5,
         2 * 6,
     }

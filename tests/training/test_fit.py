@@ -149,7 +149,7 @@ def test_values_that_are_not_finite_are_skipped_and_told(engine, tmp_path):
     report = world.tune(engine, tmp_path, reward=reward, updates=5)
     skipped = [r.get("skipped", "") for r in report.log]
     assert [bool(s) for s in skipped] == [False, True, False, True, False]
-    assert "is not finite for row 0" in skipped[1] and "gradient" in skipped[3]
+    assert "is not finite for image 0" in skipped[1] and "gradient" in skipped[3]
     assert all(v.isfinite().all() for v in _adapter(tmp_path).values())
 
 

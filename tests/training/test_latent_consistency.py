@@ -9,6 +9,7 @@ import torch
 import sampler
 from sampler import registry
 from sampler.models.lora import adapted, load_lora
+from sampler.rewards.base import RewardBase
 from sampler.training.batches import batch
 from sampler.training.policy.ppo import policy_updates
 from sampler.training.policy.rollout import Policy
@@ -51,7 +52,7 @@ def test_multistep_sampling_is_the_stock_schedulers(case):
         np.testing.assert_allclose(x, wanted[span.index + 1], rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("final_step", ["drop", "pathwise", "explore", "released"])
+@pytest.mark.parametrize("final_step", ["drop", "pathwise", "explore"])
 def test_rlcm_trains_a_latent_consistency_model(tmp_path, final_step, monkeypatch):
     """The guidance scale is told; base weights stay; a stock LCM pipeline makes our images."""
     pipe = lcm()
@@ -61,7 +62,7 @@ def test_rlcm_trains_a_latent_consistency_model(tmp_path, final_step, monkeypatc
     rule = {"name": "embedded", "scale": 3.0}
     report = world.tune(engine, tmp_path, spec, guidance=rule, steps=4)
     assert all(r["grad_norm"] > 0 for r in report.log)
-    assert report.log[-1]["rows"] == 2 * 2 * 4  # updates, images, steps: no unconditional rows
+    assert report.log[-1]["nfe"] == 2 * 2 * 4  # updates, images, steps: no unconditional branch
     assert world.same(before, world.state(engine.pipeline.network))
     if final_step != "drop":
         return
@@ -94,7 +95,7 @@ def session():
     with adapted(engine.pipeline.network, 2, 2, ["to_q", "to_v"], 0) as adapter:
         method = sampler.build("sampler", "consistency")
         reward = sampler.build("reward", "brightness")
-        yield Session(engine, reward, method, engine.guidance, 4, (16, 16), 2, adapter=adapter)
+        yield Session(engine, reward, method, engine.guidance, 4, (16, 16), 2, trainable=adapter)
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -114,10 +115,10 @@ def test_a_trajectory_stores_its_latents_and_nothing_else(session, offload):
 def test_a_step_is_the_policy_gradient_and_advantages_are_limited(session):
     """At unchanged weights the gradient is −mean(A·∇log pi), with A clipped to ± max_advantage."""
     rows = batch(["a dog", "a cat", "a car", "a hat"], 4, 0, 0)
-    parameters = list(session.adapter.parameters.values())
+    parameters = list(session.trainable.parameters.values())
 
     def gradient(trainer, scores):
-        class Fixed:
+        class Fixed(RewardBase):
             differentiable = False
 
             def __call__(self, images, prompts):

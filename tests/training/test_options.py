@@ -8,7 +8,6 @@ import torch
 import sampler
 from sampler.models.lora import adapted, load_lora
 from sampler.training.alignprop.trainer import AlignProp
-from sampler.training.alignprop.window import images_with_gradient
 from sampler.training.batches import batch
 from sampler.training.session import Session
 from tests import tiny
@@ -26,14 +25,16 @@ def trained():
             parameter.data = 0.3 * torch.randn_like(parameter)
         reward = sampler.build("reward", "brightness")
         method = sampler.build("sampler", {"name": "ddim", "eta": 1.0})
-        session = Session(engine, reward, method, engine.guidance, 4, (16, 16), 2, adapter=adapter)
+        session = Session(
+            engine, reward, method, engine.guidance, 4, (16, 16), 2, trainable=adapter
+        )
         yield session, batch(["a dog", "a cat"], 2, 0, 0)
 
 
 def shares(trainer, trained):
     """(gradient, updates) of a whole update."""
     session, rows = trained
-    parameters = list(session.adapter.parameters.values())
+    parameters = list(session.trainable.parameters.values())
     total = [torch.zeros_like(p) for p in parameters]
     updates = list(trainer.updates(session, rows, None))
     for update in updates:
@@ -68,7 +69,7 @@ def test_straight_through_clipping_has_gradient_everywhere(trained):
 def test_anchor_is_the_squared_distance_to_the_base_prediction(trained):
     session, rows = trained
     trainer = AlignProp(truncation="fixed", k=1, anchor=2.0)
-    made = images_with_gradient(trainer, session, rows, rows.rows, [False, False, False, True])
+    made = trainer.window(session, [False, False, False, True]).sample(rows, rows.rows)
     run, before = session.begin(rows, rows.rows), None
     with torch.no_grad():
         snapshot = run.snapshot
@@ -87,7 +88,7 @@ def test_anchor_is_the_squared_distance_to_the_base_prediction(trained):
     assert wanted.min() > 0
     with_anchor, _ = shares(trainer, trained)
     without, _ = shares(AlignProp(truncation="fixed", k=1), trained)
-    grads = torch.autograd.grad(made.drift.mean(), list(session.adapter.parameters.values()))
+    grads = torch.autograd.grad(made.drift.mean(), list(session.trainable.parameters.values()))
     pull = torch.cat([g.flatten() for g in grads])
     assert (with_anchor - without - 2 * pull).norm() <= 1e-5 * pull.norm()
 
@@ -97,7 +98,7 @@ def test_refl_jumps_from_the_window_to_the_image(trained):
     session, rows = trained
     trainer = AlignProp(ending="jump", truncation="uniform", low=1, high=1)
     kept = [False, True, True, True]
-    made = images_with_gradient(trainer, session, rows, rows.rows, kept)
+    made = trainer.window(session, kept).sample(rows, rows.rows)
     run = session.begin(rows, rows.rows)
     levels = (*run.levels[:2], run.levels[-1])
     with torch.no_grad():
@@ -111,7 +112,7 @@ def test_refl_jumps_from_the_window_to_the_image(trained):
 def test_draft_lv_averages_over_renoised_last_steps(trained):
     session, rows = trained
     trainer = AlignProp(truncation="fixed", k=1, lv=2)
-    made = images_with_gradient(trainer, session, rows, rows.rows, [False, False, False, True])
+    made = trainer.window(session, [False, False, False, True]).sample(rows, rows.rows)
     assert len(made.images) == 3
     assert not torch.equal(made.images[0], made.images[1])
     assert not torch.equal(made.images[1], made.images[2])

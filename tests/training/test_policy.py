@@ -12,8 +12,8 @@ from sampler import registry
 from sampler.core.trajectory import Run
 from sampler.engine import Engine
 from sampler.training.policy.advantages import per_group, per_prompt
-from sampler.training.policy.ppo import _kl, _pathwise, _share, clipped_loss
-from sampler.training.policy.rollout import Action, Policy, Trajectory, taken
+from sampler.training.policy.ppo import _action_loss, _kl, _pathwise_loss, clipped_loss
+from sampler.training.policy.rollout import Action, Policy, Trajectory, select
 from sampler.training.policy.trainers import DDPO, RLCM
 from sampler.training.session import Session
 from sampler.types import Level, Move, Prediction, Snapshot, Span, spans
@@ -161,12 +161,12 @@ def score_terms(policy, run, grid, reward, f):
     return actions, second, reward(image)
 
 
-@pytest.mark.parametrize("final_step", ["drop", "pathwise", "explore", "released"])
+@pytest.mark.parametrize("final_step", ["drop", "pathwise", "explore"])
 def test_final_steps_are_unbiased_or_biased_as_stated(final_step):
     sigma = 0.2
     theta, f, reward, policy, run, grid, weights = linear_world(final_step, sigma)
     actions, before_last, scores = score_terms(policy, run, grid, reward, f)
-    terms = [_share(policy, run, a, scores)[0] for a in actions]
+    terms = [_action_loss(policy, run, a, scores)[0] for a in actions]
     score = [-torch.autograd.grad((weights * t).sum(), theta)[0] for t in terms]
 
     def objective(noise, through_first=True):
@@ -182,15 +182,13 @@ def test_final_steps_are_unbiased_or_biased_as_stated(final_step):
     if final_step == "pathwise":
         trajectory = Trajectory(list(range(len(grid))), run, actions, before_last, scores, 0)
         ones, index = torch.ones(len(grid), dtype=torch.float64), torch.arange(len(grid))
-        loss = _pathwise(policy, Batch, run, trajectory, index, ones)
+        loss = _pathwise_loss(policy, Batch, run, trajectory, index, ones)
         path = -torch.autograd.grad((weights * loss).sum(), theta)[0]
         torch.testing.assert_close(score[0] + path, true, **close)
     if final_step == "explore":
         smoothed = torch.autograd.grad(objective(sigma), theta)[0]
         torch.testing.assert_close(score[0] + score[1], smoothed, **close)
-    if final_step == "released":
-        torch.testing.assert_close(score[1], torch.zeros(2, dtype=torch.float64), **close)
-    assert len(actions) == (1 if final_step in ("drop", "pathwise") else 2)
+    assert len(actions) == (2 if final_step == "explore" else 1)
 
 
 def test_kl_is_the_gaussian_one():
@@ -203,7 +201,7 @@ def test_kl_is_the_gaussian_one():
         def enable(self):
             theta.data[1] += 0.5
 
-    object.__setattr__(policy.session, "adapter", Shifted())
+    object.__setattr__(policy.session, "trainable", Shifted())
     span = spans(run.levels)[0]
     move = policy.action(policy.move(run, run.snapshot, span)[0], span)
     found = _kl(policy, run, run.snapshot, span, move)
@@ -231,7 +229,7 @@ def test_rows_are_taken_from_snapshots():
     snapshot = Snapshot(
         2, torch.arange(3.0)[:, None], (), {"m": torch.eye(3), "n": 4}, (7, 8, 9), (1, 2, 3)
     )
-    found = taken(snapshot, torch.tensor([2, 0]), 3)
+    found = select(snapshot, torch.tensor([2, 0]), 3)
     assert found.x[:, 0].tolist() == [2, 0] and found.seeds == (9, 7) and found.nfe == (3, 1)
     assert found.guidance["m"].shape == (2, 3) and found.guidance["n"] == 4
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sampler.registry import register
-from sampler.rewards.base import is_differentiable, name_of
 from sampler.training.alignprop.truncation import Truncation, check_truncation, kept_steps
-from sampler.training.base import TrainerBase, Update
-from sampler.training.batches import Batch, parts
+from sampler.training.base import MicroBatchLoss, TrainerBase
+from sampler.training.batches import Batch, micro_batches
 from sampler.training.settings import Defaults
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sampler.training.alignprop.window import Window
     from sampler.training.session import Session
 
 
@@ -27,28 +27,29 @@ class AlignProp(TrainerBase):
         minimise E[ loss_scale·l(r(decode(x_0), c)) ] + anchor·mean ||eps − eps_base||²
         l: maximise −r;   target |r − value|;   hinge max(0, value − r)
 
-    Steps before the window run without a graph; x enters it without gradient. Inside, the gradient
-    flows through the network and through x. Each step of the window is recomputed in the backward
-    pass, so memory holds one step's graph at a time.
+    Steps before the window run without a graph, and x enters it without gradient. Inside, the
+    gradient flows through the network and through x. Each step of the window is recomputed in the
+    backward pass, so that memory holds the graph of one step at a time.
 
-    truncation: how the window is drawn, once per update: "fixed" (the last k steps; k = 1 is the
+    truncation: draw of the window, once per update: "fixed" (the last k steps; k = 1 is the
         paper's), "uniform" (from an index in low..high on), "gaussian" (from index N(mean·T, std·T)
         on; N(42, 5) of 50 is the authors' 2024 default and ours). "per_step" is the behaviour of
         TRL and of the authors' 2023 code: each step keeps its gradient iff a number drawn for it
-        in low..high is at most its index. That is a random subset, not a window: with 0..T half
-        of all steps are kept, and memory follows.
-    k: 1 to T. low, high: step indices. mean, std: shares of T.
+        in low..high is at most its index. That is a random subset rather than a window: with 0..T
+        half of all steps are kept, at the memory of half a run.
+    k: 1 to T. low, high: step indices. mean, std: fractions of T.
     loss, value, loss_scale: as above. The scale matters through the clipping threshold and Adam's
         eps only; the gradient norm is logged before clipping.
     through_input: False cuts the gradient at the network's input and keeps the sampler's linear
         path, as in DRTune: cheaper, lower variance.
-    lv: further images per row, made by noising x_0 to the last level and denoising it once more;
+    lv: further images per sample, from noising x_0 to the last level and denoising it again;
         gradients are averaged (DRaFT-LV; with k = 1).
     ending: "walk" all steps; "jump" from the window's first level to x_0 in one step (ReFL).
     anchor: weight of the squared distance to the adapter-off prediction, on the window's steps.
     checkpointing: recompute each step in the backward pass; False keeps the graph.
-    vae_slices: decode row by row. clamp: "hard" clips images to [0, 1] (no gradient at clipped
-        values, as peers do); "straight_through" clips with gradient 1.
+    vae_slices: decode one image at a time.
+    clamp: "hard" clips images to [0, 1] (no gradient at clipped values, as peers do);
+        "straight_through" clips with gradient 1.
     """
 
     truncation: Truncation = "gaussian"
@@ -96,16 +97,31 @@ class AlignProp(TrainerBase):
             raise ValueError("alignprop: lv needs truncation = 'fixed' and k = 1.")
 
     def check(self, session: Session) -> None:
-        if not is_differentiable(session.reward):
+        if session.reward is None or not session.reward.differentiable:
+            name = session.reward.name if session.reward else "none"
             raise ValueError(
-                f"alignprop needs a differentiable reward; {name_of(session.reward)!r} is not: "
-                "use trainer 'ddpo' or 'rlcm' with it."
+                f"alignprop needs a differentiable reward; {name!r} is not: use trainer 'ddpo' or "
+                "'rlcm' with it."
             )
         check_truncation(self.truncation, session.steps, self.k, self.low, self.high)
 
-    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[Update]:
-        from sampler.training.alignprop.window import images_with_gradient
+    def window(self, session: Session, kept: Sequence[bool]) -> Window:
+        """Return the sampling of a session with the gradient of the kept steps."""
+        from sampler.training.alignprop.window import Window
 
+        return Window(
+            session,
+            kept,
+            self.through_input,
+            self.lv,
+            self.ending,
+            self.anchor,
+            self.checkpointing,
+            self.vae_slices,
+            self.clamp,
+        )
+
+    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
         kept = kept_steps(
             self.truncation,
             session.steps,
@@ -116,27 +132,27 @@ class AlignProp(TrainerBase):
             self.mean,
             self.std,
         )
-        micro = parts(batch.rows, session.micro)
-        for number, rows in enumerate(micro):
-            made = images_with_gradient(self, session, batch, rows, kept)
+        window, parts = self.window(session, kept), micro_batches(batch.rows, session.micro)
+        for number, rows in enumerate(parts):
+            sampled = window.sample(batch, rows)
             prompts = [batch.prompts[row] for row in rows]
-            scores = [session.score(images, prompts) for images in made.images]
+            scores = [session.score(images, prompts) for images in sampled.images]
             reward = sum(scores[1:], scores[0]) / len(scores)
             loss = sum((self.loss_of(s) for s in scores[1:]), self.loss_of(scores[0]))
-            per_row = loss / len(scores) + self.anchor * made.drift
-            yield Update(
-                per_row.sum() / len(batch.prompts),
+            per_sample = loss / len(scores) + self.anchor * sampled.drift
+            yield MicroBatchLoss(
+                per_sample.sum() / len(batch.prompts),
                 {
                     "reward": reward.detach(),
                     "K": len(kept) - kept.index(True),
                     "kept_steps": sum(kept),
-                    "nfe": made.nfe,
+                    "nfe": sampled.nfe,
                 },
-                step=number == len(micro) - 1,
+                step=number == len(parts) - 1,
             )
 
     def loss_of(self, scores: Tensor) -> Tensor:
-        """The loss per row [B], scaled."""
+        """Return the scaled loss of each sample [B]."""
         if self.loss == "maximise":
             return -scores * self.loss_scale
         if self.loss == "target":

@@ -1,4 +1,4 @@
-"""Which steps of a trajectory are differentiated: one draw per update, the same in all processes.
+"""Draws of the differentiated steps: one per update, equal in all processes.
 
 Steps are numbered 0 (noisiest) to T − 1 (last). K is the number of final steps with gradient.
 """
@@ -21,7 +21,7 @@ def kept_steps(
     mean: float,
     std: float,
 ) -> list[bool]:
-    """Per step, whether its network evaluation is differentiated; T bools, at least one True.
+    """Return per step if its network evaluation is differentiated: T bools, at least one True.
 
     fixed: the last k. uniform: from an index drawn in low..high (T − 1) on. gaussian: from an
     index int(N(mean·T, std·T)) on, drawn again until it lies in 1..T − 1. per_step: step i where
@@ -45,7 +45,7 @@ def kept_steps(
 def check_truncation(
     truncation: Truncation, total: int, k: int, low: int, high: int | None
 ) -> None:
-    """Raises ValueError where a draw could fall outside 1 <= K <= T."""
+    """Raise ValueError where a draw could fall outside 1 <= K <= T."""
     if truncation == "fixed" and not 1 <= k <= total:
         raise ValueError(
             f"alignprop: k = {k} must lie in 1..{total}, the number of sampling steps; "

@@ -1,9 +1,9 @@
-"""What the discriminator calls real: the teacher's own images, or a data set.
+"""Real samples of the discriminator: images of the teacher, or a data set.
 
-    RUN/teacher/000000.safetensors ...   latents of the teacher's images, made once, in pieces
+    RUN/teacher/000000.safetensors ...   latents of the teacher's images, generated once
     RUN/data.safetensors                 latents of a folder of images, encoded once
 
-A teacher's image comes with the seed of its noise, so that it serves as a regression pair too.
+The seed of the noise of a teacher's image is known, so that the two are a regression pair.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from sampler.errors import UsageError
 from sampler.training.batches import derived
 from sampler.training.session import Session
 
-PIECE = 64  # images of the teacher per file
+IMAGES_PER_FILE = 64
 
 
 @dataclass(frozen=True)
-class Samples:
+class LatentSet:
     """latents [N, ...], their prompts, and the seeds of their noise (teacher's images only)."""
 
     latents: Tensor
@@ -39,20 +39,20 @@ class Samples:
     seeds: tuple[int, ...] = ()
 
     def choose(self, wanted: Sequence[str], numbers: Sequence[float]) -> list[int]:
-        """The index of a sample of each prompt, by a number in [0, 1) each."""
-        of = self._of_prompt
-        return [of[p][int(u * len(of[p]))] for p, u in zip(wanted, numbers, strict=True)]
+        """Choose the index of a sample of each prompt, by a number in [0, 1) each."""
+        known = self._by_prompt
+        return [known[p][int(u * len(known[p]))] for p, u in zip(wanted, numbers, strict=True)]
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Raises ValueError for a prompt without a sample."""
-        if missing := [p for p in prompts if p not in self._of_prompt]:
+        """Raise ValueError for a prompt without a sample."""
+        if missing := [p for p in prompts if p not in self._by_prompt]:
             raise ValueError(
                 f"f_distill: no sample has the prompt {missing[0]!r:.60}; give prompts that are "
                 "captions of the data, or at least as many samples as prompts."
             )
 
     @cached_property
-    def _of_prompt(self) -> dict[str, list[int]]:
+    def _by_prompt(self) -> dict[str, list[int]]:
         found: dict[str, list[int]] = defaultdict(list)
         for i, prompt in enumerate(self.prompts):
             found[prompt].append(i)
@@ -61,18 +61,18 @@ class Samples:
 
 def teacher_samples(
     session: Session, prompts: Sequence[str], count: int, seed: int, out: Path, precision: str
-) -> Samples:
-    """The teacher's images of the prompts in turn, as the session samples; read where made."""
+) -> LatentSet:
+    """Generate images of the prompts in turn with the teacher; read those on disk already."""
     make_folder(out)
     texts = [prompts[i % len(prompts)] for i in range(count)]
     seeds = [derived(seed, i, "teacher") for i in range(count)]
-    device = session.engine.pipeline.device.type
+    device = session.pipeline.device.type
     latents = []
-    for first in range(0, count, PIECE):
-        path, part = out / f"{first:06d}.safetensors", slice(first, first + PIECE)
+    for first in range(0, count, IMAGES_PER_FILE):
+        path, part = out / f"{first:06d}.safetensors", slice(first, first + IMAGES_PER_FILE)
         if not path.is_file():
             with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-                made = session.engine.generate(
+                generated = session.engine.generate(
                     texts[part],
                     negative=session.negative or None,
                     seeds=seeds[part],
@@ -84,17 +84,17 @@ def teacher_samples(
                     batch_size=session.micro,
                     output="latent",
                 ).latents
-            write_file(path, save({"latents": made.float().cpu().contiguous()}))
+            write_file(path, save({"latents": generated.float().cpu().contiguous()}))
         latents.append(load_file(path)["latents"])
-    return Samples(torch.cat(latents), tuple(texts), tuple(seeds))
+    return LatentSet(torch.cat(latents), tuple(texts), tuple(seeds))
 
 
-def data_samples(session: Session, source: str, out: Path) -> Samples:
-    """A data set: a .safetensors file, or a folder of images, which is encoded into `out`.
+def data_samples(session: Session, source: str, out: Path) -> LatentSet:
+    """Read a data set: a .safetensors file, or a folder of images, which is encoded into `out`.
 
     The file has `latents` [N, ...], scaled as the pipeline's, and a JSON list `prompts` in its
-    metadata. The folder has metadata.jsonl, {"file_name": ..., "text": ...} a line; images have the
-    size that is trained. Raises SamplerError (2) for what cannot be read.
+    metadata. The folder has metadata.jsonl with a line {"file_name": ..., "text": ...} per image,
+    and images of the trained size. Raises SamplerError (2) for an unreadable data set.
     """
     path = Path(source)
     if path.is_dir():
@@ -107,16 +107,16 @@ def data_samples(session: Session, source: str, out: Path) -> Samples:
             prompts = tuple(map(str, json.loads((stored.metadata() or {})["prompts"])))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UsageError(
-            f"f_distill: data = {source} is no folder of images, and no file of latents with "
-            f"their prompts: {error}.",
+            f"f_distill: data = {source} is neither a folder of images nor a file of latents "
+            f"with their prompts: {error}.",
         ) from None
-    shape = session.engine.pipeline.latent_shape(*session.size)
+    shape = session.pipeline.latent_shape(*session.size)
     if tuple(latents.shape[1:]) != tuple(shape) or len(latents) != len(prompts):
         raise UsageError(
             f"f_distill: {source} holds {tuple(latents.shape)} latents and {len(prompts)} "
-            f"prompts; here a latent is {tuple(shape)}.",
+            f"prompts; a latent of this run is {tuple(shape)}.",
         )
-    return Samples(latents, prompts)
+    return LatentSet(latents, prompts)
 
 
 def _encode_folder(session: Session, folder: Path, out: Path) -> None:
@@ -127,17 +127,17 @@ def _encode_folder(session: Session, folder: Path, out: Path) -> None:
         named = [(folder / entry["file_name"], str(entry["text"])) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f'f_distill: {listing} must have {{"file_name": ..., "text": ...}} a line: {error}.'
+            f'f_distill: {listing} must have {{"file_name": ..., "text": ...}} per line: {error}.'
         ) from None
     latents = []
     for path, _ in named:
         image = read(path)
         if tuple(image.shape[-2:]) != session.size:
             raise UsageError(
-                f"f_distill: {path} is {image.shape[-1]} x {image.shape[-2]} pixels; images of "
-                f"the data are {session.size[1]} x {session.size[0]} here.",
+                f"f_distill: {path} is {image.shape[-1]} x {image.shape[-2]} pixels; this run "
+                f"needs {session.size[1]} x {session.size[0]}.",
             )
         with torch.no_grad():
-            latents.append(session.engine.pipeline.latents_of(image).float().cpu())
+            latents.append(session.pipeline.latents_of(image).float().cpu())
     prompts = json.dumps([text for _, text in named])
     write_file(out, save({"latents": torch.cat(latents)}, {"prompts": prompts}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,55 +10,63 @@ from torch import Tensor, nn
 from sampler.types import Level
 
 
-class Reader:
-    """Reads the outputs of some of the teacher's modules, as images [B, C, h, w].
+class Probe(NamedTuple):
+    """Input of one network evaluation: x [B, ...], level, condition."""
+
+    x: Tensor
+    level: Level
+    cond: Any
+
+
+class FeatureReader:
+    """Reads the outputs of some of the teacher's modules as images [B, C, h, w].
 
     The evaluation ends at the last module that is read. Gradients reach x, not the teacher.
     """
 
-    def __init__(self, world: Any, names: tuple[str, ...]) -> None:
-        self.world, self.names = world, names
-        known = dict(world.network.named_modules())
+    def __init__(self, networks: Any, names: tuple[str, ...]) -> None:
+        self.networks, self.names = networks, names
+        known = dict(networks.network.named_modules())
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"f_distill: the teacher has no module {unknown[0]!r:.60}.")
 
     def __call__(self, x: Tensor, level: Level, cond: Any) -> list[Tensor]:
         found: dict[str, Tensor] = {}
 
-        def keeper(name: str) -> Any:
-            def keep(module: Any, inputs: Any, output: Any) -> None:
+        def hook_for(name: str) -> Any:
+            def hook(module: Any, inputs: Any, output: Any) -> None:
                 found[name] = output[0] if isinstance(output, tuple) else output
                 if len(found) == len(self.names):
-                    raise _Enough
+                    raise _StopForward
 
-            return keep
+            return hook
 
-        network = self.world.network
-        hooks = [network.get_submodule(n).register_forward_hook(keeper(n)) for n in self.names]
+        network = self.networks.network
+        hooks = [network.get_submodule(n).register_forward_hook(hook_for(n)) for n in self.names]
         try:
-            self.world.forward(x, level, cond, "main")
-        except _Enough:
+            self.networks.forward(x, level, cond, "main")
+        except _StopForward:
             pass
         finally:
             for hook in hooks:
                 hook.remove()
-        return [self._image(found[name], x) for name in self.names]
+        return [self._as_image(found[name], x) for name in self.names]
 
-    def _image(self, value: Tensor, x: Tensor) -> Tensor:
-        """Tokens [B, N, C] in their places; N may hold further ones (text), which come first."""
+    def _as_image(self, value: Tensor, x: Tensor) -> Tensor:
+        """Arrange tokens [B, N, C] as an image; text tokens come first and are dropped."""
         if value.ndim == 4:
             return value
-        patch = int(self.world.network.config.get("patch_size") or 1)
+        patch = int(self.networks.network.config.get("patch_size") or 1)
         high, wide = x.shape[-2] // patch, x.shape[-1] // patch
         return value[:, -high * wide :].transpose(1, 2).unflatten(2, (high, wide))
 
 
-class _Enough(Exception):
-    """All features are read: the rest of the network need not be computed."""
+class _StopForward(Exception):
+    """Raised by a hook once all features are read, to skip the rest of the network."""
 
 
 def default_features(network: Any) -> tuple[str, ...]:
-    """A UNet's bottleneck; the middle one of a transformer's blocks.
+    """Return the name of a UNet's bottleneck, or of the middle block of a transformer.
 
     Raises ValueError for a network with neither.
     """
@@ -71,13 +79,13 @@ def default_features(network: Any) -> tuple[str, ...]:
 
 
 class Heads(nn.Module):
-    """One convolutional head per feature: logits [B, K] of being real, at a level, of a prompt."""
+    """One convolutional head per feature: logits [B, K], positive on real samples."""
 
-    def __init__(self, reader: Reader, probe: Any, seed: int) -> None:
+    def __init__(self, read: FeatureReader, probe: Probe, seed: int) -> None:
         super().__init__()
-        self.read = reader
+        self.read = read
         with torch.no_grad():
-            shapes = [value.shape for value in reader(*probe)]
+            shapes = [value.shape for value in read(*probe)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layers = nn.ModuleList(_head(*shape[1:]) for shape in shapes)
@@ -89,7 +97,7 @@ class Heads(nn.Module):
 
 
 def _head(channels: int, high: int, wide: int) -> nn.Module:
-    """4x4 convolutions of stride 2, down to at most 4x4, then one over all that is left."""
+    """4x4 convolutions of stride 2 down to at most 4x4, then one over the remaining area."""
     layers: list[nn.Module] = []
     while min(high, wide) > 4:
         layers += [

@@ -1,14 +1,14 @@
-"""f-distill's arithmetic: from a discriminator's logits to weights, and the losses.
+"""Weights and losses of f-distill.
 
-Notation: x [B, ...] student samples, t [B] their noise level as a share of the schedule, l [B, K]
-logits of K heads, positive on real samples; so exp(l) estimates r = teacher/student.
+Notation: x [B, ...] student samples, t [B] their noise levels as fractions of the schedule, l
+[B, K] logits of K heads, positive on real samples, so that exp(l) estimates r = teacher/student.
 
     r = exp(clamp(mean_k l)),  clamped
     bins[i] ← rho·bins[i] + (1 − rho)·mean of r in bin i of t  (non-empty bins)
     r ← r / bins[i],  h = h(r),  h ← h / mean h
 
-E_q[p/q] = 1 at every level, so the division by the bin's mean takes the discriminator's
-calibration error out. All in float32 (float64 where given), over all rows of all processes.
+E_q[p/q] = 1 at every level, so that dividing by the mean of a bin removes the calibration error of
+the discriminator. In float32 (float64 where given), over all samples of all processes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ Gather = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Weighting:
-    """How logits become weights. divergence: as `f_weight`; low, high: clamp of the ratio;
-    times: the range of t that is cut into equal bins; rho: memory of a bin, 0 is none;
-    normalise: whether ratios are divided by their bin's mean."""
+    """The map from logits to weights h.
+
+    divergence: as `f_weight`; low, high: clamp of the ratio; times: the range of t, divided into
+    equal bins; rho: EMA decay of a bin's mean, 0 for none; normalise: divide ratios by the mean of
+    their bin.
+    """
 
     divergence: str
     low: float = 0.1
@@ -44,9 +47,9 @@ class Weighting:
     def __call__(
         self, logits: Tensor, t: Tensor, bins: list[float], gather: Gather = lambda v: v
     ) -> tuple[Tensor, Tensor, list[float]]:
-        """(h [B] of mean 1 over all processes, r [B] as it is estimated, the next bins).
+        """Return (h [B] of mean 1 over all processes, estimated r [B], next bins).
 
-        Reverse KL has h = 1 exactly, whatever the logits, and leaves the bins alone.
+        For reverse KL h = 1 exactly, and the bins do not change.
         """
         level = logits.detach().flatten(1)
         level = level if level.dtype == torch.float64 else level.float()
@@ -74,10 +77,10 @@ class Weighting:
         return after
 
 
-def matching_rows(x: Tensor, teacher_x0: Tensor, fake_x0: Tensor, h: Tensor) -> Tensor:
-    """The student's loss per row [B], of which the mean over rows is the batch's.
+def matching_loss(x: Tensor, teacher_x0: Tensor, fake_x0: Tensor, h: Tensor) -> Tensor:
+    """Return the student's distribution-matching loss per sample [B].
 
-        g = (fake_x0 − teacher_x0)·w·h,   w = 1/(mean |x − teacher_x0| + eps) per row
+        g = (fake_x0 − teacher_x0)·w·h,   w = 1/(mean |x − teacher_x0| + eps) per sample
         loss = mean ||x − sg(x − g)||²/2,   so that d loss/dx = g/numel
 
     With h = 1 it is distribution matching (VSD, DMD). Only x gets a gradient.
@@ -92,12 +95,12 @@ def matching_rows(x: Tensor, teacher_x0: Tensor, fake_x0: Tensor, h: Tensor) -> 
     return 0.5 * (x.to(wide) - target).square().flatten(1).mean(1)
 
 
-def generator_rows(fake_logits: Tensor) -> Tensor:
-    """The student's adversarial loss per row [B]: mean over heads of softplus(−l)."""
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """Return the student's adversarial loss per sample [B]: mean over heads of softplus(−l)."""
     return softplus(-fake_logits.float()).flatten(1).mean(1)
 
 
-def discriminator_rows(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """The discriminator's logistic loss per row [B]: softplus(l_fake) + softplus(−l_real)."""
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Return the logistic loss per sample [B]: softplus(l_fake) + softplus(−l_real)."""
     fake = softplus(fake_logits.float()).flatten(1).mean(1)
     return fake + softplus(-real_logits.float()).flatten(1).mean(1)

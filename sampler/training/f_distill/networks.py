@@ -1,6 +1,6 @@
-"""The networks of f-distill: a student and a fake score made of the teacher, a discriminator.
+"""The networks of f-distill: student and fake score, copies of the teacher, and discriminator.
 
-The teacher itself stays as it is and is shared: the discriminator's heads read its features.
+The teacher itself is not changed and is shared: the discriminator's heads read its features.
 """
 
 from __future__ import annotations
@@ -15,84 +15,86 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sampler.models.lora import adapted
+from sampler.models.lora import Adapter, adapted
 from sampler.models.student import read_network
-from sampler.training.f_distill.data import Samples
-from sampler.training.f_distill.heads import Heads, Reader, default_features
+from sampler.training.f_distill.data import LatentSet
+from sampler.training.f_distill.heads import FeatureReader, Heads, Probe, default_features
 
 Form = Literal["full", "lora"]
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a run trains, by group: "student.", "fake." and "heads." + the parameter's name.
+    """The trained weights, under the prefixes "student.", "fake." and "heads.".
 
-    world: the pipeline's adapter with the models "main" (the teacher), "student" and "fake";
-    average: of the student's parameters, what is saved and evaluated; real, pairs: samples for the
-    discriminator and for the regression.
+    networks: the pipeline adapter with the models "main" (the teacher), "student" and "fake";
+    ema: moving average of the student's parameters, which is saved and evaluated; real, pairs:
+    latents for the discriminator and for the regression; lora: of the student, where it is one.
     """
 
-    world: Any
+    networks: Any
     student: nn.Module
     parameters: dict[str, nn.Parameter]
-    average: dict[str, Tensor]
+    ema: dict[str, Tensor]
     heads: Heads | None = None
-    real: Samples | None = None
-    pairs: Samples | None = None
-    lora: Any = None
+    real: LatentSet | None = None
+    pairs: LatentSet | None = None
+    lora: Adapter | None = None
 
     def disable(self) -> None:
-        """Nothing to do: the teacher is a network of its own."""
+        """Do nothing: the teacher is a network of its own."""
 
     def enable(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies of the weights and of the average, on the CPU."""
-        averages = {f"ema.{k}": v for k, v in self.average.items()}
+        """Return copies of the weights and of their average, on the CPU."""
+        averages = {f"ema.{k}": v for k, v in self.ema.items()}
         both = {**self.parameters, **averages}
         return {k: v.detach().cpu().clone() for k, v in both.items()}
 
+    @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes over weights that `tensors` gave."""
-        with torch.no_grad():
-            for key, parameter in self.parameters.items():
-                parameter.copy_(tensors[key])
-            for key, value in self.average.items():
-                value.copy_(tensors[f"ema.{key}"])
+        """Restore weights that `tensors` returned."""
+        for key, parameter in self.parameters.items():
+            parameter.copy_(tensors[key])
+        for key, value in self.ema.items():
+            value.copy_(tensors[f"ema.{key}"])
 
     @torch.no_grad()
-    def follow(self, decay: float, updates: int) -> None:
-        """The average after the student's update number `updates`, from 0.
+    def update_ema(self, decay: float, updates: int) -> None:
+        """Update the average after n earlier updates of the student.
 
-        average ← d·average + (1 − d)·weights,   d = min(decay, (1 + n)/(10 + n))
+        ema ← d·ema + (1 − d)·weights,   d = min(decay, (1 + n)/(10 + n))
         """
         weight = 1 - min(decay, (1 + updates) / (10 + updates))
-        for key, value in self.average.items():
+        for key, value in self.ema.items():
             value.lerp_(self.parameters[key].detach(), weight)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Inside, the student has its average weights."""
-        own = {k: self.parameters[k].detach().clone() for k in self.average}
-        self._put(self.average)
+    def ema_weights(self) -> Iterator[None]:
+        """Give the student its averaged weights for the time of a context."""
+        own = {k: self.parameters[k].detach().clone() for k in self.ema}
+        self._copy(self.ema)
         try:
             yield
         finally:
-            self._put(own)
+            self._copy(own)
 
     @torch.no_grad()
-    def _put(self, weights: dict[str, Tensor]) -> None:
+    def _copy(self, weights: dict[str, Tensor]) -> None:
         for key, value in weights.items():
             self.parameters[key].copy_(value)
 
 
 @dataclass(frozen=True)
-class Build:
-    """How the networks are made. student, fake: the form of what is trained; rank, alpha, targets:
-    of adapters; features: names of the teacher's modules that the heads read, () for the default;
-    seed: of adapters and heads; init: folder of the student's first weights, None for the
-    teacher's."""
+class NetworkOptions:
+    """Options of the trained networks.
+
+    student, fake: full weights or LoRA; rank, alpha, targets: of LoRAs; features: names of the
+    teacher's modules that the heads read, () for the default, None for no discriminator; seed: of
+    LoRAs and heads; init: folder of the student's first weights, None for the teacher's.
+    """
 
     student: Form
     fake: Form
@@ -105,39 +107,36 @@ class Build:
 
 
 @contextmanager
-def distilled(adapter: Any, build: Build, probe: Any) -> Iterator[Distilled]:
-    """The networks of a run; all that is made is let go of afterwards.
-
-    probe: (x [1, ...], level, cond) of one row, for the shapes of the features. Without features
-    (None) there is no discriminator.
-    """
+def build_networks(adapter: Any, options: NetworkOptions, probe: Probe) -> Iterator[Distilled]:
+    """Build the networks of a run; `probe` shows the shapes of the features."""
     with ExitStack() as stack:
         teacher = adapter.network
         if hasattr(teacher, "peft_config"):
-            raise ValueError("f_distill: the teacher carries adapters; fuse or remove them first.")
-        first = teacher if build.init is None else read_network(teacher, Path(build.init))
-        student, lora = _made(first, build.student, build, stack)
-        fake, _ = _made(teacher, build.fake, build, stack)
-        world = adapter.with_network("student", student).with_network("fake", fake)
-        groups: dict[str, nn.Module] = {"student": student, "fake": fake}
+            raise ValueError("f_distill: the teacher carries LoRAs; fuse or remove them first.")
+        first = teacher if options.init is None else read_network(teacher, Path(options.init))
+        student, lora = _trainable_copy(first, options.student, options, stack)
+        fake, _ = _trainable_copy(teacher, options.fake, options, stack)
+        networks = adapter.with_network("student", student).with_network("fake", fake)
+        modules: dict[str, nn.Module] = {"student": student, "fake": fake}
         heads = None
-        if build.features is not None:
-            reader = Reader(world, build.features or default_features(teacher))
-            heads = groups["heads"] = Heads(reader, probe, build.seed).to(adapter.device)
+        if options.features is not None:
+            reader = FeatureReader(networks, options.features or default_features(teacher))
+            heads = modules["heads"] = Heads(reader, probe, options.seed).to(adapter.device)
         parameters = {
-            f"{group}.{name}": parameter
-            for group, module in groups.items()
+            f"{prefix}.{name}": parameter
+            for prefix, module in modules.items()
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         }
-        average = {k: p.detach().clone() for k, p in parameters.items() if k.startswith("student.")}
-        yield Distilled(world, student, parameters, average, heads, lora=lora)
+        ema = {k: p.detach().clone() for k, p in parameters.items() if k.startswith("student.")}
+        yield Distilled(networks, student, parameters, ema, heads, lora=lora)
 
 
-def _made(network: Any, form: Form, build: Build, stack: ExitStack) -> tuple[nn.Module, Any]:
-    """A copy of a network, trainable as a whole or through an adapter."""
+def _trainable_copy(
+    network: Any, form: Form, options: NetworkOptions, stack: ExitStack
+) -> tuple[nn.Module, Adapter | None]:
     twin = copy.deepcopy(network).requires_grad_(False)
     if form == "lora":
-        options = (build.rank, build.alpha, build.targets, build.seed)
-        return twin, stack.enter_context(adapted(twin, *options))
+        lora = adapted(twin, options.rank, options.alpha, options.targets, options.seed)
+        return twin, stack.enter_context(lora)
     return twin.float().requires_grad_(True).eval(), None

@@ -1,8 +1,8 @@
-"""The three kinds of f-distill's updates: of the student, of its critics, and the warm-up.
+"""The three kinds of updates of f-distill: student, critics, and warm-up regression.
 
-Each row has its own noise z, level t and noise eps, functions of (seed, update, row). Where a batch
-is cut into micro-batches the student's images are made twice, since the weights h are normalised
-over all rows of all processes before there is a gradient.
+Each sample has its own noise z, level t and noise eps, functions of (seed, update, sample). Where a
+batch is split into micro-batches the student's images are computed twice, since the weights h are
+normalised over all samples of all processes before there is a gradient.
 """
 
 from __future__ import annotations
@@ -10,36 +10,48 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sampler.core.noise import Noise, initial
-from sampler.training.base import Update
-from sampler.training.batches import Batch, derived, parts
+from sampler.errors import SamplerError
+from sampler.training.base import MicroBatchLoss
+from sampler.training.batches import Batch, derived, micro_batches
+from sampler.training.f_distill.data import LatentSet
 from sampler.training.f_distill.losses import (
     Weighting,
-    discriminator_rows,
-    generator_rows,
-    matching_rows,
+    discriminator_loss,
+    generator_loss,
+    matching_loss,
 )
-from sampler.training.f_distill.setup import encoded, student_levels, time_of
+from sampler.training.f_distill.networks import Distilled
+from sampler.training.f_distill.setup import time_of
+from sampler.training.session import Session
 from sampler.types import Branch, Cond, Guidance, Level, Prediction, Snapshot, Span
 
-if TYPE_CHECKING:
-    from sampler.training.f_distill.networks import Distilled
-    from sampler.training.f_distill.trainer import FDistill
-    from sampler.training.session import Session
-
-# Numbers of a row's noises in the stream "renoise"; the student's own steps use "step".
-PERTURB, DENOISE, TELL = 0, 1, 2
+# Numbers of a sample's noises in the stream "renoise"; the student's own steps use "step".
+PERTURB, DENOISE, DISCRIMINATE = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Some rows of a batch: their numbers, prompts and seeds; conditions, and the teacher's rule
-    bound to them; the level of each row (tensors [B]), and its share of the schedule."""
+class Objective:
+    """levels: of the student, noisy first; gan_weight: of the adversarial loss; ema: decay."""
+
+    levels: tuple[Level, ...]
+    weighting: Weighting
+    gan_weight: float
+    ema: float
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some samples of a batch, without what depends on the trained networks.
+
+    numbers: of the samples in the batch; rule: the teacher's, bound to the conditions; level: of
+    each sample (tensors [B]); fractions: the levels as fractions of the schedule.
+    """
 
     numbers: tuple[int, ...]
     prompts: tuple[str, ...]
@@ -47,174 +59,188 @@ class Rows:
     cond: Cond
     rule: Guidance
     level: Level
-    shares: tuple[float, ...]
+    fractions: tuple[float, ...]
 
 
 class Step:
-    """One update of a run."""
+    """One update of a run; `nfe` counts the network evaluations of this process."""
 
-    def __init__(self, trainer: FDistill, session: Session, batch: Batch) -> None:
-        self.trainer, self.session, self.batch = trainer, session, batch
-        self.made: Distilled = session.adapter
-        self.pipeline = session.engine.pipeline
-        self.levels = student_levels(trainer, self.pipeline.schedule)
+    def __init__(self, objective: Objective, session: Session, batch: Batch) -> None:
+        self.objective, self.session, self.batch = objective, session, batch
+        self.distilled: Distilled = session.trainable
+        self.pipeline = session.pipeline
+        self.levels = objective.levels
         self.last = batch.random("step").randrange(len(self.levels))  # of the student's steps
-        self.pieces = [self.rows(piece) for piece in parts(batch.rows, session.micro)]
-        self.evaluated = 0  # rows, in this process
+        self.parts = [self.part(rows) for rows in micro_batches(batch.rows, session.micro)]
+        self.nfe = 0
 
-    def matching(self, state: Any) -> Iterator[Update]:
-        """The student's update: the weights of the whole batch, then the gradient."""
-        once = len(self.pieces) == 1
+    def matching(self, state: Any) -> Iterator[MicroBatchLoss]:
+        """Yield the student's losses; the weights h are computed for the whole batch first."""
+        once = len(self.parts) == 1
         with torch.set_grad_enabled(once):
-            made = [self.told(rows) for rows in self.pieces]
-        shares = [share for rows in self.pieces for share in rows.shares]
-        h, ratio, bins = self.weights(torch.cat([told for *_, told in made]), shares, state["bins"])
-        sizes = [len(rows.seeds) for rows in self.pieces]
-        for rows, found, weight, r in zip(
-            self.pieces, made, h.split(sizes), ratio.split(sizes), strict=True
+            sampled = [self.student_sample_and_logits(part) for part in self.parts]
+        fractions = [value for part in self.parts for value in part.fractions]
+        logits = torch.cat([logits for *_, logits in sampled])
+        h, ratio, bins = self.weights(logits, fractions, state["bins"])
+        sizes = [len(part.seeds) for part in self.parts]
+        for part, found, weight, r in zip(
+            self.parts, sampled, h.split(sizes), ratio.split(sizes), strict=True
         ):
-            x, x_t, told = found if once else self.told(rows)
-            match = matching_rows(x, *self.scores(x_t.detach(), rows), weight)
-            fool = generator_rows(told)
-            metrics = {"match": match, "fool": fool, "h": weight, "ratio": r}
+            x, x_t, logits = found if once else self.student_sample_and_logits(part)
+            distill = matching_loss(x, *self.scores(x_t.detach(), part), weight)
+            gan = generator_loss(logits)
+            metrics = {"loss_distill": distill, "loss_gan": gan, "h": weight, "ratio": r}
             after = {"bins": bins, "students": state["students"] + 1}
-            loss = match + self.trainer.gan_weight * fool
-            yield self.share(loss, rows, "student.", metrics, after)
-        self.made.follow(self.trainer.ema, state["students"])
+            loss = distill + self.objective.gan_weight * gan
+            yield self.loss(loss, part, "student.", metrics, after)
+        self.distilled.update_ema(self.objective.ema, state["students"])
 
-    def critics(self) -> Iterator[Update]:
-        """The fake score's update on the student's images, then the discriminator's."""
+    def critics(self) -> Iterator[MicroBatchLoss]:
+        """Yield the fake score's losses on the student's images, then the discriminator's."""
         with torch.no_grad():
-            images = [self.student(rows) for rows in self.pieces]
-        for rows, x in zip(self.pieces, images, strict=True):
-            error = self.denoising(x, rows)
-            yield self.share(error, rows, "fake.", {"denoise": error})
-        if self.made.heads is None:
+            images = [self.student(part) for part in self.parts]
+        for part, x in zip(self.parts, images, strict=True):
+            error = self.denoising_loss(x, part)
+            yield self.loss(error, part, "fake.", {"loss_fake_score": error})
+        if self.distilled.heads is None:
             return
-        for rows, x in zip(self.pieces, images, strict=True):
-            fake = self.logits(self.noised(x, rows, TELL), rows)
-            real = self.logits(self.noised(self.real(rows, x), rows, TELL), rows)
-            error = discriminator_rows(real, fake)
-            right = ((real.mean(1) > 0).float() + (fake.mean(1) < 0).float()) / 2
-            yield self.share(error, rows, "heads.", {"tell": error, "told_right": right})
+        for part, x in zip(self.parts, images, strict=True):
+            fake = self.logits(self.noised(x, part, DISCRIMINATE), part)
+            real = self.logits(self.noised(self.real(part, x), part, DISCRIMINATE), part)
+            loss = discriminator_loss(real, fake)
+            correct = ((real.mean(1) > 0).float() + (fake.mean(1) < 0).float()) / 2
+            metrics = {"loss_discriminator": loss, "discriminator_accuracy": correct}
+            yield self.loss(loss, part, "heads.", metrics)
 
-    def regression(self, state: Any) -> Iterator[Update]:
-        """The warm-up's update: the teacher's image from the very noise that it was made of."""
-        pairs = self.made.pairs
-        assert pairs is not None
-        for rows in self.pieces:
-            chosen = [int(u * len(pairs.prompts)) for u in self.numbers(rows)]
+    def regression(self, state: Any) -> Iterator[MicroBatchLoss]:
+        """Yield the losses of the warm-up: the teacher's image from the noise that it came from."""
+        pairs = _given(self.distilled.pairs, "images of the teacher")
+        for part in self.parts:
+            chosen = [int(u * len(pairs.prompts)) for u in self.choices(part)]
             seeds = tuple(pairs.seeds[i] for i in chosen)
-            cond, _ = encoded(self.session, [pairs.prompts[i] for i in chosen])
-            x = self.student(replace(rows, seeds=seeds, cond=cond), 0)
-            goal = pairs.latents[chosen].to(x)
-            error = 0.5 * (x - goal).float().square().flatten(1).mean(1)
+            _, cond = self.session.encode([pairs.prompts[i] for i in chosen])
+            x = self.student(replace(part, seeds=seeds, cond=cond), 0)
+            target = pairs.latents[chosen].to(x)
+            error = 0.5 * (x - target).float().square().flatten(1).mean(1)
             after = {**state, "students": state["students"] + 1}
-            yield self.share(error, rows, "student.", {"regression": error}, after)
-        self.made.follow(self.trainer.ema, state["students"])
+            yield self.loss(error, part, "student.", {"regression": error}, after)
+        self.distilled.update_ema(self.objective.ema, state["students"])
 
-    def share(
-        self, loss: Tensor, rows: Rows, group: str, metrics: dict[str, Tensor], state: Any = None
-    ) -> Update:
-        """The share of some rows, with their losses [B]; the optimiser steps after the last."""
+    def loss(
+        self,
+        values: Tensor,
+        part: MicroBatch,
+        prefix: str,
+        metrics: dict[str, Tensor],
+        state: Any = None,
+    ) -> MicroBatchLoss:
+        """Reduce the losses [B] of a micro-batch; the optimiser steps after the last one."""
         found: dict[str, Any] = {name: value.detach() for name, value in metrics.items()}
-        found["nfe"] = self.evaluated * self.batch.world
-        step = rows is self.pieces[-1]
-        return Update(loss.sum() / len(self.batch.prompts), found, step, state, group)
+        found["nfe"] = self.nfe * self.batch.world
+        step = part is self.parts[-1]
+        return MicroBatchLoss(values.sum() / len(self.batch.prompts), found, step, state, prefix)
 
-    def rows(self, numbers: Sequence[int]) -> Rows:
-        """Everything about some rows that does not depend on the networks that learn."""
-        prompts = tuple(self.batch.prompts[n] for n in numbers)
-        seeds = tuple(self.batch.seeds[n] for n in numbers)
-        cond, rule = encoded(self.session, prompts)
-        low, high = self.trainer.times
-        shares = tuple(low + (high - low) * self.random(n, "time").random() for n in numbers)
+    def part(self, rows: Sequence[int]) -> MicroBatch:
+        """Return the micro-batch of some samples."""
+        prompts = tuple(self.batch.prompts[n] for n in rows)
+        seeds = tuple(self.batch.seeds[n] for n in rows)
+        rule, cond = self.session.encode(prompts)
+        low, high = self.objective.weighting.times
+        fractions = tuple(low + (high - low) * self.random(n, "time").random() for n in rows)
         schedule, device = self.pipeline.schedule, self.pipeline.device
-        levels = [schedule.level(time_of(schedule, share)) for share in shares]
+        levels = [schedule.level(time_of(schedule, value)) for value in fractions]
         level = Level(*(torch.tensor(v, device=device) for v in zip(*levels, strict=True)))
-        return Rows(tuple(numbers), prompts, seeds, cond, rule, level, shares)
+        return MicroBatch(tuple(rows), prompts, seeds, cond, rule, level, fractions)
 
-    def student(self, rows: Rows, last: int | None = None) -> Tensor:
-        """G(z) [B, ...]: the student's estimate of x0 at its step `last`, behind its own earlier
-        ones, through which no gradient flows."""
+    def student(self, part: MicroBatch, last: int | None = None) -> Tensor:
+        """Return G(z) [B, ...], the student's estimate of x0 at its step `last`.
+
+        Its earlier steps come before, without gradient.
+        """
         last = self.last if last is None else last
-        x = initial(rows.seeds, self.pipeline.latent_shape(*self.session.size))
+        x = initial(part.seeds, self.pipeline.latent_shape(*self.session.size))
         x = x.to(self.pipeline.device) * self.pipeline.schedule.initial_scale(self.levels)
         for k, after in enumerate(self.levels[1 : last + 1]):
             with torch.no_grad():
-                x0 = self.ask("student", x, self.levels[k], rows)
-                x = after.alpha * x0.x0.tensor() + after.sigma * Noise(rows.seeds).draw(k, x)
-        return self.ask("student", x, self.levels[last], rows).x0.tensor()
+                x0 = self.evaluate("student", x, self.levels[k], part)
+                x = after.alpha * x0.x0.tensor() + after.sigma * Noise(part.seeds).draw(k, x)
+        return self.evaluate("student", x, self.levels[last], part).x0.tensor()
 
-    def told(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """(the student's images, the same noised, the discriminator's logits of those)."""
-        x = self.student(rows)
-        x_t = self.noised(x, rows, PERTURB)
-        return x, x_t, self.logits(x_t, rows)
+    def student_sample_and_logits(self, part: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the student's samples, the noised samples, and their discriminator logits."""
+        x = self.student(part)
+        x_t = self.noised(x, part, PERTURB)
+        return x, x_t, self.logits(x_t, part)
 
-    def scores(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The estimates of x0 [B, ...] of the guided teacher and of the fake score, at noised x.
+    def scores(self, x: Tensor, part: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Return the estimates of x0 [B, ...] of guided teacher and fake score, at noised x.
 
-        To the rule every row is a first step of its own.
+        For the rule every sample is at the first step of a run.
         """
-        span, zeros = Span(0, rows.level, rows.level), (0,) * len(x)
+        span, zeros = Span(0, part.level, part.level), (0,) * len(x)
         with torch.no_grad():
-            start = Snapshot(0, x, (), rows.rule.start(rows.cond), rows.seeds, zeros)
-            pred, _, nfe = self.session.engine.predict(start, span, rows.cond, rows.rule)
-            self.evaluated += sum(nfe)
-            return pred.x0.tensor(), self.ask("fake", x, rows.level, rows).x0.tensor()
+            start = Snapshot(0, x, (), part.rule.start(part.cond), part.seeds, zeros)
+            pred, _, nfe = self.session.engine.predict(start, span, part.cond, part.rule)
+            self.nfe += sum(nfe)
+            return pred.x0.tensor(), self.evaluate("fake", x, part.level, part).x0.tensor()
 
-    def denoising(self, x: Tensor, rows: Rows) -> Tensor:
-        """The fake score's error per row [B], in the network's own parametrisation."""
-        eps = self.noise(x, rows, DENOISE)
-        pred = self.ask("fake", self.noised(x, rows, DENOISE), rows.level, rows)
-        alpha, sigma = self.wide(rows, x)
-        goal = {"x0": x, "eps": eps, "v": alpha * eps - sigma * x, "velocity": eps - x}[pred.kind]
-        return (pred.out.tensor().float() - goal).square().flatten(1).mean(1)
+    def denoising_loss(self, x: Tensor, part: MicroBatch) -> Tensor:
+        """Return the fake score's error per sample [B], in the network's own parametrisation."""
+        eps = self.noise(x, part, DENOISE)
+        pred = self.evaluate("fake", self.noised(x, part, DENOISE), part.level, part)
+        alpha, sigma = self.alpha_sigma(part, x)
+        target = {"x0": x, "eps": eps, "v": alpha * eps - sigma * x, "velocity": eps - x}[pred.kind]
+        return (pred.out.tensor().float() - target).square().flatten(1).mean(1)
 
-    def ask(self, model: str, x: Tensor, level: Level, rows: Rows) -> Prediction:
-        """One conditional evaluation of a network: B rows."""
-        self.evaluated += len(x)
-        branches = {"cond": Branch(rows.cond.cond, model=model)}
-        return self.made.world(x, Span(0, level, level), branches, [0] * len(x))["cond"]
+    def evaluate(self, model: str, x: Tensor, level: Level, part: MicroBatch) -> Prediction:
+        """Evaluate the conditional branch of a network."""
+        self.nfe += len(x)
+        branches = {"cond": Branch(part.cond.cond, model=model)}
+        return self.distilled.networks(x, Span(0, level, level), branches, [0] * len(x))["cond"]
 
-    def logits(self, x: Tensor, rows: Rows) -> Tensor:
-        """The discriminator's logits [B, K] of noised x; zeros where there is none."""
-        if self.made.heads is None:
+    def logits(self, x: Tensor, part: MicroBatch) -> Tensor:
+        """Return the discriminator's logits [B, K] of noised x; zeros without a discriminator."""
+        if self.distilled.heads is None:
             return x.new_zeros(len(x), 1)
-        self.evaluated += len(x)
-        return self.made.heads(x, rows.level, rows.cond.cond)
+        self.nfe += len(x)
+        return self.distilled.heads(x, part.level, part.cond.cond)
 
-    def weights(self, logits: Tensor, shares: list[float], bins: list[float]) -> Any:
-        """(h, r, next bins) for all rows of this process; see `Weighting`."""
-        own = self.trainer
-        weighting = Weighting(own.divergence, own.low, own.high, own.times, own.memory)
-        return weighting(logits, torch.tensor(shares), bins, self.session.gather)
+    def weights(
+        self, logits: Tensor, fractions: list[float], bins: list[float]
+    ) -> tuple[Tensor, Tensor, list[float]]:
+        """Return (h, r, next bins) for all samples of this process; see `Weighting`."""
+        weighting, gather = self.objective.weighting, self.session.gather
+        return weighting(logits, torch.tensor(fractions), bins, gather)
 
-    def real(self, rows: Rows, like: Tensor) -> Tensor:
-        """A real sample [B, ...] of each row's prompt."""
-        assert self.made.real is not None
-        return self.made.real.latents[self.made.real.choose(rows.prompts, self.numbers(rows))].to(
-            like
-        )
+    def real(self, part: MicroBatch, like: Tensor) -> Tensor:
+        """Return a real sample [B, ...] of each prompt."""
+        real = _given(self.distilled.real, "real samples")
+        return real.latents[real.choose(part.prompts, self.choices(part))].to(like)
 
-    def noised(self, x: Tensor, rows: Rows, purpose: int) -> Tensor:
-        """x at the rows' levels."""
-        alpha, sigma = self.wide(rows, x)
-        return alpha * x + sigma * self.noise(x, rows, purpose)
+    def noised(self, x: Tensor, part: MicroBatch, purpose: int) -> Tensor:
+        """Return x at the levels of the micro-batch."""
+        alpha, sigma = self.alpha_sigma(part, x)
+        return alpha * x + sigma * self.noise(x, part, purpose)
 
-    def noise(self, x: Tensor, rows: Rows, purpose: int) -> Tensor:
-        return Noise(rows.seeds).draw(purpose, x, "renoise")
+    def noise(self, x: Tensor, part: MicroBatch, purpose: int) -> Tensor:
+        """Draw noise of the shape of x."""
+        return Noise(part.seeds).draw(purpose, x, "renoise")
 
-    def wide(self, rows: Rows, x: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma of the rows, as [B, 1, ...] of x's dtype."""
+    def alpha_sigma(self, part: MicroBatch, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma as [B, 1, ...] of x's dtype."""
         shape = (-1, *(1,) * (x.ndim - 1))
-        return rows.level.alpha.to(x).view(shape), rows.level.sigma.to(x).view(shape)
+        return part.level.alpha.to(x).view(shape), part.level.sigma.to(x).view(shape)
 
-    def numbers(self, rows: Rows) -> list[float]:
-        """A number in [0, 1) per row, to choose a sample by."""
-        return [self.random(n, "sample").random() for n in rows.numbers]
+    def choices(self, part: MicroBatch) -> list[float]:
+        """Draw a number in [0, 1) per sample, to choose a real sample by."""
+        return [self.random(n, "sample").random() for n in part.numbers]
 
     def random(self, row: int, purpose: str) -> random.Random:
-        """A row's own generator: the same on every process and every resume."""
+        """Return a sample's own generator: equal in every process and on every resume."""
         return random.Random(derived(self.batch.seed, self.batch.update, f"{purpose} {row}"))
+
+
+def _given(samples: LatentSet | None, name: str) -> LatentSet:
+    if samples is None:
+        raise SamplerError(f"f_distill: this update needs {name}, and the run has none.")
+    return samples

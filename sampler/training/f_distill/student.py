@@ -1,6 +1,6 @@
-"""A student on disk, read back, and at work.
+"""The student of a run: sampled with in evaluations, and written to disk.
 
-RUN/student/manifest.json    what it is: base, divergence, baked guidance, times, prediction
+RUN/student/manifest.json    base, divergence, baked guidance, times, prediction
 full:   an ordinary diffusers pipeline with the student as its network
 lora:   pytorch_lora_weights.safetensors, for `load_lora_weights` on the base pipeline
 difference:   student.safetensors, the network as int8 differences to its teacher
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sampler import registry
 from sampler.core.binding import fingerprint
@@ -23,57 +23,59 @@ from sampler.engine import Engine
 from sampler.model_files.student import FORMAT, MANIFEST
 from sampler.models.lora import save_lora
 from sampler.models.student import save_student_pipeline
-from sampler.training.f_distill.setup import student_levels
-
-if TYPE_CHECKING:
-    from sampler.training.f_distill.trainer import FDistill
-    from sampler.training.session import Session
+from sampler.training.f_distill.networks import Distilled, Form
+from sampler.training.session import Session
+from sampler.types import Level
 
 
-def manifest_of(trainer: FDistill, session: Session) -> dict[str, Any]:
-    """What a student is, as plain data."""
-    pipeline = session.engine.pipeline
-    times = [level.t for level in student_levels(trainer, pipeline.schedule)]
+def student_manifest(
+    session: Session, form: Form, divergence: str, levels: Sequence[Level]
+) -> dict[str, Any]:
+    """Describe a student as plain data."""
+    times = [level.t for level in levels]
     return {
         "kind": "student",
         "format": FORMAT,
-        "base": fingerprint(pipeline.network),
-        "form": trainer.student,
-        "f": trainer.divergence,
+        "base": fingerprint(session.pipeline.network),
+        "form": form,
+        "f": divergence,
         "baked_guidance": registry.spec_of(session.rule),
         "baked_negative": session.negative,
         "timesteps": times,
         "steps": len(times),
-        "prediction": pipeline.schedule.prediction,
+        "prediction": session.pipeline.schedule.prediction,
         "negative_prompt": False,
     }
 
 
 @contextmanager
-def student_session(trainer: FDistill, session: Session) -> Iterator[Session]:
-    """Inside, the session samples with the average of the student that is being trained."""
-    world = session.adapter.world.with_network("student", session.adapter.student)
-    world.student = manifest_of(trainer, session)
+def student_session(session: Session, manifest: dict[str, Any]) -> Iterator[Session]:
+    """Give a session that samples with the averaged student, for the time of a context."""
+    distilled: Distilled = session.trainable
+    adapter = distilled.networks.with_network("student", distilled.student)
+    adapter.student = manifest
     rule = registry.build("guidance", "student")
     method = registry.build("sampler", "consistency")
-    engine = Engine(world, world, method, rule)
-    steps = world.student["steps"]
-    with session.adapter.averaged():
+    engine = Engine(adapter, adapter, method, rule)
+    steps = manifest["steps"]
+    with distilled.ema_weights():
         yield replace(session, engine=engine, method=method, rule=rule, steps=steps, negative="")
 
 
-def save_student(trainer: FDistill, session: Session, folder: Path, more: dict[str, Any]) -> Path:
-    """Writes the averaged student, with its manifest, in place of the folder."""
-    made, pipeline = session.adapter, session.engine.pipeline
-    manifest = {**more, **manifest_of(trainer, session)}
-    with write_folder(folder) as written, made.averaged():
-        if made.lora is not None:
-            save_lora(made.lora, pipeline.network_name, written, manifest)
+def save_student(
+    session: Session, folder: Path, manifest: dict[str, Any], metadata: dict[str, Any]
+) -> Path:
+    """Write the averaged student and its manifest in place of the folder; metadata: of the run."""
+    distilled, pipeline = session.trainable, session.pipeline
+    manifest = {**metadata, **manifest}
+    with write_folder(folder) as temporary, distilled.ema_weights():
+        if distilled.lora is not None:
+            save_lora(distilled.lora, pipeline.network_name, temporary, manifest)
         else:
-            student, dtype = made.student, pipeline.network.dtype
+            student, dtype = distilled.student, pipeline.network.dtype
             if dtype != student.dtype:
                 student = copy.deepcopy(student).to(dtype)
-            save_student_pipeline(pipeline.pipe, pipeline.network_name, student, written)
+            save_student_pipeline(pipeline.pipe, pipeline.network_name, student, temporary)
         text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-        write_file(written / MANIFEST, text.encode())
+        write_file(temporary / MANIFEST, text.encode())
     return folder

@@ -1,23 +1,26 @@
-"""f-distill: a one- or few-step student, distilled from a guided teacher by any f-divergence."""
+"""f-distill: one- or few-step students of a guided teacher, by any f-divergence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sampler.guidance.f_divergence import Divergence
 from sampler.registry import register
-from sampler.training.base import TrainerBase, Update
+from sampler.training.base import MicroBatchLoss, TrainerBase
 from sampler.training.batches import Batch, derived
 from sampler.training.settings import Defaults
 
 if TYPE_CHECKING:
+    from sampler.training.f_distill.data import LatentSet
     from sampler.training.f_distill.networks import Distilled
+    from sampler.training.f_distill.step import Step
     from sampler.training.session import Session
     from sampler.training.settings import Settings
+    from sampler.types import Level
 
 Form = Literal["full", "lora"]
 
@@ -31,34 +34,36 @@ class FDistill(TrainerBase):
         x_t = alpha·G(z) + sigma·eps,  r = p_teacher/p_student at x_t, from a discriminator
         grad = −E[h(r)·(score_teacher − score_fake)(x_t)·dG],   h(r) = f''(r)·r²
 
-    Three networks learn in turn: the student; the fake score, a copy of the teacher that denoises
-    the student's images; and convolutional heads on the teacher's features, which tell real images
-    from the student's. Every `student_every`-th update is the student's, the others are theirs.
-    The guidance rule, negative prompt, steps and sampler of the settings are the teacher's; the
-    rule goes into the student's weights. No reward is used.
+    Three networks are trained in turn: the student; the fake score, a copy of the teacher that
+    denoises the student's images; and convolutional heads on the teacher's features that
+    discriminate real images from the student's. Every `student_every`-th update is the student's,
+    the others train the two critics. Guidance rule, negative prompt, steps and sampler of the
+    settings are the teacher's, and the student learns the guided prediction. No reward is used.
 
-    divergence: rkl (mode seeking; with gan_weight 0 this is DMD, with it DMD2), sf, js, sh, kl, jf,
-        lecam, chi2, neyman.
-    gan_weight: of the student's adversarial loss; 0 leaves the discriminator out (rkl only).
-    timesteps: the times that the student is evaluated at, noisy first; () is the noisiest alone. A
-        student of several steps learns behind its own earlier ones.
-    student, fake: "full" weights, or a "lora" of the settings' rank, alpha and targets.
-    init: a folder with the network that the student begins as, such as another student's; None is
-        the teacher.
+    divergence: rkl (mode seeking; DMD with gan_weight 0, else DMD2), sf, js, sh, kl, jf, lecam,
+        chi2, neyman.
+    gan_weight: of the student's adversarial loss; 0 omits the discriminator (rkl only).
+    timesteps: the times at which the student is evaluated, noisy first; () is the noisiest alone.
+        A student of several steps is trained behind its own earlier steps.
+    student, fake: "full" weights, or "lora" with the settings' rank, alpha and targets.
+    init: a folder with the student's first weights, such as another student's; None copies the
+        teacher.
     data: a folder of images with metadata.jsonl, or a .safetensors file of latents
-        (f_distill_data.py); None takes `samples` images of the teacher itself.
-    samples: the teacher's images to make, for the discriminator without data, and for the warm-up.
-    warmup: first updates, in which the student alone learns the teacher's images from their noise
-        (the sampler must be deterministic). 0 is the paper's.
-    student_every: 5; 10 is the authors' for Stable Diffusion. ema: decay of the student's average,
-        which is saved.
-    low, high: clamp of the ratio. bins, memory: of its normalisation by noise level.
-    times: the range of noise levels, as shares of the training times.
-    features: the teacher's modules that the heads read; () is a UNet's bottleneck, or a
-        transformer's middle block.
+        (sampler/training/f_distill/data.py); None uses `samples` images of the teacher.
+    samples: number of the teacher's images to generate, for the discriminator without data, and
+        for the warm-up.
+    warmup: number of first updates, in which the student alone learns the teacher's images from
+        their noise (with a deterministic sampler). 0 is the paper's.
+    student_every: 5; 10 is the authors' for Stable Diffusion. ema: decay of the student's moving
+        average, which is saved.
+    low, high: clamp of the ratio. bins, memory: number of noise-level bins of its normalisation,
+        and the EMA decay of their means.
+    times: the range of noise levels, as fractions of the training times.
+    features: names of the teacher's modules that the heads read; () is a UNet's bottleneck, or the
+        middle block of a transformer.
 
-    Deviations from the authors' code: all gradients are clipped as the settings say; a level's
-    share is drawn uniformly in t for every kind of schedule.
+    Deviations from the authors' code: all gradients are clipped as the settings say; noise levels
+    are drawn uniformly in t for every kind of schedule.
     """
 
     divergence: Divergence = "js"
@@ -79,7 +84,7 @@ class FDistill(TrainerBase):
     times: tuple[float, float] = (0.001, 0.999)
     features: tuple[str, ...] = ()
 
-    rewarded: ClassVar[bool] = False
+    needs_reward: ClassVar[bool] = False
     reference: ClassVar[str] = (
         "One-step Diffusion Models with f-Divergence Distribution Matching (Xu et al., 2025), "
         "arXiv:2502.15681; DMD2: Improved Distribution Matching Distillation (Yin et al., 2024), "
@@ -120,10 +125,10 @@ class FDistill(TrainerBase):
 
     @property
     def needs_samples(self) -> bool:
-        """Whether images of the teacher have to be made."""
+        """True where images of the teacher have to be generated."""
         return bool(self.warmup or (self.gan_weight and self.data is None))
 
-    def tried(self, prompts: int) -> FDistill:
+    def for_dry_run(self, prompts: int) -> FDistill:
         return replace(self, samples=min(self.samples, prompts))
 
     def start(self) -> Any:
@@ -132,22 +137,48 @@ class FDistill(TrainerBase):
     def check(self, session: Session) -> None:
         from sampler.training.f_distill.setup import check_teacher
 
-        check_teacher(self, session)
+        check_teacher(session, self.warmup > 0)
+        self.levels(session)
+
+    def levels(self, session: Session) -> tuple[Level, ...]:
+        """Return the levels at which the student is evaluated, noisy first."""
+        from sampler.training.f_distill.setup import student_levels
+
+        return student_levels(self.timesteps, session.pipeline.schedule)
+
+    def samples_of(
+        self, session: Session, prompts: list[str], out: Path, settings: Settings
+    ) -> tuple[LatentSet | None, LatentSet | None]:
+        """Return the samples of the discriminator and the pairs of the warm-up.
+
+        They are generated where they are not on disk yet. Raises ValueError for a prompt without
+        a sample.
+        """
+        from sampler.training.f_distill.data import data_samples, teacher_samples
+
+        own = None
+        if self.needs_samples:
+            precision, folder = settings.mixed_precision, out / "teacher"
+            own = teacher_samples(session, prompts, self.samples, settings.seed, folder, precision)
+        real = own if self.gan_weight else None
+        if self.gan_weight and self.data is not None:
+            real = data_samples(session, self.data, out / "data.safetensors")
+        if real is not None:
+            real.check(prompts)
+        return real, own if self.warmup else None
 
     def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
-        from sampler.training.f_distill.setup import samples_of
-
-        samples_of(self, session, prompts, out, settings)
+        self.samples_of(session, prompts, out, settings)
 
     @contextmanager
-    def trained(
+    def trainable(
         self, session: Session, prompts: list[str], out: Path, settings: Settings
     ) -> Iterator[Distilled]:
-        from sampler.training.f_distill.networks import Build, distilled
-        from sampler.training.f_distill.setup import probe, samples_of
+        from sampler.training.f_distill.networks import NetworkOptions, build_networks
+        from sampler.training.f_distill.setup import feature_probe
 
-        real, pairs = samples_of(self, session, prompts, out, settings)
-        build = Build(
+        real, pairs = self.samples_of(session, prompts, out, settings)
+        options = NetworkOptions(
             self.student,
             self.fake,
             settings.rank or 1,
@@ -157,26 +188,39 @@ class FDistill(TrainerBase):
             self.features if self.gan_weight else None,
             self.init,
         )
-        pipeline = session.engine.pipeline
-        with distilled(pipeline, build, probe(self, session, prompts[0])) as made:
-            yield replace(made, real=real, pairs=pairs)
+        probe = feature_probe(session, self.levels(session)[0], prompts[0])
+        with build_networks(session.pipeline, options, probe) as distilled:
+            yield replace(distilled, real=real, pairs=pairs)
 
-    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[Update]:
-        from sampler.training.f_distill.step import Step
+    def step(self, session: Session, batch: Batch) -> Step:
+        """Return one update of a session on a batch."""
+        from sampler.training.f_distill.losses import Weighting
+        from sampler.training.f_distill.step import Objective, Step
 
-        step, since = Step(self, session, batch), batch.update - self.warmup
-        if since < 0:
+        weighting = Weighting(self.divergence, self.low, self.high, self.times, self.memory)
+        objective = Objective(self.levels(session), weighting, self.gan_weight, self.ema)
+        return Step(objective, session, batch)
+
+    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
+        step, number = self.step(session, batch), batch.update - self.warmup
+        if number < 0:
             return step.regression(state)
-        if since % self.student_every == self.student_every - 1:
+        if number % self.student_every == self.student_every - 1:
             return step.matching(state)
         return step.critics()
 
-    def evaluated(self, session: Session) -> Any:
+    def evaluation_session(self, session: Session) -> AbstractContextManager[Session]:
         from sampler.training.f_distill.student import student_session
 
-        return student_session(self, session)
+        return student_session(session, self.manifest(session))
 
     def save(self, session: Session, out: Path, manifest: dict[str, Any]) -> Path:
         from sampler.training.f_distill.student import save_student
 
-        return save_student(self, session, out / "student", manifest)
+        return save_student(session, out / "student", self.manifest(session), manifest)
+
+    def manifest(self, session: Session) -> dict[str, Any]:
+        """Describe the student as plain data."""
+        from sampler.training.f_distill.student import student_manifest
+
+        return student_manifest(session, self.student, self.divergence, self.levels(session))

@@ -1,6 +1,6 @@
-"""From rewards to advantages: per prompt over the recent past, or within a group of images.
+"""Advantages from rewards: per prompt over recent updates, or within a group of images.
 
-Plain float64 numbers on the CPU; every process computes the same from the gathered rewards.
+float64 on the CPU; every process computes the same from the gathered rewards.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ Buffers = dict[str, list[float]]
 
 
 def per_prompt(
-    prompts: Sequence[str], rewards: Sequence[float], buffers: Buffers, size: int, least: int
+    prompts: Sequence[str], rewards: Sequence[float], buffers: Buffers, size: int, min_count: int
 ) -> tuple[list[float], list[float], Buffers]:
-    """(advantages, 1/std per row, new buffers): A = (r − mean)/(std + 1e-6), population std.
+    """Return (advantages, 1/std, both per sample, new buffers).
 
-    Each prompt's rewards first join its ring buffer of `size`. With fewer than `least` values in
-    it, mean and std are those of the whole batch, else those of the buffer. Prompts are told apart
-    by their text.
+        A = (r − mean)/(std + 1e-6),   population std
+
+    Each prompt's rewards first join its ring buffer of `size`. With fewer than `min_count` values
+    in it, mean and std are those of the batch, else those of the buffer. The text of a prompt is
+    its key.
     """
     rewards_array = np.asarray(rewards, dtype=np.float64)
     buffers = {prompt: list(values) for prompt, values in buffers.items()}
@@ -29,7 +31,7 @@ def per_prompt(
     advantages, inverse = [], []
     for prompt, reward in zip(prompts, rewards_array, strict=True):
         known = buffers[prompt]
-        pool = rewards_array if len(known) < least else np.asarray(known)
+        pool = rewards_array if len(known) < min_count else np.asarray(known)
         inverse.append(float(1 / (pool.std() + 1e-6)))
         advantages.append(float((reward - pool.mean()) / (pool.std() + 1e-6)))
     return advantages, inverse, buffers
@@ -38,9 +40,10 @@ def per_prompt(
 def per_group(
     prompts: Sequence[str], rewards: Sequence[float]
 ) -> tuple[list[float], list[float], Buffers]:
-    """(advantages, 1/std per row, {}) within the images of each prompt of this batch alone.
+    """Return (advantages, 1/std, both per sample, {}) within the images of each prompt.
 
-    A = (r − group mean)/(std + 1e-4), the population std over the whole batch (Flow-GRPO's).
+    A = (r − mean of the prompt)/(std + 1e-4),   population std of the batch (Flow-GRPO)
+
     """
     values = np.asarray(rewards, dtype=np.float64)
     means = {

@@ -1,4 +1,4 @@
-"""Stochastic sampling as a Gaussian policy, improved by policy gradients: what the trainers share.
+"""Base of the policy-gradient trainers: stochastic sampling as a Gaussian policy.
 
 State x_i at level i, action x_{i+1} ~ N(mean_i, std_i²·I), the sampler's own move. Moves with
 std = 0 are never actions. The reward r of the image is that of every action of its trajectory.
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 Advantage = Literal["per_prompt", "group"]
 Reduction = Literal["mean", "sum"]
-FinalStep = Literal["drop", "pathwise", "explore", "released"]
+FinalStep = Literal["drop", "pathwise", "explore"]
 
 
 @dataclass(frozen=True)
 class PolicyBase(TrainerBase):
-    """What policy-gradient trainers share; their fields are described in `DDPO`."""
+    """Base of policy-gradient trainers; its fields are described in `DDPO`."""
 
     clip_range: float = 1e-4
     max_advantage: float = 10.0
@@ -43,7 +43,7 @@ class PolicyBase(TrainerBase):
     kl_beta: float = 0.0
     offload: bool = False
 
-    actor: ClassVar[str]  # a sampler that draws noise, for who has chosen one that does not
+    stochastic_sampler: ClassVar[str]  # a suggestion, for error messages
 
     def __post_init__(self) -> None:
         name = self.name
@@ -63,16 +63,16 @@ class PolicyBase(TrainerBase):
             raise ValueError(f"{name}: kl_beta = {self.kl_beta} must be at least 0.")
 
     @property
-    def group(self) -> int:
+    def images_per_prompt(self) -> int:
         return self.group_size
 
     def start(self) -> Any:
-        return {}  # the rewards of each prompt
+        return {}  # ring buffers of rewards, by prompt
 
     def check(self, session: Session) -> None:
-        """Raises ValueError for a sampler whose moves have no density."""
+        """Raise ValueError for a sampler whose moves have no density."""
         if not session.method.stochastic:
             raise ValueError(
                 f"{self.name} learns from the sampler's noise, and {session.method.name!r} with "
-                f"these settings draws none; use {self.actor}."
+                f"these settings draws none; use {self.stochastic_sampler}."
             )

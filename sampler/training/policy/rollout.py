@@ -21,7 +21,7 @@ from sampler.types import Lin, Move, Snapshot, Span, spans
 
 @dataclass(frozen=True)
 class Action:
-    """One stochastic move of B rows: from `before` to x = `after`, log pi_old [B]."""
+    """One stochastic move of B samples, from `before` to x = `after`, with log pi_old [B]."""
 
     before: Snapshot
     after: Tensor
@@ -30,7 +30,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """B rows sampled: their numbers, conditions, actions, the state before the last map, scores."""
+    """B samples of a batch: their numbers, run, actions, snapshot before the last map, rewards."""
 
     rows: list[int]
     run: Run
@@ -50,11 +50,11 @@ class Policy:
     explore_std: float = 0.0
 
     def rollout(self, batch: Batch, rows: Sequence[int]) -> Trajectory:
-        """Samples some rows and scores them; called without grad."""
+        """Sample some images of a batch and score them; called under no_grad."""
         run = self.session.begin(batch, rows)
-        snapshot, actions, todo = run.snapshot, [], spans(run.levels)
+        snapshot, actions = run.snapshot, []
         final, image = snapshot, snapshot.x
-        for span in todo:
+        for span in spans(run.levels):
             move, state, nfe = self.move(run, snapshot, span)
             following = apply_move(snapshot, move, state, nfe)
             action = self.action(move, span)
@@ -65,46 +65,44 @@ class Policy:
                 image = after if self.final_step == "explore" and action is not move else image
                 log_prob = self.log_prob(action, after)
                 where = "cpu" if self.trainer.offload else after.device
-                actions.append(Action(moved(snapshot, where), after.to(where), log_prob))
+                actions.append(Action(to_device(snapshot, where), after.to(where), log_prob))
             snapshot = following
         images = self.session.decoder("hard")(image)
         reward = self.session.score(images, [batch.prompts[row] for row in rows])
         return Trajectory(list(rows), run, actions, final, reward.detach(), sum(snapshot.nfe))
 
     def move(self, run: Run, snapshot: Snapshot, span: Span) -> tuple[Move, Any, tuple[int, ...]]:
-        """The sampler's move from a snapshot, the rule's next state, the rows evaluated."""
+        """Return the sampler's move from a snapshot, the rule's next state, and the NFE so far."""
         pred, state, nfe = self.session.engine.predict(snapshot, span, run.cond, run.rule)
         return self.session.method.step(snapshot.x, pred, span, snapshot.sampler), state, nfe
 
     def action(self, move: Move, span: Span) -> Move | None:
-        """The move as an action; None for one without noise that is not made one."""
+        """Return the move as an action, or None where it draws no noise."""
         if not isinstance(move.std, (int, float)) or move.std != 0:
             return move
         if span.index == span.total - 1 and self.final_step == "explore":
             return Move(move.mean, self.explore_std)
-        if span.index == span.total - 1 and self.final_step == "released":
-            return Move(span.now.alpha * Lin.of(move.mean), span.now.sigma)
         return None
 
     def log_prob(self, action: Move, after: Tensor) -> Tensor:
-        """log pi [B], float32 (float64 for float64 states), reduced as the trainer says."""
+        """Return log pi [B], float32 (float64 for float64 states), reduced as the trainer says."""
         with torch.autocast(after.device.type, enabled=False):
             value = action.log_prob(after)
-        return value / self.share_of(after)
+        return value / self.divisor(after)
 
-    def share_of(self, x: Tensor) -> int:
-        """What log-probabilities are divided by: the elements of a row, or 1."""
+    def divisor(self, x: Tensor) -> int:
+        """Return the divisor of log-probabilities: the elements of a sample, or 1."""
         return x[0].numel() if self.trainer.reduction == "mean" else 1
 
     def _noised(self, run: Run, action: Move, span: Span) -> Tensor:
-        """Where an action goes that was made of a move without noise."""
+        """Draw the noise of an action whose move has none."""
         mean = Lin.of(action.mean).tensor()
         noise = Noise(run.snapshot.seeds).draw(span.index, mean, "reward")
         return mean + action.std * noise
 
 
-def taken(tree: Any, index: Tensor, rows: int) -> Any:
-    """Some rows of every tensor [B, ...], and of every tuple of B numbers, of a tree."""
+def select(tree: Any, index: Tensor, rows: int) -> Any:
+    """Select rows of every tensor [B, ...] in a tree, and the seeds and NFE of a snapshot."""
 
     def take(leaf: Any) -> Any:
         batched = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == rows
@@ -117,6 +115,6 @@ def taken(tree: Any, index: Tensor, rows: int) -> Any:
     return picked
 
 
-def moved(tree: Any, device: Any) -> Any:
-    """A tree with its tensors on a device."""
+def to_device(tree: Any, device: torch.device | str) -> Any:
+    """Move the tensors of a tree to a device."""
     return map_tree(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)

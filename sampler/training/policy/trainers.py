@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sampler.registry import register
-from sampler.rewards.base import is_differentiable, name_of
-from sampler.training.base import Update
+from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch
 from sampler.training.policy.base import FinalStep, PolicyBase
 from sampler.training.settings import Defaults
@@ -27,7 +26,7 @@ class DDPO(PolicyBase):
 
     The actions are the sampler's moves with std > 0, so it must be stochastic: "ddim" with eta > 0
     by default, others are refused. All steps of a minibatch are accumulated into one optimiser
-    step, so their order does not matter (the published code shuffles them, per sample).
+    step, so their order does not matter (the published code shuffles them per sample).
 
     clip_range: above 0; 1e-4 belongs to reduction "mean". max_advantage: above 0; advantages are
         clipped to ± this.
@@ -35,14 +34,14 @@ class DDPO(PolicyBase):
         published code does; "sum" does not.
     advantage: "per_prompt" (a ring buffer of `buffer` rewards per prompt, used once it has
         `min_count`), or "group" (the images of a prompt in this batch; group_size >= 2).
-    buffer: rewards that are kept per prompt, at least `min_count`. min_count: rewards of a prompt
-        from which on its own mean and deviation count; before, those of the batch do.
-    group_size: images per prompt. minibatches: optimiser steps per pass over a batch. passes: how
-        often a batch is gone over. kl_beta: at least 0, weight of KL to the adapter-off policy.
+    buffer: rewards kept per prompt, at least `min_count`. min_count: number of rewards of a prompt
+        from which its own mean and deviation are used instead of those of the batch.
+    group_size: images per prompt. minibatches: optimiser steps per pass over a batch; passes:
+        number of passes. kl_beta: at least 0, weight of KL to the adapter-off policy.
     offload: keep stored trajectories on the CPU.
     """
 
-    actor: ClassVar[str] = "ddim with eta > 0"
+    stochastic_sampler: ClassVar[str] = "ddim with eta > 0"
     reference: ClassVar[str] = (
         "Training Diffusion Models with Reinforcement Learning (Black et al., 2023), "
         "arXiv:2305.13301, section 4.3; clipping: PPO (Schulman et al., 2017), arXiv:1707.06347, "
@@ -58,7 +57,7 @@ class DDPO(PolicyBase):
         alpha=4,
     )
 
-    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[Update]:
+    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
         from sampler.training.policy.ppo import policy_updates
         from sampler.training.policy.rollout import Policy
 
@@ -75,13 +74,11 @@ class RLCM(PolicyBase):
     with the loss of `ddpo`. T network calls give T − 1 actions; the image is f(x_{T−1}), without
     noise.
 
-    final_step: what becomes of that last map. "drop" (default) treats it as part of the
+    final_step: treatment of that last map. "drop" (default) treats it as part of the
         environment: the gradient through it is left out. "pathwise" adds −grad r(decode f(x_{T−1}))
         at fixed x_{T−1}, which makes the estimator unbiased; needs a differentiable reward.
         "explore" adds noise of explore_std to f, rewards that image and counts the noise as an
-        action: unbiased for the smoothed objective, any reward, works at T = 1. "released" is the
-        authors' code: it noises once more at the last level and trains on that move, though the
-        rewarded image does not depend on it (zero expectation, pure variance).
+        action: unbiased for the smoothed objective, any reward, works at T = 1.
     explore_std: above 0, in units of the latents.
 
     The other fields are those of `ddpo`.
@@ -90,7 +87,7 @@ class RLCM(PolicyBase):
     final_step: FinalStep = "drop"
     explore_std: float = 0.1
 
-    actor: ClassVar[str] = "consistency"
+    stochastic_sampler: ClassVar[str] = "consistency"
     reference: ClassVar[str] = (
         "RL for Consistency Models (Oertell et al., 2024), arXiv:2404.03673, section 4"
     )
@@ -117,13 +114,14 @@ class RLCM(PolicyBase):
                 "rlcm: with steps = 1 and final_step = 'drop' there is no action to learn from; "
                 "use more steps, or final_step = 'explore'."
             )
-        if self.final_step == "pathwise" and not is_differentiable(session.reward):
+        reward = session.reward
+        if self.final_step == "pathwise" and reward is not None and not reward.differentiable:
             raise ValueError(
-                "rlcm: final_step = 'pathwise' needs a differentiable reward; "
-                f"{name_of(session.reward)!r} is not: use 'drop' or 'explore'."
+                f"rlcm: final_step = 'pathwise' needs a differentiable reward; {reward.name!r} is "
+                "not: use 'drop' or 'explore'."
             )
 
-    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[Update]:
+    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
         from sampler.training.policy.ppo import policy_updates
         from sampler.training.policy.rollout import Policy
 
