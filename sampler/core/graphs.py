@@ -77,6 +77,9 @@ class GraphedRuns:
             self._refuse(f"the sampler {method.name!r} draws noise at every step", None)
         if method.stochastic or self.failed:
             return self.engine.run_to_end(*run)
+        if reason := getattr(rule, "graph_refusal", ""):
+            self._refuse(reason, None)
+            return self.engine.run_to_end(*run)
         conds = [cond.cond, cond.uncond, dict(cond.extra)]
         batch = (levels, map_tree(form, [snap.x, conds]))
         if self.graphs is None:

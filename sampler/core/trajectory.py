@@ -11,6 +11,7 @@ from torch import Tensor
 from sampler import registry
 from sampler.core.adapter import PipelineAdapter
 from sampler.core.binding import GuidanceContext, bind_guidance
+from sampler.core.caches import beside_caches
 from sampler.core.images import start_from
 from sampler.core.loop import Loop
 from sampler.core.noise import initial
@@ -73,6 +74,7 @@ def conditions(
         cond = adapter.encode(prompts, negative, "uncond" in rule.needs, size)
     spec = registry.spec_of(method)
     context = GuidanceContext(adapter, list(prompts), list(negative), spec, levels, size)
+    rule = beside_caches(rule, [getattr(adapter, "network", None)])
     return bind_guidance(rule, context, cond)
 
 

@@ -7,6 +7,7 @@ from sampler.guidance.cfg import CFG
 from sampler.guidance.cfg_zero import CFGZero
 from sampler.guidance.classifier import ClassifierGuidance
 from sampler.guidance.embedded import Embedded
+from sampler.guidance.forecast import Forecast
 from sampler.guidance.gfcg import GFCG
 from sampler.guidance.linear_ag import LinearAG
 from sampler.guidance.none import Unguided
@@ -22,6 +23,7 @@ __all__ = [
     "CFGZero",
     "ClassifierGuidance",
     "Embedded",
+    "Forecast",
     "LinearAG",
     "Student",
     "Sum",

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from annotated_types import DocInfo, Ge, Le
 
 from sampler.core.binding import GuidanceContext, bind_guidance
+from sampler.core.regime import regime
 from sampler.guidance.adaptive_state import Decision, advance, initial
 from sampler.guidance.host_copy import start_copy, wait
 from sampler.guidance.spaces import (
@@ -91,6 +92,8 @@ class Adaptive(GuidanceBase):
         if self.turn is not None and not self._period():
             raise ValueError("adaptive: turn is looked at when a row is refreshed; give refresh.")
         inner = type(self.rule).name
+        if inner == "forecast":
+            raise ValueError("adaptive: put forecast outside: forecast(rule=adaptive(...)).")
         if inner in ("adaptive", "sum") or not self.rule.needs <= {"cond", "uncond"}:
             raise ValueError(
                 f"adaptive: rule = {inner!r} must be one over the conditional and the "
@@ -153,6 +156,16 @@ class Adaptive(GuidanceBase):
         coming, armed = advance(state.coming, armed, cosines, settings)
         keeps = self.after == "hold" or self.turn is not None
         return pred, AdaptiveState(inner, coming, armed, held if keeps else None)
+
+    def regime(self, x: Any, span: Span, state: AdaptiveState) -> dict[str, Any]:
+        """The branches that g is made of; see `sampler.core.regime.regime`.
+
+        A held direction replaces the unconditional branch without a jump; a dropped one does not.
+        """
+        found = regime(self.rule, x, span, state.rule)
+        if self.after == "drop" and "uncond" in found:
+            found["uncond"] = wait(state.coming[0].live)
+        return found
 
     def _resting(
         self, x: Any, preds: Mapping[str, Prediction], span: Span, state: AdaptiveState

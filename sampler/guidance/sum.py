@@ -47,6 +47,8 @@ class Sum(GuidanceBase):
             name = type(rule).name
             if name in ("none", "sum", "student"):
                 raise ValueError(f"sum: {name!r} has no direction of its own; leave it out.")
+            if name == "forecast":
+                raise ValueError("sum: put forecast outside: forecast(rule=sum(...)).")
             if getattr(rule, "zero_init_steps", 0):
                 raise ValueError("sum: cfg_zero's zero start stops the run; zero_init_steps = 0.")
             direction = _direction(rule)

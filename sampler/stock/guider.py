@@ -102,6 +102,8 @@ def _needs_more(rule: Any) -> str:
     """Why a rule cannot run on predictions alone; "" if it can."""
     if extra := rule.needs - {"cond", "uncond"}:
         return f"it needs {min(extra)!r}"
+    if rule.name == "forecast":
+        return "it leaves whole steps out, and a guider is given a prediction at every one"
     inner = getattr(rule, "rule", None)
     if hasattr(rule, "bind") and inner is None:
         return "it has to be bound to a model"

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from sampler import registry
+from sampler.core.caches import beside_caches
 from sampler.errors import ModelError
 from sampler.stock.guided_calls import (
     BatchedCalls,
@@ -90,6 +91,8 @@ def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
             "use sampler.load(pipe).generate(...)."
         )
     built.start(Cond())  # a rule that needs classes or a classifier raises here
+    names = [name for name in (layout.network, layout.second) if name is not None]
+    built = beside_caches(built, [getattr(pipe, name) for name in names])
     hook = (SequentialCalls if layout.order == "sequential" else BatchedCalls)(pipe, layout, built)
     if any(pipe is other for other in _guided):
         raise ValueError("This pipeline is guided already; leave the outer sampler.guide first.")

@@ -38,7 +38,11 @@ POOL, POOL_STEPS = 24, 8  # images that a reward sorts; without guidance they di
 SHOWN = (0, 4, 9, 14, 19, 23)  # which of the sorted ones
 ENLARGED, GAP = 2, 4
 STEP = 255 / 63  # between the values of a channel: six bits keep the files small
-LONG = ("adaptive", "linear_ag")  # rules that decide by the step, or are fitted for the whole run
+LONG = (
+    "adaptive",
+    "linear_ag",
+    "forecast",
+)  # rules that decide by the step, or are fitted for the whole run
 SHORT = 4  # steps of the count of all others
 
 

@@ -10,7 +10,8 @@ from sampler.types import Branch, Prediction
 from tests.analytic import vp_grid
 from tests.laws.world import Counting, Rests, buildable, cond, noise, spec
 
-NAMES = buildable("guidance")
+# forecast leaves rows out itself and is the outermost rule
+NAMES = [name for name in buildable("guidance") if name != "forecast"]
 
 
 @pytest.mark.parametrize("name", NAMES)

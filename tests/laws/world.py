@@ -22,6 +22,8 @@ COND, UNCOND, WEAK = (mixture(8, seed, spread=s) for seed, s in ((1, 1.5), (2, 1
 # (kind, name) -> spec; None: not for this world, with its own tests elsewhere.
 EXAMPLES: dict[tuple[str, str], Any] = {
     ("guidance", "cfg_zero"): {"name": "cfg_zero", "zero_init_steps": 0},  # no flow model here
+    # the runs of these laws are short, and their steps large
+    ("guidance", "forecast"): {"name": "forecast", "warmup": 2, "tolerance": 0.2},
     ("guidance", "linear_ag"): None,  # fitted for one grid: tests/guidance
     ("guidance", "embedded"): None,  # needs a network with that input: tests/pipelines
     ("guidance", "gfcg"): None,  # these need a classifier: tests/guidance
