@@ -82,10 +82,8 @@ class ChangeCriterion:
             flags = due.to(norm.device)
             norm, rate = torch.where(flags, norm, state.norm), torch.where(flags, rate, state.rate)
             total = torch.where(flags, total, self._total(x, state))
-            residual, here = (
-                choose(due, Lin.of(new), Lin.of(old))
-                for new, old in ((residual, state.residual), (here, state.x))
-            )
+            residual = choose(due, Lin.of(residual), Lin.of(state.residual))
+            here = choose(due, Lin.of(here), Lin.of(state.x))
         before = x if authors else None
         return ChangeState(residual, here, before, norm, rate, total, pred.kind)
 
