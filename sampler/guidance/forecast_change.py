@@ -73,8 +73,9 @@ class ChangeCriterion:
         residual = out - here
         norm = _mean(out)
         rate: Any = None
-        if state.residual is not None and fresh is not True:
-            rate = _mean(out - (state.residual + state.x)) / _mean(here - state.x)
+        held: Any = state.residual
+        if held is not None and fresh is not True:
+            rate = _mean(out - (held + state.x)) / _mean(here - state.x)
         if rate is not None and not isinstance(fresh, bool):
             rate = rate.masked_fill(fresh.to(rate.device), torch.nan)
         total = torch.zeros_like(norm)
@@ -82,7 +83,7 @@ class ChangeCriterion:
             flags = due.to(norm.device)
             norm, rate = torch.where(flags, norm, state.norm), torch.where(flags, rate, state.rate)
             total = torch.where(flags, total, self._total(x, state))
-            residual = choose(due, Lin.of(residual), Lin.of(state.residual))
+            residual = choose(due, Lin.of(residual), Lin.of(held))
             here = choose(due, Lin.of(here), Lin.of(state.x))
         before = x if authors else None
         return ChangeState(residual, here, before, norm, rate, total, pred.kind)
