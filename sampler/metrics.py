@@ -1,9 +1,10 @@
-"""Figures of samples that need no reference images."""
+"""Image quality measures: distances and diversity of features, and divergence of latents."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,7 +24,7 @@ def magnitude_score(
     threshold: float = 3.0,
     statistics: Literal["channel", "global"] = "channel",
 ) -> Tensor:
-    """How much of an image diverged: the magnitude score of Stable Diffusion 1.x latents, [B].
+    """Magnitude score of Stable Diffusion 1.x latents, a measure of divergence artifacts, [B].
 
         m = max over channels of |(z − mean)/std|, max-pooled k x k with stride k;
         score = mean over cells of m where m >= threshold, else 0
@@ -48,3 +49,78 @@ def magnitude_score(
     magnitude = ((latents - mean) / std).abs().amax(1, keepdim=True)
     cells = F.max_pool2d(magnitude, kernel)
     return (cells * (cells >= threshold)).flatten(1).mean(1)
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance between Gaussians fitted to features a [n, d] and b [m, d].
+
+        |mean_a − mean_b|² + tr(C_a + C_b − 2·(C_a·C_b)^{1/2})
+
+    The trace of the root is the sum of the roots of the eigenvalues of S·C_b·S, S = C_a^{1/2}:
+    symmetric, so that singular covariances need no offset. Covariances divide by n − 1. The
+    estimate falls with n: compare equal numbers of samples only, and warn below 10,000.
+
+    Raises ValueError for fewer than two samples, and features of different length.
+
+    Source: GANs Trained by a Two Time-Scale Update Rule (Heusel et al., 2017), arXiv:1706.08500.
+    """
+    a, b = _features("frechet_distance", a, b)
+    gap = a.mean(0) - b.mean(0)
+    first, second = torch.cov(a.T).reshape(a.shape[1], -1), torch.cov(b.T).reshape(b.shape[1], -1)
+    values, vectors = torch.linalg.eigh(first)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
+    return float(gap @ gap + first.trace() + second.trace() - 2 * cross)
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Kernel distance: unbiased squared MMD of features a [n, d] and b [m, d], cubic kernel.
+
+        k(x, y) = (x·y/d + 1)³
+        MMD² = mean_{i≠j} k(a_i, a_j) + mean_{i≠j} k(b_i, b_j) − 2·mean_{i,j} k(a_i, b_j)
+
+    Unbiased, so it may be negative. Raises ValueError for fewer than two samples, and features of
+    different length.
+
+    Source: Demystifying MMD GANs (Binkowski et al., 2018), arXiv:1801.01401.
+    """
+    a, b = _features("kernel_distance", a, b)
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor) -> Tensor:
+        k, n = kernel(x, x), len(x)
+        return (k.sum() - k.trace()) / (n * (n - 1))
+
+    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+
+def vendi_score(a: Tensor) -> float:
+    """Vendi score of features a [n, d]: the effective number of distinct samples, 1 to n.
+
+        exp(−Σ λ log λ),   λ the eigenvalues of K/n,   K the cosine similarities
+
+    Raises ValueError for an empty set and for features of length 0.
+
+    Source: The Vendi Score (Friedman & Dieng, 2022), arXiv:2210.02410.
+    """
+    a = torch.as_tensor(a).detach().to("cpu", torch.float64)
+    if a.ndim != 2 or not len(a) or not bool((a.norm(dim=1) > 0).all()):
+        raise ValueError(
+            f"vendi_score needs features [n, d] of positive length, not {tuple(a.shape)}."
+        )
+    unit = F.normalize(a, dim=1)
+    values = torch.linalg.eigvalsh(unit @ unit.T / len(a)).clamp(min=0)
+    return float(torch.special.entr(values).sum().exp())
+
+
+def _features(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets of features as float64 on the CPU, checked."""
+    a, b = (torch.as_tensor(x).detach().to("cpu", torch.float64) for x in (a, b))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(
+            f"{name} needs features [n, d] and [m, d] with n, m >= 2, "
+            f"not {tuple(a.shape)} and {tuple(b.shape)}."
+        )
+    return a, b
