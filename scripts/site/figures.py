@@ -67,7 +67,8 @@ def names() -> Iterator[tuple[str, str]]:
     """List what the bundled models can demonstrate; other rewards need published weights."""
     for kind in ("sampler", "guidance", "reward"):
         for name in registry.names(kind):
-            if kind != "reward" or "run" in note(kind, name):
+            shown = kind != "reward" or "run" in note(kind, name)
+            if shown and "no_figure" not in note(kind, name):
                 yield kind, name
 
 
@@ -140,6 +141,8 @@ def counts() -> Iterator[dict[str, Any]]:
     """Count the NFE of one image for every sampler (unguided) and rule."""
     for kind in ("sampler", "guidance"):
         for name in registry.names(kind):
+            if "no_figure" in note(kind, name):
+                continue
             model, run = settings(kind, name)
             if name not in LONG:
                 run["steps"] = min(SHORT, run["steps"])

@@ -104,7 +104,7 @@ def _figure(kind: str, name: str) -> str:
     own = f"{FIGURES}/{kind}_{name}.png"
     path = entry.get("figure", own)
     if not (ROOT / path).exists():
-        return NO_FIGURE
+        return entry.get("no_figure", NO_FIGURE)
     caption = (
         _prose_of(kind, name, escaped(entry["caption"]))
         if "caption" in entry

@@ -7,6 +7,7 @@ import torch
 
 from sampler import registry
 from tests.kernels.canary import both, buildable, engine, flow_levels, gap, vp_levels, watched
+from tests.laws.world import FLOW_ONLY
 
 VARIANTS = {
     "cfg rescaled": {"name": "cfg", "rescale": 0.7},
@@ -23,7 +24,7 @@ STEPS, ROWS = 3, 2
 
 def worst(monkeypatch, method, rule, dtype, size):
     """The largest difference over a few steps, each from the same snapshot."""
-    flow = rule == "cfg_zero"
+    flow = rule == "cfg_zero" or method in FLOW_ONLY
     grid = (flow_levels if flow else vp_levels)(STEPS)
     model, cond = engine(dtype, "velocity" if flow else "v", ROWS, rule)
     canary = watched(monkeypatch)

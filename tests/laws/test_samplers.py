@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 import sampler
 from sampler import registry
 from sampler.core.snapshots import load_snapshot, save_snapshot
-from tests.analytic import mixture, sigma_grid, vp_grid
-from tests.laws.world import Counting, buildable, cond, noise, run, spec
+from tests.analytic import mixture, sigma_grid
+from tests.laws.world import FLOW_ONLY, Counting, buildable, cond, grid, noise, run, spec
 
 NAMES = buildable("sampler")
 CFG = {"name": "cfg", "scale": 3.0}
@@ -59,7 +59,7 @@ def test_observed_order_on_the_exact_ode(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_does_not_see_its_batch(name):
-    x, levels = noise(3), vp_grid(7)
+    x, levels = noise(3), grid(name, 7)
     together = run(spec("sampler", name), CFG, levels, x, seeds=[4, 5, 6])
     for row in range(3):
         alone = run(spec("sampler", name), CFG, levels, x[row : row + 1], seeds=[4 + row])
@@ -68,24 +68,24 @@ def test_a_row_does_not_see_its_batch(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_resuming_from_any_snapshot_is_bit_equal(name, tmp_path):
-    method, levels, x = build(name), vp_grid(6), noise(2)
+    method, levels, x = build(name), grid(name, 6), noise(2)
     engine = sampler.Engine(Counting().denoiser)
-    first, grid = engine.start(x, levels, cond(2), method, CFG, [1, 2])
-    whole = list(engine.steps(first, grid, cond(2), method, CFG))
+    first, walked = engine.start(x, levels, cond(2), method, CFG, [1, 2])
+    whole = list(engine.steps(first, walked, cond(2), method, CFG))
     for snapshot in whole[:-1]:
         save_snapshot(snapshot, tmp_path / "s")
-        *_, last = engine.steps(load_snapshot(tmp_path / "s"), grid, cond(2), method, CFG)
+        *_, last = engine.steps(load_snapshot(tmp_path / "s"), walked, cond(2), method, CFG)
         assert torch.equal(last.x, whole[-1].x)
         assert last.nfe == whole[-1].nfe and last.seeds == (1, 2)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_interleaved_runs_share_nothing(name):
-    method, levels = build(name), vp_grid(5)
+    method, levels = build(name), grid(name, 5)
     engine = sampler.Engine(Counting().denoiser)
     starts = [engine.start(noise(2) * k, levels, cond(2), method, CFG) for k in (1.0, 0.5)]
-    alone = [list(engine.steps(s, grid, cond(2), method, CFG))[-1].x for s, grid in starts]
-    walks = [engine.steps(s, grid, cond(2), method, CFG) for s, grid in starts]
+    alone = [list(engine.steps(s, walked, cond(2), method, CFG))[-1].x for s, walked in starts]
+    walks = [engine.steps(s, walked, cond(2), method, CFG) for s, walked in starts]
     last = [None, None]
     for pair in zip(*walks, strict=True):
         last = [snap.x for snap in pair]
@@ -94,17 +94,17 @@ def test_two_interleaved_runs_share_nothing(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exactly_one_evaluation_per_step(name):
-    counting, method, levels = Counting(), build(name), vp_grid(6)
+    counting, method, levels = Counting(), build(name), grid(name, 6)
     engine = sampler.Engine(counting.denoiser)
-    first, grid = engine.start(noise(2), levels, cond(2), method, CFG)
-    *_, last = engine.steps(first, grid, cond(2), method, CFG)
-    assert len(counting.rows) == len(grid) - 1
+    first, walked = engine.start(noise(2), levels, cond(2), method, CFG)
+    *_, last = engine.steps(first, walked, cond(2), method, CFG)
+    assert len(counting.rows) == len(walked) - 1
     assert sum(counting.rows) == sum(last.nfe)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float64_stays_and_everything_else_is_float32(name):
-    levels = vp_grid(4)
+    levels = grid(name, 4)
     for dtype, kept in ((torch.float64,) * 2, (torch.float16, torch.float32)):
         assert run(spec("sampler", name), CFG, levels, noise(2, dtype)).dtype == kept
 
@@ -112,7 +112,7 @@ def test_float64_stays_and_everything_else_is_float32(name):
 @pytest.mark.parametrize("prediction", ["v", "x0", "velocity"])
 @pytest.mark.parametrize("name", NAMES)
 def test_parametrisations_of_one_model_agree(name, prediction):
-    x, levels = noise(2), vp_grid(6)
+    x, levels = noise(2), grid(name, 6)
     method = spec("sampler", name)
     eps = run(method, CFG, levels, x)
     other = run(method, CFG, levels, x, prediction=prediction)
@@ -122,7 +122,7 @@ def test_parametrisations_of_one_model_agree(name, prediction):
 @pytest.mark.parametrize("name", NAMES)
 def test_zero_terminal_snr_start(name):
     """A first level without signal (alpha = 0) is finite for v-prediction."""
-    levels = (sampler.Level(999, 0.0, 1.0), *vp_grid(4))
+    levels = (sampler.Level(999, 0.0, 1.0), *grid(name, 4))
     fn = lambda x, level, _: torch.tanh(x)  # noqa: E731
     engine = sampler.Engine(sampler.denoiser(fn, "v"))
     assert engine.run(noise(2), levels, sampler=spec("sampler", name)).isfinite().all()
@@ -130,7 +130,7 @@ def test_zero_terminal_snr_start(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_against_finite_differences_and_checkpointing(name):
-    method, levels = build(name), vp_grid(4)
+    method, levels = build(name), grid(name, 4)
     engine = sampler.Engine(Counting().denoiser)
     x, probe = noise(1), noise(1).roll(1)
 
@@ -152,20 +152,22 @@ def test_gradient_against_finite_differences_and_checkpointing(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps_only(name):
-    levels = vp_grid(1)
+    levels = grid(name, 1)
     assert run(spec("sampler", name), "none", levels, noise(1)).isfinite().all()
 
 
-def test_stochastic_moves_have_a_density_and_follow_their_seeds():
-    levels, x = vp_grid(5), noise(2)
-    method = {"name": "ddim", "eta": 1.0}
+@pytest.mark.parametrize(
+    "method", [{"name": "ddim", "eta": 1.0}, *({"name": n} for n in ("cps", *sorted(FLOW_ONLY)))]
+)
+def test_stochastic_moves_have_a_density_and_follow_their_seeds(method):
+    levels, x = grid(method["name"], 5), noise(2)
     one = run(method, CFG, levels, x, seeds=[1, 2])
     assert torch.equal(one, run(method, CFG, levels, x, seeds=[1, 2]))
     assert not torch.equal(one, run(method, CFG, levels, x, seeds=[1, 3]))
     counting = Counting()
     engine = sampler.Engine(counting.denoiser)
-    first, grid = engine.start(x, levels, cond(2), method, CFG, [1, 2])
-    snap = next(islice(engine.steps(first, grid, cond(2), method, CFG), 1))
+    first, walked = engine.start(x, levels, cond(2), method, CFG, [1, 2])
+    snap = next(islice(engine.steps(first, walked, cond(2), method, CFG), 1))
     normal = torch.distributions.Normal(0.3 * x, 0.7)
     move = sampler.Move(0.3 * x, 0.7)
     expected = normal.log_prob(snap.x).flatten(1).sum(1)

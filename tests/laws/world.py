@@ -14,7 +14,7 @@ import sampler
 from sampler import registry
 from sampler.guidance.spaces import choose, choose_state
 from sampler.types import GuidanceBase, Prediction
-from tests.analytic import mixture
+from tests.analytic import flow_grid, mixture, vp_grid
 
 SHAPE = (2, 2, 2)
 COND, UNCOND, WEAK = (mixture(8, seed, spread=s) for seed, s in ((1, 1.5), (2, 1.0), (3, 1.2)))
@@ -34,6 +34,14 @@ EXAMPLES: dict[tuple[str, str], Any] = {
         "y": torch.full((1, *SHAPE), 0.3),
     },
 }
+
+
+FLOW_ONLY = {"flow_sde", "dance_sde"}  # samplers that refuse the levels of other processes
+
+
+def grid(name: str, steps: int) -> tuple[sampler.Level, ...]:
+    """Levels that the sampler of this name accepts, ending without noise."""
+    return flow_grid(steps, high=0.95) if name in FLOW_ONLY else vp_grid(steps)
 
 
 def spec(kind: str, name: str) -> Any:
