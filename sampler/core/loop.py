@@ -11,6 +11,7 @@ from sampler_kernels import Lin, settle
 from torch import Tensor
 
 from sampler import registry
+from sampler.constraints import as_int
 from sampler.core.adapter import PipelineAdapter
 from sampler.core.noise import Noise
 from sampler.errors import UsageError
@@ -114,7 +115,9 @@ class Loop:
         """
         rule, method = self.build_guidance(guidance), self.build_sampler(sampler)
         x = x if x.dtype == torch.float64 else x.float()
-        seeds = tuple(range(x.shape[0])) if seeds is None else tuple(int(s) for s in seeds)
+        seeds = (
+            tuple(range(x.shape[0])) if seeds is None else tuple(as_int(s, "seeds") for s in seeds)
+        )
         if len(seeds) != x.shape[0]:
             raise ValueError(f"{len(seeds)} seeds for {x.shape[0]} samples; give one per sample.")
         if len(levels) < 2:

@@ -100,9 +100,8 @@ def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
     try:
         with ExitStack() as stack:
             stack.enter_context(intercept(pipe, hook.pipeline_call))
-            for name in filter(None, (layout.network, layout.second)):
-                if (network := getattr(pipe, name)) is not None:
-                    stack.enter_context(intercept(network, hook.network_call))
+            for network in hook.networks:
+                stack.enter_context(intercept(network, hook.network_call))
             yield hook
     finally:
         _guided[:] = [other for other in _guided if other is not pipe]
