@@ -276,6 +276,9 @@ class SamplerBase:
 
     name: ClassVar[str] = ""
     reference: ClassVar[str] = ""
+    # Whether a prediction's direction enters as x' = alpha'·x0 + sigma'·direction at the first
+    # step; rules that keep one apart from the target refuse other samplers.
+    follows_direction: ClassVar[bool] = False
 
     @property
     def convergence(self) -> float | None:

@@ -92,6 +92,11 @@ class Adaptive(GuidanceBase):
         if self.turn is not None and not self._period():
             raise ValueError("adaptive: turn is looked at when a row is refreshed; give refresh.")
         inner = type(self.rule).name
+        if inner == "cfg_pp" and self.after == "drop":
+            raise ValueError(
+                "adaptive: after = 'drop' takes the conditional prediction, which breaks cfg_pp's "
+                "pair of target and direction; use after = 'hold'."
+            )
         if inner == "forecast":
             raise ValueError("adaptive: put forecast outside: forecast(rule=adaptive(...)).")
         if inner in ("adaptive", "sum") or not self.rule.needs <= {"cond", "uncond"}:
@@ -157,6 +162,11 @@ class Adaptive(GuidanceBase):
         keeps = self.after == "hold" or self.turn is not None
         return pred, AdaptiveState(inner, coming, armed, held if keeps else None)
 
+    @property
+    def sets_direction(self) -> bool:
+        """Whether the rule inside keeps a direction apart from its target."""
+        return getattr(self.rule, "sets_direction", False)
+
     def regime(self, x: Any, span: Span, state: AdaptiveState) -> dict[str, Any]:
         """The branches that g is made of; see `sampler.core.regime.regime`.
 
@@ -195,7 +205,8 @@ class Adaptive(GuidanceBase):
         if "uncond" not in preds:
             return cond, state.rule
         pred, inner = self.rule.combine(x, preds, span, state.rule)
-        pred = cond.like(in_space(pred, cond.kind))
+        if pred.kind != cond.kind:
+            pred = cond.like(in_space(pred, cond.kind))
         if self.after == "hold" or isinstance(live, float):
             return pred, inner
         return choose_prediction(live, pred, cond), choose_state(live, inner, state.rule)

@@ -120,6 +120,11 @@ class Forecast(GuidanceBase):
         return self.rule.needs
 
     @property
+    def sets_direction(self) -> bool:
+        """Whether the rule inside keeps a direction apart from its target."""
+        return getattr(self.rule, "sets_direction", False)
+
+    @property
     def graph_refusal(self) -> str:
         """Why runs cannot be CUDA graphs; "" where they can."""
         if self.policy is None and self.when != "window":

@@ -45,7 +45,7 @@ class Sum(GuidanceBase):
         taken: dict[str, str] = {}
         for rule in rules:
             name = type(rule).name
-            if name in ("none", "sum", "student"):
+            if name in ("none", "sum", "student", "cfg_pp"):
                 raise ValueError(f"sum: {name!r} has no direction of its own; leave it out.")
             if name == "forecast":
                 raise ValueError("sum: put forecast outside: forecast(rule=sum(...)).")

@@ -29,6 +29,7 @@ class DDIM(SamplerBase):
 
     eta: Annotated[float, Ge(0), Le(1), DocInfo("0 is deterministic")] = 0.0
 
+    follows_direction: ClassVar[bool] = True
     reference: ClassVar[str] = (
         "Denoising Diffusion Implicit Models (Song et al., 2021), arXiv:2010.02502, eq. 12, 16"
     )

@@ -49,6 +49,7 @@ class GHVB(SamplerBase):
     beta: Beta | None = None
     space: Space = "auto"
 
+    follows_direction: ClassVar[bool] = True
     reference: ClassVar[str] = (
         "Diffusion Sampling with Momentum for Mitigating Divergence Artifacts "
         "(Wizadwongsa et al., 2024), arXiv:2307.11118, Algorithm 2"

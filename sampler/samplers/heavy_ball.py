@@ -75,6 +75,10 @@ class HeavyBall(SamplerBase):
         return resolved("heavy_ball", self.momentum_number, self.order, self.beta)
 
     @property
+    def follows_direction(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.base != "unipc"
+
+    @property
     def convergence(self) -> float:
         return float(self.momentum.order) if self.momentum.beta == 1 else 1.0
 

@@ -55,6 +55,7 @@ class AdamsBashforth(SamplerBase):
     steps: Literal["fixed", "variable"] = "fixed"
     space: Space = "auto"
 
+    follows_direction: ClassVar[bool] = True
     reference: ClassVar[str] = (
         "Pseudo Numerical Methods for Diffusion Models on Manifolds (Liu et al., 2022), "
         "arXiv:2202.09778, eq. 9"

@@ -21,6 +21,7 @@ class DPMSolverPP2M(SamplerBase):
     so is the last where it ends at sigma' = 0, or in runs of fewer than 15 steps.
     """
 
+    follows_direction: ClassVar[bool] = True
     reference: ClassVar[str] = "DPM-Solver++ (Lu et al., 2022), arXiv:2211.01095, Algorithm 2"
 
     @property

@@ -90,6 +90,11 @@ def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
             f"Guidance {built.name!r} needs {min(extra)!r}, which a stock pipeline does not have; "
             "use sampler.load(pipe).generate(...)."
         )
+    if getattr(built, "sets_direction", False):
+        raise ValueError(
+            f"Guidance {built.name!r} keeps a direction apart from its target, and a stock "
+            "scheduler reads one output; use sampler.load(pipe).generate(...)."
+        )
     built.start(Cond())  # a rule that needs classes or a classifier raises here
     names = [name for name in (layout.network, layout.second) if name is not None]
     built = beside_caches(built, [getattr(pipe, name) for name in names])
