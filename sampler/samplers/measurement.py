@@ -1,4 +1,4 @@
-"""A measurement y and its operator, as RED-Diff needs them: start, gradient, sizes, ranges."""
+"""Measurement y and operator A of an inverse problem: start, gradient, sizes, ranges."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Map = Callable[["Tensor"], "Tensor"]
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """y [B or 1, ...]; forward: x in [-1, 1] -> A(x); init: where to start [B or 1, ...].
+    """y [B or 1, ...]; forward: x in [-1, 1] -> A(x); init: initial x [B or 1, ...].
 
-    decoded: whether `forward` decodes latents first.
+    decoded: True where `forward` decodes latents first.
     """
 
     forward: Map
@@ -29,42 +29,46 @@ class Measurement:
 
     @property
     def size(self) -> int:
-        """Elements of y in a row."""
+        """Number of elements of y per sample."""
         return math.prod(self.y.shape[1:])
 
     def start(self, x: Tensor) -> Tensor:
-        """init for the rows of x [B, ...]. Raises ValueError where the two do not fit."""
+        """init in the shape of x [B, ...]. Raises ValueError where the shapes differ."""
         if self.init.shape[1:] != x.shape[1:]:
             raise ValueError(
-                f"reddiff: the start has shape {tuple(self.init.shape[1:])}, the model's x "
-                f"{tuple(x.shape[1:])}; for images and a latent model say space='image'."
+                f"reddiff: init has shape {tuple(self.init.shape[1:])}, the model's x "
+                f"{tuple(x.shape[1:])}; for images and a latent model use space='image'."
             )
-        for name, value in (("y", self.y), ("the start", self.init)):
+        for name, value in (("y", self.y), ("init", self.init)):
             if len(value) not in (1, len(x)):
                 raise ValueError(
-                    f"reddiff: {name} has {len(value)} rows for a batch of {len(x)}; "
-                    "give one row, or one per image of the batch."
+                    f"reddiff: {name} has {len(value)} samples for a batch of {len(x)}; "
+                    "give one, or one per image of the batch."
                 )
         return self.init.to(x).expand(x.shape).contiguous()
 
     def gradient(self, x0: Tensor) -> Tensor:
-        """d/dx0 of ‖y − A(x0)‖²/2 per row [B, ...]; no graph is kept."""
+        """d/dx0 of ‖y − A(x0)‖²/2 per sample [B, ...]; the graph is not kept."""
         import torch
 
         with torch.enable_grad():
             leaf = x0.detach().requires_grad_()
             gap = self.forward(leaf) - self.y.to(x0)
             if not gap.requires_grad:
-                raise ValueError("reddiff: the operator is not differentiable; A(x) has no graph.")
+                raise ValueError(
+                    "reddiff: the operator is not differentiable: A(x) does not depend on x."
+                )
             return torch.autograd.grad(0.5 * (gap * gap).sum(), leaf)[0]
 
     def through(self, adapter: PipelineAdapter, size: tuple[int, int]) -> Measurement:
-        """The same for the latents of a pipeline: A ∘ decode, started from the encoded start.
+        """Measurement of a pipeline's latents: A ∘ decode, started from the encoded init.
 
-        Raises ValueError where the image has not the size of the run, and for videos.
+        Raises ValueError where the image and the run differ in size, and for videos.
         """
         if adapter.frames is not None:
-            raise ValueError("reddiff: it measures images, and this pipeline makes videos.")
+            raise ValueError(
+                "reddiff: space = 'image' needs images, and this pipeline makes videos."
+            )
         if tuple(self.init.shape[-2:]) != size:
             height, width = self.init.shape[-2:]
             raise ValueError(
@@ -81,10 +85,10 @@ class Measurement:
 
 
 def measurement(operator: Any, y: Any, init: Any, data_range: Any) -> Measurement:
-    """From what a user gives: see `REDDiff` for the forms.
+    """Measurement from the fields of `REDDiff`.
 
-    Raises ValueError for an operator without A or without a start, and where A(start) has not the
-    shape of y.
+    Raises ValueError for an operator without A, for a missing init, and where A(init) and y differ
+    in shape.
     """
     import torch
 
@@ -105,21 +109,24 @@ def measurement(operator: Any, y: Any, init: Any, data_range: Any) -> Measuremen
     gain, shift = (high - low) / 2, (high + low) / 2
     apply: Any = getattr(operator, "A", operator)
     if not callable(apply):
-        raise ValueError(f"reddiff: operator {operator!r:.60} has no method A and is no function.")
+        raise ValueError(
+            f"reddiff: operator {operator!r:.60} must be a function or have a method A."
+        )
 
     def forward(x: Tensor) -> Any:
         return apply(x if gain == 1 and shift == 0 else x * gain + shift)
 
     if init is None:
-        if not hasattr(operator, "A_dagger"):
-            raise ValueError("reddiff: this operator has no A_dagger(y); give init, the start.")
-        init = (operator.A_dagger(y) - shift) / gain
+        inverse = getattr(operator, "A_dagger", None)
+        if inverse is None:
+            raise ValueError("reddiff: this operator has no A_dagger(y); give init.")
+        init = (inverse(y) - shift) / gain
     with torch.no_grad():
-        seen = forward(init)
-    if seen.shape[1:] != y.shape[1:]:
+        measured = forward(init)
+    if measured.shape[1:] != y.shape[1:]:
         raise ValueError(
-            f"reddiff: the operator maps the start {tuple(init.shape[1:])} to "
-            f"{tuple(seen.shape[1:])}, but y is {tuple(y.shape[1:])}; one of them is another's."
+            f"reddiff: the operator maps init {tuple(init.shape[1:])} to "
+            f"{tuple(measured.shape[1:])}, but y is {tuple(y.shape[1:])}; they must match."
         )
     return Measurement(forward, y.detach(), init.detach())
 

@@ -14,9 +14,7 @@ import torch
 from sampler_kernels import leaves, map_tree
 from torch import Tensor
 
-from sampler.core.adapter import PipelineAdapter
 from sampler.core.denoisers import cat_rows
-from sampler.core.locks import exclusive
 from sampler.types import Cond
 from sampler.workers.recovery import free_memory
 
@@ -29,7 +27,7 @@ Size = tuple[int, int]
 class PromptCache:
     """The conditions of prompts and of negative prompts, the latest of them kept."""
 
-    def __init__(self, adapter: PipelineAdapter) -> None:
+    def __init__(self, adapter: Any) -> None:
         self._adapter = adapter
         self._known: OrderedDict[Any, Any] = OrderedDict()
         self._bytes = 0
@@ -68,8 +66,7 @@ class PromptCache:
             return None
         if len(prompt) <= (limit - 2) // 2:
             return None  # a token has at most a few bytes, never less than half a character here
-        with exclusive(tokenizer):
-            count = len(tokenizer.tokenize(prompt)) + tokenizer.num_special_tokens_to_add()
+        count = len(tokenizer.tokenize(prompt)) + tokenizer.num_special_tokens_to_add()
         return f"{count - limit} tokens of the prompt were dropped" if count > limit else None
 
     def _row(self, prompt: str, negative: str, guided: bool, size: Size) -> tuple[Any, Any]:
