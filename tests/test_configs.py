@@ -22,7 +22,7 @@ def test_recipe_runs(recipe, tmp_path, capsys):
     assert recipe.read_text().startswith("# "), "a recipe says in its first line what it is for"
     assert config.version == 1 and (config.prompts.file or config.prompts.texts)
     arguments = ["generate", "a red apple on a blue background", "-c", str(recipe), "-q"]
-    code = main([*arguments, "-o", str(tmp_path), "--steps", "4", "-n", "1"])
+    code = main([*arguments, "-o", str(tmp_path), "--steps", "5", "-n", "1"])
     captured = capsys.readouterr()
     assert code == 0, captured.err
     (name,) = os.listdir(tmp_path / "images")
