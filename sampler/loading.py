@@ -15,6 +15,7 @@ from sampler.errors import ModelError, SamplerError, first_line
 from sampler.model_files import preflight
 from sampler.model_files import student as student_files
 from sampler.model_files.folder import HUB_ID, find
+from sampler.model_files.lora import lora_pairs
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,8 @@ def load(
     ValueError for an argument that does not fit.
     """
     from sampler.models.attention import set_attention
-    from sampler.models.options import OFFLOADS, compile_blocks, place, put_loras, set_vae
+    from sampler.models.lora import apply_loras
+    from sampler.models.options import OFFLOADS, compile_blocks, place, set_vae
     from sampler.pipelines import adapt
 
     if offload not in (None, *OFFLOADS):
@@ -86,7 +88,8 @@ def load(
     if isinstance(source, (str, Path)):
         folder = _folder(source, download, revision, variant)
         pipe: Any = _read(folder, dtype, variant, device, config)
-        put_loras(pipe, lora or ())
+        if loras := lora_pairs(lora):
+            apply_loras(pipe, loras)
         _opened(folder, lambda: place(pipe, _device(device), offload))
         set_vae(pipe, vae_tiling, vae_slicing)
     else:

@@ -31,7 +31,7 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
         # Its tensors are too small to share: a second thread costs more in waiting than it gives.
         torch.set_num_threads(1)
     try:
-        engine = sampler.load(
+        return sampler.load(
             model.path,
             download=download,
             revision=model.revision,
@@ -39,13 +39,8 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
             variant=model.variant,
             device=None if model.device == "auto" else model.device,
             student=model.student,
+            lora=model.lora,
         )
-        if model.lora:
-            from sampler.model_files.lora import parse_lora
-            from sampler.models.lora import load_lora
-
-            load_lora(engine, *map(parse_lora, model.lora))
-        return engine
     except (SamplerError, ValueError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Adapter files in the layout of diffusers: read, written, found, mixed.
+"""LoRA files: found, read, written and mixed. Imports torch only to read or write tensors.
 
 RUN/lora/pytorch_lora_weights.safetensors   keys "unet." or "transformer." + the layer's name
 ΔW = weight·(alpha/rank)·B·A                the configuration is JSON in the header
@@ -7,11 +7,14 @@ RUN/lora/pytorch_lora_weights.safetensors   keys "unet." or "transformer." + the
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sampler.core.durable import write_file
 from sampler.errors import ModelError
+from sampler.model_files.preflight import refuse_pickle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,37 +22,80 @@ if TYPE_CHECKING:
 FILE = "pytorch_lora_weights.safetensors"
 _HEADER = "lora_adapter_metadata"
 
+LoraSource = str | Path | tuple[str | Path, float]
+Loras = LoraSource | Sequence[LoraSource] | Mapping[str | Path, float]
+
+
+def lora_pairs(loras: Loras | None) -> list[tuple[Path, float]]:
+    """(path, weight) of LoRAs given as paths, "PATH:weight", pairs, or {path: weight}.
+
+    Raises ValueError for a weight that is not a finite number.
+    """
+    if loras is None:
+        return []
+    if isinstance(loras, (str, Path)) or (isinstance(loras, tuple) and _is_pair(loras)):
+        return [_pair(loras)]
+    return [_pair(one) for one in (loras.items() if isinstance(loras, Mapping) else loras)]
+
 
 def parse_lora(text: str) -> tuple[str, float]:
-    """ "DIR" or "DIR:weight" of the command line. ValueError for a weight that is no number."""
-    folder, colon, weight = text.rpartition(":")
-    if not colon or Path(text).exists():
+    """(path, weight) of "PATH" or "PATH:weight". Raises ValueError for another weight."""
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).expanduser().exists():
         return text, 1.0
     try:
-        return folder, float(weight)
+        return path, _weight(weight)
     except ValueError:
-        raise ValueError(f"--lora takes DIR or DIR:weight, not {text!r:.80}.") from None
+        raise ValueError(f"A LoRA is PATH or PATH:weight, not {text!r:.80}.") from None
 
 
 def lora_file(source: Path) -> Path:
-    """The adapter's file of a file, a folder, or a run folder. SamplerError (6) without one."""
+    """The file of a LoRA given as a file, a folder or a run folder.
+
+    Raises ModelError for a path without one, a pickle, and a folder with several.
+    """
+    refuse_pickle(source)
     for path in (source, source / FILE, source / "lora" / FILE):
         if path.is_file():
             return path
-    raise ModelError(f"{source} has no adapter: {FILE} is neither there nor in lora/.")
+    found = sorted(source.glob("*.safetensors"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:5])
+        raise ModelError(f"{source} has several safetensors files ({names}); name one of them.")
+    if not found:
+        what = "has no LoRA" if source.exists() else "does not exist"
+        raise ModelError(f"{source} {what}; a LoRA is a .safetensors file, or a folder with one.")
+    return found[0]
+
+
+def _is_pair(value: Any) -> bool:
+    return len(value) == 2 and not isinstance(value[1], (str, Path, tuple))
+
+
+def _pair(given: Any) -> tuple[Path, float]:
+    if isinstance(given, str):
+        given = parse_lora(given)
+    path, weight = given if isinstance(given, (tuple, list)) else (given, 1.0)
+    return Path(path).expanduser(), _weight(weight)
+
+
+def _weight(value: Any) -> float:
+    if not math.isfinite(weight := float(value)):
+        raise ValueError(f"The weight of a LoRA must be finite, not {value!r:.40}.")
+    return weight
 
 
 def mix_lora(first: Path, second: Path, weight: float, out: Path) -> Path:
-    """Writes the adapter weight·ΔW₁ + (1 − weight)·ΔW₂, of the ranks' sum; returns its file.
+    """Writes the LoRA weight·ΔW₁ + (1 − weight)·ΔW₂, of the ranks' sum; returns its file.
 
     ΔW = B·A is mixed, not A and B: mixing the factors elementwise gives weight² and cross terms.
     """
     import torch
 
     tensors: dict[str, Tensor] = {}
-    (one, header), (two, other) = read_adapter(lora_file(first)), read_adapter(lora_file(second))
+    (one, header), (two, other) = read_lora(lora_file(first)), read_lora(lora_file(second))
     if one.keys() != two.keys():
-        raise ModelError(f"{first} and {second} adapt different layers.")
+        raise ModelError(f"{first} and {second} are of different layers.")
     scales = [w * _scale(h) for w, h in ((weight, header), (1 - weight, other))]
     for key in one:
         pair = (one[key], two[key])
@@ -59,7 +105,7 @@ def mix_lora(first: Path, second: Path, weight: float, out: Path) -> Path:
             tensors[key] = torch.cat([s * t for s, t in zip(scales, pair, strict=True)], 1)
     rank = sum(int(h[_key(h, "r")]) for h in (header, other))
     merged = {**header, _key(header, "r"): rank, _key(header, "lora_alpha"): rank}
-    write_adapter(out, tensors, merged)
+    write_lora(out, tensors, merged)
     return out / FILE
 
 
@@ -71,7 +117,8 @@ def _scale(header: dict[str, Any]) -> float:
     return float(header[_key(header, "lora_alpha")]) / float(header[_key(header, "r")])
 
 
-def write_adapter(folder: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+def write_lora(folder: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Writes a LoRA file with its configuration into a folder. Raises StorageError."""
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,8 +127,8 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], header: dict[str, An
     write_file(folder / FILE, data)
 
 
-def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, configuration) of an adapter's file. SamplerError (6) for another file."""
+def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, configuration in the header) of a LoRA file. ModelError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -89,4 +136,4 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return tensors, json.loads((file.metadata() or {}).get(_HEADER, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} is no adapter that can be read: {error}.") from None
+        raise ModelError(f"{path} is not an intact safetensors file: {error}.") from None

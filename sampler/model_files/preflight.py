@@ -76,6 +76,14 @@ def check_component(folder: Path, weights: bool = True) -> None:
         stored_dtype(path)
 
 
+def refuse_pickle(path: Path) -> None:
+    """Raises ModelError for a file that can run code when it is opened."""
+    if path.suffix.lower() in PICKLES:
+        raise ModelError(
+            f"{path} is a pickle, which can run code, and is refused; convert it to safetensors."
+        )
+
+
 def stored_dtype(path: Path) -> str:
     """The safetensors type of a file's first tensor ("F32", "F16", "BF16", ...).
 

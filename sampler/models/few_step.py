@@ -22,7 +22,7 @@ from sampler.models.difference import load_difference
 STUDENT = FOLDER / "lcm"
 
 
-def network(teacher: UNet2DConditionModel, folder: Path = STUDENT) -> UNet2DConditionModel:
+def network(teacher: UNet2DConditionModel, folder: Path = STUDENT) -> torch.nn.Module:
     """The student's UNet, with the dtype and device of its teacher, which is not changed."""
     config = {**teacher.config, "time_cond_proj_dim": settings(folder)["time_cond_proj_dim"]}
     student: Any = type(teacher).from_config(config)

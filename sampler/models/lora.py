@@ -1,202 +1,277 @@
-"""Low-rank adapters of a network: added for training, taken off again, saved, loaded.
+"""LoRAs of any tool that diffusers reads, put into a pipeline whole or refused by name.
 
-    W' = W + weight·(alpha/rank)·B·A        A: [rank, in], Gaussian; B: [out, rank], 0 at the start
+    W' = W + weight·(alpha/rank)·B·A        A: [rank, in], B: [out, rank]
 
-peft's layers, put into any module; files as in `lora_files`, which `load_lora_weights` of stock
-pipelines reads.
+The stock loaders convert and inject (`load_lora_weights`; peft alone for pipelines without one).
+They skip tensors that they do not know with a warning at most, so every tensor of a file is looked
+up in the loaded layers afterwards.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from diffusers.loaders.lora_base import LoraBaseMixin
+from torch import Tensor, nn
 
-from sampler.core.durable import write_file
-from sampler.errors import ModelError, UsageError, first_line
-from sampler.model_files.lora import FILE, lora_file, read_adapter, write_adapter
+from sampler.errors import ModelError, UsageError
+from sampler.model_files.lora import LoraSource, lora_file, lora_pairs, read_lora
 
-NAME = "finetune"
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    from sampler.core.loop import Loop
 
-@dataclass(frozen=True)
-class Adapter:
-    """The trainable adapter of a network; `parameters` by name, float32."""
-
-    network: Any
-    parameters: dict[str, torch.nn.Parameter]
-
-    def disable(self) -> None:
-        for layer in _layers(self.network):
-            layer.enable_adapters(False)
-
-    def enable(self) -> None:
-        for layer in _layers(self.network):
-            layer.enable_adapters(True)
-        for parameter in self.parameters.values():  # switching off froze them
-            parameter.requires_grad_(True)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies of the weights, on the CPU."""
-        return {k: p.detach().cpu().clone() for k, p in self.parameters.items()}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes over weights that `tensors` gave."""
-        with torch.no_grad():
-            for key, parameter in self.parameters.items():
-                parameter.copy_(tensors[key])
+# Parts of tensor names by which other algorithms than LoRA are known.
+_ALGORITHMS = {
+    "hada_": "a LoHa",
+    "lokr_": "a LoKr",
+    "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA",
+    "oft_": "an OFT",
+    "lora_mid": "a LoCon with a middle factor",
+    "on_input": "an IA3",
+    "base_model.model.": "an adapter of the library peft, without the pipeline's prefixes",
+}
+_PAIRS = {
+    ".lora_A.": ".lora_B.",
+    ".lora_down.": ".lora_up.",
+    "_lora.down.": "_lora.up.",
+    ".lora.down.": ".lora.up.",
+    ".lora_linear_layer.down.": ".lora_linear_layer.up.",
+}
 
 
-@contextmanager
-def adapted(
-    network: Any, rank: int, alpha: int, targets: Sequence[str], seed: int
-) -> Iterator[Adapter]:
-    """Inside, the network carries a new adapter, and nothing else of it is trainable.
-
-    Afterwards it is as it was: structure, weights and flags. Raises ValueError where no layer has
-    a target's name, and for a network that carries adapters already.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    _check_bare(network)
-    flags = {name: p.requires_grad for name, p in network.named_parameters()}
-    modes = {name: m.training for name, m in network.named_modules()}
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)
-    )
-    network.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            try:
-                inject_adapter_in_model(config, network, NAME)
-            except ValueError as error:
-                raise ValueError(f"fit: targets {list(targets)}: {first_line(error)}") from None
-        parameters = {}
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(f".{NAME}." in name)
-            if f".{NAME}." in name:
-                parameter.data = parameter.data.float()
-                parameters[name] = parameter
-        yield Adapter(network, parameters)
-    finally:
-        _strip(network)
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(flags[name])
-        for name, module in network.named_modules():
-            module.training = modes[name]
-
-
-def save_lora(adapter: Adapter, prefix: str, folder: Path, manifest: dict[str, Any]) -> Path:
-    """Writes the adapter's file and `manifest.json` into a folder; returns the file's path.
-
-    prefix: the pipeline's name for the network, "unet" or "transformer".
-    """
-    from peft.utils.save_and_load import get_peft_model_state_dict
-
-    state = get_peft_model_state_dict(adapter.network, adapter_name=NAME)
-    tensors = {f"{prefix}.{k}": v.detach().cpu().float().contiguous() for k, v in state.items()}
-    config = adapter.network.peft_config[NAME].to_dict()
-    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-    write_adapter(folder, tensors, {f"{prefix}.{k}": v for k, v in plain.items()})
-    text = json.dumps({"kind": "lora", **manifest}, indent=2, sort_keys=True) + "\n"
-    write_file(folder / "manifest.json", text.encode())
-    return folder / FILE
-
-
-def load_lora(engine: Any, *sources: str | Path | tuple[str | Path, float]) -> None:
-    """Adds saved adapters to an engine's network, each at weight·ΔW (1 where none is given).
+def load_lora(engine: Loop, *sources: LoraSource) -> None:
+    """Adds LoRAs to an engine's pipeline, each at weight·ΔW (1 where none is given).
 
     A source is a file, a folder that has one, or the run folder of a fine-tuning; or a pair of it
-    and the weight. The network of the engine's pipeline is changed; `unload_lora` undoes it.
-    Raises SamplerError: 6 for a file that is missing or does not fit, 2 where adapters are on.
+    and the weight. The pipeline is changed; `unload_lora` undoes it. Raises ModelError for a file
+    that is missing, unsafe or does not fit, and UsageError where LoRAs are on already.
     """
-    put_lora(engine.pipeline.network, engine.pipeline.network_name, *sources)
+    apply_loras(engine.pipeline.pipe, lora_pairs(sources))
 
 
-def put_lora(network: Any, prefix: str, *sources: str | Path | tuple[str | Path, float]) -> None:
-    """The same for a network, which its pipeline calls `prefix`."""
+def apply_loras(pipe: DiffusionPipeline, loras: Sequence[tuple[Path, float]]) -> None:
+    """Adds LoRAs to the components of a pipeline. Errors as `load_lora`; none is left in then."""
+    parts = _modules(pipe)
+    for part in parts.values():
+        check_bare(part)
+    if not isinstance(pipe, LoraBaseMixin):
+        name = "unet" if "unet" in parts else "transformer"
+        put_lora(parts[name], name, *loras)
+        return
+
+    loader: Any = pipe
+
+    def load(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> None:
+        source: dict[str, Any] = {"adapter_name": name}
+        if header:  # which the loader reads from a file only
+            source.update(weight_name=path.name, local_files_only=True, use_safetensors=True)
+        loader.load_lora_weights(str(path.parent) if header else dict(tensors), **source)
+
+    _load_all(parts, loras, load, type(pipe).__name__)
+
+
+def put_lora(network: nn.Module, prefix: str, *loras: LoraSource) -> None:
+    """Adds LoRAs with a configuration in the header to a network alone, by peft.
+
+    prefix: the pipeline's name for the network. Errors as `load_lora`.
+    """
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
-    _check_bare(network)
-    frozen = {name: p.requires_grad for name, p in network.named_parameters()}
-    weights: dict[str, float] = {}
-    for number, given in enumerate(sources):
-        source, weight = given if isinstance(given, tuple) else (given, 1.0)
-        path = lora_file(Path(source))
-        tensors, header = read_adapter(path)
-        state = _without(tensors, prefix)
-        config = {k: v for k, v in _without(header, prefix).items() if v is not None}
+    check_bare(network)
+
+    def load(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> None:
+        state, config = _without(tensors, prefix), _without(header, prefix)
         if not state or not config:
             raise ModelError(
-                f"{path} is no adapter of a {prefix} with its configuration in the header; use "
-                "pipe.load_lora_weights for files of other tools.",
+                f"{path} is not a LoRA of a {prefix} with its configuration in the header; "
+                "files of other tools need a pipeline with load_lora_weights."
             )
-        name = f"lora_{number}"
-        try:
-            with warnings.catch_warnings():  # peft remarks that there are several adapters
-                warnings.simplefilter("ignore", UserWarning)
-                inject_adapter_in_model(LoraConfig(**config), network, name)
-            missing = set_peft_model_state_dict(network, state, adapter_name=name)
-            if missing.unexpected_keys:
-                raise ValueError(f"no layer has {missing.unexpected_keys[0]}")
-        except (ValueError, RuntimeError, TypeError) as error:
-            _strip(network)
-            text = f"{path} does not fit this pipeline: {first_line(error)}"
-            raise ModelError(text) from error
-        weights[name] = weight
-    for layer in _layers(network):
-        layer.set_adapter([name for name in weights if name in layer.scaling])
-        for name, weight in weights.items():
-            layer.set_scale(name, weight)
-    for name, parameter in network.named_parameters():
-        plain = name.replace(".base_layer.", ".")
-        parameter.requires_grad_(frozen.get(plain, False))
+        chosen = LoraConfig(**{k: v for k, v in config.items() if v is not None})
+        inject_adapter_in_model(chosen, network, name)
+        set_peft_model_state_dict(network, state, adapter_name=name)
+
+    _load_all({prefix: network}, lora_pairs(loras), load, "this pipeline")
 
 
-def unload_lora(engine: Any) -> None:
-    """Takes every adapter off an engine's network."""
-    _strip(engine.pipeline.network)
+def unload_lora(engine: Loop) -> None:
+    """Takes every LoRA off an engine's pipeline."""
+    for part in _modules(engine.pipeline.pipe).values():
+        strip_loras(part)
 
 
-def merge_lora(network: Any) -> None:
-    """Adds ΔW of every adapter to the network's own weights, and takes the adapters off."""
-    for layer in _layers(network):
+def merge_lora(network: nn.Module) -> None:
+    """Adds ΔW of every LoRA to the network's own weights, and takes the LoRAs off."""
+    for layer in lora_layers(network):
         layer.merge()
-    _strip(network)
+    strip_loras(network)
 
 
-def _layers(network: Any) -> list[Any]:
+def lora_layers(network: nn.Module) -> list[Any]:
+    """The layers of a network that have LoRAs."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def _strip(network: Any) -> None:
-    """Puts the layers below the adapters back in their places."""
+def strip_loras(network: nn.Module) -> None:
+    """Puts the layers below the LoRAs back in their places."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(network.named_modules()):
         if isinstance(module, BaseTunerLayer):
             parent, _, leaf = name.rpartition(".")
             setattr(network.get_submodule(parent), leaf, module.get_base_layer())
-    if hasattr(network, "peft_config"):
-        del network.peft_config
+    vars(network).pop("peft_config", None)
+    if "_hf_peft_config_loaded" in vars(network):
+        vars(network)["_hf_peft_config_loaded"] = False
 
 
-def _check_bare(network: Any) -> None:
-    if _layers(network):
+def check_bare(network: nn.Module) -> None:
+    """Raises UsageError for a network that has LoRAs."""
+    if lora_layers(network):
         raise UsageError(
-            "The network carries adapters already; take them off first (unload_lora, or "
-            "pipe.unload_lora_weights), or fuse them.",
+            "The network has LoRAs already; take them off first (unload_lora, or "
+            "pipe.unload_lora_weights), or fuse them."
         )
+
+
+def _load_all(parts: dict[str, nn.Module], loras: Sequence[tuple[Path, float]], load: Any,
+              target: str) -> None:  # fmt: skip
+    """Loads each file with `load`, checks that all of it is there, and sets the weights."""
+    frozen = {id(p): p.requires_grad for part in parts.values() for p in part.parameters()}
+    weights: dict[str, float] = {}
+    try:
+        for number, (source, weight) in enumerate(loras):
+            path = lora_file(source)
+            tensors, header = read_lora(path)
+            _check_tensors(path, tensors)
+            name = f"lora_{number}"
+            try:
+                with _quiet():
+                    load(path, _folded(tensors), header, name)
+            except (ModelError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # any error of the loaders on an unknown layout
+                raise _unfitting(path, tensors, target, _reason(error, tensors)) from error
+            if unused := _unused(tensors, parts, name):
+                more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+                why = f"no layer takes its tensor {unused[0]}{more}"
+                raise _unfitting(path, {key: tensors[key] for key in unused}, target, why)
+            weights[name] = weight
+    except BaseException:
+        for part in parts.values():
+            strip_loras(part)
+        raise
+    for layer in (layer for part in parts.values() for layer in lora_layers(part)):
+        layer.set_adapter([name for name in weights if name in layer.scaling])
+        for name, weight in weights.items():
+            layer.set_scale(name, weight)
+    for part in parts.values():
+        for parameter in part.parameters():
+            parameter.requires_grad_(frozen.get(id(parameter), False))
+
+
+def _check_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Refuses non-finite weights, and a factor without the other of its pair."""
+    for key, tensor in tensors.items():
+        if not bool(tensor.float().isfinite().all()):
+            raise ModelError(f"{path} has nan or infinity in {key}; it is damaged.")
+        for one, other in _PAIRS.items():
+            for first, second in ((one, other), (other, one)):
+                twin = key.replace(first, second)
+                if first in key and key.endswith(".weight") and twin not in tensors:
+                    raise ModelError(f"{path} has {key} without {twin}; it is incomplete.")
+
+
+def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with alpha/rank folded into B where the alphas differ between layers.
+
+    The stock loaders of UNets and text encoders apply one alpha to all attention layers then.
+    """
+    alphas = {k: float(v) for k, v in tensors.items() if k.endswith(".alpha")}
+    if len(set(alphas.values())) < 2:
+        return tensors
+    folded = {k: v for k, v in tensors.items() if k not in alphas}
+    for key, alpha in alphas.items():
+        up = f"{key.removesuffix('.alpha')}.lora_up.weight"
+        if up not in folded:
+            return tensors
+        folded[up] = tensors[up].float() * (alpha / tensors[up].shape[1])
+    return folded
+
+
+def _unused(tensors: dict[str, Tensor], parts: dict[str, nn.Module], name: str) -> list[str]:
+    """Names of the file's tensors that are in no layer of the LoRA `name`.
+
+    Loaders of transformers split and scale tensors; there the numbers of elements are compared.
+    """
+    loaded = [
+        parameter.detach().cpu()
+        for part in parts.values()
+        for key, parameter in part.named_parameters()
+        if f".{name}" in key
+    ]
+    shapes: dict[torch.Size, list[Tensor]] = {}
+    for parameter in loaded:
+        shapes.setdefault(parameter.shape, []).append(parameter)
+    wanted = {key: tensor for key, tensor in _folded(tensors).items() if tensor.ndim}
+    unused = [
+        key
+        for key, tensor in wanted.items()
+        if not any(torch.equal(p, tensor.to(p.dtype)) for p in shapes.get(tensor.shape, ()))
+    ]
+    enough = sum(map(Tensor.numel, loaded)) >= sum(map(Tensor.numel, wanted.values()))
+    return [] if "unet" not in parts and enough else unused
+
+
+def _unfitting(path: Path, names: Iterable[str], target: str, why: str) -> ModelError:
+    text = "\n".join(names)
+    for part, algorithm in _ALGORITHMS.items():
+        if part in text:
+            return ModelError(
+                f"{path} is {algorithm}, which {target} cannot apply; convert it to a plain LoRA, "
+                "or merge it into the model."
+            )
+    return ModelError(f"{path} does not fit {target}, it may be of another architecture: {why}.")
+
+
+def _reason(error: Exception, names: Iterable[str]) -> str:
+    """The line of a loader's error that names the problem, or the first tensor of no LoRA."""
+    if foreign := [name for name in names if "lora" not in name]:
+        return f"its tensor {foreign[0]} is not of a LoRA"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[min(1, len(lines) - 1)][:160].rstrip(" .") if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without remarks and progress bars of the loaders: what they skip is refused here."""
+    from transformers.utils import logging as bars
+
+    shown, before = bars.is_progress_bar_enabled(), logging.root.manager.disable
+    bars.disable_progress_bar()
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logging.disable(before)
+        if shown:
+            bars.enable_progress_bar()
+
+
+def _modules(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
 def _without(tree: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from sampler.errors import ModelError
 from sampler.model_files import preflight
-from sampler.models.options import no_pickle
 
 
 def is_file(source: Any) -> bool:
@@ -27,7 +26,7 @@ def read_single_file(path: Path, config: Any, options: dict[str, Any]) -> Any:
 
     Raises SamplerError (6) for a file that is missing, a pickle or broken, and without a folder.
     """
-    no_pickle(path)
+    preflight.refuse_pickle(path)
     if not path.is_file():
         raise ModelError(f"{path} does not exist.")
     preflight.stored_dtype(path)

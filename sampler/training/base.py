@@ -69,7 +69,7 @@ class TrainerBase:
         self, session: Session, prompts: list[str], out: Path, settings: Settings
     ) -> AbstractContextManager[Trainable]:
         """Put what is trained in place for the time of a context: a LoRA on the network."""
-        from sampler.models.lora import adapted
+        from sampler.models.trainable_lora import adapted
 
         rank, alpha = settings.rank or 1, settings.alpha or 1
         seed = derived(settings.seed, 0, "adapter")
@@ -81,7 +81,7 @@ class TrainerBase:
 
     def save(self, session: Session, out: Path, manifest: dict[str, Any]) -> Path:
         """Write the result below `out` and return its folder."""
-        from sampler.models.lora import save_lora
+        from sampler.models.trainable_lora import save_lora
 
         prefix = session.pipeline.network_name
         return save_lora(session.trainable, prefix, out / "lora", manifest).parent

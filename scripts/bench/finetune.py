@@ -158,7 +158,7 @@ def ours(work: Path, k: int, count: int, checkpointing: bool) -> Callable[[], No
     from accelerate import Accelerator
 
     import sampler
-    from sampler.models.lora import adapted
+    from sampler.models.trainable_lora import adapted
     from sampler.rewards.base import RewardBase
     from sampler.training import batches, optimise
     from sampler.training.session import Session
@@ -224,7 +224,7 @@ def bare(work: Path, k: int, count: int, checkpointing: bool) -> Callable[[], No
     from torch.utils.checkpoint import checkpoint
 
     import sampler
-    from sampler.models.lora import adapted
+    from sampler.models.trainable_lora import adapted
 
     engine = sampler.load(work / "pipeline", device="cpu")
     pipe, network = engine.pipeline.pipe, engine.pipeline.network

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sampler
-from sampler.models.lora import Adapter
+from sampler.models.trainable_lora import Adapter
 from sampler.training import checkpoint
 from sampler.training.batches import batch
 from sampler.training.evaluate import stop_reason

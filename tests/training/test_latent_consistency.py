@@ -8,7 +8,8 @@ import torch
 
 import sampler
 from sampler import registry
-from sampler.models.lora import adapted, load_lora
+from sampler.models.lora import load_lora
+from sampler.models.trainable_lora import adapted
 from sampler.rewards.base import RewardBase
 from sampler.training.batches import batch
 from sampler.training.policy.ppo import policy_updates

@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 
 import sampler
 from sampler.model_files.lora import FILE, lora_file, mix_lora, parse_lora
-from sampler.models.lora import adapted, load_lora, save_lora, unload_lora
+from sampler.models.lora import load_lora, unload_lora
+from sampler.models.trainable_lora import adapted, save_lora
 from tests import tiny
 from tests.training import world
 
@@ -71,7 +72,7 @@ def test_engines_load_and_unload(tmp_path, build):
     load_lora(engine, tmp_path)  # as a run folder: the adapter is in lora/
     assert torch.equal(images(engine), ours)
     assert not any(p.requires_grad for p in engine.pipeline.network.parameters())
-    with pytest.raises(sampler.SamplerError, match="carries adapters already"):
+    with pytest.raises(sampler.SamplerError, match="has LoRAs already"):
         load_lora(engine, tmp_path)
     unload_lora(engine)
     assert torch.equal(images(engine), bare)
@@ -123,20 +124,20 @@ def _deltas(network):
 def test_files_that_do_not_fit_are_refused(tmp_path):
     engine, _ = tuned(tiny.sd, tmp_path / "sd")
     modules = len(list(engine.pipeline.network.modules()))
-    with pytest.raises(sampler.SamplerError, match="has no adapter") as error:
+    with pytest.raises(sampler.SamplerError, match="does not exist") as error:
         load_lora(engine, tmp_path / "nothing")
     assert error.value.code == 6
     other = world.engine(tiny.pixart)
-    with pytest.raises(sampler.SamplerError, match="no adapter of a transformer"):
+    with pytest.raises(sampler.SamplerError, match="not a LoRA of a transformer"):
         load_lora(other, tmp_path / "sd")
     (tmp_path / FILE).write_bytes(b"nothing of the kind")
-    with pytest.raises(sampler.SamplerError, match="no adapter that can be read"):
+    with pytest.raises(sampler.SamplerError, match="not an intact safetensors"):
         load_lora(engine, tmp_path / FILE)
     tuned(tiny.sdxl, tmp_path / "xl")
-    with pytest.raises(sampler.SamplerError, match="does not fit this pipeline"):
+    with pytest.raises(sampler.SamplerError, match="does not fit StableDiffusionPipeline"):
         load_lora(engine, tmp_path / "xl")
     save_file({"unet.x": torch.zeros(1)}, tmp_path / FILE)
-    with pytest.raises(sampler.SamplerError, match="configuration in the header"):
+    with pytest.raises(sampler.SamplerError, match="its tensor unet.x is not of a LoRA"):
         load_lora(engine, tmp_path / FILE)
     assert len(list(engine.pipeline.network.modules())) == modules
 
@@ -146,7 +147,7 @@ def test_the_command_lines_form(tmp_path):
     assert parse_lora("runs/a:0.5") == ("runs/a", 0.5)
     (tmp_path / "a:1").mkdir()
     assert parse_lora(str(tmp_path / "a:1")) == (str(tmp_path / "a:1"), 1.0)
-    with pytest.raises(ValueError, match="DIR or DIR:weight"):
+    with pytest.raises(ValueError, match="PATH or PATH:weight"):
         parse_lora("runs/a:b")
     assert np.isclose(parse_lora("a:1e-1")[1], 0.1)
     with pytest.raises(sampler.SamplerError):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import sampler
-from sampler.models.lora import adapted, load_lora
+from sampler.models.lora import load_lora
+from sampler.models.trainable_lora import adapted
 from sampler.training.alignprop.trainer import AlignProp
 from sampler.training.batches import batch
 from sampler.training.session import Session

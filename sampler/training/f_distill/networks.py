@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sampler.models.lora import Adapter, adapted
 from sampler.models.student import read_network
+from sampler.models.trainable_lora import Adapter, adapted
 from sampler.training.f_distill.data import LatentSet
 from sampler.training.f_distill.heads import FeatureReader, Heads, Probe, default_features
 
