@@ -14,12 +14,12 @@ def backend(tensor: Tensor) -> ModuleType:
 
     "auto": Triton on CUDA and ROCm devices where it works; plain torch elsewhere and for float64.
     """
-    from sampler_kernels import selection  # late: it imports torch
+    import sampler_kernels.selection as selection  # late: it imports torch
 
     if selection.triton(tensor.device, tensor.dtype):
-        from sampler_kernels import fused  # late: it imports triton, which may be missing
+        import sampler_kernels.fused as fused  # late: it imports triton, which may be missing
 
         return fused
-    from sampler_kernels import torch_ops
+    import sampler_kernels.torch_ops as torch_ops
 
     return torch_ops

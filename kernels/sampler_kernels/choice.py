@@ -9,6 +9,8 @@ from contextvars import ContextVar
 
 NAMES = ("auto", "reference", "triton")
 
+# Read once: a lookup that finds nothing takes as long as a small torch operation.
+_default = os.environ.get("SAMPLER_KERNELS") or "auto"
 _chosen: ContextVar[str | None] = ContextVar("sampler_kernels_backend", default=None)
 
 
@@ -29,10 +31,10 @@ def use_backend(name: str) -> Iterator[None]:
 def requested() -> str:
     """The name set by `use_backend`, else by SAMPLER_KERNELS, else "auto".
 
-    Raises ValueError where the variable holds an unknown name.
+    The variable is read when the package is imported. Raises ValueError where it holds an unknown
+    name.
     """
-    name = _chosen.get()
-    return name or _checked(os.environ.get("SAMPLER_KERNELS") or "auto", "SAMPLER_KERNELS")
+    return _chosen.get() or _checked(_default, "SAMPLER_KERNELS")
 
 
 def _checked(name: str, where: str) -> str:

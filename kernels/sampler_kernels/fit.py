@@ -3,46 +3,89 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sampler_kernels.lin import Lin, has_pivot, inputs_of
+from sampler_kernels.lin import Lin, replaced
+from sampler_kernels.opcodes import FIRST
+from sampler_kernels.programs import Formula
 from sampler_kernels.scalars import RowScalar
 
 MAX_INPUTS, MAX_OUTPUTS, MAX_VECTORS = 8, 4, 4
 # Subclasses are stand-ins of tracers, without memory.
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+_MAX_LAYOUTS = 4096  # a run has a few dozen
 
 
-def fits(lins: list[Lin]) -> bool:
-    """True where the kernels can compute these formulas."""
-    tensors, scalars = inputs_of(lins)
-    if not tensors or tensors[0].numel() == 0:
+class Layout:
+    """What formulas of one program over tensors of the same types, shapes and devices share.
+
+    computable: the kernels can compute it. plain: no input is a stand-in of a tracer. rows: the
+    number of rows that the finest coefficient distinguishes; the batch without one. launches: what
+    `triton_ops` has prepared.
+    """
+
+    __slots__ = ("computable", "launches", "plain", "rows")
+
+    def __init__(self, formula: Formula) -> None:
+        tensors, scalars = formula.tensors, formula.coefficients
+        self.rows = _count_rows(scalars, tuple(tensors[0].shape)) if tensors else 0
+        self.computable = bool(tensors) and _computable(formula, self.rows)
+        self.plain = all(type(t) in _PLAIN or type(t) is RowScalar for t in (*tensors, *scalars))
+        self.launches: dict[Any, Any] = {}
+
+
+_layouts: dict[Any, Layout] = {}
+
+
+def layout_of(formula: Formula) -> Layout:
+    """The layout of a formula, cached by its program and by the properties of its inputs."""
+    if formula.layout is None:
+        inputs: list[Any] = []
+        for t in (*formula.tensors, *formula.coefficients):
+            if type(t) is RowScalar:  # of float32
+                inputs.append((t.shape, t.device))
+            elif type(t) in _PLAIN and not torch.compiler.is_compiling():
+                inputs.append((t.shape, t.device, t.dtype))
+            else:  # shapes may be symbols of a tracer
+                formula.layout = Layout(formula)
+                return formula.layout
+        key = (tuple(formula.code), tuple(formula.outs), tuple(inputs))
+        formula.layout = _layouts.get(key)
+        if formula.layout is None:
+            if len(_layouts) >= _MAX_LAYOUTS:
+                _layouts.clear()
+            formula.layout = _layouts[key] = Layout(formula)
+    return formula.layout
+
+
+def shares_launch(formula: Formula) -> bool:
+    """True where the outputs of a formula fit into one launch of a kernel."""
+    return (
+        len(formula.tensors) <= MAX_INPUTS
+        and len(formula.outs) <= MAX_OUTPUTS
+        and layout_of(formula).computable
+    )
+
+
+def must_differentiate(formula: Formula) -> bool:
+    """True where torch has to see the operation: for autograd, or while torch.compile traces."""
+    if torch.compiler.is_compiling() or not layout_of(formula).plain:
+        return True
+    return torch.is_grad_enabled() and any(
+        t.requires_grad for t in (*formula.tensors, *formula.coefficients) if isinstance(t, Tensor)
+    )
+
+
+def is_plain(value: Tensor) -> bool:
+    """True where torch need not see the arithmetic of a tensor."""
+    if torch.compiler.is_compiling() or type(value) not in _PLAIN:
         return False
-    like = tensors[0]
-    for x in tensors:
-        if x.dtype not in _FLOATS or x.shape != like.shape or x.device != like.device:
-            return False
-    for s in scalars:
-        shape = tuple(s.shape)
-        if s.dtype not in _FLOATS or s.device != like.device:
-            return False
-        if len(shape) == like.ndim > 1 and math.prod(shape) > 1:
-            lead = max(d for d, size in enumerate(shape) if size > 1) + 1
-            if shape[:lead] != tuple(like.shape[:lead]):
-                return False
-    # To the kernels, every coefficient starts a new row.
-    return count_rows(scalars, tuple(like.shape)) == like.shape[0] or not has_pivot(lins)
-
-
-def count_rows(scalars: Sequence[Any], shape: tuple[int, ...]) -> int:
-    """The number of rows that the finest coefficient distinguishes; the batch without one."""
-    finest = [math.prod(s.shape) for s in scalars if s.ndim == len(shape) > 1]
-    return max([shape[0], *finest])
+    return not (torch.is_grad_enabled() and value.requires_grad)
 
 
 def groups(lins: list[Lin]) -> list[list[Lin]]:
@@ -51,7 +94,7 @@ def groups(lins: list[Lin]) -> list[list[Lin]]:
     for lin in lins:
         for group in found:
             same = group[0].shape == lin.shape and len(group) < MAX_OUTPUTS
-            if same and len(inputs_of([*group, lin])[0]) <= MAX_INPUTS:
+            if same and len(Formula([*group, lin]).tensors) <= MAX_INPUTS:
                 group.append(lin)
                 break
         else:
@@ -59,12 +102,15 @@ def groups(lins: list[Lin]) -> list[list[Lin]]:
     return found
 
 
-def must_differentiate(tensors: Sequence[Any], scalars: Sequence[Any]) -> bool:
-    """True where torch has to see the operation: for autograd, or while torch.compile traces."""
-    inputs = [t for t in (*tensors, *scalars) if isinstance(t, Tensor)]
-    if torch.compiler.is_compiling() or any(type(t) not in _PLAIN for t in inputs):
-        return True
-    return torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+def narrow(lin: Lin, compute: Callable[[Lin], Tensor]) -> Lin:
+    """The same value over at most 8 tensors: its widest parts that fit are computed first."""
+    while len(Formula([lin]).tensors) > MAX_INPUTS:
+        nodes = _nodes(lin, {})
+        width = [len(Formula([node]).tensors) for node in nodes]
+        parts = [k for k in range(len(nodes)) if 1 < width[k] <= MAX_INPUTS]
+        widest = nodes[max(parts, key=lambda k: width[k])]
+        lin = replaced(lin, widest, Lin.of(compute(widest)), {})
+    return lin
 
 
 def torch_table(coefficients: Sequence[Any], rows: int) -> Tensor | None:
@@ -77,3 +123,37 @@ def torch_table(coefficients: Sequence[Any], rows: int) -> Tensor | None:
         s = s.float().reshape(-1, 1)
         lines.append(s.expand(s.shape[0], rows // s.shape[0]).reshape(rows))
     return torch.stack(lines)
+
+
+def _computable(formula: Formula, rows: int) -> bool:
+    like = formula.tensors[0]
+    if like.numel() == 0:
+        return False
+    for x in formula.tensors:
+        if x.dtype not in _FLOATS or x.shape != like.shape or x.device != like.device:
+            return False
+    for s in formula.coefficients:
+        shape = tuple(s.shape)
+        if s.dtype not in _FLOATS or s.device != like.device:
+            return False
+        if len(shape) == like.ndim > 1 and math.prod(shape) > 1:
+            lead = max(d for d, size in enumerate(shape) if size > 1) + 1
+            if shape[:lead] != tuple(like.shape[:lead]):
+                return False
+    # To the kernels, every coefficient starts a new row.
+    return rows == like.shape[0] or FIRST not in formula.code[::3]
+
+
+def _count_rows(scalars: Sequence[Any], shape: tuple[int, ...]) -> int:
+    finest = [math.prod(s.shape) for s in scalars if s.ndim == len(shape) > 1]
+    return max([shape[0] if shape else 1, *finest])
+
+
+def _nodes(node: Lin, known: dict[int, Lin]) -> list[Lin]:
+    """Every node of a formula once, operands first."""
+    if id(node) not in known:
+        for child in (node.a, node.b):
+            if isinstance(child, Lin):
+                _nodes(child, known)
+        known[id(node)] = node
+    return list(known.values())

@@ -25,13 +25,15 @@ from sampler_kernels.derivatives import add, nodes_of, pull_back
 from sampler_kernels.fit import (
     MAX_INPUTS,
     MAX_VECTORS,
-    count_rows,
-    fits,
     groups,
+    is_plain,
+    layout_of,
     must_differentiate,
+    narrow,
+    shares_launch,
     torch_table,
 )
-from sampler_kernels.lin import Lin, inputs_of, narrow
+from sampler_kernels.lin import Lin
 from sampler_kernels.opcodes import LOAD, PART
 from sampler_kernels.programs import Formula
 from sampler_kernels.reductions import Sums, joined_with, pending, table_of
@@ -45,6 +47,16 @@ from sampler_kernels.triton_ops import (
 )
 
 
+def _pairs(count: int) -> tuple[list[tuple[int, int]], list[list[int]]]:
+    """The pairs i <= j of `count` vectors, and the position of each (i, j) among them."""
+    pairs = [(i, j) for i in range(count) for j in range(i, count)]
+    places = [[pairs.index((min(i, j), max(i, j))) for j in range(count)] for i in range(count)]
+    return pairs, places
+
+
+_PAIRS = [_pairs(count) for count in range(MAX_VECTORS + 1)]
+
+
 def settle(
     lins: list[Lin], dtype: torch.dtype = torch.float32, waiting: Sequence[Sums] = ()
 ) -> list[Tensor]:
@@ -53,18 +65,19 @@ def settle(
     waiting: reductions to compute in the same passes, where they fit.
     """
     done: dict[int, Tensor] = {}
-    left: list[Lin] = []
+    left: dict[int, Lin] = {}
     for lin in lins:
         if lin.op == LOAD and lin.a.dtype == dtype:
             done[id(lin)] = lin.a
-        elif not fits([lin]):
-            done[id(lin)] = torch_ops.settle([lin])[0].to(dtype)
-        elif all(lin is not other for other in left):
-            left.append(lin)
-    for group in groups(left):
-        cut = [narrow(lin, MAX_INPUTS, lambda part: settle([part])[0]) for lin in group]
-        for lin, value in zip(group, _launch_formula(cut, dtype, waiting), strict=True):
-            done[id(lin)] = value
+        else:
+            left[id(lin)] = lin
+    if left:
+        formula = Formula(left.values())
+        if shares_launch(formula):
+            values = _launch_formula(formula, dtype, waiting)
+        else:
+            values = _settle_apart(list(left.values()), dtype, waiting)
+        done.update(zip(left, values, strict=True))
     return [done[id(lin)] for lin in lins]
 
 
@@ -83,53 +96,68 @@ def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
     shape = tuple(lins[0].shape)
     first = 1 if axes is None else axes[0]
     trailing = axes is None or axes == tuple(range(first, len(shape)))
-    if len(lins) > MAX_VECTORS or not trailing or not fits(lins):
+    if len(lins) > MAX_VECTORS or not trailing:
+        return torch_ops.gram(lins, axes)
+    formula = Formula(lins)
+    if not layout_of(formula).computable:
         return torch_ops.gram(lins, axes)
     rows = math.prod(shape[:first])
     kept = shape[:1] if axes is None else (*shape[:first], *(1,) * (len(shape) - first))
-    tensors, scalars = inputs_of(lins)
-    if len(tensors) > MAX_INPUTS or count_rows(scalars, shape) > rows:
+    if len(formula.tensors) > MAX_INPUTS or layout_of(formula).rows > rows:
         lins = [Lin.of(value) for value in settle(lins)]
-        tensors, scalars = inputs_of(lins)
-    formula = Formula.of(lins)
-    pairs = [(i, j) for i in range(len(lins)) for j in range(i, len(lins))]
-    places = [[pairs.index((min(i, j), max(i, j))) for j in range(len(lins))]
-              for i in range(len(lins))]  # fmt: skip
-    if must_differentiate(tensors, scalars):
+        formula = Formula(lins)
+    pairs, places = _PAIRS[len(lins)]
+    if must_differentiate(formula):
         ends = [formula.outs[k] for pair in pairs for k in pair]
         sums = gram_op(*_operands(formula, rows), ends)
         cells = torch.stack([torch.stack([sums[p] for p in line]) for line in places])
         return cells.view(len(lins), len(lins), *kept)
-    sums, device = Sums(formula, lins, pairs, shape, rows), formula.like.device
-    known = [RowScalar(PART, (sums, p), kept, device, False) for p in range(len(pairs))]
+    sums, device = Sums(formula, lins, pairs, shape, rows), formula.tensors[0].device
+    own = (sums,)
+    known = [RowScalar(PART, (sums, p), kept, device, False, own) for p in range(len(pairs))]
     return RowGram([[known[p] for p in line] for line in places])
 
 
 def recorded(value: Tensor) -> Any:
     """A float32 tensor [B] whose arithmetic is recorded, unless torch has to see it."""
-    if must_differentiate([value], []):
+    if not is_plain(value):
         return value
     return RowScalar.of(value, tuple(value.shape), value.device)
 
 
-def _launch_formula(lins: list[Lin], dtype: torch.dtype, waiting: Sequence[Sums]) -> list[Tensor]:
-    tensors, scalars = inputs_of(lins)
-    shape = tuple(lins[0].shape)
-    rows = max(count_rows(scalars, shape), shape[0])
-    if must_differentiate(tensors, scalars):
-        formula = Formula.of(lins)
+def _settle_apart(lins: list[Lin], dtype: torch.dtype, waiting: Sequence[Sums]) -> list[Tensor]:
+    """The values of formulas that do not all share a launch."""
+    done: dict[int, Tensor] = {}
+    left: list[Lin] = []
+    for lin in lins:
+        if layout_of(Formula([lin])).computable:
+            left.append(lin)
+        else:
+            done[id(lin)] = torch_ops.settle([lin])[0].to(dtype)
+    for group in groups(left):
+        cut = Formula([narrow(lin, lambda part: settle([part])[0]) for lin in group])
+        for lin, value in zip(group, _launch_formula(cut, dtype, waiting), strict=True):
+            done[id(lin)] = value
+    return [done[id(lin)] for lin in lins]
+
+
+def _launch_formula(formula: Formula, dtype: torch.dtype, waiting: Sequence[Sums]) -> list[Tensor]:
+    rows, shape = layout_of(formula).rows, tuple(formula.tensors[0].shape)
+    if must_differentiate(formula):
         flat = formula_op(*_operands(formula, rows), formula.outs)
         return [y.view(shape).to(dtype) for y in flat]
-    joined = joined_with(waiting, tensors, scalars, rows)
-    formula = Formula.of([*lins, *(lin for sums in joined for lin in sums.lins)])
+    count = len(formula.outs)
+    joined = joined_with(waiting, formula, rows)
+    for sums in joined:
+        formula.extend(sums.lins)
     table = table_of(formula.coefficients, shape, rows)
     if not joined:
         return run_formula(formula, table, rows, dtype)
-    pairs, first = [], len(lins)
+    pairs, first = [], count
     for sums in joined:
         pairs += [(first + i, first + j) for i, j in sums.pairs]
         first += len(sums.lins)
-    outs, parts = run_both(formula, len(lins), pairs, table, rows, dtype)
+    outs, parts = run_both(formula, count, pairs, table, rows, dtype)
     for sums, part in zip(joined, parts.split([len(s.pairs) for s in joined]), strict=True):
         sums.value = part
     return outs
@@ -140,7 +168,7 @@ def _operands(formula: Formula, rows: int) -> tuple[list[Tensor], Tensor, list[i
     xs = [x.reshape(rows, -1) for x in formula.tensors]
     table = torch_table(formula.coefficients, rows)
     if table is None:
-        table = formula.like.new_empty((0, rows), dtype=torch.float32)
+        table = xs[0].new_empty((0, rows), dtype=torch.float32)
     return xs, table, formula.code, formula.consts
 
 
@@ -153,7 +181,7 @@ def formula_op(
         nodes = nodes_of(xs, table, code, consts)
         # An operator's outputs must not be its inputs.
         return [y.clone() for y in torch_ops.settle([nodes[i] for i in outs])]
-    formula = Formula(list(xs), [], list(consts), list(code), list(outs))
+    formula = Formula.from_program(xs, code, consts, outs)
     return run_formula(formula, table, xs[0].shape[0], torch.float32)
 
 
@@ -168,7 +196,7 @@ def gram_op(
         nodes = nodes_of(xs, table, code, consts)
         return torch.stack([torch_ops.gram([nodes[ends[i]], nodes[ends[j]]], None)[0, 1]
                             for i, j in pairs])  # fmt: skip
-    formula = Formula(list(xs), [], list(consts), list(code), list(ends))
+    formula = Formula.from_program(xs, code, consts, ends)
     sums = run_gram(formula, pairs, table, rows)
     return run_scalars(
         [RowScalar(PART, (sums, p), (rows,), sums.device, False) for p in range(len(pairs))], rows

@@ -13,7 +13,7 @@ broadcasts unchanged: then a row is one sample at one position of the axes that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from sampler_kernels.opcodes import (
@@ -65,7 +65,7 @@ class Lin:
         self.op = op
         self.a = a
         self.b = b
-        self.like: Tensor = a.like if isinstance(a, Lin) else a
+        self.like: Tensor = a if op <= FILL else a.like
 
     @staticmethod
     def of(value: Tensor | Lin) -> Lin:
@@ -75,57 +75,52 @@ class Lin:
     @staticmethod
     def ones(like: Tensor | Lin) -> Lin:
         """The constant 1 in the shape of `like`; for means: <v, 1>."""
-        return Lin(FILL, Lin.of(like).like, 1.0)
+        return Lin(FILL, like.like if isinstance(like, Lin) else like, 1.0)
 
     @staticmethod
     def zero(like: Tensor | Lin) -> Lin:
         """The constant 0 in the shape of `like`."""
-        return Lin(FILL, Lin.of(like).like, 0.0)
+        return Lin(FILL, like.like if isinstance(like, Lin) else like, 0.0)
 
     @property
     def shape(self) -> torch.Size:
         return self.like.shape
 
-    @property
-    def is_zero(self) -> bool:
-        """True for the constant 0, which sums and products drop."""
-        return self.op == FILL and self.b == 0.0
-
     def __add__(self, other: Lin | Tensor | float) -> Lin:
-        other = _operand(other, self)
-        if other.is_zero:
+        if type(other) is not Lin:
+            other = _operand(other, self)
+        if other.op == FILL and other.b == 0.0:
             return self
-        return other if self.is_zero else Lin(ADD, self, other)
+        return other if self.op == FILL and self.b == 0.0 else Lin(ADD, self, other)
 
     def __radd__(self, other: Lin | Tensor | float) -> Lin:
         return _operand(other, self) + self
 
     def __sub__(self, other: Lin | Tensor | float) -> Lin:
-        other = _operand(other, self)
-        if other.is_zero:
+        if type(other) is not Lin:
+            other = _operand(other, self)
+        if other.op == FILL and other.b == 0.0:
             return self
-        return -other if self.is_zero else Lin(SUB, self, other)
+        return -other if self.op == FILL and self.b == 0.0 else Lin(SUB, self, other)
 
     def __rsub__(self, other: Lin | Tensor | float) -> Lin:
         return _operand(other, self) - self
 
     def __mul__(self, scalar: Scalar) -> Lin:
-        if isinstance(scalar, (int, float)):
-            if scalar == 1 or self.is_zero:
+        if isinstance(scalar, (float, int)):
+            if scalar == 1 or (self.op == FILL and self.b == 0.0):
                 return self
-            if scalar == 0:
-                return Lin.zero(self)
-            return Lin(MUL_CONST, self, float(scalar))
+            return Lin(MUL_CONST, self, float(scalar)) if scalar else Lin.zero(self)
         return Lin(MUL_TABLE, self, _coefficient(scalar, self))
 
     __rmul__ = __mul__
 
     def __truediv__(self, scalar: Scalar) -> Lin:
-        if isinstance(scalar, (int, float)):
-            if scalar == 1 or self.is_zero:
-                return self
-            return Lin(DIV_CONST, self, float(scalar))
-        return self if self.is_zero else Lin(DIV_TABLE, self, _coefficient(scalar, self))
+        if self.op == FILL and self.b == 0.0:
+            return self
+        if isinstance(scalar, (float, int)):
+            return self if scalar == 1 else Lin(DIV_CONST, self, float(scalar))
+        return Lin(DIV_TABLE, self, _coefficient(scalar, self))
 
     def __neg__(self) -> Lin:
         return self * -1.0
@@ -183,62 +178,18 @@ def first_elements(node: Lin, known: dict[int, Lin]) -> Lin:
     return known[id(node)]
 
 
-def inputs_of(lins: Sequence[Lin]) -> tuple[list[Tensor], list[Any]]:
-    """The tensors, and the coefficients that are not floats; each once, in order of use."""
-    tensors: list[Tensor] = []
-    scalars: list[Any] = []
-    seen: set[int] = set()
-    for lin in lins:
-        for node in _nodes(lin, seen):
-            if node.op in (LOAD, FIRST):
-                _add(tensors, node.a)
-            elif node.op in (MUL_TABLE, DIV_TABLE):
-                _add(scalars, node.b)
-    return tensors, scalars
-
-
-def has_pivot(lins: Sequence[Lin]) -> bool:
-    """True where the formulas read first elements of rows."""
-    return any(node.op == FIRST for lin in lins for node in _nodes(lin, set()))
-
-
-def narrow(lin: Lin, limit: int, compute: Callable[[Lin], Tensor]) -> Lin:
-    """The same value over at most `limit` tensors: its widest parts that fit are computed first."""
-    while len(inputs_of([lin])[0]) > limit:
-        width = {id(n): len(inputs_of([n])[0]) for n in _nodes(lin, set())}
-        parts = [n for n in _nodes(lin, set()) if 1 < width[id(n)] <= limit]
-        widest = max(parts, key=lambda n: width[id(n)])
-        lin = _replaced(lin, widest, Lin.of(compute(widest)), {})
-    return lin
-
-
-def _nodes(node: Lin, seen: set[int]) -> Iterator[Lin]:
-    """Every node of a formula once, operands first."""
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    for child in (node.a, node.b):
-        if isinstance(child, Lin):
-            yield from _nodes(child, seen)
-    yield node
-
-
-def _replaced(node: Lin, old: Lin, new: Lin, known: dict[int, Lin]) -> Lin:
+def replaced(node: Lin, old: Lin, new: Lin, known: dict[int, Lin]) -> Lin:
+    """The same formula with a node exchanged; known: results by id of the node."""
     if node is old:
         return new
     if id(node) not in known:
         parts = [
-            _replaced(part, old, new, known) if isinstance(part, Lin) else part
+            replaced(part, old, new, known) if isinstance(part, Lin) else part
             for part in (node.a, node.b)
         ]
         same = parts[0] is node.a and parts[1] is node.b
         known[id(node)] = node if same else Lin(node.op, *parts)
     return known[id(node)]
-
-
-def _add(items: list[Any], item: Any) -> None:
-    if all(item is not other for other in items):
-        items.append(item)
 
 
 def _operand(value: Any, near: Lin) -> Lin:
@@ -253,9 +204,10 @@ def _operand(value: Any, near: Lin) -> Lin:
 
 def _coefficient(value: Any, near: Lin) -> Tensor:
     """A tensor of scalars, checked to be 0-d, one per row, or of as many dimensions as `near`."""
-    dims, rows = value.ndim, near.like.shape[0]
-    if dims == 0 or (dims == 1 and value.shape[0] in (1, rows)) or dims == len(near.like.shape):
+    shape, like = value.shape, near.like.shape
+    dims = len(shape)
+    if dims == 0 or (dims == 1 and shape[0] in (1, like[0])) or dims == len(like):
         return value
     raise ValueError(
-        f"A coefficient is a number or a tensor [{rows}], one per row, not {tuple(value.shape)}."
+        f"A coefficient is a number or a tensor [{like[0]}], one per row, not {tuple(shape)}."
     )

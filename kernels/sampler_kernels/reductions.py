@@ -7,8 +7,7 @@ reduction has no launch of its own: `fused.settle` computes it in the pass of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,16 +21,22 @@ from sampler_kernels.triton_ops import run_gram, run_scalars
 MAX_PAIRS = 8
 
 
-@dataclass(eq=False)
 class Sums(Deferred):
     """Partial sums [P, R, splits] of products of lazy values; `value` once they are computed."""
 
-    formula: Formula
-    lins: list[Lin]
-    pairs: list[tuple[int, int]]
-    shape: tuple[int, ...]
-    rows: int
-    value: Tensor | None = None
+    __slots__ = ("formula", "lins", "pairs", "rows", "shape", "value")
+
+    def __init__(
+        self,
+        formula: Formula,
+        lins: list[Lin],
+        pairs: list[tuple[int, int]],
+        shape: tuple[int, ...],
+        rows: int,
+    ) -> None:
+        self.formula, self.lins, self.pairs = formula, lins, pairs
+        self.shape, self.rows = shape, rows
+        self.value: Tensor | None = None
 
     def tensor(self) -> Tensor:
         if self.value is None:
@@ -40,42 +45,41 @@ class Sums(Deferred):
         return self.value
 
 
-def joined_with(
-    waiting: Sequence[Sums], tensors: Sequence[Tensor], scalars: Sequence[Any], rows: int
-) -> list[Sums]:
-    """The reductions that can share a pass over these tensors, up to 8 products."""
-    known = {id(t) for t in tensors}
+def joined_with(waiting: Sequence[Sums], formula: Formula, rows: int) -> list[Sums]:
+    """The reductions that can share a pass over the tensors of a formula, up to 8 products."""
+    if not waiting:
+        return []
+    known = {id(t) for t in formula.tensors}
     fit: list[Sums] = []
     for sums in waiting:
-        read = {id(t) for t in sums.formula.tensors}
         room = sum(len(other.pairs) for other in (*fit, sums)) <= MAX_PAIRS
-        if sums.value is None and read <= known and sums.rows == rows and room:
+        reads = all(id(t) in known for t in sums.formula.tensors)
+        if sums.value is None and reads and sums.rows == rows and room:
             fit.append(sums)
-    needed = pending([*scalars, *(s for sums in fit for s in sums.formula.coefficients)])
-    return [sums for sums in fit if sums not in needed]
+    needed = pending(formula.coefficients)
+    needed += pending(s for sums in fit for s in sums.formula.coefficients)
+    return [sums for sums in fit if all(sums is not other for other in needed)]
 
 
-def pending(nodes: Sequence[Any]) -> list[Sums]:
+def pending(scalars: Iterable[Any]) -> list[Sums]:
     """The reductions that recorded scalars depend on and that are not computed yet."""
-    found = [sums for sums in _parts(nodes, set()) if sums.value is None]
-    return list({id(sums): sums for sums in found}.values())
-
-
-def _parts(nodes: Sequence[Any], seen: set[int]) -> Iterator[Sums]:
-    for node in nodes:
-        if isinstance(node, Sums):
-            yield node
-        elif isinstance(node, RowScalar) and node.value is None and id(node) not in seen:
-            seen.add(id(node))
-            yield from _parts(node.args, seen)
+    found: dict[int, Sums] = {}
+    for scalar in scalars:
+        if type(scalar) is RowScalar:
+            for sums in scalar.sums:
+                if sums.value is None:
+                    found[id(sums)] = sums
+    return list(found.values())
 
 
 def table_of(coefficients: Sequence[Any], shape: tuple[int, ...], rows: int) -> Tensor | None:
     """The coefficients that are not launch constants, [C, rows], in one launch."""
     if not coefficients:
         return None
-    nodes = []
+    nodes: list[RowScalar] = []
     for s in coefficients:
-        fine = s.ndim == len(shape) > 1 and math.prod(s.shape) > 1
-        nodes.append(RowScalar.of(s, tuple(s.shape) if fine else shape[:1], s.device))
+        if type(s) is not RowScalar:
+            fine = s.ndim == len(shape) > 1 and math.prod(s.shape) > 1
+            s = RowScalar.of(s, tuple(s.shape) if fine else shape[:1], s.device)
+        nodes.append(s)
     return run_scalars(nodes, rows)

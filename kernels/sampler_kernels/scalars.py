@@ -77,22 +77,36 @@ def computed(value: Any) -> Any:
     return value
 
 
+_TORCH = {ADD: "add", SUB: "sub", MUL: "mul", DIV: "div", LESS: "lt", LESS_EQUAL: "le", EQUAL: "eq"}
+
+
 class RowScalar(Deferred):
     """One number per row: an operation with its arguments, and the value once it is known.
 
     `shape` is [B], or [B, kept..., 1...] for reductions over some axes. `truth`: the value is a
-    condition.
+    condition. `sums`: the reductions that it depends on.
     """
 
-    __slots__ = ("args", "device", "op", "shape", "truth", "value")
+    __slots__ = ("args", "device", "op", "shape", "sums", "truth", "value")
     __hash__ = object.__hash__
     evaluate: ClassVar[Callable[[Sequence[RowScalar]], None]]
     """Computes the values of some scalars in one launch. Set by `triton_ops`, which reads them."""
 
     def __init__(
-        self, op: int, args: tuple[Any, ...], shape: tuple[int, ...], device: Any, truth: bool
+        self,
+        op: int,
+        args: tuple[Any, ...],
+        shape: tuple[int, ...],
+        device: Any,
+        truth: bool,
+        sums: tuple[Any, ...] = (),
     ) -> None:
-        self.op, self.args, self.shape, self.device, self.truth = op, args, shape, device, truth
+        self.op = op
+        self.args = args
+        self.shape = shape
+        self.device = device
+        self.truth = truth
+        self.sums = sums
         self.value: Tensor | None = None
 
     @staticmethod
@@ -100,7 +114,9 @@ class RowScalar(Deferred):
         """A tensor that broadcasts to this shape, as a recorded scalar; a RowScalar unchanged."""
         if isinstance(value, RowScalar):
             return value
-        return RowScalar(INPUT, (value.expand(shape),), shape, device, False)
+        if value.shape != shape:
+            value = value.expand(shape)
+        return RowScalar(INPUT, (value,), shape, device, False)
 
     @property
     def ndim(self) -> int:
@@ -124,46 +140,46 @@ class RowScalar(Deferred):
         return self.value
 
     def __add__(self, other: Any) -> Any:
-        return self._binary(ADD, "add", other)
+        return self._binary(ADD, other)
 
     def __radd__(self, other: Any) -> Any:
-        return self._binary(ADD, "add", other, swap=True)
+        return self._binary(ADD, other, swap=True)
 
     def __sub__(self, other: Any) -> Any:
-        return self._binary(SUB, "sub", other)
+        return self._binary(SUB, other)
 
     def __rsub__(self, other: Any) -> Any:
-        return self._binary(SUB, "sub", other, swap=True)
+        return self._binary(SUB, other, swap=True)
 
     def __mul__(self, other: Any) -> Any:
-        return self._binary(MUL, "mul", other)
+        return self._binary(MUL, other)
 
     def __rmul__(self, other: Any) -> Any:
-        return self._binary(MUL, "mul", other, swap=True)
+        return self._binary(MUL, other, swap=True)
 
     def __truediv__(self, other: Any) -> Any:
-        return self._binary(DIV, "div", other)
+        return self._binary(DIV, other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return self._binary(DIV, "div", other, swap=True)
+        return self._binary(DIV, other, swap=True)
 
     def __lt__(self, other: Any) -> Any:
-        return self._binary(LESS, "lt", other)
+        return self._binary(LESS, other)
 
     def __le__(self, other: Any) -> Any:
-        return self._binary(LESS_EQUAL, "le", other)
+        return self._binary(LESS_EQUAL, other)
 
     def __gt__(self, other: Any) -> Any:
-        return self._binary(LESS, "lt", other, swap=True)
+        return self._binary(LESS, other, swap=True)
 
     def __ge__(self, other: Any) -> Any:
-        return self._binary(LESS_EQUAL, "le", other, swap=True)
+        return self._binary(LESS_EQUAL, other, swap=True)
 
     def __eq__(self, other: object) -> Any:
-        return self._binary(EQUAL, "eq", other)
+        return self._binary(EQUAL, other)
 
     def __ne__(self, other: object) -> Any:
-        same = self._binary(EQUAL, "eq", other)
+        same = self._binary(EQUAL, other)
         return same if same is NotImplemented else ~same
 
     def __and__(self, other: Any) -> Any:
@@ -179,7 +195,7 @@ class RowScalar(Deferred):
     def __invert__(self) -> Any:
         if not self.truth:
             return ~self.tensor()
-        return RowScalar(EQUAL, (self, 0.0), self.shape, self.device, True)
+        return RowScalar(EQUAL, (self, 0.0), self.shape, self.device, True, self.sums)
 
     def __neg__(self) -> Any:
         return self * -1.0
@@ -190,10 +206,10 @@ class RowScalar(Deferred):
         return self.tensor() ** power
 
     def sqrt(self) -> RowScalar:
-        return RowScalar(SQRT, (self,), self.shape, self.device, False)
+        return RowScalar(SQRT, (self,), self.shape, self.device, False, self.sums)
 
     def square(self) -> RowScalar:
-        return RowScalar(MUL, (self, self), self.shape, self.device, False)
+        return RowScalar(MUL, (self, self), self.shape, self.device, False, self.sums)
 
     def abs(self) -> Any:
         return select(self < 0.0, -self, self)
@@ -206,23 +222,26 @@ class RowScalar(Deferred):
     def __repr__(self) -> str:
         return f"RowScalar({self.shape})"
 
-    def _binary(self, op: int, name: str, other: Any, swap: bool = False) -> Any:
+    def _binary(self, op: int, other: Any, swap: bool = False) -> Any:
         """Record `self op other`; torch computes operands that are not numbers or such scalars."""
-        if isinstance(other, (int, float)):
-            if op in (MUL, DIV) and not isinstance(other, bool) and other == 1 and not swap:
+        sums = self.sums
+        if type(other) is RowScalar and other.shape == self.shape:
+            sums = _union(sums, other.sums)
+        elif isinstance(other, (int, float)):
+            if other == 1 and (op == MUL or op == DIV) and not swap and other is not True:
                 return self
             other = float(other)
         elif not hasattr(other, "dtype"):
             return NotImplemented
         elif self._takes(other):
             other = RowScalar.of(other, self.shape, self.device)
-        elif not isinstance(other, RowScalar) or other.shape != self.shape:
+        else:
             import torch
 
             pair = (computed(other), self.tensor()) if swap else (self.tensor(), computed(other))
-            return getattr(torch, name)(*pair)
+            return getattr(torch, _TORCH[op])(*pair)
         pair = (other, self) if swap else (self, other)
-        return RowScalar(op, pair, self.shape, self.device, op in (LESS, LESS_EQUAL, EQUAL))
+        return RowScalar(op, pair, self.shape, self.device, op >= LESS, sums)
 
     def _takes(self, other: Any) -> bool:
         """True for a tensor that is an operand without conversion: recording costs no launch."""
@@ -241,12 +260,14 @@ class RowGram(Deferred):
         self.cells = cells
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, tuple) and len(index) == 2 and all(isinstance(i, int) for i in index):
-            return self[index[0]][index[1]]
-        if not isinstance(index, int):
+        if type(index) is tuple and len(index) == 2:
+            i, j = index
+            if type(i) is int and type(j) is int:
+                return self[i][j]
+        if type(index) is not int:
             return self.tensor()[index]
         cell = self.cells[index]
-        return RowGram(cell) if isinstance(cell, list) else cell
+        return RowGram(cell) if type(cell) is list else cell
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self.cells)))
@@ -271,13 +292,27 @@ class RowGram(Deferred):
 
 def select(condition: RowScalar, yes: Any, no: Any) -> Any:
     """`yes` where the condition holds, else `no`: numbers, or scalars of the condition's shape."""
-    parts = (yes, no)
-    for part in parts:
-        same = isinstance(part, RowScalar) and part.shape == condition.shape
-        if not same and not isinstance(part, (int, float)):
+    sums, truth = condition.sums, True
+    parts: list[Any] = []
+    for part in (yes, no):
+        if type(part) is RowScalar and part.shape == condition.shape:
+            sums = _union(sums, part.sums)
+            truth = truth and part.truth
+        elif isinstance(part, (int, float)):
+            part, truth = float(part), False
+        else:
             import torch
 
             return torch.where(condition.tensor(), computed(yes), computed(no))
-    truth = all(isinstance(part, RowScalar) and part.truth for part in parts)
-    parts = tuple(part if isinstance(part, RowScalar) else float(part) for part in parts)
-    return RowScalar(WHERE, (condition, *parts), condition.shape, condition.device, truth)
+        parts.append(part)
+    args = (condition, *parts)
+    return RowScalar(WHERE, args, condition.shape, condition.device, truth, sums)
+
+
+def _union(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The reductions of both, by identity."""
+    if a is b or not b:
+        return a
+    if not a:
+        return b
+    return (*a, *(sums for sums in b if all(sums is not other for other in a)))

@@ -14,6 +14,8 @@ def map_tree(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
     Raises ValueError where a tree of `rest` has another shape than `tree`.
     """
+    if not rest:
+        return _map(fn, tree)
     if tree is None:
         return None
     if isinstance(tree, dict):
@@ -32,6 +34,16 @@ def map_tree(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return fn(tree, *rest)
 
 
+def _map(fn: Callable[[Any], Any], tree: Any) -> Any:
+    """`map_tree` over one tree: once or more per step."""
+    if isinstance(tree, (list, tuple)):
+        items = [_map(fn, branch) for branch in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if isinstance(tree, dict):
+        return {key: _map(fn, branch) for key, branch in tree.items()}
+    return None if tree is None else fn(tree)
+
+
 def leaves(tree: Any) -> list[Any]:
     """The leaves of a tree, depth first, without the Nones."""
     found: list[Any] = []
@@ -40,11 +52,11 @@ def leaves(tree: Any) -> list[Any]:
 
 
 def _collect(tree: Any, found: list[Any]) -> None:
-    if isinstance(tree, dict):
-        for value in tree.values():
-            _collect(value, found)
-    elif isinstance(tree, (list, tuple)):
+    if isinstance(tree, (list, tuple)):
         for value in tree:
+            _collect(value, found)
+    elif isinstance(tree, dict):
+        for value in tree.values():
             _collect(value, found)
     elif tree is not None:
         found.append(tree)

@@ -26,6 +26,9 @@ import triton.language as tl
 
 from sampler_kernels import opcodes
 
+# Kernels are not specialized on `rows`, so that all batch sizes share programs; rows of a table,
+# the inputs of scalar_kernel, are aligned or not depending on it.
+
 # Read when the kernels below are decorated: True where Triton's interpreter runs them.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -56,7 +59,7 @@ def _node(
     return r
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def formula_kernel(
     xs, ys, consts, table, rows, n, blocks,
     CODE: tl.constexpr, NODES: tl.constexpr, OUTS: tl.constexpr, M: tl.constexpr,
@@ -76,7 +79,7 @@ def formula_kernel(
         tl.store(ys[m] + at, v[OUTS[m]].to(ys[m].dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def gram_kernel(
     xs, ys, sums, consts, table, rows, n, splits, chunk,
     CODE: tl.constexpr, NODES: tl.constexpr, OUTS: tl.constexpr, M: tl.constexpr,
@@ -143,7 +146,7 @@ def _scalar(
     return r
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["inputs"])
 def scalar_kernel(
     parts, splits, inputs, consts, out, rows,
     CODE: tl.constexpr, NODES: tl.constexpr, OUTS: tl.constexpr, M: tl.constexpr,

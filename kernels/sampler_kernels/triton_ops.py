@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from sampler_kernels import triton_kernels
 from sampler_kernels.counting import dry, record
+from sampler_kernels.fit import layout_of
 from sampler_kernels.programs import Formula, ScalarProgram
 from sampler_kernels.scalars import RowScalar
 
@@ -31,21 +31,52 @@ MAX_SPLITS = 1024
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
+class Launch:
+    """A launch that is prepared: kernel, number of programs, numbers, compile-time constants.
+
+    read, written: bytes of the tensors that it reads and writes.
+    """
+
+    __slots__ = ("constants", "device", "kernel", "numbers", "programs", "read", "written")
+
+    def __init__(
+        self,
+        kernel: str,
+        programs: int,
+        device: torch.device,
+        numbers: tuple[int, ...],
+        constants: dict[str, Any],
+        traffic: tuple[int, int],
+    ) -> None:
+        self.kernel, self.programs, self.device = kernel, programs, device
+        self.numbers, self.constants = numbers, {**constants, **OPTIONS}
+        self.read, self.written = traffic
+
+    def __call__(self, kernel: Any, *args: Any) -> None:
+        """Launch on the tensors' device; Triton uses the current one."""
+        record(self.kernel, self.read, self.written)
+        if dry():
+            return
+        if self.device.type != "cuda":
+            kernel[(self.programs,)](*args, *self.numbers, **self.constants)
+            return
+        with torch.cuda.device(self.device):
+            kernel[(self.programs,)](*args, *self.numbers, **self.constants)
+
+
 def run_formula(
     formula: Formula, table: Tensor | None, rows: int, dtype: torch.dtype
 ) -> list[Tensor]:
     """The values of a formula's outputs: new contiguous tensors of the inputs' shape."""
-    xs = [x.contiguous() for x in formula.tensors]
-    like = xs[0]
-    n = like.numel() // rows
-    blocks = _ceil(n, BLOCK)
-    outs = [new(like.shape, dtype, like.device) for _ in formula.outs]
-    args = (tuple(xs), tuple(outs), tuple(formula.consts), table, rows, n, blocks)
-    program = {"CODE": tuple(formula.code), "NODES": len(formula.code) // 3, "BLOCK": BLOCK}
-    ends = {"OUTS": tuple(formula.outs), "M": len(outs)}
-    _launch(_formula, rows * blocks, like.device, args, {**program, **ends})
-    record("formula", _bytes(xs), _bytes(outs))
-    return outs
+    xs = formula.packed()
+    shape, device = xs[0].shape, xs[0].device
+    launches = layout_of(formula).launches
+    launch = launches.get((rows, dtype))
+    if launch is None:
+        launch = launches[rows, dtype] = _plan_formula(formula, xs, rows, dtype)
+    outs = tuple([new(shape, dtype, device) for _ in formula.outs])
+    launch(_formula, xs, outs, tuple(formula.consts), table, rows)
+    return list(outs)
 
 
 def run_gram(
@@ -64,40 +95,93 @@ def run_both(
     dtype: torch.dtype,
 ) -> tuple[list[Tensor], Tensor]:
     """(the values of the first `count` outputs, `run_gram` of pairs of outputs) in one pass."""
-    xs = [x.contiguous() for x in formula.tensors]
-    like = xs[0]
-    n = like.numel() // rows
-    blocks = _ceil(n, BLOCK)
-    chunk = _ceil(blocks, MAX_SPLITS)
-    splits = _ceil(blocks, chunk)
-    outs = [new(like.shape, dtype, like.device) for _ in range(count)]
-    sums = new((len(pairs), rows, splits), torch.float32, like.device)
-    nodes = tuple(formula.outs[k] for pair in pairs for k in pair)
-    numbers = (tuple(formula.consts), table, rows, n, splits, chunk)
-    program = {"CODE": tuple(formula.code), "NODES": len(formula.code) // 3, "BLOCK": BLOCK}
-    ends = {"OUTS": tuple(formula.outs[:count]), "M": count, "PAIRS": nodes, "P": len(pairs)}
-    args = (tuple(xs), tuple(outs), sums, *numbers)
-    _launch(_gram, rows * splits, like.device, args, {**program, **ends})
-    record("both" if count else "gram", _bytes(xs), _bytes([*outs, sums]))
-    return outs, sums
+    xs = formula.packed()
+    shape, device = xs[0].shape, xs[0].device
+    key = (rows, dtype, count, tuple(pairs))
+    launches = layout_of(formula).launches
+    launch = launches.get(key)
+    if launch is None:
+        launch = launches[key] = _plan_both(formula, xs, *key)
+    splits = launch.numbers[1]
+    outs = tuple([new(shape, dtype, device) for _ in range(count)])
+    sums = new((len(pairs), rows, splits), torch.float32, device)
+    launch(_gram, xs, outs, sums, tuple(formula.consts), table, rows)
+    return list(outs), sums
 
 
 def run_scalars(nodes: Sequence[RowScalar], rows: int) -> Tensor:
     """The values [C, rows] of recorded scalars; rows is a multiple of every scalar's rows."""
-    program = ScalarProgram.of(nodes, rows)
-    splits = tuple(sums.shape[2] for sums in program.parts)
-    out = new((len(nodes), rows), torch.float32, nodes[0].device)
-    inputs = (tuple(program.parts), splits, tuple(program.inputs), tuple(program.consts))
+    program = ScalarProgram(nodes, rows)
+    device = nodes[0].device
+    splits = tuple([sums.shape[2] for sums in program.parts])
+    sizes = tuple([x.numel() for x in program.inputs])
+    key = (tuple(program.code), tuple(program.outs), splits, sizes, rows, device)
+    launch = _scalar_launches.get(key)
+    if launch is None:
+        if len(_scalar_launches) >= _MAX_LAUNCHES:
+            _scalar_launches.clear()
+        launch = _scalar_launches[key] = _plan_scalars(program, splits, device)
+    out = new((len(nodes), rows), torch.float32, device)
+    parts, inputs = tuple(program.parts), tuple(program.inputs)
+    launch(_scalar, parts, splits, inputs, tuple(program.consts), out, rows)
+    return out
+
+
+_scalar_launches: dict[Any, Launch] = {}
+_MAX_LAUNCHES = 4096  # a run has a few dozen
+
+
+def _plan_formula(formula: Formula, xs: Sequence[Tensor], rows: int, dtype: torch.dtype) -> Launch:
+    n = xs[0].numel() // rows
+    blocks = _ceil(n, BLOCK)
+    constants = {
+        "CODE": tuple(formula.code),
+        "NODES": len(formula.code) // 3,
+        "OUTS": tuple(formula.outs),
+        "M": len(formula.outs),
+        "BLOCK": BLOCK,
+    }
+    written = len(formula.outs) * xs[0].numel() * dtype.itemsize
+    traffic = (_bytes(xs), written)
+    return Launch("formula", rows * blocks, xs[0].device, (n, blocks), constants, traffic)
+
+
+def _plan_both(
+    formula: Formula,
+    xs: Sequence[Tensor],
+    rows: int,
+    dtype: torch.dtype,
+    count: int,
+    pairs: Sequence[tuple[int, int]],
+) -> Launch:
+    n = xs[0].numel() // rows
+    blocks = _ceil(n, BLOCK)
+    chunk = _ceil(blocks, MAX_SPLITS)
+    splits = _ceil(blocks, chunk)
+    constants = {
+        "CODE": tuple(formula.code),
+        "NODES": len(formula.code) // 3,
+        "OUTS": tuple(formula.outs[:count]),
+        "M": count,
+        "PAIRS": tuple(formula.outs[k] for pair in pairs for k in pair),
+        "P": len(pairs),
+        "BLOCK": BLOCK,
+    }
+    written = count * xs[0].numel() * dtype.itemsize + len(pairs) * rows * splits * 4
+    name, traffic = "both" if count else "gram", (_bytes(xs), written)
+    return Launch(name, rows * splits, xs[0].device, (n, splits, chunk), constants, traffic)
+
+
+def _plan_scalars(program: ScalarProgram, splits: tuple[int, ...], device: torch.device) -> Launch:
     constants = {
         "CODE": tuple(program.code),
         "NODES": len(program.code) // 4,
         "OUTS": tuple(program.outs),
-        "M": len(nodes),
+        "M": len(program.outs),
         "LANES": 1 << (max(splits, default=1) - 1).bit_length(),
     }
-    _launch(_scalar, rows, out.device, (*inputs, out, rows), constants)
-    record("scalar", _bytes(program.parts) + _bytes(program.inputs), _bytes([out]))
-    return out
+    traffic = _bytes(program.parts) + _bytes(program.inputs), len(program.outs) * program.rows * 4
+    return Launch("scalar", program.rows, device, (), constants, traffic)
 
 
 def compute_scalars(nodes: Sequence[RowScalar]) -> None:
@@ -116,21 +200,7 @@ RowScalar.evaluate = compute_scalars
 def new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Contiguous memory for a kernel to write, every element of it."""
     make = torch.zeros if dry() else torch.empty
-    return make(tuple(shape), dtype=dtype, device=device)
-
-
-def _launch(
-    kernel: Any,
-    programs: int,
-    device: torch.device,
-    args: tuple[Any, ...],
-    constants: dict[str, Any],
-) -> None:
-    """Launch on the tensors' device; Triton uses the current one."""
-    if dry():
-        return
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(programs,)](*args, **constants, **OPTIONS)
+    return make(shape, dtype=dtype, device=device)
 
 
 def _ceil(a: int, b: int) -> int:

@@ -114,7 +114,7 @@ class _Taken:
             compiled = self.meter.compiled(steps[0].function()[0])
             theirs = [_bound(compiled, step) for step in steps]
             compiled_us, compiled_graph = self._called(theirs), self._replayed(theirs)
-        stock = _stock(case, steps)
+        stock = stock_calls(case, steps)
         with torch.no_grad():
             stock_us = self._called(stock) if stock else None
         copied = self._copy(moved)
@@ -182,7 +182,7 @@ def _bound(fn: Callable[..., Any], step: Step) -> Callable[[], Any]:
     return lambda: fn(*args)
 
 
-def _stock(case: Case, steps: Sequence[Step]) -> list[Callable[[], Any]] | None:
+def stock_calls(case: Case, steps: Sequence[Step]) -> list[Callable[[], Any]] | None:
     """The same arithmetic by diffusers: its guider's function and its scheduler's step."""
     from diffusers.guiders.adaptive_projected_guidance import (
         MomentumBuffer,

@@ -28,6 +28,8 @@ TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"
 class Compiler:
     """Takes the place of a kernel's launcher."""
 
+    compiles = True  # else only `seen` grows
+
     def __init__(self, kernel):
         self.kernel, self.seen = kernel, set()
 
@@ -38,12 +40,17 @@ class Compiler:
         names = self.kernel.arg_names
         types, fixed, hints = {}, {(names.index(k),): v for k, v in constants.items()}, {}
         for i, value in enumerate(args):
-            types[names[i]] = described(value, (i,), fixed, hints)
+            parameter = self.kernel.params[i]
+            generic = parameter.do_not_specialize
+            aligned = not (generic or parameter.do_not_specialize_on_alignment)
+            types[names[i]] = described(value, (i,), fixed, hints, generic, aligned)
         types.update({name: "constexpr" for name in constants})
         key = repr((types, fixed, hints))
         if key in self.seen:
             return
         self.seen.add(key)
+        if not self.compiles:
+            return
         source = ASTSource(self.kernel, types, fixed, hints)
         options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
         for arch in ARCHITECTURES:
@@ -61,15 +68,16 @@ class Compiler:
         }
 
 
-def described(value, path, fixed, hints):
+def described(value, path, fixed, hints, generic=False, aligned=True):
     """The type of an argument as Triton names it; notes constants and divisibility by 16."""
     if isinstance(value, tuple):
-        return tuple(described(v, (*path, k), fixed, hints) for k, v in enumerate(value))
-    if value is None or (isinstance(value, int) and value == 1):
+        rest = (fixed, hints, generic, aligned)
+        return tuple(described(v, (*path, k), *rest) for k, v in enumerate(value))
+    if value is None or (isinstance(value, int) and value == 1 and not generic):
         fixed[path] = value
         return "constexpr"
     number = value.data_ptr() if isinstance(value, torch.Tensor) else value
-    if not isinstance(value, float) and number % 16 == 0:
+    if not isinstance(value, float) and aligned and number % 16 == 0:
         hints[path] = [["tt.divisibility", 16]]
     if isinstance(value, torch.Tensor):
         return TYPES[value.dtype]
@@ -96,21 +104,36 @@ def read(ptx, arch):
     }
 
 
-def step_through(rule, method, dtype):
+def step_through(rule, method, dtype, rows=2):
     flow = rule == "cfg_zero"
     grid = (flow_levels if flow else vp_levels)(3)
-    model, cond = engine(dtype, "velocity" if flow else "v", 2)
-    snap, levels = model.start(torch.zeros(2, 4, 64, 64), grid, cond, method, rule)
+    model, cond = engine(dtype, "velocity" if flow else "v", rows)
+    snap, levels = model.start(torch.zeros(rows, 4, 64, 64), grid, cond, method, rule)
     while snap.index < len(levels) - 1:
         snap = next(model.steps(snap, levels, cond, method, rule))
+
+
+def programs(rows):
+    """The programs, specialized as Triton would, that some strategies launch for a batch size."""
+    Compiler.compiles = False
+    compilers = install()
+    for rule, method in (("cfg", "ddim"), ("apg", "ghvb"), ("adaptive", "ddim"), ("cfg", "ab")):
+        step_through(rule, method, torch.bfloat16, rows)
+    return sorted(key for compiler in compilers for key in compiler.seen)
+
+
+def install():
+    found = []
+    for name in ("formula", "gram", "scalar"):
+        found.append(Compiler(getattr(triton_kernels, f"{name}_kernel")))
+        setattr(triton_ops, f"_{name}", found[-1])
+    return found
 
 
 def main():
     selection.works = lambda device: True
     triton_ops.new = lambda shape, dtype, device: torch.ones(tuple(shape), dtype=dtype)
-    for name in ("formula", "gram", "scalar"):
-        kernel = getattr(triton_kernels, f"{name}_kernel")
-        setattr(triton_ops, f"_{name}", Compiler(kernel))
+    install()
     with torch.no_grad(), use_backend("triton"):
         for method in registry.names("sampler"):
             if method != "reddiff":
@@ -122,6 +145,8 @@ def main():
         for dtype in (torch.float16, torch.bfloat16):
             (Lin.of(x.to(dtype)) * 2.0 - Lin.of(x) / 3.0).tensor(dtype)
         settle(Lin.of(x[:, :777]) - Lin.of(x[:, 1:778]) * 2.0)
+        for rows in (1, 2, 16):
+            print(json.dumps({"rows": rows, "programs": programs(rows)}))
 
 
 if __name__ == "__main__":

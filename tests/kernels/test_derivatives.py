@@ -27,7 +27,7 @@ def example(dtype):
     per_row = [torch.ones(2), torch.ones(2) * 2]
     a = Lin.of(xs[0]) * per_row[0] - (Lin.of(xs[1]) - xs[2]) / 0.7
     b = (a * 1.3 + Lin.of(xs[2]) / per_row[1]) * per_row[0] + Lin.ones(xs[0]) * 0.4
-    formula = Formula.of([a, b, Lin.of(xs[2])])
+    formula = Formula([a, b, Lin.of(xs[2])])
     table = (draw(2, 2, seed=9, dtype=dtype).detach().abs() + 0.5).requires_grad_()
     return xs, table, formula
 

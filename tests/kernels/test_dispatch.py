@@ -1,10 +1,23 @@
 """Who computes: what is asked for, what is possible, and what is said when the two differ."""
 
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
-from sampler_kernels import Lin, fused, gram, probe, selection, settle, torch_ops, use_backend
+from sampler_kernels import (
+    Lin,
+    choice,
+    fused,
+    gram,
+    probe,
+    selection,
+    settle,
+    torch_ops,
+    use_backend,
+)
 from sampler_kernels.backend import backend
 from sampler_kernels.counting import count_launches
 
@@ -28,17 +41,24 @@ def test_the_cpu_and_float64_are_the_reference():
 
 
 def test_the_environment_chooses_and_use_backend_wins(monkeypatch):
-    monkeypatch.setenv("SAMPLER_KERNELS", "triton")
+    monkeypatch.setattr(choice, "_default", "triton")
     assert backend(X) is fused
     with use_backend("reference"):
         assert backend(X) is torch_ops
         with use_backend("auto"):
             assert backend(X) is torch_ops
-    monkeypatch.setenv("SAMPLER_KERNELS", "fast")
+    monkeypatch.setattr(choice, "_default", "fast")
     with pytest.raises(ValueError, match="SAMPLER_KERNELS.*'fast'.*auto, reference, triton"):
         backend(X)
     with pytest.raises(ValueError, match="use_backend"), use_backend("cuda"):
         pass
+
+
+def test_the_environment_variable_is_read_at_import():
+    code = "from sampler_kernels import choice; print(choice.requested())"
+    environment = {**os.environ, "SAMPLER_KERNELS": "reference"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.stdout.decode().strip() == "reference", done.stderr
 
 
 def fails(device):

@@ -73,6 +73,23 @@ def test_a_counted_step_is_a_real_step():
         assert step()[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize(("rule", "kernels"), [("cfg", 1), ("apg", 3), ("adaptive", 3)])
+def test_predictions_in_another_layout_are_copied_once_per_step(rule, kernels):
+    """channels_last, as diffusers recommends for U-Nets; each copy is counted as a launch."""
+    step = Step(Case("", rule), (2, 4, 8, 8))
+    strided = (step.c, step.u)
+    with torch.no_grad(), use_backend("reference"):
+        right = step()[0]
+    step.c, step.u = (t.to(memory_format=torch.channels_last) for t in strided)
+    with torch.no_grad(), use_backend("triton"), count_launches() as launches:
+        mine = step()[0]
+    kinds = [k.kernel for k in launches]
+    assert kinds.count("copy") == 2 and len(kinds) == kernels + 2
+    size = step.c.numel() * step.c.element_size()
+    assert all(k.read == k.written == size for k in launches if k.kernel == "copy")
+    assert torch.allclose(mine, right, rtol=1e-5, atol=1e-6)
+
+
 def test_the_published_counts_are_these():
     root = Path(__file__).parents[2] / "docs"
     lines = (root / "figures/kernels_counts.csv").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,153 @@
+"""Host time of the arithmetic of a step on the Triton backend: planning and launching, no GPU.
+
+    python -m scripts.bench.host [--rounds 300] [--csv docs/figures/host_time.csv]
+
+The kernels are replaced by stubs that return at once; all else is what runs before a launch on a
+GPU. Compared with diffusers' own functions and with the reference backend, both operation by
+operation in torch, on tensors so small that only the dispatch counts. The sides take turns; a
+figure is the fastest round in microseconds of thread CPU time, since other programs only add time.
+A launch through Triton's own `run` (about 14 µs) and, for the operations of torch, the driver's
+launch (about 2.5 µs each) come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from sampler_kernels import selection, triton_ops, use_backend
+
+from sampler.core.benchmark import CASES, Step
+from scripts.bench.gpu import stock_calls
+from scripts.bench.overhead import machine
+
+SHAPE = (1, 4, 8, 8)
+NAMES = ("CFG + DDIM", "APG + DDIM", "APG + GHVB", "Adaptive CFG + DDIM")
+# What a case is compared with, and the largest accepted ratio.
+TARGETS = {
+    "CFG + DDIM": ("diffusers", 0.8),
+    "APG + DDIM": ("diffusers", 0.8),
+    "APG + GHVB": ("reference", 0.5),
+    "Adaptive CFG + DDIM": ("diffusers, CFG + DDIM", 1.2),
+}
+
+
+class Stub:
+    """A kernel that does nothing."""
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return _nothing
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+@contextmanager
+def stubbed() -> Iterator[None]:
+    """The Triton backend on any device, with kernels that do nothing."""
+    names = ("_formula", "_gram", "_scalar")
+    ops: Any = triton_ops
+    real = [getattr(ops, name) for name in names]
+    works = selection.works
+    try:
+        for name in names:
+            setattr(ops, name, Stub())
+        selection.works = lambda device: True  # pyright: ignore[reportAttributeAccessIssue]
+        with use_backend("triton"):
+            yield
+    finally:
+        selection.works = works
+        for name, kernel in zip(names, real, strict=True):
+            setattr(ops, name, kernel)
+
+
+def sides(name: str) -> dict[str, Callable[[], Any]]:
+    """The same step on each side."""
+    case = next(case for case in CASES if case.name == name)
+    step = Step(case, SHAPE)
+
+    def ours() -> None:
+        with stubbed():
+            for _ in range(CALLS):
+                step()
+
+    def reference() -> None:
+        with use_backend("reference"):
+            for _ in range(CALLS):
+                step()
+
+    found = {"ours": ours, "reference": reference}
+    partner = next((c for c in CASES if c.name == name.replace("Adaptive ", "")), case)
+    stock = stock_calls(partner, [Step(partner, SHAPE)])
+    if stock:
+
+        def diffusers() -> None:
+            for _ in range(CALLS):
+                stock[0]()
+
+        found["diffusers" + ("" if partner is case else f", {partner.name}")] = diffusers
+    return found
+
+
+CALLS = 10
+
+
+def fastest(fns: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Microseconds per step of each side: the fastest of rounds in turn."""
+    found = dict.fromkeys(fns, float("inf"))
+    for _ in range(rounds):
+        for name, fn in fns.items():
+            started = time.thread_time()
+            fn()
+            found[name] = min(found[name], (time.thread_time() - started) / CALLS * 1e6)
+    return found
+
+
+@torch.no_grad()
+def rows(rounds: int) -> Iterator[dict[str, Any]]:
+    """One row per case, with the ratio to its target's side."""
+    for name in NAMES:
+        fns = sides(name)
+        fastest(fns, 3)
+        found = fastest(fns, rounds)
+        side, most = TARGETS[name]
+        ratio = found["ours"] / found[side]
+        yield {
+            "case": name,
+            "ours µs": round(found["ours"], 1),
+            "reference µs": round(found["reference"], 1),
+            "compared with": side,
+            "its µs": round(found[side], 1),
+            "ratio": round(ratio, 3),
+            "at most": most,
+            "reached": ratio <= most,
+            **machine(),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=300, help="rounds of every side")
+    parser.add_argument("--csv", type=Path, help="write the rows there")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    found: list[dict[str, Any]] = []
+    for row in rows(given.rounds):
+        found.append(row)
+        print({k: v for k, v in row.items() if k not in machine()}, flush=True)
+    if given.csv:
+        with given.csv.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(found[0]))
+            writer.writeheader()
+            writer.writerows(found)
+
+
+if __name__ == "__main__":
+    main()
