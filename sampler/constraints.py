@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import cache, wraps
-from numbers import Number
+from math import isfinite
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -108,8 +108,8 @@ def checked_value(cls: type, field: str, value: Any, name: str) -> Any:
         return value
     if "tuple" in str(hint):
         value = _tuples(value)  # files hold lists only
-    elif isinstance(value, Number) and hasattr(value, "item"):
-        value = value.item()  # pyright: ignore[reportAttributeAccessIssue] - a number of NumPy
+    else:
+        value = _plain(value)
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
@@ -117,6 +117,31 @@ def checked_value(cls: type, field: str, value: Any, name: str) -> Any:
         if any(problem["type"] == "finite_number" for problem in error.errors()):
             allowed = allowed.replace("a number", "a finite number")
         raise ValueError(f"{name}: {field} = {value!r:.60} must be {allowed}.") from None
+
+
+def as_int(value: Any, name: str) -> int:
+    """Convert an integer of Python, NumPy or torch; a float must have no fraction.
+
+    Raises ValueError that names the argument.
+    """
+    number = _plain(value)
+    whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
+    if not whole or isinstance(number, bool):
+        raise ValueError(f"{name} = {value!r:.60} must be an integer.")
+    return int(number)
+
+
+def as_float(value: Any, name: str) -> float:
+    """Convert a finite number of Python, NumPy or torch; ValueError that names the argument."""
+    number = _plain(value)
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not isfinite(number):
+        raise ValueError(f"{name} = {value!r:.60} must be a number.")
+    return float(number)
+
+
+def _plain(value: Any) -> Any:
+    """Value of a NumPy or torch scalar."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def hints(cls: type) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from sampler import registry
+from sampler.constraints import as_int
 from sampler.core.batch import (
     DEFAULT_BATCH,
     Output,
@@ -78,7 +79,11 @@ class Engine(Loop):
         jobs = expand(prompts, negative, seeds, n, adapter.takes_classes)
         if output not in ("pil", "tensor", "latent"):
             raise ValueError(f"output = {output!r} must be 'pil', 'tensor' or 'latent'.")
-        if batch_size is not None and batch_size < 1:
+        steps = as_int(steps, "steps")
+        height = None if height is None else as_int(height, "height")
+        width = None if width is None else as_int(width, "width")
+        cut = DEFAULT_BATCH if batch_size is None else as_int(batch_size, "batch_size")
+        if cut < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1.")
         if "uncond" not in rule.needs and any(job.negative for job in jobs):
             warnings.warn(
@@ -89,7 +94,6 @@ class Engine(Loop):
         size = adapter.size(height, width)
         rule_spec, grid = registry.spec_of(rule), adapter.grid(steps, size)
         method = bind_sampler(method, SamplerContext(adapter, grid, rule_spec, size))
-        cut = batch_size or DEFAULT_BATCH
         if out is not None:
             if image is not None or output != "pil":
                 raise ValueError("out= stores images of prompts; leave out image= and output=.")
@@ -106,13 +110,14 @@ class Engine(Loop):
             for first in range(0, len(jobs), cut):
                 part = jobs[first : first + cut]
                 clean = None if x0 is None else (x0[first : first + cut], strength)
-                x, counted = sample_batch(
-                    self, part, size, steps, method, rule, clean=clean, graphs=graphs
-                )
+                with adapter.exclusive():
+                    x, counted = sample_batch(
+                        self, part, size, steps, method, rule, clean=clean, graphs=graphs
+                    )
+                    if output != "latent":
+                        images.append(adapter.decode(x).cpu())
                 latents.append(x)
                 nfe.extend(counted)
-                if output != "latent":
-                    images.append(adapter.decode(x).cpu())
                 if progress is not None:
                     progress(len(nfe), len(jobs))
         config = {

@@ -180,8 +180,6 @@ def describe(kind: str, name: str) -> dict[str, Any]:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Suffix for an error message: did-you-mean, or all known names."""
     known = list(known)
-    if not known:
-        return ""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else f"; known: {', '.join(known)}"
 

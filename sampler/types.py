@@ -1,13 +1,13 @@
-"""Values that travel through the loop, and the interfaces of samplers and guidance rules.
+"""The values that travel through the loop, and what each kind of strategy must answer.
 
 Notation, everywhere in this project:
 
-    x_t = alpha · x0 + sigma · eps        x, x0, eps: [B, ...], B samples
+    x_t = alpha · x0 + sigma · eps        x, x0, eps: [B, ...], one row per sample
     v        = alpha · eps − sigma · x0   (variance preserving: alpha² + sigma² = 1)
     velocity = eps − x0                   (flow matching: alpha = 1 − sigma)
 
-A level is (alpha, sigma) and the network's time input `t`. Betas, log-SNR and flow times exist in
-`core/schedule.py` only. Torch is not imported here, so that `sampler list` starts quickly.
+A level is (alpha, sigma) and what the network is told, `t`. Betas, log-SNR and flow times exist in
+`schedule.py` only. Nothing here imports torch, so that `sampler list` starts at once.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ from sampler_kernels import Lin, gram, settle, sqrt
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from typing_extensions import Self
 
     Values = Tensor | Lin
     Scalar = float | Tensor
 
-MAX_SEED = 2**63 - 1  # largest seed of a sample
+MAX_SEED = 2**63 - 1  # the largest seed of a row
 
 
 class Level(NamedTuple):
-    """One noise level: x = alpha·x0 + sigma·eps; `t` is the network's time input.
+    """One noise level: `t` is told to the network, x = alpha·x0 + sigma·eps.
 
-    Floats computed in float64; or tensors [B], where samples are at different levels (training).
+    Floats computed in float64; or tensors [B], where rows sit at different levels (training).
     """
 
     t: Any
@@ -43,7 +42,7 @@ class Level(NamedTuple):
 class Span(NamedTuple):
     """One step: number `index` of the run, from level `now` to level `next`.
 
-    total: number of steps of the run, 0 where it is unknown.
+    `total`: the number of steps of the run, 0 where it is not known.
     """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -51,24 +50,14 @@ class Span(NamedTuple):
     next: Level
     total: int = 0
 
-    @property
-    def is_flow(self) -> bool:
-        """True on flow matching's levels, alpha = 1 − sigma."""
-        return on_flow(self.now) and on_flow(self.next)
-
-    @property
-    def is_last(self) -> bool:
-        """True for the last step of a run of known length."""
-        return self.index == self.total - 1
-
 
 @dataclass(frozen=True)
 class Prediction:
-    """Network output, or a guided one, readable in every parametrisation without computing it.
+    """One network output, or a guided one, seen in any parametrisation; exact, lazy, free.
 
-    out: value in the network's own parametrisation `kind`: "eps", "v", "x0" or "velocity".
-    direction: where a rule sets it, replaces `eps` alone: samplers take the target from `.x0` and
-    the direction from `.eps` (CFG++ keeps the two apart).
+    `out` is the value in the network's own parametrisation `kind`: "eps", "v", "x0" or
+    "velocity". `direction`, where a rule sets it, replaces `eps` alone: samplers take the target
+    from `.x0` and the direction from `.eps` (CFG++ keeps the two apart).
 
     x0 = (x − sigma·eps) / alpha;   x0 = alpha·x − sigma·v;   x0 = x − sigma·velocity (flow).
     """
@@ -81,7 +70,7 @@ class Prediction:
 
     @staticmethod
     def of(kind: str, x: Values, out: Values, level: Level) -> Prediction:
-        """Wraps a network output `out` [B, ...] of the given kind at `x` [B, ...].
+        """From a network output `out` [B, ...] of the given kind at `x` [B, ...].
 
         Raises ValueError for an unknown kind, and for an eps-prediction at alpha = 0, where x0
         would be a division by 0.
@@ -90,43 +79,43 @@ class Prediction:
             raise ValueError(f"Unknown prediction type {kind!r}; one of {', '.join(KINDS)}.")
         if kind == "eps" and isinstance(level.alpha, float) and level.alpha == 0.0:
             raise ValueError(
-                f"An eps-prediction does not determine x0 at alpha = 0 (t = {level.t}); "
+                f"An eps-prediction says nothing about x0 at alpha = 0 (t = {level.t}); "
                 "use a grid that starts at a level with signal, or a v-prediction model."
             )
         return Prediction(Lin.of(x), Lin.of(out), kind, level)
 
     @staticmethod
     def from_x0(x: Values, out: Values, level: Level, eps: Values | None = None) -> Prediction:
-        """Wraps an estimate of x0; `eps` sets a direction of its own."""
+        """From an estimate of x0; `eps` sets the direction apart from it."""
         direction = None if eps is None else Lin.of(eps)
         return replace(Prediction.of("x0", x, out, level), direction=direction)
 
     @staticmethod
     def from_eps(x: Values, out: Values, level: Level) -> Prediction:
-        """Wraps an estimate of the noise; ValueError at alpha = 0."""
+        """From an estimate of the noise; ValueError at alpha = 0."""
         return Prediction.of("eps", x, out, level)
 
     @staticmethod
     def from_v(x: Values, out: Values, level: Level) -> Prediction:
-        """Wraps an estimate of v = alpha·eps − sigma·x0."""
+        """From an estimate of v = alpha·eps − sigma·x0."""
         return Prediction.of("v", x, out, level)
 
     @staticmethod
     def from_velocity(x: Values, out: Values, level: Level) -> Prediction:
-        """Wraps an estimate of velocity = eps − x0."""
+        """From an estimate of velocity = eps − x0."""
         return Prediction.of("velocity", x, out, level)
 
     def like(self, out: Values) -> Prediction:
-        """Prediction at the same x, level and parametrisation with another output.
+        """The prediction at the same x, level and parametrisation with another output.
 
         For rules whose weights sum to one: they may combine `.out` directly, since every
-        parametrisation is an affine function of every other at fixed (x, level).
+        parametrisation is affine in every other at fixed (x, level).
         """
         return Prediction(self.x, Lin.of(out), self.kind, self.level)
 
     @property
     def x0(self) -> Lin:
-        """Estimate of the clean sample."""
+        """The estimate of the clean sample."""
         a, s = self.level.alpha, self.level.sigma
         if self.kind == "x0":
             return self.out
@@ -138,7 +127,7 @@ class Prediction:
 
     @property
     def eps(self) -> Lin:
-        """Estimate of the noise; ValueError at sigma = 0 for an x0-prediction."""
+        """The estimate of the noise; ValueError at sigma = 0 for an x0-prediction."""
         a, s = self.level.alpha, self.level.sigma
         if self.direction is not None:
             return self.direction
@@ -172,9 +161,9 @@ KINDS = ("eps", "v", "x0", "velocity")
 
 @dataclass(frozen=True)
 class Move:
-    """Result of a sampler's step: x' = mean + std·noise. The loop draws the noise.
+    """A step: x' = mean + std·noise. Whoever runs the loop draws the noise.
 
-    mean: [B, ...]; std: a float or [B]; state: passed to the sampler at the next step.
+    `mean` [B, ...]; `std` a float or [B]; `state` is what the sampler wants to be given next time.
     """
 
     mean: Any
@@ -182,7 +171,7 @@ class Move:
     state: Any = ()
 
     def log_prob(self, x_next: Values) -> Tensor:
-        """log N(x_next; mean, std²·I) per sample [B], summed over its D elements.
+        """log N(x_next; mean, std²·I) per row [B], summed over the row's D elements.
 
             −‖x' − mean‖² / (2 std²) − (D/2)·log(2π std²)
 
@@ -200,9 +189,9 @@ class Move:
 
 @dataclass(frozen=True)
 class Cond:
-    """Conditions of B samples: a tree of tensors [B, ...] (or anything `fn` takes) per branch.
+    """The conditions of B rows: a tree of tensors [B, ...] (or anything `fn` takes) per branch.
 
-    extra: further conditions by name, for rules that need more than two.
+    `extra`: further conditions by name, for rules with branches of their own.
     """
 
     cond: Any = None
@@ -225,10 +214,10 @@ class Branch:
 
 
 class Snapshot(NamedTuple):
-    """State of a run after step `index − 1`, enough to resume it; saved with `save_snapshot`.
+    """Everything that a run needs to go on after step `index − 1`; saved with `save_snapshot`.
 
-    x: [B, ...]; sampler, guidance: the strategies' states; seeds: one int per sample; nfe: network
-    evaluations so far, per sample.
+    x [B, ...]; `sampler` and `guidance` are the strategies' states; `seeds` one int per row;
+    `nfe` the denoiser rows evaluated so far, per row of the batch.
     """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -240,7 +229,7 @@ class Snapshot(NamedTuple):
 
 
 class Denoiser(Protocol):
-    """Model that evaluates several branches in one batched call.
+    """A model that answers "what is x0?" for several branches in one batched evaluation.
 
     x [B, ...]; the answer has a Prediction for every branch. Adds to `nfe`, a list of B ints,
     each row that is evaluated.
@@ -252,7 +241,7 @@ class Denoiser(Protocol):
 
 
 class Sampler(Protocol):
-    """Moves x one level down, given one prediction; never calls the model."""
+    """How to move one level down given one prediction. It never calls the model."""
 
     name: ClassVar[str]
     reference: ClassVar[str]
@@ -262,14 +251,13 @@ class Sampler(Protocol):
     @property
     def stochastic(self) -> bool: ...
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]: ...
-    def bind(self, context: Any) -> Self: ...
     def start(self, x: Tensor, level: Level) -> tuple[Any, Any]: ...
     def step(self, x: Tensor, pred: Prediction, span: Span, state: Any) -> Move: ...
     def finish(self, x: Tensor, state: Any) -> Any: ...
 
 
 class Guidance(Protocol):
-    """Plans the branches to evaluate, and combines them into one prediction."""
+    """Which branches to evaluate, and how to combine them into one prediction."""
 
     name: ClassVar[str]
     reference: ClassVar[str]
@@ -277,8 +265,6 @@ class Guidance(Protocol):
     @property
     def needs(self) -> frozenset[str]: ...
     def start(self, cond: Cond) -> Any: ...
-    def check(self, adapter: Any) -> None: ...
-    def bind(self, context: Any, cond: Cond) -> tuple[Self, Cond]: ...
     def plan(self, x: Tensor, span: Span, cond: Cond, state: Any) -> Mapping[str, Branch]: ...
     def combine(
         self, x: Tensor, preds: Mapping[str, Prediction], span: Span, state: Any
@@ -286,10 +272,13 @@ class Guidance(Protocol):
 
 
 class SamplerBase:
-    """Defaults of a sampler; a strategy is a frozen dataclass that overrides what differs."""
+    """The defaults of a sampler; a strategy is a frozen dataclass that overrides what differs."""
 
     name: ClassVar[str] = ""
     reference: ClassVar[str] = ""
+    # Whether a prediction's direction enters as x' = alpha'·x0 + sigma'·direction at the first
+    # step; rules that keep one apart from the target refuse other samplers.
+    follows_direction: ClassVar[bool] = False
 
     @property
     def convergence(self) -> float | None:
@@ -298,54 +287,39 @@ class SamplerBase:
 
     @property
     def stochastic(self) -> bool:
-        """True where moves may have std > 0."""
+        """Whether moves may have std > 0."""
         return False
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
-        """Grid to walk, from the requested one; noisy first. Raises ValueError if it cannot."""
+        """The grid to walk, from the grid asked for; noisy first."""
         return grid
 
-    def bind(self, context: Any) -> Self:
-        """Sampler to run with in a `core.binding.SamplerContext`: looked-up numbers, a decoder."""
-        return self
-
     def start(self, x: Tensor, level: Level) -> tuple[Any, Any]:
-        """(x, initial state) from the first noise x [B, ...]."""
+        """(x, first state) from the first noise x [B, ...]."""
         return x, ()
 
     def finish(self, x: Tensor, state: Any) -> Any:
-        """Result [B, ...] from the last x and state."""
+        """The result [B, ...] from the last x and state."""
         return x
 
 
 class GuidanceBase:
-    """Defaults of a guidance rule; a strategy is a frozen dataclass that overrides what differs."""
+    """The defaults of a rule; a strategy is a frozen dataclass that overrides what differs."""
 
     name: ClassVar[str] = ""
     reference: ClassVar[str] = ""
 
     @property
     def needs(self) -> frozenset[str]:
-        """Required conditions, "cond" and "uncond", and names of further models ("weak")."""
+        """What has to be there: "cond", "uncond", and the names of further models ("weak")."""
         return frozenset({"cond"})
 
     def start(self, cond: Cond) -> Any:
-        """Initial state of a run over these conditions."""
+        """The first state of a run over these conditions."""
         return ()
 
-    def check(self, adapter: Any) -> None:
-        """Raises ValueError for a pipeline adapter that the rule cannot run on."""
-
-    def bind(self, context: Any, cond: Cond) -> tuple[Self, Cond]:
-        """(rule, conditions) to run with in a `core.binding.GuidanceContext`.
-
-        A rule completes itself here (a classifier, conditions of further classes) or raises
-        ValueError, before the network is called.
-        """
-        return self, cond
-
     def plan(self, x: Tensor, span: Span, cond: Cond, state: Any) -> Mapping[str, Branch]:
-        """Branches to evaluate at this step, in the order in which they are stacked."""
+        """The evaluations of this step, in the order in which they are stacked."""
         return {"cond": Branch(cond.cond)}
 
     def combine(
@@ -356,21 +330,15 @@ class GuidanceBase:
 
 
 def spans(levels: tuple[Level, ...] | list[Level]) -> list[Span]:
-    """Steps of a grid of N + 1 levels."""
+    """The steps of a grid of N + 1 levels."""
     return [
         Span(i, now, after, len(levels) - 1)
         for i, (now, after) in enumerate(zip(levels[:-1], levels[1:], strict=True))
     ]
 
 
-def on_flow(level: Level) -> bool:
-    """True where alpha = 1 − sigma; of tensor levels, for every sample."""
-    gap = abs(level.alpha + level.sigma - 1)
-    return gap < 1e-6 if isinstance(gap, float) else bool((gap < 1e-6).all())
-
-
 def _over(lin: Lin, norm: Scalar) -> Lin:
-    """lin / norm; norm is 1 up to rounding on the levels that the parametrisation is made for."""
+    """lin / norm, where norm is 1 up to rounding for the levels that the kind belongs to."""
     if isinstance(norm, float) and abs(norm - 1) < 1e-6:
         return lin
     return lin / norm
@@ -393,7 +361,6 @@ __all__ = [
     "Snapshot",
     "Span",
     "gram",
-    "on_flow",
     "settle",
     "spans",
     "sqrt",

@@ -344,38 +344,39 @@ HEAD = """# Families of pipelines
 
 <!-- written by `python -m tests.families`; a test compares the two -->
 
-What is served, and what works with it. Every cell is a test over a tiny random pipeline
-(`pytest tests/pipelines/test_families.py`), against the installed diffusers, on the CPU in float32:
-where there is no reason it works, and where there is one it is refused, with that reason.
+Supported pipelines and features. Every cell is a test on a tiny random pipeline
+(`pytest tests/pipelines/test_families.py`) against the installed diffusers, on the CPU in float32.
+"yes" means that it works; anything else is the reason with which it is refused.
 
 - **engine**: guided latents against the stock pipeline's own call with the same seeds, prompts and
-  negative prompts. *To the bit* where the stock pipeline makes the same network calls; else within
+  negative prompts. *To the bit* if the stock pipeline makes the same calls; otherwise within
   1e-5 of the largest value, since some make two calls where the engine makes one. Stochastic stock
-  schedulers are given the engine's noise. The same holds unguided and for decoded images; rows of a
-  batch equal single runs, runs start from images, and gradients reach the network, in every family.
+  schedulers receive the engine's noise. The same holds without guidance and for decoded images. In
+  every family a sample of a batch equals a single run, runs can start from images, and gradients
+  reach the network.
 - **drop-in scheduler**: `sampler.scheduler(...)` in the stock pipeline gives the engine's latents.
 - **hook**: `sampler.guide(...)` around the stock pipeline gives the engine's latents.
-- **fine-tuning**: AlignProp trains an adapter and leaves the weights as they are.
+- **fine-tuning**: AlignProp trains a LoRA and leaves the base weights unchanged.
 - **RED-Diff**: an image is restored from a measurement.
 
 """
 
 
 NOTES = """
-## What to know of some
+## Notes on families
 
-- **Flux, Flux 2, Qwen-Image with a guidance embedding**: the rule `embedded` tells the network its
-  scale and is the default; `cfg` is the stock pipelines' "true" CFG, on top of it.
-- **Z-Image**: the stock `guidance_scale` s is our scale less one.
-- **Qwen-Image, Lumina 2**: the default `cfg` has `match_norm`, as the stock pipelines. Qwen-Image's
+- **Flux, Flux 2, Qwen-Image with a guidance embedding**: the rule `embedded` passes the scale to
+  the network and is the default; `cfg` is the stock pipelines' "true" CFG, on top of it.
+- **Z-Image**: the stock `guidance_scale` equals our scale minus one.
+- **Qwen-Image, Lumina 2**: the default `cfg` sets `match_norm`, as stock does. Qwen-Image's
   latents are [C, h/2, 2, w/2, 2], so that a rule can measure norms per token.
-- **DiT, consistency models with classes**: a prompt is the number of a class, or a label of the
+- **DiT, consistency models with classes**: a prompt is a class index, or a label of the
   pipeline. **Unconditional models**: the prompt is `""`.
 - **Wan**: `engine.pipeline.frames` is the number of frames (stock default 81); images are lists of
   frames, or [B, 3, F, H, W]. Run folders keep images only.
-- **PixArt, Sana, HunyuanDiT**: images have the size that is asked for; sizes are not binned.
-- **SD 3.5**: skip-layer guidance is not done, and refused by the hook.
-- Safety checkers, watermarks, reference images, IP-Adapters and prompt rewriting are not run.
+- **PixArt, Sana, HunyuanDiT**: images have the requested size; sizes are not binned.
+- **SD 3.5**: skip-layer guidance is not supported, and refused by the hook.
+- Safety checkers, watermarks, reference images, IP-Adapters and prompt rewriting are not supported.
 """
 
 

@@ -182,7 +182,7 @@ def test_the_student_is_one_of_f_distill_and_small():
     manifest = sampler.load("bundled-student").pipeline.student
     assert manifest["steps"] == 1 and manifest["form"] == "difference"
     assert manifest["baked_guidance"] == {**manifest["baked_guidance"], "name": "cfg", "scale": 3.0}
-    with pytest.raises(ValueError, match="has no field 'scale'"):
+    with pytest.raises(ValueError, match="cfg at scale 3"):
         rule = {"name": "student", "scale": 2}
         sampler.load("bundled-student").generate("a dog", steps=1, guidance=rule)
 

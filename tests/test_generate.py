@@ -1,7 +1,9 @@
 """From prompts to images on the bundled model: seeds, batches, counts, and what is refused."""
 
 import hashlib
+import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -122,3 +124,41 @@ def test_wrong_options_are_refused_before_the_network_runs(engine, monkeypatch, 
     with pytest.raises(ValueError, match=message) as error:
         engine.generate(**{"prompts": ["a dog"], **options})
     assert "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    engine = sampler.load()
+    kw = {"output": "latent", "guidance": "none"}
+    expected = engine.generate("a fox", seeds=5, steps=2, n=2, **kw)
+    given = {"seeds": np.int64(5), "steps": np.float32(2), "n": torch.tensor(2), **kw}
+    result = engine.generate("a fox", **given)
+    assert result.seeds == [5, 6] and torch.equal(result.latents, expected.latents)
+    assert json.loads(json.dumps(result.config)) == result.config
+    for seeds in (np.array([5, 6]), torch.tensor([5, 6]), (5, np.uint8(6)), iter([5.0, 6])):
+        result = engine.generate("a fox", seeds=seeds, steps=2.0, n=2, **kw)
+        assert torch.equal(result.latents, expected.latents)
+    rule = {"name": "cfg", "scale": torch.tensor(3.0), "rescale": np.float32(0.5)}
+    assert sampler.build("guidance", rule) == sampler.build(
+        "guidance", {"name": "cfg", "scale": 3.0, "rescale": 0.5}
+    )
+
+
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        ({"seeds": "5"}, "seeds = '5' must be an integer"),
+        ({"seeds": 5.5}, "seeds = 5.5 must be an integer"),
+        ({"seeds": object()}, "seeds = <object .* must be an integer"),
+        ({"steps": 2.5}, "steps = 2.5 must be an integer"),
+        ({"steps": None}, "steps = None must be an integer"),
+        ({"n": True}, "n = True must be an integer"),
+        ({"n": float("inf")}, "n = inf must be an integer"),
+        ({"batch_size": "4"}, "batch_size = '4' must be an integer"),
+        ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+        ({"height": 32.5}, "height = 32.5 must be an integer"),
+        ({"strength": "x", "image": torch.zeros(1, 3, 32, 32)}, "strength = 'x' must be a number"),
+    ],
+)
+def test_wrong_numbers_are_named(option, words):
+    with pytest.raises(ValueError, match=words):
+        sampler.load().generate("a fox", **{"steps": 2, "height": 32, "width": 32, **option})

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sampler.constraints import as_int
 from sampler.core.adapter import PipelineAdapter
 from sampler.core.graphs import GraphedRuns
 from sampler.core.images import as_images, check_strength, steps_left, to_pixels
@@ -120,6 +121,7 @@ def expand(
         raise ValueError("No prompts: give a text or a list of at least one.")
     if bad := [t for t in texts if not isinstance(t, str)]:
         raise ValueError(f"A prompt is a text, not {bad[0]!r:.60}.")
+    n = as_int(n, "n")
     if n < 1:
         raise ValueError(f"n = {n} must be at least 1 image per prompt.")
     against = (
@@ -132,15 +134,21 @@ def expand(
     images = [(t, a, i) for t, a in zip(texts, against, strict=True) for i in range(n)]
     if seeds is None:
         chosen = [_derived_seed(text, i) for text, _, i in images]
-    elif isinstance(seeds, int):
-        chosen = [seeds + k for k in range(len(images))]
     else:
-        chosen = [int(s) for s in seeds]
+        chosen = _given_seeds(seeds, len(images))
     if len(chosen) != len(images):
         raise ValueError(f"{len(chosen)} seeds for {len(images)} images; give one int or one each.")
     if bad := [s for s in chosen if not 0 <= s <= MAX_SEED]:
         raise ValueError(f"seed = {bad[0]} must lie in 0..2^63 − 1.")
     return [Job(t, a, s) for (t, a, _), s in zip(images, chosen, strict=True)]
+
+
+def _given_seeds(seeds: Any, count: int) -> list[int]:
+    try:
+        return [as_int(seed, "seeds") for seed in seeds]
+    except TypeError:  # not iterable: one number
+        first = as_int(seeds, "seeds")
+        return [first + k for k in range(count)]
 
 
 def _derived_seed(prompt: str, index: int) -> int:

@@ -1,19 +1,19 @@
-"""Contexts in which strategies are bound before a run of `generate`, and keys of calibrations.
+"""Completion of strategies before a run of `generate`.
 
-`SamplerBase.bind` and `GuidanceBase.bind` complete a strategy from its context (a calibrated
-number, a decoder, a classifier) or raise ValueError, before the network is called.
+A strategy with a method `bind` receives the context of the run before the network is called, and
+returns itself completed (with a classifier, the conditions of further classes, a calibrated
+number), or raises ValueError.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from sampler.core.adapter import PipelineAdapter
-from sampler.types import Level, Sampler
+from sampler.types import Cond, Guidance, Level, Sampler
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,28 @@ class SamplerContext:
         return fingerprint(self.adapter.network)
 
 
+@runtime_checkable
+class BindableGuidance(Protocol):
+    """Rule that completes itself for a run."""
+
+    def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Guidance, Cond]: ...
+
+
+@runtime_checkable
+class BindableSampler(Protocol):
+    """Sampler that completes itself for a run."""
+
+    def bind(self, context: SamplerContext) -> Sampler: ...
+
+
+def bind_guidance(rule: Guidance, context: GuidanceContext, cond: Cond) -> tuple[Guidance, Cond]:
+    """Return the rule and the conditions to run with; unchanged for a rule without `bind`."""
+    return rule.bind(context, cond) if isinstance(rule, BindableGuidance) else (rule, cond)
+
+
 def bind_sampler(method: Sampler, context: SamplerContext) -> Sampler:
     """Return the sampler to run with. Raises ValueError for a grid that it cannot walk."""
-    bound = method.bind(context)
+    bound = method.bind(context) if isinstance(method, BindableSampler) else method
     bound.levels(tuple(context.levels))
     return bound
 
@@ -68,16 +87,3 @@ def fingerprint(network: Any) -> str:
         first = value.detach().flatten()[:16].to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(value.shape)}{first.tolist()}".encode())
     return digest.hexdigest()[:16]
-
-
-def agree(fitted: Any, found: Any) -> bool:
-    """True where two values of a calibration's key are equal, floats to 1e-5.
-
-    Six digits of a level are stored, and schedules are float32 products of a thousand factors,
-    which differ between processors.
-    """
-    if isinstance(fitted, (list, tuple)) and isinstance(found, (list, tuple)):
-        return len(fitted) == len(found) and all(map(agree, fitted, found))
-    if isinstance(fitted, float) and isinstance(found, float):
-        return math.isclose(fitted, found, rel_tol=1e-5, abs_tol=1e-5)
-    return fitted == found

@@ -22,7 +22,7 @@ import torch
 from sampler_kernels import leaves, map_tree, settle
 from torch import Tensor
 
-from sampler.core.loop import Loop, apply_move
+from sampler.core.loop import Loop, apply_move, seeded
 from sampler.core.trajectory import Run
 from sampler.errors import UsageError, first_line
 from sampler.types import Branch, Cond, Guidance, Sampler, Snapshot, Span, spans
@@ -80,6 +80,7 @@ class GraphedRuns:
         if reason := getattr(rule, "graph_refusal", ""):
             self._refuse(reason, None)
             return self.engine.run_to_end(*run)
+        cond = seeded(cond, snap)
         conds = [cond.cond, cond.uncond, dict(cond.extra)]
         batch = (levels, map_tree(form, [snap.x, conds]))
         if self.graphs is None:

@@ -23,6 +23,7 @@ def alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
     unknown beta_schedule.
     """
     start, end = config["beta_start"], config["beta_end"]
+    snr_shift = float(config.get("snr_shift_scale", 1.0))  # CogVideoX
     count = int(config.get("num_train_timesteps", 1000))
     kind = config.get("beta_schedule", "linear")
     if kind == "linear":
@@ -37,14 +38,23 @@ def alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
             f"beta_schedule = {kind!r} is not supported; use 'linear', 'scaled_linear' or "
             "'squaredcos_cap_v2'."
         )
-    if config.get("rescale_betas_zero_snr"):
-        root = torch.cumprod(1 - betas, 0).sqrt()
-        first, last = root[0].clone(), root[-1].clone()
-        root -= last
-        root *= first / (first - last)
-        bar = root**2
+    zero_snr = bool(config.get("rescale_betas_zero_snr"))
+    if snr_shift != 1:
+        acp = torch.cumprod(1.0 - betas.double(), 0)
+        acp = acp / (snr_shift + (1 - snr_shift) * acp)
+        return (_zero_snr(acp) if zero_snr else acp).float()
+    if zero_snr:
+        bar = _zero_snr(torch.cumprod(1 - betas, 0))
         betas = 1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])
     return torch.cumprod(1.0 - betas, 0)
+
+
+def _zero_snr(acp: torch.Tensor) -> torch.Tensor:
+    """Shift and scale sqrt(acp) [N] to end at 0 with its first value kept."""
+    root = acp.sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    root = (root - last) * (first / (first - last))
+    return root**2
 
 
 def timesteps(
@@ -87,7 +97,8 @@ class FlowSpread:
 
     shift: s' = shift·s / (1 + (shift − 1)·s), for larger images (Esser et al., 2024,
     arXiv:2403.03206, eq. 23); static: a constant of the model, otherwise it follows the image
-    size. open_end: spread one point more and drop the last. terminal: stretch the times so that
+    size. open_end: spread one point more and drop the last. from_zero: spread over 0..1 − 1/N
+    instead of 1/N..1. terminal: stretch the times so that
     the last one is this.
     """
 
@@ -95,6 +106,7 @@ class FlowSpread:
     shift: float
     static: bool
     open_end: bool = False
+    from_zero: bool = False
     terminal: float | None = None
 
     def times(
@@ -113,6 +125,8 @@ class FlowSpread:
         return sigmas.tolist(), (sigmas * np.float32(self.count)).tolist()
 
     def _even(self, steps: int) -> np.ndarray:
+        if self.from_zero:
+            return (1 - np.linspace(1.0, 1 / self.count, steps + 1))[:0:-1]
         if self.open_end:
             return np.linspace(1.0, 1 / self.count, steps + 1)[:steps]
         least = np.array([1], dtype=np.float32) / self.count

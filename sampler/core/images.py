@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sampler.constraints import as_float
 from sampler.core.image_files import open_image
 from sampler.core.noise import initial
 from sampler.types import Level
@@ -65,12 +66,12 @@ def start_from(
 
 def steps_left(steps: int, strength: float) -> int:
     """Number of the last steps that a start at this strength leaves: floor(strength·steps)."""
-    return min(steps, int(strength * steps + 1e-9))
+    return min(steps, int(float(strength) * steps + 1e-9))
 
 
 def check_strength(strength: float) -> None:
     """Raise ValueError for a strength outside 0..1."""
-    if not 0 <= strength <= 1:
+    if not 0 <= as_float(strength, "strength") <= 1:
         raise ValueError(f"strength = {strength} must lie in 0..1; 0 returns the image.")
 
 

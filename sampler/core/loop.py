@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from sampler_kernels import Lin, settle
 from torch import Tensor
 
 from sampler import registry
+from sampler.constraints import as_int
 from sampler.core.adapter import PipelineAdapter
 from sampler.core.noise import Noise
 from sampler.errors import UsageError
@@ -93,7 +95,7 @@ class Loop:
     ) -> tuple[Prediction, Any, tuple[int, ...]]:
         """First half of a step: (guided prediction, the rule's next state, NFE per sample)."""
         rule, nfe = self.build_guidance(guidance), list(snapshot.nfe)
-        branches = rule.plan(snapshot.x, span, _as_cond(cond), snapshot.guidance)
+        branches = rule.plan(snapshot.x, span, seeded(cond, snapshot), snapshot.guidance)
         preds = self.denoiser(snapshot.x, span, branches, nfe) if branches else {}
         return *rule.combine(snapshot.x, preds, span, snapshot.guidance), tuple(nfe)
 
@@ -114,12 +116,15 @@ class Loop:
         """
         rule, method = self.build_guidance(guidance), self.build_sampler(sampler)
         x = x if x.dtype == torch.float64 else x.float()
-        seeds = tuple(range(x.shape[0])) if seeds is None else tuple(int(s) for s in seeds)
+        seeds = (
+            tuple(range(x.shape[0])) if seeds is None else tuple(as_int(s, "seeds") for s in seeds)
+        )
         if len(seeds) != x.shape[0]:
             raise ValueError(f"{len(seeds)} seeds for {x.shape[0]} samples; give one per sample.")
         if len(levels) < 2:
             raise ValueError("A run needs at least two levels, its start and its end.")
         self._check_needs(rule, _as_cond(cond))
+        _check_direction(rule, method)
         grid = method.levels(tuple(Level(*level) for level in levels))
         x, state = settle(method.start(x, grid[0]))
         zeros = (0,) * len(seeds)
@@ -181,6 +186,24 @@ def apply_move(snapshot: Snapshot, move: Move, guidance: Any, nfe: tuple[int, ..
         x = x + move.std * Lin.of(Noise(snapshot.seeds).draw(snapshot.index, x.like))
     x, state, guidance = settle((x, move.state, guidance))
     return Snapshot(snapshot.index + 1, x, state, guidance, snapshot.seeds, nfe)
+
+
+def _check_direction(rule: Guidance, method: Sampler) -> None:
+    """Raise ValueError for a rule whose direction the sampler would drop."""
+    follows = getattr(method, "follows_direction", False)
+    if getattr(rule, "sets_direction", False) and not follows:
+        raise ValueError(
+            f"{rule.name}: {method.name!r} has no place for a direction apart from the target; use "
+            "ddim, ab, ghvb or dpmpp_2m."
+        )
+
+
+def seeded(cond: Any, snapshot: Snapshot) -> Cond:
+    """The conditions, with the samples' seeds (int64 [B]) for rules that draw noise."""
+    cond = _as_cond(cond)
+    if "seeds" in cond.extra:
+        return cond
+    return replace(cond, extra={**cond.extra, "seeds": torch.tensor(snapshot.seeds)})
 
 
 def _as_cond(cond: Any) -> Cond:

@@ -17,7 +17,7 @@ from torch import Tensor
 INITIAL = -1
 
 # The stream is part of the Philox key, so streams are independent.
-STREAMS = {"step": 0, "start": 1, "reddiff": 2, "renoise": 3, "reward": 4}
+STREAMS = {"step": 0, "start": 1, "reddiff": 2, "renoise": 3, "reward": 4, "cads": 5}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ Deviations from the stock schedulers:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from sampler.core import grids
 from sampler.core.grids import dynamic_mu
+from sampler.core.schedulers import SCHEDULERS
 from sampler.types import Level, Prediction
 
 Spacing = Literal["leading", "trailing", "linspace", "karras"]
@@ -42,9 +44,11 @@ MAX_STEPS = 1000
 
 _KIND_OF = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "velocity"}
 # Stock schedulers that spread n + 1 points and drop the last.
-_OPEN_END = ("DPMSolver", "UniPC", "DEIS", "SASolver", "CogVideoXDPM")
+_OPEN_END = ("DPMSolver", "UniPC", "DEIS", "SASolver")
 # Stock schedulers that work in units of sigma/alpha, with fractional timesteps.
 _SIGMA_UNITS = ("Euler", "Heun", "LMS", "KDPM2")
+# Stock schedulers that end at the least noise of the grid and have no option for it.
+_FINAL_SIGMA_MIN = ("DEIS", "SASolver")
 # Settings that change the levels in unsupported ways: {name: harmless values}.
 _UNKNOWN: dict[str, tuple[Any, ...]] = {
     "use_exponential_sigmas": (False,),
@@ -56,7 +60,10 @@ _UNKNOWN: dict[str, tuple[Any, ...]] = {
     "lambda_min_clipped": (-math.inf,),
     "invert_sigmas": (False,),
     "sigma_schedule": ("karras",),
+    "scale_factors": (),
 }
+# Settings of pixel models and of stochastic solvers that this project does not apply.
+_WITHOUT_EFFECT = ("thresholding", "stochastic_sampling")
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ class Schedule:
     process: forward process. prediction: network output, "eps", "v", "x0" or "velocity".
     train_steps: N, the number of training timesteps; table: acp_t [N] for vp.
     spacing, karras, final: the defaults of `grid`. offset: added to the timesteps of "leading".
-    open_end: spread one point more and drop the last. sigma_units: work in sigma/alpha, with
+    open_end: spread one point more and drop the last. from_zero: spread flow times over
+    0..1 − 1/N instead of 1/N..1. sigma_units: work in sigma/alpha, with
     fractional timesteps, as Euler schedulers do. round_karras: round timesteps on Karras' ramp to
     integers.
     sigma_min, sigma_max, rho: ends of Karras' ramp (None: those of the table) and its exponent.
@@ -86,6 +94,7 @@ class Schedule:
     final: Final = "zero"
     offset: int = 0
     open_end: bool = False
+    from_zero: bool = False
     sigma_units: bool = False
     round_karras: bool = False
     sigma_min: float | None = None
@@ -107,6 +116,13 @@ class Schedule:
         if isinstance(config.get("base"), Mapping):  # our drop-in
             return Schedule.from_config(config["base"])
         name = scheduler or str(config.get("_class_name", ""))
+        if name and name not in SCHEDULERS:
+            raise ValueError(
+                f"The levels of {name} are not known; use one of {', '.join(SCHEDULERS)}."
+            )
+        for key in _WITHOUT_EFFECT:
+            if config.get(key):
+                warnings.warn(f"{name}: {key} = True has no effect here.", stacklevel=2)
         for key, harmless in _UNKNOWN.items():
             value = config.get(key)
             # A config that went through JSON may hold -inf as the text "-inf".
@@ -117,7 +133,13 @@ class Schedule:
                 )
         if name.startswith("EDM"):
             return Schedule.edm(config)
-        if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
+        flow = config.get("prediction_type") == "flow_prediction"
+        if config.get("use_flow_sigmas", flow) != flow:
+            raise ValueError(
+                f"{name}: prediction_type = 'flow_prediction' and use_flow_sigmas = True go "
+                "together; set both or none."
+            )
+        if flow or "FlowMatch" in name:
             return Schedule.flow(config, name)
         if config.get("prediction_type", "epsilon") not in _KIND_OF or "beta_start" not in config:
             raise ValueError(
@@ -135,8 +157,11 @@ class Schedule:
             table[-1] = 2.0**-24  # as in those schedulers, to keep sigma/alpha finite
         if "set_alpha_to_one" in config:
             final = "zero" if config["set_alpha_to_one"] else "sigma_min"
+        elif name.startswith(_FINAL_SIGMA_MIN):
+            final = "sigma_min"
         else:
             final = config.get("final_sigmas_type", "zero")
+        single = name.startswith("DPMSolverSinglestep")  # it has no timestep_spacing
         lcm = name.startswith("LCM")
         cosine = config.get("beta_schedule") == "squaredcos_cap_v2"
         return Schedule(
@@ -144,7 +169,7 @@ class Schedule:
             prediction=_KIND_OF[config.get("prediction_type", "epsilon")],
             table=tuple(table.tolist()),
             train_steps=len(table),
-            spacing=config.get("timestep_spacing", "leading"),
+            spacing=config.get("timestep_spacing", "linspace" if single else "leading"),
             karras=bool(config.get("use_karras_sigmas")),
             final="zero" if lcm else final,
             offset=int(config.get("steps_offset", 0)),
@@ -182,12 +207,20 @@ class Schedule:
         names = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
         wanted = (*names, "time_shift_type")
         dynamic = bool(config.get("use_dynamic_shifting"))
+        final = "sigma_min" if name.startswith(_FINAL_SIGMA_MIN) else "zero"
+        sigma_min = None
+        if name.startswith("DPMSolver"):  # it ends at the least noise of its vp table
+            acp = grids.alphas_cumprod(config)[0].item()
+            sigma_min = math.sqrt((1 - acp) / acp)
         return Schedule(
             process="flow",
             prediction="velocity",
             spacing="linspace",
             train_steps=int(config.get("num_train_timesteps", 1000)),
             open_end=name.startswith(_OPEN_END),
+            from_zero=name.startswith(("DPMSolver", "DEIS", "SASolver")),
+            final=config.get("final_sigmas_type", final),
+            sigma_min=sigma_min,
             shift=config.get("flow_shift") or config.get("shift") or 1.0,
             terminal=config.get("shift_terminal") or None,
             dynamic={n: config[n] for n in wanted if n in config} if dynamic else None,
@@ -221,9 +254,10 @@ class Schedule:
         """Return the steps + 1 levels of a run, noisy first; the last is never evaluated.
 
         spacing: "leading", "trailing", "linspace" or "karras"; final: "zero" (alpha = 1,
-        sigma = 0) or "sigma_min" (the least noise of training); both default to the scheduler's
-        own. mu: shift exponent of a flow model with dynamic shifting. sigmas: `steps` flow times
-        before the shift, instead of the scheduler's.
+        sigma = 0) or "sigma_min" (the least noise of training; of a flow model that of the
+        scheduler, else of the last step); both default to the scheduler's own. mu: shift exponent
+        of a flow model with dynamic shifting. sigmas: `steps` flow times before the shift, instead
+        of the scheduler's.
 
         Raises ValueError for steps outside 1..1000 (or more than the training steps), an unknown
         spacing, and a first level without signal under an eps-prediction.
@@ -255,7 +289,7 @@ class Schedule:
                 "This grid starts at alpha = 0, where an eps-prediction does not determine x0; "
                 "use spacing='leading'."
             )
-        return (*levels, self._last(final or self.final))
+        return (*levels, self._last(final or self.final, levels[-1]))
 
     def initial_scale(self, grid: tuple[Level, ...]) -> float:
         """Factor on the first noise: the stock scheduler's `init_noise_sigma`."""
@@ -342,14 +376,22 @@ class Schedule:
                 raise ValueError("This flow model shifts its grid by the image size: give mu.")
             shift = mu if self.dynamic.get("time_shift_type") == "linear" else math.exp(mu)
         spread = grids.FlowSpread(
-            self.train_steps, shift, self.dynamic is None, self.open_end, self.terminal
+            self.train_steps,
+            shift,
+            self.dynamic is None,
+            self.open_end,
+            self.from_zero,
+            self.terminal,
         )
         times, timesteps = spread.times(steps, sigmas)
         return [Level(t, 1 - s, s) for t, s in zip(timesteps, times, strict=True)]
 
-    def _last(self, final: str) -> Level:
-        if final == "zero" or self.process == "flow":
+    def _last(self, final: str, evaluated: Level) -> Level:
+        if final == "zero":
             return Level(0, 1.0, 0.0)
+        if self.process == "flow":
+            s = evaluated.sigma if self.sigma_min is None else self.sigma_min
+            return Level(self.train_steps * s, 1 - s, s)
         if self.process == "edm":
             low = self.sigma_min or 0.002
             return Level(0.25 * math.log(low), 1.0, low)

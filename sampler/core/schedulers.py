@@ -1,4 +1,4 @@
-"""Stock diffusers schedulers whose noise levels are known, with the kind of their process."""
+"""Stock diffusers schedulers whose noise levels are supported, with the kind of their process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ Process = Literal["vp", "edm", "flow"]
 
 SCHEDULERS: Mapping[str, Process] = {
     "DDIMScheduler": "vp",
+    "DDIMParallelScheduler": "vp",
+    "CogVideoXDDIMScheduler": "vp",
     "DDPMScheduler": "vp",
+    "DDPMParallelScheduler": "vp",
     "PNDMScheduler": "vp",
     "LCMScheduler": "vp",
     "EulerDiscreteScheduler": "vp",
@@ -17,11 +20,16 @@ SCHEDULERS: Mapping[str, Process] = {
     "HeunDiscreteScheduler": "vp",
     "LMSDiscreteScheduler": "vp",
     "KDPM2DiscreteScheduler": "vp",
+    "KDPM2AncestralDiscreteScheduler": "vp",
     "DPMSolverMultistepScheduler": "vp",
     "DPMSolverSinglestepScheduler": "vp",
     "UniPCMultistepScheduler": "vp",
     "DEISMultistepScheduler": "vp",
+    "SASolverScheduler": "vp",
+    "CogVideoXDPMScheduler": "vp",
     "EDMEulerScheduler": "edm",
     "EDMDPMSolverMultistepScheduler": "edm",
     "FlowMatchEulerDiscreteScheduler": "flow",
+    "FlowMatchHeunDiscreteScheduler": "flow",
+    "FlowMatchLCMScheduler": "flow",
 }

@@ -3,7 +3,9 @@
 from sampler.guidance.adaptive import Adaptive
 from sampler.guidance.apg import APG
 from sampler.guidance.autoguidance import Autoguidance
+from sampler.guidance.cads import CADS
 from sampler.guidance.cfg import CFG
+from sampler.guidance.cfg_pp import CFGPP
 from sampler.guidance.cfg_zero import CFGZero
 from sampler.guidance.classifier import ClassifierGuidance
 from sampler.guidance.embedded import Embedded
@@ -16,7 +18,9 @@ from sampler.guidance.sum import Sum
 
 __all__ = [
     "APG",
+    "CADS",
     "CFG",
+    "CFGPP",
     "GFCG",
     "Adaptive",
     "Autoguidance",

@@ -1,20 +1,20 @@
-"""Adaptive guidance: drop the unconditional branch once it agrees with the conditional one.
+"""Adaptive guidance: stop paying for the unconditional pass once it agrees with the other one.
 
-A sample is *live* at a step where its unconditional branch is evaluated. All samples start live; a
-sample that has converged is latched, and from then on live only at its refreshes.
+A row is *live* at a step where its unconditional prediction is really evaluated and used. All rows
+start live; a row that has converged is latched, and from then on live only at its refreshes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from annotated_types import DocInfo, Ge, Le
 
-from sampler.core.binding import GuidanceContext
+from sampler.core.binding import GuidanceContext, bind_guidance
 from sampler.core.regime import regime
-from sampler.guidance.adaptive_state import AdaptiveState, initial_decision, next_decisions
+from sampler.guidance.adaptive_state import Decision, advance, initial
 from sampler.guidance.host_copy import start_copy, wait
 from sampler.guidance.spaces import (
     choose,
@@ -26,43 +26,52 @@ from sampler.guidance.spaces import (
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sampler.core.regime import regime
-
 Cosine = Annotated[float, Ge(-1), Le(1), DocInfo("a cosine")]
+
+
+class AdaptiveState(NamedTuple):
+    """rule: the inner rule's state.
+
+    coming: the decisions of the next 1 + lag guided steps, taken where x is: on its device.
+    armed: 1 where a row may latch, else 0, as the flags there; None before the first guided step.
+    held: c − u of the last live step, per row [B, ...] (after="hold", or with `turn`), or None.
+    """
+
+    rule: Any
+    coming: tuple[Decision, ...]
+    armed: Any = None
+    held: Any = None
 
 
 @register("guidance", "adaptive")
 @dataclass(frozen=True)
 class Adaptive(GuidanceBase):
-    """Adaptive guidance: any rule over c and u, without evaluating a u that has converged to c.
+    """Adaptive guidance: any rule over c and u, without the u that would change nothing.
 
-        γ = <c, u> / (‖c‖·‖u‖)      per sample, over all elements
+        γ = <c, u> / (‖c‖·‖u‖)      per row, over all elements
 
-    The first step with γ > threshold is still guided; from the next one on the sample is latched
-    for the rest of the run. With after="drop" (the paper's) it takes g = c. With after="hold" the
-    rule gets u = c − d, d being the direction c − u of the sample's last evaluated pair. Latched
-    samples leave the unconditional batch, which makes the batch cheaper.
+    The first step with γ > threshold is still guided, both passes being paid; from the next one on
+    the row is latched for the rest of the run. With after="drop" (the paper's) it takes g = c. With
+    after="hold" the rule goes on with u = c − d, d being the direction c − u of the row's last real
+    pair. Latched rows leave the unconditional batch, so that a batch really gets cheaper.
 
-    rule: the guidance rule to make cheaper: `cfg`, `apg`, `cfg_zero` or `linear_ag`.
-    threshold: of γ; 0.991 is the paper's, 1 disables latching. Thresholds do not carry
+    rule: the rule that is made cheaper: `cfg`, `apg`, `cfg_zero` or `linear_ag`.
+    threshold: γ in −1..1, 0.991 is the paper's; 1 switches the rule off. Thresholds do not carry
         over between models (arXiv:2506.08351).
-    lag: 0 decides with the last step's γ, and waits for the device to compute it; 1 decides with
-        the γ of the step before that, without waiting, at the cost of at most one evaluation.
+    lag: 0 decides with the last step's γ, and waits for the device to know it; 1 decides with the γ
+        of the step before that, which is there by then, at the price of at most one pass more.
     after: "drop" or "hold".
-    refresh: a latched sample evaluates its pair again every `refresh` steps; 0 is never. None is 0
-        for "drop" and 3 for "hold", whose direction becomes outdated. Our addition.
-    turn: a sample whose direction at a refresh has a cosine below `turn` with the held one is
-        refreshed again at the next step. None is off. Our addition.
+    refresh: a latched row evaluates its pair again every `refresh` steps; 0 is never. By default 0
+        for "drop" and 3 for "hold", whose direction goes stale. Our addition.
+    turn: cosine in −1..1; a row whose direction has turned below it at a refresh is refreshed again
+        at the next step. None is off. Our addition.
     space: where γ is measured; "auto" is the network's own output, and eps for x0-predictions. The
         paper has eps-predictions; for a v-prediction at zero terminal SNR the γ of eps starts at 1.
-    compact: "rows" leaves converged samples out one by one; "batch" leaves the unconditional batch
-        out when all samples have converged (constant shapes). The images are the same.
+    compact: "rows" leaves converged rows out one by one; "batch" leaves the whole unconditional
+        batch out when all rows have converged (constant shapes). The images are the same.
 
-    Deviations: for networks that do not predict eps a sample latches only after its γ has been at
-    or below the threshold once, since their γ may start at 1; γ = 0 where c or u is 0.
+    Deviations: for networks that predict something else than eps a row latches only after its γ
+    has been at or below the threshold once, since their γ may start at 1; γ = 0 where c or u is 0.
     """
 
     rule: Any = field(default="cfg", metadata={"kind": "guidance"})
@@ -81,13 +90,18 @@ class Adaptive(GuidanceBase):
 
     def __post_init__(self) -> None:
         if self.turn is not None and not self._period():
-            raise ValueError("adaptive: turn takes effect at refreshes; give refresh as well.")
+            raise ValueError("adaptive: turn is looked at when a row is refreshed; give refresh.")
         inner = type(self.rule).name
+        if inner == "cfg_pp" and self.after == "drop":
+            raise ValueError(
+                "adaptive: after = 'drop' takes the conditional prediction, which breaks cfg_pp's "
+                "pair of target and direction; use after = 'hold'."
+            )
         if inner == "forecast":
             raise ValueError("adaptive: put forecast outside: forecast(rule=adaptive(...)).")
         if inner in ("adaptive", "sum") or not self.rule.needs <= {"cond", "uncond"}:
             raise ValueError(
-                f"adaptive: rule = {inner!r} must combine the conditional and the "
+                f"adaptive: rule = {inner!r} must be one over the conditional and the "
                 "unconditional prediction, such as cfg or apg; put adaptive inside sum instead."
             )
         if self.after == "hold" and inner == "linear_ag":
@@ -99,23 +113,21 @@ class Adaptive(GuidanceBase):
     def needs(self) -> frozenset[str]:
         return self.rule.needs
 
-    def check(self, adapter: Any) -> None:
-        self.rule.check(adapter)
-
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Adaptive, Cond]:
-        rule, cond = self.rule.bind(context, cond)
+        """The inner rule bound to the run; see `sampler.core.binding`."""
+        rule, cond = bind_guidance(self.rule, context, cond)
         return (self if rule is self.rule else replace(self, rule=rule)), cond
 
     def start(self, cond: Cond) -> AdaptiveState:
-        pending = (initial_decision(self._period()),) * (1 + self.lag)
-        return AdaptiveState(self.rule.start(cond), pending)
+        return AdaptiveState(self.rule.start(cond), (initial(self._period()),) * (1 + self.lag))
 
     def plan(self, x: Any, span: Span, cond: Cond, state: AdaptiveState) -> Mapping[str, Branch]:
         branches = dict(self.rule.plan(x, span, cond, state.rule))
-        start_copy(state.pending[-1].live)  # with lag = 1 it is waited for one step later
+        # With lag = 1 the copy that is started here is waited for one step later.
+        start_copy(state.coming[-1].live)
         if not branches.keys() >= {"cond", "uncond"}:
             return branches
-        live = wait(state.pending[0].live)
+        live = wait(state.coming[0].live)
         if live is None or live.all():
             return branches
         if not live.any():
@@ -127,45 +139,50 @@ class Adaptive(GuidanceBase):
     def combine(
         self, x: Any, preds: Mapping[str, Prediction], span: Span, state: AdaptiveState
     ) -> tuple[Prediction, AdaptiveState]:
-        planned = self.rule.plan(x, span, _BRANCH_PROBE, state.rule)
-        if not planned.keys() >= {"cond", "uncond"}:  # the inner rule is off at this step
-            return self._unguided(x, preds, span, state)
-        cond, live = preds["cond"], state.pending[0].live
+        planned = self.rule.plan(x, span, _ASKED, state.rule)
+        if not planned.keys() >= {"cond", "uncond"}:  # the inner rule does not guide here
+            return self._resting(x, preds, span, state)
+        cond, live = preds["cond"], state.coming[0].live
         direction, cosines = None, ()
         if "uncond" in preds:
             direction = cond.out - preds["uncond"].out
-            cosines = self._cosines(cond, preds["uncond"], direction, state.direction)
+            cosines = self._cosines(cond, preds["uncond"], direction, state.held)
         held = direction
-        if state.direction is not None and not isinstance(live, float):
-            old = Lin.of(state.direction)
+        if state.held is not None and not isinstance(live, float):
+            old = Lin.of(state.held)
             held = old if direction is None else choose(live, direction, old)
             if self.after == "hold":
                 stale = cond.out - old
                 uncond = stale if direction is None else choose(live, preds["uncond"].out, stale)
                 preds = {**preds, "uncond": cond.like(uncond)}
         pred, inner = self._guided(x, preds, span, state, live)
-        may_latch = float(cond.kind == "eps") if state.may_latch is None else state.may_latch
+        armed = float(cond.kind == "eps") if state.armed is None else state.armed
         settings = (self.threshold, self.turn, self._period())
-        pending, may_latch = next_decisions(state.pending, may_latch, cosines, settings)
+        coming, armed = advance(state.coming, armed, cosines, settings)
         keeps = self.after == "hold" or self.turn is not None
-        return pred, AdaptiveState(inner, pending, may_latch, held if keeps else None)
+        return pred, AdaptiveState(inner, coming, armed, held if keeps else None)
+
+    @property
+    def sets_direction(self) -> bool:
+        """Whether the rule inside keeps a direction apart from its target."""
+        return getattr(self.rule, "sets_direction", False)
 
     def regime(self, x: Any, span: Span, state: AdaptiveState) -> dict[str, Any]:
-        """Branches that g is made of; see `sampler.core.regime.regime`.
+        """The branches that g is made of; see `sampler.core.regime.regime`.
 
         A held direction replaces the unconditional branch without a jump; a dropped one does not.
         """
         found = regime(self.rule, x, span, state.rule)
         if self.after == "drop" and "uncond" in found:
-            found["uncond"] = wait(state.pending[0].live)
+            found["uncond"] = wait(state.coming[0].live)
         return found
 
-    def _unguided(
+    def _resting(
         self, x: Any, preds: Mapping[str, Prediction], span: Span, state: AdaptiveState
     ) -> tuple[Prediction, AdaptiveState]:
-        """The inner rule without a pair; dropped samples still take g = c."""
+        """What the inner rule says without a pair; dropped rows still take g = c."""
         pred, inner = self.rule.combine(x, preds, span, state.rule)
-        latched = state.pending[0].latched
+        latched = state.coming[0].latched
         if self.after == "drop" and not isinstance(latched, float) and "cond" in preds:
             cond = preds["cond"]
             pred = choose_prediction(1 - latched, cond.like(in_space(pred, cond.kind)), cond)
@@ -177,18 +194,19 @@ class Adaptive(GuidanceBase):
         preds: Mapping[str, Prediction],
         span: Span,
         state: AdaptiveState,
-        live: float | Tensor,
+        live: Any,
     ) -> tuple[Prediction, Any]:
-        """The inner rule; for "drop" g = c and an unchanged inner state where samples are not live.
+        """The inner rule; for "drop" g = c and an unchanged inner state in rows that are not live.
 
-        Always in the network's parametrisation, so that a sample's bits do not depend on which
-        others were dropped.
+        Always in the network's parametrisation, so that a row's bits do not tell which rows
+        around it were dropped.
         """
         cond = preds["cond"]
         if "uncond" not in preds:
             return cond, state.rule
         pred, inner = self.rule.combine(x, preds, span, state.rule)
-        pred = cond.like(in_space(pred, cond.kind))
+        if pred.kind != cond.kind:
+            pred = cond.like(in_space(pred, cond.kind))
         if self.after == "hold" or isinstance(live, float):
             return pred, inner
         return choose_prediction(live, pred, cond), choose_state(live, inner, state.rule)
@@ -200,7 +218,7 @@ class Adaptive(GuidanceBase):
 
     def _cosines(
         self, cond: Prediction, uncond: Prediction, direction: Lin, held: Any
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Any, ...]:
         """(γ,), each [B]; with `turn` and a held direction also the cosine of new and held."""
         space = self.space
         if space == "auto":
@@ -211,6 +229,6 @@ class Adaptive(GuidanceBase):
         return gamma, cosine(direction, Lin.of(held))
 
 
-_BRANCH_PROBE = Cond()  # for the names of a plan's branches
+_ASKED = Cond()  # for the names of a plan's branches alone
 HOLD_REFRESH = 3
-"""Steps between refreshes of a held direction (docs/guidance.md)."""
+"""Steps between refreshes of a held direction: the best of a first trial (see docs/guidance.md)."""

@@ -1,4 +1,4 @@
-"""Adaptive projected guidance: CFG without the part along the conditional prediction."""
+"""Adaptive projected guidance: CFG without its pull along the conditional prediction."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class APG(GuidanceBase):
         k  = <m, c> / <c, c>
         g  = c + (w − 1)·s·(m − (1 − η)·k·c)        i.e. of m's part along c only the share η stays
 
-    in the space of x0, per sample; the clip acts on the averaged direction, and m is kept as it is.
+    in the space of x0, per row; the clip acts on the averaged direction, and m is kept as it is.
     Two evaluations per step; one where w = 1 or outside the interval or window, where g = c and m
-    is unchanged. A solver that evaluates twice per step advances m at both evaluations.
+    rests. A solver that evaluates twice per step advances m at both evaluations.
 
-    scale: w; 7.5 is Stable Diffusion's. APG tolerates larger scales than CFG.
-    eta: η; 0 (the paper's recommendation) drops the parallel part, 1 keeps it.
-    momentum: β; −0.5 is the paper's for SDXL (table 10), 0 is off.
+    scale: w >= 0, 1 is the conditional model. 7.5 is Stable Diffusion's; APG bears more than CFG.
+    eta: η, any number; 0 (the paper's recommendation) drops the parallel part, 1 keeps it.
+    momentum: β in −1..1; −0.5 is the paper's for SDXL (table 10), 0 is off.
     norm_threshold: r in units of the latents, 15 is the paper's for SDXL at 1024²; 0 is off.
     r_rel: r/√n, n the elements that a norm covers; where > 0 it replaces norm_threshold, so that
         one value serves all resolutions (15 at SDXL's 1024² is 0.0586). Our addition.
@@ -45,7 +45,7 @@ class APG(GuidanceBase):
     formulation: "paper", or "diffusers" with u + w·s·(...), which is the guider's default; the two
         agree only for η = 1 without clip and momentum.
     axes: dimensions that norms and products cover; None is all but the batch. ACE-Step: time only.
-    against: branch to guide away from: "uncond", or "weak" for projected Autoguidance.
+    against: what c is pushed away from: "uncond", or "weak" for projected Autoguidance.
     rescale: as for `cfg`. It is measured in the network's own output.
     interval, window: as for `cfg`.
 

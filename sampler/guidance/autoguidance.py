@@ -1,4 +1,4 @@
-"""Autoguidance: away from a weaker network under the same condition."""
+"""Autoguidance: away from a weaker network that was given the same condition."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Autoguidance(GuidanceBase):
 
         g = D0 + w·(D1 − D0),   D1 the main network, D0 a smaller or less trained one
 
-    both under the same condition; any parametrisation gives the same g. One evaluation of each
-    network per step; the weak network is not called where w = 1 or outside the interval or window.
+    both given the same condition; any parametrisation gives the same g. One main and one weak row
+    per step; the weak network is not called where w = 1 or outside the interval or window.
     With CFG on top (g = D1 + (w_a − 1)(D1 − D0) + (w_c − 1)(D1 − D_uncond)): the rule `sum`.
 
-    scale: w, 1 is the main network alone. 2.0 is near the paper's best on ImageNet-512.
+    scale: w >= 0, 1 is the main network alone. 2.0 is near the paper's best on ImageNet-512.
     weak: the name of the weak network among the denoiser's models.
     interval, window: as for `cfg`.
     """
@@ -54,7 +54,7 @@ class Autoguidance(GuidanceBase):
         main, weak = preds["cond"], preds["weak"]
         if weak.out.shape != main.out.shape:
             raise ValueError(
-                f"autoguidance: the weak network returns {tuple(weak.out.shape)} where the main "
-                f"one returns {tuple(main.out.shape)}; both must work on the same latents."
+                f"autoguidance: the weak network answers {tuple(weak.out.shape)} where the main "
+                f"one answers {tuple(main.out.shape)}; both must work on the same latents."
             )
         return main.like(weak.out + self.scale * (main.out - weak.out)), state

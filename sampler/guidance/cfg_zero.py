@@ -21,13 +21,12 @@ class CFGZero(GuidanceBase):
 
         a = <c, u> / <u, u>,   g = a·u + w·(c − a·u);   g = 0 in the first zero_init_steps steps
 
-    per sample, on the network's own output (the flow velocity). The first steps cost no evaluation
-    and do not move x. Two evaluations per step after that; one where w = 1 or outside the
+    per row, on the network's own output (the flow velocity). The first steps cost no evaluation:
+    x stands still there. Two evaluations per step after that; one where w = 1 or outside the
     interval or window (g = c).
 
-    scale: w; 5.0 as in diffusers' guiders for flow models.
-    zero_init_steps: number of first steps with g = 0; 1 is the paper's. Must be 0 on models that
-        are not flow models.
+    scale: w >= 0, 1 is the conditional model. 5.0 as in diffusers' guiders for flow models.
+    zero_init_steps: >= 0; 1 is the paper's. Only flow models have it: elsewhere it must be 0.
     interval, window: as for `cfg`.
 
     Deviation: a = 1 (plain CFG) where u = 0.
@@ -51,9 +50,10 @@ class CFGZero(GuidanceBase):
         if is_one(self.scale) or not active(self.interval, self.window, span):
             return {"cond": Branch(cond.cond)}
         if span.index < self.zero_init_steps:
-            if not span.is_flow:
+            if not _is_flow(span):
                 raise ValueError(
-                    "cfg_zero: the zero start needs a flow model; else set zero_init_steps = 0."
+                    "cfg_zero: the zero start stands for a zero flow velocity, and this model is "
+                    "no flow model; set zero_init_steps = 0."
                 )
             return {}
         return {"uncond": Branch(cond.uncond), "cond": Branch(cond.cond)}
@@ -72,3 +72,8 @@ class CFGZero(GuidanceBase):
         fit = where(empty, products[1, 1] + 1, products[0, 1])
         fit = fit / where(empty, products[1, 1] + 1, products[1, 1])
         return cond.like(fit * u + self.scale * (c - fit * u)), state
+
+
+def _is_flow(span: Span) -> bool:
+    """Whether both levels lie on alpha + sigma = 1 (vp and edm levels meet it at an end only)."""
+    return all(abs(level.alpha + level.sigma - 1) < 1e-6 for level in (span.now, span.next))

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 @register("guidance", "classifier")
 @dataclass(frozen=True)
 class ClassifierGuidance(GuidanceBase):
-    """Classifier guidance: moves the conditional prediction along ∇ log p(y|x).
+    """Classifier guidance: the conditional prediction, moved up the classifier's log-probability.
 
-        at="x":   eps' = eps − s·sigma·∇_x log p(y|x)          a noise-aware classifier
-        at="x0":  x0' = x0 + s·sigma²/(alpha² + sigma²)·∇_x0 log p(y|x0)  a classifier of x0
+        at="x":   eps' = eps − s·sigma·∇_x log p(y|x)          a classifier that knows noise
+        at="x0":  x0' = x0 + s·sigma²/(alpha² + sigma²)·∇_x0 log p(y|x0)     one that does not
 
-    per sample, the gradients in the latents' precision. One evaluation per step, plus the
-    classifier with its gradient. The gradient is a constant to autograd.
+    per row, the gradients in the latents' precision. One network row per step, plus the classifier
+    with its gradient. The gradient is a constant to autograd.
 
     classifier: for at="x" (x [B, ...], level) -> logits [B, K], for at="x0" x0 [B, ...] -> logits;
-        then `cond.extra` must have "target" (class of each sample, int [B]). Or a reader of classes
+        then `cond.extra` must have "target" (class of each row, int [B]). Or a reader of classes
         (`sampler.pipelines.classes`), for at="x0". None: the pipeline's own reader.
-    strength: s; 1 is Bayes' rule.
-    at: input of the classifier.
+    strength: s >= 0; 0 is no guidance, 1 is Bayes' rule.
+    at: where the classifier looks.
     interval, window: as for `cfg`.
 
     Deviations: at="x0" does not differentiate through the network; the Jacobian of the posterior
@@ -51,8 +51,10 @@ class ClassifierGuidance(GuidanceBase):
     )
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[ClassifierGuidance, Cond]:
-        """Takes classifier and target classes from a reader of classes."""
-        reader = context.adapter.classes if self.classifier is None else self.classifier
+        """The classifier and the wanted classes, from a reader of classes."""
+        reader: Any = self.classifier
+        if reader is None:
+            reader = context.adapter.classes
         if not isinstance(reader, ClassReader):
             return self, cond
         extra = {**cond.extra, "target": reader.target(context.prompts)}
@@ -65,7 +67,7 @@ class ClassifierGuidance(GuidanceBase):
             )
         if "target" not in cond.extra:
             raise ValueError(
-                "classifier: the target classes are missing; give Cond(extra={'target': ...})."
+                "classifier: the wanted classes are missing; give Cond(extra={'target': ...})."
             )
         return cond.extra["target"]
 
@@ -85,13 +87,13 @@ class ClassifierGuidance(GuidanceBase):
             gain = self.strength * s * s / (a * a + s * s)
         return Prediction.from_x0(x, cond.x0 + gain * Lin.of(gradient), level), state
 
-    def _gradient(self, at: Tensor, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
-        """∇ Σ_b log p(y_b | at_b) [B, ...], each sample's own gradient."""
+    def _gradient(self, at: Tensor, further: tuple[Any, ...], target: Tensor) -> Tensor:
+        """∇ Σ_b log p(y_b | at_b): a sum over rows, so that a row's gradient is its own."""
         import torch
 
         with torch.enable_grad():
             leaf = at.clone().requires_grad_()
-            logits = self.classifier(leaf, *inputs)
+            logits = self.classifier(leaf, *further)
             wanted = target.to(logits.device)[:, None]
             score = logits.log_softmax(1).gather(1, wanted).sum()
             return torch.autograd.grad(score, leaf)[0]

@@ -16,15 +16,13 @@ from sampler.types import Cond, GuidanceBase
 @register("guidance", "embedded")
 @dataclass(frozen=True)
 class Embedded(GuidanceBase):
-    """Prediction of a network that takes the guidance scale as an input: g = c(w).
-
-    One evaluation per step.
+    """What a network answers that is told the guidance scale: g = c(w). One evaluation per step.
 
     For networks distilled with the scale as an input, such as latent consistency models; they
     imitate classifier-free guidance of that scale with the empty negative prompt.
 
-    scale: w, in the range that the network was distilled for; 8.5 is the default of diffusers' LCM
-        pipeline. Under other rules the network gets its pipeline's default.
+    scale: w >= 0, of the range that the network was distilled for; 8.5 is the default of diffusers'
+        LCM pipeline. Under other rules the network is told its pipeline's default.
     """
 
     scale: Nonnegative = 8.5
@@ -35,17 +33,17 @@ class Embedded(GuidanceBase):
     )
 
     def check(self, adapter: PipelineAdapter) -> None:
+        """Raises ValueError where no network is told a scale, before a run is begun."""
         if adapter.default_guidance["name"] != "embedded":
             raise ValueError(
                 "embedded: this model does not take the guidance scale as an input; use 'cfg'."
             )
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Embedded, Cond]:
-        """Adds the scale to the conditions.
+        """Tells the network the scale; see `sampler.core.binding`.
 
         Raises ValueError for a network without such an input, and for a negative prompt.
         """
-        self.check(context.adapter)
         if any(context.negative):
             raise ValueError(
                 "embedded: the network was distilled with the empty negative prompt; leave the "
@@ -54,10 +52,10 @@ class Embedded(GuidanceBase):
         return self, context.adapter.with_guidance_scale(cond, self.scale)
 
     def start(self, cond: Cond) -> Any:
-        inputs: Mapping[str, Any] = cond.cond if isinstance(cond.cond, Mapping) else {}
-        if not {"timestep_cond", "guidance"} & inputs.keys():
+        told = cond.cond if isinstance(cond.cond, Mapping) else {}
+        if not {"timestep_cond", "guidance"} & told.keys():
             raise ValueError(
-                "embedded: the conditions contain no scale; this rule works in `generate`, on "
-                "models that take the guidance scale as an input."
+                "embedded: the conditions carry no scale; this rule works in `generate`, on models "
+                "that take the guidance scale as an input."
             )
         return ()

@@ -1,9 +1,10 @@
-"""Weights of f-distill's gradient: functions of the density ratio, one per f-divergence.
+"""What an f-divergence makes of a density ratio: the weight of f-distill's gradient.
 
     D_f(p || q) = E_q[f(r)],  r = p/q (teacher over student),  f convex, f(1) = 0
     grad D_f = −E_q[h(r)·(grad log p − grad log q)·dx/dtheta],  h(r) = f''(r)·r²
 
-Constant factors of h have no effect where h is divided by its mean.
+Constants of h have no effect where h is divided by its mean. With 1/r in the place of r the table
+is that of other divergences.
 
 Reference: One-step Diffusion Models with f-Divergence Distribution Matching (Xu et al., 2025),
 arXiv:2502.15681, theorem 1 and table 1.
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 Divergence = Literal["rkl", "sf", "js", "sh", "kl", "jf", "lecam", "chi2", "neyman"]
 
-# name -> h(r); comment: f(r)
+# name -> h(r); beside it f(r)
 WEIGHTS: dict[str, Callable[[Any], Any]] = {
     "rkl": lambda r: 0 * r + 1.0,  # −log r, reverse KL
     "sf": lambda r: 1 / (1 + r),  # (r + 1)·log(1/2 + 1/(2r)), softened reverse KL
@@ -33,7 +34,7 @@ WEIGHTS: dict[str, Callable[[Any], Any]] = {
 def f_weight(name: str, r: Any) -> Any:
     """h(r) of a divergence, for ratios r > 0 teacher/student (a float, an array or a tensor).
 
-    name: rkl, sf, js, sh, kl, jf, lecam, chi2 or neyman. Raises ValueError for another name.
+    name: rkl, sf, js, sh, kl, jf, lecam, chi2 or neyman. Raises ValueError for another one.
     """
     if name not in WEIGHTS:
         raise ValueError(f"Unknown divergence {name!r:.40}; one of {', '.join(WEIGHTS)}.")

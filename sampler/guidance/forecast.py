@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from annotated_types import Ge, Le
 
 from sampler.constraints import Count, Fraction, Nonnegative, Positive
-from sampler.core.binding import GuidanceContext
+from sampler.core.binding import GuidanceContext, bind_guidance
 from sampler.core.regime import differing, inner_rules, regime
 from sampler.guidance.forecast_change import ChangeCriterion, ChangeState
 from sampler.guidance.forecast_error import ErrorCriterion, ErrorState
@@ -120,6 +120,11 @@ class Forecast(GuidanceBase):
         return self.rule.needs
 
     @property
+    def sets_direction(self) -> bool:
+        """Whether the rule inside keeps a direction apart from its target."""
+        return getattr(self.rule, "sets_direction", False)
+
+    @property
     def graph_refusal(self) -> str:
         """Why runs cannot be CUDA graphs; "" where they can."""
         if self.policy is None and self.when != "window":
@@ -140,7 +145,7 @@ class Forecast(GuidanceBase):
                 "forecasts of it are poor; use eta <= 0.3.",
                 stacklevel=2,
             )
-        rule, cond = self.rule.bind(context, cond)
+        rule, cond = bind_guidance(self.rule, context, cond)
         return (self if rule is self.rule else replace(self, rule=rule)), cond
 
     def start(self, cond: Cond) -> ForecastState:

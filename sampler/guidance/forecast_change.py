@@ -79,7 +79,7 @@ class ChangeCriterion:
         if rate is not None and not isinstance(fresh, bool):
             rate = rate.masked_fill(fresh.to(rate.device), torch.nan)
         total = torch.zeros_like(norm)
-        if due is not True and rate is not None:
+        if due is not True and rate is not None and held is not None:
             flags = due.to(norm.device)
             norm, rate = torch.where(flags, norm, state.norm), torch.where(flags, rate, state.rate)
             total = torch.where(flags, total, self._total(x, state))

@@ -1,11 +1,12 @@
-"""Intervals of noise levels and windows of steps in which a rule guides; types of scales.
+"""When a rule guides: an interval of noise levels, a window of steps.
 
     interval (low, high]: on where low < sigma/alpha <= high (sigma/alpha is the EDM sigma)
     window [first, last): on for the steps first, ..., last − 1, counted from the start of the run
 
-Outside, a rule returns the conditional prediction and evaluates that branch only.
+Outside, a rule answers with the conditional prediction and asks for that one pass only.
 Reference: Applying Guidance in a Limited Interval (Kynkäänniemi et al., 2024), arXiv:2404.07724.
-With first = 0 the window is Step AG (arXiv:2506.08351): guidance in the first steps only.
+The step window is the setting of diffusers' guiders, and with first = 0 it is Step AG
+(arXiv:2506.08351): guidance for the first steps only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def _is_window(pair: tuple[int, int]) -> bool:
     return 0 <= pair[0] <= pair[1]
 
 
-def _exclude_batch(axes: tuple[int, ...]) -> bool:
+def _spares_the_batch(axes: tuple[int, ...]) -> bool:
     return bool(axes) and 0 not in axes
 
 
@@ -44,12 +45,12 @@ Window = Annotated[
     DocInfo("(first, last) with 0 <= first <= last, in steps"),
 ]
 Axes = Annotated[
-    tuple[int, ...], Predicate(_exclude_batch), DocInfo("dimensions other than 0, at least one")
+    tuple[int, ...], Predicate(_spares_the_batch), DocInfo("dimensions other than 0, at least one")
 ]
 
 
 def inside(interval: Interval | None, level: Level) -> bool:
-    """True where low < sigma/alpha <= high, and without an interval."""
+    """Whether low < sigma/alpha <= high: open below, closed above; always without an interval."""
     if interval is None:
         return True
     sigma = level.sigma / level.alpha if level.alpha else math.inf
@@ -57,10 +58,22 @@ def inside(interval: Interval | None, level: Level) -> bool:
 
 
 def active(interval: Interval | None, window: Window | None, span: Span) -> bool:
-    """True where a rule with this interval and window guides at this step."""
+    """Whether a rule with this interval and this window guides at this step."""
     if window is not None and not window[0] <= span.index < window[1]:
         return False
     return inside(interval, span.now)
+
+
+def step_window(start: float, stop: float, steps: int) -> Window:
+    """The window of fractions of a run, as diffusers' guiders read them.
+
+        first = int(start·steps),   last = int(stop·steps)
+
+    Both are truncated: (0.33, 0.34) of 20 steps is empty. Raises ValueError outside 0..1.
+    """
+    if not 0 <= start <= stop <= 1:
+        raise ValueError(f"step_window: ({start}, {stop}) must satisfy 0 <= start <= stop <= 1.")
+    return int(start * steps), int(stop * steps)
 
 
 def is_one(scale: FloatOrTensor) -> bool:

@@ -1,4 +1,4 @@
-"""Gradient-free classifier guidance: away from the most likely wrong class."""
+"""Gradient-free classifier guidance: away from the class that the classifier confuses it with."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NEGLIGIBLE = 1e-3
-"""Of w − 1: below it the reference class is not evaluated."""
+"""Of w − 1: below it the reference pass is left out (guidance.md 9)."""
 
 
-class GFCGState(NamedTuple):
-    """target: class of each sample [B].
+class Judgement(NamedTuple):
+    """target: class of each row, [B]; reference, gain: what the classifier said, None before.
 
-    reference: most likely wrong class, int64 [B] on the CPU; gain: w − 1, float32 [B]. Both are
-        None
-    before the first classification.
+    reference: int64 [B] on the CPU, the most likely wrong class; gain: w − 1 per row, float32 [B].
     """
 
     target: Any
@@ -45,21 +43,21 @@ class GFCG(GuidanceBase):
             1 + s                             "constant"
         g = D_y + w_eff·(D_y − D_r),          w_eff = w − 1
 
-    per sample. r and w come from the x̂0 of the step before, so that both branches share one batch
-    and the first step is unguided. Two evaluations per step; one where w − 1 < 0.001. The
-    classifier runs without gradients. With CFG on top: the rule `sum`.
+    per row. r and w come from the x̂0 of the step before, so that both passes share one evaluation
+    and the first step is unguided. One row for y and one for r per step; none for r where
+    w − 1 < 0.001. The classifier runs without gradients. With CFG on top: the rule `sum`.
 
-    classifier: x̂0 [B, ...] -> logits [B, K]; then `cond.extra` must have "target" (class of
-        each sample, int [B]) and "classes" (a tree of K conditions [K, ...], or a function of
-        classes [B] to conditions [B, ...]). Or a reader of classes (`sampler.pipelines.classes`),
-        which provides all three. None: the pipeline's own reader, which the bundled model has.
-    strength: s.
+    classifier: x̂0 [B, ...] -> logits [B, K]; then `cond.extra` must have "target" (class of each
+        row, int [B]) and "classes" (a tree of K conditions [K, ...], or a function of classes [B]
+        to conditions [B, ...]). Or a reader of classes (`sampler.pipelines.classes`), which brings
+        all three. None: the pipeline's own reader, which the bundled model has.
+    strength: s >= 0.
     confidence: how w follows the classifier.
-    network: "main", or "weak": D_r is the weak network's, Autoguidance without a further
-        evaluation.
-    interval: (low, high] in sigma/alpha; classifiers are unreliable on the blurred x̂0 of high
-        noise. 5 is our choice.
+    network: "main", or "weak": D_r is the weak network's, Autoguidance at no further pass.
+    interval: (low, high] in sigma/alpha; a classifier knows little of the blurred x̂0 at high noise.
+        5 is our choice.
     window: as for `cfg`.
+    variant: which reconstruction; there is one.
     """
 
     classifier: Any = None
@@ -68,6 +66,7 @@ class GFCG(GuidanceBase):
     network: Literal["main", "weak"] = "main"
     interval: Interval | None = (0.0, 5.0)
     window: Window | None = None
+    variant: Literal["recon-v1"] = "recon-v1"
 
     reference: ClassVar[str] = (
         "Gradient-Free Classifier Guidance for Diffusion Model Sampling (Shenoy et al., 2024), "
@@ -79,8 +78,10 @@ class GFCG(GuidanceBase):
         return frozenset({"cond"} if self.network == "main" else {"cond", "weak"})
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[GFCG, Cond]:
-        """Takes classifier, target and conditions of the classes from a reader of classes."""
-        reader = context.adapter.classes if self.classifier is None else self.classifier
+        """The classifier and the conditions of its classes, from a reader of classes."""
+        reader: Any = self.classifier
+        if reader is None:
+            reader = context.adapter.classes
         if not isinstance(reader, ClassReader):
             return self, cond
         extra = {
@@ -90,7 +91,7 @@ class GFCG(GuidanceBase):
         }
         return replace(self, classifier=reader.classify), replace(cond, extra=extra)
 
-    def start(self, cond: Cond) -> GFCGState:
+    def start(self, cond: Cond) -> Judgement:
         if not callable(self.classifier):
             raise ValueError(
                 "gfcg: a classifier is needed: give classifier=..., a function of x0 to logits, or "
@@ -98,12 +99,12 @@ class GFCG(GuidanceBase):
             )
         if missing := {"target", "classes"} - set(cond.extra):
             raise ValueError(
-                f"gfcg: Cond.extra lacks {' and '.join(sorted(missing))}; give "
+                f"gfcg: the conditions lack {' and '.join(sorted(missing))}; give "
                 "Cond(extra={'target': ..., 'classes': ...})."
             )
-        return GFCGState(cond.extra["target"])
+        return Judgement(cond.extra["target"])
 
-    def plan(self, x: Any, span: Span, cond: Cond, state: GFCGState) -> Mapping[str, Branch]:
+    def plan(self, x: Any, span: Span, cond: Cond, state: Judgement) -> Mapping[str, Branch]:
         branches = {"cond": Branch(cond.cond)}
         if state.reference is None or not active(self.interval, self.window, span):
             return branches
@@ -114,13 +115,13 @@ class GFCG(GuidanceBase):
         return {**branches, "reference": Branch(reference, model=self.network, rows=rows)}
 
     def combine(
-        self, x: Any, preds: Mapping[str, Prediction], span: Span, state: GFCGState
-    ) -> tuple[Prediction, GFCGState]:
+        self, x: Any, preds: Mapping[str, Prediction], span: Span, state: Judgement
+    ) -> tuple[Prediction, Judgement]:
         cond = guided = preds["cond"]
         if "reference" in preds:
             away = cond.out - preds["reference"].out
             guided = cond.like(cond.out + away * state.gain)
-        if not self.strength or not _may_guide_next(self.interval, self.window, span):
+        if not self.strength or not inside_later(self.interval, self.window, span):
             return guided, state
         import torch
 
@@ -128,19 +129,19 @@ class GFCG(GuidanceBase):
             logits = self.classifier(cond.x0.tensor().detach())
         return guided, self.judge(logits, state.target)
 
-    def judge(self, logits: Tensor, target: Tensor) -> GFCGState:
-        """Reference class and w − 1 of each sample, from logits [B, K] and target classes [B]."""
+    def judge(self, logits: Tensor, target: Tensor) -> Judgement:
+        """Reference class and w − 1 of each row, from logits [B, K] and the wanted classes [B]."""
         import torch
 
         if logits.ndim != 2 or logits.shape[1] < 2:
             raise ValueError(
-                f"gfcg: the classifier must return logits [B, K], K >= 2 classes, not "
+                f"gfcg: the classifier must answer [B, K] with K >= 2 classes, not "
                 f"{tuple(logits.shape)}."
             )
         wanted = target.to(logits.device)[:, None]
         p = logits.float().softmax(1)
         wrong = p.scatter(1, wanted, -1.0)
-        # argmax may return any of several maxima: take the first
+        # argmax may return any of several maxima; the first one is asked for
         best = wrong.amax(1, keepdim=True)
         reference = (wrong == best).int().argmax(1)
         p_y, p_r = p.gather(1, wanted)[:, 0], best[:, 0]
@@ -149,11 +150,11 @@ class GFCG(GuidanceBase):
             "ratio": lambda: 2 * p_r / (p_r + p_y),
             "constant": lambda: torch.ones_like(p_y),
         }[self.confidence]()
-        return GFCGState(target, reference.cpu(), self.strength * gain)
+        return Judgement(target, reference.cpu(), self.strength * gain)
 
 
-def _may_guide_next(interval: Any, window: Any, span: Span) -> bool:
-    """True where the rule may guide at the next step, which needs a classification now."""
+def inside_later(interval: Any, window: Any, span: Span) -> bool:
+    """Whether the rule may guide at the next step: otherwise nothing has to be classified."""
     if span.next.sigma == 0:
         return False
     return active(interval, window, Span(span.index + 1, span.next, span.next))

@@ -1,12 +1,12 @@
-"""Asynchronous device-to-host copies of per-sample flags.
+"""Asynchronous device-to-host copies of per-row flags.
 
-`start_copy` starts the copy as soon as the flags are computed; `wait`, called a step later, finds
-them copied. Flags loaded from a snapshot have no pending copy and are fetched synchronously.
+`start_copy` queues the copy as soon as the flags are computed; `wait`, called a step later, finds
+it done. Flags that were loaded from a snapshot have no copy under way: `wait` starts it then.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -15,30 +15,24 @@ if TYPE_CHECKING:
 _COPY = "_sampler_host_copy"
 
 
-def start_copy(flags: float | Tensor) -> None:
-    """Starts a copy of flags [B] to the CPU, once, where they are on another device."""
-    if isinstance(flags, float) or flags.device.type == "cpu" or _pending(flags):
+def start_copy(flags: Any) -> None:
+    """Queue a copy of flags [B] to the CPU, once; nothing to do for numbers and CPU tensors."""
+    if isinstance(flags, float) or flags.device.type == "cpu" or hasattr(flags, _COPY):
         return
     copy = _pinned(flags)
     copy.copy_(flags, non_blocking=True)
-    setattr(flags, _COPY, (copy, _recorded_event(flags.device)))
+    setattr(flags, _COPY, (copy, _record_event(flags.device)))
 
 
-def wait(flags: float | Tensor) -> Tensor | None:
-    """Flags as bool [B] on the CPU; None for a number, which holds for every sample."""
+def wait(flags: Any) -> Tensor | None:
+    """The flags as bool [B] on the CPU; None for a number, which holds for every sample."""
     if isinstance(flags, float):
         return None
     start_copy(flags)
-    pending = _pending(flags)
-    if pending is None:
-        return flags.bool()
-    copy, event = pending
-    event.synchronize()
+    copy, event = getattr(flags, _COPY, (flags, None))
+    if event is not None:
+        event.synchronize()
     return copy.bool()
-
-
-def _pending(flags: Tensor) -> tuple[Tensor, torch.cuda.Event] | None:
-    return getattr(flags, _COPY, None)
 
 
 def _pinned(flags: Tensor) -> Tensor:
@@ -47,8 +41,8 @@ def _pinned(flags: Tensor) -> Tensor:
     return torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
 
 
-def _recorded_event(device: torch.device) -> torch.cuda.Event:
-    """Event on the current stream of a device, which need not be the current device."""
+def _record_event(device: torch.device) -> Any:
+    """An event on the current stream of a device, which need not be the current device."""
     import torch
 
     with torch.cuda.device(device):

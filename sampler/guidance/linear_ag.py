@@ -9,15 +9,15 @@ from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from sampler.constraints import FloatOrTensor
-from sampler.core.binding import GuidanceContext, agree
+from sampler.core.binding import GuidanceContext
 from sampler.guidance.gates import Scale, is_one
-from sampler.guidance.linear_ag_coefficients import Coefficients
+from sampler.guidance.linear_ag_coefficients import Coefficients, agree
 from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
 
 
-class LinearAGState(NamedTuple):
-    """Network outputs so far, one entry per step: c_i, and u_i evaluated or predicted."""
+class History(NamedTuple):
+    """The network's outputs so far, one entry per step: c_i, and u_i real or predicted."""
 
     cond: tuple[Any, ...] = ()
     uncond: tuple[Any, ...] = ()
@@ -26,21 +26,21 @@ class LinearAGState(NamedTuple):
 @register("guidance", "linear_ag")
 @dataclass(frozen=True)
 class LinearAG(GuidanceBase):
-    """LinearAG: CFG whose unconditional branch is, at some steps, a regression on past outputs.
+    """LinearAG: CFG whose unconditional pass is, at some steps, a regression on past outputs.
 
         û_t = Σ_{i<=t} a[t][i]·c_i + Σ_{i<t} b[t][i]·u_i,    g = û + w·(c − û)
 
-    Two evaluations at the steps where the policy has 1, one at the others. The coefficients are
-    valid for one model, sampler, grid, scale, policy and unconditional prompt, stored in their
-    file: any other run is refused. In the network's own output (the paper: eps of eps-models).
+    Two rows at the steps where the policy has 1, one at the others. The coefficients are valid for
+    one model, sampler, grid, scale, policy and unconditional prompt, which their file names:
+    anything else is refused. In the network's own output (the paper: eps of eps-models).
 
     coefficients: "bundled" (for the bundled model), the path of a file made by `sampler calibrate
         linear-ag`, or a `Coefficients` value.
-    policy: one number per step, 1 evaluates the unconditional branch and 0 predicts it; None is
-        that of the calibration (`default_policy` unless given).
-    scale: w; None is the scale of the calibration.
+    policy: one number per step, 1 evaluates the unconditional pass and 0 predicts it; None is the
+        one that the coefficients were fitted for (`default_policy` unless told).
+    scale: w >= 0; None is the scale of the calibration.
 
-    With `adaptive(rule=linear_ag)` the policy decides first, and a latched sample takes g = c.
+    With `adaptive(rule=linear_ag)` the policy decides first, and a latched row takes g = c.
 
     Deviation: the coefficients of step t are fitted with the predicted û_i in the place of u_i
     where the policy predicts; fitted on real u_i only, errors grow from step to step.
@@ -64,7 +64,7 @@ class LinearAG(GuidanceBase):
             )
         if policy[0] == 0:
             warnings.warn(
-                "linear_ag: the policy starts with 0, where no history exists to predict from.",
+                "linear_ag: the policy starts with 0, where there is no history to predict from.",
                 stacklevel=3,
             )
         known.refuse(policy=list(policy))
@@ -76,7 +76,7 @@ class LinearAG(GuidanceBase):
         return frozenset({"cond"} if is_one(self._scale()) else {"cond", "uncond"})
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[LinearAG, Cond]:
-        """Raises ValueError where the coefficients were fitted for another setting."""
+        """Checks the coefficients' keys against a run of `generate`; see `sampler.core.binding`."""
         if not is_one(self._scale()):
             self._known.refuse(
                 sampler=context.sampler,
@@ -87,10 +87,10 @@ class LinearAG(GuidanceBase):
                 self._known.refuse(negative=negative)
         return self, cond
 
-    def start(self, cond: Cond) -> LinearAGState:
-        return LinearAGState()
+    def start(self, cond: Cond) -> History:
+        return History()
 
-    def plan(self, x: Any, span: Span, cond: Cond, state: LinearAGState) -> Mapping[str, Branch]:
+    def plan(self, x: Any, span: Span, cond: Cond, state: History) -> Mapping[str, Branch]:
         if is_one(self._scale()):
             return {"cond": Branch(cond.cond)}
         self._check_level(span)
@@ -99,8 +99,8 @@ class LinearAG(GuidanceBase):
         return {"cond": Branch(cond.cond)}
 
     def combine(
-        self, x: Any, preds: Mapping[str, Prediction], span: Span, state: LinearAGState
-    ) -> tuple[Prediction, LinearAGState]:
+        self, x: Any, preds: Mapping[str, Prediction], span: Span, state: History
+    ) -> tuple[Prediction, History]:
         cond, scale = preds["cond"], self._scale()
         if is_one(scale):
             return cond, state
@@ -108,7 +108,7 @@ class LinearAG(GuidanceBase):
         past = (*state.cond, cond.out)
         uncond = preds["uncond"].out if "uncond" in preds else self.predicted(past, state.uncond)
         guided = cond.like(uncond + scale * (cond.out - uncond))
-        return guided, LinearAGState(past, (*state.uncond, uncond))
+        return guided, History(past, (*state.uncond, uncond))
 
     def predicted(self, cond: tuple[Any, ...], uncond: tuple[Any, ...]) -> Lin:
         """û of step t from c_0..c_t and u_0..u_{t−1}, each [B, ...]."""
@@ -137,8 +137,8 @@ class LinearAG(GuidanceBase):
         levels = self._known.keys.get("levels")
         if span.index >= self._known.steps:
             raise ValueError(
-                f"linear_ag: step {span.index} is beyond the {self._known.steps} steps of the "
-                "calibration; use the same number of steps."
+                f"linear_ag: step {span.index} lies beyond the {self._known.steps} steps of the "
+                "calibration; run with as many steps."
             )
         if levels is None:
             return
@@ -156,15 +156,15 @@ def _loaded(path: str) -> Coefficients:
 
 
 def default_policy(steps: int) -> tuple[int, ...]:
-    """Evaluates in the first fifth of the run and at 25, 40, 55 and 75 %: NFE 28 for 20 steps.
+    """Real in the first fifth of the run and at 25, 40, 55 and 75 % of it: 28 rows for 20 steps.
 
     The directions turn most at the noisy end. The paper alternates in the first half, and predicts
     or drops in the second.
     """
-    evaluated = {*range(-(-steps // 5)), *(int(share * steps) for share in (0.25, 0.4, 0.55, 0.75))}
-    return tuple(int(t in evaluated) for t in range(steps))
+    real = {*range(-(-steps // 5)), *(int(share * steps) for share in (0.25, 0.4, 0.55, 0.75))}
+    return tuple(int(t in real) for t in range(steps))
 
 
 def rounded_levels(levels: Any) -> list[list[float]]:
-    """[alpha, sigma] of the levels, to 6 digits, as stored in the file."""
+    """[alpha, sigma] of the levels that are evaluated, to 6 digits, as the file has them."""
     return [[round(float(v), 6) for v in (level.alpha, level.sigma)] for level in levels]

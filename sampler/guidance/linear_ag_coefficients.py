@@ -1,8 +1,8 @@
-"""Coefficients of LinearAG: file, keys of validity, least-squares fit.
+"""LinearAG's coefficients: their file, what they are valid for, and the least-squares fit.
 
     û_t = Σ_{i<=t} a[t][i]·c_i + Σ_{i<t} b[t][i]·u_i      i counts the steps of a run from 0
 
-c_i, u_i are the network's own outputs at step i, u_i evaluated or predicted; the scalars a, b
+c_i, u_i are the network's own outputs at step i, u_i real or itself predicted; the scalars a, b
 are the same for all elements of all images, and there is no intercept.
 """
 
@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sampler.core.binding import agree
 from sampler.errors import ModelError
 
 if TYPE_CHECKING:
@@ -23,15 +22,18 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled" / "linear_ag.json"
 FORMAT = "sampler.linear_ag/1"
 RIDGE = 1e-6
-"""Ridge, relative to the mean diagonal: neighbouring steps are almost collinear. Best of 1e-6 to
-1e-2 on the bundled model; with 1e-2 the regression is worse than holding c − u."""
+"""Times the mean diagonal of the normal equations: neighbouring steps are almost collinear. Best
+of 1e-6 to 1e-2 on the bundled model; with 1e-2 the regression is worse than holding c − u."""
+
+LEVELS = 1e-5
+"""By how much a level may differ from that of the fit: six digits are stored, the last one open."""
 
 Rows = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """a[t]: t + 1 numbers; b[t]: t numbers; keys: setting of the fit.
+    """a[t]: t + 1 numbers; b[t]: t numbers; keys: what they were fitted for.
 
     keys, all optional: model (fingerprint), sampler (spec), levels ([alpha, sigma] per step),
     scale, negative, prediction, policy (1 or 0 per step).
@@ -59,7 +61,7 @@ class Coefficients:
 
     @staticmethod
     def load(path: Path | str) -> Coefficients:
-        """Reads a file of `save`. Raises SamplerError (6) where it is missing or malformed."""
+        """Raises SamplerError (6) for a file that is missing or no coefficients file."""
         path = BUNDLED if path == "bundled" else Path(path)
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
@@ -69,26 +71,36 @@ class Coefficients:
             return Coefficients(rows[0], rows[1], document["keys"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
-                f"{path} is not a LinearAG coefficients file ({error}); make one with "
+                f"{path} is no LinearAG coefficients file ({error}); make one with "
                 "`sampler calibrate linear-ag`.",
             ) from error
 
     def refuse(self, **found: Any) -> None:
-        """Raises ValueError where one of these differs from the setting of the fit.
+        """Raises ValueError where one of these differs from what the coefficients were fitted for.
 
-        A key that is missing or None on either side is not compared.
+        A key that either side does not know is not compared.
         """
         for key, value in found.items():
             fitted = self.keys.get(key)
             if fitted is not None and value is not None and not agree(fitted, value):
                 differ = f"{key} = {fitted!r:.80}, not {value!r:.80}"
-                if key == "levels":  # the numbers are of no use in a message
+                if key == "levels":  # their numbers would say nothing
                     same = len(fitted) == len(value)
                     differ = "other levels" if same else f"{len(fitted)} levels, not {len(value)}"
                 raise ValueError(
                     f"linear_ag: the coefficients were fitted for {differ}; run `sampler calibrate "
                     "linear-ag` for this setting."
                 )
+
+
+def agree(fitted: Any, found: Any) -> bool:
+    """Whether two values of a key are the same, numbers in lists to what float32 levels differ by
+    between processors: a schedule is a float32 product of a thousand factors."""
+    if isinstance(fitted, (list, tuple)) and isinstance(found, (list, tuple)):
+        return len(fitted) == len(found) and all(map(agree, fitted, found))
+    if isinstance(fitted, float) and isinstance(found, float):
+        return abs(fitted - found) <= LEVELS
+    return fitted == found
 
 
 def gram_of(cond: Sequence[Tensor], uncond: Sequence[Tensor]) -> Tensor:
@@ -112,13 +124,13 @@ def solve(
 
     For step t the features are c_0..c_t, u_0..u_{t−1}, the target is u_t; `ridge` times the mean
     diagonal is added to the diagonal. With a policy, u_i is the prediction û_i wherever the policy
-    predicts it, so that each step is fitted on its later inputs, and errors are not amplified from
-    step to step; without one all u_i are the evaluated ones.
+    predicts it, so that each step is fitted on what it will be given, and errors are not amplified
+    from step to step; without one all u_i are the real ones.
     """
     import torch
 
     steps = gram.shape[0] // 2
-    # row i: feature i as a combination of the evaluated c and u
+    # row i: feature i as a combination of the real c and u
     features = torch.eye(2 * steps, dtype=torch.float64)
     cond, uncond = [], []
     for t in range(steps):

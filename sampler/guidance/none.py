@@ -1,4 +1,4 @@
-"""No guidance: the conditional model."""
+"""No guidance: the conditional model as it is."""
 
 from __future__ import annotations
 

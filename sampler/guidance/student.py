@@ -8,21 +8,26 @@ from typing import Any, ClassVar
 
 from sampler.core.adapter import PipelineAdapter
 from sampler.core.binding import GuidanceContext
+from sampler.guidance.gates import is_one
 from sampler.registry import register
-from sampler.types import Branch, Cond, GuidanceBase, Span
+from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
 
 
 @register("guidance", "student")
 @dataclass(frozen=True)
 class Student(GuidanceBase):
-    """Conditional prediction of a distilled student, whose weights contain the guidance.
+    """The student's conditional prediction, unchanged: guidance was baked in when it was trained.
 
         g = c_student
 
-    One evaluation per step, of the model "student" of `sampler.load(student=DIR)`. With the sampler
-    "consistency" the run uses the times that the student was trained at. Negative prompts and other
-    scales are refused: their effect is in the weights, at the scale in the student's manifest.
+    One row per image and evaluation, on the model "student" of `sampler.load(student=DIR)`. With
+    the sampler "consistency" the run is at the times that the student was trained at.
+
+    scale: 1, the only value there is. Any other is refused, as is a negative prompt: their effect
+        is in the weights, at the scale in the student's manifest.
     """
+
+    scale: float = 1.0
 
     reference: ClassVar[str] = (
         "One-step Diffusion Models with f-Divergence Distribution Matching (Xu et al., 2025), "
@@ -33,25 +38,19 @@ class Student(GuidanceBase):
     def needs(self) -> frozenset[str]:
         return frozenset({"cond", "student"})
 
-    def check(self, adapter: PipelineAdapter) -> None:
-        if adapter.student is None:
-            raise ValueError(
-                "student: no student is loaded; make one with `sampler finetune --trainer "
-                "f_distill`, then give its folder: --student DIR, sampler.load(student=DIR)."
-            )
-
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Student, Cond]:
-        """Raises ValueError without a student, for a negative prompt, and for an untrained time."""
-        self.check(context.adapter)
-        manifest = context.adapter.student or {}
+        """Refuses what a student cannot do, with what it can; see `sampler.core.binding`.
+
+        Raises ValueError as `check` does, for a negative prompt, and for a time that the student
+        was not trained at.
+        """
+        baked = self.check(context.adapter)
         if any(context.negative):
-            rule = manifest["baked_guidance"]
-            scale = f" at scale {rule['scale']:g}" if "scale" in rule else ""
             raise ValueError(
-                "student: a negative prompt has no effect, guidance is inside the weights: "
-                f"{rule['name']}{scale}. Leave the negative prompt out."
+                f"student: a negative prompt has no effect, guidance is inside the weights: {baked}"
+                ". Leave the negative prompt out."
             )
-        known = manifest["timesteps"]
+        known = (context.adapter.student or {})["timesteps"]
         times = ", ".join(f"{t:g}" for t in known)
         if other := [level.t for level in context.levels if level.t not in known]:
             raise ValueError(
@@ -60,5 +59,34 @@ class Student(GuidanceBase):
             )
         return self, cond
 
+    def check(self, adapter: PipelineAdapter) -> str:
+        """What is baked in. Raises ValueError where there is no student, and for a scale."""
+        manifest = getattr(adapter, "student", None)
+        if manifest is None:
+            raise ValueError(
+                "student: no student is loaded; make one with `sampler finetune --trainer "
+                "f_distill`, then give its folder: --student DIR, sampler.load(student=DIR)."
+            )
+        rule = manifest["baked_guidance"]
+        baked = rule["name"] + (f" at scale {rule['scale']:g}" if "scale" in rule else "")
+        if not is_one(self.scale):
+            raise ValueError(
+                f"student: scale = {self.scale:g} has no effect, guidance is inside the weights: "
+                f"{baked}. Leave scale out."
+            )
+        return baked
+
+    def start(self, cond: Cond) -> Any:
+        if not is_one(self.scale):
+            raise ValueError(
+                f"student: scale = {self.scale:g} has no effect, guidance is inside the weights."
+            )
+        return ()
+
     def plan(self, x: Any, span: Span, cond: Cond, state: Any) -> Mapping[str, Branch]:
         return {"cond": Branch(cond.cond, model="student")}
+
+    def combine(
+        self, x: Any, preds: Mapping[str, Prediction], span: Span, state: Any
+    ) -> tuple[Prediction, Any]:
+        return preds["cond"], state

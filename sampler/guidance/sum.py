@@ -1,4 +1,4 @@
-"""Sum of several guidance directions."""
+"""Several guidance directions at once."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from sampler.core.binding import GuidanceContext
+from sampler.core.binding import GuidanceContext, bind_guidance
 from sampler.guidance.spaces import in_space
 from sampler.registry import register
-from sampler.types import Branch, Cond, Guidance, GuidanceBase, Prediction, Span
+from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
 
 
 @register("guidance", "sum")
 @dataclass(frozen=True)
 class Sum(GuidanceBase):
-    """Sum of the guidance directions of several rules.
+    """The sum of what several rules add to the conditional prediction.
 
         g = c + Σ_i (g_i − c)
 
     With `cfg` and `autoguidance` it is the three-way rule
     c + (w_c − 1)(c − u) + (w_a − 1)(c − weak); with `gfcg` and `cfg` the directions of the two add
-    up. Each rule keeps its own state and interval; a branch that two of them need is evaluated
+    up. Each rule keeps its own state and its own interval; a pass that two of them ask for is paid
     once. Space: the network's own output (every term is a difference, so any gives the same).
 
-    rules: two or more with different directions (against the unconditional prediction, the weak
-        network, the reference class, the classifier's gradient).
+    rules: two or more, each with a direction of its own (against the unconditional prediction,
+        the weak network, the reference class, the classifier's gradient).
     """
 
     rules: Any = field(
@@ -45,18 +45,16 @@ class Sum(GuidanceBase):
         taken: dict[str, str] = {}
         for rule in rules:
             name = type(rule).name
-            if name in ("none", "sum", "student"):
-                raise ValueError(f"sum: {name!r} has no guidance direction; leave it out.")
+            if name in ("none", "sum", "student", "cfg_pp"):
+                raise ValueError(f"sum: {name!r} has no direction of its own; leave it out.")
             if name == "forecast":
                 raise ValueError("sum: put forecast outside: forecast(rule=sum(...)).")
             if getattr(rule, "zero_init_steps", 0):
-                raise ValueError(
-                    "sum: cfg_zero with a zero start cannot be summed; set zero_init_steps = 0."
-                )
+                raise ValueError("sum: cfg_zero's zero start stops the run; zero_init_steps = 0.")
             direction = _direction(rule)
             if direction in taken:
                 raise ValueError(
-                    f"sum: {taken[direction]!r} and {name!r} both guide away from "
+                    f"sum: {taken[direction]!r} and {name!r} both rewrite the direction away from "
                     f"{direction!r}; keep one of them."
                 )
             taken[direction] = name
@@ -65,14 +63,11 @@ class Sum(GuidanceBase):
     def needs(self) -> frozenset[str]:
         return frozenset({"cond"}).union(*(rule.needs for rule in self.rules))
 
-    def check(self, adapter: Any) -> None:
-        for rule in self.rules:
-            rule.check(adapter)
-
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Sum, Cond]:
-        rules: list[Guidance] = []
+        """Every rule bound to the run; see `sampler.core.binding`."""
+        rules = []
         for rule in self.rules:
-            rule, cond = rule.bind(context, cond)
+            rule, cond = bind_guidance(rule, context, cond)
             rules.append(rule)
         return replace(self, rules=tuple(rules)), cond
 
@@ -99,6 +94,6 @@ class Sum(GuidanceBase):
         return cond.like(total), tuple(states)
 
 
-def _direction(rule: Guidance) -> str:
-    """Branch that a rule guides away from, or its name where it has no other branch."""
+def _direction(rule: Any) -> str:
+    """What a rule pushes away from: a branch other than "cond", or something of its own."""
     return min(rule.needs - {"cond"}, default=type(rule).name)

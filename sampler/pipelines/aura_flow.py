@@ -19,7 +19,7 @@ class AuraFlow(FlowTransformer):
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
-        states, _, uncond, _ = self.pipe.encode_prompt(
+        states, _, uncond, _ = self.encode_prompt(
             list(prompts), list(negative), guided, device=self.device
         )
         cond = {"encoder_hidden_states": states}

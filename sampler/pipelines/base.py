@@ -10,6 +10,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -18,11 +19,15 @@ from torch import Tensor
 
 from sampler.core.adapter import ClassReader
 from sampler.core.denoisers import BatchedDenoiser
+from sampler.core.locks import exclusive
 from sampler.core.schedule import Schedule
 from sampler.errors import ModelError
 from sampler.types import Cond, Level, Prediction
 
 A = TypeVar("A", bound="type[Adapter]")
+
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
+HOOKS = ("_hf_hook", "_diffusers_hook")  # of accelerate (offloading) and diffusers (caching)
 
 _families: dict[str, type[Adapter]] = {}
 
@@ -84,6 +89,10 @@ class Adapter(BatchedDenoiser):
     def __init__(self, pipe: Any, weak: Any = None) -> None:
         self.pipe = pipe
         self.network = getattr(pipe, self.network_name)
+        if self.network is None:
+            raise ModelError(
+                f"This {type(pipe).__name__} has no {self.network_name}; load it with one."
+            )
         self.networks = {"main": self.network}
         if weak is not None:
             self.networks["weak"] = weak
@@ -122,8 +131,7 @@ class Adapter(BatchedDenoiser):
 
         diffusers' own property walks through every module of the pipeline, which is slow.
         """
-        hooked = hasattr(self.network, "_hf_hook") or hasattr(self.network, "_diffusers_hook")
-        return self.pipe._execution_device if hooked else self.network.device
+        return self.pipe._execution_device if self._hooked else self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -210,6 +218,22 @@ class Adapter(BatchedDenoiser):
         """Encode B prompts; the negative ones only if `guided`."""
         raise NotImplementedError
 
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the pipeline's `encode_prompt`, one thread at a time.
+
+        Tokenizers keep padding and truncation as state (tokenizers #537).
+        """
+        with exclusive(*(getattr(self.pipe, name, None) for name in TOKENIZERS)):
+            return self.pipe.encode_prompt(*args, **kwargs)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Lock of a batch, for a network whose hooks move or cache tensors between calls."""
+        return exclusive(self.network) if self._hooked else nullcontext()
+
+    @property
+    def _hooked(self) -> bool:
+        return any(getattr(self.network, name, None) is not None for name in HOOKS)
+
     def with_guidance_scale(self, cond: Cond, scale: float) -> Cond:
         """Add the guidance scale to the conditions; ValueError where the network takes none."""
         raise ValueError(
@@ -239,13 +263,15 @@ class Adapter(BatchedDenoiser):
     def encoded(self, images: Tensor) -> Tensor:
         """Encode images in [0, 1] to unscaled latents, float32."""
         vae = self.pipe.vae
-        output = vae.encode((images * 2 - 1).to(self.device, vae.dtype))
+        with exclusive(vae):  # video VAEs cache features between frames
+            output = vae.encode((images * 2 - 1).to(self.device, vae.dtype))
         latents = output.get("latents", output.get("latent"))
         return (output.latent_dist.mode() if latents is None else latents).float()
 
     def pixels(self, vae: Any, latents: Tensor) -> Tensor:
         """Decode unscaled latents; images in [0, 1]."""
-        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
+        with exclusive(vae):
+            images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
         return (images / 2 + 0.5).clamp(0, 1)
 
     def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:

@@ -46,7 +46,7 @@ class Flux(FlowTransformer):
         return self.branches(self._texts(prompts), self._texts(negative) if guided else None)
 
     def _texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        states, pooled, _ = self.pipe.encode_prompt(list(texts), None, device=self.device)
+        states, pooled, _ = self.encode_prompt(list(texts), None, device=self.device)
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:

@@ -54,7 +54,7 @@ class Flux2(FlowTransformer):
         return self.branches(self._texts(prompts), self._texts(negative) if guided else None)
 
     def _texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        states, positions = self.pipe.encode_prompt(list(texts), device=self.device)
+        states, positions = self.encode_prompt(list(texts), device=self.device)
         return {"encoder_hidden_states": states, "txt_ids": positions}
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:

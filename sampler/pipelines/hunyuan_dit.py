@@ -37,7 +37,7 @@ class HunyuanDiT(Adapter):
     ) -> Cond:
         branches: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         for number, (length, suffix) in enumerate(zip(LENGTHS, ("", "_t5"), strict=True)):
-            encoded = self.pipe.encode_prompt(
+            encoded = self.encode_prompt(
                 list(prompts),
                 self.device,
                 self.dtype,

@@ -18,7 +18,7 @@ class Kolors(StableDiffusionXL):
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
-        cond, uncond, pooled, uncond_pooled = self.pipe.encode_prompt(
+        cond, uncond, pooled, uncond_pooled = self.encode_prompt(
             list(prompts),
             self.device,
             do_classifier_free_guidance=guided,

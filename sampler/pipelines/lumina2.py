@@ -34,7 +34,7 @@ class Lumina2(FlowTransformer):
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
-        states, mask, uncond, uncond_mask = self.pipe.encode_prompt(
+        states, mask, uncond, uncond_mask = self.encode_prompt(
             list(prompts), guided, negative_prompt=list(negative), device=self.device
         )
         cond = {"encoder_hidden_states": states, "encoder_attention_mask": mask}

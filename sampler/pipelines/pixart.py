@@ -26,7 +26,7 @@ class PixArt(Adapter):
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
-        cond, mask, uncond, uncond_mask = self.pipe.encode_prompt(
+        cond, mask, uncond, uncond_mask = self.encode_prompt(
             list(prompts),
             guided,
             negative_prompt=list(negative),

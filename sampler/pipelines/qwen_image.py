@@ -51,7 +51,7 @@ class QwenImage(FlowTransformer):
         return self.branches(self._texts(prompts), self._texts(negative) if guided else None)
 
     def _texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        states, mask = self.pipe.encode_prompt(list(texts), device=self.device)
+        states, mask = self.encode_prompt(list(texts), device=self.device)
         mask = states.new_ones(states.shape[:2]) if mask is None else mask
         return {"encoder_hidden_states": states, "encoder_hidden_states_mask": mask.bool()}
 

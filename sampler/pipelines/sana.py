@@ -25,7 +25,7 @@ class Sana(FlowTransformer):
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
         signature = inspect.signature(type(self.pipe).__call__)
-        states, mask, uncond, uncond_mask = self.pipe.encode_prompt(
+        states, mask, uncond, uncond_mask = self.encode_prompt(
             list(prompts),
             guided,
             negative_prompt=list(negative),

@@ -66,7 +66,7 @@ class StableDiffusion(UNetAdapter):
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
-        cond, uncond = self.pipe.encode_prompt(
+        cond, uncond = self.encode_prompt(
             list(prompts),
             self.device,
             1,

@@ -24,7 +24,7 @@ class StableDiffusion3(FlowTransformer):
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
-        states, uncond, pooled, uncond_pooled = self.pipe.encode_prompt(
+        states, uncond, pooled, uncond_pooled = self.encode_prompt(
             list(prompts),
             None,
             None,

@@ -28,7 +28,7 @@ class StableDiffusionXL(UNetAdapter):
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
         zeros = [self.pipe.config.force_zeros_for_empty_prompt and not text for text in negative]
-        cond, uncond, pooled, uncond_pooled = self.pipe.encode_prompt(
+        cond, uncond, pooled, uncond_pooled = self.encode_prompt(
             list(prompts),
             device=self.device,
             do_classifier_free_guidance=guided,

@@ -52,7 +52,7 @@ class Wan(FlowTransformer):
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
-        states, uncond = self.pipe.encode_prompt(
+        states, uncond = self.encode_prompt(
             list(prompts),
             list(negative),
             guided,

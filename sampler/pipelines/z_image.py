@@ -40,7 +40,7 @@ class ZImage(FlowTransformer):
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
-        states, uncond = self.pipe.encode_prompt(
+        states, uncond = self.encode_prompt(
             list(prompts), self.device, guided, negative_prompt=list(negative)
         )
         return Cond(_texts(states), _texts(uncond) if guided else None)

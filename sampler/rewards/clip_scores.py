@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from sampler.constraints import Positive
 from sampler.errors import ModelError
 from sampler.registry import register
 from sampler.rewards.base import Dtype, RewardBase
@@ -19,16 +20,29 @@ from sampler.rewards.base import Dtype, RewardBase
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-def _clip(source: str, dtype: str, download: bool) -> Any:
     from sampler.rewards.encoders import Clip
 
-    return Clip(source, dtype, download)
+
+class _ClipReward(RewardBase):
+    """Base of the rewards on one CLIP model, which is loaded once."""
+
+    path: str
+    dtype: Dtype
+    download: bool = False
+
+    @cached_property
+    def _clip(self) -> Clip:
+        from sampler.rewards.encoders import Clip
+
+        return Clip(self.path, self.dtype, self.download)
+
+    def check(self) -> None:
+        _ = self._clip
 
 
 @register("reward", "clip")
 @dataclass(frozen=True)
-class ClipSimilarity(RewardBase):
+class ClipSimilarity(_ClipReward):
     """Agreement of image and prompt: e·c, or CLIPScore max(100·e·c, 0).
 
     e and c are the embeddings of the image and of the prompt, divided by their norms.
@@ -46,13 +60,6 @@ class ClipSimilarity(RewardBase):
 
     reference: ClassVar[str] = "CLIPScore (Hessel et al., 2021), arXiv:2104.08718, eq. 1"
 
-    @cached_property
-    def _clip(self) -> Any:
-        return _clip(self.path, self.dtype, self.download)
-
-    def check(self) -> None:
-        _ = self._clip
-
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         cosine = self._clip.to(images.device).cosine(images, prompts)
         return cosine if self.scale == "cosine" else (100 * cosine).clamp(min=0)
@@ -60,34 +67,23 @@ class ClipSimilarity(RewardBase):
 
 @register("reward", "pickscore")
 @dataclass(frozen=True)
-class PickScore(RewardBase):
+class PickScore(_ClipReward):
     """Human preference learned from pairs: exp(logit_scale)·e·c / divisor of a tuned CLIP-H.
 
     e and c are the embeddings of the image and of the prompt, divided by their norms.
 
     path: `yuvalkirstain/PickScore_v1` with the tokenizer files of CLIP-ViT-H-14 beside it.
-    divisor: above 0; 1 is the published score, 26 brings it near 0 to 1.
+    divisor: 1 is the published score, 26 brings it near 0 to 1.
     dtype: of the encoders; scores are float32.
     download: fetch files that are not in the local cache from the Hub.
     """
 
     path: str
-    divisor: float = 1.0
+    divisor: Positive = 1.0
     dtype: Dtype = "float32"
     download: bool = False
 
     reference: ClassVar[str] = "Pick-a-Pic (Kirstain et al., 2023), arXiv:2305.01569, eq. 1"
-
-    def __post_init__(self) -> None:
-        if not self.divisor > 0:
-            raise ValueError(f"pickscore: divisor = {self.divisor} must be above 0.")
-
-    @cached_property
-    def _clip(self) -> Any:
-        return _clip(self.path, self.dtype, self.download)
-
-    def check(self) -> None:
-        _ = self._clip
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         clip = self._clip.to(images.device)
@@ -96,7 +92,7 @@ class PickScore(RewardBase):
 
 @register("reward", "hpsv2")
 @dataclass(frozen=True)
-class HPSv2(RewardBase):
+class HPSv2(_ClipReward):
     """Human Preference Score v2 and v2.1: e·c of a fine-tuned CLIP ViT-H/14.
 
     e and c are the embeddings of the image and of the prompt, divided by their norms.
@@ -111,20 +107,13 @@ class HPSv2(RewardBase):
 
     reference: ClassVar[str] = "Human Preference Score v2 (Wu et al., 2023), arXiv:2306.09341"
 
-    @cached_property
-    def _clip(self) -> Any:
-        return _clip(self.path, self.dtype, False)
-
-    def check(self) -> None:
-        _ = self._clip
-
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self._clip.to(images.device).cosine(images, prompts)
 
 
 @register("reward", "aesthetic")
 @dataclass(frozen=True)
-class Aesthetic(RewardBase):
+class Aesthetic(_ClipReward):
     """LAION's aesthetic predictor, about 1 to 10: five linear layers on e of CLIP ViT-L/14.
 
     e is the embedding of the image, divided by its norm. Without activations between them the
@@ -144,10 +133,6 @@ class Aesthetic(RewardBase):
     download: bool = False
 
     reference: ClassVar[str] = "improved-aesthetic-predictor (Schuhmann, 2022)"
-
-    @cached_property
-    def _clip(self) -> Any:
-        return _clip(self.path, self.dtype, self.download)
 
     @cached_property
     def _head(self) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sampler.constraints import Positive
 from sampler.registry import register
 from sampler.rewards.base import RewardBase, as_reward
 
@@ -110,11 +111,7 @@ class ZScore(_Wrapper):
 
     reward: Any = field(metadata={"kind": "reward"})
     mean: float
-    std: float
-
-    def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ValueError(f"zscore: std = {self.std} must be above 0.")
+    std: Positive
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return (self.reward(images, prompts) - self.mean) / self.std

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Lt
 
 from sampler.errors import UsageError
 from sampler.registry import register, suggestion
@@ -28,10 +30,10 @@ class ObjectCount(RewardBase):
 
     path: a detector in the transformers layout (a hub id with download).
     label: a class name; for vocabulary "open" any phrase.
-    count: n, at least 0.
+    count: n, the target number of objects.
     counting: "soft", or "hard", which has no gradient.
     vocabulary: "fixed" classes, or "open" (OWL-ViT, OWLv2, Grounding DINO).
-    threshold: of the hard count, between 0 and 1; 0.5 by convention of the detectors' own
+    threshold: of the hard count; 0.5 by convention of the detectors' own
         post-processing.
     dtype: of the detector; scores are float32.
     download: fetch files that are not in the local cache from the Hub.
@@ -39,18 +41,12 @@ class ObjectCount(RewardBase):
 
     path: str
     label: str
-    count: int
+    count: Annotated[int, Ge(0)]
     counting: Literal["soft", "hard"] = "soft"
     vocabulary: Literal["fixed", "open"] = "fixed"
-    threshold: float = 0.5
+    threshold: Annotated[float, Gt(0), Lt(1)] = 0.5
     dtype: Dtype = "float32"
     download: bool = False
-
-    def __post_init__(self) -> None:
-        if self.count < 0:
-            raise ValueError(f"object_count: count = {self.count} must be at least 0.")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"object_count: threshold = {self.threshold} must lie in (0, 1).")
 
     @property
     def differentiable(self) -> bool:

@@ -6,7 +6,9 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from annotated_types import Ge, Le
 
 from sampler.core.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_table
 from sampler.registry import register
@@ -77,14 +79,10 @@ class SoftCompressibility(RewardBase):
     The sum counts the bits of the quantised coefficients; no run lengths and no Huffman code.
     Sides are padded to multiples of 16 by repeating the edge.
 
-    quality: 1 to 100; 95 as in `compressibility`.
+    quality: 95 as in `compressibility`.
     """
 
-    quality: int = QUALITY
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"soft_compressibility: quality = {self.quality} must lie in 1..100.")
+    quality: Annotated[int, Ge(1), Le(100)] = QUALITY
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         import torch.nn.functional as F

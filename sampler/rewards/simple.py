@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from annotated_types import Gt, Le
 
 from sampler.registry import register
 from sampler.rewards.base import RewardBase, score_dtype
@@ -74,14 +76,10 @@ class ColourAgreement(RewardBase):
     For captions such as "a fox on a sky blue background"; the twelve colours are those of the
     bundled model. 0 is exact, −√3 the farthest. Raises ValueError for a prompt without a colour.
 
-    border: fraction of the shorter side, 0 to 0.5; 0.125 is the margin of the bundled sprites.
+    border: fraction of the shorter side; 0.125 is the margin of the bundled sprites.
     """
 
-    border: float = 0.125
-
-    def __post_init__(self) -> None:
-        if not 0 < self.border <= 0.5:
-            raise ValueError(f"colour_agreement: border = {self.border} must lie in (0, 0.5].")
+    border: Annotated[float, Gt(0), Le(0.5)] = 0.125
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         import torch

@@ -1,26 +1,27 @@
-"""Momentum numbers found by `sampler calibrate momentum`, looked up for a run.
+"""Momentum numbers found by `sampler calibrate momentum`, looked up for the run at hand.
 
-A file holds numbers for one model; each is valid for one sampler, number of steps, rule with its
-scale, and schedule. Any other run is refused: a momentum number does not carry over.
+A file holds numbers for one model; each is good for one sampler, number of steps, rule with its
+scale, and schedule. For any other the look-up refuses: a momentum number does not carry over.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sampler.core.binding import agree
 from sampler.errors import UsageError
 from sampler.types import Level
 
 FORMAT = 2
+NEAR = 1e-5  # six digits are stored, the last one open
 BUNDLED = Path(__file__).parents[1] / "bundled" / "calibration" / "momentum.json"
 
 
 class Key(NamedTuple):
-    """SamplerContext that a number is valid for; `schedule` is `schedule_key` of the levels."""
+    """What a number is good for; `schedule` is `schedule_key` of the levels."""
 
     sampler: str
     steps: int
@@ -33,7 +34,7 @@ class Key(NamedTuple):
 
 
 def key_of(sampler: str, levels: Sequence[Level], guidance: Mapping[str, Any]) -> Key:
-    """Key of a run over `levels`; the scale of a rule without one is 1."""
+    """The key of a run over `levels`; the scale of a rule without one is 1."""
     rule: Any = guidance
     while isinstance(rule.get("rule"), Mapping):
         rule = rule["rule"]
@@ -44,20 +45,23 @@ def key_of(sampler: str, levels: Sequence[Level], guidance: Mapping[str, Any]) -
 
 
 def schedule_key(levels: Sequence[Level]) -> str:
-    """Grid as text: alpha and sigma of its levels, to six digits; see `same`."""
+    """A grid as text: alpha and sigma of its levels, to six digits; see `same`."""
     return " ".join(f"{level.alpha:.6g} {level.sigma:.6g}" for level in levels)
 
 
 def same(fitted: Key, found: Key) -> bool:
-    """True where two keys agree; levels to what float32 schedules differ by between processors."""
-    one, other = (
-        [*key[:-1], [float(value) for value in key.schedule.split()]] for key in (fitted, found)
+    """Whether two keys agree, levels to what float32 schedules differ by between processors."""
+    if fitted[:-1] != found[:-1]:
+        return False
+    one, other = fitted.schedule.split(), found.schedule.split()
+    return len(one) == len(other) and all(
+        math.isclose(float(a), float(b), rel_tol=NEAR, abs_tol=NEAR)
+        for a, b in zip(one, other, strict=True)
     )
-    return agree(one, other)
 
 
 def look_up(spec: str, fingerprint: str, key: Key) -> float:
-    """Number of "calibrated:FILE" (or "calibrated:bundled") for a model and a run.
+    """The number of "calibrated:FILE" (or "calibrated:bundled") for a model and a run.
 
     Raises SamplerError (2) for a file that cannot be read, another model, and a setting that was
     not calibrated.
@@ -72,7 +76,7 @@ def look_up(spec: str, fingerprint: str, key: Key) -> float:
         model, version = stored["model"], stored["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path} is not a readable momentum calibration: "
+            f"{path} is no momentum calibration that can be read: "
             f"{getattr(error, 'strerror', None) or error}.",
         ) from None
     if version != FORMAT:

@@ -32,12 +32,12 @@ class Consistency(SamplerBase):
         "Models (Luo et al., 2023), arXiv:2310.04378, Algorithm 3"
     )
 
-    _grid: ClassVar[tuple[Level, ...]] = ()  # set per instance by bind
+    _walked: ClassVar[tuple[Level, ...]] = ()  # an instance's own: the levels of its timesteps
 
     def bind(self, context: SamplerContext) -> Consistency:
-        """Looks up the levels of the timesteps.
+        """Looks the levels of the timesteps up; see `sampler.core.binding`.
 
-        Raises ValueError for another number of timesteps than steps, and for an unknown time.
+        Raises ValueError where there are not as many as steps, or no such time.
         """
         steps, times = len(context.levels) - 1, self.timesteps
         manifest = context.adapter.student
@@ -48,15 +48,16 @@ class Consistency(SamplerBase):
             return self
         if len(times) != steps:
             raise ValueError(
-                f"consistency: {len(times)} timesteps for {steps} steps; use steps = {len(times)}."
+                f"consistency: {steps} steps, and there are {len(times)} timesteps to evaluate at; "
+                f"use steps = {len(times)}."
             )
         found = replace(self, timesteps=times)
         levels = [context.adapter.schedule.level(t) for t in times]
-        object.__setattr__(found, "_grid", (*levels, context.levels[-1]))
+        object.__setattr__(found, "_walked", (*levels, context.levels[-1]))
         return found
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
-        return self._grid or grid
+        return self._walked or grid
 
     @property
     def convergence(self) -> None:

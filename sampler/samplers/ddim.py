@@ -24,11 +24,12 @@ class DDIM(SamplerBase):
     sigma'²·tau is eta² times the variance of the posterior q(x'|x, x0). On flow models
     (alpha = 1 − sigma) the step with eta = 0 is Euler's.
 
-    eta: 0 is the paper's DDIM, deterministic; 1 is ancestral (DDPM).
+    eta: 0 (default, the paper's DDIM) is deterministic, 1 is ancestral (DDPM); 0 to 1.
     """
 
     eta: Annotated[float, Ge(0), Le(1), DocInfo("0 is deterministic")] = 0.0
 
+    follows_direction: ClassVar[bool] = True
     reference: ClassVar[str] = (
         "Denoising Diffusion Implicit Models (Song et al., 2021), arXiv:2010.02502, eq. 12, 16"
     )

@@ -20,7 +20,7 @@ from annotated_types import DocInfo, Ge, Le
 from sampler_kernels import sqrt
 
 from sampler.registry import register
-from sampler.samplers.coordinates import euler
+from sampler.samplers.coordinates import euler, is_flow
 from sampler.types import Level, Move, Prediction, SamplerBase, Span, spans
 
 
@@ -112,7 +112,7 @@ class _FlowSDE(_FlowPolicy):
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
         """The grid itself. Raises ValueError for a grid that is not flow matching's."""
-        if not all(span.is_flow for span in spans(grid)):
+        if not all(map(is_flow, spans(grid))):
             raise ValueError(
                 f"{self.name} needs a flow-matching model (alpha = 1 − sigma); use cps or ddim "
                 "with eta > 0 for this one."

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from sampler.core.binding import SamplerContext
 from sampler.registry import register
-from sampler.samplers.coordinates import advance, euler
-from sampler.samplers.dpmpp_2m import dpmpp_2m
-from sampler.samplers.momentum import MomentumSampler, heavy_ball
-from sampler.samplers.unipc import Compat, unipc
-from sampler.types import Lin, Move, Prediction, Span
+from sampler.samplers.coefficients import Order, adams_bashforth
+from sampler.samplers.coordinates import Space, advance, check_space, euler, slope, weighted
+from sampler.samplers.data_space import Compat, dpmpp_2m, unipc
+from sampler.samplers.momentum import (
+    Beta,
+    Momentum,
+    MomentumNumber,
+    bound_number,
+    damped,
+    require_number,
+    resolved,
+)
+from sampler.types import Level, Move, Prediction, SamplerBase, Span
 
 
 @register("sampler", "heavy_ball")
 @dataclass(frozen=True)
-class HeavyBall(MomentumSampler):
+class HeavyBall(SamplerBase):
     """Heavy ball (HB): the slope of a multistep method, averaged over the steps.
 
         e_n = sum_j b_j·f_{n−j};   v_{n+1} = (1 − beta)·v_n + beta·e_n,   v_0 = f_0
@@ -26,15 +35,19 @@ class HeavyBall(MomentumSampler):
 
     base: "ab" (default) in eps- or flow-space; "dpmpp_2m" and "unipc" in data-space, where e is
         their second-order combination of x0 (the corrector's for UniPC).
-    momentum_number: its ceiling is the order of the sum, the rest beta; default 1.8. For
+    momentum_number: (0, 5], its ceiling is the order of the sum, the rest beta; default 1.8. For
         dpmpp_2m and unipc the order is 2. "calibrated:FILE" as for `ghvb`.
-    order: of the multistep sum; the other form, with beta. beta: damping, with order.
-    space: as for `ab`. It applies to the base "ab" alone.
+    order: 1 to 5, the other form; it goes with beta. beta: (0, 1], with order.
+    space: as for `ab`. It belongs to the base "ab" alone.
     compat: "published" averages UniPC's slope divided by sigma, as the published code does, which
         biases a constant x0 towards 0; "clean" (default) averages the slope itself.
     """
 
+    momentum_number: MomentumNumber | None = None
     base: Literal["ab", "dpmpp_2m", "unipc"] = "ab"
+    order: Order | None = None
+    beta: Beta | None = None
+    space: Space = "auto"
     compat: Compat = "clean"
 
     reference: ClassVar[str] = (
@@ -56,12 +69,38 @@ class HeavyBall(MomentumSampler):
                 "give beta, or a momentum_number above 1 and up to 2."
             )
 
+    @property
+    def momentum(self) -> Momentum:
+        """Order and beta."""
+        return resolved("heavy_ball", self.momentum_number, self.order, self.beta)
+
+    @property
+    def follows_direction(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.base != "unipc"
+
+    @property
+    def convergence(self) -> float:
+        return float(self.momentum.order) if self.momentum.beta == 1 else 1.0
+
+    def bind(self, context: SamplerContext) -> HeavyBall:
+        """With the calibrated number of this model and run, where one is asked for."""
+        return replace(self, momentum_number=bound_number(self, context))
+
+    def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
+        require_number("heavy_ball", self.momentum_number)
+        check_space("heavy_ball", self.space, grid)
+        return grid
+
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
+        order, beta = self.momentum
         if self.base == "dpmpp_2m":
-            return dpmpp_2m(pred, span, state, self.momentum.beta)
+            return dpmpp_2m(pred, span, state, beta)
         if self.base == "unipc":
-            return unipc(pred, span, state, self.momentum.beta, self.compat)
-        _, after = heavy_ball(self, pred, span, state)
+            return unipc(pred, span, state, beta, self.compat)
+        velocity, history = state or (None, ())
+        slopes = (slope(pred, span, self.space), *history)[:order]
+        v = damped(beta, velocity, weighted(adams_bashforth(len(slopes)), slopes))
+        kept = (v, slopes[: order - 1])
         if not state:
-            return Move(euler(pred, span), 0.0, after)
-        return Move(advance(pred, span, Lin.of(after.velocity), self.space), 0.0, after)
+            return Move(euler(pred, span), 0.0, kept)
+        return Move(advance(pred, span, v, self.space), 0.0, kept)

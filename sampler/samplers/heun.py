@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from sampler.registry import register
-from sampler.samplers.coordinates import Coordinate, euler, gain, slope, space_of
+from sampler.samplers.coordinates import Space, euler, gain, slope, space_of
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 
-class HeunState(NamedTuple):
-    """Slope and gain of the Euler step to correct, and their coordinate."""
+class Half(NamedTuple):
+    """The slope of the Euler step that was made, its gain, and the coordinate of both."""
 
     slope: Any
     gain: float
-    space: Coordinate
+    space: str
 
 
 @register("sampler", "heun")
@@ -45,12 +45,12 @@ class Heun(SamplerBase):
             doubled += [level, level]
         return tuple(doubled[:-1] if grid[-1].sigma == 0 else doubled)
 
-    def step(self, x: Any, pred: Prediction, span: Span, state: HeunState | tuple[()]) -> Move:
+    def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         if state:
             f = slope(pred, span, state.space)
             return Move(pred.x + state.gain / 2 * (f - Lin.of(state.slope)), 0.0, ())
-        space: Coordinate = "data" if _no_signal(span) else space_of(span)
-        half = HeunState(slope(pred, span, space), gain(span, space), space)
+        space: Space = "data" if _no_signal(span) else space_of(span)  # pyright: ignore[reportAssignmentType]
+        half = Half(slope(pred, span, space), gain(span, space), space)
         return Move(euler(pred, span), 0.0, half)
 
 

@@ -1,4 +1,4 @@
-"""Measurement y and operator A of an inverse problem: start, gradient, sizes, ranges."""
+"""A measurement y and its operator, as RED-Diff needs them: start, gradient, sizes, ranges."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Map = Callable[["Tensor"], "Tensor"]
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """y [B or 1, ...]; forward: x in [-1, 1] -> A(x); init: initial x [B or 1, ...].
+    """y [B or 1, ...]; forward: x in [-1, 1] -> A(x); init: where to start [B or 1, ...].
 
-    decoded: True where `forward` decodes latents first.
+    decoded: whether `forward` decodes latents first.
     """
 
     forward: Map
@@ -29,46 +29,42 @@ class Measurement:
 
     @property
     def size(self) -> int:
-        """Number of elements of y per sample."""
+        """Elements of y in a row."""
         return math.prod(self.y.shape[1:])
 
     def start(self, x: Tensor) -> Tensor:
-        """init in the shape of x [B, ...]. Raises ValueError where the shapes differ."""
+        """init for the rows of x [B, ...]. Raises ValueError where the two do not fit."""
         if self.init.shape[1:] != x.shape[1:]:
             raise ValueError(
-                f"reddiff: init has shape {tuple(self.init.shape[1:])}, the model's x "
-                f"{tuple(x.shape[1:])}; for images and a latent model use space='image'."
+                f"reddiff: the start has shape {tuple(self.init.shape[1:])}, the model's x "
+                f"{tuple(x.shape[1:])}; for images and a latent model say space='image'."
             )
-        for name, value in (("y", self.y), ("init", self.init)):
+        for name, value in (("y", self.y), ("the start", self.init)):
             if len(value) not in (1, len(x)):
                 raise ValueError(
-                    f"reddiff: {name} has {len(value)} samples for a batch of {len(x)}; "
-                    "give one, or one per image of the batch."
+                    f"reddiff: {name} has {len(value)} rows for a batch of {len(x)}; "
+                    "give one row, or one per image of the batch."
                 )
         return self.init.to(x).expand(x.shape).contiguous()
 
     def gradient(self, x0: Tensor) -> Tensor:
-        """d/dx0 of ‖y − A(x0)‖²/2 per sample [B, ...]; the graph is not kept."""
+        """d/dx0 of ‖y − A(x0)‖²/2 per row [B, ...]; no graph is kept."""
         import torch
 
         with torch.enable_grad():
             leaf = x0.detach().requires_grad_()
             gap = self.forward(leaf) - self.y.to(x0)
             if not gap.requires_grad:
-                raise ValueError(
-                    "reddiff: the operator is not differentiable: A(x) does not depend on x."
-                )
+                raise ValueError("reddiff: the operator is not differentiable; A(x) has no graph.")
             return torch.autograd.grad(0.5 * (gap * gap).sum(), leaf)[0]
 
     def through(self, adapter: PipelineAdapter, size: tuple[int, int]) -> Measurement:
-        """Measurement of a pipeline's latents: A ∘ decode, started from the encoded init.
+        """The same for the latents of a pipeline: A ∘ decode, started from the encoded start.
 
-        Raises ValueError where the image and the run differ in size, and for videos.
+        Raises ValueError where the image has not the size of the run, and for videos.
         """
         if adapter.frames is not None:
-            raise ValueError(
-                "reddiff: space = 'image' needs images, and this pipeline makes videos."
-            )
+            raise ValueError("reddiff: it measures images, and this pipeline makes videos.")
         if tuple(self.init.shape[-2:]) != size:
             height, width = self.init.shape[-2:]
             raise ValueError(
@@ -85,10 +81,10 @@ class Measurement:
 
 
 def measurement(operator: Any, y: Any, init: Any, data_range: Any) -> Measurement:
-    """Measurement from the fields of `REDDiff`.
+    """From what a user gives: see `REDDiff` for the forms.
 
-    Raises ValueError for an operator without A, for a missing init, and where A(init) and y differ
-    in shape.
+    Raises ValueError for an operator without A or without a start, and where A(start) has not the
+    shape of y.
     """
     import torch
 
@@ -109,24 +105,21 @@ def measurement(operator: Any, y: Any, init: Any, data_range: Any) -> Measuremen
     gain, shift = (high - low) / 2, (high + low) / 2
     apply: Any = getattr(operator, "A", operator)
     if not callable(apply):
-        raise ValueError(
-            f"reddiff: operator {operator!r:.60} must be a function or have a method A."
-        )
+        raise ValueError(f"reddiff: operator {operator!r:.60} has no method A and is no function.")
 
     def forward(x: Tensor) -> Any:
         return apply(x if gain == 1 and shift == 0 else x * gain + shift)
 
     if init is None:
-        inverse = getattr(operator, "A_dagger", None)
-        if inverse is None:
-            raise ValueError("reddiff: this operator has no A_dagger(y); give init.")
-        init = (inverse(y) - shift) / gain
+        if not hasattr(operator, "A_dagger"):
+            raise ValueError("reddiff: this operator has no A_dagger(y); give init, the start.")
+        init = (operator.A_dagger(y) - shift) / gain
     with torch.no_grad():
-        measured = forward(init)
-    if measured.shape[1:] != y.shape[1:]:
+        seen = forward(init)
+    if seen.shape[1:] != y.shape[1:]:
         raise ValueError(
-            f"reddiff: the operator maps init {tuple(init.shape[1:])} to "
-            f"{tuple(measured.shape[1:])}, but y is {tuple(y.shape[1:])}; they must match."
+            f"reddiff: the operator maps the start {tuple(init.shape[1:])} to "
+            f"{tuple(seen.shape[1:])}, but y is {tuple(y.shape[1:])}; one of them is another's."
         )
     return Measurement(forward, y.detach(), init.detach())
 

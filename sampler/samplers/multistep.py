@@ -23,15 +23,12 @@ from sampler.samplers.coordinates import (
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 
-class VariableStepState(NamedTuple):
-    """Last slopes and their clocks u, newest first; gain: of the first step, None after it."""
+class Trail(NamedTuple):
+    """The last slopes with their clocks u, newest first; `gain` of the very first step."""
 
     slopes: tuple[Any, ...]
     clocks: tuple[float, ...]
     gain: float | None
-
-
-ABState = tuple[Any, ...] | VariableStepState  # with fixed steps, the last slopes
 
 
 @register("sampler", "ab")
@@ -43,13 +40,13 @@ class AdamsBashforth(SamplerBase):
         z = x/alpha, u = sigma/alpha, f = eps;   on a flow model z = x, u = sigma, f = velocity
 
     D is the backward difference, D f_n = f_n − f_{n−1}; the sum has `order` terms.
-    While the history is short, the order is the number of slopes in it; the first step is DDIM's.
+    The first steps use the order that the history allows, so the first one is DDIM's.
 
-    order: number of slopes; 1 is DDIM, 4 is PLMS as published.
+    order: 1 (DDIM) to 5; 4 is PLMS as published.
     steps: "fixed" (published) assumes equal steps in u; on other grids every order above 2 falls
         back to 2. "variable" (ours) integrates the polynomial through the slopes at their own u,
-        and corrects the first step by the trapezoidal rule once the second slope is known (no
-        extra evaluation). Its order is `order` up to 3; the start limits it to 3 above.
+        and corrects the first step by the trapezoidal rule as soon as the second slope is there
+        (no extra evaluation). Its order is `order` up to 3; the start limits it to 3 above.
     space: the coordinate of z, u and f: "eps" or "flow", as above, or "data", z = x/sigma, u =
         alpha/sigma, f = x0; "auto" is eps, or flow on a flow model. Flow is refused on others.
     """
@@ -58,6 +55,7 @@ class AdamsBashforth(SamplerBase):
     steps: Literal["fixed", "variable"] = "fixed"
     space: Space = "auto"
 
+    follows_direction: ClassVar[bool] = True
     reference: ClassVar[str] = (
         "Pseudo Numerical Methods for Diffusion Models on Manifolds (Liu et al., 2022), "
         "arXiv:2202.09778, eq. 9"
@@ -71,28 +69,25 @@ class AdamsBashforth(SamplerBase):
         check_space("ab", self.space, grid)
         return grid
 
-    def step(self, x: Any, pred: Prediction, span: Span, state: ABState) -> Move:
+    def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         if self.steps == "variable" and self.order > 1:
             return self._variable(pred, span, state)
-        history = () if isinstance(state, VariableStepState) else state
-        slopes = (slope(pred, span, self.space), *history)[: self.order]
+        slopes = (slope(pred, span, self.space), *state)[: self.order]
         kept = slopes[: self.order - 1]
         if len(slopes) == 1:
             return Move(euler(pred, span), 0.0, kept)
         e = weighted(adams_bashforth(len(slopes)), slopes)
         return Move(advance(pred, span, e, self.space), 0.0, kept)
 
-    def _variable(self, pred: Prediction, span: Span, state: ABState) -> Move:
+    def _variable(self, pred: Prediction, span: Span, state: Any) -> Move:
         space = space_of(span, self.space)
         u, end = clock(span.now, space), clock(span.next, space)
         f = slope(pred, span, self.space)
         if not (math.isfinite(u) and math.isfinite(end)):
-            # a slope at infinite u cannot be interpolated: the history starts one step later
+            # A slope at infinite u is no node of a polynomial: the history starts one step later.
             return Move(euler(pred, span), 0.0, ())
-        if not isinstance(state, VariableStepState):
-            return Move(
-                euler(pred, span), 0.0, VariableStepState((f,), (u,), gain(span, self.space))
-            )
+        if not state:
+            return Move(euler(pred, span), 0.0, Trail((f,), (u,), gain(span, self.space)))
         slopes, clocks = (f, *state.slopes)[: self.order], (u, *state.clocks)[: self.order]
         e = weighted(variable_step(clocks, end), slopes)
         mean = advance(pred, span, e, self.space)
@@ -100,4 +95,4 @@ class AdamsBashforth(SamplerBase):
             late = f - Lin.of(state.slopes[0])
             mean = mean + carried(span, self.space) * state.gain / 2 * late
         keep = self.order - 1
-        return Move(mean, 0.0, VariableStepState(slopes[:keep], clocks[:keep], None))
+        return Move(mean, 0.0, Trail(slopes[:keep], clocks[:keep], None))

@@ -1,9 +1,9 @@
-"""Measurement operators of inverse problems, y = A(x) + noise, and their names in files.
+"""Measurement operators of inverse problems, y = A(x) + noise, and how they are named in files.
 
-An operator has `A(x)`, differentiable, samples independent, x [B, C, H, W] in [-1, 1]; and
-optionally a pseudo-inverse `A_dagger(y) -> x`, the default start. These are the method names of
-deepinv's physics, whose objects are accepted too. The filters are in `operators_filter.py`, the
-non-linear ones in `operators_nonlinear.py`.
+An operator has `A(x)`, differentiable, rows independent, x [B, C, H, W] in [-1, 1]; and, where
+there is a start better than the one a user gives, `A_dagger(y) -> x`, a pseudo-inverse. These are
+the method names of deepinv's physics, so that those objects, and anything else with them, serve as
+well. The filters are in `operators_filter.py`, the non-linear ones in `operators_nonlinear.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OPERATORS = {
 
 
 def build(spec: Any) -> Any:
-    """Operator from a name, {"name": ..., field: ...}, a list (composed), or an operator.
+    """An operator from its name, {"name": ..., field: ...}, a list (composed), or as it is.
 
     Raises ValueError for an unknown name or field.
     """
@@ -66,14 +66,14 @@ def measure(
     seed: int = 0,
     data_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Tensor:
-    """Simulated measurement y = A(x) + noise of clean images x [B, ...].
+    """y = A(x) + noise: what a sensor would see of clean images x [B, ...].
 
     sigma: the noise's standard deviation as a share of the data range, so 0.1 means the same for
-    images in [-1, 1] as for images in [0, 1]. Sample b has the noise of seed + b.
+    images in [-1, 1] as for images in [0, 1]. Row b has the noise of seed + b.
     """
     from sampler.core.noise import Noise
 
-    y = getattr(operator, "A", operator)(x)
+    y = operator.A(x) if hasattr(operator, "A") else operator(x)
     if sigma == 0:
         return y
     width = data_range[1] - data_range[0]
@@ -86,7 +86,7 @@ class Inpaint:
     """A(x) = mask·x: pixels are lost where the mask is 0; y has the size of the image.
 
     mask: tensor [H, W], or [C, H, W] per element, 1 (or True) where x is known; or the path of an
-    image file, whose white pixels (> 0.5) are filled in, as in diffusers' inpainting pipelines.
+    image file, whose white (> 0.5) is to be filled in, as in diffusers' inpainting pipelines.
     A_dagger leaves the holes at 0, mid-grey.
     """
 
@@ -109,7 +109,7 @@ class Inpaint:
         ):
             raise ValueError(
                 f"inpaint: a mask of {tuple(known.shape)} does not fit images of "
-                f"{tuple(x.shape[1:])}; give a mask of the image's size."
+                f"{tuple(x.shape[1:])}; give one of the image's size."
             )
         return known.to(x) * x
 
@@ -119,7 +119,7 @@ class Inpaint:
 
 @dataclass(frozen=True)
 class Denoise:
-    """A(x) = x: the measurement adds noise only."""
+    """A(x) = x; all that is lost is noise."""
 
     def A(self, x: Tensor) -> Tensor:
         return x
@@ -143,7 +143,7 @@ class Grayscale:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A(x) = matrix·x on flattened samples, x [B, *shape]; y [B, m].
+    """A(x) = matrix·x on flattened rows, x [B, *shape]; y [B, m].
 
     inverse: the pseudo-inverse [D, m], computed where None.
     """
@@ -156,7 +156,7 @@ class Matrix:
         size = torch.Size(self.shape).numel()
         if self.matrix.ndim != 2 or self.matrix.shape[1] != size:
             raise ValueError(
-                f"A matrix for samples of {tuple(self.shape)} must be [m, {size}], "
+                f"A matrix for rows of {tuple(self.shape)} must be [m, {size}], "
                 f"not {tuple(self.matrix.shape)}."
             )
         if self.inverse is None:

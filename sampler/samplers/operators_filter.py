@@ -1,4 +1,4 @@
-"""Linear filters, blur and downsampling, with pseudo-inverses by conjugate gradients."""
+"""Blur and downsampling: linear filters, with a pseudo-inverse by conjugate gradients."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from sampler.constraints import Count, Positive, checked
 
-# Conjugate-gradient iterations of a pseudo-inverse. Stopping early leaves out the directions that
-# the filter almost erases, in which noise would be amplified.
+# Conjugate-gradient iterations of a pseudo-inverse. Stopping early keeps the directions that the
+# filter has all but erased, where noise would be blown up, out of the result.
 _ITERATIONS = 12
 
 
 @checked("superres")
 @dataclass(frozen=True)
 class SuperResolution:
-    """A(x) is downsampled by `factor`: "average" pools blocks, "bicubic" filters and subsamples.
+    """A(x) is smaller by `factor`: "average" pools blocks, "bicubic" filters and subsamples.
 
     A_dagger: for "average" the exact pseudo-inverse (each value repeated), for "bicubic" the
     least-squares solution by conjugate gradients, stopped early.
@@ -35,7 +35,7 @@ class SuperResolution:
         height, width = x.shape[-2:]
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f"superres: {height} x {width} is not a multiple of factor = {self.factor}."
+                f"superres: {height} x {width} is no multiple of factor = {self.factor}."
             )
         if self.method == "average":
             return F.avg_pool2d(x, self.factor)
@@ -94,7 +94,7 @@ class Deblur:
 def least_squares(
     operator: Callable[[Tensor], Tensor], y: Tensor, start: Tensor, iterations: int = _ITERATIONS
 ) -> Tensor:
-    """min ‖A x − y‖² from x = start, by conjugate gradients on the normal equations, per sample.
+    """min ‖A x − y‖² from x = start, by conjugate gradients on the normal equations, per row.
 
     A must be linear; its transpose is taken by automatic differentiation.
     """

@@ -17,7 +17,7 @@ from sampler.core.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_tab
 @checked("hdr")
 @dataclass(frozen=True)
 class HighDynamicRange:
-    """A(x) = clip(gain·x, −1, 1): highlights and shadows are clipped. A_dagger(y) = y/gain."""
+    """A(x) = clip(gain·x, −1, 1): highlights and shadows are lost. A_dagger(y) = y/gain."""
 
     gain: Positive = 2.0
 
@@ -33,8 +33,8 @@ class HighDynamicRange:
 class PhaseRetrieval:
     """A(x) = |FFT(x)|, orthonormal, after zero-padding by `pad` pixels on each side.
 
-    The phase is lost: x, −x and its point reflection measure the same. A_dagger is |FFT^{-1}(y)|,
-    cropped: a start, not an inverse. Computed in the precision of x.
+    The phase is lost: sign and point reflection of x cannot be told. A_dagger is |FFT^{-1}(y)|,
+    cropped: a start, no inverse. Computed in the precision of x.
     """
 
     pad: Annotated[int, Ge(0)] = 64
@@ -53,11 +53,11 @@ class PhaseRetrieval:
 @checked("jpeg")
 @dataclass(frozen=True)
 class JPEG:
-    """A(x) = x after JPEG compression at `quality`, without chroma subsampling.
+    """A(x) = what is left of x after JPEG at `quality` (1 to 100), without chroma subsampling.
 
     8 x 8 blocks of cosine coefficients in YCbCr, rounded to multiples of the standard tables. The
-    rounding's gradient is taken as 1 (straight-through): its own is 0, which
-    would remove the data term. Height and width must be multiples of 8. A_dagger(y) = y.
+    rounding's gradient is taken as 1 (straight-through): its own is 0, and the measurement would
+    not be felt. Height and width must be multiples of 8. A_dagger(y) = y.
     """
 
     quality: Annotated[int, Ge(1), Le(100)] = 20
@@ -83,6 +83,6 @@ class JPEG:
         return y
 
     def _tables(self) -> Tensor:
-        """Quantisation steps [3, 8, 8] of this quality, by the rule of the IJG."""
+        """Quantisation steps [3, 8, 8] of this quality, by the IJG's rule."""
         tables = [scaled_table(t, self.quality) for t in (LUMINANCE, CHROMINANCE, CHROMINANCE)]
         return torch.tensor(tables, dtype=torch.float64)

@@ -4,9 +4,8 @@
     L = obs_weight·‖y − A(x0)‖²/(2m) + w·<stop(eps(x_t) − n), x0>/D
     mu <- Adam(mu, dL/dmu),   w = lam·g(sigma/alpha)
 
-m and D are the numbers of elements of y and of x per sample. (sigma/alpha)·(eps − n) is x0 −
-x0_hat, so the second gradient is w·(alpha/sigma)·(x0 − x0_hat): a denoising residual, in image
-units.
+m and D are the numbers of elements of y and of x in a row. (sigma/alpha)·(eps − n) is x0 − x0_hat,
+so the second gradient is w·(alpha/sigma)·(x0 − x0_hat): a denoising residual, in image units.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ def _ascends(pair: tuple[float, float]) -> bool:
 Range = Annotated[tuple[float, float], Predicate(_ascends), DocInfo("(low, high), low < high")]
 
 
-class REDDiffState(NamedTuple):
-    """mu [B, ...], Adam's moments and number of updates, last x0; sum and number of averaged mu."""
+class Fit(NamedTuple):
+    """mu [B, ...], Adam's moments, updates made, the last x0; the sum of averaged mu, how many."""
 
     mu: Any
     first: Any
@@ -52,35 +51,34 @@ class REDDiffState(NamedTuple):
 class REDDiff(SamplerBase):
     """RED-Diff: a variational point estimate of x0 given y = A(x0) + noise; one pass over the grid.
 
-    Every step is one Adam update of mu from one re-noised query. The network is not differentiated:
-    a step costs one evaluation and the operator's gradient. The result is mu, a mode of the
-    posterior: samples have little diversity.
+    Every step is one Adam update of mu from one re-noised query; exactly as many as steps are
+    asked for. The network is never differentiated: a step costs one evaluation, and the operator's
+    gradient. The result is mu, a mode of the posterior: no diversity is to be expected.
 
     operator: an object with A(x) and, unless `init` is given, A_dagger(y): those of
         `operators.py` by name or {"name": ...}, deepinv's physics, a matrix [m, D], or a function.
     y: the measurement, a tensor [B or 1, ...] or an image file (range [-1, 1]).
-    lam: weight of the prior, 0.25 as published. lr: Adam's, constant, 0.1 as published; 0.25 to 0.5
-        in the published examples.
+    lam: >= 0, weight of the prior, 0.25 as published. lr: > 0, Adam's, constant, 0.1 as published;
+        0.25 to 0.5 in the published examples.
     weight: g of w = lam·g(sigma/alpha): "linear" (default) q, "sqrt" q^(1/2), "square" q²,
         "log" ln(1 + q), "trunc_linear" min(q, 1), "power2over3" q^(2/3), "const" 1.
-    init: initial mu [B or 1, ...]; None is the pseudo-inverse of y.
-    data_range: range of images that the operator expects; None is [0, 1] for deepinv, else [-1, 1].
-    reduction: "published" takes means over y and over x, so that their sizes weight the
-        terms; "sum" takes sums: lam is then in units of the measurement noise's variance.
-    obs_weight: of the data term; 0 uses the prior alone (score distillation).
-    sigma_x0: noise on mu in every query; 0 as published.
+    init: mu to start from [B or 1, ...]; the pseudo-inverse of y without.
+    data_range: where the operator expects images; None is [0, 1] for deepinv, else [-1, 1].
+    reduction: "published" takes means over y and over x, so that their sizes weigh the terms;
+        "sum" takes sums: lam is then in units of the measurement noise's variance.
+    obs_weight: >= 0, of the data term; 0 leaves the prior alone (score distillation).
+    sigma_x0: >= 0, noise on mu in every query; 0 as published.
     decay: "linear" or "cosine" takes lr to 0 over the run (ours; "none" as published). average:
         the share of last steps whose mu is averaged (ours; 0 as published). Adam moves each
         coordinate by about lr to the end, which both of them calm.
-    eps: Adam's, for the loss of one sample; the published code takes a mean over B samples as well,
+    eps: Adam's, for a loss of one row; the published code's loss is a mean over B rows as well,
         which is eps·B here.
-    returns: "mu" (default), or "published": x0 before the last update, as in the published
-        loop.
-    space: "model" where y is a measurement of x itself; "image" decodes latents first
-        (experimental: needs `generate`, takes the gradient through the decoder).
+    returns: "mu" (default), or "published": x0 before the last update, as the published loop.
+    space: "model" where y belongs to x itself; "image" decodes latents first (experimental: needs
+        `generate`, takes the gradient through the decoder).
 
-    Deviations: exactly as many updates as steps (the published loop makes 13 of 12), and a loss per
-    sample, so that samples do not depend on their batch.
+    Deviations: exactly as many steps as asked for (the published loop makes 13 of 12), and a loss
+    per row, so that rows do not depend on their batch.
     """
 
     operator: Any
@@ -105,8 +103,8 @@ class REDDiff(SamplerBase):
     )
 
     def __post_init__(self) -> None:
-        measured = measurement(self.operator, self.y, self.init, self.data_range)
-        object.__setattr__(self, "_measured", measured)
+        made = measurement(self.operator, self.y, self.init, self.data_range)
+        object.__setattr__(self, "_measured", made)
 
     @property
     def convergence(self) -> None:
@@ -117,7 +115,7 @@ class REDDiff(SamplerBase):
         return True
 
     def bind(self, context: SamplerContext) -> REDDiff:
-        """With A ∘ decode as its operator, where y is a measurement of the decoded image."""
+        """The same with A ∘ decode as its operator, where y belongs to the decoded image."""
         if self.space == "model":
             return self
         bound = replace(self)
@@ -137,13 +135,13 @@ class REDDiff(SamplerBase):
         if self.space == "image" and not self._measurement.decoded:
             raise ValueError("reddiff: space = 'image' needs generate(), whose pipeline decodes.")
         mu = self._measurement.start(x)
-        unit = x / math.sqrt(level.alpha**2 + level.sigma**2)  # initial noise of unit variance
+        unit = x / math.sqrt(level.alpha**2 + level.sigma**2)  # the first noise, unscaled
         query = level.alpha * self._query(mu, 0) + level.sigma * unit
         zero = mu.new_zeros(mu.shape)
         x0 = mu if self.returns == "published" else None
-        return query, REDDiffState(mu, zero, zero, 0, x0, zero if self.average else None, 0)
+        return query, Fit(mu, zero, zero, 0, x0, zero if self.average else None, 0)
 
-    def step(self, x: Any, pred: Prediction, span: Span, state: REDDiffState) -> Move:
+    def step(self, x: Any, pred: Prediction, span: Span, state: Fit) -> Move:
         import torch
 
         measured = self._measurement
@@ -151,13 +149,13 @@ class REDDiff(SamplerBase):
         q = span.now.sigma / span.now.alpha if span.now.alpha else math.inf
         with torch.no_grad():
             prior = self.lam * WEIGHTS[self.weight](q) * (Lin.of(x0) - pred.x0)
-            # The loss is multiplied by D, so that gradients have the magnitude of residuals.
+            # The loss is taken times D, so that gradients are of the size of residuals.
             size = math.prod(x0.shape[1:])
             scale = self.obs_weight * (size / measured.size if self.reduction == "published" else 1)
             slope = prior + scale * Lin.of(measured.gradient(x0)) if scale else prior
             slope = slope.tensor()
             state = self._adam(state, slope, span, size if self.reduction == "published" else 1)
-            if self.average and self._is_averaged(span):
+            if self.average and self._averages(span):
                 total = state.total + state.mu
                 state = state._replace(total=total, averaged=state.averaged + 1)
             if self.returns == "published":
@@ -165,34 +163,34 @@ class REDDiff(SamplerBase):
         mean = span.next.alpha * self._query(state.mu, span.index + 1)
         return Move(mean, span.next.sigma, state)
 
-    def finish(self, x: Any, state: REDDiffState) -> Any:
+    def finish(self, x: Any, state: Fit) -> Any:
         if self.returns == "published":
             return state.x0
         return state.total / state.averaged if state.averaged else state.mu
 
-    def _adam(self, state: REDDiffState, slope: Any, span: Span, size: int) -> REDDiffState:
-        """One update; eps is multiplied by `size`, as the gradient is."""
+    def _adam(self, state: Fit, slope: Any, span: Span, size: int) -> Fit:
+        """One update; eps is multiplied with `size`, as the gradient is."""
         b1, b2 = _BETAS
         count = state.count + 1
         first = b1 * state.first + (1 - b1) * slope
         second = b2 * state.second + (1 - b2) * slope * slope
         spread = (second / (1 - b2**count)).sqrt() + self.eps * size
-        lr = self.lr * self._learning_rate_factor(span)
+        lr = self.lr * self._decayed(span)
         mu = state.mu - lr * (first / (1 - b1**count)) / spread
         return state._replace(mu=mu, first=first, second=second, count=count)
 
-    def _learning_rate_factor(self, span: Span) -> float:
+    def _decayed(self, span: Span) -> float:
         if self.decay == "none" or not span.total:
             return 1.0
         left = 1 - span.index / span.total
         return left if self.decay == "linear" else (1 - math.cos(math.pi * left)) / 2
 
-    def _is_averaged(self, span: Span) -> bool:
+    def _averages(self, span: Span) -> bool:
         first = math.ceil((1 - self.average) * span.total - 1e-9)
         return span.index >= min(first, span.total - 1)
 
     def _query(self, mu: Any, index: int) -> Any:
-        """x0 of the query at step `index`: mu, or mu with noise that all samples share."""
+        """x0 of the query at step `index`: mu, or mu with noise that all rows share."""
         if not self.sigma_x0:
             return mu
         return mu + self.sigma_x0 * _shared_noise(index, mu)

@@ -67,7 +67,14 @@ class GuidedCalls:
     def __init__(self, pipe: Any, layout: Layout, rule: Guidance) -> None:
         self.pipe, self.layout, self.rule = pipe, layout, rule
         self.read_schedule()
-        scale = getattr(pipe, layout.network).config.get("timestep_scale") or 1.0
+        self.networks = [
+            network
+            for name in (layout.network, layout.second)
+            if name is not None and (network := getattr(pipe, name)) is not None
+        ]
+        if not self.networks:
+            raise ModelError(f"This {type(pipe).__name__} has no {layout.network} to guide.")
+        scale = self.networks[0].config.get("timestep_scale") or 1.0
         self.unit, self.sign = layout.unit * scale, -1.0 if layout.backwards else 1.0
         self.nfe: list[int] = []
         self._variances: Tensor | None = None

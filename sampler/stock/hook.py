@@ -90,6 +90,11 @@ def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
             f"Guidance {built.name!r} needs {min(extra)!r}, which a stock pipeline does not have; "
             "use sampler.load(pipe).generate(...)."
         )
+    if getattr(built, "sets_direction", False):
+        raise ValueError(
+            f"Guidance {built.name!r} keeps a direction apart from its target, and a stock "
+            "scheduler reads one output; use sampler.load(pipe).generate(...)."
+        )
     built.start(Cond())  # a rule that needs classes or a classifier raises here
     names = [name for name in (layout.network, layout.second) if name is not None]
     built = beside_caches(built, [getattr(pipe, name) for name in names])
@@ -100,9 +105,8 @@ def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
     try:
         with ExitStack() as stack:
             stack.enter_context(intercept(pipe, hook.pipeline_call))
-            for name in filter(None, (layout.network, layout.second)):
-                if (network := getattr(pipe, name)) is not None:
-                    stack.enter_context(intercept(network, hook.network_call))
+            for network in hook.networks:
+                stack.enter_context(intercept(network, hook.network_call))
             yield hook
     finally:
         _guided[:] = [other for other in _guided if other is not pipe]

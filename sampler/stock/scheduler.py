@@ -1,10 +1,9 @@
-"""Any registered sampler as a diffusers scheduler, for stock pipelines.
+"""Registered samplers as diffusers schedulers, for stock pipelines.
 
     pipe.scheduler = sampler.scheduler("ghvb", pipe.scheduler)
 
-The levels, the parametrisation and the first noise are those of the scheduler that was there, and
-it clips where that one does (`clip_sample`, of pixel models); the moves are the sampler's. Latents
-are those of the engine, bit for bit.
+Levels, parametrisation, first noise and clipping (`clip_sample`, of pixel models) are those of the
+replaced scheduler; the moves are the sampler's. Latents equal those of the engine bit for bit.
 """
 
 from __future__ import annotations
@@ -23,15 +22,17 @@ from torch import Tensor
 from sampler import registry
 from sampler.core.noise import Noise
 from sampler.core.schedule import Schedule, clipped
+from sampler.stock.requested_grid import requested_grid
+from sampler.stock.step_seeds import NOT_PASSED, step_seeds
 from sampler.types import Level, SamplerBase, Span, spans
 
 
 def scheduler(sampler: Any, base: Any) -> SamplerScheduler:
-    """A sampler (name, {"name": ..., field: ...} or instance) in the place of scheduler `base`.
+    """Build a scheduler from a sampler (name, {"name": ..., field: ...} or instance).
 
-    Raises ValueError for a base whose levels are not known, and for a sampler that a stock
-    pipeline would silently break: one that starts from an x of its own (reddiff), or that cannot
-    be written into a configuration file.
+    base: the scheduler it replaces. Raises ValueError for a base whose levels are not supported,
+    and for a sampler that a stock pipeline cannot run: one that starts from an x of its own
+    (reddiff), or that cannot be written into a configuration file.
     """
     name = type(base).__name__
     if name.startswith("LCM"):
@@ -53,10 +54,10 @@ def scheduler(sampler: Any, base: Any) -> SamplerScheduler:
 
 
 class SamplerScheduler(SchedulerMixin, ConfigMixin):
-    """The drop-in. Mutable, as pipelines expect; a run starts afresh with every `set_timesteps`.
+    """Drop-in scheduler; mutable, as pipelines expect. `set_timesteps` starts a new run.
 
-    sampler: {"name": ..., field: ...}; base: the configuration of the scheduler it replaces, with
-    its "_class_name".
+    sampler: {"name": ..., field: ...}; base: the configuration of the replaced scheduler, with its
+    "_class_name".
     """
 
     config_name = "scheduler_config.json"
@@ -64,17 +65,17 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(self, sampler: Any = "ddim", base: Mapping[str, Any] | None = None) -> None:
         if base is None:
-            raise ValueError("Make a drop-in with sampler.scheduler(name, pipe.scheduler).")
+            raise ValueError("Build a drop-in with sampler.scheduler(name, pipe.scheduler).")
         self.schedule = Schedule.from_config(base, str(base.get("_class_name", "")))
         self.method = registry.build("sampler", sampler)
         if type(self.method).start is not SamplerBase.start:
             raise ValueError(
                 f"{self.method.name} starts from an x of its own, which a stock pipeline does not "
-                "ask for; use engine.generate."
+                "use; use engine.generate."
             )
         self.timesteps = torch.arange(self.schedule.train_steps - 1, -1, -1)
         trial = self.schedule.grid(4, mu=1.0 if self.schedule.dynamic else None)
-        # Evaluations per timestep asked for; pipelines skip that many when they start midway.
+        # evaluations per requested timestep; pipelines skip that many when they start midway
         self.order = round(len(self.method.levels(trial)) / len(trial))
         self._grid: tuple[Level, ...] = ()
         self._spans: list[Span] = []
@@ -82,13 +83,13 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def config(self) -> Any:
-        """What was saved, and beside it the replaced scheduler's entries: pipelines read those."""
+        """The saved entries and those of the replaced scheduler, which pipelines read."""
         own = self._internal_dict
         return FrozenDict({**own["base"], **own})
 
     @property
     def init_noise_sigma(self) -> float:
-        """What a pipeline multiplies the first noise with."""
+        """Factor on the first noise."""
         return self.schedule.initial_scale(self._grid) if self._grid else 1.0
 
     @property
@@ -107,7 +108,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         return self._begin
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """The number of the first step: image-to-image pipelines skip the noisiest ones."""
+        """Set the first step; image-to-image pipelines skip the noisiest ones."""
         self._begin = begin_index
 
     def set_timesteps(
@@ -118,31 +119,29 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:
-        """The grid of a run, and a fresh start; timesteps or (flow) sigmas where given.
+        """Set the grid of a run and reset the state.
 
-        Raises ValueError for timesteps that do not fall, and what `Schedule.grid` refuses.
+        sigmas: flow times before the shift. timesteps: on a vp model the levels follow them; on a
+        flow model the network receives them as they are, at the levels of `sigmas` or, without
+        those, of timesteps / N, shifted, as in the stock scheduler. mu: exponent of a dynamic
+        shift.
+
+        Raises ValueError for lengths that differ, levels that do not fall, timesteps together with
+        sigmas on a vp model, and what `Schedule.grid` raises.
         """
-        if timesteps is not None:
-            times = [t.item() if isinstance(t, Tensor) else t for t in timesteps]
-            if any(b >= a for a, b in zip(times, times[1:], strict=False)):
-                raise ValueError(f"timesteps = {times} must fall from each to the next.")
-            last = self.schedule.grid(1, mu=mu)[-1]
-            grid = (*(self.schedule.level(t) for t in times), last)
-        else:
-            given = None if sigmas is None else [float(s) for s in sigmas]
-            count = len(given) if given is not None else int(num_inference_steps or 0)
-            grid = self.schedule.grid(count, mu=mu, sigmas=given)
-        self._grid = grid
-        self._spans = spans(self.method.levels(grid))
-        self.num_inference_steps = len(grid) - 1
-        told = [span.now.t for span in self._spans]
-        whole = all(isinstance(t, int) for t in told)
-        dtype = torch.int64 if whole else torch.float32
-        self.timesteps = torch.tensor(told, dtype=dtype, device=device)
+        times = None if timesteps is None else [float(t) for t in timesteps]
+        given = None if sigmas is None else [float(s) for s in sigmas]
+        self._grid = requested_grid(self.schedule, num_inference_steps, times, given, mu)
+        self._spans = spans(self.method.levels(self._grid))
+        self.num_inference_steps = len(self._grid) - 1
+        t_of_spans = [span.now.t for span in self._spans]
+        integers = all(isinstance(t, int) for t in t_of_spans)
+        dtype = torch.int64 if integers else torch.float32
+        self.timesteps = torch.tensor(t_of_spans, dtype=dtype, device=device)
         self._reset()
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """x as the network wants to see it."""
+        """Scale x for the network."""
         self._scaled = True
         if self.schedule.process != "edm":
             return sample
@@ -155,31 +154,33 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
-        generator: Any = None,
+        generator: Any = NOT_PASSED,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
-        """One move. Stochastic samplers take the seed of each row from `generator`.
+        """Take one step; noise is seeded at the first step of a run, see `step_seeds`.
 
-        generator: one per image (row b has its seed), or one for all (row b has its seed + b).
-        Raises ValueError for a timestep that is not the next one of the grid, for eta, which is a
-        setting of the sampler here, and for a pipeline that is not made for levels of this kind.
+        Channels of a learned variance are dropped. Raises ValueError for a timestep that is not the
+        next one of the grid, for eta, which is a setting of the sampler, for a two-evaluation
+        sampler that takes over a run midway, and for a pipeline made for levels of another kind.
         """
         self._refuse(eta, use_clipped_model_output, return_dict)
         index = self._first(timestep) if self._index is None else self._index
-        if index >= len(self._spans) or float(timestep) != self._told[index]:
+        if index >= len(self._spans) or float(timestep) != self._t[index]:
             raise ValueError(
                 f"Timestep {float(timestep):g} is not the next one of this run; "
                 "call set_timesteps before every run."
             )
+        if self._index is None:
+            self._check_start(index)
+            self._seeds = step_seeds(generator, sample) if self.method.stochastic else ()
         span = self._spans[index]
         x = self._precise(sample)
         base = self.config["base"]
-        pred = self.schedule.predict(x, model_output, span.now)
+        pred = self.schedule.predict(x, self._without_variance(model_output, x), span.now)
         pred = clipped(pred, x, base, str(base.get("_class_name", "")))
         move = self.method.step(x, pred, span, self._state)
         mean = Lin.of(move.mean)
         if move.std != 0:
-            self._seeds = self._seeds or _seeds(generator, len(x))
             mean = mean + move.std * Lin.of(Noise(self._seeds).draw(index, x))
         x, self._state = settle((mean, move.state))
         if index == len(self._spans) - 1:
@@ -189,7 +190,8 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         return SchedulerOutput(prev_sample=out) if return_dict else (out,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha·x0 + sigma·noise, each row at its timestep: where image-to-image starts."""
+        """Return alpha·x0 + sigma·noise, each sample at its timestep."""
+        self._noised = True
         levels = [self._level(t) for t in timesteps.reshape(-1)]
         shape = (-1, *(1,) * (original_samples.ndim - 1))
         alpha, sigma = (
@@ -206,7 +208,6 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         return self.schedule.train_steps
 
     def _refuse(self, eta: float, recomputed: bool | None, return_dict: bool) -> None:
-        """Flow-matching pipelines give a velocity and never ask for a scaled input."""
         if eta or recomputed:
             raise ValueError(
                 "eta is a setting of the sampler here: "
@@ -215,12 +216,32 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         if self.schedule.process != "flow" and not self._scaled and not return_dict:
             raise ValueError(
                 "This pipeline does not call scale_model_input, so it is made for flow matching or "
-                f"for its own steps, and the replaced scheduler is of {self.schedule.process} "
+                f"for its own steps, and the replaced scheduler has {self.schedule.process} "
                 "levels; start from the scheduler that the pipeline came with."
             )
 
+    def _check_start(self, index: int) -> None:
+        if index and self.order > 1 and not self._noised:
+            raise ValueError(
+                f"{self.method.name} evaluates each step twice and cannot take over in the middle "
+                "of a run (denoising_start): the cut falls between the two evaluations. Use a "
+                "sampler with one evaluation per step, such as 'dpmpp_2m'."
+            )
+
+    def _without_variance(self, model_output: Tensor, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        if model_output.shape == x.shape or x.ndim < 2:
+            return model_output
+        learned = str(self.config["base"].get("variance_type", "")).startswith("learned")
+        if model_output.shape[1] == 2 * channels and learned:
+            return model_output[:, :channels]
+        raise ValueError(
+            f"The model output has shape {tuple(model_output.shape)} and the sample "
+            f"{tuple(x.shape)}; they must be equal, or hold a learned variance of the scheduler."
+        )
+
     def _reset(self) -> None:
-        self._scaled = False
+        self._scaled = self._noised = False
         self._index: int | None = None
         self._begin: int | None = None
         self._state: Any = ()
@@ -228,34 +249,29 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         self._seeds: tuple[int, ...] = ()
 
     @property
-    def _told(self) -> list[float]:
+    def _t(self) -> list[float]:
         return self.timesteps.tolist()
 
     def _first(self, timestep: Any) -> int:
         if self._begin is not None:
             return self._begin
-        told = self._told
-        return told.index(float(timestep)) if float(timestep) in told else len(told)
+        times = self._t
+        return times.index(float(timestep)) if float(timestep) in times else len(times)
 
     def _level(self, timestep: Any) -> Level:
-        """The level of a timestep, of this run's grid where it is on it."""
-        t = float(timestep)
-        for span, told in zip(self._spans, self._told, strict=False):
-            if told == t:
-                return span.now
+        """Level of a timestep: at the position of the run, else the first one on its grid."""
+        t, times = float(timestep), self._t[: len(self._spans)]
+        for index in (self._index, self._begin):
+            if index is not None and index < len(times) and times[index] == t:
+                return self._spans[index].now
+        if t in times:
+            return self._spans[times.index(t)].now
         return self.schedule.level(int(t) if t.is_integer() else t)
 
     def _precise(self, sample: Tensor) -> Tensor:
-        """float32 or float64: what the last step left, unless the pipeline changed it since."""
+        """Full-precision sample: the last step's result, unless the pipeline changed it since."""
         if sample.dtype in (torch.float32, torch.float64):
             return sample
         if self._x is not None and torch.equal(self._x.to(sample.dtype), sample):
             return self._x
         return sample.float()
-
-
-def _seeds(generator: Any, rows: int) -> tuple[int, ...]:
-    if isinstance(generator, (list, tuple)):
-        return tuple(g.initial_seed() for g in generator)
-    first = torch.initial_seed() if generator is None else generator.initial_seed()
-    return tuple((first + b) % 2**63 for b in range(rows))

@@ -93,7 +93,8 @@ class FitLoop:
     def _update(self) -> None:
         settings, wall, cpu = self.settings, time.perf_counter(), time.process_time()
         progress = self.done / max(settings.updates, 1)
-        rate = (settings.lr or 0.0) * (1 + ((settings.lr_end or 1.0) - 1) * progress)
+        lr_end = 1.0 if settings.lr_end is None else settings.lr_end
+        rate = (settings.lr or 0.0) * (1 + (lr_end - 1) * progress)
         for group in self.optimiser.adam.param_groups:
             group["lr"] = rate
         batch = batches.batch(

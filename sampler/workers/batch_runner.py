@@ -132,7 +132,7 @@ class BatchRunner:
         method = bind_sampler(method, SamplerContext(adapter, grid, dict(settings.guidance), size))
         rows = [PromptLine(job.prompt, job.negative_prompt, job.seed) for job in jobs]
         watch = _Watch(len(rows), self.stopped)
-        with torch.no_grad():
+        with torch.no_grad(), adapter.exclusive():
             cond = texts.encode(
                 [row.prompt for row in rows],
                 [row.negative for row in rows],

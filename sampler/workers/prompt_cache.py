@@ -14,7 +14,9 @@ import torch
 from sampler_kernels import leaves, map_tree
 from torch import Tensor
 
+from sampler.core.adapter import PipelineAdapter
 from sampler.core.denoisers import cat_rows
+from sampler.core.locks import exclusive
 from sampler.types import Cond
 from sampler.workers.recovery import free_memory
 
@@ -27,7 +29,7 @@ Size = tuple[int, int]
 class PromptCache:
     """The conditions of prompts and of negative prompts, the latest of them kept."""
 
-    def __init__(self, adapter: Any) -> None:
+    def __init__(self, adapter: PipelineAdapter) -> None:
         self._adapter = adapter
         self._known: OrderedDict[Any, Any] = OrderedDict()
         self._bytes = 0
@@ -66,7 +68,8 @@ class PromptCache:
             return None
         if len(prompt) <= (limit - 2) // 2:
             return None  # a token has at most a few bytes, never less than half a character here
-        count = len(tokenizer.tokenize(prompt)) + tokenizer.num_special_tokens_to_add()
+        with exclusive(tokenizer):
+            count = len(tokenizer.tokenize(prompt)) + tokenizer.num_special_tokens_to_add()
         return f"{count - limit} tokens of the prompt were dropped" if count > limit else None
 
     def _row(self, prompt: str, negative: str, guided: bool, size: Size) -> tuple[Any, Any]:

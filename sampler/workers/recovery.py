@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from sampler.core.adapter import PipelineAdapter
+from sampler.core.locks import exclusive
 
 _MEMORY = (
     "out of memory",
@@ -18,7 +20,7 @@ _MEMORY = (
 )
 
 
-def decode_float32(adapter: Any, latents: Tensor) -> Tensor | None:
+def decode_float32(adapter: PipelineAdapter, latents: Tensor) -> Tensor | None:
     """The decoder in float32, for this once; None where it is in float32 already.
 
     half -> float32 -> half is exact, so the decoder comes back as it was.
@@ -27,11 +29,12 @@ def decode_float32(adapter: Any, latents: Tensor) -> Tensor | None:
     before = getattr(vae, "dtype", None)
     if vae is None or before not in (torch.float16, torch.bfloat16):
         return None
-    try:
-        vae.to(torch.float32)
-        return adapter.decode(latents.float())
-    finally:
-        vae.to(before)
+    with exclusive(vae):
+        try:
+            vae.to(torch.float32)
+            return adapter.decode(latents.float())
+        finally:
+            vae.to(before)
 
 
 def is_memory(error: BaseException) -> bool:

@@ -189,7 +189,7 @@ def index(kind: str) -> str:
     """The list of a kind, at docs/reference/KIND/index.md."""
     title, about = KINDS[kind]
     rows = kind in ("sampler", "guidance")
-    head = "| name | what it does |" + (" rows a step | |" if rows else " |")
+    head = "| name | what it does |" + (" NFE per step | |" if rows else " |")
     lines = [head, "|---|---|" + ("---|---|" if rows else "---|")]
     for name in registry.names(kind):
         cells = [f"[`{name}`]({name}.md)", docstring(kind, name).summary]

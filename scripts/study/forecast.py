@@ -145,6 +145,27 @@ def report(out: Out, docs: Annotated[Path, typer.Option(help="Where it goes.")] 
         writer.writerows(found)
 
 
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The lines of the table in docs/howto/half_the_calls.md: means of the seeds, least SSIM."""
+    lines = [
+        "| setting | rows | SSIM | worst image | accuracy | CPU s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["point"] for row in rows):
+        own = [row for row in rows if row["point"] == name]
+        if len(own) < len(SEEDS):
+            continue
+
+        def mean(key: str, own: list[dict[str, Any]] = own) -> float:
+            return sum(float(row[key]) for row in own) / len(own)
+
+        worst = min(float(row["worst_ssim"]) for row in own)
+        cells = [name, f"{mean('rows'):.1f}", f"{mean('ssim'):.4f}", f"{worst:.3f}"]
+        cells += [f"{mean('accuracy'):.3f}", f"{mean('cpu_seconds_per_image'):.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def _measured(model: Any, out: Path, number: int, point: Point, seed: int) -> dict[str, Any] | None:
     file = out / f"{number:02d}_{seed}.npz"
     if not file.exists():

@@ -10,6 +10,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
 import sampler
 from tests import tiny
+from tests.families import FAMILIES
 from tests.guidance.stock import Rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -156,6 +157,19 @@ def test_calls_with_gradients_are_guided(pipe):
             output_type="latent",
         ).images
     assert latents.requires_grad and torch.allclose(latents, expected, atol=1e-5)
+
+
+def test_a_pipeline_without_its_first_network_is_guided_by_the_second():
+    wan = FAMILIES["Wan (text to video)"].build()
+    wan.transformer_2, wan.transformer = wan.transformer, None
+    with sampler.guide(wan, CFG) as calls:
+        assert calls.networks == [wan.transformer_2]
+    with pytest.raises(sampler.SamplerError, match="has no transformer"):
+        sampler.load(wan)
+    wan.transformer_2 = None
+    with pytest.raises(sampler.SamplerError, match="no transformer to guide"):
+        with sampler.guide(wan, CFG):
+            pass
 
 
 def test_two_calls_at_once_are_refused(pipe):

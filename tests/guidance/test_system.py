@@ -575,9 +575,9 @@ BAD = {
     "adaptive twice": ({"name": "adaptive", "rule": "adaptive"}, "rule = 'adaptive'"),
     "zero + apg": (
         {"name": "sum", "rules": [{"name": "cfg_zero", "zero_init_steps": 0}, "apg"]},
-        "'cfg_zero' and 'apg' both guide away",
+        "'cfg_zero' and 'apg' both rewrite",
     ),
-    "cfg twice": ({"name": "sum", "rules": ["cfg", "cfg"]}, "both guide away"),
+    "cfg twice": ({"name": "sum", "rules": ["cfg", "cfg"]}, "both rewrite"),
     "zero start in a sum": ({"name": "sum", "rules": ["cfg_zero", "autoguidance"]}, "zero start"),
     "one": ({"name": "sum", "rules": ["cfg"]}, "at least two"),
     "hold linear_ag": (
@@ -607,11 +607,11 @@ def test_bad_runs_are_refused_before_any_network_call():
     for rule, cond, words in (
         (CFG, torch.ones(2), "unconditional branch"),
         ("apg", torch.ones(2), "unconditional branch"),
-        ("cfg_zero", conditions(2), "needs a flow model"),
+        ("cfg_zero", conditions(2), "no flow model"),
         ("gfcg", conditions(2), "classifier is needed"),
         ({"name": "gfcg", "classifier": classify}, Cond(torch.ones(2)), "lack classes and target"),
         ("classifier", conditions(2), "classifier is needed"),
-        ({"name": "classifier", "classifier": classify}, Cond(torch.ones(2)), "target classes"),
+        ({"name": "classifier", "classifier": classify}, Cond(torch.ones(2)), "wanted classes"),
     ):
         with pytest.raises(ValueError, match=words):
             engine.run(x, LEVELS, cond, "ddim", rule)
@@ -636,7 +636,7 @@ def test_linear_ag_of_another_setting_is_refused():
         engine.run(noise(2), (*LEVELS[:-1], *LEVELS[-2:]), conditions(2), "ddim", rule)
     with pytest.raises(ValueError, match="prediction = 'eps'"):
         sampler.Engine(Spy("v").denoiser).run(noise(2), LEVELS, conditions(2), "ddim", rule)
-    with pytest.raises(sampler.SamplerError, match="not a LinearAG coefficients file"):
+    with pytest.raises(sampler.SamplerError, match="no LinearAG coefficients file"):
         sampler.build("guidance", {"name": "linear_ag", "coefficients": "nowhere.json"})
 
 

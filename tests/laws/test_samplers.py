@@ -156,6 +156,26 @@ def test_two_steps_only(name):
     assert run(spec("sampler", name), "none", levels, noise(1)).isfinite().all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_direction_is_followed_or_refused(name):
+    """On the first step x' changes by sigma'·(direction − eps), or cfg_pp is refused."""
+    method, levels, x = build(name), grid(name, 6), noise(2)
+    pred = sampler.Prediction.from_x0(x, 0.3 * x, levels[0])
+    other = sampler.Prediction.from_x0(x, 0.3 * x, levels[0], eps=x.flip(-1))
+    start, state = method.start(x, levels[0])
+    span = sampler.Span(0, levels[0], levels[1], 6)
+    if not method.follows_direction:
+        with pytest.raises(ValueError, match="no place for a direction"):
+            run(spec("sampler", name), "cfg_pp", levels, x)
+        return
+    moves = [
+        sampler.settle(sampler.Lin.of(method.step(start, p, span, state).mean))
+        for p in (pred, other)
+    ]
+    expected = levels[1].sigma * (other.eps.tensor() - pred.eps.tensor())
+    assert torch.allclose(moves[1] - moves[0], expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "method", [{"name": "ddim", "eta": 1.0}, *({"name": n} for n in ("cps", *sorted(FLOW_ONLY)))]
 )

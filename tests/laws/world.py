@@ -24,6 +24,7 @@ EXAMPLES: dict[tuple[str, str], Any] = {
     ("guidance", "cfg_zero"): {"name": "cfg_zero", "zero_init_steps": 0},  # no flow model here
     # the runs of these laws are short, and their steps large
     ("guidance", "forecast"): {"name": "forecast", "warmup": 2, "tolerance": 0.2},
+    ("guidance", "cads"): None,  # its conditions are text states: tests/guidance
     ("guidance", "linear_ag"): None,  # fitted for one grid: tests/guidance
     ("guidance", "embedded"): None,  # needs a network with that input: tests/pipelines
     ("guidance", "gfcg"): None,  # these need a classifier: tests/guidance

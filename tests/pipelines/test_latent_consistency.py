@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_one_sentence():
         sampler.build("guidance", {"name": "embedded", "scale": -1.0})
     levels = [sampler.Level(900, 0.3, 0.95), sampler.Level(0, 1.0, 0.0)]
     bare = sampler.Engine(sampler.denoiser(lambda x, level, cond: x))
-    with pytest.raises(ValueError, match="contain no scale"):
+    with pytest.raises(ValueError, match="carry no scale"):
         bare.run(torch.zeros(1, 4), levels, guidance=rule)
     engine = sampler.load(lcm())
     with pytest.raises(ValueError, match="negative prompt"), pytest.warns(UserWarning):

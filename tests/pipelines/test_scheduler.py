@@ -3,10 +3,13 @@
 import pytest
 import torch
 from diffusers import (
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLImg2ImgPipeline,
 )
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
@@ -260,6 +263,104 @@ def test_custom_timesteps():
     drop.step(x, drop.timesteps[0], x)
     with pytest.raises(ValueError, match="not the next one"):
         drop.step(x, drop.timesteps[0], x)
+
+
+@pytest.mark.parametrize(
+    "dynamic", [{}, {"use_dynamic_shifting": True}, {"time_shift_type": "linear"}]
+)
+def test_timesteps_and_sigmas_of_flow_matching_are_the_stock_ones(dynamic):
+    """CogView4 gives timesteps, sigmas and mu on every call (diffusers #14013, #14461)."""
+    dynamic = {**dynamic, "use_dynamic_shifting": bool(dynamic)}
+    stock = FlowMatchEulerDiscreteScheduler(shift=3.0, **dynamic)
+    drop = sampler.scheduler("ddim", stock)
+    times = [1000.0, 700.0, 333.0, 20.0]
+    mu = {"mu": 1.3} if dynamic["use_dynamic_shifting"] else {}
+    for given in (
+        {"timesteps": times, "sigmas": [0.9, 0.6, 0.3, 0.1]},
+        {"timesteps": times},
+        {"sigmas": [0.9, 0.6, 0.3, 0.1]},
+    ):
+        for scheduler in (stock, drop):
+            scheduler.set_timesteps(**given, **mu)
+        assert drop.timesteps.tolist() == pytest.approx(stock.timesteps.tolist(), rel=1e-6)
+        assert drop.sigmas.tolist() == pytest.approx(stock.sigmas.tolist(), rel=1e-6)
+    for given in ({"sigmas": [0.9, 0.1]}, {"num_inference_steps": 3}):
+        with pytest.raises(ValueError, match="agree in length"):
+            drop.set_timesteps(timesteps=times, **given, **mu)
+    with pytest.raises(ValueError, match="must fall"):
+        drop.set_timesteps(timesteps=times, sigmas=[0.9, 0.9, 0.3, 0.1], **mu)
+
+
+def test_timesteps_and_sigmas_together_are_refused_for_vp_levels():
+    drop = sampler.scheduler("ddim", tiny.sd().scheduler)
+    with pytest.raises(ValueError, match="not both"):
+        drop.set_timesteps(timesteps=[900, 100], sigmas=[0.9, 0.1])
+
+
+def test_repeated_timesteps_have_the_levels_of_their_positions():
+    """Karras' ramp is rounded to timesteps, which repeat near the clean end."""
+    stock = DPMSolverMultistepScheduler(**tiny.BETAS, use_karras_sigmas=True)
+    drop = sampler.scheduler("ddim", stock)
+    one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    for begin in (95, 97, 99):
+        noises = []
+        for scheduler in (stock, drop):
+            scheduler.set_timesteps(100)
+            scheduler.set_begin_index(begin)
+            noises.append(scheduler.add_noise(zero, one, scheduler.timesteps[begin : begin + 1]))
+        assert len(set(drop.timesteps.tolist())) < 100
+        assert torch.allclose(*noises, rtol=1e-4)
+
+
+def refiner_and_base(method):
+    base = tiny.sdxl()
+    parts = {
+        name: part
+        for name, part in base.components.items()
+        if name not in ("image_encoder", "feature_extractor")
+    }
+    refiner = StableDiffusionXLImg2ImgPipeline(**parts, add_watermarker=False)
+    refiner.set_progress_bar_config(disable=True)
+    base.scheduler = refiner.scheduler = sampler.scheduler(method, base.scheduler)
+    return base, refiner
+
+
+def in_two_parts(base, refiner, **options):
+    call = {"prompt": "a", "num_inference_steps": 11, "output_type": "latent", **options}
+    seed = torch.Generator().manual_seed(0)
+    half = base(**call, height=32, width=32, generator=seed, denoising_end=0.5).images
+    return refiner(**call, image=half, denoising_start=0.5, generator=seed).images
+
+
+def test_a_refiner_goes_on_where_the_base_stopped():
+    base, refiner = refiner_and_base("ddim")
+    seed = torch.Generator().manual_seed(0)
+    one = base("a", num_inference_steps=11, output_type="latent", height=32, width=32,
+               generator=seed).images  # fmt: skip
+    assert torch.allclose(in_two_parts(base, refiner), one, atol=1e-4)
+
+
+def test_a_refiner_with_two_evaluations_per_step_is_refused():
+    """The cut falls between the two: diffusers #5447."""
+    with pytest.raises(ValueError, match="heun evaluates each step twice.*one evaluation"):
+        in_two_parts(*refiner_and_base("heun"))
+
+
+def test_the_channels_of_a_learned_variance_are_dropped():
+    """As pixel models have them (IF); a size error before."""
+    stock = DDPMScheduler(**tiny.BETAS, variance_type="learned_range")
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    out = torch.cat([torch.sin(x), torch.ones_like(x)], 1)
+    drop = sampler.scheduler("ddim", stock)
+    ends = []
+    for given in (out, out[:, :3]):
+        drop.set_timesteps(4)
+        ends.append(drop.step(given, drop.timesteps[0], x).prev_sample)
+    assert torch.equal(*ends)
+    plain = sampler.scheduler("ddim", DDPMScheduler(**tiny.BETAS))
+    plain.set_timesteps(4)
+    with pytest.raises(ValueError, match=r"output has shape \(2, 6, 8, 8\)"):
+        plain.step(out, plain.timesteps[0], x)
 
 
 def test_refusals(tmp_path):

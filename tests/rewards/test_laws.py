@@ -145,7 +145,7 @@ def test_wrong_fields_are_one_sentence():
         ({"name": "sum", "rewards": []}, "at least one"),
         ({"name": "sum", "rewards": ["brightness"], "weights": [1, 2]}, "2 weights for 1"),
         ({"name": "zscore", "reward": "brightness", "mean": 0, "std": 0}, "above 0"),
-        ({"name": "soft_compressibility", "quality": 0}, "1..100"),
+        ({"name": "soft_compressibility", "quality": 0}, "from 1 to 100"),
         ({"name": "colour_agreement", "border": 0.7}, "0.5"),
         ({"name": "target", "reward": "brightnes", "value": 1}, "did you mean 'brightness'"),
     ]:

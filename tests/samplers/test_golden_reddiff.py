@@ -6,6 +6,7 @@ import torch
 import sampler
 from sampler.samplers import operators, reddiff
 from sampler.samplers.operators_nonlinear import HighDynamicRange, PhaseRetrieval
+from sampler.samplers.weights import published_times
 from sampler.types import Level, Prediction, Span
 from tests.samplers.golden import arrays, cases, level, mixture
 
@@ -89,6 +90,12 @@ def test_what_the_published_loop_returns(key, monkeypatch):
     _, final = walk(case, data, monkeypatch, returns="published")
     golden = torch.from_numpy(data[f"{key}_returned_x0_pred"])
     assert torch.allclose(final, golden, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c["key"])
+def test_published_timesteps(case):
+    times = arrays("reddiff")[f"{case['key']}_timesteps_descending"].tolist()
+    assert published_times(case["num_steps"]) == times and len(times) == case["n_steps"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c["key"])

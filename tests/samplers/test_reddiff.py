@@ -223,7 +223,7 @@ def test_bad_input_is_refused_when_built(change, part):
 def test_bad_input_is_refused_before_the_first_evaluation():
     seen = []
     for y, part in (
-        (torch.zeros(1, 3, 8, 8), "init has shape"),
+        (torch.zeros(1, 3, 8, 8), "the start has shape"),
         (torch.zeros(3, *SHAPE), "rows"),
     ):
         with pytest.raises(ValueError, match=part):

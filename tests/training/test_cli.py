@@ -86,7 +86,7 @@ def test_a_terminal_gets_a_bar_with_reward_and_time_left(monkeypatch):
         ("reward: brightness\ntrainer: {name: ddpo, clip: 1}\n", "a.yaml:2: trainer 'ddpo' has no"),
         ("reward: brightness\nfit: {update: 3}\n", "a.yaml:2: fit has no key 'update'"),
         ("reward: brightness\nfit: 3\n", "fit is a mapping"),
-        ("reward: brightness\nfit: {batch: 0}\n", "batch = 0 must be at least 1"),
+        ("reward: brightness\nfit: {batch: 0}\n", "batch = 0 must be an integer of at least 1"),
         ("model: {path: 3}\nreward: brightness\n", "a.yaml:1: model.path = 3"),
         ("prompts: [a dog]\n", "No reward"),
         ("reward: brightness\n", "No prompts"),

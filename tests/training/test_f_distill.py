@@ -281,10 +281,10 @@ def test_evaluations_are_the_students_average(engine, tmp_path):
     [
         ({"gan_weight": 0.0}, {}, "only divergence = 'rkl' works with 0"),
         ({"divergence": "chi"}, {}, "divergence"),
-        ({"timesteps": (99.0, 999.0)}, {}, "must fall"),
+        ({"timesteps": (99.0, 999.0)}, {}, "must be falling times"),
         ({"timesteps": (1200.0,)}, {}, "must lie in 0..999"),
-        ({"low": 2.0}, {}, "must have 1 inside"),
-        ({"student_every": 0}, {}, "must be >= 1"),
+        ({"low": 2.0}, {}, "above 0 and at most 1"),
+        ({"student_every": 0}, {}, "must be an integer of at least 1"),
         ({}, {"guidance": {"name": "adaptive"}}, "depends on the step or on earlier"),
         ({}, {"guidance": {"name": "cfg", "interval": (0.1, 5.0)}}, "depends on the step or on"),
         ({"warmup": 2}, {"sampler": {"name": "ddim", "eta": 1.0}}, "use a deterministic sampler"),

@@ -237,7 +237,7 @@ def test_bfloat16(engine, tmp_path):
         ),
         ("alignprop", "brightness", {"stop_reward": 1.0}, "eval_every"),
         ("alignprop", "brightness", {"learning_rate": 1}, "no key 'learning_rate'"),
-        ("alignprop", "brightness", {"lr": "fast"}, "fit.lr = 'fast'"),
+        ("alignprop", "brightness", {"lr": "fast"}, "fit: lr = .fast."),
         ("alignprop", "tests.training.world:curve", {}, "allow-python"),
         ("alignprob", "brightness", {}, "did you mean 'alignprop'"),
     ],

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from annotated_types import DocInfo, Ge, Gt, Lt
+
+from sampler.constraints import Count, Positive
 from sampler.registry import register
 from sampler.training.alignprop.truncation import Truncation, check_truncation, kept_steps
 from sampler.training.base import MicroBatchLoss, TrainerBase
@@ -53,18 +56,18 @@ class AlignProp(TrainerBase):
     """
 
     truncation: Truncation = "gaussian"
-    k: int = 1
-    low: int = 0
-    high: int | None = None
-    mean: float = 0.84
-    std: float = 0.1
+    k: Count = 1
+    low: Annotated[int, Ge(0)] = 0
+    high: Annotated[int, Ge(0)] | None = None
+    mean: Annotated[float, Gt(0), Lt(1)] = 0.84
+    std: Positive = 0.1
     loss: Literal["maximise", "target", "hinge"] = "maximise"
     value: float = 10.0
-    loss_scale: float = 1.0
+    loss_scale: Positive = 1.0
     through_input: bool = True
-    lv: int = 0
+    lv: Annotated[int, Ge(0), DocInfo("0 is off")] = 0
     ending: Literal["walk", "jump"] = "walk"
-    anchor: float = 0.0
+    anchor: Annotated[float, Ge(0), DocInfo("0 is off")] = 0.0
     checkpointing: bool = True
     vae_slices: bool = False
     clamp: Literal["hard", "straight_through"] = "hard"
@@ -85,14 +88,6 @@ class AlignProp(TrainerBase):
     )
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"alignprop: k = {self.k} must be at least 1.")
-        if not (self.std > 0 and 0 < self.mean < 1):
-            raise ValueError(
-                f"alignprop: mean = {self.mean} must lie in (0, 1) and std = {self.std} above 0."
-            )
-        if self.lv < 0 or self.anchor < 0 or not self.loss_scale > 0:
-            raise ValueError("alignprop: lv and anchor must be at least 0, loss_scale above 0.")
         if self.lv and (self.truncation != "fixed" or self.k != 1):
             raise ValueError("alignprop: lv needs truncation = 'fixed' and k = 1.")
 

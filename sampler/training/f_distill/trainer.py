@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from annotated_types import DocInfo, Ge, Gt, Le, Predicate
+
+from sampler.constraints import Count, Nonnegative
 from sampler.guidance.f_divergence import Divergence
 from sampler.registry import register
 from sampler.training.base import MicroBatchLoss, TrainerBase
 from sampler.training.batches import Batch, derived
-from sampler.training.settings import Defaults
+from sampler.training.settings import Decay, Defaults
 
 if TYPE_CHECKING:
     from sampler.training.f_distill.data import LatentSet
@@ -23,6 +26,20 @@ if TYPE_CHECKING:
     from sampler.types import Level
 
 Form = Literal["full", "lora"]
+
+
+def _falls(times: tuple[float, ...]) -> bool:
+    return list(times) == sorted(set(times), reverse=True) and min(times, default=0) >= 0
+
+
+def _is_range(times: tuple[float, float]) -> bool:
+    return 0 <= times[0] < times[1] <= 1
+
+
+Times = Annotated[tuple[float, ...], Predicate(_falls), DocInfo("falling times of at least 0")]
+TimeRange = Annotated[
+    tuple[float, float], Predicate(_is_range), DocInfo("(low, high) with 0 <= low < high <= 1")
+]
 
 
 @register("trainer", "f_distill")
@@ -67,21 +84,21 @@ class FDistill(TrainerBase):
     """
 
     divergence: Divergence = "js"
-    gan_weight: float = 1e-3
-    timesteps: tuple[float, ...] = ()
+    gan_weight: Nonnegative = 1e-3
+    timesteps: Times = ()
     student: Form = "full"
     fake: Form = "full"
     init: str | None = None
     data: str | None = None
-    samples: int = 256
-    warmup: int = 0
-    student_every: int = 5
-    ema: float = 0.999
-    low: float = 0.1
-    high: float = 20.0
-    bins: int = 10
-    memory: float = 0.0
-    times: tuple[float, float] = (0.001, 0.999)
+    samples: Annotated[int, Ge(0)] = 256
+    warmup: Annotated[int, Ge(0)] = 0
+    student_every: Count = 5
+    ema: Decay = 0.999
+    low: Annotated[float, Gt(0), Le(1)] = 0.1
+    high: Annotated[float, Ge(1)] = 20.0
+    bins: Count = 10
+    memory: Decay = 0.0
+    times: TimeRange = (0.001, 0.999)
     features: tuple[str, ...] = ()
 
     needs_reward: ClassVar[bool] = False
@@ -101,23 +118,11 @@ class FDistill(TrainerBase):
     )
 
     def __post_init__(self) -> None:
-        if self.gan_weight < 0 or (self.gan_weight == 0 and self.divergence != "rkl"):
+        if self.gan_weight == 0 and self.divergence != "rkl":
             raise ValueError(
                 f"f_distill: gan_weight = {self.gan_weight} must be above 0, since the "
                 "discriminator gives the ratio; only divergence = 'rkl' works with 0."
             )
-        for key, least in {"student_every": 1, "warmup": 0, "samples": 0, "bins": 1}.items():
-            if getattr(self, key) < least:
-                raise ValueError(f"f_distill: {key} = {getattr(self, key)} must be >= {least}.")
-        for key in ("ema", "memory"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"f_distill: {key} = {getattr(self, key)} must lie in [0, 1).")
-        if not 0 < self.low <= 1 <= self.high:
-            raise ValueError(f"f_distill: the clamp {self.low}, {self.high} must have 1 inside.")
-        if not 0 <= self.times[0] < self.times[1] <= 1:
-            raise ValueError(f"f_distill: times = {self.times} must be shares, low < high.")
-        if list(self.timesteps) != sorted(set(self.timesteps), reverse=True):
-            raise ValueError(f"f_distill: timesteps = {self.timesteps} must fall.")
         if self.init is not None and self.student == "lora":
             raise ValueError("f_distill: init needs student = 'full', a LoRA is the teacher's.")
         if self.needs_samples and self.samples < 1:

@@ -15,8 +15,11 @@ clip_range belongs to it (1e-4 on the mean of 16384 elements is 1.6 nats on the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from annotated_types import DocInfo, Ge
+
+from sampler.constraints import Count, Positive
 from sampler.training.base import TrainerBase
 
 if TYPE_CHECKING:
@@ -31,36 +34,28 @@ FinalStep = Literal["drop", "pathwise", "explore"]
 class PolicyBase(TrainerBase):
     """Base of policy-gradient trainers; its fields are described in `DDPO`."""
 
-    clip_range: float = 1e-4
-    max_advantage: float = 10.0
+    clip_range: Positive = 1e-4
+    max_advantage: Positive = 10.0
     reduction: Reduction = "mean"
     advantage: Advantage = "per_prompt"
-    buffer: int = 32
-    min_count: int = 16
-    group_size: int = 1
-    minibatches: int = 1
-    passes: int = 1
-    kl_beta: float = 0.0
+    buffer: Count = 32
+    min_count: Count = 16
+    group_size: Count = 1
+    minibatches: Count = 1
+    passes: Count = 1
+    kl_beta: Annotated[float, Ge(0), DocInfo("0 is off")] = 0.0
     offload: bool = False
 
     stochastic_sampler: ClassVar[str]  # a suggestion, for error messages
 
     def __post_init__(self) -> None:
-        name = self.name
-        if not self.clip_range > 0 or not self.max_advantage > 0:
-            raise ValueError(f"{name}: clip_range and max_advantage must be above 0.")
-        for key in ("buffer", "min_count", "group_size", "minibatches", "passes"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{name}: {key} = {getattr(self, key)} must be at least 1.")
         if self.min_count > self.buffer:
             raise ValueError(
-                f"{name}: min_count = {self.min_count} can never be reached by a buffer of "
+                f"{self.name}: min_count = {self.min_count} can never be reached by a buffer of "
                 f"{self.buffer}."
             )
         if self.advantage == "group" and self.group_size < 2:
-            raise ValueError(f"{name}: advantage = 'group' needs group_size of at least 2.")
-        if self.kl_beta < 0:
-            raise ValueError(f"{name}: kl_beta = {self.kl_beta} must be at least 0.")
+            raise ValueError(f"{self.name}: advantage = 'group' needs group_size of at least 2.")
 
     @property
     def images_per_prompt(self) -> int:

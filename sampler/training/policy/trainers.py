@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sampler.constraints import Positive
 from sampler.registry import register
 from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch
@@ -85,7 +86,7 @@ class RLCM(PolicyBase):
     """
 
     final_step: FinalStep = "drop"
-    explore_std: float = 0.1
+    explore_std: Positive = 0.1
 
     stochastic_sampler: ClassVar[str] = "consistency"
     reference: ClassVar[str] = (
@@ -101,11 +102,6 @@ class RLCM(PolicyBase):
         alpha=8,
         lr_end=2 / 3,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.explore_std > 0:
-            raise ValueError(f"rlcm: explore_std = {self.explore_std} must be above 0.")
 
     def check(self, session: Session) -> None:
         super().check(session)
