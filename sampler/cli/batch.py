@@ -1,4 +1,4 @@
-"""Batch runs on the command line: from a plan to a run folder, and on to its images."""
+"""Batch runs on the command line: prompts to a plan, a run folder, and its images."""
 
 from __future__ import annotations
 
@@ -9,76 +9,82 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sampler import registry
-from sampler.cli.dryrun import tell
 from sampler.cli.report import Report, counted
 from sampler.config.schema import Config
+from sampler.errors import UsageError
 from sampler.model_files.folder import default_strategies
-from sampler.runs import tables
 from sampler.runs.folder import RunFolder
+from sampler.runs.jobs import JobSettings
 from sampler.runs.location import (
     RunLocation,
-    StopFlag,
+    check_writable,
+    default_folder,
     location_for,
     open_locked,
-    stop_on_signals,
+    unused,
     wait_for_plan,
 )
-from sampler.runs.source import Source, check_folder, folder_of
-from sampler.runs.start import start
+from sampler.runs.names import image_name
+from sampler.runs.source import Source
+from sampler.runs.start import PlannedRun, start
+from sampler.runs.stop import StopFlag, stop_on_signals
+from sampler.types import Level
 
 if TYPE_CHECKING:
     from sampler.engine import Engine
-    from sampler.workers.execute import Request, Tally
+    from sampler.workers.work import Tally, WorkOptions
+
+BYTES_PER_PIXEL = 1.7  # of PNGs of the bundled model, with metadata
+BYTES_PER_JOB = 700  # its lines in jobs.jsonl and the journal
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is to be made. new: in a folder that is not there yet.
+    """How the command line runs a plan.
 
-    retry_errors, repair: what counts as missing besides what is not there.
+    new: always in a new folder. retry_errors, repair: failed and damaged images count as missing.
     """
 
     executor: str = "local"
     address: str | None = None
     new: bool = False
-    dry: bool = False
+    dry_run: bool = False
     download: bool = False
     retry_errors: bool = False
     repair: bool = False
 
 
-def generate(source: Source, how: RunOptions, report: Report) -> None:
-    """Plans and makes a run, or goes on with it. Raises SamplerError and typer.Exit."""
-    if source.config.prompts.file == tables.STDIN:
-        # It can be read once, and a plan may need it twice.
-        source = replace(source, buffered=list(source.rows()))
-    config = source.config
-    load = engine_loader(config, how.download)
-    if how.download:
-        load()  # what is not in the local cache has to be there before it can be planned
+def generate(source: Source, options: RunOptions, report: Report) -> None:
+    """Plan a run, and start or resume it. Raises SamplerError and typer.Exit."""
+    config, where = source.config, source.config.output.dir
+    if options.executor == "torchrun" and (where is None or options.new):
+        raise UsageError("--executor torchrun needs -o DIR, the same for every rank, and no --new.")
+    load = engine_loader(config, options.download)
+    if options.download:
+        load()  # the model has to be in the local cache before it can be planned
     model = source.model()
-    if not (how.dry or source.named() or default_strategies(model.path, config.model.revision)):
+    known = source.names_strategies() or default_strategies(model.path, config.model.revision)
+    if not (options.dry_run or known):
         source = replace(source, defaults=_defaults(load()))
-    facts = source.facts(model)
-    if how.dry:
-        tell(source, model, report)
-        return
-    where = folder_of(source, model, how.new)
-    check_folder(where)
-    location = location_for(where, how.executor, config.output.fsync)
+    location = location_for(where or "", options.executor, config.output.fsync)
+    planned = source.plan(model) if location.rank == 0 else None
+    for problem in source.skipped:
+        report.event("warning", message=problem)
+        report.note(f"sampler: skipped: {problem}")
+    if planned is not None:
+        if options.dry_run:
+            _print_estimate(planned, report)
+            return
+        folder = where or str(default_folder(planned.first.prompt, planned.plan.hash))
+        location = replace(location, where=unused(folder) if options.new else folder)
+    check_writable(location.where)
     with stop_on_signals(report.note) as stop, open_locked(location) as store:
-        if location.rank == 0:
-            run = start(store, source.planner(model), source.rows(), source.is_text, facts)
-        else:
-            run = wait_for_plan(store)
-        for problem in dict.fromkeys(source.skipped):  # rows may be read more than once
-            report.event("warning", message=problem)
-            report.note(f"sampler: skipped: {problem}")
-        finish(run, location, config, how, report, stop, load)
+        run = wait_for_plan(store) if planned is None else start(store, planned)
+        finish(run, location, config, options, report, stop, load)
 
 
 def _defaults(engine: Engine) -> dict[str, Any]:
-    """The sampler and the guidance of a loaded model."""
+    """Default sampler and guidance of a loaded model."""
     return {
         "sampler": registry.spec_of(engine.sampler),
         "guidance": registry.spec_of(engine.guidance),
@@ -86,7 +92,7 @@ def _defaults(engine: Engine) -> dict[str, Any]:
 
 
 def engine_loader(config: Config, download: bool) -> Callable[[], Engine]:
-    """The engine of a configuration, loaded once, when it is asked for."""
+    """Function that loads the engine of a configuration on its first call."""
     loaded: list[Engine] = []
 
     def load() -> Engine:
@@ -103,57 +109,51 @@ def finish(
     run: RunFolder,
     location: RunLocation,
     config: Config,
-    how: RunOptions,
+    options: RunOptions,
     report: Report,
     stop: StopFlag,
     load: Callable[[], Engine],
 ) -> None:
-    """Makes what is missing of a run and tells of it. Raises SamplerError (3, 5, 6, 7)."""
-    check = "hash" if how.repair else "size"
-    if not run.missing(retry_errors=how.retry_errors, check=check):
-        tell_plan(run, report)
+    """Generate what is missing and report the outcome. Raises SamplerError and typer.Exit."""
+    check = "hash" if options.repair else "size"
+    _report_plan(run, report)
+    if not run.missing(retry_errors=options.retry_errors, check=check):
         report.event("summary", done=0, failed=0, skipped=run.total, out=run.store.where)
-        what = "The image is" if run.total == 1 else f"All {run.total} images are"
-        report.note(f"{what} in {run.store.where} already.")
+        what = "The image exists" if run.total == 1 else f"All {run.total} images exist"
+        report.note(f"{what} already in {run.store.where}.")
         return
-    from sampler.workers.execute import Options, Request, execute, outcome
+    from sampler.workers.execute import execute, raise_for
+    from sampler.workers.work import WorkOptions
 
-    errors, output = config.errors, config.output
-    options = Options(
-        output.writer_threads,
+    errors = config.errors
+    work_options = WorkOptions(
+        options.retry_errors,
+        check,
+        writer_threads=config.output.writer_threads,
         strict=errors.strict,
         max_errors=errors.max_errors,
         on_oom=errors.on_oom,
         on_nonfinite=errors.on_nonfinite,
         drop_encoders=config.model.drop_encoders,
     )
-    request = Request(how.retry_errors, check, options)
-    tell_plan(run, report)
-    if how.executor == "ray":
-        tally = _with_ray(run, config, how, request, report, stop)
+    if options.executor == "ray":
+        tally = _run_on_ray(run, config, options, work_options, report, stop)
     else:
         with report.progress(run.total) as meter:
-            tally = execute(
-                run,
-                load,
-                location,
-                request,
-                stop,
-                meter.lines(run.store.where),
-                meter.skip,
-            )
-    _tell_end(run, tally, report)
+            on_written = meter.lines(run.store.where)
+            tally = execute(run, load, location, work_options, stop, on_written, meter.skip)
+    _report_end(run, tally, report)
     if tally.stopped:
-        report.note(f"Stopped. `sampler resume {run.store.where}` goes on.")
+        report.note(f"Stopped. `sampler resume {run.store.where}` continues the run.")
         raise typer.Exit(128 + (stop.signal or 2))
-    outcome(tally, run.store.where)
+    raise_for(tally, run.store.where)
 
 
-def _with_ray(
+def _run_on_ray(
     run: RunFolder,
     config: Config,
-    how: RunOptions,
-    request: Request,
+    options: RunOptions,
+    work_options: WorkOptions,
     report: Report,
     stop: StopFlag,
 ) -> Tally:
@@ -161,14 +161,19 @@ def _with_ray(
     from sampler.workers.ray_pool import execute_on_ray
 
     with report.progress(run.total) as meter:
-        told = meter.lines(run.store.where)
         return execute_on_ray(
-            run, config.model, how.address, request, stop, told, meter.skip, load_engine
+            run,
+            config.model,
+            options.address,
+            work_options,
+            stop,
+            meter.lines(run.store.where),
+            meter.skip,
+            load_engine,
         )
 
 
-def tell_plan(run: RunFolder, report: Report) -> None:
-    """The event "plan", and for who wants to see it, the settings."""
+def _report_plan(run: RunFolder, report: Report) -> None:
     first = run.groups[0]
     plan = {
         "images": run.total,
@@ -187,9 +192,54 @@ def tell_plan(run: RunFolder, report: Report) -> None:
         report.detail(f"{name}: {value}")
 
 
-def _tell_end(run: RunFolder, tally: Tally, report: Report) -> None:
+def _report_end(run: RunFolder, tally: Tally, report: Report) -> None:
     counts = {"done": tally.done, "failed": tally.failed, "skipped": tally.skipped}
-    report.event("summary", **counts, rows=tally.rows, out=run.store.where)
+    report.event("summary", **counts, nfe=tally.nfe, out=run.store.where)
     more = f", {tally.failed} failed" if tally.failed else ""
-    more += f", {tally.skipped} were there" if tally.skipped else ""
+    more += f", {tally.skipped} existed" if tally.skipped else ""
     report.note(f"{counted(tally.done, 'image')} in {run.store.where}{more}.")
+
+
+def _print_estimate(planned: PlannedRun, report: Report) -> None:
+    """Print what a run would generate and cost, for --dry-run."""
+    plan, template = planned.plan, planned.output.template
+    sizes = list(zip(map(len, plan.members), plan.groups, strict=True))
+    nfe = sum(count * max_nfe(settings) for count, settings in sizes)
+    size = sum(count * _bytes_per_image(settings) for count, settings in sizes)
+    names = [
+        image_name(job, plan.groups[job.group], plan.jobs, template)
+        for job in (planned.first, planned.last)
+    ]
+    batches = len(plan.batches())
+    report.event(
+        "plan",
+        images=plan.jobs,
+        duplicates=len(plan.duplicates),
+        batches=batches,
+        groups=len(plan.groups),
+        nfe=nfe,
+        bytes=int(size),
+        first=names[0],
+        last=names[1],
+        hash=plan.hash,
+    )
+    report.result(
+        f"{counted(plan.jobs, 'image')} ({counted(len(plan.duplicates), 'duplicate')} removed) in "
+        f"{counted(batches, 'batch')}, {counted(len(plan.groups), 'setting')}\n"
+        f"about {nfe} network evaluations, {size / 2**20:.1f} MiB\n"
+        f"{names[0]}\n{names[1]}"
+    )
+
+
+def max_nfe(settings: JobSettings) -> int:
+    """Largest NFE of an image: levels that the sampler evaluates, times branches of the rule."""
+    ramp = [k / settings.steps for k in range(settings.steps, -1, -1)]
+    grid = tuple(Level(round(999 * s), (1 - 0.999 * s * s) ** 0.5, s) for s in ramp)
+    levels = registry.build("sampler", settings.sampler).levels(grid)
+    needs = registry.build("guidance", settings.guidance).needs
+    return (len(levels) - 1) * len(needs)
+
+
+def _bytes_per_image(settings: JobSettings) -> float:
+    pixels = (settings.height or 512) * (settings.width or 512)
+    return BYTES_PER_PIXEL * pixels + BYTES_PER_JOB

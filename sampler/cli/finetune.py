@@ -56,14 +56,14 @@ def command(
     with report.errors():
         from sampler.config.layers import from_environment, from_options, from_sets, read_file
         from sampler.config.options import FINETUNE
-        from sampler.runs.source import check_folder
+        from sampler.runs.location import check_writable
         from sampler.training.recipe import resolve
 
         layers = [read_file(path) for path in config or []]
         layers += [*from_environment(os.environ), *from_sets(sets or [])]
         recipe = resolve([*layers, *from_options(assigned(context, FINETUNE))])
         texts = _texts(recipe)
-        check_folder(recipe.output.dir)
+        check_writable(recipe.output.dir)
         if dry_run:
             _print_plan(recipe, texts, report)
             _dry_run(recipe, texts, allow_python, download, report)

@@ -1,4 +1,4 @@
-"""Run folders that are there already: opened, and their configuration read back."""
+"""Existing run folders: open one, read its configuration, load its engine."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def open_run(where: str, location: RunLocation | None = None) -> RunFolder:
-    """The run in a folder or at a URL. Raises SamplerError (2) where there is none."""
+    """Open the run in a folder or at a URL. Raises UsageError if there is none."""
     store = open_store(where, location.rank if location else 0)
     if isinstance(store, LocalStore) and not store.root.is_dir():
-        raise UsageError(f"{where} is no run folder: there is no such folder.")
+        raise UsageError(f"{where} is not a run folder: there is no such folder.")
     return RunFolder(store)
 
 
 def config_of(run: RunFolder) -> Config:
-    """The configuration that a run is gone on with: its model, output and error policy."""
+    """Recorded configuration of a run: its model, output and error policy."""
     tree: dict[str, Any] = {
         name: run.config[name] for name in ("model", "output", "errors") if name in run.config
     }
@@ -33,10 +33,7 @@ def config_of(run: RunFolder) -> Config:
 
 
 def engine_of(run: RunFolder, config: Config, device: str | None = None) -> Engine:
-    """The engine of a run, if its model is the one that the run was planned for.
-
-    Raises SamplerError (6) where it is another.
-    """
+    """Load the engine of a run. Raises ModelError if its model is not the planned one."""
     from sampler.cli.models import load_engine
 
     check_model(run, config)
@@ -46,33 +43,30 @@ def engine_of(run: RunFolder, config: Config, device: str | None = None) -> Engi
         from sampler.workers.from_python import model_in_memory
 
         if model_in_memory(engine).fingerprint != run.model.fingerprint:
-            raise _another(run)
+            raise _other_model(run)
     return engine
 
 
 def check_model(run: RunFolder, config: Config) -> None:
-    """Whether the files of the model are those of the run; without loading it."""
+    """Compare the model files with the run's fingerprint. Raises ModelError."""
     if run.model.fingerprint.startswith("tensors:"):
-        return  # a pipeline that was in memory: known only when it is loaded
+        return  # a pipeline in memory, compared after loading
     model, fast = config.model, run.model.fingerprint.startswith("fast")
     found = fingerprint.model_of(model.path, model.revision, model.dtype, fast)
     found = fingerprint.with_lora(found, model.lora, model.student)
     if found.fingerprint != run.model.fingerprint:
-        raise _another(run)
+        raise _other_model(run)
 
 
-def _another(run: RunFolder) -> SamplerError:
+def _other_model(run: RunFolder) -> SamplerError:
     return ModelError(
-        f"{run.store.where} was made with another model than {run.model.label} is now; "
-        "go on where that model is, or with engine.generate(..., out=...).",
+        f"{run.store.where} was generated with another model than {run.model.label} is now; "
+        "resume it where that model is, or with engine.generate(..., out=...).",
     )
 
 
 def index_of(run: RunFolder, key: str) -> int:
-    """The number of the job whose key starts so, or that has this number.
-
-    Raises SamplerError (2) where that is none, or several.
-    """
+    """Number of the job with this number or key prefix. Raises UsageError for none or several."""
     if key.isdigit() and len(key) < 8 and int(key) < run.total:
         return int(key)
     found = [index for index in range(run.total) if run.key(index).startswith(key)] if key else []

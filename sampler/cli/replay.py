@@ -42,17 +42,15 @@ def command(
         else:
             data = _from_image(before or b"", model, tuple(lora or ()), device)
         write_file(path, data)
-        same = _difference(data, before)
-        report.event("replay", file=str(path), difference=same)
+        difference = _difference(data, before)
+        report.event("replay", file=str(path), difference=difference)
         report.result(str(path))
-        levels = (
-            "unknown" if same is None else "no pixel differs" if same == 0 else f"{same} levels"
-        )
+        levels = {None: "unknown", 0: "no pixel differs"}.get(difference, f"{difference} levels")
         report.note(f"Compared with the original: {levels}.")
 
 
 def _home(image: Path) -> tuple[str, str]:
-    """(run folder, key) of an image that lies in its run; ("", key) of one that does not."""
+    """(run folder, key) of an image inside its run; ("", key) of any other."""
     from sampler.errors import UsageError
     from sampler.runs.metadata import read_record
 
@@ -85,34 +83,32 @@ def _from_image(data: bytes, model: str | None, lora: tuple[str, ...], device: s
     from sampler.workers.replay import from_record
 
     body = read_record(data)
-    made_with = body["record"]["model"]
-    how, _, _ = made_with["fingerprint"].partition(":")
+    recorded = body["record"]["model"]
+    how, _, _ = recorded["fingerprint"].partition(":")
     if how == "tensors":
-        raise ModelError(
-            "The image is of a model that was in memory; generate it again from Python."
-        )
+        raise ModelError("The image comes from a model in memory; generate it again from Python.")
     if how.endswith(STUDENT):
         raise ModelError(
-            "The image was made with a student: replay it from its run folder, or generate it "
+            "The image was generated with a student: replay it from its run folder, or generate it "
             "again with --student.",
         )
     if how.endswith(LORA) and not lora:
         raise ModelError(
-            "The image was made with adapters: give them, with their weights and in the same "
+            "The image was generated with LoRAs: give them, with their weights and in the same "
             "order, with --lora DIR[:WEIGHT].",
         )
-    found = with_lora(model_of(model, None, made_with["dtype"], how.startswith("fast")), lora)
-    if found.fingerprint != made_with["fingerprint"]:
+    found = with_lora(model_of(model, None, recorded["dtype"], how.startswith("fast")), lora)
+    if found.fingerprint != recorded["fingerprint"]:
         raise ModelError(
-            "The image was made with another model than this; name the right one with --model, "
-            "and its adapters, if there were any, with --lora.",
+            "The image was generated with another model; name the right one with --model, "
+            "and its LoRAs, if any, with --lora.",
         )
-    config = ModelConfig(model, dtype=made_with["dtype"], device=device or "auto", lora=lora)
+    config = ModelConfig(model, dtype=recorded["dtype"], device=device or "auto", lora=lora)
     return from_record(load_engine(config), body)
 
 
 def _difference(data: bytes, before: bytes | None) -> int | None:
-    """The largest difference of a pixel, in levels of 8 bits."""
+    """Largest difference of a pixel in 8-bit levels."""
     import numpy as np
 
     from sampler.runs.png import decode

@@ -41,18 +41,20 @@ def command(
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
         from dataclasses import replace
+        from functools import partial
 
         from sampler.cli import batch
         from sampler.cli.open_run import config_of, engine_of, open_run
-        from sampler.runs.location import location_for, open_locked, stop_on_signals
+        from sampler.runs.location import location_for, open_locked
+        from sampler.runs.stop import stop_on_signals
 
-        open_run(run)  # a folder that is none is refused before it is locked
+        open_run(run)  # refuse what is not a run folder before locking it
         location = location_for(run, executor)
         with stop_on_signals(report.note) as stop, open_locked(location):
             found = open_run(run, location)
             config = config_of(found)
             if device is not None:
                 config = replace(config, model=replace(config.model, device=device))
-            how = batch.RunOptions(executor, address, retry_errors=retry_errors, repair=repair)
-            load = lambda: engine_of(found, config)  # noqa: E731
-            batch.finish(found, location, config, how, report, stop, load)
+            options = batch.RunOptions(executor, address, retry_errors=retry_errors, repair=repair)
+            load = partial(engine_of, found, config)
+            batch.finish(found, location, config, options, report, stop, load)

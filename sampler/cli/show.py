@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sampler.cli.options import Debug, Json
 from sampler.cli.report import Report
+
+if TYPE_CHECKING:
+    from sampler.runs.folder import RunFolder
 
 
 def command(
@@ -27,40 +30,39 @@ def command(
         where, mark, key = what.partition("#")
         if not mark and os.path.isfile(what):
             with open(what, "rb") as stream:
-                _one(read_record(stream.read()), report)
+                _show(read_record(stream.read()), report)
         elif mark:
-            _keyed(where, key, report)
+            _show_job(open_run(where), key, report)
         else:
-            _all(open_run(what), errors, report)
+            _show_all(open_run(what), errors, report)
 
 
-def _keyed(where: str, key: str, report: Report) -> None:
-    from sampler.cli.open_run import index_of, open_run
+def _show_job(run: RunFolder, key: str, report: Report) -> None:
+    from sampler.cli.open_run import index_of
     from sampler.runs.records import records
 
-    run = open_run(where)
     index = index_of(run, key)
-    _one(next(record for record in records(run) if record["index"] == index), report)
+    _show(next(record for record in records(run) if record["index"] == index), report)
 
 
-def _all(run: Any, errors: bool, report: Report) -> None:
+def _show_all(run: RunFolder, errors: bool, report: Report) -> None:
     from sampler.runs.records import counts, records
 
     for record in records(run):
         if errors and record["status"] != "error":
             continue
         report.event("record", **record)
-        last = record["error"] or record["file"] or ""
+        detail = record["error"] or record["file"] or ""
         report.result(
             f"{record['index']:06d} {record['status']:7} {record['key'][:10]} "
             f"seed {record['seed']} {record['guidance']['name']} {record['sampler']['name']} "
-            f"{record['prompt'][:60]!r} {last}"
+            f"{record['prompt'][:60]!r} {detail}"
         )
     tally = counts(run)
     report.event("summary", **tally, duplicates=len(run.duplicates), batches=len(run.batches))
     report.note(", ".join(f"{count} {status}" for status, count in tally.items()))
 
 
-def _one(record: dict[str, Any], report: Report) -> None:
+def _show(record: dict[str, Any], report: Report) -> None:
     report.event("record", **record)
     report.result(json.dumps(record, ensure_ascii=False, indent=1))

@@ -61,13 +61,10 @@ def _prompts(path: Path) -> tuple[str, list[str]]:
     prompts = PromptsConfig(file=str(path), on_bad_row="skip")
     source = Source(Config(prompts=prompts))
     try:
-        planner = source.planner(source.model())
-        for _ in planner.jobs(source.rows(), source.is_text):
-            pass
+        plan = source.plan(source.model()).plan
     except SamplerError as error:
         return "", [*source.skipped, str(error)]
-    plan = planner.plan
-    return f"{plan.rows} lines, {plan.jobs} images", source.skipped
+    return f"{plan.lines} lines, {plan.jobs} images", source.skipped
 
 
 def schema(debug: Debug = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from sampler.cli.options import Debug, Json, Quiet, Run
-from sampler.cli.report import Report
+from sampler.cli.report import Report, counted
 
 
 def command(
@@ -30,7 +30,8 @@ def command(
         tally = counts(found)
         report.event("summary", **tally, wrong=wrong)
         if wrong:
-            what = "1 thing is" if wrong == 1 else f"{wrong} things are"
-            report.note(f"{what} wrong; `sampler resume {run} --repair` mends images.")
+            report.note(
+                f"{counted(wrong, 'problem')}; `sampler resume {run} --repair` regenerates images."
+            )
             raise typer.Exit(3)
-        report.note(f"{tally['ok']} of {found.total} images are there and as they were written.")
+        report.note(f"{tally['ok']} of {found.total} images exist and are unchanged.")

@@ -23,7 +23,7 @@ DEFAULT_BATCH = 8
 
 
 @dataclass(frozen=True)
-class Job:
+class Sample:
     """One image to generate."""
 
     prompt: str
@@ -51,7 +51,7 @@ class Result:
 @torch.no_grad()
 def sample_batch(
     engine: Loop,
-    jobs: Sequence[Job],
+    jobs: Sequence[Sample],
     size: tuple[int, int],
     steps: int,
     method: Sampler,
@@ -109,7 +109,7 @@ def expand(
     seeds: int | Sequence[int] | None,
     n: int,
     classes: bool = False,
-) -> list[Job]:
+) -> list[Sample]:
     """List the images of a `generate` call, in order; raises ValueError as there.
 
     classes: class numbers are allowed as prompts.
@@ -140,7 +140,7 @@ def expand(
         raise ValueError(f"{len(chosen)} seeds for {len(images)} images; give one int or one each.")
     if bad := [s for s in chosen if not 0 <= s <= MAX_SEED]:
         raise ValueError(f"seed = {bad[0]} must lie in 0..2^63 − 1.")
-    return [Job(t, a, s) for (t, a, _), s in zip(images, chosen, strict=True)]
+    return [Sample(t, a, s) for (t, a, _), s in zip(images, chosen, strict=True)]
 
 
 def _given_seeds(seeds: Any, count: int) -> list[int]:

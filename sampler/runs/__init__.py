@@ -1,1 +1,1 @@
-"""What a batch of images needs besides a model: prompts in, files out. Nothing imports torch."""
+"""Run folders: prompt files, jobs, plans, journals, images and their records."""

@@ -1,4 +1,4 @@
-"""Sweeps: `--axis NAME=VALUES`, and the rows of every combination.
+"""Sweeps: `--axis NAME=VALUES`, and prompt lines for every combination.
 
 VALUES: `a,b,c` (`\\,` is a comma), `1..10`, `1..10:2`, `0..1#5` (5 evenly spaced). NAME: a column
 of prompt files (`steps`, `guidance`, `guidance.scale`), or `prompt/cat`, which replaces the text
@@ -17,7 +17,7 @@ from typing import Any
 from sampler import registry
 from sampler.errors import SamplerError, UsageError
 from sampler.runs.lines import COLUMNS, scalar
-from sampler.runs.tables import Line
+from sampler.runs.tables import RawLine
 
 MAX_VALUES = 10_000
 _NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
@@ -28,14 +28,14 @@ REPLACE = "prompt/"
 
 @dataclass(frozen=True)
 class Axis:
-    """A name and its values, in order."""
+    """Name and values of an axis, in order."""
 
     name: str
     values: tuple[Any, ...]
 
 
 def parse_axis(text: str) -> Axis:
-    """The axis of `NAME=VALUES`. Raises SamplerError (2)."""
+    """Parse `NAME=VALUES`. Raises UsageError."""
     name, equals, values = text.partition("=")
     name = name.strip()
     if not equals or not name or not values:
@@ -51,25 +51,26 @@ def parse_axis(text: str) -> Axis:
     return Axis(name, tuple(found))
 
 
-def sweep(rows: Iterable[Line], axes: list[Axis]) -> Iterator[Line]:
-    """Every row with every combination of the axes' values; the last axis runs fastest.
+def sweep(lines: Iterable[RawLine], axes: list[Axis]) -> Iterator[RawLine]:
+    """Yield every line with every combination of values; the last axis varies fastest.
 
-    The values of a row's cell are kept in the column `axes`. Raises SamplerError (2) where an
-    axis is given twice, and where the text to replace is not in a prompt.
+    Raises UsageError for an axis that is given twice, and for a text to replace that a prompt does
+    not hold.
     """
     names = [axis.name for axis in axes]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--axis {twice[0]:.60} is given twice.")
-    for where, cells in rows:
-        if isinstance(cells, SamplerError):
-            yield where, cells
+    for line in lines:
+        if isinstance(line.cells, SamplerError):
+            yield line
             continue
         for values in itertools.product(*(axis.values for axis in axes)):
-            yield where, _changed(cells, dict(zip(names, values, strict=True)), where)
+            cell = dict(zip(names, values, strict=True))
+            yield line._replace(cells=_changed(line.cells, cell, line.where), axes=cell)
 
 
 def _changed(cells: Mapping[str, Any], values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """A row with these values. Replacements are made at once, on the row's own prompt."""
+    """Cells of a line with these values; all texts are replaced at once, in its own prompt."""
     changed = dict(cells)
     replaced = {n.removeprefix(REPLACE): v for n, v in values.items() if n.startswith(REPLACE)}
     changed.update({n: v for n, v in values.items() if not n.startswith(REPLACE)})
@@ -79,7 +80,7 @@ def _changed(cells: Mapping[str, Any], values: Mapping[str, Any], where: str) ->
     if replaced:
         pattern = "|".join(re.escape(text) for text in sorted(replaced, key=len, reverse=True))
         changed["prompt"] = re.sub(pattern, lambda match: str(replaced[match[0]]), prompt)
-    return {**changed, "axes": dict(values)}
+    return changed
 
 
 def _values(text: str, name: str) -> list[Any]:
@@ -93,27 +94,29 @@ def _values(text: str, name: str) -> list[Any]:
 
 
 def _range(match: re.Match[str], name: str) -> list[Any]:
-    """Both ends included. Whole numbers stay whole; others are rounded to 12 digits."""
+    """Values of a range, ends included; integers stay integers, others are rounded to 12 digits."""
     first, last = float(match[1]), float(match[2])
-    whole = all(re.fullmatch(r"-?\d+", match[i] or "1") for i in (1, 2, 3))
+    integers = all(re.fullmatch(r"-?\d+", match[i] or "1") for i in (1, 2, 3))
     if match[4]:
         count = int(match[4])
         if not 2 <= count <= MAX_VALUES:
             raise UsageError(f"--axis {name}: A..B#N needs N from 2 to {MAX_VALUES}.")
-        step, whole = (last - first) / (count - 1), False
+        step, integers = (last - first) / (count - 1), False
     else:
         step = float(match[3] or 1) * (1 if last >= first else -1)
         if step * (last - first) < 0 or step == 0 or not math.isfinite(step):
-            raise UsageError(f"--axis {name}: {match[0]:.60} never arrives; use a step > 0.")
+            raise UsageError(
+                f"--axis {name}: {match[0]:.60} never reaches its end; use a step > 0."
+            )
         steps = (last - first) / step
         if not steps < MAX_VALUES:
             raise UsageError(f"--axis {name}: more than {MAX_VALUES} values.")
         count = int(steps + 1e-9) + 1
     values = [float(f"{first + k * step:.12g}") for k in range(count)]
-    return [int(value) for value in values] if whole else values
+    return [int(value) for value in values] if integers else values
 
 
 def _split(text: str) -> list[str]:
-    """Parts between commas; `\\,` is a comma."""
+    """Split at commas; `\\,` is a comma."""
     parts = re.split(r"(?<!\\),", text)
     return [part.replace("\\,", ",").strip() for part in parts]

@@ -1,4 +1,4 @@
-"""A run as a table (csv, parquet) or as shards of images with records (webdataset)."""
+"""Export of a run: as a table (csv, parquet), or as shards of images and records (webdataset)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def export_csv(run: RunFolder, path: Path) -> int:
-    """One line per image; a text that a spreadsheet would run as a formula gets a "'" before it."""
+    """Write one line per image; a "'" protects text that a spreadsheet would run as a formula."""
     rows = [flat(record) for record in records(run)]
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, _columns(rows), restval="")
@@ -31,7 +31,7 @@ def export_csv(run: RunFolder, path: Path) -> int:
 
 
 def export_parquet(run: RunFolder, path: Path) -> int:
-    """One row per image; needs pyarrow (extra "data")."""
+    """Write one row per image; needs pyarrow (extra "data")."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -49,7 +49,7 @@ def export_parquet(run: RunFolder, path: Path) -> int:
 
 
 def export_webdataset(run: RunFolder, folder: Path) -> int:
-    """Shards 000000.tar ... of the images made: NUMBER.png, NUMBER.txt (prompt), NUMBER.json."""
+    """Write finished images to shards 000000.tar ... as NUMBER.png, .txt (prompt) and .json."""
     durable.make_folder(folder)
     count = shard = 0
     members: list[tuple[str, bytes]] = []
@@ -68,7 +68,7 @@ def export_webdataset(run: RunFolder, folder: Path) -> int:
 
 
 def _columns(rows: list[dict[str, Any]], safe: bool = True) -> list[str]:
-    """All columns in order of appearance."""
+    """Columns in order of appearance."""
     found: dict[str, None] = {}
     for row in rows:
         found.update(dict.fromkeys(row))
@@ -80,7 +80,7 @@ def _safe(value: Any) -> Any:
 
 
 def _typed(pyarrow: Any, values: list[Any]) -> Any:
-    """A column; as text where its values are of several types."""
+    """Column of a table; as text if its values have several types."""
     try:
         return pyarrow.array(values)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError):
@@ -88,7 +88,7 @@ def _typed(pyarrow: Any, values: list[Any]) -> Any:
 
 
 def _tar(members: list[tuple[str, bytes]]) -> bytes:
-    """A tar archive without times and owners: equal runs give equal bytes."""
+    """Tar archive without times and owners: equal runs give equal bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, data in members:

@@ -1,6 +1,6 @@
-"""The run folder: what was planned, what is done, and what is left to do.
+"""A run folder: what was planned, what is done, and what is missing.
 
-run.json      facts of the run, written last: a folder without it is planned anew
+run.json      facts about the run, written last: a folder without it is planned again
 plan.json     settings and batches
 jobs.jsonl    all jobs, one per line
 journal.jsonl results, appended (journal-<n>.jsonl of further workers)
@@ -13,7 +13,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sampler.errors import RunFolderError, UsageError
@@ -29,25 +29,17 @@ Check = Literal["size", "hash"]
 
 
 @dataclass(frozen=True)
-class Output:
-    """How results are kept. flagged: what becomes of images that a safety checker flags."""
+class OutputOptions:
+    """How images are written. flagged: policy for images that a safety checker flags."""
 
     metadata: Metadata = "full"
     template: str | None = None
     flagged: Literal["keep", "blur", "drop"] = "keep"
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a run folder remembers beside its jobs. config: as the user gave it, resolved."""
-
-    model: Model
-    output: Output = field(default_factory=Output)
-    config: dict[str, Any] = field(default_factory=dict[str, Any])
-
-
 class RunFolder:
-    """A planned run in a store."""
+    """A planned run in a store. Raises UsageError for a store without one, RunFolderError for
+    another format."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -57,10 +49,9 @@ class RunFolder:
                 raise RunFolderError(f"{store.where} is a run folder of format {run['v']}.")
             native = run["model"].get("native")
             self.model = Model(**{**run["model"], "native": tuple(native) if native else None})
-            self.output = Output(**run["output"])
+            self.output = OutputOptions(**run["output"])
             self.config: dict[str, Any] = run["config"]
             self.hash: str = plan["hash"]
-            self.rows: int = plan["rows"]
             self.total: int = plan["jobs"]
             self.groups = [JobSettings(**group) for group in plan["groups"]]
             self.duplicates: list[tuple[int, int]] = [(a, b) for a, b in plan["duplicates"]]
@@ -71,40 +62,40 @@ class RunFolder:
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{store.where}: run.json or plan.json is damaged: {error}.") from None
         self._path = store.local(JOBS)
-        self._starts = array("Q")
+        self._offsets = array("Q")
         self._keys = bytearray()
 
     def jobs(self) -> Iterator[Job]:
-        """All jobs, in order."""
+        """Yield all jobs, in order."""
         with open(self._path, "rb") as stream:
             for line in stream:
                 yield Job.parse(line)
 
     def job(self, index: int) -> Job:
-        """One job, read from where it is."""
+        """Read one job."""
         return self.jobs_of([index])[0]
 
     def jobs_of(self, indices: Iterable[int]) -> list[Job]:
-        """Some jobs, such as those of a batch."""
+        """Read some jobs, such as those of a batch."""
         self._index()
         found = []
         with open(self._path, "rb") as stream:
             for index in indices:
-                stream.seek(self._starts[index])
+                stream.seek(self._offsets[index])
                 found.append(Job.parse(stream.readline()))
         return found
 
     def key(self, index: int) -> str:
-        """The key of a job, from memory."""
+        """Key of a job, from memory."""
         self._index()
         return self._keys[20 * index : 20 * index + 20].decode()
 
     def name(self, job: Job) -> str:
-        """The file name of a job's image, relative to the folder."""
+        """File name of a job's image, relative to the folder."""
         return names.image_name(job, self.groups[job.group], self.total, self.output.template)
 
     def results(self) -> journal.Results:
-        """What the journals say now."""
+        """Read the journals."""
         return journal.read(self.store.journals())
 
     def missing(
@@ -115,10 +106,11 @@ class RunFolder:
         check: Check = "size",
         batches: Iterable[Batch] | None = None,
     ) -> dict[int, list[int]]:
-        """What is left: batch number -> jobs of it to write.
+        """Missing images: {batch number: jobs}.
 
-        Done is: the last record is "ok" and the file has the recorded size (check="hash": and
-        SHA-256). Errors and dropped images are settled, unless errors are retried.
+        An image is done when its last record is "ok" and its file has the recorded size
+        (check="hash": and SHA-256). Failed and dropped images are not missing, unless errors are
+        retried.
         """
         results = results or self.results()
         sizes = self.store.sizes()
@@ -128,7 +120,7 @@ class RunFolder:
             todo = [
                 index
                 for index in batch.jobs
-                if not self._settled(
+                if not self._is_done(
                     results.entries.get(self.key(index)), sizes, retry_errors, check
                 )
             ]
@@ -136,7 +128,7 @@ class RunFolder:
                 left[batch.id] = todo
         return left
 
-    def _settled(
+    def _is_done(
         self, entry: journal.Entry | None, sizes: dict[str, int], retry: bool, check: Check
     ) -> bool:
         if entry is None:
@@ -148,23 +140,31 @@ class RunFolder:
         return check == "size" or self.digest(entry["file"]) == entry["sha256"]
 
     def digest(self, name: str) -> str | None:
-        """The SHA-256 of a file of the run."""
+        """SHA-256 of a file of the run; None if it does not exist."""
         data = self.store.read(name)
         return None if data is None else hashlib.sha256(data).hexdigest()
 
     def _index(self) -> None:
-        """Where every job's line starts, and its key, which follows `{"key":"`; read once."""
-        if len(self._starts) == self.total:
+        """Read the offset and the key of every line of jobs.jsonl, once."""
+        if len(self._offsets) == self.total:
             return
-        starts, keys, position = array("Q"), bytearray(), 0
+        offsets, keys, position = array("Q"), bytearray(), 0
         with open(self._path, "rb") as stream:
             for line in stream:
-                starts.append(position)
-                keys += line[8:28]
+                offsets.append(position)
+                keys += line[KEY]
                 position += len(line)
-        if len(starts) != self.total:
-            raise UsageError(f"{self._path} holds {len(starts)} jobs, not {self.total}.")
-        self._starts, self._keys = starts, keys
+        if len(offsets) != self.total:
+            raise UsageError(f"{self._path} holds {len(offsets)} jobs, not {self.total}.")
+        self._offsets, self._keys = offsets, keys
+
+
+KEY = slice(8, 28)  # of a line of jobs.jsonl, which begins with {"key":"
+
+
+def key_in(line: bytes) -> str:
+    """Key in a line of jobs.jsonl, without parsing the line."""
+    return line[KEY].decode()
 
 
 def _expanded(ranges: list[int]) -> list[int]:
@@ -175,11 +175,11 @@ def _expanded(ranges: list[int]) -> list[int]:
 def _json(store: Store, name: str) -> dict[str, Any]:
     data = store.read(name)
     if data is None:
-        raise UsageError(f"{store.where} is no run folder: it has no {name}.")
+        raise UsageError(f"{store.where} is not a run folder: it has no {name}.")
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise UsageError(f"{store.where}/{name} is damaged: it is no JSON object.")
+        raise UsageError(f"{store.where}/{name} is damaged: it is not a JSON object.")
     return found

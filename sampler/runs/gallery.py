@@ -1,23 +1,22 @@
-"""A run as one HTML file: thumbnails, filters by CSS alone, every record readable. No script.
+"""Gallery of a run as one HTML file: thumbnails, CSS-only filters, readable records, no script.
 
-Everything that comes from a user is escaped; the Content-Security-Policy allows images and the
-style below, and nothing else.
+jinja2 escapes every value; the Content-Security-Policy allows images and the style below only.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+
+from jinja2 import Environment
 
 from sampler.runs.folder import RunFolder
 from sampler.runs.records import records, shown
 
-MOST_VALUES = 24  # of a facet; with more it is no filter
-MOST_CARDS = 5000
-_CSP = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'"
+MAX_VALUES = 24  # of a filter; an attribute with more values has none
+MAX_CARDS = 5000
 
 _STYLE = """
 :root{color-scheme:light dark;--paper:#fafaf8;--ink:#1e1e22;--soft:#6b6b73;--line:#dddcd6;
@@ -54,62 +53,75 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.5rem 0}
 padding:1rem;background:var(--line)}
 """
 
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src 'self' file: data:;\
+ style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<title>{{ title }}</title><style>{{ style }}
+{%- for values in filters.values() %}{% set f = loop.index0 %}{% for value in values -%}
+body:has(#f{{ f }}-{{ loop.index0 }}:checked) article:not(.f{{ f }}-{{ loop.index0 }}){display:none}
+{%- endfor %}{% endfor %}</style></head><body>
+<header><h1>{{ title }}</h1><p>{{ count }} of {{ total }} images
+{%- if failed %}, {{ failed }} failed{% endif %}
+{%- if total > cards|length %}; the first {{ cards|length }} are shown{% endif -%}
+; model {{ model }}</p></header>
+{% if filters %}<form>{% for name, values in filters.items() %}{% set f = loop.index0 -%}
+<fieldset><legend>{{ name[:60] }}</legend>
+<input type="radio" name="f{{ f }}" id="f{{ f }}-all" checked><label for="f{{ f }}-all">all</label>
+{%- for value in values -%}
+<input type="radio" name="f{{ f }}" id="f{{ f }}-{{ loop.index0 }}">
+<label for="f{{ f }}-{{ loop.index0 }}">{{ value[:60] }}</label>
+{%- endfor %}</fieldset>{% endfor %}</form>{% endif %}
+<main>{% for card in cards %}
+<article class="{{ card.classes }}">{% if card.file -%}
+<a href="{{ card.file|urlencode }}"><img src="{{ card.file|urlencode }}" \
+alt="{{ card.prompt[:300] }}" loading="lazy"></a>
+{%- else %}<div class="none">{{ card.problem }}</div>{% endif -%}
+<p title="{{ card.prompt[:1000] }}">{{ card.prompt[:1000] }}</p><small>{{ card.facts }}</small>
+<details><summary>#{{ card.number }} record</summary><pre>{{ card.record }}</pre></details>
+</article>
+{%- endfor %}</main></body></html>
+"""
+
 
 def page(run: RunFolder) -> str:
-    """The HTML of a run, of at most MOST_CARDS images."""
-    found = []
-    for record in records(run):
-        found.append(record)
-        if len(found) >= MOST_CARDS:
-            break
-    facets = _facets(found)
-    return "".join(_parts(run, found, facets))
-
-
-def _parts(
-    run: RunFolder, found: Sequence[Mapping[str, Any]], facets: dict[str, list[str]]
-) -> Iterator[str]:
-    made = sum(record["status"] == "ok" for record in found)
-    title = escape(run.store.where.rstrip("/").rpartition("/")[2] or "run")
-    yield (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_CSP}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}{_rules(facets)}</style></head><body>"
-        f"<header><h1>{title}</h1><p>{made} of {run.total} images"
+    """HTML of a run, of at most MAX_CARDS images."""
+    found = list(itertools.islice(records(run), MAX_CARDS))
+    filters = _filters(found)
+    return (
+        Environment(autoescape=True)
+        .from_string(_PAGE)
+        .render(
+            title=run.store.where.rstrip("/").rpartition("/")[2] or "run",
+            style=_STYLE,
+            count=sum(record["status"] == "ok" for record in found),
+            failed=sum(record["status"] == "error" for record in found),
+            total=run.total,
+            model=run.model.label,
+            filters=filters,
+            cards=[_card(record, filters) for record in found],
+        )
     )
-    if failed := sum(record["status"] == "error" for record in found):
-        yield f", {failed} failed"
-    if run.total > len(found):
-        yield f"; the first {len(found)} are shown"
-    yield f"; model {escape(run.model.label)}</p></header>"
-    if facets:
-        choices = (_facet(k, name, values) for k, (name, values) in enumerate(facets.items()))
-        yield f"<form>{''.join(choices)}</form>"
-    yield "<main>"
-    for record in found:
-        yield _card(record, facets)
-    yield "</main></body></html>\n"
 
 
-def _facets(found: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """What the images differ in, with few enough values to choose from."""
+def _filters(found: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Attributes in which the images differ, with their values, if there are few enough."""
     values: dict[str, dict[str, None]] = {}
     for record in found:
-        for name, value in _properties(record).items():
+        for name, value in _attributes(record).items():
             values.setdefault(name, {})[value] = None
-    return {n: sorted(v, key=_rank) for n, v in values.items() if 1 < len(v) <= MOST_VALUES}
+    return {n: sorted(v, key=_rank) for n, v in values.items() if 1 < len(v) <= MAX_VALUES}
 
 
 def _rank(value: str) -> tuple[float, str]:
-    """Numbers by size, texts after them by the alphabet."""
+    """Sort key: numbers by size, then texts in alphabetical order."""
     try:
         return float(value), value
     except ValueError:
         return float("inf"), value
 
 
-def _properties(record: Mapping[str, Any]) -> dict[str, str]:
+def _attributes(record: Mapping[str, Any]) -> dict[str, str]:
     size = f"{record['width']} × {record['height']}"
     plain = {
         "status": record["status"],
@@ -126,47 +138,23 @@ def _properties(record: Mapping[str, Any]) -> dict[str, str]:
     return {name: shown(value) for name, value in plain.items() if value is not None}
 
 
-def _facet(number: int, name: str, values: Sequence[str]) -> str:
-    options = [("all", f"f{number}-all", " checked")]
-    options += [(value, f"f{number}-{k}", "") for k, value in enumerate(values)]
-    inputs = "".join(
-        f'<input type="radio" name="f{number}" id="{ident}"{checked}>'
-        f'<label for="{ident}">{escape(value[:60])}</label>'
-        for value, ident, checked in options
-    )
-    return f"<fieldset><legend>{escape(name[:60])}</legend>{inputs}</fieldset>"
-
-
-def _rules(facets: dict[str, list[str]]) -> str:
-    """A checked value hides the cards that do not have it."""
-    return "".join(
-        f"body:has(#f{number}-{k}:checked) article:not(.f{number}-{k}){{display:none}}"
-        for number, values in enumerate(facets.values())
-        for k in range(len(values))
-    )
-
-
-def _card(record: Mapping[str, Any], facets: dict[str, list[str]]) -> str:
-    own = _properties(record)
-    classes = " ".join(
+def _card(record: Mapping[str, Any], filters: dict[str, list[str]]) -> dict[str, Any]:
+    own = _attributes(record)
+    classes = [
         f"f{number}-{values.index(own[name])}"
-        for number, (name, values) in enumerate(facets.items())
+        for number, (name, values) in enumerate(filters.items())
         if name in own
-    )
-    prompt = escape(record["prompt"])
-    if record["file"]:
-        link = quote(record["file"])
-        picture = f'<a href="{link}"><img src="{link}" alt="{prompt[:300]}" loading="lazy"></a>'
-    else:
-        picture = f'<div class="none">{escape(record["error"] or record["status"])}</div>'
+    ]
     scale = "" if record["scale"] is None else f" {record['scale']:g}"
-    parts = [f"{record['guidance']['name']}{scale}", record["sampler"]["name"],
+    facts = [f"{record['guidance']['name']}{scale}", record["sampler"]["name"],
              f"{record['steps']} steps", f"seed {record['seed']}"]  # fmt: skip
-    facts = " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
     body = {name: value for name, value in record.items() if value not in (None, [], {}, "")}
-    text = escape(json.dumps(body, ensure_ascii=False, indent=1))
-    return (
-        f'<article class="{classes}">{picture}<p title="{prompt[:1000]}">{prompt[:1000]}</p>'
-        f"<small>{escape(facts)}</small><details><summary>#{record['index']:06d} record</summary>"
-        f"<pre>{text}</pre></details></article>"
-    )
+    return {
+        "classes": " ".join(classes),
+        "file": record["file"],
+        "problem": record["error"] or record["status"],
+        "prompt": record["prompt"],
+        "facts": " · ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts),
+        "number": f"{record['index']:06d}",
+        "record": json.dumps(body, ensure_ascii=False, indent=1),
+    }

@@ -1,4 +1,4 @@
-"""Contact sheets: the images of a run side by side, with the values of a sweep at the margins."""
+"""Contact sheets: images of a run side by side, with the values of a sweep as labels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sampler.runs import png
 from sampler.runs.folder import RunFolder
 from sampler.runs.records import images, shown
 
-CELL, SMALL = 256, 128  # pixels at most, and at least, along the longer side
-PAGE = 100  # images of a sheet without axes
+CELL, SMALL = 256, 128  # largest and smallest longer side in pixels
+PAGE = 100  # images per sheet without axes
 GAP, MARGIN, TEXT = 4, 12, 14
 _INK, _PAPER = (30, 30, 34), (250, 250, 248)
 
 
 @dataclass
 class Sheet:
-    """One page: cells by (row, column), and what stands at its rows, columns and top."""
+    """One page: image files by (row, column), with labels."""
 
     title: str
     rows: list[str]
@@ -35,10 +35,10 @@ class Sheet:
 def sheets(
     run: RunFolder, x: str | None = None, y: str | None = None, columns: int = 0
 ) -> list[bytes]:
-    """PNG bytes of the sheets. With axes: x across, y down, a sheet for every other combination.
+    """Draw the sheets as PNG bytes: axis x across, y down, a sheet per combination of the others.
 
-    By default the last axis goes across and the one before it down. Raises SamplerError (2) for
-    an axis that the run has not, and where there is no image.
+    By default the last axis goes across and the one before it down. Raises UsageError for an
+    unknown axis, and for a run without images.
     """
     found = list(images(run))
     if not found:
@@ -102,7 +102,7 @@ def _values(found: Sequence[tuple[dict[str, Any], bytes]], axis: str) -> list[st
 
 
 def drawn(sheet: Sheet) -> bytes:
-    """The sheet as PNG bytes; SamplerError (2) where it would be over 64 megapixels."""
+    """Draw a sheet as PNG bytes. Raises UsageError above 64 megapixels."""
     opened = {place: _small(data) for place, data in sheet.cells.items()}
     wide = max(image.width for image in opened.values()) + GAP
     high = max(image.height for image in opened.values()) + GAP

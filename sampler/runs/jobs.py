@@ -1,9 +1,9 @@
-"""A job is one image: the record that decides it, its key, its seed.
+"""Jobs: one image each, with the record that determines it, a key and a seed.
 
     key  = first 20 hex digits of SHA-256(canonical JSON of the record)
-    seed = the row's, or derived: first 63 bits of SHA-256(run seed, record without seed, replica)
+    seed = given, or derived: first 63 bits of SHA-256(run seed, record without seed, replica)
 
-The record holds everything that changes the image and nothing else: no paths, tags or times.
+The record holds all that changes the image and nothing else: no paths, tags or times.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _encode_sorted = json.JSONEncoder(sort_keys=True, **_PLAIN).encode
 
 @dataclass(frozen=True)
 class Model:
-    """What a run has to know of its model without loading it.
+    """Identity of a run's model.
 
-    fingerprint: of the weights and configurations; label: its name in image metadata; native:
-    (height, width) of the images that it makes unasked, None where the files do not tell;
-    path: what `sampler.load` was given, None for a pipeline that was in memory.
+    fingerprint: hash of weights and configurations; label: name in image metadata; native: default
+    (height, width), None if the files do not say; path: argument of `sampler.load`, None for a
+    pipeline in memory.
     """
 
     fingerprint: str
@@ -48,7 +48,7 @@ class Model:
 
 @dataclass(frozen=True)
 class JobSettings:
-    """What the rows of one batch have in common; `sampler` and `guidance` are resolved specs."""
+    """Settings that the jobs of a batch share; `sampler` and `guidance` are complete specs."""
 
     steps: int
     height: int | None
@@ -59,15 +59,15 @@ class JobSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """One image of a run: number `index`, made for input row `row` with the settings `group`.
+    """One image of a run: its number, and the prompt line and settings group that it belongs to.
 
-    replica tells copies apart that are wanted though nothing differs (`--no-dedupe`).
-    tag, meta and axes are labels: they travel along and change nothing.
+    replica: number of a copy of an equal job (`--no-dedupe`). tag, meta and axes are labels without
+    effect on the image.
     """
 
     index: int
     key: str
-    row: int
+    line: int
     group: int
     prompt: str
     negative_prompt: str
@@ -77,12 +77,12 @@ class Job:
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
     axes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    def line(self) -> str:
-        """The job as a line of jobs.jsonl; the key comes first, at a fixed place."""
+    def encode(self) -> bytes:
+        """Encode as a line of jobs.jsonl; the key comes first, at a fixed position."""
         body: dict[str, Any] = {
             "key": self.key,
             "index": self.index,
-            "row": self.row,
+            "line": self.line,
             "group": self.group,
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
@@ -91,36 +91,36 @@ class Job:
         for name in ("replica", "tag", "meta", "axes"):
             if value := getattr(self, name):
                 body[name] = value
-        return _encode(body) + "\n"
+        return (_encode(body) + "\n").encode()
 
     @staticmethod
     def parse(line: str | bytes) -> Job:
-        """The job of a line. Raises ValueError or TypeError for anything else."""
+        """Decode a line of jobs.jsonl. Raises ValueError or TypeError."""
         return Job(**json.loads(line))
 
 
 def canonical(value: Any) -> str:
-    """JSON that is equal for equal records: sorted keys, no blanks, NFC text, floats by repr.
+    """Canonical JSON: sorted keys, no whitespace, NFC text, floats by repr.
 
-    Raises ValueError for NaN and infinity, TypeError for what JSON cannot hold.
+    Raises ValueError for NaN and infinity, TypeError for values that JSON cannot hold.
     """
     text = _encode_sorted(value)
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def key_of(record: Any) -> str:
-    """The first 20 hex digits of the SHA-256 of a record's canonical JSON."""
+    """First 20 hex digits of the SHA-256 of a record's canonical JSON."""
     return _digest(record).hexdigest()[:20]
 
 
 def record_of(job: Job, settings: JobSettings, model: Model) -> dict[str, Any]:
-    """Everything that decides a job's image, as plain data."""
+    """Record of a job: all that determines its image, as plain data."""
     return {**shared_record(settings, model), **_own(job.prompt, job.negative_prompt, job.replica),
             "seed": job.seed}  # fmt: skip
 
 
 def shared_record(settings: JobSettings, model: Model) -> dict[str, Any]:
-    """The part of the record that all jobs of a group share."""
+    """Part of the record that all jobs of a group share."""
     return {
         "v": RECORD_FORMAT,
         "model": {"fingerprint": model.fingerprint, "dtype": model.dtype},
@@ -137,7 +137,7 @@ def shared_record(settings: JobSettings, model: Model) -> dict[str, Any]:
 
 
 class Keys:
-    """Keys and seeds of the jobs of one group; the shared part is written once, not per job."""
+    """Keys and seeds of the jobs of one group; the shared part is encoded once, not per job."""
 
     def __init__(self, settings: JobSettings, model: Model) -> None:
         shared = shared_record(settings, model)
@@ -150,7 +150,7 @@ class Keys:
         return self._hash(prompt, negative, replica, seed).hexdigest()[:20]
 
     def seed(self, prompt: str, negative: str, replica: int, run_seed: int) -> int:
-        """The seed of an image that was given none; `replica` is its number within the row."""
+        """Derived seed of an image; `replica` is its number within the line."""
         digest = self._hash(prompt, negative, 0, None)
         digest.update(f"\n{run_seed}\n{replica}".encode())
         return int.from_bytes(digest.digest()[:8], "big") & MAX_SEED
@@ -182,7 +182,7 @@ def _digest(record: Any) -> Any:
 
 
 def _versions(kind: str, spec: Mapping[str, Any]) -> dict[str, int]:
-    """{"guidance:apg": version} of a strategy and those inside it; 1 where it declares none."""
+    """Versions {"guidance:apg": 1} of a strategy and those inside it; 1 if it declares none."""
     cls = registry.lookup(kind, spec["name"])
     found = {f"{kind}:{spec['name']}": getattr(cls, "version", 1)}
     for entry in cls.__dataclass_fields__.values():  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,10 +1,10 @@
-"""The journal: one JSON line per result, appended; the last line of a key wins.
+"""Journal of a run: one JSON line per result, appended; the last line of a key wins.
 
     {"v":1,"key","index","status":"ok|error|skipped","file","sha256","bytes","seed","nfe","ms",
      "batch","micro","w","h","warnings":[...],"error":{"code","where","message"}}
-    {"v":1,"event":"micro","group","size"}      a batch size that memory allowed
+    {"v":1,"event":"micro","group","size"}      a batch size that fits the memory
 
-A line that a crash has torn, and any other that is no such object, is passed over and counted.
+Lines that a crash has cut short, and any others that are not such objects, are ignored and counted.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Entry = dict[str, Any]
 
 
 def journal_name(worker: int) -> str:
-    """The journal of a worker."""
+    """File name of a worker's journal."""
     return f"{PREFIX}.jsonl" if worker == 0 else f"{PREFIX}-{worker}.jsonl"
 
 
 def encode(lines: Iterable[Mapping[str, Any]]) -> bytes:
-    """Lines as they are appended."""
+    """Encode lines for appending."""
     parts = [json.dumps({"v": FORMAT, **line}, ensure_ascii=False, allow_nan=False) + "\n"
              for line in lines]  # fmt: skip
     return "".join(parts).encode()
 
 
 def append(path: Path, lines: Iterable[Mapping[str, Any]], fsync: bool = True) -> None:
-    """Appends durably; a torn last line is closed first. Raises SamplerError (5)."""
+    """Append durably; an incomplete last line is terminated first. Raises StorageError."""
     data = encode(lines)
 
     def write() -> None:
@@ -56,7 +56,7 @@ def append(path: Path, lines: Iterable[Mapping[str, Any]], fsync: bool = True) -
 
 @dataclass
 class Results:
-    """What the journals of a run say. entries: by key; micro: batch size by group; bad: lines."""
+    """Content of journals. entries: by key; micro: batch size by group; bad: unreadable lines."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
     micro: dict[int, int] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Results:
 
 
 def read(journals: Iterable[bytes]) -> Results:
-    """The results of some journals. Across journals "ok" wins: another worker made the image."""
+    """Merge journals. Across journals "ok" wins: another worker generated the image."""
     merged = Results()
     for data in journals:
         own = _read(data)
@@ -97,7 +97,7 @@ def _read(data: bytes) -> Results:
 
 
 def _is_entry(line: Mapping[str, Any]) -> bool:
-    """Whether a line has what its readers rely on."""
+    """Check the fields that readers rely on."""
     if not isinstance(line.get("key"), str) or not isinstance(line.get("index"), int):
         return False
     if line.get("status") == "ok":

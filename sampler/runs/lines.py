@@ -1,6 +1,6 @@
-"""What one row of a prompt file may say, checked.
+"""One line of a prompt file, checked.
 
-A row may set: prompt, negative_prompt, seed, n, width, height, steps, scale, sampler, guidance,
+A line may set: prompt, negative_prompt, seed, n, width, height, steps, scale, sampler, guidance,
 their fields (`sampler.order`, `guidance.rule.scale`), tag, and `meta_*`, which is copied along.
 """
 
@@ -18,16 +18,16 @@ from sampler import registry
 from sampler.config.schema import Limits
 from sampler.errors import SamplerError, UsageError
 from sampler.runs.jobs import canonical
-from sampler.runs.tables import read_table
+from sampler.runs.tables import RawLine, read_table
 from sampler.types import MAX_SEED
 
-# Control characters (tab apart) and halves of surrogate pairs: nothing that text should hold.
+# Control characters other than tab, and unpaired surrogates.
 _FORBIDDEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
 _STRATEGIES = ("sampler", "guidance")
 
 
 class PromptLine(BaseModel):
-    """One row; None is "as the run says". Strategies are names or {"name": ..., field: ...}."""
+    """Fields of a line; None is the run's value. Strategies: names or {"name": ..., field: ...}."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -49,11 +49,14 @@ class PromptLine(BaseModel):
 COLUMNS = tuple(name for name in PromptLine.model_fields if name not in ("meta", "fields"))
 
 
-def parse_line(cells: Mapping[str, Any], where: str, limits: Limits, text: bool) -> PromptLine:
-    """The row of some cells; `text`: all of them are text, and an empty one says nothing.
+def parse_line(raw: RawLine, limits: Limits) -> PromptLine:
+    """Check a line; empty text cells count as not given.
 
-    Raises SamplerError (2): `where: key: problem (did you mean ...)`.
+    Raises UsageError: `where: key: problem (did you mean ...)`.
     """
+    where, cells, text, _ = raw
+    if isinstance(cells, SamplerError):
+        raise cells
     plain: dict[str, Any] = {}
     for key, value in cells.items():
         if text and value == "" and key != "prompt":
@@ -68,15 +71,15 @@ def parse_line(cells: Mapping[str, Any], where: str, limits: Limits, text: bool)
             hint = registry.suggestion(str(key)[:60], COLUMNS)
             raise UsageError(f"{where}: {str(key)!r:.60}: unknown column{hint}.")
     try:
-        row = PromptLine.model_validate(plain, strict=not text)
+        line = PromptLine.model_validate(plain, strict=not text)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
         message = problem["msg"][0].lower() + problem["msg"][1:]
         raise UsageError(f"{where}: {key:.60}: {message}.") from None
     for key in ("prompt", "negative_prompt", "tag"):
-        _check_text(getattr(row, key), key, where, limits)
-    return row
+        _check_text(getattr(line, key), key, where, limits)
+    return line
 
 
 def check_prompt(text: str, where: str) -> str:
@@ -92,7 +95,7 @@ def read_prompts(path: str | Path) -> list[str]:
     characters, over-long lines, and a file without prompts.
     """
     prompts = []
-    for where, cells in read_table(path):
+    for where, cells, *_ in read_table(path):
         if isinstance(cells, SamplerError):
             raise cells
         prompts.append(check_prompt(str(cells.get("prompt", "")), where))
@@ -102,7 +105,7 @@ def read_prompts(path: str | Path) -> list[str]:
 
 
 def scalar(text: Any) -> Any:
-    """A cell as number, true, false, null, list or text, whichever it looks like."""
+    """Parse a cell as number, true, false, null or list; anything else stays text."""
     if not isinstance(text, str) or len(text) > 1000:
         return text
     try:
@@ -124,7 +127,7 @@ def _check_text(text: str | None, key: str, where: str, limits: Limits) -> None:
 
 
 def _checked(value: Any, key: str, where: str) -> Any:
-    """A meta value: any short plain data."""
+    """A meta value, which may be any short plain data."""
     try:
         size = len(canonical(value))
     except (TypeError, ValueError, RecursionError):

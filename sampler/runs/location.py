@@ -1,30 +1,30 @@
-"""A run folder that is held: locked, and cleared of what killed writers left."""
+"""Location of a run: its default folder, its lock, and the worker that opens it."""
 
 from __future__ import annotations
 
+import datetime
+import itertools
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from sampler.core import durable
-from sampler.errors import RunFolderError, SamplerError, UsageError
+from sampler.errors import RunFolderError, SamplerError, StorageError, UsageError
 from sampler.runs.folder import JOBS, PLAN, RUN, RunFolder
 from sampler.runs.lock import NAME, Lock
+from sampler.runs.names import slug
 from sampler.runs.store import LocalStore, Store, open_store
 
-PLAN_WAIT = 600.0  # seconds that a further worker waits for the plan of the first
+PLAN_TIMEOUT = 600.0  # seconds that further workers wait for the plan of the first
+DEFAULT_ROOT = Path("runs")
 
 
 @dataclass(frozen=True)
 class RunLocation:
-    """Where a run is kept, and as whom: worker `rank` of `world`, of one group."""
+    """Folder or URL of a run, and worker `rank` of `world` in one group that opens it."""
 
     where: str
     rank: int = 0
@@ -34,7 +34,7 @@ class RunLocation:
 
 
 def location_for(where: str | Path, executor: str = "local", fsync: bool = True) -> RunLocation:
-    """The place of this process. torchrun's ranks read who they are from the environment."""
+    """Location for this process. Ranks of torchrun are read from the environment."""
     if executor != "torchrun":
         return RunLocation(str(where), fsync=fsync)
     try:
@@ -49,82 +49,70 @@ def location_for(where: str | Path, executor: str = "local", fsync: bool = True)
     return RunLocation(str(where), rank, world, group, fsync)
 
 
+def default_folder(prompt: str, plan_hash: str, root: Path = DEFAULT_ROOT) -> Path:
+    """Folder of a plan below `root`: the existing one, or a new name from date, prompt and hash."""
+    name = f"{slug(prompt, 24)}-{plan_hash[:4]}"
+    found = sorted(root.glob(f"*-{name}"))
+    return found[-1] if found else root / f"{datetime.date.today().isoformat()}-{name}"
+
+
+def unused(folder: str | Path) -> str:
+    """The folder, or the first of folder-2, folder-3, ... that does not exist."""
+    candidates = itertools.chain([str(folder)], (f"{folder}-{k}" for k in itertools.count(2)))
+    return next(path for path in candidates if not Path(path).exists())
+
+
+def check_writable(where: str) -> None:
+    """Raise StorageError, before anything is computed, if no image can be written there."""
+    if "://" in where:
+        return
+    folder = Path(where)
+    above = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if not above.is_dir():
+        raise StorageError(f"{above} is a file; give a folder for the images.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise StorageError(f"{above} is not writable.")
+
+
 @contextmanager
 def open_locked(location: RunLocation) -> Iterator[Store]:
-    """The store of a location, held against other runs. Raises SamplerError (4, 5)."""
+    """Open the store of a location and lock it. Raises RunFolderError and StorageError.
+
+    A run that fails before its first result is removed, with the folders created for it.
+    """
     store = open_store(location.where, location.rank, location.fsync)
     if not isinstance(store, LocalStore):
         yield store
         return
-    made = [folder for folder in (store.root, *store.root.parents) if not folder.exists()]
+    created = [folder for folder in (store.root, *store.root.parents) if not folder.exists()]
     durable.make_folder(store.root)
     with Lock(store.root, location.group):
         if location.group is None:
             durable.remove_temporaries(store.root)
-        fresh = store.read(RUN) is None
+        is_new = store.read(RUN) is None
         try:
             yield store
         except (SamplerError, ValueError):
-            if fresh and location.rank == 0:
-                _forget(store.root, made)
+            if is_new and location.rank == 0:
+                _remove_unstarted(store.root, created)
             raise
 
 
-def _forget(root: Path, made: list[Path]) -> None:
-    """Removes a run that failed before its first result, and the folders made for it."""
+def _remove_unstarted(root: Path, created: list[Path]) -> None:
     if any(root.glob("journal*")):
         return
     for name in (RUN, PLAN, JOBS, NAME):
         (root / name).unlink(missing_ok=True)
-    for folder in [root / "images", *made]:
+    for folder in [root / "images", *created]:
         with suppress(OSError):
             folder.rmdir()
 
 
 def wait_for_plan(store: Store) -> RunFolder:
-    """The run that the first worker is planning."""
-    deadline = time.monotonic() + PLAN_WAIT
+    """Wait until the first worker has planned the run, and open it. Raises RunFolderError."""
+    deadline = time.monotonic() + PLAN_TIMEOUT
     while store.read(RUN) is None:
         if time.monotonic() > deadline:
             raise RunFolderError(f"{store.where}: the first worker has not planned the run.")
         time.sleep(0.1)
     return RunFolder(store)
-
-
-@dataclass
-class StopFlag:
-    """Whether to stop, and for which signal."""
-
-    signal: int | None = None
-    _flag: threading.Event = field(default_factory=threading.Event)
-
-    def __call__(self) -> bool:
-        return self._flag.is_set()
-
-    def set(self, number: int) -> None:
-        self.signal = number
-        self._flag.set()
-
-
-@contextmanager
-def stop_on_signals(told: Callable[[str], None] = lambda text: None) -> Iterator[StopFlag]:
-    """SIGINT and SIGTERM ask to stop after the current step; a second one ends the process."""
-    stop = StopFlag()
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if stop():
-            os._exit(128 + number)
-        stop.set(number)
-        told("Stopping: what is computed will be written. Once more ends at once.")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before: dict[int, Any] = {
-        number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

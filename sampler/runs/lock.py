@@ -1,8 +1,8 @@
-"""One run at a time in a folder: `flock` on `.lock`, and in it who holds it.
+"""Lock of a run folder: `flock` on the file `.lock`, whose body names the owner.
 
-The kernel drops the lock with the process, so on one host a lock is never stale. Where the
-folder is shared between hosts and `flock` is not, the body's heartbeat tells: older than 60 s is
-stale. The workers of one run share the lock: they name the same group.
+The kernel releases the lock with the process, so on one host it is never stale. Across hosts, where
+`flock` may not work, a lock without a heartbeat for 60 s is stale. The workers of one run share the
+lock by naming the same group.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BEAT = 10.0
 
 
 class Lock:
-    """Holds a run folder; a context manager. `group`: what the workers of one run share."""
+    """Lock of a folder; a context manager. group: name that the workers of one run share."""
 
     def __init__(self, folder: Path, group: str | None = None) -> None:
         self._path = folder / NAME
@@ -57,15 +57,15 @@ class Lock:
         try:
             fcntl.flock(self._handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise self._refused(self._body()) from None
+            raise self._in_use(self._body()) from None
         except OSError:
-            pass  # a file system without flock: the body decides alone
+            pass  # a file system without flock: the body decides
         body = self._body()
         other = body.get("host") not in (None, socket.gethostname())
         fresh = time.time() - os.fstat(self._handle).st_mtime < STALE
         ours = self._shared and body.get("group") == self._group
         if body and fresh and not ours and (other or self._held_by_group(body)):
-            raise self._refused(body)
+            raise self._in_use(body)
         if not ours:
             start = {"pid": os.getpid(), "host": socket.gethostname(), "group": self._group}
             os.ftruncate(self._handle, 0)
@@ -73,7 +73,7 @@ class Lock:
             write_all(self._handle, json.dumps(start).encode())
 
     def _held_by_group(self, body: dict[str, Any]) -> bool:
-        """Whether, on this host, a process of another group still shares the lock."""
+        """Check for a process of another group on this host that still shares the lock."""
         return self._shared and _alive(body.get("pid"))
 
     def _body(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Lock:
         except ValueError:
             return {}
 
-    def _refused(self, body: dict[str, Any]) -> SamplerError:
+    def _in_use(self, body: dict[str, Any]) -> SamplerError:
         who = f"process {body.get('pid', '?')} on {body.get('host', 'this host')}"
         return RunFolderError(f"{self._path.parent} is in use by {who}; wait for it or stop it.")
 

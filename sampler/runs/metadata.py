@@ -1,6 +1,6 @@
-"""What an image says about itself: our record as JSON, and the text form that web UIs read.
+"""Metadata in images: the record as JSON, and the text form that web UIs read.
 
-Never paths, users, hosts, environment or times: equal jobs give equal bytes.
+No paths, users, hosts, environment or times: equal jobs give equal bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LIBRARIES = ("diffusion-sampler", "torch", "diffusers", "transformers")
 
 def texts(job: Job, settings: JobSettings, model: Model, size: tuple[int, int], how: Metadata,
           libraries: Mapping[str, str]) -> dict[str, str]:  # fmt: skip
-    """The text chunks of an image of this (height, width)."""
+    """Text chunks of an image of this (height, width)."""
     if how == "none":
         return {}
     if how == "basic":
@@ -39,7 +39,7 @@ def texts(job: Job, settings: JobSettings, model: Model, size: tuple[int, int], 
 
 
 def parameters(job: Job, settings: JobSettings, model: Model, size: tuple[int, int]) -> str:
-    """The common web-UI form: prompt, negative prompt, one line of settings."""
+    """Text in the common web-UI form: prompt, negative prompt, one line of settings."""
     guidance = settings.guidance
     facts = {
         "Steps": settings.steps,
@@ -58,7 +58,7 @@ def parameters(job: Job, settings: JobSettings, model: Model, size: tuple[int, i
 
 
 def scale_of(guidance: Mapping[str, Any]) -> Any:
-    """The guidance scale of a rule or of the rule inside it; None where there is none."""
+    """Guidance scale of a rule or of the rule inside it; None if none has one."""
     if "scale" in guidance:
         return guidance["scale"]
     inner = [scale_of(value) for value in guidance.values() if isinstance(value, Mapping)]
@@ -66,27 +66,27 @@ def scale_of(guidance: Mapping[str, Any]) -> Any:
 
 
 def read_record(data: bytes) -> dict[str, Any]:
-    """The record inside an image: {"key", "record", "libraries"}, checked against its key.
+    """Read the record {"key", "record", "libraries"} in an image and check it against its key.
 
-    Raises SamplerError (2) for no image, no record, and a record that does not fit its key.
+    Raises UsageError for a file that is not an image, has no record, or one that fails the check.
     """
     _, found = png.decode(data)
     if CHUNK not in found:
-        raise UsageError("The image holds no record of how it was made.")
+        raise UsageError("The image holds no record of its generation.")
     try:
         body = json.loads(found[CHUNK])
         record = body["record"]
-        whole = isinstance(record, dict) and key_of(record) == body["key"]
+        matches = isinstance(record, dict) and key_of(record) == body["key"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UsageError("The image's record cannot be read.") from None
-    if not whole:
-        raise UsageError("The image's record is not whole: it does not fit its key.")
+    if not matches:
+        raise UsageError("The image's record is damaged: it does not match its key.")
     return body
 
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Installed versions, without importing anything."""
+    """Installed versions of the libraries, without importing them."""
     found = {}
     for name in LIBRARIES:
         try:

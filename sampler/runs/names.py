@@ -1,8 +1,8 @@
-"""File names of images: numbers and keys by default, a template on request, never user text as is.
+"""File names of images: numbers and keys by default, else a template; user text only as a slug.
 
     {index} {key} {seed} {slug} {sampler} {guidance} {axis:NAME}
 
-Values become `[a-z0-9_-]`; a template is substituted by the few lines here, not by `str.format`.
+Values become `[a-z0-9_-]`; templates are substituted here, never by `str.format`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from sampler.runs.jobs import Job, JobSettings
 
 FIELDS = ("index", "key", "seed", "slug", "sampler", "guidance", "axis:NAME")
 MAX_NAME = 80  # bytes, without the ending
-FOLDER_OF = 1000  # images per sub-folder, where a run has more than LARGE
+FOLDER_OF = 1000  # images per sub-folder, in runs of more than LARGE
 LARGE = 10_000
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _LITERAL = re.compile(r"[A-Za-z0-9_.-]*$")
 
 
 def slug(text: str, limit: int = 40) -> str:
-    """Text as `[a-z0-9_-]`, at most `limit` characters; "x" where nothing is left."""
+    """Reduce text to `[a-z0-9_-]`, at most `limit` characters; "x" if nothing is left."""
     plain = unicodedata.normalize("NFKD", text[:1000]).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9_]+", "-", plain)[:limit].strip("-") or "x"
 
 
 def check_template(template: str) -> None:
-    """Raises SamplerError (2) for unknown fields, other characters, and names that could repeat."""
+    """Raise UsageError for unknown fields, other characters, and names that are not unique."""
     literal = _FIELD.sub("", template)
     if not _LITERAL.match(literal) or template.startswith((".", "-")) or ".." in literal:
         raise UsageError(
@@ -48,7 +48,7 @@ def check_template(template: str) -> None:
 
 
 def image_name(job: Job, settings: JobSettings, total: int, template: str | None = None) -> str:
-    """`images/000012-3f9a1c20d4.png`, relative to the run folder, with forward slashes."""
+    """Path such as `images/000012-3f9a1c20d4.png` in the run folder, with forward slashes."""
     stem = f"{job.index:06d}-{job.key[:10]}"
     if template:
         stem = _FIELD.sub(lambda match: _value(match[1], job, settings), template)

@@ -1,7 +1,7 @@
-"""PNG bytes, fast; and text chunks in and out, bounded.
+"""Fast PNG encoding, and bounded reading of images and their text chunks.
 
-With the extra `fast` (isal) a picture is filtered by numpy and compressed by isal; without, by
-Pillow at level 1. Equal pixels and texts give equal bytes: nothing else is in the file.
+With the extra `fast` (isal), numpy filters and isal compresses; without, Pillow at level 1. Equal
+pixels and texts give equal bytes.
 
     filter "average":  Filt(x) = Raw(x) − floor((Raw(left) + Raw(above)) / 2)   mod 256
 """
@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sampler.core.image_files import open_image
-from sampler.errors import SamplerError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +25,7 @@ _AVERAGE = 3
 
 
 def encode(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
-    """An RGB image [H, W, 3] of uint8 as PNG, with iTXt chunks."""
+    """Encode an RGB image [H, W, 3] of uint8 as PNG, with iTXt chunks."""
     try:
         from isal import isal_zlib
     except ModuleNotFoundError:
@@ -39,9 +38,9 @@ def encode(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
 
 
 def decode(data: bytes) -> tuple[np.ndarray, dict[str, str]]:
-    """The pixels [H, W, 3] and texts of an image file (PNG, JPEG, WebP), fully decoded.
+    """Decode an image file (PNG, JPEG, WebP) into pixels [H, W, 3] and texts.
 
-    Raises SamplerError (2) for what is none of these, damaged, or beyond the limits.
+    Raises UsageError for other files, damaged ones, and those above the limits.
     """
     import numpy as np
     from PIL import PngImagePlugin
@@ -56,32 +55,8 @@ def decode(data: bytes) -> tuple[np.ndarray, dict[str, str]]:
         return np.asarray(image.convert("RGB")), texts
 
 
-def is_whole(data: bytes) -> bool:
-    """Whether every chunk of a PNG is there with a right checksum, and its pixels decode."""
-    position = len(SIGNATURE)
-    if not data.startswith(SIGNATURE):
-        return False
-    while position + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, position)
-        end = position + 12 + length
-        if end > len(data) or zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(
-            data[end - 4 : end], "big"
-        ):
-            return False
-        if data[position + 4 : position + 8] == b"IEND":
-            break
-        position = end
-    else:
-        return False
-    try:
-        decode(data)
-    except SamplerError:
-        return False
-    return True
-
-
 def _filtered(pixels: np.ndarray) -> bytes:
-    """Every row with filter "average", and the byte that says so before it."""
+    """Rows with filter "average", each after its filter byte."""
     import numpy as np
 
     height, width, _ = pixels.shape
@@ -100,7 +75,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _text(key: str, text: str) -> bytes:
-    """An iTXt chunk: UTF-8, not compressed, no language."""
+    """iTXt chunk: UTF-8, uncompressed, no language."""
     return _chunk(b"iTXt", key.encode("latin-1") + b"\0\0\0\0\0" + text.encode())
 
 

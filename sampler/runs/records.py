@@ -1,4 +1,4 @@
-"""The results of a run as plain records, for tables, galleries and people."""
+"""Results of a run as plain records, for tables and galleries."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sampler.runs.metadata import scale_of
 
 
 def records(run: RunFolder) -> Iterator[dict[str, Any]]:
-    """One record per job, in order; status "open" where nothing is known yet."""
+    """Yield one record per job, in order; status "open" if there is no result yet."""
     entries = run.results().entries
     sharing: dict[int, list[int]] = defaultdict(list)
-    for row, index in run.duplicates:
-        sharing[index].append(row)
+    for line, index in run.duplicates:
+        sharing[index].append(line)
     for job in run.jobs():
         settings = run.groups[job.group]
         entry = entries.get(job.key, {})
@@ -25,7 +25,7 @@ def records(run: RunFolder) -> Iterator[dict[str, Any]]:
             "key": job.key,
             "status": entry.get("status", "open"),
             "file": entry.get("file"),
-            "rows": [job.row, *sharing[job.index]],
+            "lines": [job.line, *sharing[job.index]],
             "prompt": job.prompt,
             "negative_prompt": job.negative_prompt,
             "seed": job.seed,
@@ -46,14 +46,14 @@ def records(run: RunFolder) -> Iterator[dict[str, Any]]:
 
 
 def images(run: RunFolder) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Records of made images with their bytes; what has gone is passed over."""
+    """Yield (record, file content) of finished images; missing files are left out."""
     for record in records(run):
         if record["status"] == "ok" and (data := run.store.read(record["file"])) is not None:
             yield record, data
 
 
 def counts(run: RunFolder) -> dict[str, int]:
-    """How many images are ok, failed, skipped or open."""
+    """Number of images by status: ok, error, skipped, open."""
     entries = run.results().entries
     found = Counter(
         entries.get(run.key(index), {}).get("status", "open") for index in range(run.total)
@@ -62,18 +62,18 @@ def counts(run: RunFolder) -> dict[str, int]:
 
 
 def flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as one row of a table: strategies by name, meta and axes as columns."""
-    row = {key: value for key, value in record.items() if key not in ("meta", "axes")}
-    row["rows"] = ";".join(map(str, record["rows"]))
-    row["warnings"] = "; ".join(record["warnings"])
+    """Flatten a record for a table: strategies by name, meta and axes as columns."""
+    cells = {key: value for key, value in record.items() if key not in ("meta", "axes")}
+    cells["lines"] = ";".join(map(str, record["lines"]))
+    cells["warnings"] = "; ".join(record["warnings"])
     for kind in ("sampler", "guidance"):
-        row[kind] = record[kind]["name"]
-    row |= {name: _plain(value) for name, value in record["meta"].items()}
-    return row | {f"axis_{name}": _plain(value) for name, value in record["axes"].items()}
+        cells[kind] = record[kind]["name"]
+    cells |= {name: _plain(value) for name, value in record["meta"].items()}
+    return cells | {f"axis_{name}": _plain(value) for name, value in record["axes"].items()}
 
 
 def shown(value: Any) -> str:
-    """A value as people read it."""
+    """Format a value for people."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""The settings that a row ends up with: its own over those of the run, checked and complete."""
+"""Settings of a prompt line: its own over those of the run, checked and complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from sampler.runs.lines import PromptLine
 
 @dataclass(frozen=True)
 class RunDefaults:
-    """What rows say nothing about. scale: for rules that a row names without one."""
+    """Values for whatever a prompt line leaves out.
+
+    seed: of the first image of every line, None derives seeds from run_seed and the job.
+    """
 
     settings: JobSettings
     negative_prompt: str = ""
@@ -25,25 +28,30 @@ class RunDefaults:
     limits: Limits = field(default_factory=Limits)
 
 
-def resolve(row: PromptLine, defaults: RunDefaults, native: tuple[int, int] | None) -> JobSettings:
-    """The settings of a row. Raises ValueError for what the strategies and limits refuse."""
+def line_settings(
+    line: PromptLine, defaults: RunDefaults, native: tuple[int, int] | None
+) -> JobSettings:
+    """Merge a line with the defaults. Raises ValueError for what strategies and limits refuse.
+
+    native: default (height, width) of the model.
+    """
     base, limits = defaults.settings, defaults.limits
-    sampler = _spec("sampler", row.sampler, base.sampler)
-    guidance = _spec("guidance", row.guidance, base.guidance)
-    if row.scale is not None:
-        guidance = with_scale(guidance, row.scale)
-    if row.fields:  # a field may belong to a rule inside that is there by default
+    sampler = _merge(line.sampler, base.sampler)
+    guidance = _merge(line.guidance, base.guidance)
+    if line.scale is not None:
+        guidance = with_scale(guidance, line.scale)
+    if line.fields:  # a field may belong to a default rule inside
         sampler, guidance = complete_spec("sampler", sampler), complete_spec("guidance", guidance)
-    for key, value in row.fields.items():
+    for key, value in line.fields.items():
         kind, _, rest = key.partition(".")
         if kind == "sampler":
             sampler = _with_field(sampler, rest.split("."), value)
         else:
             guidance = _with_field(guidance, rest.split("."), value)
     settings = JobSettings(
-        row.steps or base.steps,
-        row.height or base.height or (native[0] if native else None),
-        row.width or base.width or (native[1] if native else None),
+        line.steps or base.steps,
+        line.height or base.height or (native[0] if native else None),
+        line.width or base.width or (native[1] if native else None),
         complete_spec("sampler", sampler),
         complete_spec("guidance", guidance),
     )
@@ -59,19 +67,23 @@ def resolve(row: PromptLine, defaults: RunDefaults, native: tuple[int, int] | No
 
 
 def complete_spec(kind: str, spec: Any) -> dict[str, Any]:
-    """A strategy's spec with every field, as plain data. Raises ValueError where it is not."""
+    """Spec of a strategy with every field, as plain data. Raises ValueError if it holds others."""
     full = registry.spec_of(registry.build(kind, spec))
     try:
         return json.loads(canonical(full))
     except (TypeError, ValueError):
+        name = full.get("name", spec) if isinstance(full, Mapping) else spec
         raise ValueError(
-            f"{kind}: {getattr(full, 'get', lambda _: spec)('name')!s:.60} holds what a run folder "
-            "cannot record; only names, numbers and texts can be, so call generate without out."
+            f"{kind}: {name!s:.60} holds what a run folder cannot record; only names, numbers and "
+            "texts can be, so call generate without out."
         ) from None
 
 
 def with_scale(spec: Any, scale: float) -> dict[str, Any]:
-    """The rule, or the rule inside it, with this guidance scale. ValueError where none has one."""
+    """Spec of the rule, or of the rule inside it, with this guidance scale.
+
+    Raises ValueError if none has a scale.
+    """
     spec = {"name": spec} if isinstance(spec, str) else dict(spec)
     names = registry.lookup("guidance", spec["name"]).__dataclass_fields__  # pyright: ignore
     if "scale" in names:
@@ -84,8 +96,8 @@ def with_scale(spec: Any, scale: float) -> dict[str, Any]:
     raise ValueError(f"scale: the guidance {spec['name']!r} has no scale.")
 
 
-def _spec(kind: str, given: Any, base: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The run's strategy unless the row names one; fields given without a name change the run's."""
+def _merge(given: Any, base: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Strategy of a line; fields without a name, or under the run's, change the run's strategy."""
     if given is None:
         return base
     if isinstance(given, Mapping):

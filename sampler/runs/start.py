@@ -1,41 +1,76 @@
-"""The start of a run: a new folder is planned; one that is there goes on, if it is of this plan."""
+"""Start of a run: plan it, then write a new run folder or resume the one of the same plan."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from typing import Any
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import IO, Any
 
 from sampler.errors import RunFolderError
-from sampler.runs.folder import FORMAT, JOBS, PLAN, RUN, Facts, RunFolder
-from sampler.runs.jobs import Job
+from sampler.runs.folder import FORMAT, JOBS, PLAN, RUN, OutputOptions, RunFolder, key_in
+from sampler.runs.jobs import Job, Model
 from sampler.runs.metadata import library_versions
+from sampler.runs.plan import Plan
 from sampler.runs.planner import Planner
 from sampler.runs.store import Store
-from sampler.runs.tables import Line
+from sampler.runs.tables import RawLine
+
+SPOOL_BYTES = 64 * 2**20  # of jobs.jsonl in memory, before it goes to a temporary file
 
 
-def start(
-    store: Store, planner: Planner, rows: Iterable[Line], text: bool, facts: Facts
-) -> RunFolder:
-    """The run of these rows in this folder: planned, or found there to be gone on with.
+@dataclass(frozen=True)
+class PlannedRun:
+    """A plan and its jobs, not bound to a folder yet.
 
-    Raises SamplerError (4), naming what differs, where the folder holds another plan.
+    config: sections of the configuration to record; jobs: content of jobs.jsonl; first, last: jobs.
     """
-    jobs = planner.jobs(rows, text)
+
+    plan: Plan
+    model: Model
+    output: OutputOptions
+    config: Mapping[str, Any]
+    jobs: IO[bytes]
+    first: Job
+    last: Job
+
+
+def plan_run(
+    planner: Planner,
+    lines: Iterable[RawLine],
+    output: OutputOptions | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> PlannedRun:
+    """Read the lines once and plan them. Raises UsageError as `Planner.jobs` does."""
+    spool: IO[bytes] = tempfile.SpooledTemporaryFile(SPOOL_BYTES)
+    jobs = planner.jobs(lines)
+    first = last = next(jobs)
+    spool.write(first.encode())
+    for last in jobs:
+        spool.write(last.encode())
+    output = output or OutputOptions()
+    return PlannedRun(planner.plan, planner.model, output, config or {}, spool, first, last)
+
+
+def start(store: Store, planned: PlannedRun) -> RunFolder:
+    """Write the plan to a new run folder, or open the folder that has it.
+
+    Raises RunFolderError, naming the differences, if the folder has another plan.
+    """
+    planned.jobs.seek(0)
     if store.read(RUN) is not None:
         run = RunFolder(store)
-        _compare(run, jobs, planner, facts)
+        _compare(run, planned)
         return run
     with store.new(JOBS) as stream:
-        for job in jobs:
-            stream.write(job.line().encode())
-    plan = planner.plan
+        shutil.copyfileobj(planned.jobs, stream, 2**20)
+    plan = planned.plan
     body = {
         "v": FORMAT,
         "hash": plan.hash,
-        "rows": plan.rows,
+        "lines": plan.lines,
         "jobs": plan.jobs,
         "batch_size": plan.batch_size,
         "groups": [asdict(group) for group in plan.groups],
@@ -43,35 +78,31 @@ def start(
         "batches": [[batch.group, _ranges(batch.jobs)] for batch in plan.batches()],
     }
     store.put(PLAN, _dump(body))
-    run = {
+    facts = {
         "v": FORMAT,
         "plan": plan.hash,
-        "model": asdict(facts.model),
-        "output": asdict(facts.output),
-        "config": facts.config,
+        "model": asdict(planned.model),
+        "output": asdict(planned.output),
+        "config": planned.config,
         "versions": library_versions(),
     }
-    store.put(RUN, _dump(run, indent=1))
+    store.put(RUN, _dump(facts, indent=1))
     return RunFolder(store)
 
 
-def _compare(run: RunFolder, jobs: Iterator[Job], planner: Planner, facts: Facts) -> None:
-    """Raises SamplerError (4) where the new plan is not the stored one."""
+def _compare(run: RunFolder, planned: PlannedRun) -> None:
+    """Raise RunFolderError if the new plan is not the stored one."""
     different: list[str] = []
-    old = run.jobs()
-    for new in jobs:
-        known = next(old, None)
-        if known is None or known.key != new.key:
-            different += _job_differences(run, known, new, planner)
+    for index, line in enumerate(planned.jobs):
+        if index >= run.total or run.key(index) != key_in(line):
+            different += _job_differences(run, index, Job.parse(line), planned.plan)
             break
-    for _ in jobs:
-        pass
-    if asdict(facts.output) != asdict(run.output):
+    if asdict(planned.output) != asdict(run.output):
         different.append("output")
-    if planner.plan.hash == run.hash and not different:
+    if planned.plan.hash == run.hash and not different:
         return
-    if planner.plan.jobs != run.total:
-        different.append(f"images ({run.total} there, {planner.plan.jobs} asked for)")
+    if planned.plan.jobs != run.total:
+        different.append(f"images ({run.total} in the folder, {planned.plan.jobs} now)")
     what = ", ".join(dict.fromkeys(different)) or "batch_size"
     raise RunFolderError(
         f"{run.store.where} belongs to another plan; different: {what}. "
@@ -79,14 +110,15 @@ def _compare(run: RunFolder, jobs: Iterator[Job], planner: Planner, facts: Facts
     )
 
 
-def _job_differences(run: RunFolder, old: Job | None, new: Job, planner: Planner) -> list[str]:
-    """The keys in which the first differing jobs differ."""
-    if old is None:
+def _job_differences(run: RunFolder, index: int, new: Job, plan: Plan) -> list[str]:
+    """Names of the fields in which the first differing jobs differ."""
+    if index >= run.total:
         return []
-    before, after = asdict(run.groups[old.group]), asdict(planner.plan.groups[new.group])
+    old = run.job(index)
+    before, after = asdict(run.groups[old.group]), asdict(plan.groups[new.group])
     own = ("prompt", "negative_prompt", "seed", "replica")
-    found = [f"{n} of image {new.index}" for n in own if getattr(old, n) != getattr(new, n)]
-    found += [f"{n} ({_short(before[n])} there, {_short(after[n])} asked for)"
+    found = [f"{n} of image {index}" for n in own if getattr(old, n) != getattr(new, n)]
+    found += [f"{n} ({_short(before[n])} in the folder, {_short(after[n])} now)"
               for n in before if before[n] != after[n]]  # fmt: skip
     return found or ["model"]
 
@@ -97,7 +129,7 @@ def _short(value: Any) -> str:
 
 
 def _ranges(indices: Iterable[int]) -> list[int]:
-    """[start, stop, start, stop, ...] of increasing numbers."""
+    """Encode increasing numbers as [start, stop, start, stop, ...]."""
     flat: list[int] = []
     for index in indices:
         if flat and flat[-1] == index:

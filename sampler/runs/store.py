@@ -1,7 +1,7 @@
-"""Where a run folder lives: a local (or shared) folder, or any fsspec URL.
+"""Storage of a run folder: a local or shared folder, or any fsspec URL.
 
-A local image is a temporary file that is renamed; on an object store it is one PUT of its final
-name, and every commit of a journal is an object of its own.
+Locally a file is written under a temporary name and renamed. On an object store it is one PUT of
+its final name, and every commit to a journal is an object of its own.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from sampler.core import durable
 from sampler.errors import SamplerError, StorageError
 from sampler.runs import journal
 
-Lines = Iterable[Mapping[str, Any]]
+JournalLines = Iterable[Mapping[str, Any]]
 CHUNK = 2**20
 
 
 class Store(Protocol):
-    """What a run needs of the place that it is kept in; names are relative, with slashes."""
+    """Storage interface of a run; names are relative, with forward slashes."""
 
     @property
     def where(self) -> str: ...
     def put(self, name: str, data: bytes) -> None: ...
-    def commit(self, names: Iterable[str], lines: Lines) -> None: ...
+    def commit(self, names: Iterable[str], lines: JournalLines) -> None: ...
     def new(self, name: str) -> Any: ...
     def read(self, name: str) -> bytes | None: ...
     def remove(self, name: str) -> None: ...
@@ -38,28 +38,28 @@ class Store(Protocol):
 
 
 class LocalStore:
-    """A folder. worker: whose journal is appended to; fsync=False trusts the operating system."""
+    """Local folder. worker: owner of the journal; fsync=False leaves flushing to the system."""
 
     def __init__(self, root: Path, worker: int = 0, fsync: bool = True) -> None:
         self.root = root
         self._fsync = fsync
         self._journal = root / journal.journal_name(worker)
-        self._made: set[Path] = set()
+        self._folders: set[Path] = set()
 
     @property
     def where(self) -> str:
         return str(self.root)
 
     def put(self, name: str, data: bytes) -> None:
-        """A whole file or none. Raises SamplerError (5)."""
+        """Write a file atomically. Raises StorageError."""
         path = self.root / name
-        if path.parent not in self._made:
+        if path.parent not in self._folders:
             durable.make_folder(path.parent)
-            self._made.add(path.parent)
+            self._folders.add(path.parent)
         durable.write_file(path, data, self._fsync)
 
-    def commit(self, names: Iterable[str], lines: Lines) -> None:
-        """Makes names durable that were put, then says so in the journal."""
+    def commit(self, names: Iterable[str], lines: JournalLines) -> None:
+        """Make written files durable, then append to the journal."""
         if self._fsync:
             for folder in sorted({(self.root / name).parent for name in names}):
                 durable.sync_folder(folder)
@@ -70,7 +70,7 @@ class LocalStore:
 
     @contextmanager
     def new(self, name: str) -> Iterator[BinaryIO]:
-        """A file to stream into; it gets its name when all is written."""
+        """Open a file to stream into; it gets its name once it is complete."""
         durable.make_folder(self.root)
         temporary = self.root / f"{durable.TEMPORARY}{os.getpid()}-{name}"
         try:
@@ -92,7 +92,7 @@ class LocalStore:
             return None
 
     def remove(self, name: str) -> None:
-        """Removes what may be there; a failure to do so harms nothing."""
+        """Remove a file if possible."""
         with suppress(OSError):
             (self.root / name).unlink(missing_ok=True)
 
@@ -100,7 +100,7 @@ class LocalStore:
         return self.root / name
 
     def sizes(self) -> dict[str, int]:
-        """The images that are there, and their bytes; links do not count."""
+        """Size of every image file; links are ignored."""
         found: dict[str, int] = {}
         _scan(self.root / "images", "images/", found)
         return found
@@ -111,7 +111,7 @@ class LocalStore:
 
 
 class ObjectStore:
-    """An fsspec URL such as s3://bucket/run. worker: part of the journal objects' names."""
+    """fsspec URL such as s3://bucket/run. worker: part of the names of journal objects."""
 
     def __init__(self, url: str, worker: str = "0") -> None:
         import fsspec
@@ -129,10 +129,10 @@ class ObjectStore:
 
     def put(self, name: str, data: bytes) -> None:
         """One PUT of the final name."""
-        self._tried(lambda: self._fs.pipe_file(f"{self._root}/{name}", data), name)
+        self._attempt(lambda: self._fs.pipe_file(f"{self._root}/{name}", data), name)
 
-    def commit(self, names: Iterable[str], lines: Lines) -> None:
-        """A journal segment of its own: objects cannot be appended to."""
+    def commit(self, names: Iterable[str], lines: JournalLines) -> None:
+        """Write a journal segment, because objects cannot be appended to."""
         name = f"{journal.PREFIX}-{self._worker}-{self._segments:06d}.jsonl"
         self._segments += 1
         self.put(name, journal.encode(lines))
@@ -143,7 +143,7 @@ class ObjectStore:
         local.unlink(missing_ok=True)
         with open(local, "wb") as stream:
             yield stream
-        self._tried(lambda: self._fs.put_file(str(local), f"{self._root}/{name}"), name)
+        self._attempt(lambda: self._fs.put_file(str(local), f"{self._root}/{name}"), name)
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -156,7 +156,7 @@ class ObjectStore:
             self._fs.rm_file(f"{self._root}/{name}")
 
     def local(self, name: str) -> Path:
-        """A copy on this machine, fetched once."""
+        """Local copy, fetched once."""
         path = Path(self._cache.name) / name
         if not path.exists() and (data := self.read(name)) is not None:
             path.write_bytes(data)
@@ -174,8 +174,8 @@ class ObjectStore:
         for path in sorted(self._fs.glob(f"{self._root}/{journal.PREFIX}*.jsonl")):
             yield self._fs.cat_file(path)
 
-    def _tried(self, action: Any, name: str) -> None:
-        """Transient errors are tried again, as on disk; others have exit code 5."""
+    def _attempt(self, action: Any, name: str) -> None:
+        """Retry transient errors as on disk; raise StorageError for others."""
         try:
             durable.attempt(action, Path(name))
         except SamplerError as error:
@@ -184,7 +184,7 @@ class ObjectStore:
 
 
 def open_store(where: str | Path, worker: int | str = 0, fsync: bool = True) -> Store:
-    """The store of a path or URL."""
+    """Open the store of a path or URL."""
     if "://" in str(where) and not str(where).startswith("file://"):
         return ObjectStore(str(where), str(worker))
     root = Path(str(where).removeprefix("file://"))

@@ -1,4 +1,4 @@
-"""Every file of a run against its journal, and every job against its key."""
+"""Check of a run: every file against its journal, every job against its key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sampler.runs.jobs import key_of, record_of
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a file or record. kind: missing, size, content, job, unknown, journal."""
+    """One inconsistency. kind: missing, size, content, job, unknown, journal; what: its file."""
 
     kind: str
     what: str
@@ -19,10 +19,10 @@ class Finding:
 
 
 def findings(run: RunFolder) -> Iterator[Finding]:
-    """Everything that is wrong; what is not made yet is not wrong."""
+    """Yield every inconsistency; images not generated yet are not errors."""
     results = run.results()
     if results.bad:
-        yield Finding("journal", "journal", f"{results.bad} lines cannot be read (passed over)")
+        yield Finding("journal", "journal", f"{results.bad} lines cannot be read (ignored)")
     sizes = run.store.sizes()
     known: set[str] = set()
     for index in range(run.total):
@@ -33,14 +33,14 @@ def findings(run: RunFolder) -> Iterator[Finding]:
         name = entry["file"]
         known.add(name)
         if name not in sizes:
-            yield Finding("missing", name, "the file has gone")
+            yield Finding("missing", name, "the file is missing")
         elif sizes[name] != entry["bytes"]:
             yield Finding("size", name, f"{sizes[name]} bytes, not {entry['bytes']}")
         elif run.digest(name) != entry["sha256"]:
             yield Finding("content", name, "the content is not what was written")
     for name in sorted(sizes.keys() - known):
         if name.endswith(".png"):
-            yield Finding("unknown", name, "no record of it")
+            yield Finding("unknown", name, "no record in the journal")
 
 
 def _job(run: RunFolder, index: int) -> Iterator[Finding]:

@@ -1,8 +1,8 @@
 """Prompt templates: `__name__` is a line of name.txt, `{a|b}` one of the alternatives.
 
-A template is parsed into a tree, in linear time and without recursion; the number of its prompts
-is known before any is made. Number k of them is the k-th in the order of a mixed-radix counter;
-a random one is a pure function of (seed, job index).
+A template is parsed into a tree in linear time, without recursion, and its prompts are counted
+before any is built. Prompt k is the k-th in the order of a mixed-radix counter; a random one is a
+pure function of (seed, job index). (The library dynamicprompts bounds neither time nor count.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TOKEN = re.compile(r"__[A-Za-z0-9_\-/]+?__|[{|}]|\\[{|}]")
 
 
 class _Node:
-    """Either one of several `choices`, or all of `parts` one after the other."""
+    """One of several `choices`, or the concatenation of `parts`."""
 
     def __init__(self, choices: list[_Node] | None = None) -> None:
         self.choices = choices
@@ -33,7 +33,7 @@ class _Node:
         self._size: tuple[int, int] | None = None
 
     def size(self) -> tuple[int, int]:
-        """How many prompts, and the characters of the longest at most; counted once."""
+        """(number of prompts, upper bound of the longest in characters); computed once."""
         if self._size is None:
             if self.choices is not None:
                 sizes = [choice.size() for choice in self.choices]
@@ -44,7 +44,7 @@ class _Node:
         return self._size
 
     def text(self, number: int) -> str:
-        """Prompt `number`; the last part runs fastest."""
+        """Prompt `number`; the last part varies fastest."""
         if self.choices is not None:
             for choice in self.choices:
                 if number < choice.size()[0]:
@@ -62,18 +62,18 @@ class _Node:
 
 
 class Wildcards:
-    """The templates of a run; `folder` holds the wildcard files, None where there are none."""
+    """Templates of a run. folder: of wildcard files; None if there are none."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._files: dict[str, _Node] = {}
 
     def count(self, template: str) -> int:
-        """How many prompts a template has. Raises SamplerError (2) for a template that is wrong."""
+        """Number of prompts of a template. Raises UsageError for an invalid template."""
         return 1 if _is_plain(template) else self._tree(template).size()[0]
 
     def all(self, template: str, limit: int) -> Iterator[str]:
-        """Every prompt of a template. Raises SamplerError (2), before any, for more than limit."""
+        """Yield every prompt of a template. Raises UsageError for more than `limit`."""
         if _is_plain(template):
             yield template
             return
@@ -85,7 +85,7 @@ class Wildcards:
             yield tree.text(number)
 
     def random(self, template: str, seed: int, index: int) -> str:
-        """One prompt of a template: a pure function of (seed, index), each as likely."""
+        """Draw one prompt uniformly, as a pure function of (seed, index)."""
         if _is_plain(template):
             return template
         tree = self._tree(template)
@@ -99,7 +99,7 @@ class Wildcards:
         return tree
 
     def _parse(self, text: str, open_names: tuple[str, ...], shown: str) -> _Node:
-        """The tree of a template; `open_names`: the wildcard files that it stands in."""
+        """Parse a template. open_names: wildcard files that contain it, innermost last."""
         stack = [_Node()]
         position = 0
         for number, token in enumerate(_TOKEN.finditer(text)):
@@ -117,7 +117,7 @@ class Wildcards:
     def _file(self, name: str, open_names: tuple[str, ...], shown: str) -> _Node:
         if name in open_names or len(open_names) >= MAX_DEPTH:
             chain = " in ".join(f"__{n:.40}__" for n in (name, *reversed(open_names)))
-            raise UsageError(f"{shown!r:.60}: the wildcard stands in itself: {chain:.200}.")
+            raise UsageError(f"{shown!r:.60}: the wildcard contains itself: {chain:.200}.")
         if name not in self._files:
             lines = self._lines(name, shown)
             choices = [self._parse(line, (*open_names, name), shown) for line in lines]
@@ -131,7 +131,7 @@ class Wildcards:
                 "(prompts.wildcards, or --wildcards).",
             )
         if not self._folder.is_dir():
-            raise UsageError(f"--wildcards: {self._folder} is no folder.")
+            raise UsageError(f"--wildcards: {self._folder} is not a folder.")
         path = self._folder / f"{name}.txt"
         inside = path.resolve().is_relative_to(self._folder.resolve())
         if name.startswith("/") or not inside or not path.is_file():
@@ -139,17 +139,17 @@ class Wildcards:
             hint = registry.suggestion(name, known) if known else ""
             raise UsageError(f"{shown!r:.60}: unknown wildcard __{name:.60}__{hint}.")
         lines = []
-        for _, row in read_table(path):
-            if isinstance(row, SamplerError):
-                raise row
-            lines.append(row["prompt"])
+        for _, cells, *_ in read_table(path):
+            if isinstance(cells, SamplerError):
+                raise cells
+            lines.append(cells["prompt"])
         if not lines:
-            raise UsageError(f"{path}: there is no line in it.")
+            raise UsageError(f"{path}: the file has no line.")
         return lines
 
 
 def _take(token: str, stack: list[_Node], shown: str, file: Callable[[str], _Node]) -> None:
-    """One token: the stack holds, in turn, sequences and the choices that they stand in."""
+    """Process one token; the stack alternates between sequences and the choices around them."""
     if token.startswith("\\"):
         stack[-1].parts.append(token[1])
     elif token == "{":

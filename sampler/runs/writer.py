@@ -1,7 +1,7 @@
-"""Images to disk beside the computation: encode, write and journal in a few threads.
+"""Encode and write images on threads, beside the computation.
 
-Two batches may wait at most, so memory stays bounded; the first error is raised at the next batch.
-A batch is journalled when all of its images are on disk.
+At most two batches wait, so that memory stays bounded; the first error is raised at the next batch.
+A batch is journalled once all of its images are on disk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEPTH = 2  # batches
 
 @dataclass(frozen=True)
 class WriteItem:
-    """One result: its journal line, and the image that belongs to it, if there is one."""
+    """One result: its journal line, and its image, if there is one."""
 
     line: dict[str, Any]
     pixels: np.ndarray | None = None
@@ -33,11 +33,11 @@ class WriteItem:
 
 
 def failed_name(index: int) -> str:
-    """Where the error of an image lies, for people."""
+    """File with the error of an image, for people."""
     return f"failed/{index:06d}.json"
 
 
-class _Batch:
+class _PendingBatch:
     """Items that are journalled together, by the thread that finishes the last of them."""
 
     def __init__(self, items: Sequence[WriteItem]) -> None:
@@ -53,15 +53,15 @@ class _Batch:
 
 
 class ImageWriter:
-    """Writer threads; a context manager that drains them. `written` hears of every line."""
+    """Writer threads; a context manager that drains them. on_written: receives journal lines."""
 
     def __init__(
         self,
         store: Store,
         threads: int = 2,
-        written: Callable[[Sequence[dict[str, Any]]], None] | None = None,
+        on_written: Callable[[Sequence[dict[str, Any]]], None] | None = None,
     ) -> None:
-        self._store, self._written = store, written
+        self._store, self._on_written = store, on_written
         self._slots = threading.BoundedSemaphore(DEPTH)
         self._tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._error: BaseException | None = None
@@ -82,18 +82,18 @@ class ImageWriter:
             self._raise()
 
     def put(self, items: Sequence[WriteItem]) -> None:
-        """Hands a batch over; waits while two are being written. Raises what writing raised."""
+        """Queue a batch; blocks while two are being written. Raises the first error of a writer."""
         if not items:
             return
         while not self._slots.acquire(timeout=0.5):
             self._raise()
         self._raise()
-        batch = _Batch(items)
+        batch = _PendingBatch(items)
         for position, item in enumerate(items):
             self._tasks.put((batch, position, item))
 
     def close(self, seconds: float | None) -> bool:
-        """Waits until all is written, at most so long in all; whether it is."""
+        """Wait until all is written, at most for `seconds`; False after a timeout."""
         end = None if seconds is None else time.monotonic() + seconds
         for _ in self._threads:
             self._tasks.put(None)
@@ -111,7 +111,7 @@ class ImageWriter:
             try:
                 if self._error is None and batch.finished(position, self._stored(item)):
                     self._commit(batch)
-            except BaseException as error:  # told to the thread that computes
+            except BaseException as error:  # raised in the thread that computes
                 self._error = self._error or error
 
     def _stored(self, item: WriteItem) -> dict[str, Any]:
@@ -125,10 +125,10 @@ class ImageWriter:
             self._store.put(failed_name(line["index"]), journal.encode([line]))
         return line
 
-    def _commit(self, batch: _Batch) -> None:
+    def _commit(self, batch: _PendingBatch) -> None:
         lines = [line for line in batch.lines if line is not None]
         with self._journal:
             self._store.commit([line["file"] for line in lines if "file" in line], lines)
         self._slots.release()
-        if self._written is not None:
-            self._written(lines)
+        if self._on_written is not None:
+            self._on_written(lines)

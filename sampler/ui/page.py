@@ -11,8 +11,8 @@ from typing import Any
 import gradio as gr
 
 from sampler.config.schema import STRATEGIES, Config
-from sampler.runs.location import StopFlag
 from sampler.runs.metadata import scale_of
+from sampler.runs.stop import StopFlag
 from sampler.ui import pictures
 from sampler.ui.form import Form, config_of, new_seed
 from sampler.ui.parts import Picker, Results, html, picker, results

@@ -6,7 +6,6 @@ of the command line because the same code generates them.
 
 from __future__ import annotations
 
-import datetime
 import shutil
 import tempfile
 import threading
@@ -22,19 +21,21 @@ from sampler_kernels import settle
 
 from sampler import registry
 from sampler.config.schema import STRATEGIES, Config, ModelConfig
+from sampler.core import durable
 from sampler.core.batch import to_output
 from sampler.engine import Engine
 from sampler.errors import IncompleteError
 from sampler.runs.folder import RunFolder
-from sampler.runs.location import RunLocation, StopFlag, open_locked
-from sampler.runs.names import slug
+from sampler.runs.location import RunLocation, check_writable, default_folder, open_locked
 from sampler.runs.records import records
-from sampler.runs.source import Source, check_folder
+from sampler.runs.source import Source
 from sampler.runs.start import start
+from sampler.runs.stop import StopFlag
 from sampler.runs.store import open_store
 from sampler.types import Prediction, Snapshot, Span
 from sampler.ui import export
-from sampler.workers.execute import Request, execute
+from sampler.workers.execute import execute
+from sampler.workers.work import WorkOptions
 
 PREVIEW_SECONDS = 0.4  # minimum between two previews
 PREVIEW_SHARE = 4  # minimum ratio of sampling time to preview time
@@ -98,7 +99,7 @@ class Studio:
     """Runs of one model. out: folder of saved runs; home: temporary folder of the others."""
 
     def __init__(self, engine: Engine, model: ModelConfig, out: Path, home: Path) -> None:
-        check_folder(str(out))
+        check_writable(str(out))
         self.engine, self.config, self.out, self.home = engine, model, out, home
         self.model = Source(Config(model=model)).model()
         self.defaults = {kind: registry.spec_of(getattr(engine, kind)) for kind in STRATEGIES}
@@ -121,8 +122,7 @@ class Studio:
             done[0] += len(lines)
 
         with self._busy, open_locked(location) as store:
-            planner = source.planner(self.model)
-            run = start(store, planner, source.rows(), source.is_text, source.facts(self.model))
+            run = start(store, source.plan(self.model))
             engine = PreviewEngine(
                 self.engine.denoiser,
                 self.engine.pipeline,
@@ -130,7 +130,7 @@ class Studio:
                 self.engine.guidance,
             ).preview(on_preview, lambda: done[0])
             began = time.monotonic()
-            tally = execute(run, lambda: engine, location, Request(), stop, written)
+            tally = execute(run, lambda: engine, location, WorkOptions(), stop, written)
             seconds = (time.monotonic() - began - engine.spent) / run.total
         if tally.stopped:
             shutil.rmtree(folder, ignore_errors=True)
@@ -149,20 +149,14 @@ class Studio:
 
         A run that was saved before is not copied again. Raises OSError and StorageError.
         """
-        check_folder(str(self.out))
+        check_writable(str(self.out))
         plan = RunFolder(open_store(str(run.folder))).hash
-        name = f"{slug((run.config.prompts.texts or ('',))[0], 24)}-{plan[:8]}"
-        if known := sorted(self.out.glob(f"*-{name}")):
-            return known[-1]
-        folder = self.out / f"{datetime.date.today().isoformat()}-{name}"
-        self.out.mkdir(parents=True, exist_ok=True)
-        # A copy that is cut short must not look like a run folder.
-        part = Path(tempfile.mkdtemp(prefix=".save-", dir=self.out))
-        try:
-            shutil.copytree(run.folder, part / "run", ignore=shutil.ignore_patterns(".lock"))
-            (part / "run").rename(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        folder = default_folder((run.config.prompts.texts or ("",))[0], plan, self.out)
+        if not folder.exists():
+            self.out.mkdir(parents=True, exist_ok=True)
+            ignore = shutil.ignore_patterns(".lock")
+            with durable.write_folder(folder) as part:
+                shutil.copytree(run.folder, part, ignore=ignore, dirs_exist_ok=True)
         return folder
 
 

@@ -1,1 +1,1 @@
-"""Who computes the batches of a run folder: one process, the ranks of torchrun, Ray's actors."""
+"""Computation of a run folder's batches: by one process, ranks of torchrun, or actors of Ray."""

@@ -1,9 +1,9 @@
-"""One planned batch to pixels: the loop, what may go wrong in it, and what stays of it then.
+"""One planned batch to pixels, with recovery from errors.
 
-Out of memory: the micro-batch is halved inside the planned batch, and remembered for the group.
-An exception: the batch is halved too, until the row that raises stands alone; the others are made.
-Not finite: the row is an error that names the component and the step; a decode is tried again in
-float32 first.
+Out of memory: halve the micro-batch inside the planned batch, and remember its size for the group.
+Exception: halve the batch until the failing sample is alone; all others are generated.
+Not finite: fail the image and name the component and the step; a decode is retried in float32
+first.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from sampler import registry
-from sampler.core.batch import Job as PromptLine
-from sampler.core.batch import sample_batch
+from sampler.core.batch import Sample, sample_batch
 from sampler.core.binding import SamplerContext, bind_sampler
 from sampler.core.images import to_pixels
 from sampler.core.loop import Loop
@@ -27,20 +26,25 @@ from sampler.errors import SamplerError
 from sampler.runs.jobs import Job, JobSettings
 from sampler.types import Snapshot
 from sampler.workers.prompt_cache import PromptCache
-from sampler.workers.recovery import decode_float32, finite, free_memory, is_memory
+from sampler.workers.recovery import (
+    decode_float32,
+    free_memory,
+    is_finite,
+    is_out_of_memory,
+)
 
 
 class Stopped(BaseException):
-    """The run was told to stop; no error of a row."""
+    """The run was asked to stop; not an error of a sample."""
 
 
 class _OutOfMemory(Exception):
-    """Several rows together need more memory than there is."""
+    """A batch did not fit into memory."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """An image [H, W, 3] of uint8, what it cost, and how many rows were computed together."""
+class GeneratedImage:
+    """Pixels [H, W, 3] of uint8, network evaluations, milliseconds, and size of the micro-batch."""
 
     pixels: np.ndarray
     nfe: int
@@ -50,65 +54,63 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Failed:
-    """Why there is no image. code: oom, nonfinite, exception or flagged."""
+class Failure:
+    """Reason for a missing image. code: oom, nonfinite, exception or flagged."""
 
     code: str
     where: str
     message: str
 
 
-Outcome = Made | Failed
+Outcome = GeneratedImage | Failure
 
 
 @dataclass
 class BatchRunner:
-    """An engine at work for one run. micro: the batch size by group that memory allowed.
+    """Runs the batches of one run on an engine.
 
-    stopped is asked at every step. strict: an exception ends the run. on_oom "fail": a batch for
-    which memory is too small fails instead of being halved; on_nonfinite "fail": a decode that
-    overflows is not tried again. texts: what knows the prompts already.
+    cache: encoded prompts. stopped: polled at every step. on_shrink(group, size): called when
+    memory requires a smaller micro-batch; micro: their sizes by group. strict: an exception ends
+    the run. on_oom "fail": a batch that exceeds the memory fails instead of being halved;
+    on_nonfinite "fail": a decode that overflows is not retried.
     """
 
     engine: Loop
+    cache: PromptCache
     stopped: Callable[[], bool] = lambda: False
-    shrunk: Callable[[int, int], None] = lambda group, size: None
+    on_shrink: Callable[[int, int], None] = lambda group, size: None
     micro: dict[int, int] = field(default_factory=dict[int, int])
     strict: bool = False
     on_oom: Literal["shrink", "fail"] = "shrink"
     on_nonfinite: Literal["retry", "fail"] = "retry"
-    texts: PromptCache | None = None
 
     def batch(self, jobs: Sequence[Job], groups: Sequence[JobSettings]) -> list[Outcome]:
-        """The outcomes of the jobs of one planned batch, in order. Raises Stopped.
+        """Outcomes of the jobs of one planned batch, in order. Raises Stopped.
 
-        groups: the run's; those of the jobs differ in the guidance scale at most.
+        groups: those of the run; the groups of the jobs differ at most in the guidance scale.
         """
         group = jobs[0].group
-        self.texts = self.texts or PromptCache(self.engine.pipeline)
         outcomes: list[Outcome] = []
         while len(outcomes) < len(jobs):
             done = len(outcomes)
             part = jobs[done : done + self.micro.get(group, len(jobs))]
             try:
-                outcomes += self._rows(part, groups, self.texts)
+                outcomes += self._run_or_split(part, groups)
                 continue
             except _OutOfMemory:
                 pass
-            # Out of the handler: the exception's traceback holds the tensors of the attempt.
+            # Outside of the handler: the traceback of the exception holds the tensors.
             free_memory()
             self.micro[group] = len(part) // 2
-            self.shrunk(group, self.micro[group])
+            self.on_shrink(group, self.micro[group])
         return outcomes
 
-    def _rows(
-        self, jobs: Sequence[Job], groups: Sequence[JobSettings], texts: PromptCache
-    ) -> list[Outcome]:
-        """Together; where that raises, each half by itself, down to the row that is at fault."""
+    def _run_or_split(self, jobs: Sequence[Job], groups: Sequence[JobSettings]) -> list[Outcome]:
+        """Run a batch; after an exception each half, down to the failing sample."""
         try:
-            return self._run_batch(jobs, groups, texts)
+            return self._run_batch(jobs, groups)
         except Exception as error:
-            memory = is_memory(error)
+            memory = is_out_of_memory(error)
             if memory and len(jobs) > 1 and self.on_oom == "shrink":
                 raise _OutOfMemory from None
             if self.strict and not memory:
@@ -118,96 +120,94 @@ class BatchRunner:
             if len(jobs) == 1 or memory:
                 return [_failure(error, memory)] * len(jobs)
         half = len(jobs) // 2
-        return self._rows(jobs[:half], groups, texts) + self._rows(jobs[half:], groups, texts)
+        return self._run_or_split(jobs[:half], groups) + self._run_or_split(jobs[half:], groups)
 
-    def _run_batch(
-        self, jobs: Sequence[Job], groups: Sequence[JobSettings], texts: PromptCache
-    ) -> list[Outcome]:
+    def _run_batch(self, jobs: Sequence[Job], groups: Sequence[JobSettings]) -> list[Outcome]:
         started, settings = time.perf_counter(), groups[jobs[0].group]
         adapter = self.engine.pipeline
-        method = registry.build("sampler", settings.sampler)
         rule = _rule([groups[job.group].guidance for job in jobs], adapter.device)
         size = adapter.size(settings.height, settings.width)
         grid = adapter.grid(settings.steps, size)
+        method = registry.build("sampler", settings.sampler)
         method = bind_sampler(method, SamplerContext(adapter, grid, dict(settings.guidance), size))
-        rows = [PromptLine(job.prompt, job.negative_prompt, job.seed) for job in jobs]
-        watch = _Watch(len(rows), self.stopped)
+        samples = [Sample(job.prompt, job.negative_prompt, job.seed) for job in jobs]
+        watch = _StepWatch(len(samples), self.stopped)
         with torch.no_grad(), adapter.exclusive():
-            cond = texts.encode(
-                [row.prompt for row in rows],
-                [row.negative for row in rows],
+            cond = self.cache.encode(
+                [sample.prompt for sample in samples],
+                [sample.negative for sample in samples],
                 "uncond" in rule.needs,
                 size,
             )
             x, nfe = sample_batch(
-                self.engine, rows, size, settings.steps, method, rule, cond, watch.step
+                self.engine, samples, size, settings.steps, method, rule, cond, watch.step
             )
-            images, broken, notes = self._decoded(x, watch)
+            images, failures, notes = self._decode(x, watch)
             pixels = to_pixels(images)
-        ms = round(1000 * (time.perf_counter() - started) / len(rows))
+        ms = round(1000 * (time.perf_counter() - started) / len(samples))
         outcomes: list[Outcome] = []
         for b, job in enumerate(jobs):
-            if b in broken:
-                outcomes.append(broken[b])
+            if b in failures:
+                outcomes.append(failures[b])
                 continue
-            long = texts.warning(job.prompt)
-            warnings = tuple(note for note in (long, notes.get(b)) if note)
-            outcomes.append(Made(pixels[b], nfe[b], ms, len(jobs), warnings))
+            truncated = self.cache.warning(job.prompt)
+            warnings = tuple(note for note in (truncated, notes.get(b)) if note)
+            outcomes.append(GeneratedImage(pixels[b], nfe[b], ms, len(jobs), warnings))
         return outcomes
 
-    def _decoded(
-        self, x: Tensor, watch: _Watch
-    ) -> tuple[Tensor, dict[int, Failed], dict[int, str]]:
-        """Images [B, 3, H, W], the rows that are broken, notes on those that float32 saved."""
+    def _decode(
+        self, x: Tensor, watch: _StepWatch
+    ) -> tuple[Tensor, dict[int, Failure], dict[int, str]]:
+        """Images [B, 3, H, W], failed samples, and notes on those that float32 recovered."""
         images = self.engine.pipeline.decode(x)
         bad_steps = watch.first_bad().tolist()
-        whole = finite(images).tolist()
-        broken, notes = {}, {}
+        finite = is_finite(images).tolist()
+        failures, notes = {}, {}
         for b, step in enumerate(bad_steps):
             if step >= 0:
                 message = f"the latents are not finite after step {step}"
-                broken[b] = Failed("nonfinite", "denoiser", message)
+                failures[b] = Failure("nonfinite", "denoiser", message)
             elif not bool(torch.isfinite(x[b]).all()):
-                broken[b] = Failed("nonfinite", "sampler", "the result is not finite")
-            elif not whole[b]:
+                failures[b] = Failure("nonfinite", "sampler", "the result is not finite")
+            elif not finite[b]:
                 again = self._retry_decode(x[b : b + 1])
-                if again is not None and bool(finite(again)[0]):
+                if again is not None and bool(is_finite(again)[0]):
                     images[b] = again[0].to(images)
                     notes[b] = "decoded in float32: the decoder's own precision overflowed"
                 else:
                     message = "the decoded image is not finite"
-                    broken[b] = Failed("nonfinite", "vae", message)
-        return images, broken, notes
+                    failures[b] = Failure("nonfinite", "vae", message)
+        return images, failures, notes
 
     def _retry_decode(self, x: Tensor) -> Tensor | None:
-        """A decode in float32, where the run wants it and that is another one."""
+        """Decode in float32, if retries are enabled and the decoder has another precision."""
         return decode_float32(self.engine.pipeline, x) if self.on_nonfinite == "retry" else None
 
 
-class _Watch:
-    """Looks at every step: stops when told to, and remembers where a row stopped being finite."""
+class _StepWatch:
+    """Step callback: raises Stopped on request, records where a sample stops being finite."""
 
-    def __init__(self, rows: int, stopped: Callable[[], bool]) -> None:
+    def __init__(self, count: int, stopped: Callable[[], bool]) -> None:
         self._stopped = stopped
         self._bad: Tensor | None = None
-        self._rows = rows
+        self._count = count
 
     def step(self, snapshot: Snapshot) -> None:
-        """No synchronisation with a device: the numbers of the steps stay there until the end."""
+        """Record without a device synchronisation: the step numbers stay on the device."""
         if self._stopped():
             raise Stopped
-        good = finite(snapshot.x)
+        good = is_finite(snapshot.x)
         if self._bad is None:
             self._bad = torch.full_like(good, -1, dtype=torch.int64)
         self._bad = torch.where((self._bad < 0) & ~good, snapshot.index - 1, self._bad)
 
     def first_bad(self) -> Tensor:
-        """Per row the first step whose latents are not finite, or -1."""
-        return torch.full((self._rows,), -1) if self._bad is None else self._bad.cpu()
+        """First step [B] whose latents are not finite, or -1."""
+        return torch.full((self._count,), -1) if self._bad is None else self._bad.cpu()
 
 
-def _rule(specs: Sequence[Mapping[str, Any]], device: Any) -> Any:
-    """The rule of some rows; where their scales differ, with a scale per row."""
+def _rule(specs: Sequence[Mapping[str, Any]], device: torch.device) -> Any:
+    """Rule of some samples; with a scale per sample if their scales differ."""
     rule = registry.build("guidance", specs[0])
     scales = [spec.get("scale") for spec in specs]
     if len(set(scales)) == 1:
@@ -215,12 +215,12 @@ def _rule(specs: Sequence[Mapping[str, Any]], device: Any) -> Any:
     return replace(rule, scale=torch.tensor(scales, dtype=torch.float32, device=device))
 
 
-def _failure(error: BaseException, memory: bool) -> Failed:
+def _failure(error: BaseException, memory: bool) -> Failure:
     text = " ".join(str(error).split())[:500] or type(error).__name__
     if memory:
-        return Failed("oom", "device", "out of memory")
+        return Failure("oom", "device", "out of memory")
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     where = trace.tb_frame.f_globals.get("__name__", "?") if trace is not None else "?"
-    return Failed("exception", str(where), f"{type(error).__name__}: {text}")
+    return Failure("exception", str(where), f"{type(error).__name__}: {text}")

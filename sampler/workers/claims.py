@@ -1,8 +1,8 @@
-"""Which worker makes which batch, without any message between them: claims in a shared folder.
+"""Division of batches among workers by claim files in a shared folder, without messages.
 
-Worker r takes the batches with b % world == r first, then those that nobody claims or whose claim
-has expired. A claim is a file made with O_EXCL and kept fresh by its owner. Two workers that make
-the same batch all the same do no harm: names and bytes are equal.
+Worker r takes the batches with b % world == r first, then those without a claim or with an expired
+one. A claim is a file created with O_EXCL, and its owner renews it. Two workers that compute the
+same batch do no harm, because names and bytes are equal.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ POLL = 0.5
 
 
 class Claims:
-    """The claims of one worker; a context manager that keeps them fresh."""
+    """Claims of one worker; a context manager that renews them."""
 
     def __init__(self, root: Path, location: RunLocation, lease: float = LEASE) -> None:
         group = "".join(c if c.isalnum() else "-" for c in location.group or "run")[-60:]
-        self._folder = root / FOLDER / group  # claims of an earlier start are of another group
+        self._folder = root / FOLDER / group  # claims of an earlier start have another group
         self._rank, self._lease = location.rank, lease
         self._held: Path | None = None
         self._stop = threading.Event()
@@ -41,8 +41,8 @@ class Claims:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
 
-    def take(self, batch: int) -> bool:
-        """Claims a batch, if it is free or its owner has gone."""
+    def claim(self, batch: int) -> bool:
+        """Claim a batch; False if another worker holds it."""
         path = self._folder / f"{batch:06d}"
         if self._expired(path):
             path.unlink(missing_ok=True)
@@ -74,24 +74,24 @@ class Claims:
 
 def claimed_batches(
     location: RunLocation,
-    start: Collection[int],
+    batches: Collection[int],
     remaining: Callable[[], Collection[int]],
     stopped: Callable[[], bool],
     lease: float = LEASE,
 ) -> Iterator[int]:
-    """The batches of `start` that this worker makes, until somebody has made each of them.
+    """Yield the batches for this worker to compute, until all of them are done by any worker.
 
-    remaining: those that no journal has yet.
+    remaining: returns the batches that no journal has yet.
     """
     root = Path(location.where)
     with Claims(root, location, lease) as claims:
         mine: set[int] = set()
-        for batch in [b for b in sorted(start) if b % location.world == location.rank]:
-            if not stopped() and claims.take(batch):
+        for batch in [b for b in sorted(batches) if b % location.world == location.rank]:
+            if not stopped() and claims.claim(batch):
                 mine.add(batch)
                 yield batch
         while not stopped() and (left := set(remaining()) - mine):
-            taken = next((batch for batch in sorted(left) if claims.take(batch)), None)
+            taken = next((batch for batch in sorted(left) if claims.claim(batch)), None)
             if taken is None:
                 time.sleep(min(POLL, lease / 4))
             else:

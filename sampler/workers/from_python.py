@@ -1,4 +1,4 @@
-"""`engine.generate(..., out=DIR)`: the run folder of the command line, from Python."""
+"""`engine.generate(..., out=DIR)`: run folders from Python, the same as on the command line."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ import torch
 from PIL import Image
 
 from sampler import registry
-from sampler.core.batch import Job as PromptLine
-from sampler.core.batch import Result
+from sampler.core.batch import Result, Sample
 from sampler.core.loop import Loop
 from sampler.errors import IncompleteError
-from sampler.runs.folder import Facts, RunFolder
+from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import JobSettings, Model
-from sampler.runs.location import RunLocation, open_locked, stop_on_signals
+from sampler.runs.location import RunLocation, open_locked
 from sampler.runs.planner import Planner
 from sampler.runs.settings import RunDefaults, complete_spec
-from sampler.runs.start import start
+from sampler.runs.start import plan_run, start
+from sampler.runs.stop import stop_on_signals
+from sampler.runs.tables import RawLine
 from sampler.types import Guidance, Sampler
-from sampler.workers.execute import Request, execute, outcome
+from sampler.workers.execute import execute, raise_for
+from sampler.workers.work import JournalLines, WorkOptions
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What `generate` was asked for, resolved."""
+    """Arguments of `generate`, resolved."""
 
-    jobs: Sequence[PromptLine]
+    samples: Sequence[Sample]
     size: tuple[int, int]
     steps: int
     sampler: Sampler
@@ -41,7 +43,7 @@ class GenerateRequest:
 
 
 class Images(Sequence[Image.Image]):
-    """The images of a run, read from its folder when they are looked at."""
+    """Images of a run, each read from its folder on access."""
 
     def __init__(self, run: RunFolder, files: Sequence[str]) -> None:
         self._run, self._files = run, files
@@ -55,7 +57,7 @@ class Images(Sequence[Image.Image]):
             return [self[k] for k in range(*index.indices(len(self)))]
         data = self._run.store.read(self._files[index])
         if data is None:
-            raise IncompleteError(f"{self._files[index]} has gone; generate again restores it.")
+            raise IncompleteError(f"{self._files[index]} is missing; generate again restores it.")
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return image.convert("RGB")
 
@@ -66,74 +68,74 @@ class Images(Sequence[Image.Image]):
 def generate_into(
     engine: Loop,
     out: str,
-    asked: GenerateRequest,
+    request: GenerateRequest,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
-    """Makes, or goes on with, the run folder `out`; the images are read from it lazily.
+    """Write or resume the run folder `out`; images are read from it lazily.
 
-    Raises SamplerError with the code of the command line, ValueError for strategies that hold
-    what cannot be recorded.
+    Raises the errors of the command line, and ValueError for strategies that cannot be recorded.
     """
-    began = time.perf_counter()
+    started = time.perf_counter()
     specs = {
         kind: complete_spec(kind, registry.spec_of(strategy))
-        for kind, strategy in (("sampler", asked.sampler), ("guidance", asked.guidance))
+        for kind, strategy in (("sampler", request.sampler), ("guidance", request.guidance))
     }
-    model = model_in_memory(engine)
-    defaults = RunDefaults(JobSettings(asked.steps, *asked.size, **specs))
-    planner = Planner(model, defaults, asked.batch_size)
-    table = [
-        (f"image {k}", {"prompt": j.prompt, "negative_prompt": j.negative, "seed": j.seed})
-        for k, j in enumerate(asked.jobs)
-    ]
-    location = RunLocation(str(out))
+    defaults = RunDefaults(JobSettings(request.steps, *request.size, **specs))
+    planner = Planner(model_in_memory(engine), defaults, request.batch_size)
+    lines = (
+        RawLine(f"image {k}", {"prompt": s.prompt, "negative_prompt": s.negative, "seed": s.seed})
+        for k, s in enumerate(request.samples)
+    )
+    location, options, done = RunLocation(str(out)), WorkOptions(), 0
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+
+    def on_written(lines: JournalLines) -> None:
+        count(len(lines))
+        if progress is not None:
+            progress(done, run.total)
+
     with stop_on_signals() as stop, open_locked(location) as store:
-        run = start(store, planner, table, False, Facts(model))
-        done = [0]
-
-        def told(lines: Sequence[Any]) -> None:
-            done[0] += len(lines)
-            if progress is not None:
-                progress(done[0], run.total)
-
-        tally = execute(
-            run, lambda: engine, location, Request(), stop, told, lambda n: done.__setitem__(0, n)
-        )
+        run = start(store, plan_run(planner, lines))
+        tally = execute(run, lambda: engine, location, options, stop, on_written, count)
     if tally.stopped:
         raise KeyboardInterrupt
-    outcome(tally, str(out))
-    return _result(run, asked, specs, str(out), time.perf_counter() - began)
+    raise_for(tally, str(out))
+    return _result(run, request, specs, str(out), time.perf_counter() - started)
 
 
 def _result(
-    run: RunFolder, asked: GenerateRequest, specs: dict[str, Any], out: str, seconds: float
+    run: RunFolder, request: GenerateRequest, specs: dict[str, Any], out: str, seconds: float
 ) -> Result:
-    """One entry per row, equal rows sharing a file. Raises SamplerError (3) for failed images."""
-    entries = run.results().entries
+    """One entry per sample; equal samples share a file. Raises IncompleteError for failed ones."""
+    entries, samples = run.results().entries, request.samples
     shared = dict(run.duplicates)
-    index_of = {job.row: job.index for job in run.jobs()}
-    found = [entries[run.key(shared.get(k, index_of.get(k, 0)))] for k in range(len(asked.jobs))]
+    index_of = {job.line: job.index for job in run.jobs()}
+    found = [entries[run.key(shared.get(k, index_of.get(k, 0)))] for k in range(len(samples))]
     if bad := [entry for entry in found if entry["status"] != "ok"]:
         raise IncompleteError(f"{len(bad)} images failed: {bad[0]['error']['message']}.")
+    seeds = [sample.seed for sample in samples]
     config = {
-        "prompts": [job.prompt for job in asked.jobs],
-        "negative": [job.negative for job in asked.jobs],
-        "seeds": [job.seed for job in asked.jobs],
+        "prompts": [sample.prompt for sample in samples],
+        "negative": [sample.negative for sample in samples],
+        "seeds": seeds,
         "n": 1,
-        "steps": asked.steps,
-        "height": asked.size[0],
-        "width": asked.size[1],
+        "steps": request.steps,
+        "height": request.size[0],
+        "width": request.size[1],
         **specs,
-        "batch_size": asked.batch_size,
+        "batch_size": request.batch_size,
         "out": out,
     }
     images = Images(run, [entry["file"] for entry in found])
     nfe = [entry["nfe"] for entry in found]
-    return Result(images, None, config["seeds"], nfe, config, seconds)  # pyright: ignore[reportArgumentType]
+    return Result(images, None, seeds, nfe, config, seconds)  # pyright: ignore[reportArgumentType]
 
 
 def model_in_memory(engine: Loop) -> Model:
-    """What identifies the model of an engine: its tensors and configurations, not its files."""
+    """Identity of a loaded model: a hash of its tensors and configurations, not of its files."""
     pipe = engine.pipeline.pipe
     digest = hashlib.sha256()
     for name, part in sorted(getattr(pipe, "components", {}).items()):
@@ -144,9 +146,8 @@ def model_in_memory(engine: Loop) -> Model:
                 flat = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
                 digest.update(flat.numpy())
         elif (config := getattr(part, "config", None)) is not None:
-            digest.update(
-                f"\n{name} {json.dumps(dict(config), default=str, sort_keys=True)}".encode()
-            )
+            text = json.dumps(dict(config), default=str, sort_keys=True)
+            digest.update(f"\n{name} {text}".encode())
     path = getattr(getattr(pipe, "config", None), "_name_or_path", None)
     label = str(path).rstrip("/").rpartition("/")[2] if path else type(pipe).__name__
     dtype = str(engine.pipeline.dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
-"""Prompts as conditions: every distinct text is encoded once, as long as it is kept, and alone.
+"""Cache of encoded prompts.
 
-Alone, because a text encoder rounds differently with other neighbours: so the conditions of a row
-do not depend on which batch, worker or resumed run meets its prompt first.
+Every prompt is encoded alone, because text encoders round differently with other batch neighbours:
+so the conditions of a sample do not depend on the batch, worker or resumed run that encodes first.
 """
 
 from __future__ import annotations
@@ -21,91 +21,91 @@ from sampler.types import Cond
 from sampler.workers.recovery import free_memory
 
 MAX_BYTES = 64 * 2**20
-MAX_TEXTS = 1024  # equal texts lie close together in a plan: copies, and the cells of a sweep
+MAX_PROMPTS = 1024  # equal prompts are close together in a plan: copies, and cells of a sweep
 
 Size = tuple[int, int]
 
 
 class PromptCache:
-    """The conditions of prompts and of negative prompts, the latest of them kept."""
+    """Conditions of prompts and negative prompts; the least recently used are evicted."""
 
     def __init__(self, adapter: PipelineAdapter) -> None:
         self._adapter = adapter
         self._known: OrderedDict[Any, Any] = OrderedDict()
         self._bytes = 0
-        self._all_kept = False
+        self._keep_all = False
 
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: Size
     ) -> Cond:
-        """The conditions of B rows, in one tree."""
-        rows = [self._row(p, n, guided, size) for p, n in zip(prompts, negative, strict=True)]
+        """Conditions of B prompts, in one tree."""
+        pairs = [self._pair(p, n, guided, size) for p, n in zip(prompts, negative, strict=True)]
         try:
-            cond = _joined([cond for cond, _ in rows])
-            return Cond(cond, _joined([uncond for _, uncond in rows]) if guided else None)
+            cond = _joined([cond for cond, _ in pairs])
+            return Cond(cond, _joined([uncond for _, uncond in pairs]) if guided else None)
         except (RuntimeError, ValueError):
             # Texts of different lengths, in a family that pads to the longest of the batch.
             return self._adapter.encode(prompts, negative, guided, size)
 
-    def encode_all(self, rows: Iterable[tuple[str, str, bool, Size]]) -> None:
-        """Encodes (prompt, negative, guided, size) of a whole run, and gives the encoders up.
+    def encode_all(self, prompts: Iterable[tuple[str, str, bool, Size]]) -> None:
+        """Encode (prompt, negative, guided, size) of a run, then free the text encoders.
 
-        The conditions wait in main memory, all of them; the pipeline has no text encoder then.
+        All conditions stay in main memory; the pipeline has no text encoder afterwards.
         """
-        self._all_kept = True
-        for row in rows:
-            self._row(*row)
+        self._keep_all = True
+        for prompt in prompts:
+            self._pair(*prompt)
         pipe = self._adapter.pipe
         for name in [name for name in pipe.components if name.startswith("text_encoder")]:
             setattr(pipe, name, None)
         free_memory()
 
     def warning(self, prompt: str) -> str | None:
-        """What is said of a prompt that is longer than the encoder reads; None where it fits."""
+        """Warning for a prompt that the encoder truncates; None if it fits."""
         tokenizer = getattr(self._adapter.pipe, "tokenizer", None)
         limit = getattr(tokenizer, "model_max_length", None)
         if tokenizer is None or not isinstance(limit, int) or limit > 10**6:
             return None
         if len(prompt) <= (limit - 2) // 2:
-            return None  # a token has at most a few bytes, never less than half a character here
+            return None  # a token is at least half a character
         with exclusive(tokenizer):
             count = len(tokenizer.tokenize(prompt)) + tokenizer.num_special_tokens_to_add()
         return f"{count - limit} tokens of the prompt were dropped" if count > limit else None
 
-    def _row(self, prompt: str, negative: str, guided: bool, size: Size) -> tuple[Any, Any]:
-        """The two conditions of a row; a text that is known on its side is not encoded again."""
+    def _pair(self, prompt: str, negative: str, guided: bool, size: Size) -> tuple[Any, Any]:
+        """Conditions of a prompt and its negative prompt; cached ones are not encoded again."""
         own, against = ("cond", prompt, size), ("uncond", negative, size)
-        pair = guided and against not in self._known
-        if pair or own not in self._known:
+        both = guided and against not in self._known
+        if both or own not in self._known:
             with torch.no_grad():
-                encoded = self._adapter.encode([prompt], [negative], pair, size)
-            if pair:
+                encoded = self._adapter.encode([prompt], [negative], both, size)
+            if both:
                 self._keep(against, encoded.uncond)
             if own not in self._known:
                 self._keep(own, encoded.cond)
-        found = self._recalled(own), self._recalled(against) if guided else None
-        self._forget()
+        found = self._cached(own), self._cached(against) if guided else None
+        self._evict()
         return found
 
     def _keep(self, key: Any, tree: Any) -> None:
-        self._known[key] = map_tree(_on_host, tree) if self._all_kept else tree
+        self._known[key] = map_tree(_on_host, tree) if self._keep_all else tree
         self._bytes += _bytes(tree)
 
-    def _recalled(self, key: Any) -> Any:
+    def _cached(self, key: Any) -> Any:
         self._known.move_to_end(key)
         tree, device = self._known[key], self._adapter.device
-        return map_tree(lambda leaf: _moved(leaf, device), tree) if self._all_kept else tree
+        return map_tree(lambda leaf: _moved(leaf, device), tree) if self._keep_all else tree
 
-    def _forget(self) -> None:
-        """The texts that were used longest ago, until the rest is within the limits."""
-        while not self._all_kept and len(self._known) > 2 and (
-            len(self._known) > MAX_TEXTS or self._bytes > MAX_BYTES
+    def _evict(self) -> None:
+        """Evict the least recently used prompts until the rest is within the limits."""
+        while not self._keep_all and len(self._known) > 2 and (
+            len(self._known) > MAX_PROMPTS or self._bytes > MAX_BYTES
         ):  # fmt: skip
             self._bytes -= _bytes(self._known.popitem(last=False)[1])
 
 
-def _joined(rows: Sequence[Any]) -> Any:
-    return rows[0] if len(rows) == 1 else map_tree(_join, *rows)
+def _joined(trees: Sequence[Any]) -> Any:
+    return trees[0] if len(trees) == 1 else map_tree(_join, *trees)
 
 
 def _join(*parts: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What goes wrong with numbers and memory: seen, and got over where that is possible."""
+"""Detect non-finite values and out-of-memory errors, and recover where possible."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _MEMORY = (
 
 
 def decode_float32(adapter: PipelineAdapter, latents: Tensor) -> Tensor | None:
-    """The decoder in float32, for this once; None where it is in float32 already.
+    """Decode once with the decoder in float32; None if that is its precision already.
 
-    half -> float32 -> half is exact, so the decoder comes back as it was.
+    half -> float32 -> half is exact, so the decoder is unchanged afterwards.
     """
     vae = getattr(adapter.pipe, "vae", None)
     before = getattr(vae, "dtype", None)
@@ -37,8 +37,8 @@ def decode_float32(adapter: PipelineAdapter, latents: Tensor) -> Tensor | None:
             vae.to(before)
 
 
-def is_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is used up."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Detect out-of-memory errors of Python, torch and the device libraries."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()
@@ -46,15 +46,15 @@ def is_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Gives cached memory back."""
+    """Release cached memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def finite(values: Tensor) -> Tensor:
-    """Per row [B], whether all its elements are finite; one pass, NaN and infinity both show."""
-    if values.device.type == "cpu":  # a whole reduction is vectorised there, one along a dim is not
+def is_finite(values: Tensor) -> Tensor:
+    """Flag [B] of samples whose elements are all finite, in one pass."""
+    if values.device.type == "cpu":  # where a full reduction is vectorised, one along a dim is not
         low, high = map(torch.stack, zip(*map(torch.aminmax, values), strict=True))
     else:
         low, high = torch.aminmax(values.flatten(1), dim=1)

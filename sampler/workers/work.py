@@ -1,7 +1,7 @@
-"""A worker: takes batches of a run, computes them, hands them to the writers.
+"""One worker: takes batches of a run, computes them, and hands the images to writer threads.
 
-The same code serves one process, the ranks of torchrun and the actors of Ray; they differ in where
-the numbers of the batches come from.
+The same code serves one process, the ranks of torchrun and the actors of Ray; only the source of
+the batch numbers differs.
 """
 
 from __future__ import annotations
@@ -15,24 +15,29 @@ from sampler import registry
 from sampler.core.loop import Loop
 from sampler.errors import IncompleteError
 from sampler.runs import metadata
-from sampler.runs.folder import RunFolder
+from sampler.runs.folder import Check, RunFolder
 from sampler.runs.jobs import Job
 from sampler.runs.writer import ImageWriter, WriteItem, failed_name
-from sampler.workers import safety as flagged
-from sampler.workers.batch_runner import BatchRunner, Failed, Made, Outcome, Stopped
+from sampler.workers.batch_runner import BatchRunner, Failure, GeneratedImage, Outcome, Stopped
 from sampler.workers.prompt_cache import PromptCache
+from sampler.workers.safety import apply_safety_policy
 
-Lines = Sequence[Mapping[str, Any]]
+JournalLines = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to work. drain: seconds that writers get when stopped; max_errors: then stop.
+class WorkOptions:
+    """How a run is computed.
 
-    on_oom, on_nonfinite: see `BatchRunner`; drop_encoders: all texts are encoded first, and the
-    encoders' memory given back.
+    retry_errors, check: what counts as missing, see `RunFolder.missing`. lease: seconds after which
+    the batches of a silent worker go to others. drain: seconds for the writers after a stop
+    request. max_errors: number of failures above which the run ends. on_oom, on_nonfinite: see
+    `BatchRunner`. drop_encoders: encode all prompts first, then free the encoders.
     """
 
+    retry_errors: bool = False
+    check: Check = "size"
+    lease: float = 60.0
     writer_threads: int = 2
     drain: float = 5.0
     strict: bool = False
@@ -44,23 +49,23 @@ class Options:
 
 @dataclass
 class Tally:
-    """What came of the batches. skipped: what was there already; oom: errors for want of memory."""
+    """Number of images by outcome. skipped: those that existed before; oom: failed for memory."""
 
     done: int = 0
     failed: int = 0
     skipped: int = 0
-    rows: int = 0
+    nfe: int = 0
     oom: int = 0
     stopped: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, lines: Lines) -> None:
-        """Takes note of journal lines, from any thread."""
+    def count(self, lines: JournalLines) -> None:
+        """Count journal lines, from any thread."""
         with self._lock:
             for line in lines:
                 self.done += line["status"] == "ok"
                 self.failed += line["status"] == "error"
-                self.rows += line.get("nfe") or 0
+                self.nfe += line.get("nfe") or 0
                 self.oom += (line.get("error") or {}).get("code") == "oom"
 
 
@@ -69,65 +74,64 @@ def work(
     engine: Loop,
     batches: Iterable[int],
     missing: Mapping[int, Sequence[int]],
-    options: Options,
+    options: WorkOptions,
     tally: Tally,
-    told: Callable[[Lines], None] = lambda lines: None,
+    on_written: Callable[[JournalLines], None] = lambda lines: None,
     stopped: Callable[[], bool] = lambda: False,
-    texts: PromptCache | None = None,
+    cache: PromptCache | None = None,
 ) -> None:
-    """Makes what is missing of these batches; a batch is always computed whole.
+    """Generate the missing images of these batches; a batch is always computed in full.
 
-    told hears of journal lines when they are on disk. texts: kept from one call to the next.
-    Raises SamplerError: 5 where results cannot be written, 3 beyond max_errors.
+    on_written: receives journal lines once they are on disk. cache: encoded prompts to share
+    between calls. Raises StorageError, and IncompleteError above max_errors.
     """
     results = run.results()
 
     def shrunk(group: int, size: int) -> None:
         run.store.commit([], [{"event": "micro", "group": group, "size": size}])
 
-    def written(lines: Lines) -> None:
+    def written(lines: JournalLines) -> None:
         for line in lines:
             old = results.entries.get(line["key"])
             if line["status"] == "ok" and old is not None and old["status"] == "error":
                 run.store.remove(failed_name(line["index"]))
         tally.count(lines)
-        told(lines)
+        on_written(lines)
 
-    texts = texts or PromptCache(engine.pipeline)
+    cache = cache or PromptCache(engine.pipeline)
     if options.drop_encoders:
-        texts.encode_all(_texts(run, engine, missing))
-    compute = BatchRunner(
+        cache.encode_all(_prompts(run, engine, missing))
+    runner = BatchRunner(
         engine,
+        cache,
         stopped,
         shrunk,
         dict(results.micro),
         options.strict,
         options.on_oom,
         options.on_nonfinite,
-        texts,
     )
-    pump = ImageWriter(run.store, options.writer_threads, written)
-    with pump:
+    with ImageWriter(run.store, options.writer_threads, written) as writer:
         try:
             for number in batches:
                 if stopped():
                     raise Stopped
                 batch = run.batches[number]
                 jobs = run.jobs_of(batch.jobs)
-                outcomes = compute.batch(jobs, run.groups)
+                outcomes = runner.batch(jobs, run.groups)
                 wanted = set(missing.get(number, batch.jobs))
-                pump.put([_item(run, engine, number, job, outcome)
-                          for job, outcome in zip(jobs, outcomes, strict=True)
-                          if job.index in wanted])  # fmt: skip
+                writer.put([_item(run, engine, number, job, outcome)
+                            for job, outcome in zip(jobs, outcomes, strict=True)
+                            if job.index in wanted])  # fmt: skip
                 if options.max_errors is not None and tally.failed > options.max_errors:
                     raise IncompleteError(f"More than {options.max_errors} images failed.")
         except (Stopped, KeyboardInterrupt):
             tally.stopped = True
-            pump.close(options.drain)
+            writer.close(options.drain)
 
 
-def _texts(run: RunFolder, engine: Loop, batches: Iterable[int]) -> Iterator[tuple[Any, ...]]:
-    """(prompt, negative, guided, size) of every row of these batches."""
+def _prompts(run: RunFolder, engine: Loop, batches: Iterable[int]) -> Iterator[tuple[Any, ...]]:
+    """Yield (prompt, negative, guided, size) for the jobs of these batches."""
     for number in batches:
         batch = run.batches[number]
         settings = run.groups[batch.group]
@@ -138,7 +142,7 @@ def _texts(run: RunFolder, engine: Loop, batches: Iterable[int]) -> Iterator[tup
 
 
 def _item(run: RunFolder, engine: Loop, batch: int, job: Job, outcome: Outcome) -> WriteItem:
-    """The journal line of an outcome, and the image."""
+    """Journal line of an outcome, with the image."""
     line: dict[str, Any] = {
         "key": job.key,
         "index": job.index,
@@ -146,16 +150,20 @@ def _item(run: RunFolder, engine: Loop, batch: int, job: Job, outcome: Outcome) 
         "seed": job.seed,
         "batch": batch,
     }
-    if isinstance(outcome, Made):
-        outcome = flagged.apply_safety_policy(engine, outcome, run.output.flagged)
-    if isinstance(outcome, Failed):
+    if isinstance(outcome, GeneratedImage):
+        outcome = apply_safety_policy(engine, outcome, run.output.flagged)
+    if isinstance(outcome, Failure):
         error = {"code": outcome.code, "where": outcome.where, "message": outcome.message}
         status = "skipped" if outcome.code == "flagged" else "error"
         return WriteItem({**line, "status": status, "error": error})
     height, width, _ = outcome.pixels.shape
-    settings = run.groups[job.group]
     texts = metadata.texts(
-        job, settings, run.model, (height, width), run.output.metadata, metadata.library_versions()
+        job,
+        run.groups[job.group],
+        run.model,
+        (height, width),
+        run.output.metadata,
+        metadata.library_versions(),
     )
     line |= {
         "status": "ok",

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sampler.runs import png
 from sampler.runs.folder import RunFolder
 from sampler.runs.store import open_store
 from sampler.runs.verify import findings
-from sampler.workers.execute import Request
-from tests.runs.stub import engine, make, pictures, prompts
+from sampler.workers.work import WorkOptions
+from tests.runs.stub import engine, is_intact, make, pictures, prompts
 from tests.runs.test_kill import count_points, in_child, run_until_call
 
 Row = tuple[str, Any, str]
@@ -94,7 +93,7 @@ def corruptions(folder: Path) -> Iterator[Row]:
         told = [finding.what for finding in findings(RunFolder(open_store(where)))]
         found += f"images/{name}" in told
         alarms += len(told) - 1
-        _, tally = make(where, TABLE, request=Request(check="hash"))
+        _, tally = make(where, TABLE, work_options=WorkOptions(check="hash"))
         repaired += tally.done == 1 and pictures(where) == whole
     yield "corruptions", 200, "200"
     yield "found", found, "200"
@@ -143,7 +142,7 @@ def _differences(wanted: dict[str, bytes], found: dict[str, bytes]) -> Counter[s
     wrong = Counter(lost=len(wanted.keys() - found.keys()), extra=len(found.keys() - wanted.keys()))
     for name in wanted.keys() & found.keys():
         if found[name] != wanted[name]:
-            wrong["changed" if png.is_whole(found[name]) else "cut"] += 1
+            wrong["changed" if is_intact(found[name]) else "cut"] += 1
     return wrong
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from sampler.config import layers
 from sampler.errors import SamplerError
 from sampler.runs import metadata
-from sampler.runs.folder import Facts, Output
+from sampler.runs.folder import OutputOptions
 from sampler.runs.planner import Planner
-from sampler.runs.tables import is_text, read_table
+from sampler.runs.tables import read_table
 from tests.runs.stub import MODEL, defaults, make, pictures, prompts
 
 Row = tuple[str, Any, str]
@@ -53,8 +53,8 @@ def names(folder: Path) -> Iterator[Row]:
              "|", "é", "\ufeff", ".", " ", "-rf", "NUL.txt", "\u2215", "C:"]  # fmt: skip
     hostile = ["".join(rng.choices(parts, k=5)) for _ in range(5000)]
     table = [(f"f:{k}", {"prompt": text, "seed": k}) for k, text in enumerate(hostile)]
-    facts = Facts(MODEL, Output("none", "{slug}-{index}"))
-    made = make(folder / "inside" / "run", table, facts=facts, batch_size=100, steps=1)
+    output = OutputOptions("none", "{slug}-{index}")
+    made = make(folder / "inside" / "run", table, output=output, batch_size=100, steps=1)
     outside = [p for p in folder.rglob("*") if p.is_file() and "run" not in p.parts]
     yield "hostile names", len(hostile), "5000"
     yield "images made", made[1].done, "5000"
@@ -63,7 +63,7 @@ def names(folder: Path) -> Iterator[Row]:
 
 def files(folder: Path) -> Iterator[Row]:
     """Mutated images and weights, and model folders that point at foreign code."""
-    make(folder / "run", prompts(1), facts=Facts(MODEL))
+    make(folder / "run", prompts(1))
     (image,) = pictures(folder / "run").values()
     rng = random.Random(5)
     tracebacks = read = 0
@@ -225,7 +225,7 @@ def _config_file(rng: random.Random, folder: Path) -> Path:
 
 def _plan(path: Path) -> None:
     planner = Planner(MODEL, defaults(), 4)
-    for _ in planner.jobs(read_table(path), is_text(path.suffix[1:])):
+    for _ in planner.jobs(read_table(path)):
         pass
 
 

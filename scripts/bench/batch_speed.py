@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sampler.core.batch import Job, sample_batch, to_output
+from sampler.core.batch import Sample, sample_batch, to_output
 from sampler.engine import Engine
 from sampler.runs.location import RunLocation
 from tests.runs.stub import StubAdapter, make, prompts
@@ -25,11 +25,10 @@ _PLAN = """
 import resource, sys, time
 from pathlib import Path
 from sampler.runs.settings import RunDefaults, complete_spec
-from sampler.runs.folder import Facts
 from sampler.runs.jobs import Model, JobSettings
 from sampler.runs.planner import Planner
 from sampler.runs.location import RunLocation, open_locked
-from sampler.runs.start import start
+from sampler.runs.start import plan_run, start
 from sampler.runs.tables import read_table
 settings = JobSettings(20, None, None, complete_spec("sampler", "ddim"),
                     complete_spec("guidance", {"name": "cfg", "scale": 3.0}))
@@ -37,7 +36,7 @@ model = Model("files:" + "0" * 64, native=(64, 64))
 began = time.perf_counter()
 with open_locked(RunLocation(sys.argv[2])) as store:
     planner = Planner(model, RunDefaults(settings), "auto")
-    run = start(store, planner, read_table(sys.argv[1]), True, Facts(model))
+    run = start(store, plan_run(planner, read_table(sys.argv[1])))
 print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
       run.total, "torch" in sys.modules)
 """
@@ -83,11 +82,17 @@ def leak(folder: Path) -> Iterator[Row]:
     seen: list[tuple[int, float]] = []
     done = [0]
 
-    def told(lines: Any) -> None:
+    def written(lines: Any) -> None:
         done[0] += len(lines)
         seen.append((done[0], _resident()))
 
-    make(folder / "run", prompts(2000), batch_size=8, told=told, location=_unsynced(folder / "run"))
+    make(
+        folder / "run",
+        prompts(2000),
+        batch_size=8,
+        on_written=written,
+        location=_unsynced(folder / "run"),
+    )
     late = [(count, memory) for count, memory in seen if count > 400]
     half = len(late) // 2
     first = sorted(memory for _, memory in late[:half])[half // 2]
@@ -160,7 +165,7 @@ def _images(count: int) -> Iterator[torch.Tensor]:
     made = Engine(adapter, adapter, "ddim", {"name": "cfg", "scale": 3.0})
     texts = [cells["prompt"] for _, cells in prompts(count)]
     for first in range(0, count, 2):
-        jobs = [Job(text, "", first) for text in texts[first : first + 2]]
+        jobs = [Sample(text, "", first) for text in texts[first : first + 2]]
         with torch.no_grad():
             x, _ = sample_batch(made, jobs, SIZE, STEPS, made.sampler, made.guidance)
             yield adapter.decode(x)

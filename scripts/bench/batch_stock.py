@@ -19,7 +19,7 @@ from PIL import Image
 import sampler
 from sampler import bundled
 from sampler.bundled import FOLDER
-from sampler.runs.plan import AUTO_MOST
+from sampler.runs.plan import AUTO_MAX
 
 Row = tuple[str, Any, str]
 PROMPTS, CHUNK, STEPS, SCALE = 256, 16, 20, 3.0
@@ -45,7 +45,7 @@ def compare(folder: Path, label: str, guidance: Any, wanted: str) -> Iterator[Ro
     texts = [prompt.text for prompt in asked]
     networks = [_Clock(pipe.unet), _Clock(engine.pipeline.network)]
     _stock(pipe, folder / "warm-stock", texts[:2], 0)
-    _ours(engine, folder / "warm", texts[:AUTO_MOST], 0, guidance)
+    _ours(engine, folder / "warm", texts[:AUTO_MAX], 0, guidance)
     for clock in networks:
         clock.seconds = 0.0
     stock, ours, rows = [], [], 0
@@ -139,7 +139,7 @@ def _ours(
     began = time.perf_counter()
     seeds = list(range(first, first + len(prompts)))
     result = engine.generate(prompts, seeds=seeds, steps=STEPS, guidance=guidance,
-                             batch_size=AUTO_MOST, out=folder)  # fmt: skip
+                             batch_size=AUTO_MAX, out=folder)  # fmt: skip
     return time.perf_counter() - began, sum(result.nfe)
 
 

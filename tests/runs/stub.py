@@ -3,7 +3,9 @@
 Everything above it is real: the loop, the noise, the plan, the writers, the journal.
 """
 
+import struct
 import time
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,15 +13,19 @@ import torch
 
 from sampler.core.schedule import Schedule
 from sampler.engine import Engine
+from sampler.errors import UsageError
 from sampler.pipelines.base import Adapter
-from sampler.runs import folder
+from sampler.runs import png
 from sampler.runs.jobs import JobSettings, Model
-from sampler.runs.location import RunLocation, StopFlag, open_locked
+from sampler.runs.location import RunLocation, open_locked
 from sampler.runs.planner import Planner
 from sampler.runs.settings import RunDefaults, complete_spec
-from sampler.runs.start import start
+from sampler.runs.start import plan_run, start
+from sampler.runs.stop import StopFlag
+from sampler.runs.tables import RawLine
 from sampler.types import Cond
-from sampler.workers.execute import Request, execute
+from sampler.workers.execute import execute
+from sampler.workers.work import WorkOptions
 
 MODEL = Model("files:" + "5" * 64, label="stub", native=(16, 16))
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.001, "beta_end": 0.02,
@@ -79,22 +85,44 @@ def defaults(steps=3, **changes):
 
 
 def prompts(count):
-    return [(f"test:{k + 1}", {"prompt": f"picture {k}"}) for k in range(count)]
+    return [RawLine(f"test:{k + 1}", {"prompt": f"picture {k}"}) for k in range(count)]
 
 
-def planned(store, table, batch_size=4, steps=3, facts=None, **options):
-    planner = Planner(MODEL, defaults(steps), batch_size, **options)
-    return start(store, planner, table, False, facts or folder.Facts(MODEL))
+def planned(store, table, batch_size=4, steps=3, output=None, model=MODEL, **options):
+    """Plan lines, given as RawLine or (where, cells), into a store."""
+    planner = Planner(model, defaults(steps), batch_size, **options)
+    return start(store, plan_run(planner, (RawLine(*line) for line in table), output))
 
 
-def make(where, table, made_by=None, location=None, request=None, stop=None, told=None, **options):
-    """A whole run in this process: plan, resume, finish. Returns (run, tally)."""
+def make(where, table, made_by=None, location=None, work_options=None, stop=None, on_written=None,
+         **options):  # fmt: skip
+    """Plan and complete a run in this process. Returns (run, tally)."""
     with open_locked(location or RunLocation(str(where))) as store:
         run = planned(store, table, **options)
-        arguments = [told] if told else []
+        arguments = [on_written] if on_written else []
         tally = execute(run, lambda: made_by or engine(), location or RunLocation(str(where)),
-                        request or Request(), stop or StopFlag(), *arguments)  # fmt: skip
+                        work_options or WorkOptions(), stop or StopFlag(), *arguments)  # fmt: skip
     return run, tally
+
+
+def is_intact(data):
+    """Every chunk of a PNG is complete with a valid checksum, and its pixels decode."""
+    if not data.startswith(png.SIGNATURE):
+        return False
+    position, kind = len(png.SIGNATURE), b""
+    while kind != b"IEND":
+        if position + 12 > len(data):
+            return False
+        (length,) = struct.unpack_from(">I", data, position)
+        kind, end = data[position + 4 : position + 8], position + 12 + length
+        if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            return False
+        position = end
+    try:
+        png.decode(data)
+    except UsageError:
+        return False
+    return True
 
 
 def pictures(where):

@@ -19,6 +19,7 @@ from PIL import Image
 from sampler.cli import main
 from sampler.errors import SamplerError
 from sampler.runs import metadata, png
+from tests.runs.stub import is_intact
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = '<script>alert(1)</script> "a" & <b>fox</b>'
@@ -82,7 +83,7 @@ def test_show_tells_records_counts_and_failures(capsys, folder):
     record = json.loads(run(capsys, "show", f"{folder / 'run'}#1")[1])
     assert record["prompt"] == HOSTILE and record["tag"] == "=cmd()"
     events = [json.loads(x) for x in run(capsys, "show", folder / "run", "--json")[1].splitlines()]
-    assert events[2]["rows"] == [2, 3] and events[-1]["duplicates"] == 1
+    assert events[2]["lines"] == [2, 3] and events[-1]["duplicates"] == 1
     image = sorted((folder / "run/images").iterdir())[0]
     inside = json.loads(run(capsys, "show", image)[1])
     assert inside["record"]["guidance"]["scale"] == 2.0
@@ -153,7 +154,7 @@ def test_the_gallery_is_escaped_and_has_no_script(capsys, folder):
     assert set(page.tags) <= allowed
     assert not any(name.startswith("on") for name, _ in page.attributes)
     assert any("default-src 'none'" in (value or "") for _, value in page.attributes)
-    assert html.escape(HOSTILE) in text and HOSTILE not in text
+    assert HOSTILE in html.unescape(text) and HOSTILE not in text
     for _, value in page.attributes:
         assert "javascript:" not in (value or "")
     links = [value for name, value in page.attributes if name == "src"]
@@ -181,7 +182,7 @@ def test_validate_and_schema(capsys, tmp_path, folder):
     (tmp_path / "good.yaml").write_text("run: {steps: 3}\n")
     (tmp_path / "bad.csv").write_text("prompt,steps\na,x\nb,3\nc,0\n")
     code, out, _ = run(capsys, "validate", tmp_path / "good.yaml", folder / "p.csv")
-    assert code == 0 and "4 rows, 3 images" in out
+    assert code == 0 and "4 lines, 3 images" in out
     code, out, err = run(capsys, "validate", tmp_path / "bad.csv")
     assert code == 2 and "bad.csv:2" in err and "bad.csv:4" in err
     schema = json.loads(run(capsys, "config", "schema")[1])
@@ -191,10 +192,32 @@ def test_validate_and_schema(capsys, tmp_path, folder):
 def test_a_dry_run_writes_nothing(capsys, folder, tmp_path):
     line = ("generate", "--prompts", folder / "p.csv", "--dry-run", "-o", tmp_path / "o")
     code, out, _ = run(capsys, *line)
-    assert code == 0 and "3 images (1 duplicate removed)" in out and "denoiser rows" in out
+    assert code == 0 and "3 images (1 duplicate removed)" in out and "network evaluations" in out
     assert not (tmp_path / "o").exists()
     event = json.loads(run(capsys, *line, "--json")[1])
-    assert event["rows"] == 14 and event["first"].startswith("images/000000-")
+    assert event["nfe"] == 14 and event["first"].startswith("images/000000-")
+
+
+@pytest.mark.parametrize("where", [[], ["-o", "run"]])
+def test_the_prompt_file_is_read_and_planned_once(tmp_path, monkeypatch, where):
+    from sampler.runs import tables
+    from sampler.runs.planner import Planner
+
+    counts = {"read_table": 0, "Planner.jobs": 0}
+
+    def counted(name, function):
+        def call(*arguments, **options):
+            counts[name] += 1
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.csv").write_text("prompt,seed\na fox,1\na dog,2\n")
+    monkeypatch.setattr(tables, "read_table", counted("read_table", tables.read_table))
+    monkeypatch.setattr(Planner, "jobs", counted("Planner.jobs", Planner.jobs))
+    assert main(["generate", "--prompts", "p.csv", "--steps", "1", "-q", *where]) == 0
+    assert counts == {"read_table": 1, "Planner.jobs": 1}
 
 
 def test_a_run_without_a_folder_finds_its_own_again(capsys, tmp_path, monkeypatch):
@@ -278,14 +301,14 @@ def test_png_bytes_with_and_without_isal(monkeypatch):
         pixels = rng.integers(0, 256, shape, dtype=np.uint8)
         texts = {"sampler": "ü" * 50, "parameters": "a\nb"}
         fast = png.encode(pixels, texts)
-        assert fast == png.encode(pixels, texts) and png.is_whole(fast)
+        assert fast == png.encode(pixels, texts) and is_intact(fast)
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "isal", None)
             slow = png.encode(pixels, texts)
         for data in (fast, slow):
             found, inside = png.decode(data)
             assert np.array_equal(found, pixels) and inside == texts
-        assert not png.is_whole(fast[:-1]) and not png.is_whole(b"")
+        assert not is_intact(fast[:-1]) and not is_intact(b"")
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -17,14 +17,15 @@ import torch
 from sampler.core import durable
 from sampler.errors import SamplerError
 from sampler.runs import metadata, png
-from sampler.runs.folder import Facts, Output
+from sampler.runs.folder import OutputOptions
 from sampler.runs.store import LocalStore
 from sampler.runs.writer import ImageWriter, WriteItem
 from sampler.workers.batch_runner import BatchRunner
-from sampler.workers.execute import Options, Request, outcome
+from sampler.workers.execute import raise_for
 from sampler.workers.prompt_cache import PromptCache
-from sampler.workers.recovery import is_memory
-from tests.runs.stub import MODEL, SCHEDULE, engine, make, pictures, prompts
+from sampler.workers.recovery import is_out_of_memory
+from sampler.workers.work import WorkOptions
+from tests.runs.stub import SCHEDULE, engine, is_intact, make, pictures, prompts
 
 TABLE = prompts(8)
 assert SCHEDULE
@@ -64,23 +65,27 @@ def test_out_of_memory_with_one_image_is_its_error(tmp_path):
     run, tally = make(tmp_path / "run", TABLE, engine(trouble=too_many(0)))
     assert tally.failed == 8 and errors(run)[0]["code"] == "oom"
     with pytest.raises(SamplerError) as caught:
-        outcome(tally, "run")
+        raise_for(tally, "run")
     assert caught.value.code == 7
 
 
 def test_out_of_memory_may_fail_the_batch(tmp_path):
-    request = Request(options=Options(on_oom="fail"))
+    options = WorkOptions(on_oom="fail")
     run, tally = make(tmp_path / "run", TABLE, engine(trouble=too_many(4)), batch_size=8,
-                      request=request)  # fmt: skip
+                      work_options=options)  # fmt: skip
     assert tally.failed == tally.oom == 8 and not run.results().micro
-    _, tally = make(tmp_path / "run", TABLE, batch_size=8, request=Request(retry_errors=True))
+    _, tally = make(
+        tmp_path / "run", TABLE, batch_size=8, work_options=WorkOptions(retry_errors=True)
+    )
     assert (tally.done, tally.failed) == (8, 0)
 
 
 def test_what_counts_as_out_of_memory():
-    assert is_memory(MemoryError()) and is_memory(torch.OutOfMemoryError("x"))
-    assert is_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
-    assert not is_memory(RuntimeError("shape mismatch")) and not is_memory(
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert is_out_of_memory(
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+    )
+    assert not is_out_of_memory(RuntimeError("shape mismatch")) and not is_out_of_memory(
         ValueError("out of memory")
     )
 
@@ -113,7 +118,7 @@ def test_one_bad_row_does_not_harm_its_neighbours(tmp_path):
     assert told["error"]["code"] == "exception"
     _, tally = make(tmp_path / "run", TABLE)
     assert (tally.done, tally.skipped) == (0, 8), "a recorded error is settled"
-    _, tally = make(tmp_path / "run", TABLE, request=Request(retry_errors=True))
+    _, tally = make(tmp_path / "run", TABLE, work_options=WorkOptions(retry_errors=True))
     assert tally.done == 1 and pictures(tmp_path / "run") == good
     assert not (tmp_path / "run/failed/000002.json").exists()
 
@@ -122,14 +127,14 @@ def test_strict_and_max_errors_stop(tmp_path):
     def fail(x, hit):
         raise RuntimeError("odd")
 
-    strict = Request(options=Options(strict=True))
+    strict = WorkOptions(strict=True)
     with pytest.raises(SamplerError, match="Image 0: RuntimeError: odd") as caught:
-        make(tmp_path / "a", TABLE, engine(trouble=lambda *_: fail(0, 0)), request=strict)
+        make(tmp_path / "a", TABLE, engine(trouble=lambda *_: fail(0, 0)), work_options=strict)
     assert caught.value.code == 1
-    few = Request(options=Options(max_errors=2))
+    few = WorkOptions(max_errors=2)
     with pytest.raises(SamplerError, match="More than 2") as caught:
         made = engine(trouble=lambda *_: fail(0, 0), pause=0.01)
-        make(tmp_path / "b", prompts(40), made, request=few)
+        make(tmp_path / "b", prompts(40), made, work_options=few)
     assert caught.value.code == 3
 
 
@@ -172,8 +177,8 @@ def test_a_decode_is_tried_again_in_float32(tmp_path, always, policy):
         return images
 
     made.pipeline.decode = decode
-    request = Request(options=Options(on_nonfinite=policy))
-    run, tally = make(tmp_path / "run", TABLE[:4], made, request=request)
+    options = WorkOptions(on_nonfinite=policy)
+    run, tally = make(tmp_path / "run", TABLE[:4], made, work_options=options)
     assert vae.dtype == torch.float16, "it is as it was"
     entry = next(e for e in run.results().entries.values() if e["index"] == 3)
     if always or policy == "fail":
@@ -198,7 +203,7 @@ def test_a_failing_disk_stops_the_run_cleanly(tmp_path, monkeypatch, code):
         make(tmp_path / "run", prompts(40), batch_size=2)
     assert caught.value.code == 5 and str(tmp_path) in str(caught.value)
     monkeypatch.undo()
-    assert all(map(png.is_whole, pictures(tmp_path / "run").values()))
+    assert all(map(is_intact, pictures(tmp_path / "run").values()))
     _, tally = make(tmp_path / "run", prompts(40), batch_size=2)
     assert tally.done + tally.skipped == 40
 
@@ -256,7 +261,7 @@ def test_a_signal_drains_the_writer_and_tells_how_to_go_on(tmp_path, number):
 def test_two_signals_end_at_once(tmp_path):
     pid = os.fork()
     if pid == 0:
-        from sampler.runs.location import stop_on_signals
+        from sampler.runs.stop import stop_on_signals
 
         with stop_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -294,8 +299,8 @@ def test_flagged_images_are_kept_blurred_or_dropped_never_black(tmp_path, policy
         return images, [True]
 
     pipe.safety_checker = checker
-    facts = Facts(MODEL, Output(flagged=policy))
-    run, tally = make(tmp_path / "run", TABLE, made, facts=facts)
+    output = OutputOptions(flagged=policy)
+    run, tally = make(tmp_path / "run", TABLE, made, output=output)
     assert tally.done == done and tally.failed == 0
     for data in pictures(tmp_path / "run").values():
         assert png.decode(data)[0].any()
@@ -320,7 +325,7 @@ def test_a_scale_per_row_is_the_scale_of_each_row(tmp_path, rule):
     """Together and alone, the same bytes and the same counted evaluations."""
     scales = [2.0, 3.3, 1.0, 5.0, 7.5, 0.0]
     table = [(where, {**cells, "scale": scales[k % 6], "guidance": rule})
-             for k, (where, cells) in enumerate(prompts(12))]  # fmt: skip
+             for k, (where, cells, *_) in enumerate(prompts(12))]  # fmt: skip
     together, _ = make(tmp_path / "a", table, batch_size=8)
     alone, _ = make(tmp_path / "b", table, batch_size=1)
     assert len(together.batches[0].jobs) == 8

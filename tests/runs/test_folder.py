@@ -12,14 +12,14 @@ import pytest
 from sampler.core import durable
 from sampler.errors import SamplerError
 from sampler.runs import journal
-from sampler.runs.folder import Facts, Output, RunFolder
+from sampler.runs.folder import OutputOptions, RunFolder
 from sampler.runs.jobs import Model
 from sampler.runs.lock import Lock
 from sampler.runs.names import check_template, image_name, slug
 from sampler.runs.store import open_store
 from sampler.runs.verify import findings
-from sampler.workers.execute import Request
-from tests.runs.stub import MODEL, engine, make, pictures, prompts
+from sampler.workers.work import WorkOptions
+from tests.runs.stub import engine, make, pictures, planned, prompts
 
 TABLE = prompts(10)
 
@@ -32,10 +32,10 @@ def done(tmp_path):
     return run
 
 
-def again(run, **request):
+def again(run, **options):
     """What making the run once more writes."""
     made = engine()
-    _, tally = make(run.store.root, TABLE, made, request=Request(**request))
+    _, tally = make(run.store.root, TABLE, made, work_options=WorkOptions(**options))
     return tally.done, made.pipeline.batches
 
 
@@ -98,11 +98,11 @@ def test_another_plan_is_refused_and_told(done):
         assert caught.value.code == 4
         return str(caught.value)
 
-    assert "steps (3 there, 5 asked for)" in refused(TABLE, steps=5)
+    assert "steps (3 in the folder, 5 now)" in refused(TABLE, steps=5)
     assert "batch_size" in refused(TABLE, batch_size=2)
-    assert "images (10 there, 4 asked for)" in refused(TABLE[:4])
+    assert "images (10 in the folder, 4 now)" in refused(TABLE[:4])
     assert "prompt of image 9" in refused([*TABLE[:9], ("f:1", {"prompt": "other"})])
-    assert "output" in refused(TABLE, facts=Facts(MODEL, Output("none")))
+    assert "output" in refused(TABLE, output=OutputOptions("none"))
     assert again(done) == (0, [])
 
 
@@ -184,8 +184,8 @@ def test_hostile_prompts_stay_inside_the_folder(tmp_path):
     rng = random.Random(1)
     hostile = ["".join(rng.choices(parts, k=4)) for _ in range(60)]
     table = [(f"f:{k}", {"prompt": text, "tag": text}) for k, text in enumerate(hostile)]
-    facts = Facts(MODEL, Output(template="{slug}-{index}"))
-    run, tally = make(tmp_path / "run", table, facts=facts, batch_size=30)
+    output = OutputOptions(template="{slug}-{index}")
+    run, tally = make(tmp_path / "run", table, output=output, batch_size=30)
     assert tally.done == len({text for text in hostile})
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
     for name in pictures(run.store.root):
@@ -255,12 +255,6 @@ def test_an_object_store_gets_one_put_per_name(tmp_path):
 
 
 def test_a_run_of_another_model_is_another_plan(done):
-    from sampler.runs.planner import Planner
-    from sampler.runs.start import start
-    from tests.runs.stub import defaults
-
     other = Model("files:" + "7" * 64, label="other", native=(16, 16))
     with pytest.raises(SamplerError, match="model"):
-        start(
-            open_store(done.store.root), Planner(other, defaults(), 4), TABLE, False, Facts(other)
-        )
+        planned(open_store(done.store.root), TABLE, model=other)

@@ -9,8 +9,7 @@ from collections import Counter
 
 import pytest
 
-from sampler.runs import png
-from tests.runs.stub import engine, make, pictures, prompts
+from tests.runs.stub import engine, is_intact, make, pictures, prompts
 
 TABLE = prompts(10)
 POINTS = ("open", "write", "fsync", "replace", "close", "makedirs", "ftruncate")
@@ -48,7 +47,7 @@ def whole(tmp_path_factory):
     where = tmp_path_factory.mktemp("whole")
     make(where, TABLE, engine())
     images = pictures(where)
-    assert len(images) == len(TABLE) and all(map(png.is_whole, images.values()))
+    assert len(images) == len(TABLE) and all(map(is_intact, images.values()))
     return images
 
 
@@ -134,4 +133,4 @@ def test_a_naive_loop_would_fail_here(tmp_path, whole):
     name, data = next(iter(whole.items()))
     broken = tmp_path / name
     broken.write_bytes(data[: len(data) // 2])
-    assert not png.is_whole(broken.read_bytes())
+    assert not is_intact(broken.read_bytes())

@@ -13,10 +13,12 @@ from sampler.config.schema import Limits
 from sampler.errors import SamplerError
 from sampler.model_files import folder
 from sampler.runs import fingerprint
+from sampler.runs.folder import key_in
 from sampler.runs.jobs import Job, JobSettings, Keys, Model, canonical, key_of, record_of
 from sampler.runs.plan import batch_key
 from sampler.runs.planner import Planner
 from sampler.runs.settings import complete_spec
+from sampler.runs.tables import RawLine
 from sampler.runs.wildcards import Wildcards
 from tests import tiny
 from tests.runs.stub import MODEL, defaults
@@ -25,8 +27,8 @@ from tests.runs.stub import MODEL, defaults
 def plan(table, batch_size=4, default=None, text=False, **options):
     """(jobs, plan) of some rows."""
     planner = Planner(MODEL, default or defaults(), batch_size, **options)
-    table = [(f"f:{k}", cells) for k, cells in enumerate(table, 1)]
-    jobs = list(planner.jobs(table, text))
+    table = [RawLine(f"f:{k}", cells, text) for k, cells in enumerate(table, 1)]
+    jobs = list(planner.jobs(table))
     return jobs, planner.plan
 
 
@@ -44,8 +46,8 @@ def test_keys_are_hashes_of_the_whole_record():
         record = record_of(job, made.groups[job.group], MODEL)
         assert job.key == key_of(record) and len(job.key) == 20
         assert json.loads(canonical(record)) == json.loads(json.dumps(record))
-    assert Job.parse(jobs[0].line()) == jobs[0]
-    assert jobs[0].line()[8:28] == jobs[0].key
+    assert Job.parse(jobs[0].encode()) == jobs[0]
+    assert key_in(jobs[0].encode()) == jobs[0].key
 
 
 def test_everything_that_changes_the_image_changes_the_key():
@@ -58,7 +60,7 @@ def test_everything_that_changes_the_image_changes_the_key():
     jobs, _ = plan(variants)
     assert len({job.key for job in jobs}) == len(variants)
     other = Planner(Model("files:" + "6" * 64, native=(16, 16)), defaults())
-    (job,) = other.jobs([("f:1", base)], False)
+    (job,) = other.jobs([RawLine("f:1", base)])
     assert job.key != jobs[0].key
     labels = [{**base, "tag": "t", "meta_x": 1}]
     assert plan(labels)[0][0].key == jobs[0].key
@@ -163,11 +165,11 @@ def test_a_wrong_row_is_one_sentence_with_its_place(row, words):
 def test_wrong_rows_can_be_skipped_but_not_too_many_images():
     skipped = []
     table = [{"prompt": "a"}, {"prompt": "b", "steps": 0}, {"prompt": "c"}]
-    jobs, _ = plan(table, skipped=skipped.append)
+    jobs, _ = plan(table, on_skip=skipped.append)
     assert [job.prompt for job in jobs] == ["a", "c"] and "f:2" in str(skipped[0])
     few = defaults(limits=Limits(max_jobs=2))
     with pytest.raises(SamplerError, match="More than 2 images"):
-        plan([{"prompt": str(k)} for k in range(3)], default=few, skipped=skipped.append)
+        plan([{"prompt": str(k)} for k in range(3)], default=few, on_skip=skipped.append)
 
 
 def test_a_scale_reaches_the_rule_inside():
@@ -198,7 +200,7 @@ def test_wildcards_are_bounded(tmp_path):
     bomb = "{a|b}" * 200
     for template, problem in [
         ("__anmal__", "did you mean 'animal'"),
-        ("__loop__", "stands in itself"),
+        ("__loop__", "contains itself"),
         ("__../secret__", None),
         ("{a|b", "never closed"),
         (bomb, "the limit is 100"),

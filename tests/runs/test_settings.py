@@ -17,9 +17,8 @@ from sampler.config.layers import PRESETS, preset_files, read_file, resolve
 from sampler.config.options import Preset
 from sampler.errors import SamplerError
 from sampler.runs.location import RunLocation
-from sampler.workers.execute import Request
 from sampler.workers.prompt_cache import PromptCache
-from sampler.workers.work import Options
+from sampler.workers.work import WorkOptions
 from tests import tiny
 from tests.runs.stub import engine, make, pictures, prompts
 
@@ -123,8 +122,8 @@ def test_presets_are_below_files_and_known(capsys, tmp_path):
         resolve([read_file(path) for path in preset_files(name)], [], [])
     (tmp_path / "c.yaml").write_text("run: {steps: 3}\n")
     line = ("generate", "a", "--dry-run", "--json", "--preset", "draft")
-    assert json.loads(told(capsys, *line)[1])["rows"] == 20
-    assert json.loads(told(capsys, *line, "-c", tmp_path / "c.yaml")[1])["rows"] == 6
+    assert json.loads(told(capsys, *line)[1])["nfe"] == 20
+    assert json.loads(told(capsys, *line, "-c", tmp_path / "c.yaml")[1])["nfe"] == 6
     code, _, err = told(capsys, *line[:-1], "drft")
     assert code == 2 and "did you mean 'draft'" in err
 
@@ -217,8 +216,8 @@ def test_encoders_can_be_given_up_before_denoising(tmp_path):
     made.pipeline.trouble = lambda adapter, x, cond: seen.append(
         (adapter.encoded, pipe.text_encoder)
     )
-    request = Request(options=Options(drop_encoders=True))
-    make(tmp_path / "a", prompts(9), made, RunLocation(str(tmp_path / "a")), request)
+    options = WorkOptions(drop_encoders=True)
+    make(tmp_path / "a", prompts(9), made, RunLocation(str(tmp_path / "a")), options)
     make(tmp_path / "b", prompts(9))
     assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
     assert set(seen) == {(9, None)}

@@ -12,7 +12,7 @@ from sampler.errors import SamplerError
 from sampler.runs import lines
 from sampler.runs.axes import parse_axis, sweep
 from sampler.runs.planner import Planner
-from sampler.runs.tables import is_text, read_table
+from sampler.runs.tables import RawLine, read_table
 from tests.runs.stub import MODEL, defaults
 
 
@@ -23,7 +23,7 @@ def read(tmp_path, name, data):
 
 def planned(path, kind):
     planner = Planner(MODEL, defaults(), 4)
-    return list(planner.jobs(read_table(path), is_text(kind)))
+    return list(planner.jobs(read_table(path, kind)))
 
 
 def test_rows_of_every_kind_are_the_same_jobs(tmp_path):
@@ -52,14 +52,14 @@ def test_rows_of_every_kind_are_the_same_jobs(tmp_path):
 def test_text_files_are_the_lines_that_say_something(tmp_path):
     data = "\ufeff# a comment\n a fox \r\n\n\ta dog, „groß“\n  # no\nlast".encode()
     rows = read(tmp_path, "p.txt", data)
-    assert [cells["prompt"] for _, cells in rows] == ["a fox", "a dog, „groß“", "last"]
-    assert [where.rpartition(":")[2] for where, _ in rows] == ["2", "4", "6"]
+    assert [cells["prompt"] for _, cells, *_ in rows] == ["a fox", "a dog, „groß“", "last"]
+    assert [where.rpartition(":")[2] for where, *_ in rows] == ["2", "4", "6"]
     assert lines.read_prompts(tmp_path / "p.txt") == ["a fox", "a dog, „groß“", "last"]
 
 
 def test_standard_input_is_text(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo\n")))
-    assert [cells["prompt"] for _, cells in read_table("-")] == ["one", "two"]
+    assert [cells["prompt"] for _, cells, *_ in read_table("-")] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_standard_input_is_text(monkeypatch):
         ("p.csv", b"prompt,prompt\na,1\n", "given twice"),
         ("p.csv", b"", "the file is empty"),
         ("p.csv", b"prompt,seed\nb,1\na,x\n", ":3: seed: input should be a valid integer"),
-        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": }\n', ":2: this is no JSON line"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": }\n', ":2: not a JSON line"),
         ("p.jsonl", b'{"prompt": "a", "scale": NaN}\n', "NaN is not a finite number"),
         ("p.jsonl", b'{"prompt": "a", "prompt": "b"}\n', "'prompt' is given twice"),
         ("p.jsonl", b"[1]\n", "must be one object"),
         ("p.jsonl", b"[" * 100_000 + b"\n", ":1: "),
         ("p.jsonl", b'{"prompt": "\\ud800"}\n', "U+D800"),
         ("p.jsonl", b'{"prompt": 5}\n', "prompt: input should be a valid string"),
-        ("p.parquet", b"PAR1 no", "no parquet file"),
+        ("p.parquet", b"PAR1 no", "not a readable parquet"),
         ("p.doc", b"a", "prompt files are txt"),
     ],
 )
@@ -150,8 +150,8 @@ def test_axes(text, values):
         ("steps", "NAME=VALUES"),
         ("stesp=1", "did you mean 'steps'"),
         ("steps=1,1", "given twice"),
-        ("steps=1..5:0", "never arrives"),
-        ("steps=1..5:-1", "never arrives"),
+        ("steps=1..5:0", "never reaches"),
+        ("steps=1..5:-1", "never reaches"),
         ("steps=1..999999", "more than 10000"),
         ("scale=0..1#1", "N from 2"),
     ],
@@ -164,16 +164,16 @@ def test_bad_axes(text, words):
 def test_a_sweep_is_every_combination_replacing_at_once():
     axes = [parse_axis("steps=2,3"), parse_axis("prompt/a cat=a dog,a cat and a dog"),
             parse_axis("prompt/a dog=a fox")]  # fmt: skip
-    rows = list(sweep([("f:1", {"prompt": "a cat, a dog"})], axes))
-    assert [(c["steps"], c["prompt"]) for _, c in rows] == [
+    rows = list(sweep([RawLine("f:1", {"prompt": "a cat, a dog"})], axes))
+    assert [(c["steps"], c["prompt"]) for _, c, *_ in rows] == [
         (2, "a dog, a fox"), (2, "a cat and a dog, a fox"),
         (3, "a dog, a fox"), (3, "a cat and a dog, a fox"),
     ]  # fmt: skip
     planner = Planner(MODEL, defaults(seed=0), 4)
-    jobs = list(planner.jobs(rows, True))
+    jobs = list(planner.jobs(rows))
     assert [dict(job.axes)["steps"] for job in jobs] == [2, 2, 3, 3]
     assert {job.seed for job in jobs} == {0}
     with pytest.raises(SamplerError, match="not in the prompt"):
-        list(sweep([("f:1", {"prompt": "x"})], axes))
+        list(sweep([RawLine("f:1", {"prompt": "x"})], axes))
     with pytest.raises(SamplerError, match="given twice"):
         list(sweep([], [axes[0], axes[0]]))

@@ -13,10 +13,12 @@ import pytest
 from sampler.config.schema import ModelConfig
 from sampler.errors import SamplerError
 from sampler.runs.folder import RunFolder
-from sampler.runs.location import RunLocation, StopFlag, location_for, open_locked, wait_for_plan
+from sampler.runs.location import RunLocation, location_for, open_locked, wait_for_plan
+from sampler.runs.stop import StopFlag
 from sampler.runs.store import open_store
 from sampler.workers.claims import Claims
-from sampler.workers.execute import Request, execute
+from sampler.workers.execute import execute
+from sampler.workers.work import WorkOptions
 from tests.runs.stub import engine, make, pictures, planned, prompts
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +31,8 @@ def as_rank(where, rank, world=2, pause=0.01, group="g"):
     location = RunLocation(str(where), rank, world, group)
     with open_locked(location) as store:
         run = planned(store, TABLE, 2) if rank == 0 else wait_for_plan(store)
-        return execute(run, lambda: engine(pause=pause), location, Request(lease=LEASE), StopFlag())
+        options = WorkOptions(lease=LEASE)
+        return execute(run, lambda: engine(pause=pause), location, options, StopFlag())
 
 
 def fork(action):
@@ -85,11 +88,11 @@ def test_a_claim_holds_until_its_owner_is_silent(tmp_path):
     first, second = (Claims(tmp_path, RunLocation("x", rank, 2, "g"), 0.5) for rank in (0, 1))
     with second:
         with first:
-            assert first.take(3) and not second.take(3)
+            assert first.claim(3) and not second.claim(3)
             time.sleep(0.9)
-            assert not second.take(3), "it is kept fresh"
+            assert not second.claim(3), "it is kept fresh"
         time.sleep(0.9)
-        assert second.take(3)
+        assert second.claim(3)
 
 
 def test_workers_of_another_run_are_refused(tmp_path):
@@ -115,19 +118,22 @@ def test_torchrun_says_who_one_is(monkeypatch):
 ELASTIC = """
 import os, signal, sys
 from pathlib import Path
-from sampler.runs.location import StopFlag, open_locked, location_for, wait_for_plan
-from sampler.workers.execute import Request, execute
+from sampler.runs.location import location_for, open_locked, wait_for_plan
+from sampler.runs.stop import StopFlag
+from sampler.workers.execute import execute
+from sampler.workers.work import WorkOptions
 from tests.runs.stub import engine, planned
 from tests.runs.test_workers import TABLE, LEASE
 location = location_for(sys.argv[1], "torchrun")
 assert location.world == 2
 first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-def told(lines):
+def on_written(lines):
     if first and location.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 with open_locked(location) as store:
     run = planned(store, TABLE, 2) if location.rank == 0 else wait_for_plan(store)
-    execute(run, lambda: engine(pause=0.02), location, Request(lease=LEASE), StopFlag(), told)
+    options = WorkOptions(lease=LEASE)
+    execute(run, lambda: engine(pause=0.02), location, options, StopFlag(), on_written)
 """
 
 
@@ -180,7 +186,7 @@ def test_ray_with_one_node_removed(tmp_path, tmp_path_factory, whole, monkeypatc
     try:
         with open_locked(RunLocation(str(tmp_path))) as store:
             run = planned(store, TABLE, 2)
-            tally = execute_on_ray(run, ModelConfig(), None, Request(), StopFlag(), hear,
+            tally = execute_on_ray(run, ModelConfig(), None, WorkOptions(), StopFlag(), hear,
                                    lambda skipped: None, stub_engine)  # fmt: skip
     finally:
         ray.shutdown()

@@ -11,7 +11,7 @@ import sampler
 from sampler.cli import main
 from sampler.config.schema import ModelConfig
 from sampler.errors import SamplerError
-from sampler.runs.location import StopFlag
+from sampler.runs.stop import StopFlag
 from sampler.ui.form import Form, StrategyChoice, config_of
 from sampler.ui.pictures import finished, pending
 from sampler.ui.studio import Studio
