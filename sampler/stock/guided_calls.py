@@ -6,6 +6,7 @@ combine. The state of a run is reset when the next run starts.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -162,13 +163,17 @@ class GuidedCalls:
             self.nfe, self._variances = [0] * x.shape[0], None
             self._position = position_of(times, t)  # later than 0 for image-to-image
         position = min(self._position + self._index, len(times) - 1)
-        after = times[position + 1] if position + 1 < len(times) else None
-        now = self._level(times[position])
-        following = Level(0, 1.0, 0.0) if after is None else self._level(after)
-        return Span(self._index, now, following, len(times) - self._position)
+        now, after = self._level(position), self._level(position + 1)
+        return Span(self._index, now, after, len(times) - self._position)
 
-    def _level(self, t: Any) -> Level:
-        return self.schedule.level(float(t))
+    def _level(self, position: int) -> Level:
+        """Level of a step of the scheduler; by position, since rounded timesteps may repeat."""
+        times, sigmas = self.pipe.scheduler.timesteps, getattr(self.pipe.scheduler, "sigmas", ())
+        t = float(times[position]) if position < len(times) else 0
+        sigma = float(sigmas[position]) if len(sigmas) == len(times) + 1 else math.nan
+        if not math.isnan(sigma):
+            return self.schedule.level_of(t, sigma)
+        return self.schedule.level(t) if position < len(times) else Level(0, 1.0, 0.0)
 
     def plan(self, x: Tensor, span: Span) -> Mapping[str, Branch]:
         return self.rule.plan(x, span, Cond("cond", "uncond"), self._state)

@@ -1,10 +1,9 @@
-"""Our rules as guiders of Modular Diffusers; experimental, as diffusers' own guiders are.
+"""Rules as guiders of Modular Diffusers; experimental, like diffusers' own guiders.
 
     blocks = pipeline.update_components(guider=RuleGuider({"name": "apg", "space": "native"}))
 
-A guider sees predictions, the step and the timestep, but neither x_t nor alpha and sigma. So only
-rules that work on the network's own output can be offered; for the others there are `sampler.load`
-and `sampler.guide`.
+A guider receives predictions, step and timestep, but neither x_t nor alpha and sigma, so only rules
+on the network's own output are supported; use `sampler.load` or `sampler.guide` for the others.
 """
 
 from __future__ import annotations
@@ -20,15 +19,16 @@ from sampler_kernels import settle
 from torch import Tensor
 
 from sampler import registry
+from sampler.core.binding import BindableGuidance
 from sampler.types import Cond, Guidance, Level, Prediction, Span
 
 
 class RuleGuider(BaseGuidance):
-    """A rule over the conditional and the unconditional prediction, as a diffusers guider.
+    """Diffusers guider of a rule over the conditional and the unconditional prediction.
 
-    rule: a name or a mapping; prediction: what the network predicts, "eps", "v" or "velocity".
-    State starts anew at step 0. Batches are not compacted: the unconditional pass is skipped where
-    no row asks for it.
+    rule: a name or a mapping; prediction: output of the network, "eps", "v" or "velocity". Step 0
+    resets the state. Batches are not compacted: the unconditional pass is skipped where no sample
+    needs it.
 
     Raises ValueError for a rule that needs levels, another network or classes.
     """
@@ -62,12 +62,12 @@ class RuleGuider(BaseGuidance):
         return 2 if "uncond" in self._plan() else 1
 
     def prepare_inputs(self, data: Any) -> list[Any]:
-        return [self._prepare_batch(data, i, name) for i, name in self._asked()]
+        return [self._prepare_batch(data, i, name) for i, name in self._branches()]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: Any) -> list[Any]:
         return [
             self._prepare_batch_from_block_state(input_fields, data, i, name)
-            for i, name in self._asked()
+            for i, name in self._branches()
         ]
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
@@ -83,11 +83,11 @@ class RuleGuider(BaseGuidance):
         value, self._state = settle((guided.out, state))
         value = value.to(pred_cond.dtype)
         if self._step is not None and self._step + 1 == self._num_inference_steps:
-            # the next run asks for the number of conditions before it sets a step
+            # the next run reads the number of conditions before it sets a step
             self._step, self._state = 0, self.rule.start(Cond())
         return GuiderOutput(pred=value, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
-    def _asked(self) -> list[tuple[int, str]]:
+    def _branches(self) -> list[tuple[int, str]]:
         return list(enumerate(self._input_predictions[: self.num_conditions]))
 
     def _plan(self) -> Mapping[str, Any]:
@@ -99,13 +99,13 @@ class RuleGuider(BaseGuidance):
 
 
 def _needs_more(rule: Any) -> str:
-    """Why a rule cannot run on predictions alone; "" if it can."""
+    """Reason why a rule cannot run on predictions alone; "" if it can."""
     if extra := rule.needs - {"cond", "uncond"}:
         return f"it needs {min(extra)!r}"
     if rule.name == "forecast":
         return "it leaves whole steps out, and a guider is given a prediction at every one"
     inner = getattr(rule, "rule", None)
-    if hasattr(rule, "bind") and inner is None:
+    if isinstance(rule, BindableGuidance) and inner is None:
         return "it has to be bound to a model"
     if getattr(rule, "interval", None) is not None:
         return "an interval of noise levels is not known to a guider (window is)"

@@ -40,11 +40,11 @@ def intercept(target: Any, handler: Handler, method: str = "__call__") -> Iterat
     names = ("__module__", "__qualname__", "__doc__")
     members = {name: getattr(original, name) for name in names}
     members[method] = wrap(getattr(original, method))
-    target.__class__ = type(original.__name__, (original,), members)
-    replaced = type(target)
+    replaced = type(original.__name__, (original,), members)
+    object.__setattr__(target, "__class__", replaced)  # wrappers forward their attributes
     try:
         yield
     finally:
         active = False
         if type(target) is replaced:  # else a later interception ends after this one
-            target.__class__ = original
+            object.__setattr__(target, "__class__", original)

@@ -37,7 +37,7 @@ def scheduler(sampler: Any, base: Any) -> SamplerScheduler:
     name = type(base).__name__
     if name.startswith("LCM"):
         raise ValueError(
-            "A latent consistency pipeline decodes a second answer of its own scheduler; use "
+            "A latent consistency pipeline decodes a second output of its own scheduler; use "
             "engine.generate with the sampler 'consistency'."
         )
     config = {**base.config, "_class_name": name}

@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+)
 
 import sampler
 from sampler.types import Cond, Level
@@ -190,6 +195,21 @@ def test_other_schedulers_keep_their_levels(scheduler):
     assert all(abs(told - at.now.t) < 1e-3 for told, at in seen)
     assert all(at.next.sigma <= at.now.sigma for _, at in seen)
     assert [at.index for _, at in seen] == list(range(len(seen)))
+
+
+def test_repeated_timesteps_have_the_levels_of_their_positions():
+    scheduler = DPMSolverMultistepScheduler(
+        **tiny.BETAS, use_karras_sigmas=True, final_sigmas_type="sigma_min"
+    )
+    pipe = tiny.sd(scheduler=scheduler)
+    seen = []
+    with sampler.guide(pipe, CFG) as calls:
+        original = calls.span
+        calls.span = lambda x, t: seen.append(original(x, t)) or seen[-1]
+        pipe("a", num_inference_steps=100, output_type="latent")
+    ratios = [level.sigma / level.alpha for level in (*(s.now for s in seen), seen[-1].next)]
+    assert len(set(pipe.scheduler.timesteps.tolist())) < 100
+    assert ratios == pytest.approx(pipe.scheduler.sigmas.tolist(), rel=1e-6)
 
 
 def test_flow_rules_answer_the_first_step_without_the_network():

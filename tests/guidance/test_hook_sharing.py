@@ -172,6 +172,19 @@ def test_a_pipeline_without_its_first_network_is_guided_by_the_second():
             pass
 
 
+@pytest.mark.parametrize("compiled", ["in place", "wrapped"])
+def test_compiled_networks_are_guided(pipe, compiled):
+    guided, plain = run(pipe, 3.0), run(pipe)
+    if compiled == "wrapped":
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
+    else:
+        pipe.unet.compile(backend="eager")
+    before = type(pipe.unet)
+    with sampler.guide(pipe, CFG):
+        assert torch.allclose(run(pipe), guided, atol=1e-4)
+    assert type(pipe.unet) is before and torch.allclose(run(pipe), plain, atol=1e-4)
+
+
 def test_two_calls_at_once_are_refused(pipe):
     with sampler.guide(pipe, CFG):
 
