@@ -35,7 +35,7 @@ class Engine(Loop):
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | int | Sequence[str | int],
         *,
         negative: str | Sequence[str] | None = None,
         seeds: int | Sequence[int] | None = None,
@@ -101,7 +101,9 @@ class Engine(Loop):
                 raise ValueError("out= stores images, and this pipeline makes videos.")
             request = GenerateRequest(jobs, size, steps, method, rule, cut)
             return generate_into(self, str(out), request, progress)
-        latents, images, nfe = [], [], []
+        latents: list[torch.Tensor] = []
+        images: list[torch.Tensor] = []
+        nfe: list[int] = []
         graphs = graphed(self, graph, -(-len(jobs) // cut))
         with torch.no_grad():
             x0 = None
@@ -120,10 +122,11 @@ class Engine(Loop):
                 nfe.extend(counted)
                 if progress is not None:
                     progress(len(nfe), len(jobs))
+        seeds = [job.seed for job in jobs]
         config = {
             "prompts": [job.prompt for job in jobs],
             "negative": [job.negative for job in jobs] if any(j.negative for j in jobs) else None,
-            "seeds": [job.seed for job in jobs],
+            "seeds": seeds,
             **{"n": 1, "steps": steps, "height": size[0], "width": size[1]},
             **{"sampler": registry.spec_of(method), "guidance": rule_spec},
             **{"batch_size": cut, "output": output},
@@ -132,7 +135,7 @@ class Engine(Loop):
         return Result(
             images=None if output == "latent" else to_output(torch.cat(images), output),
             latents=torch.cat(latents),
-            seeds=config["seeds"],
+            seeds=seeds,
             nfe=nfe,
             config=config,
             seconds=time.perf_counter() - started,

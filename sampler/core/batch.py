@@ -104,7 +104,7 @@ def clean_latents(
 
 
 def expand(
-    prompts: str | Sequence[str],
+    prompts: str | int | Sequence[str | int],
     negative: str | Sequence[str] | None,
     seeds: int | Sequence[int] | None,
     n: int,
@@ -114,12 +114,11 @@ def expand(
 
     classes: class numbers are allowed as prompts.
     """
-    texts = [prompts] if isinstance(prompts, (str, int)) else list(prompts)
-    if classes:
-        texts = [str(text) if type(text) is int else text for text in texts]
-    if not texts:
+    given: list[Any] = [prompts] if isinstance(prompts, (str, int)) else list(prompts)
+    if not given:
         raise ValueError("No prompts: give a text or a list of at least one.")
-    if bad := [t for t in texts if not isinstance(t, str)]:
+    texts = [str(text) if classes and type(text) is int else text for text in given]
+    if bad := [text for text in texts if not isinstance(text, str)]:
         raise ValueError(f"A prompt is a text, not {bad[0]!r:.60}.")
     n = as_int(n, "n")
     if n < 1:

@@ -11,6 +11,7 @@ import torch
 from sampler_kernels import Lin
 from torch import Tensor
 
+from sampler.constraints import as_int
 from sampler.core import grids
 from sampler.core.schedule import Final, Schedule, Spacing
 from sampler.types import Level, Prediction
@@ -61,7 +62,7 @@ class ConsistencySchedule(Schedule):
         sigmas: Sequence[float] | None = None,
     ) -> tuple[Level, ...]:
         """Raises ValueError for steps outside 1 .. the levels of training, and for other grids."""
-        n = self.train_steps
+        steps, n = as_int(steps, "steps"), self.train_steps
         if not 1 <= steps <= n:
             raise ValueError(f"steps = {steps} must lie in 1..{n}.")
         if not spacing is final is mu is sigmas is None:

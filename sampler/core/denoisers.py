@@ -52,19 +52,19 @@ class BatchedDenoiser:
             if model not in self.models:
                 known = ", ".join(self.models)
                 raise ValueError(f"Unknown model {model!r}; this denoiser has {known}.")
-            asked = [(name, _rows(branches[name], count, nfe, x.device)) for name in names]
-            asked = [(name, rows) for name, rows in asked if rows is None or rows.shape[0]]
-            if not asked:
+            evaluated = [(name, _rows(branches[name], count, nfe, x.device)) for name in names]
+            evaluated = [(name, rows) for name, rows in evaluated if rows is None or rows.shape[0]]
+            if not evaluated:
                 continue
-            parts = [x if rows is None else x[rows] for _, rows in asked]
-            rows = [rows for _, rows in asked]
-            cond = self._stacked([branches[name].cond for name, _ in asked], rows)
+            parts = [x if rows is None else x[rows] for _, rows in evaluated]
+            rows = [rows for _, rows in evaluated]
+            cond = self._stacked([branches[name].cond for name, _ in evaluated], rows)
             out = self.forward(_cat(parts), _cat_level(level, rows), cond, model)
             half = out.dtype in HALF_DTYPES and x.dtype is not torch.float64
             if not half:  # half precision is converted where it is first used
                 out = out.to(x.dtype)
             cut = out.split_with_sizes([part.shape[0] for part in parts])
-            for (name, which), part in zip(asked, cut, strict=True):
+            for (name, which), part in zip(evaluated, cut, strict=True):
                 outs[name] = (part, which)
         return self._filled(x, branches, outs, level)
 
@@ -166,9 +166,11 @@ def _cat(parts: list[Tensor]) -> Tensor:
 def _take(cond: Any, rows: Tensor | None) -> Any:
     if rows is None:
         return cond
-    return map_tree(
-        lambda leaf: leaf[rows.to(leaf.device)] if hasattr(leaf, "ndim") else leaf, cond
-    )
+
+    def take(leaf: Any) -> Any:
+        return leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) else leaf
+
+    return map_tree(take, cond)
 
 
 def _stack(conds: list[Any]) -> Any:

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -62,7 +62,7 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def write_folder(folder: Path) -> Iterator[Path]:
+def write_folder(folder: Path) -> Generator[Path, None, None]:
     """Yields a temporary folder; at the end it is flushed and replaces `folder`.
 
     Raises StorageError (5). After an error inside, `folder` is unchanged.

@@ -57,6 +57,11 @@ def _zero_snr(acp: torch.Tensor) -> torch.Tensor:
     return root**2
 
 
+def floats(values: torch.Tensor) -> list[float]:
+    """Convert a tensor [N] to Python numbers."""
+    return values.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
 def timesteps(
     steps: int, count: int, spacing: str, offset: int, open_end: bool, fractional: bool
 ) -> Sequence[float]:
@@ -75,7 +80,7 @@ def timesteps(
     elif fractional:
         times = np.linspace(0, count - 1, points, dtype=np.float32).tolist()
     else:
-        times = np.linspace(0, count - 1, points).round().astype(int).tolist()
+        times = [round(t) for t in np.linspace(0, count - 1, points).tolist()]
     return [min(t, count - 1) for t in times[points - steps :]][::-1]
 
 

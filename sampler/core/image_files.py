@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ MAX_PIXELS = 64 * 10**6
 
 
 @contextmanager
-def open_image(source: str | Path | bytes) -> Iterator[Image]:
+def open_image(source: str | Path | bytes) -> Generator[Image, None, None]:
     """Open a PNG, JPEG or WebP file, or the bytes of one; nothing is decoded yet.
 
     Raises UsageError for a file that is missing, is no such image, or has more than 64 megapixels,

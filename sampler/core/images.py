@@ -39,7 +39,7 @@ def as_images(source: Any) -> Tensor:
             raise ValueError(f"An image tensor is [B, 3, H, W], not {tuple(source.shape)}.")
         return images.float()
     array = np.asarray(source.convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(array).permute(2, 0, 1)[None]
+    return torch.as_tensor(array).permute(2, 0, 1)[None]
 
 
 def start_from(
@@ -94,4 +94,4 @@ def _pixels(path: str | Path, mode: str) -> Tensor:
 
     with open_image(path) as file:
         upright = ImageOps.exif_transpose(file).convert(mode)
-    return torch.from_numpy(np.asarray(upright, dtype=np.float32) / 255)
+    return torch.as_tensor(np.asarray(upright, dtype=np.float32) / 255)

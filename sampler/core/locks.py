@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,7 +13,7 @@ _registry = threading.Lock()
 
 
 @contextmanager
-def exclusive(*objects: Any) -> Iterator[None]:
+def exclusive(*objects: Any) -> Generator[None, None, None]:
     """Hold a lock per object; it is the same for everyone in this process who uses the object.
 
     Locks are taken in a fixed order and are re-entrant; None is skipped.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -96,7 +96,9 @@ class Loop:
         """First half of a step: (guided prediction, the rule's next state, NFE per sample)."""
         rule, nfe = self.build_guidance(guidance), list(snapshot.nfe)
         branches = rule.plan(snapshot.x, span, seeded(cond, snapshot), snapshot.guidance)
-        preds = self.denoiser(snapshot.x, span, branches, nfe) if branches else {}
+        preds: Mapping[str, Prediction] = {}
+        if branches:
+            preds = self.denoiser(snapshot.x, span, branches, nfe)
         return *rule.combine(snapshot.x, preds, span, snapshot.guidance), tuple(nfe)
 
     def start(

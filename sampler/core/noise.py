@@ -52,4 +52,4 @@ def _draw(seed: int, index: int, stream: str, shape: tuple[int, ...]) -> Tensor:
         return torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed))[0]
     key = np.array([seed, (index << 8) | STREAMS[stream]], dtype=np.uint64)
     generator = np.random.Generator(np.random.Philox(key=key))
-    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+    return torch.as_tensor(generator.standard_normal(shape, dtype=np.float32))

@@ -28,10 +28,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sampler_kernels import Lin
 from torch import Tensor
 
+from sampler.constraints import as_int
 from sampler.core import grids
 from sampler.core.grids import dynamic_mu
 from sampler.core.schedulers import SCHEDULERS
@@ -167,7 +169,7 @@ class Schedule:
         return Schedule(
             process="vp",
             prediction=_KIND_OF[config.get("prediction_type", "epsilon")],
-            table=tuple(table.tolist()),
+            table=tuple(grids.floats(table)),
             train_steps=len(table),
             spacing=config.get("timestep_spacing", "linspace" if single else "leading"),
             karras=bool(config.get("use_karras_sigmas")),
@@ -243,6 +245,12 @@ class Schedule:
             return Level(t, alphas[low], sigmas[low])
         return _from_ratio(t, float(np.interp(t, (low, low + 1), self._ratios()[low : low + 2])))
 
+    def level_of(self, t: float, sigma: float) -> Level:
+        """Return the level of a stock scheduler's `sigmas`: sigma of a flow, else sigma/alpha."""
+        if self.process == "flow":
+            return Level(t, 1 - sigma, sigma)
+        return _from_ratio(t, sigma)
+
     def grid(
         self,
         steps: int,
@@ -262,6 +270,7 @@ class Schedule:
         Raises ValueError for steps outside 1..1000 (or more than the training steps), an unknown
         spacing, and a first level without signal under an eps-prediction.
         """
+        steps = as_int(steps, "steps")
         limit = min(MAX_STEPS, self.train_steps - (self.open_end and self.process == "vp"))
         distilled = self.origin > 0 and spacing is None
         limit = min(limit, self.origin) if distilled else limit
@@ -330,13 +339,14 @@ class Schedule:
         By torch's float32 square root, as in the stock schedulers; numpy's differs by one bit.
         """
         acp = torch.tensor(self.table)
-        return (acp**0.5).tolist(), ((1 - acp) ** 0.5).tolist()
+        return grids.floats(acp**0.5), grids.floats((1 - acp) ** 0.5)
 
-    def _ratios(self) -> Any:
+    def _ratios(self) -> npt.NDArray[np.float64]:
         """sigma/alpha of every training timestep [N], float64; infinite at alpha = 0."""
         acp = np.asarray(self.table, dtype=np.float32)
         with np.errstate(divide="ignore"):
-            return np.sqrt((np.float32(1) - acp) / acp).astype(np.float64)
+            squared: npt.NDArray[np.float32] = (np.float32(1) - acp) / acp
+            return np.sqrt(squared).astype(np.float64)
 
     def _timesteps(self, steps: int, spacing: str) -> Sequence[float]:
         spacing = "leading" if spacing == "karras" else spacing
@@ -360,8 +370,9 @@ class Schedule:
         ends = (float(known[0]), float(known[-1]))
         if self.sigma_units:
             times = self._timesteps(steps, self.spacing)
-            noisy, clean = np.interp((times[0], times[-1]), np.arange(len(ratios)), ratios)
-            ends = (float(clean), float(min(noisy, known[-1])))
+            index = np.arange(len(ratios))
+            noisy, clean = (float(np.interp(times[i], index, ratios)) for i in (0, -1))
+            ends = (clean, min(noisy, float(known[-1])))
         sigmas = self._ramp(steps, *ends)
         times = np.interp(np.log(sigmas), np.log(known), np.arange(len(known)))
         timesteps = np.round(times).astype(int).tolist() if self.round_karras else times.tolist()
@@ -384,14 +395,14 @@ class Schedule:
             self.terminal,
         )
         times, timesteps = spread.times(steps, sigmas)
-        return [Level(t, 1 - s, s) for t, s in zip(timesteps, times, strict=True)]
+        return [self.level_of(t, s) for t, s in zip(timesteps, times, strict=True)]
 
     def _last(self, final: str, evaluated: Level) -> Level:
         if final == "zero":
             return Level(0, 1.0, 0.0)
         if self.process == "flow":
             s = evaluated.sigma if self.sigma_min is None else self.sigma_min
-            return Level(self.train_steps * s, 1 - s, s)
+            return self.level_of(self.train_steps * s, s)
         if self.process == "edm":
             low = self.sigma_min or 0.002
             return Level(0.25 * math.log(low), 1.0, low)

@@ -25,7 +25,8 @@ def save_snapshot(snapshot: Snapshot, path: str | Path) -> None:
     NamedTuples and dicts with string keys. Raises TypeError for anything else, and
     StorageError.
     """
-    path, tensors = Path(path), {}
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
     tree = _encode(tuple(snapshot), tensors)
     header = {"format": str(FORMAT), "snapshot": json.dumps(tree)}
     data = save({k: v.detach().clone().contiguous() for k, v in tensors.items()}, header)
@@ -38,9 +39,10 @@ def load_snapshot(path: str | Path) -> Snapshot:
     Raises UsageError for a file that is missing or no snapshot.
     """
     try:
-        with safe_open(str(path), "pt") as file:
-            header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        reader: Any = safe_open(str(path), "pt")
+        with reader as file:
+            header: dict[str, str] = file.metadata() or {}
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if header.get("format") != str(FORMAT):
             raise KeyError("format")
         return Snapshot(*_decode(json.loads(header["snapshot"]), tensors))

@@ -28,7 +28,8 @@ def network(teacher: UNet2DConditionModel, folder: Path = STUDENT) -> torch.nn.M
     student: Any = type(teacher).from_config(config)
     load_difference(student, folder / WEIGHTS, teacher)
     # torch's own `to`: diffusers' logs remarks on dtypes that do not apply here
-    return torch.nn.Module.to(student, teacher.device, teacher.dtype).eval()
+    torch.nn.Module.to(student, teacher.device, teacher.dtype)
+    return student.eval()
 
 
 def pipeline(teacher: DiffusionPipeline, folder: Path = STUDENT) -> LatentConsistencyModelPipeline:
