@@ -98,7 +98,7 @@ class Engine(Loop):
             if image is not None or output != "pil":
                 raise ValueError("out= stores images of prompts; leave out image= and output=.")
             if adapter.frames is not None:
-                raise ValueError("out= stores images, and this pipeline makes videos.")
+                raise ValueError("out= stores images, and this pipeline generates videos.")
             request = GenerateRequest(jobs, size, steps, method, rule, cut)
             return generate_into(self, str(out), request, progress)
         latents: list[torch.Tensor] = []

@@ -176,7 +176,7 @@ PIXELS = {
     "negative": False,
     "latents": None,
 }
-VIDEOS = {"finetune": "this pipeline makes videos", "reddiff": "this pipeline makes videos"}
+VIDEOS = {"finetune": "this pipeline generates videos", "reddiff": "this pipeline generates videos"}
 NO_BRANCH = "it has no unconditional branch"
 FAMILIES = {
     family.name: family

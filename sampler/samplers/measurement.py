@@ -64,7 +64,7 @@ class Measurement:
         Raises ValueError where the image has not the size of the run, and for videos.
         """
         if adapter.frames is not None:
-            raise ValueError("reddiff: it measures images, and this pipeline makes videos.")
+            raise ValueError("reddiff: it measures images, and this pipeline generates videos.")
         if tuple(self.init.shape[-2:]) != size:
             height, width = self.init.shape[-2:]
             raise ValueError(

@@ -309,7 +309,7 @@ def test_videos_are_lists_of_frames_and_no_run_folders(tmp_path):
     videos = family.ours(engine, output="pil").images
     assert [len(frames) for frames in videos] == [5, 5]
     assert videos[0][0].size == (family.size[1], family.size[0])
-    with pytest.raises(ValueError, match="makes videos"):
+    with pytest.raises(ValueError, match="generates videos"):
         family.ours(engine, output="pil", out=tmp_path / "run")
     engine.pipeline.frames = 4
     with pytest.raises(ValueError, match="1 more than a multiple of 2"):
