@@ -196,7 +196,7 @@ def test_the_environment_names_the_folder(capsys, tmp_path, monkeypatch):
         (["a", "--sampler", "ddmi"], 2, "Unknown sampler 'ddmi' (did you mean 'ddim'?)"),
         (["a", "--guidance", "cfgg"], 2, "did you mean 'cfg'"),
         (["a", "--set", "guidance.scal=3"], 2, "no field 'scal' (did you mean 'scale'?)"),
-        (["a", "--set", "guidance.scale=nan"], 2, "'scale' = 'nan'"),
+        (["a", "--set", "guidance.scale=nan"], 2, "scale = 'nan'"),
         (["a", "--set", "guidance.scale=.nan"], 2, "not a finite number"),
         (["a", "--set", "guidance.scale=-1"], 2, "scale = -1"),
         (["a", "--set", "runn.steps=3"], 2, "did you mean 'run'"),

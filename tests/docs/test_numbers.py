@@ -63,9 +63,15 @@ def test_marked_numbers_are_those_of_the_files(page):
         assert agrees(*mark.groups()), f"{page}: {mark[0]}"
 
 
+# Pages whose tables a script writes and another test compares with the file.
+WRITTEN_TABLES = ["docs/howto/half_the_calls.md"]  # tests/docs/test_forecast_page.py
+
+
 @pytest.mark.parametrize("page", MARKED)
 def test_no_measured_number_is_without_its_source(page):
     text = MARK.sub("", prose(page))
+    if page in WRITTEN_TABLES:
+        text = re.sub(r"(?m)^\|.*$", "", text)
     text = re.sub(r"(?s)<!--.*?-->", "", text)
     text = re.sub(r"(?m)`[^`\n]*`|\]\(.*?\)|^#.*$", "", text)
     for found in MEASURED.finditer(text):
