@@ -308,7 +308,7 @@ FAMILIES = {
             noise="diffusers.schedulers.scheduling_lcm",
             refused={
                 "hook": NO_BRANCH,
-                "scheduler": "a latent consistency pipeline decodes a second answer of its own",
+                "scheduler": "a latent consistency pipeline decodes a second output of its own",
             },
         ),
         Family(

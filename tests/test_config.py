@@ -186,7 +186,7 @@ def test_a_prompt_file_is_relative_to_its_configuration(tmp_path):
         ("version: 2", "version = 2 must be 1"),
         ("\n\nsampler: abb", "a.yaml:3: Unknown sampler 'abb' (did you mean 'ab'?)"),
         ("guidance: {name: cfg, scal: 3}", "has no field 'scal' (did you mean 'scale'?)"),
-        ("guidance: {name: cfg, scale: high}", "'scale' = 'high'"),
+        ("guidance: {name: cfg, scale: high}", "scale = 'high'"),
         ("guidance: {name: cfg, scale: .nan}", "not a finite number"),
         ("guidance: {name: cfg, scale: -1}", "scale = -1"),
         ("sampler: [ab]", "A sampler is a name"),

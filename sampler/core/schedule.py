@@ -345,8 +345,7 @@ class Schedule:
         """sigma/alpha of every training timestep [N], float64; infinite at alpha = 0."""
         acp = np.asarray(self.table, dtype=np.float32)
         with np.errstate(divide="ignore"):
-            squared: Any = (np.float32(1) - acp) / acp
-            return np.sqrt(squared).astype(np.float64)
+            return np.asarray(np.sqrt((np.float32(1) - acp) / acp), dtype=np.float64)
 
     def _timesteps(self, steps: int, spacing: str) -> Sequence[float]:
         spacing = "leading" if spacing == "karras" else spacing

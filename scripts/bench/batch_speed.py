@@ -140,9 +140,11 @@ class _Decoding(StubAdapter):
 
 
 def _run(folder: Path, count: int) -> None:
-    adapter = _Decoding()
+    adapter: Any = _Decoding()
     height, width = SIZE
-    table = [(k, {**cells, "height": height, "width": width}) for k, cells in prompts(count)]
+    table: Any = [
+        (line[0], {**line[1], "height": height, "width": width}) for line in _lines(count)
+    ]
     made = Engine(adapter, adapter, "ddim", {"name": "cfg", "scale": 3.0})
     make(folder, table, made, batch_size=2, steps=STEPS)
 
@@ -159,11 +161,16 @@ def _loop_with_save(folder: Path, count: int) -> None:
             image.save(folder / f"{2 * number + k}.png")
 
 
+def _lines(count: int) -> Any:
+    """Return lines of a prompt table, (place, cells) first."""
+    return prompts(count)
+
+
 def _images(count: int) -> Iterator[torch.Tensor]:
     """Return items in pairs."""
-    adapter = _Decoding()
+    adapter: Any = _Decoding()
     made = Engine(adapter, adapter, "ddim", {"name": "cfg", "scale": 3.0})
-    texts = [cells["prompt"] for _, cells in prompts(count)]
+    texts = [line[1]["prompt"] for line in _lines(count)]
     for first in range(0, count, 2):
         jobs = [Sample(text, "", first) for text in texts[first : first + 2]]
         with torch.no_grad():

@@ -22,6 +22,7 @@ import typer
 import sampler
 from sampler.bundled import classifier, prompts
 from sampler.bundled.measures import clipped_share, extracted_features
+from sampler.guidance import Forecast
 from sampler.types import Branch, Cond, GuidanceBase, Prediction
 from scripts.study.guidance_measures import ssim
 
@@ -69,7 +70,7 @@ def ours(**fields: Any) -> dict[str, Any]:
 
 SD_CPP = {"basis": "chebyshev", "degree": 3, "ridge": 1.0, "blend": 0.4, "space": "native"}
 SPECTRUM = {"basis": "chebyshev", "degree": 4, "ridge": 0.1, "space": "native", "warmup": 5}
-LAZY = sampler.guidance.Forecast(rule=AsX0(), when="change", form="comfyui", threshold=0.2)
+LAZY = Forecast(rule=AsX0(), when="change", form="comfyui", threshold=0.2)
 FORTY: dict[str, Any] = {"steps": 40, "base": "cfg, 40 steps"}
 POINTS = (
     Point("cfg, 20 steps", CFG),

@@ -16,7 +16,7 @@ import platform
 import re
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -155,7 +155,7 @@ def overhead(docs: Annotated[Path, typer.Option(help="Where it goes.")] = DOCS) 
             taken.append(time.process_time() - started)
         return 1000 * min(taken) / (len(levels) - 1)
 
-    network = clocked(sampler.Engine(adapter), {"name": "cfg", "scale": SCALE}, 3)
+    network = clocked(sampler.Engine(cast(Any, adapter)), {"name": "cfg", "scale": SCALE}, 3)
     machine = f"{platform.processor() or platform.machine()}, one thread, torch {torch.__version__}"
     rows, bare = [], clocked(stub, "none", 10)
     for spec in RULES:

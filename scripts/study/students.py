@@ -48,13 +48,14 @@ def cases(runs: list[Path]) -> Iterator[tuple[str, dict[str, Any], Any, dict[str
     """Yield (name, metadata, engine, options of `generate`)."""
     for run in runs:
         engine = sampler.load(student=run)
-        known = engine.pipeline.student
+        known: Any = engine.pipeline.student
         about = {"f": known["f"], "seed": known["fit"]["seed"], "updates": known["updates"]}
         yield f"{known['f']}, seed {about['seed']}", about, engine, {"steps": known["steps"]}
     lcm = {"steps": 1, "guidance": {"name": "embedded", "scale": SCALE}}
     yield BEGIN, {}, sampler.load("bundled-lcm"), lcm
     shipped = sampler.load(SHIPPED)
-    about = {"f": shipped.pipeline.student["f"], "updates": shipped.pipeline.student["updates"]}
+    manifest: Any = shipped.pipeline.student
+    about = {"f": manifest["f"], "updates": manifest["updates"]}
     yield SHIPPED, about, shipped, {"steps": 1}
     for steps in (1, 2, 4, 20):
         name = f"teacher, {steps} step{'s' * (steps > 1)}"

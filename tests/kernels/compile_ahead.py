@@ -20,6 +20,7 @@ from triton.compiler import ASTSource
 
 from sampler import registry
 from tests.kernels.canary import engine, flow_levels, vp_levels
+from tests.laws.world import FLOW_ONLY
 
 ARCHITECTURES = (80, 90)
 TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
@@ -105,7 +106,7 @@ def read(ptx, arch):
 
 
 def step_through(rule, method, dtype, rows=2):
-    flow = rule == "cfg_zero"
+    flow = rule == "cfg_zero" or getattr(method, "name", method) in FLOW_ONLY
     grid = (flow_levels if flow else vp_levels)(3)
     model, cond = engine(dtype, "velocity" if flow else "v", rows)
     snap, levels = model.start(torch.zeros(rows, 4, 64, 64), grid, cond, method, rule)

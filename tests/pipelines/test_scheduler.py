@@ -18,11 +18,12 @@ import sampler
 from sampler import registry
 from sampler.core.noise import Noise
 from tests import tiny
+from tests.laws.world import FLOW_ONLY
 
 SEEDS = (3, 4)
 PROMPTS = ["a red fox", "a blue door"]
 SAMPLERS = [
-    *(name for name in registry.names("sampler") if name != "reddiff"),
+    *(name for name in registry.names("sampler") if name not in {"reddiff", *FLOW_ONLY}),
     {"name": "ddim", "eta": 1.0},
     {"name": "ab", "order": 4},
     {"name": "ab", "order": 3, "steps": "variable"},

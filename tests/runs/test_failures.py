@@ -275,7 +275,11 @@ def test_two_signals_end_at_once(tmp_path):
 def test_a_prompt_that_is_too_long_is_told():
     tokens = SimpleNamespace(model_max_length=16, tokenize=str.split,
                              num_special_tokens_to_add=lambda: 2)  # fmt: skip
-    texts = PromptCache(SimpleNamespace(pipe=SimpleNamespace(tokenizer=tokens)))
+
+    class Pipe:  # locks need something that can be referenced weakly
+        tokenizer = tokens
+
+    texts = PromptCache(SimpleNamespace(pipe=Pipe()))
     assert texts.warning("a fox") is None
     assert texts.warning("word " * 20) == "6 tokens of the prompt were dropped"
 

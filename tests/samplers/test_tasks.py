@@ -62,7 +62,7 @@ def test_the_command_line(tmp_path, capsys):
         (["--task", "deblur", "--image", "in.png", "--mask", "mask.png"], "--mask FILE goes with"),
         (["--task", "inpaint", "--image", "in.png", "--mask", "small.png"], "--mask is 16 x 16"),
         (["--task", "deblur", "--image", "none.png"], "none.png"),
-        (["--task", "paint", "--image", "in.png"], "must be one of"),
+        (["--task", "paint", "--image", "in.png"], "is not one of"),
         (["--image", "in.png"], "need --task"),
     ],
 )
