@@ -343,7 +343,7 @@ class Schedule:
 
     def _ratios(self) -> npt.NDArray[np.float64]:
         """sigma/alpha of every training timestep [N], float64; infinite at alpha = 0."""
-        acp = np.asarray(self.table, dtype=np.float32)
+        acp: Any = np.asarray(self.table, dtype=np.float32)
         with np.errstate(divide="ignore"):
             return np.asarray(np.sqrt((np.float32(1) - acp) / acp), dtype=np.float64)
 

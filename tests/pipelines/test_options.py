@@ -98,7 +98,7 @@ def test_adapters_that_do_not_fit(files, tmp_path):
     refuses("does not fit", "architecture", source=tmp_path / "xl", lora=files / "lora_0")
     save_file({"unet.nowhere.to_q.lora_A.weight": torch.zeros(2, 8)}, tmp_path / "x.safetensors")
     refuses("does not fit", source=files / "folder", lora=tmp_path / "x.safetensors")
-    refuses("is not there", source=files / "folder", lora=tmp_path / "nothing")
+    refuses("does not exist", source=files / "folder", lora=tmp_path / "nothing")
     (tmp_path / "lora.bin").write_bytes(b"x")
     refuses("pickle", source=files / "folder", lora=tmp_path / "lora.bin")
     refuses("no effect", source=tiny.sd(), lora=files / "lora_0", error=ValueError)

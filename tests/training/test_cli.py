@@ -142,7 +142,7 @@ def test_generate_with_an_adapter(tmp_path, capsys):
     again = [*call, "-o", str(tmp_path / "run1")]
     assert main([*again, "--lora", f"{tmp_path / 'lora'}:0.5"]) == 4
     assert main([*again, "--lora", str(tmp_path / "nothing")]) == 6
-    assert "has no adapter" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
 
 
 def test_replay_with_an_adapter(tmp_path, capsys):
