@@ -22,7 +22,7 @@ _MAX_LAYOUTS = 4096  # a run has a few dozen
 
 
 class Layout:
-    """What formulas of one program over tensors of the same types, shapes and devices share.
+    """Shared part of formulas of one program over tensors of equal types, shapes and devices.
 
     computable: the kernels can compute it. plain: no input is a stand-in of a tracer. rows: the
     number of rows that the finest coefficient distinguishes; the batch without one. launches: what

@@ -40,7 +40,7 @@ BYTES_PER_JOB = 700  # its lines in jobs.jsonl and the journal
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How the command line runs a plan.
+    """Options with which the command line runs a plan.
 
     new: always in a new folder. retry_errors, repair: failed and damaged images count as missing.
     """

@@ -1,4 +1,4 @@
-"""What a rule sees of the rules inside it: their names, and the branches of their outputs."""
+"""View that a rule has of its inner rules: their names, and the branches of their outputs."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ class Adaptive(GuidanceBase):
 
     @property
     def sets_direction(self) -> bool:
-        """Whether the rule inside keeps a direction apart from its target."""
+        """Return True if the inner rule keeps a direction apart from its target."""
         return getattr(self.rule, "sets_direction", False)
 
     def regime(self, x: Any, span: Span, state: AdaptiveState) -> dict[str, Any]:

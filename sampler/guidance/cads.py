@@ -82,7 +82,7 @@ class CADS(GuidanceBase):
 
     @property
     def sets_direction(self) -> bool:
-        """Whether the rule inside keeps a direction apart from its target."""
+        """Return True if the inner rule keeps a direction apart from its target."""
         return getattr(self.rule, "sets_direction", False)
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[CADS, Cond]:

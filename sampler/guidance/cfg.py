@@ -128,11 +128,11 @@ class CFG(GuidanceBase):
         return self.scales[span.index]
 
     def _is_cond(self, scale: Any) -> bool:
-        """Whether g is c at a scale, so that u is not needed."""
+        """Return True if g = c at this scale, so that u is not needed."""
         return is_one(scale) and not self.tangential
 
     def _adjusts(self) -> bool:
-        """Whether c is needed even at scale 0."""
+        """Return True if c is needed even at scale 0."""
         norms = self.match_norm is not None or self.norm_limit is not None
         return bool(self.rescale) or norms or self.tangential or bool(self.damp)
 

@@ -121,7 +121,7 @@ class Forecast(GuidanceBase):
 
     @property
     def sets_direction(self) -> bool:
-        """Whether the rule inside keeps a direction apart from its target."""
+        """Return True if the inner rule keeps a direction apart from its target."""
         return getattr(self.rule, "sets_direction", False)
 
     @property
