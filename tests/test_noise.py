@@ -42,5 +42,5 @@ def test_it_is_standard_normal():
 
 
 def test_one_seed_per_row():
-    with pytest.raises(ValueError, match="2 seeds for 3 rows"):
+    with pytest.raises(ValueError, match="2 seeds for 3 samples"):
         Noise((1, 2)).draw(0, torch.empty(3, 4))

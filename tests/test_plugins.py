@@ -70,7 +70,7 @@ def test_they_are_listed_and_a_broken_one_is_told_with_its_distribution(site, tm
     listed = {(e["kind"], e["name"]): e for e in events if e["t"] == "entry"}
     assert {("sampler", "ddim"), ("guidance", "cfg"), ("reward", "brightness")} <= set(listed)
     plugged = listed["sampler", "gradient_estimation"]
-    assert plugged["fields"] == [{"name": "gamma", "type": "float", "default": 2.0}]
+    assert plugged["fields"] == [{"name": "gamma", "type": "float", "default": 2.0, "range": ""}]
     assert "2306.04848" in plugged["reference"] and plugged["summary"].startswith("DDIM along")
     assert {("guidance", "cfg_plus_plus"), ("reward", "sharpness")} <= set(listed)
     told = done.stderr.splitlines()
@@ -97,7 +97,7 @@ def test_they_are_used_by_name_and_fields_are_checked(site, tmp_path):
     record = read_record((tmp_path / image).read_bytes())["record"]
     assert record["sampler"] == {"name": "gradient_estimation", "gamma": 1.5}
     assert record["guidance"] == {"name": "cfg_plus_plus", "lam": 0.6}
-    assert tuned[1].startswith("tried: ")
+    assert tuned[1].startswith("Dry run: ")
     wrong, name, broken = [line for line in done.stderr.splitlines() if "sampler: " in line]
     assert "has no field 'gama' (did you mean 'gamma'?)" in wrong
     assert "(did you mean 'gradient_estimation'?)" in name

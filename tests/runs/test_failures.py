@@ -273,13 +273,16 @@ def test_two_signals_end_at_once(tmp_path):
 
 
 def test_a_prompt_that_is_too_long_is_told():
-    tokens = SimpleNamespace(model_max_length=16, tokenize=str.split,
-                             num_special_tokens_to_add=lambda: 2)  # fmt: skip
+    class Tokenizer:  # not a SimpleNamespace: its lock needs a weak reference
+        model_max_length = 16
 
-    class Pipe:  # locks need something that can be referenced weakly
-        tokenizer = tokens
+        def tokenize(self, text):
+            return text.split()
 
-    texts = PromptCache(SimpleNamespace(pipe=Pipe()))
+        def num_special_tokens_to_add(self):
+            return 2
+
+    texts = PromptCache(SimpleNamespace(pipe=SimpleNamespace(tokenizer=Tokenizer())))
     assert texts.warning("a fox") is None
     assert texts.warning("word " * 20) == "6 tokens of the prompt were dropped"
 
