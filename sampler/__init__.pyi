@@ -1,11 +1,11 @@
 from .core.batch import Result as Result
 from .core.denoisers import denoiser as denoiser
+from .core.errors import SamplerError as SamplerError
 from .core.images import start_from as start_from
 from .core.schedule import Schedule as Schedule
 from .core.snapshots import load_snapshot as load_snapshot
 from .core.snapshots import save_snapshot as save_snapshot
 from .engine import Engine as Engine
-from .errors import SamplerError as SamplerError
 from .guidance.f_divergence import f_weight as f_weight
 from .loading import load as load
 from .registry import build as build

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 
 from sampler import registry
-from sampler.constraints import as_int
 from sampler.core.batch import (
     DEFAULT_BATCH,
     Output,
@@ -23,6 +22,7 @@ from sampler.core.batch import (
 from sampler.core.binding import SamplerContext, bind_sampler
 from sampler.core.graphs import graphed
 from sampler.core.loop import Loop
+from sampler.registry.constraints import as_int
 from sampler.workers.from_python import GenerateRequest, generate_into
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sampler.bundled import BUNDLED_LCM, BUNDLED_PARTS, BUNDLED_SCALE, BUNDLED_STUDENT, FOLDER
+from sampler.core.errors import ModelError, SamplerError, first_line
 from sampler.engine import Engine
-from sampler.errors import ModelError, SamplerError, first_line
-from sampler.model_files import preflight
-from sampler.model_files import student as student_files
-from sampler.model_files.folder import HUB_ID, find
-from sampler.model_files.lora import lora_pairs
+from sampler.models import preflight, student_files
+from sampler.models.folder import HUB_ID, find
+from sampler.models.lora_files import lora_pairs
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +65,7 @@ def load(
 
     The engine's defaults are "ddim" and "cfg" at the scale of the stock pipeline (3 for the bundled
     model); with a student "consistency" and "student". A folder is checked before diffusers opens
-    it (`sampler/model_files/preflight.py`).
+    it (`sampler/models/preflight.py`).
 
     Raises SamplerError (6) for a model that is missing, unsafe, broken or not supported, and
     ValueError for an argument that does not fit.

@@ -241,7 +241,7 @@ class Denoiser(Protocol):
 
 
 class Sampler(Protocol):
-    """How to move one level down given one prediction. It never calls the model."""
+    """Method that moves one level down given one prediction. It never calls the model."""
 
     name: ClassVar[str]
     reference: ClassVar[str]
@@ -257,7 +257,7 @@ class Sampler(Protocol):
 
 
 class Guidance(Protocol):
-    """Which branches to evaluate, and how to combine them into one prediction."""
+    """Rule that names the branches to evaluate and combines them into one prediction."""
 
     name: ClassVar[str]
     reference: ClassVar[str]
@@ -287,7 +287,7 @@ class SamplerBase:
 
     @property
     def stochastic(self) -> bool:
-        """Whether moves may have std > 0."""
+        """Return whether moves may have std > 0."""
         return False
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
@@ -311,7 +311,7 @@ class GuidanceBase:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What has to be there: "cond", "uncond", and the names of further models ("weak")."""
+        """Names that must be there: "cond", "uncond", and those of further models ("weak")."""
         return frozenset({"cond"})
 
     def start(self, cond: Cond) -> Any:

@@ -10,7 +10,7 @@ from sampler.cli.report import printable
 from sampler.config import layers
 from sampler.config import yaml as strict_yaml
 from sampler.config.schema import Config, checked, strategy_of
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.guidance.cfg import CFG
 
 

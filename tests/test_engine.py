@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sampler
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.types import Branch, GuidanceBase
 from tests.analytic import flow_grid, mixture, pair_cond, pair_denoiser, vp_grid
 from tests.laws.world import Counting, cond, noise

@@ -11,8 +11,8 @@ from annotated_types import DocInfo, Ge, Gt, Le, Lt
 
 import sampler
 from sampler import registry
-from sampler.constraints import FloatOrTensor, PerSample, checked, checked_value
 from sampler.guidance.cfg import CFG
+from sampler.registry.constraints import FloatOrTensor, PerSample, checked, checked_value
 from sampler.types import SamplerBase
 
 

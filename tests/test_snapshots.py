@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import sampler
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.types import Snapshot
 
 

@@ -36,7 +36,7 @@ def calibrate_momentum(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """What a calibration file holds: for every steps × rule the number of least error.
+    """Contents of a calibration file: for every steps × rule the number of least error.
 
     The error is the root mean square over the latents of all prompts against a run with ten times
     the steps (image i has seed + i), relative to that run's. The default number is always among

@@ -11,8 +11,8 @@ import typer
 from sampler import registry
 from sampler.cli.report import Report, counted
 from sampler.config.schema import Config
-from sampler.errors import UsageError
-from sampler.model_files.folder import default_strategies
+from sampler.core.errors import UsageError
+from sampler.models.folder import default_strategies
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import JobSettings
 from sampler.runs.location import (

@@ -126,7 +126,7 @@ def _check_matplotlib() -> None:
     """Refuse --plot without matplotlib before hours of work. Raises UsageError."""
     import importlib.util
 
-    from sampler.errors import UsageError
+    from sampler.core.errors import UsageError
 
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib (pip install matplotlib); leave it out.")

@@ -72,7 +72,7 @@ def command(
 
 
 def _texts(recipe: Recipe) -> list[str]:
-    from sampler.errors import UsageError
+    from sampler.core.errors import UsageError
     from sampler.runs.lines import check_prompt, read_prompts
 
     found = [check_prompt(t, f"prompt {i}") for i, t in enumerate(recipe.prompts.texts or (), 1)]

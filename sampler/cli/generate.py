@@ -168,7 +168,7 @@ def command(
         from sampler.cli import batch
         from sampler.config import tasks
         from sampler.config.options import GENERATE
-        from sampler.errors import UsageError
+        from sampler.core.errors import UsageError
         from sampler.runs.axes import parse_axis
         from sampler.runs.source import Source
 
@@ -188,7 +188,7 @@ def _forbid_network(offline: bool, download: bool) -> None:
     """Set the variable that the Hub's client reads when it is imported, which is later."""
     import os
 
-    from sampler.errors import UsageError
+    from sampler.core.errors import UsageError
 
     if offline or os.environ.get("SAMPLER_OFFLINE", "").lower() in ("1", "true", "yes"):
         if download:
@@ -204,7 +204,7 @@ def _settings(
 
     from sampler.bundled import BUNDLED_STUDENT
     from sampler.config import layers
-    from sampler.model_files.student import BUNDLED, student_run
+    from sampler.models.student_files import BUNDLED, student_run
 
     lower = [layers.read_file(path) for path in [*layers.preset_files(preset), *files]]
     lower += layers.from_environment(os.environ)

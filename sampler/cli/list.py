@@ -52,7 +52,7 @@ def command(
 def _entries(what: str, report: Report) -> tuple[str, list[Entry]]:
     """(title, entries) of a kind, in singular or plural, or of one name in every kind."""
     from sampler import registry
-    from sampler.errors import UsageError
+    from sampler.core.errors import UsageError
 
     for plural, kind in KINDS.items():
         if what in (plural, kind):

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from sampler.bundled import BUNDLED, BUNDLED_PARTS
-from sampler.errors import ModelError, SamplerError, UsageError, first_line
+from sampler.core.errors import ModelError, SamplerError, UsageError, first_line
 
 if TYPE_CHECKING:
     from sampler.config.schema import ModelConfig
@@ -49,7 +49,7 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
 
 
 def model_name(model: ModelConfig) -> str:
-    """What a record calls the model: no folders of this machine, only the last part of a path."""
+    """Return the model's name for records: the last part of a path, no folders of this machine."""
     if model.path in (None, *BUNDLED_PARTS):
         return model.path or BUNDLED
     if os.path.isdir(model.path):

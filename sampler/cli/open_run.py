@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sampler.config.schema import Config, checked
-from sampler.errors import ModelError, SamplerError, UsageError
+from sampler.core.errors import ModelError, SamplerError, UsageError
 from sampler.runs import fingerprint
 from sampler.runs.folder import RunFolder
 from sampler.runs.location import RunLocation

@@ -28,7 +28,7 @@ def command(
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.core.durable import write_file
-        from sampler.errors import UsageError
+        from sampler.core.errors import UsageError
 
         where, mark, key = what.partition("#")
         if not mark:
@@ -51,7 +51,7 @@ def command(
 
 def _home(image: Path) -> tuple[str, str]:
     """(run folder, key) of an image inside its run; ("", key) of any other."""
-    from sampler.errors import UsageError
+    from sampler.core.errors import UsageError
     from sampler.runs.metadata import read_record
 
     if not image.is_file():
@@ -77,7 +77,7 @@ def _from_run(where: str, key: str, device: str | None) -> tuple[bytes, bytes | 
 def _from_image(data: bytes, model: str | None, lora: tuple[str, ...], device: str | None) -> bytes:
     from sampler.cli.models import load_engine
     from sampler.config.schema import ModelConfig
-    from sampler.errors import ModelError
+    from sampler.core.errors import ModelError
     from sampler.runs.fingerprint import LORA, STUDENT, model_of, with_lora
     from sampler.runs.metadata import read_record
     from sampler.workers.replay import from_record

@@ -225,7 +225,7 @@ def update_line(record: Record, total: int) -> str:
 
 def explained(error: BaseException) -> tuple[str, int]:
     """One sentence about an error, and its exit code."""
-    from sampler.errors import SamplerError
+    from sampler.core.errors import SamplerError
 
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, SamplerError):

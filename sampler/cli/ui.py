@@ -32,7 +32,7 @@ def command(
         import importlib.util
 
         from sampler.config.schema import checked
-        from sampler.errors import UsageError
+        from sampler.core.errors import UsageError
 
         if importlib.util.find_spec("gradio") is None:
             raise UsageError(

@@ -43,7 +43,7 @@ def validate(
 
 def _config(path: Path) -> tuple[str, list[str]]:
     from sampler.config import layers
-    from sampler.errors import SamplerError
+    from sampler.core.errors import SamplerError
 
     try:
         layers.resolve([layers.read_file(path)], [], [])
@@ -55,7 +55,7 @@ def _config(path: Path) -> tuple[str, list[str]]:
 def _prompts(path: Path) -> tuple[str, list[str]]:
     """Plan every line as for a run of the bundled model and collect all problems."""
     from sampler.config.schema import Config, PromptsConfig
-    from sampler.errors import SamplerError
+    from sampler.core.errors import SamplerError
     from sampler.runs.source import Source
 
     prompts = PromptsConfig(file=str(path), on_bad_row="skip")

@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from sampler.config import yaml as strict_yaml
-from sampler.errors import SamplerError, UsageError
+from sampler.core.errors import SamplerError, UsageError
 
 KINDS = (".yaml", ".yml", ".toml", ".json")
 Lines = dict[strict_yaml.Path, int]

@@ -17,7 +17,7 @@ from sampler.config import formats
 from sampler.config import yaml as strict_yaml
 from sampler.config.options import Preset
 from sampler.config.schema import STRATEGIES, Config, KeyPath, checked
-from sampler.errors import UsageError
+from sampler.core.errors import UsageError
 
 PRESETS = Path(__file__).parent / "presets"
 ENVIRONMENT = {"SAMPLER_OUT": "output.dir", "SAMPLER_DEVICE": "model.device"}

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from sampler import registry
 from sampler.config import yaml as strict_yaml
 from sampler.config.options import Dtype, Expand, Metadata, OnBadRow, TableFormat
-from sampler.errors import SamplerError, UsageError
+from sampler.core.errors import SamplerError, UsageError
 
 STRATEGIES = ("sampler", "guidance")
 KeyPath = strict_yaml.Path

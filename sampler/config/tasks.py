@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sampler.config.options import Task
+from sampler.core.errors import UsageError
 from sampler.core.image_files import open_image
-from sampler.errors import UsageError
 
 # RED-Diff in the latents of a pipeline: lr of the published examples; their lam of 0.25 costs the
 # bundled model 3 to 6 dB (docs/samplers.md).

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
-from sampler.errors import SamplerError, UsageError
+from sampler.core.errors import SamplerError, UsageError
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sampler.constraints import as_int
 from sampler.core.adapter import PipelineAdapter
 from sampler.core.graphs import GraphedRuns
 from sampler.core.images import as_images, check_strength, steps_left, to_pixels
 from sampler.core.loop import Loop
 from sampler.core.trajectory import begin
+from sampler.registry.constraints import as_int
 from sampler.types import MAX_SEED, Cond, Guidance, Sampler, Snapshot
 
 Output = Literal["pil", "tensor", "latent"]

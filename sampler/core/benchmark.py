@@ -107,7 +107,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Count:
-    """What one step launches: our kernels, other torch operations; bytes per latent element."""
+    """Launches of one step: our kernels, other torch operations; bytes per latent element."""
 
     kernels: int
     others: int
@@ -141,7 +141,7 @@ def seconds(fn: Callable[[], Any], repeats: int = 40, warm: int = 3) -> float:
 
 
 def cost(fn: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-    """What a call gives, and what it costs: the faster of two in seconds, FLOPs, peak memory.
+    """Return the result of a call and its cost: the faster of two in seconds, FLOPs, peak memory.
 
     Memory is the device's on a GPU; on a CPU the largest that this process has ever been.
     """

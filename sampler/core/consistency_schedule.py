@@ -11,9 +11,9 @@ import torch
 from sampler_kernels import Lin
 from torch import Tensor
 
-from sampler.constraints import as_int
 from sampler.core import grids
 from sampler.core.schedule import Final, Schedule, Spacing
+from sampler.registry.constraints import as_int
 from sampler.types import Level, Prediction
 
 

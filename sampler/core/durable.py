@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-from sampler.errors import SamplerError, StorageError
+from sampler.core.errors import SamplerError, StorageError
 
 T = TypeVar("T")
 

@@ -22,9 +22,9 @@ import torch
 from sampler_kernels import leaves, map_tree, settle
 from torch import Tensor
 
+from sampler.core.errors import UsageError, first_line
 from sampler.core.loop import Loop, apply_move, seeded
 from sampler.core.trajectory import Run
-from sampler.errors import UsageError, first_line
 from sampler.types import Branch, Cond, Guidance, Sampler, Snapshot, Span, spans
 
 AUTO_MIN_BATCHES = 5

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sampler.errors import SamplerError, UsageError
+from sampler.core.errors import SamplerError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sampler.constraints import as_float
 from sampler.core.image_files import open_image
 from sampler.core.noise import initial
+from sampler.registry.constraints import as_float
 from sampler.types import Level
 
 

@@ -12,10 +12,10 @@ from sampler_kernels import Lin, settle
 from torch import Tensor
 
 from sampler import registry
-from sampler.constraints import as_int
 from sampler.core.adapter import PipelineAdapter
+from sampler.core.errors import UsageError
 from sampler.core.noise import Noise
-from sampler.errors import UsageError
+from sampler.registry.constraints import as_int
 from sampler.types import (
     Cond,
     Denoiser,

@@ -33,10 +33,10 @@ import torch
 from sampler_kernels import Lin
 from torch import Tensor
 
-from sampler.constraints import as_int
 from sampler.core import grids
 from sampler.core.grids import dynamic_mu
 from sampler.core.schedulers import SCHEDULERS
+from sampler.registry.constraints import as_int
 from sampler.types import Level, Prediction
 
 Spacing = Literal["leading", "trailing", "linspace", "karras"]

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sampler.core.durable import write_file
-from sampler.errors import UsageError
+from sampler.core.errors import UsageError
 from sampler.types import Snapshot
 
 FORMAT = 1

@@ -180,7 +180,7 @@ class Adaptive(GuidanceBase):
     def _resting(
         self, x: Any, preds: Mapping[str, Prediction], span: Span, state: AdaptiveState
     ) -> tuple[Prediction, AdaptiveState]:
-        """What the inner rule says without a pair; dropped rows still take g = c."""
+        """Return the inner rule's prediction without a pair; dropped rows still take g = c."""
         pred, inner = self.rule.combine(x, preds, span, state.rule)
         latched = state.coming[0].latched
         if self.after == "drop" and not isinstance(latched, float) and "cond" in preds:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from sampler.constraints import Fraction, Nonnegative
 from sampler.core.binding import GuidanceContext, bind_guidance
 from sampler.core.regime import inner_rules, regime
 from sampler.registry import build, register
+from sampler.registry.constraints import Fraction, Nonnegative
 from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import DocInfo, Ge, Le
 from sampler_kernels import gram, pivot, where
 
-from sampler.constraints import Nonnegative, Positive
 from sampler.guidance.gates import Axes, Interval, Scale, Window, active, is_one, is_zero
 from sampler.guidance.spaces import Space, from_space, in_space
 from sampler.registry import register
+from sampler.registry.constraints import Nonnegative, Positive
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
 
 Rescale = Annotated[float, Ge(0), Le(1), DocInfo("0 is off")]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from sampler.constraints import Count, Fraction
 from sampler.guidance.gates import is_zero
 from sampler.registry import register
+from sampler.registry.constraints import Count, Fraction
 from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
 
 

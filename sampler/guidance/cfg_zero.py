@@ -75,5 +75,5 @@ class CFGZero(GuidanceBase):
 
 
 def _is_flow(span: Span) -> bool:
-    """Whether both levels lie on alpha + sigma = 1 (vp and edm levels meet it at an end only)."""
+    """Return whether alpha + sigma = 1 at both levels (vp and edm: at an end only)."""
     return all(abs(level.alpha + level.sigma - 1) < 1e-6 for level in (span.now, span.next))

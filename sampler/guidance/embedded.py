@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sampler.constraints import Nonnegative
 from sampler.core.adapter import PipelineAdapter
 from sampler.core.binding import GuidanceContext
 from sampler.registry import register
+from sampler.registry.constraints import Nonnegative
 from sampler.types import Cond, GuidanceBase
 
 
 @register("guidance", "embedded")
 @dataclass(frozen=True)
 class Embedded(GuidanceBase):
-    """What a network answers that is told the guidance scale: g = c(w). One evaluation per step.
+    """Guidance scale as an input of the network: g = c(w). One evaluation per step.
 
     For networks distilled with the scale as an input, such as latent consistency models; they
     imitate classifier-free guidance of that scale with the empty negative prompt.

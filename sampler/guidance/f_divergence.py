@@ -1,4 +1,4 @@
-"""What an f-divergence makes of a density ratio: the weight of f-distill's gradient.
+"""Weight that an f-divergence gives to a density ratio: the factor of f-distill's gradient.
 
     D_f(p || q) = E_q[f(r)],  r = p/q (teacher over student),  f convex, f(1) = 0
     grad D_f = −E_q[h(r)·(grad log p − grad log q)·dx/dtheta],  h(r) = f''(r)·r²

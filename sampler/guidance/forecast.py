@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Le
 
-from sampler.constraints import Count, Fraction, Nonnegative, Positive
 from sampler.core.binding import GuidanceContext, bind_guidance
 from sampler.core.regime import differing, inner_rules, regime
 from sampler.guidance.forecast_change import ChangeCriterion, ChangeState
@@ -20,6 +19,7 @@ from sampler.guidance.forecast_settings import check, refuse_sampler, refuse_ste
 from sampler.guidance.forecast_weights import chebyshev, polynomial, windowed
 from sampler.guidance.spaces import Space, choose_state
 from sampler.registry import build, register
+from sampler.registry.constraints import Count, Fraction, Nonnegative, Positive
 from sampler.types import Branch, Cond, GuidanceBase, Level, Prediction, Span
 
 
@@ -126,7 +126,7 @@ class Forecast(GuidanceBase):
 
     @property
     def graph_refusal(self) -> str:
-        """Why runs cannot be CUDA graphs; "" where they can."""
+        """Reason that runs cannot be CUDA graphs; "" where they can."""
         if self.policy is None and self.when != "window":
             return f"forecast: when = {self.when!r} decides on the host; give it when='window'"
         return ""

@@ -1,4 +1,4 @@
-"""What `forecast` refuses: settings out of range or without effect, samplers, and short runs."""
+"""Checks of `forecast`: settings out of range or without effect, samplers, and short runs."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def chebyshev(
 
 @cache
 def windowed(steps: int, warmup: int, window: float, growth: float, last: int) -> tuple[bool, ...]:
-    """Which steps a window evaluates: the first `warmup`, the last `last`, and, between them,
+    """Steps that a window evaluates: the first `warmup`, the last `last`, and, between them,
 
     step i where (steps left out since the last evaluation + 1) mod floor(window) is 0; `window`
     grows by `growth` at each of these.

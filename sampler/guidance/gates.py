@@ -1,4 +1,4 @@
-"""When a rule guides: an interval of noise levels, a window of steps.
+"""Limits of when a rule guides: an interval of noise levels, a window of steps.
 
     interval (low, high]: on where low < sigma/alpha <= high (sigma/alpha is the EDM sigma)
     window [first, last): on for the steps first, ..., last − 1, counted from the start of the run
@@ -16,7 +16,7 @@ from typing import Annotated
 
 from annotated_types import DocInfo, Ge, Predicate
 
-from sampler.constraints import FloatOrTensor, PerSample
+from sampler.registry.constraints import FloatOrTensor, PerSample
 from sampler.types import Level, Span
 
 
@@ -50,7 +50,7 @@ Axes = Annotated[
 
 
 def inside(interval: Interval | None, level: Level) -> bool:
-    """Whether low < sigma/alpha <= high: open below, closed above; always without an interval."""
+    """Return whether low < sigma/alpha <= high; without an interval, always."""
     if interval is None:
         return True
     sigma = level.sigma / level.alpha if level.alpha else math.inf
@@ -58,7 +58,7 @@ def inside(interval: Interval | None, level: Level) -> bool:
 
 
 def active(interval: Interval | None, window: Window | None, span: Span) -> bool:
-    """Whether a rule with this interval and this window guides at this step."""
+    """Return whether a rule with this interval and this window guides at this step."""
     if window is not None and not window[0] <= span.index < window[1]:
         return False
     return inside(interval, span.now)

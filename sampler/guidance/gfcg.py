@@ -154,7 +154,7 @@ class GFCG(GuidanceBase):
 
 
 def inside_later(interval: Any, window: Any, span: Span) -> bool:
-    """Whether the rule may guide at the next step: otherwise nothing has to be classified."""
+    """Return whether the rule may guide at the next step; else nothing is classified."""
     if span.next.sigma == 0:
         return False
     return active(interval, window, Span(span.index + 1, span.next, span.next))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from sampler.constraints import FloatOrTensor
 from sampler.core.binding import GuidanceContext
 from sampler.guidance.gates import Scale, is_one
 from sampler.guidance.linear_ag_coefficients import Coefficients, agree
 from sampler.registry import register
+from sampler.registry.constraints import FloatOrTensor
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
 
 

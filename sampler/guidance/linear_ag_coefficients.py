@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sampler.errors import ModelError
+from sampler.core.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ class Coefficients:
 
 
 def agree(fitted: Any, found: Any) -> bool:
-    """Whether two values of a key are the same, numbers in lists to what float32 levels differ by
+    """Compare two values of a key, numbers in lists to what float32 levels differ by
     between processors: a schedule is a float32 product of a thousand factors."""
     if isinstance(fitted, (list, tuple)) and isinstance(found, (list, tuple)):
         return len(fitted) == len(found) and all(map(agree, fitted, found))

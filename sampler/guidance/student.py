@@ -60,7 +60,7 @@ class Student(GuidanceBase):
         return self, cond
 
     def check(self, adapter: PipelineAdapter) -> str:
-        """What is baked in. Raises ValueError where there is no student, and for a scale."""
+        """Return the baked-in guidance. Raises ValueError without a student or with a scale."""
         manifest = getattr(adapter, "student", None)
         if manifest is None:
             raise ValueError(

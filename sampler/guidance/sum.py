@@ -95,5 +95,5 @@ class Sum(GuidanceBase):
 
 
 def _direction(rule: Any) -> str:
-    """What a rule pushes away from: a branch other than "cond", or something of its own."""
+    """Return what a rule pushes away from: a branch other than "cond", or its own term."""
     return min(rule.needs - {"cond"}, default=type(rule).name)

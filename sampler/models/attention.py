@@ -1,4 +1,4 @@
-"""Which implementation computes a network's attention: torch's own, or xformers'.
+"""Attention backends of a network: torch's own, or xformers'.
 
 Images differ in the last bits between the two. xformers is an optional extra for CUDA; nothing
 chooses it unasked, and it is tried on a small tensor before a network is given to it, since a
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sampler.errors import ModelError, first_line
+from sampler.core.errors import ModelError, first_line
 
 NAMES = ("auto", "native", "xformers")
 
@@ -44,7 +44,7 @@ def set_attention(network: Any, name: str) -> None:
 
 
 def _has_backends(network: Any) -> bool:
-    """Whether its processors have a slot for a backend; a UNet's do not, and would ignore it."""
+    """Return whether its processors take a backend; a UNet's do not, and would ignore it."""
     processors = (getattr(module, "processor", None) for module in network.modules())
     return any(hasattr(processor, "_attention_backend") for processor in processors)
 

@@ -16,8 +16,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
 from sampler.bundled import FOLDER
-from sampler.model_files.student import WEIGHTS
 from sampler.models.difference import load_difference
+from sampler.models.student_files import WEIGHTS
 
 STUDENT = FOLDER / "lcm"
 

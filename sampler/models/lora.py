@@ -20,8 +20,8 @@ import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor, nn
 
-from sampler.errors import ModelError, UsageError
-from sampler.model_files.lora import LoraSource, lora_file, lora_pairs, read_lora
+from sampler.core.errors import ModelError, UsageError
+from sampler.models.lora_files import LoraSource, lora_file, lora_pairs, read_lora
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline

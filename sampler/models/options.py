@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sampler.errors import ModelError, first_line
+from sampler.core.errors import ModelError, first_line
 
 OFFLOADS = ("model", "sequential")
 

@@ -11,12 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sampler.errors import ModelError
-from sampler.model_files import preflight
+from sampler.core.errors import ModelError
+from sampler.models import preflight
 
 
 def is_file(source: Any) -> bool:
-    """Whether a source is one file rather than a folder or a name on the Hub."""
+    """Return whether a source is one file rather than a folder or a name on the Hub."""
     endings = (".safetensors", *preflight.PICKLES)
     return isinstance(source, (str, Path)) and Path(source).suffix.lower() in endings
 
@@ -52,7 +52,7 @@ def read_single_file(path: Path, config: Any, options: dict[str, Any]) -> Any:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file has a VAE beside the network, in one of the original layouts."""
+    """Return whether a file has a VAE beside the network, in one of the original layouts."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:

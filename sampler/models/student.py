@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sampler.core.binding import fingerprint
-from sampler.errors import ModelError, first_line
-from sampler.model_files import preflight
-from sampler.model_files.student import WEIGHTS, read_manifest, student_folder
+from sampler.core.errors import ModelError, first_line
+from sampler.models import preflight
 from sampler.models.difference import load_difference
 from sampler.models.lora import merge_lora, put_lora
+from sampler.models.student_files import WEIGHTS, read_manifest, student_folder
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin

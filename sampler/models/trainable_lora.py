@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sampler.core.durable import write_file
-from sampler.errors import first_line
-from sampler.model_files.lora import FILE, write_lora
+from sampler.core.errors import first_line
 from sampler.models.lora import check_bare, lora_layers, strip_loras
+from sampler.models.lora_files import FILE, write_lora
 
 NAME = "finetune"
 

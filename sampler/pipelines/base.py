@@ -19,9 +19,9 @@ from torch import Tensor
 
 from sampler.core.adapter import ClassReader
 from sampler.core.denoisers import BatchedDenoiser
+from sampler.core.errors import ModelError
 from sampler.core.locks import exclusive
 from sampler.core.schedule import Schedule
-from sampler.errors import ModelError
 from sampler.types import Cond, Level, Prediction
 
 A = TypeVar("A", bound="type[Adapter]")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler.errors import ModelError
+from sampler.core.errors import ModelError
 from sampler.pipelines.base import Adapter, adapter
 from sampler.types import Cond, Level
 

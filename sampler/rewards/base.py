@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from sampler.errors import UsageError
+from sampler.core.errors import UsageError
 from sampler.registry import register
 from sampler.rewards.base import Dtype, RewardBase
 

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sampler.constraints import Positive
-from sampler.errors import ModelError
+from sampler.core.errors import ModelError
 from sampler.registry import register
+from sampler.registry.constraints import Positive
 from sampler.rewards.base import Dtype, RewardBase
 
 if TYPE_CHECKING:

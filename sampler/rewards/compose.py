@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sampler.constraints import Positive
 from sampler.registry import register
+from sampler.registry.constraints import Positive
 from sampler.rewards.base import RewardBase, as_reward
 
 if TYPE_CHECKING:

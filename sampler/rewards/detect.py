@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from sampler.errors import UsageError
+from sampler.core.errors import UsageError
 from sampler.registry import register, suggestion
 from sampler.rewards.base import Dtype, RewardBase
 

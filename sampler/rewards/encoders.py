@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sampler.errors import ModelError, first_line
+from sampler.core.errors import ModelError, first_line
 from sampler.rewards.heads import ScoreHead
 from sampler.rewards.preprocess import Preprocessing, clip_pixels
 

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from sampler import registry
-from sampler.errors import UsageError
+from sampler.core.errors import UsageError
 from sampler.rewards.base import RewardBase, as_reward
 
 

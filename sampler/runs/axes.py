@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sampler import registry
-from sampler.errors import SamplerError, UsageError
+from sampler.core.errors import SamplerError, UsageError
 from sampler.runs.lines import COLUMNS, scalar
 from sampler.runs.tables import RawLine
 

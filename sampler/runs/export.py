@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.core import durable
-from sampler.errors import UsageError
+from sampler.core.errors import UsageError
 from sampler.runs.folder import RunFolder
 from sampler.runs.records import flat, images, records
 

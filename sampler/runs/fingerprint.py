@@ -1,4 +1,4 @@
-"""Which model it is: a hash over its weights and configurations, without loading it.
+"""Identity of a model: a hash over its weights and configurations, without loading it.
 
     SHA-256 over sorted (file name, size, SHA-256 of the content)
 
@@ -18,10 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sampler.bundled import BUNDLED, BUNDLED_PARTS, FOLDER
-from sampler.errors import ModelError, UsageError
-from sampler.model_files.folder import INDEX, find, native_size
-from sampler.model_files.lora import lora_file, parse_lora
-from sampler.model_files.student import student_digest
+from sampler.core.errors import ModelError, UsageError
+from sampler.models.folder import INDEX, find, native_size
+from sampler.models.lora_files import lora_file, parse_lora
+from sampler.models.student_files import student_digest
 from sampler.runs.jobs import Model
 
 ENDINGS = (".safetensors", ".json", ".txt", ".model")
@@ -46,7 +46,7 @@ def fingerprint(folder: Path, fast: bool = False, parts: tuple[str, ...] = ()) -
 
 
 def model_of(path: str | None, revision: str | None, dtype: str, fast: bool = False) -> Model:
-    """What a run has to know of a model that `sampler.load(path)` would load, without loading it.
+    """Facts that a run needs of a model that `sampler.load(path)` would load, without loading it.
 
     dtype: as configured; "auto" depends on the machine. Raises SamplerError (6) where it is none.
     """

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sampler.errors import RunFolderError, UsageError
+from sampler.core.errors import RunFolderError, UsageError
 from sampler.runs import journal, names
 from sampler.runs.jobs import Job, JobSettings, Model
 from sampler.runs.metadata import Metadata
@@ -30,7 +30,7 @@ Check = Literal["size", "hash"]
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How images are written. flagged: policy for images that a safety checker flags."""
+    """Output settings of a run. flagged: policy for images that a safety checker flags."""
 
     metadata: Metadata = "full"
     template: str | None = None

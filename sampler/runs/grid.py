@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sampler.core.errors import UsageError
 from sampler.core.image_files import MAX_PIXELS
-from sampler.errors import UsageError
 from sampler.runs import png
 from sampler.runs.folder import RunFolder
 from sampler.runs.records import images, shown

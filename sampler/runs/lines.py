@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sampler import registry
 from sampler.config.schema import Limits
-from sampler.errors import SamplerError, UsageError
+from sampler.core.errors import SamplerError, UsageError
 from sampler.runs.jobs import canonical
 from sampler.runs.tables import RawLine, read_table
 from sampler.types import MAX_SEED

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sampler.core import durable
-from sampler.errors import RunFolderError, SamplerError, StorageError, UsageError
+from sampler.core.errors import RunFolderError, SamplerError, StorageError, UsageError
 from sampler.runs.folder import JOBS, PLAN, RUN, RunFolder
 from sampler.runs.lock import NAME, Lock
 from sampler.runs.names import slug

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.core.durable import attempt, write_all
-from sampler.errors import RunFolderError, SamplerError
+from sampler.core.errors import RunFolderError, SamplerError
 
 NAME = ".lock"
 STALE = 60.0  # seconds without heartbeat, on another host

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from sampler.errors import UsageError
+from sampler.core.errors import UsageError
 from sampler.runs import png
 from sampler.runs.jobs import Job, JobSettings, Model, canonical, key_of, record_of
 

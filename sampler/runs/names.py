@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping
 
 from sampler import registry
-from sampler.errors import UsageError
+from sampler.core.errors import UsageError
 from sampler.runs.jobs import Job, JobSettings
 
 FIELDS = ("index", "key", "seed", "slug", "sampler", "guidance", "axis:NAME")

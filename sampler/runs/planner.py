@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-from sampler.errors import SamplerError, UsageError
+from sampler.core.errors import SamplerError, UsageError
 from sampler.runs.jobs import Job, JobSettings, Keys, Model, canonical
 from sampler.runs.lines import PromptLine, parse_line
 from sampler.runs.plan import Plan

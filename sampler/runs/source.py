@@ -1,4 +1,4 @@
-"""What a run is planned from: a configuration, prompts, and the axes of a sweep."""
+"""Inputs of a plan: a configuration, prompts, and the axes of a sweep."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sampler.config.schema import STRATEGIES, Config
-from sampler.errors import UsageError
-from sampler.model_files.folder import default_strategies
+from sampler.core.errors import UsageError
+from sampler.models.folder import default_strategies
 from sampler.runs import fingerprint, tables
 from sampler.runs.axes import Axis, sweep
 from sampler.runs.folder import OutputOptions

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-from sampler.errors import RunFolderError
+from sampler.core.errors import RunFolderError
 from sampler.runs.folder import FORMAT, JOBS, PLAN, RUN, OutputOptions, RunFolder, key_in
 from sampler.runs.jobs import Job, Model
 from sampler.runs.metadata import library_versions

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from sampler.core import durable
-from sampler.errors import SamplerError, StorageError
+from sampler.core.errors import SamplerError, StorageError
 from sampler.runs import journal
 
 JournalLines = Iterable[Mapping[str, Any]]

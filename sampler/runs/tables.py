@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from sampler import registry
 from sampler.config.formats import no_constant, unique
-from sampler.errors import SamplerError, UsageError, first_line
+from sampler.core.errors import SamplerError, UsageError, first_line
 
 MAX_LINE = 2**20  # bytes of a line, characters of a csv field
 STDIN = "-"

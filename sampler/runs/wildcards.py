@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sampler import registry
-from sampler.errors import SamplerError, UsageError
+from sampler.core.errors import SamplerError, UsageError
 from sampler.runs.tables import read_table
 
 MAX_DEPTH = 20

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sampler.errors import UsageError
+from sampler.core.errors import UsageError
 from sampler.types import Level
 
 FORMAT = 2
@@ -21,7 +21,7 @@ BUNDLED = Path(__file__).parents[1] / "bundled" / "calibration" / "momentum.json
 
 
 class Key(NamedTuple):
-    """What a number is good for; `schedule` is `schedule_key` of the levels."""
+    """Conditions that a calibrated number holds for; `schedule` is `schedule_key` of the levels."""
 
     sampler: str
     steps: int
@@ -50,7 +50,7 @@ def schedule_key(levels: Sequence[Level]) -> str:
 
 
 def same(fitted: Key, found: Key) -> bool:
-    """Whether two keys agree, levels to what float32 schedules differ by between processors."""
+    """Return whether two keys agree, levels to the rounding of float32 schedules."""
     if fitted[:-1] != found[:-1]:
         return False
     one, other = fitted.schedule.split(), found.schedule.split()

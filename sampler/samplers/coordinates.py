@@ -29,7 +29,7 @@ Space = Literal["auto", "eps", "data", "flow"]
 
 
 def is_flow(span: Span) -> bool:
-    """Whether a step lies on flow matching's levels, alpha = 1 − sigma."""
+    """Return whether a step lies on flow matching's levels, alpha = 1 − sigma."""
     return _on_flow(span.now) and _on_flow(span.next)
 
 

@@ -45,7 +45,7 @@ def dpmpp_2m(pred: Prediction, span: Span, state: Any, beta: float) -> Move:
 
 
 class Corrector(NamedTuple):
-    """What the corrector needs of the step before: where it began, and how it was made."""
+    """Values of the step before that the corrector needs: where it began, and how it was made."""
 
     x: Any  # corrected x [B, ...] at `level`
     level: Level

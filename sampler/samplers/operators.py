@@ -17,7 +17,7 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from sampler.constraints import checked
+from sampler.registry.constraints import checked
 
 _HERE = "sampler.samplers.operators"
 # name in a configuration -> (module, class)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from annotated_types import DocInfo, Ge, Predicate
 from torch import Tensor
 
-from sampler.constraints import Count, Positive, checked
+from sampler.registry.constraints import Count, Positive, checked
 
 # Conjugate-gradient iterations of a pseudo-inverse. Stopping early keeps the directions that the
 # filter has all but erased, where noise would be blown up, out of the result.

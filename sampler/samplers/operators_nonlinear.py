@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from sampler.constraints import Positive, checked
 from sampler.core.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_table
+from sampler.registry.constraints import Positive, checked
 
 
 @checked("hdr")

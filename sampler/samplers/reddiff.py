@@ -16,9 +16,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from annotated_types import DocInfo, Ge, Lt, Predicate
 
-from sampler.constraints import Nonnegative, Positive
 from sampler.core.binding import SamplerContext
 from sampler.registry import register
+from sampler.registry.constraints import Nonnegative, Positive
 from sampler.samplers.measurement import Measurement, measurement
 from sampler.samplers.weights import WEIGHTS, Weight
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span

@@ -17,8 +17,8 @@ import torch
 from sampler_kernels import settle
 from torch import Tensor
 
+from sampler.core.errors import ModelError
 from sampler.core.schedule import Schedule
-from sampler.errors import ModelError
 from sampler.guidance.spaces import in_space
 from sampler.pipelines.base import processes
 from sampler.stock.interception import Call, intercept

@@ -19,7 +19,7 @@ from typing import Any
 
 from sampler import registry
 from sampler.core.caches import beside_caches
-from sampler.errors import ModelError
+from sampler.core.errors import ModelError
 from sampler.stock.guided_calls import (
     BatchedCalls,
     GuidedCalls,

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sampler import registry
-from sampler.errors import IncompleteError
+from sampler.core.errors import IncompleteError
 from sampler.training.api import finetune, prompt_texts
 from sampler.training.settings import settings_from
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from sampler.core.binding import fingerprint
 from sampler.core.durable import make_folder, write_file
-from sampler.errors import RunFolderError, UsageError
+from sampler.core.errors import RunFolderError, UsageError
 from sampler.registry import spec_of, suggestion
 from sampler.rewards.base import RewardBase
 from sampler.runs.lock import Lock

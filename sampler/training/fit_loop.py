@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sampler.errors import IncompleteError
+from sampler.core.errors import IncompleteError
 from sampler.registry import spec_of
 from sampler.rewards.base import NonFiniteScore
 from sampler.training import batches, checkpoint, evaluate

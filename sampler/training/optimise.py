@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.training.base import MicroBatchLoss, TrainerBase
 from sampler.training.batches import Batch, derived
 from sampler.training.session import Session, Trainable

@@ -23,7 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sampler import registry
 from sampler.config.layers import Layer, merged
 from sampler.config.schema import KeyPath, ModelConfig, source_of
-from sampler.errors import SamplerError, UsageError
+from sampler.core.errors import SamplerError, UsageError
 from sampler.training.settings import settings_from
 
 STRATEGIES = (("trainer",), ("reward",), ("fit", "sampler"), ("fit", "guidance"))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sampler.core.adapter import PipelineAdapter
+from sampler.core.errors import SamplerError
 from sampler.core.trajectory import Run, begin, conditions
 from sampler.engine import Engine
-from sampler.errors import SamplerError
 from sampler.rewards.base import NonFiniteScore, RewardBase, check_finite, score
 from sampler.training.batches import Batch
 from sampler.types import Cond, Guidance, Sampler

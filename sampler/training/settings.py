@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import DocInfo, Ge, Lt
 
 from sampler import registry
-from sampler.constraints import Count, Fraction, Nonnegative, Positive, checked
-from sampler.errors import UsageError
+from sampler.core.errors import UsageError
+from sampler.registry.constraints import Count, Fraction, Nonnegative, Positive, checked
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sampler.config import layers
 from sampler.config.schema import Config, ModelConfig
-from sampler.errors import UsageError
+from sampler.core.errors import UsageError
 from sampler.ui import fields
 from sampler.ui.export import as_int
 

@@ -12,7 +12,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from sampler.errors import UsageError
+from sampler.core.errors import UsageError
 from sampler.ui import style
 from sampler.ui.page import Page
 from sampler.ui.studio import Studio

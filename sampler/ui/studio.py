@@ -23,8 +23,8 @@ from sampler import registry
 from sampler.config.schema import STRATEGIES, Config, ModelConfig
 from sampler.core import durable
 from sampler.core.batch import to_output
+from sampler.core.errors import IncompleteError
 from sampler.engine import Engine
-from sampler.errors import IncompleteError
 from sampler.runs.folder import RunFolder
 from sampler.runs.location import RunLocation, check_writable, default_folder, open_locked
 from sampler.runs.records import records

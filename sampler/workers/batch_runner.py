@@ -20,9 +20,9 @@ from torch import Tensor
 from sampler import registry
 from sampler.core.batch import Sample, sample_batch
 from sampler.core.binding import SamplerContext, bind_sampler
+from sampler.core.errors import SamplerError
 from sampler.core.images import to_pixels
 from sampler.core.loop import Loop
-from sampler.errors import SamplerError
 from sampler.runs.jobs import Job, JobSettings
 from sampler.types import Snapshot
 from sampler.workers.prompt_cache import PromptCache

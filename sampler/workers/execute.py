@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 from sampler import registry
 from sampler.core.binding import SamplerContext, bind_sampler
+from sampler.core.errors import IncompleteError, MemoryLimitError
 from sampler.core.loop import Loop
-from sampler.errors import IncompleteError, MemoryLimitError
 from sampler.runs.folder import RunFolder
 from sampler.runs.location import RunLocation
 from sampler.runs.stop import StopFlag

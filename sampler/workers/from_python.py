@@ -15,8 +15,8 @@ from PIL import Image
 
 from sampler import registry
 from sampler.core.batch import Result, Sample
+from sampler.core.errors import IncompleteError
 from sampler.core.loop import Loop
-from sampler.errors import IncompleteError
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import JobSettings, Model
 from sampler.runs.location import RunLocation, open_locked

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sampler.config.schema import ModelConfig
+from sampler.core.errors import SamplerError, UsageError
 from sampler.core.loop import Loop
-from sampler.errors import SamplerError, UsageError
 from sampler.runs.folder import RunFolder
 from sampler.runs.stop import StopFlag
 from sampler.runs.store import open_store

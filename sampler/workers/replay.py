@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from sampler.core.errors import IncompleteError, UsageError
 from sampler.core.loop import Loop
-from sampler.errors import IncompleteError, UsageError
 from sampler.runs import metadata, png
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import Job, JobSettings, canonical

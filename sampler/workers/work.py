@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sampler import registry
+from sampler.core.errors import IncompleteError
 from sampler.core.loop import Loop
-from sampler.errors import IncompleteError
 from sampler.runs import metadata
 from sampler.runs.folder import Check, RunFolder
 from sampler.runs.jobs import Job
@@ -27,7 +27,7 @@ JournalLines = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class WorkOptions:
-    """How a run is computed.
+    """Settings of how a run is computed.
 
     retry_errors, check: what counts as missing, see `RunFolder.missing`. lease: seconds after which
     the batches of a silent worker go to others. drain: seconds for the writers after a stop

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.config import layers
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.runs import metadata
 from sampler.runs.folder import OutputOptions
 from sampler.runs.planner import Planner

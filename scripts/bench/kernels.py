@@ -81,7 +81,7 @@ def counts() -> Iterator[dict[str, Any]]:
 
 
 def bars(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What the kernels are to reach on an H200, and what these rows say."""
+    """Compare these rows with the targets of the kernels on an H200."""
     found = {(row["case"], row["size"]): row for row in rows}
 
     def bar(case: str, size: str, what: str, least: float, value: Callable[[Any], float]) -> Any:
@@ -111,7 +111,7 @@ def _double(value: Any) -> Any:
 
 
 def machine() -> str:
-    """What a figure was made on."""
+    """Describe the machine that a figure was made on."""
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     if torch.cuda.is_available():

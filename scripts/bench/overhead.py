@@ -1,4 +1,4 @@
-"""How long a run takes in the engine and in the stock pipeline: same sampler, guidance and seed.
+"""Time of a run in the engine and in the stock pipeline: same sampler, guidance and seed.
 
     python -m scripts.bench.overhead [--quick] [--pairs 30] [--csv docs/figures/overhead.csv]
 

@@ -25,10 +25,10 @@ from safetensors.torch import load_file, save_file
 
 import sampler
 from sampler.bundled import prompts
-from sampler.model_files.student import MANIFEST, WEIGHTS, read_manifest, student_folder
 from sampler.models.difference import packed, unpacked
 from sampler.models.few_step import STUDENT as LCM
 from sampler.models.student import read_network
+from sampler.models.student_files import MANIFEST, WEIGHTS, read_manifest, student_folder
 from sampler.pipelines.stable_diffusion import scale_embedding
 from scripts.bundled.emoji_data import EmojiData
 from scripts.bundled.networks import plain_attention

@@ -30,7 +30,7 @@ from scripts.bundled.networks import load_part, load_pipeline
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are made: the package's defaults, in float32 with the stock pipeline."""
+    """Settings of the images: the package's defaults, in float32 with the stock pipeline."""
 
     steps: int = 20
     scale: float = 3.0

@@ -68,7 +68,7 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Job:
-    """What every stage needs: data, folders, seed, device, number of cached latents."""
+    """Inputs of every stage: data, folders, seed, device, number of cached latents."""
 
     data: EmojiData
     out: Path

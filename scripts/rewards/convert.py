@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sampler.errors import first_line
+from sampler.core.errors import first_line
 from scripts.rewards.layouts import State, blip, matched, open_clip
 
 

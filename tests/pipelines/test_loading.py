@@ -13,7 +13,7 @@ import torch
 
 import sampler
 from sampler.loading import _quiet
-from sampler.model_files import preflight
+from sampler.models import preflight
 from tests import tiny
 
 
@@ -273,7 +273,7 @@ def test_a_pipeline_of_another_family_is_refused_before_it_is_opened(model, monk
 
 def test_preflight_imports_no_torch(saved):
     code = (
-        "import sys, pathlib; from sampler.model_files import preflight;"
+        "import sys, pathlib; from sampler.models import preflight;"
         f"preflight.check(pathlib.Path({str(saved)!r}));"
         "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import sampler
 from sampler.cli import main
-from sampler.errors import ModelError
+from sampler.core.errors import ModelError
 from sampler.models.lora import load_lora, unload_lora
 from tests import tiny
 

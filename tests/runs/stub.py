@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import torch
 
+from sampler.core.errors import UsageError
 from sampler.core.schedule import Schedule
 from sampler.engine import Engine
-from sampler.errors import UsageError
 from sampler.pipelines.base import Adapter
 from sampler.runs import png
 from sampler.runs.jobs import JobSettings, Model

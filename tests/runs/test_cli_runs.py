@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from sampler.cli import main
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.runs import metadata, png
 from tests.runs.stub import is_intact
 

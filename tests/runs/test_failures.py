@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sampler.core import durable
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.runs import metadata, png
 from sampler.runs.folder import OutputOptions
 from sampler.runs.store import LocalStore
@@ -226,7 +226,7 @@ def test_transient_errors_are_tried_again(tmp_path, monkeypatch):
 LIMITED = """
 import resource, signal, sys
 from tests.runs.stub import make, prompts
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
 try:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from sampler.core import durable
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.runs import journal
 from sampler.runs.folder import OutputOptions, RunFolder
 from sampler.runs.jobs import Model
@@ -209,7 +209,7 @@ def test_links_inside_a_run_folder_are_refused(done, tmp_path):
 def test_two_processes_do_not_share_a_folder(done):
     code = (
         "import sys; from pathlib import Path; from sampler.runs.lock import Lock\n"
-        "from sampler.errors import SamplerError\n"
+        "from sampler.core.errors import SamplerError\n"
         "try:\n    Lock(Path(sys.argv[1])).__enter__()\n"
         "except SamplerError as error:\n    print(error, error.code)\n"
     )

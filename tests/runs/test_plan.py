@@ -10,8 +10,8 @@ import pytest
 
 from sampler import registry
 from sampler.config.schema import Limits
-from sampler.errors import SamplerError
-from sampler.model_files import folder
+from sampler.core.errors import SamplerError
+from sampler.models import folder
 from sampler.runs import fingerprint
 from sampler.runs.folder import key_in
 from sampler.runs.jobs import Job, JobSettings, Keys, Model, canonical, key_of, record_of

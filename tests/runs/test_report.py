@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from sampler.cli.report import PLAIN_SECONDS, Report
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.runs import metadata, png
 
 

@@ -15,7 +15,7 @@ from sampler.cli import main
 from sampler.cli.report import redacted
 from sampler.config.layers import PRESETS, preset_files, read_file, resolve
 from sampler.config.options import Preset
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.runs.location import RunLocation
 from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.work import WorkOptions

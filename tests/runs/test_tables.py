@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.runs import lines
 from sampler.runs.axes import parse_axis, sweep
 from sampler.runs.planner import Planner

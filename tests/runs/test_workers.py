@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sampler.config.schema import ModelConfig
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.runs.folder import RunFolder
 from sampler.runs.location import RunLocation, location_for, open_locked, wait_for_plan
 from sampler.runs.stop import StopFlag

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from sampler.config import tasks
 from sampler.core import images
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.samplers import operators
 from sampler.samplers.operators_filter import Deblur, SuperResolution, least_squares
 from sampler.samplers.operators_nonlinear import JPEG, HighDynamicRange, PhaseRetrieval

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sampler
-from sampler.model_files.lora import FILE, lora_file, mix_lora, parse_lora
 from sampler.models.lora import load_lora, unload_lora
+from sampler.models.lora_files import FILE, lora_file, mix_lora, parse_lora
 from sampler.models.trainable_lora import adapted, save_lora
 from tests import tiny
 from tests.training import world

@@ -5,7 +5,8 @@ from dataclasses import fields
 
 import pytest
 
-from sampler import constraints, registry
+from sampler import registry
+from sampler.registry import constraints
 from sampler.training.settings import Settings
 
 TINY = 1e-9

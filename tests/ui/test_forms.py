@@ -6,7 +6,7 @@ import sampler
 from sampler import registry
 from sampler.config.layers import from_sets
 from sampler.config.schema import ModelConfig
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.ui.export import python, shell, yaml, yaml_scalar
 from sampler.ui.fields import controls, explanations, spec
 from sampler.ui.form import MAX_IMAGES, Form, StrategyChoice, config_of

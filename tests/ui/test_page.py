@@ -19,7 +19,7 @@ from sampler.cli.ui import explainer
 from sampler.config.schema import ModelConfig
 
 pytest.importorskip("gradio")
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.ui.server import HOST, served
 from sampler.ui.studio import Studio
 

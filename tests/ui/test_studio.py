@@ -10,7 +10,7 @@ from PIL import Image
 import sampler
 from sampler.cli import main
 from sampler.config.schema import ModelConfig
-from sampler.errors import SamplerError
+from sampler.core.errors import SamplerError
 from sampler.runs.stop import StopFlag
 from sampler.ui.form import Form, StrategyChoice, config_of
 from sampler.ui.pictures import finished, pending

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import DocInfo, Ge, Gt, Lt
 
-from sampler.constraints import Count, Positive
 from sampler.registry import register
+from sampler.registry.constraints import Count, Positive
 from sampler.training.alignprop.truncation import Truncation, check_truncation, kept_steps
 from sampler.training.base import MicroBatchLoss, TrainerBase
 from sampler.training.batches import Batch, micro_batches

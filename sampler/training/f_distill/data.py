@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sampler.core.durable import make_folder, write_file
+from sampler.core.errors import UsageError
 from sampler.core.images import read
-from sampler.errors import UsageError
 from sampler.training.batches import derived
 from sampler.training.session import Session
 

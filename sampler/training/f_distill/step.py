@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sampler.core.errors import SamplerError
 from sampler.core.noise import Noise, initial
-from sampler.errors import SamplerError
 from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch, derived, micro_batches
 from sampler.training.f_distill.data import LatentSet

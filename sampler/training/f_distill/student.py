@@ -20,8 +20,8 @@ from sampler import registry
 from sampler.core.binding import fingerprint
 from sampler.core.durable import write_file, write_folder
 from sampler.engine import Engine
-from sampler.model_files.student import FORMAT, MANIFEST
 from sampler.models.student import save_student_pipeline
+from sampler.models.student_files import FORMAT, MANIFEST
 from sampler.models.trainable_lora import save_lora
 from sampler.training.f_distill.networks import Distilled, Form
 from sampler.training.session import Session

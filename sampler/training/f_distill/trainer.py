@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import DocInfo, Ge, Gt, Le, Predicate
 
-from sampler.constraints import Count, Nonnegative
 from sampler.guidance.f_divergence import Divergence
 from sampler.registry import register
+from sampler.registry.constraints import Count, Nonnegative
 from sampler.training.base import MicroBatchLoss, TrainerBase
 from sampler.training.batches import Batch, derived
 from sampler.training.settings import Decay, Defaults

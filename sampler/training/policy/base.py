@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import DocInfo, Ge
 
-from sampler.constraints import Count, Positive
+from sampler.registry.constraints import Count, Positive
 from sampler.training.base import TrainerBase
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import torch
 from sampler_kernels import gram, settle
 from torch import Tensor
 
+from sampler.core.errors import SamplerError
 from sampler.core.loop import apply_move
 from sampler.core.trajectory import Run
-from sampler.errors import SamplerError
 from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch, micro_batches
 from sampler.training.policy.advantages import per_group, per_prompt

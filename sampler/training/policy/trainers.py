@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sampler.constraints import Positive
 from sampler.registry import register
+from sampler.registry.constraints import Positive
 from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch
 from sampler.training.policy.base import FinalStep, PolicyBase

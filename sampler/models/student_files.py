@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.bundled import FOLDER
-from sampler.errors import ModelError
+from sampler.core.errors import ModelError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -59,7 +59,7 @@ def student_digest(source: str | Path) -> str:
 
 
 def student_run(source: str | Path) -> dict[str, Any]:
-    """How a student is run unless something else is said: a tree of configuration keys."""
+    """Return a student's default settings: a tree of configuration keys."""
     manifest = read_manifest(student_folder(source))
     return {
         "sampler": {"name": "consistency"},

@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-from sampler.constraints import check_fields, hints, on_construction, type_text, words
+from sampler.registry.constraints import check_fields, hints, on_construction, type_text, words
 
 T = TypeVar("T", bound=type)
 
@@ -33,7 +33,7 @@ _registered: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
 def register(kind: str, name: str) -> Callable[[T], T]:
     """Class decorator: registers a frozen dataclass as `name` of this kind.
 
-    Its fields are checked against their annotations (`sampler.constraints`) at construction, and a
+    Its fields are checked against their annotations (`registry.constraints`) at construction, and a
     field that holds a strategy, or a list of them (its metadata names the kind), is built.
     Raises ValueError for an unknown kind, and for a name that another class already has.
     """

@@ -1,4 +1,4 @@
-"""What is checked about a model folder before any model library opens it. Imports no torch.
+"""Checks of a model folder before any model library opens it. Imports no torch.
 
 A folder in the diffusers layout names classes, and the libraries import what it names. So only
 classes of diffusers and transformers are let through, no Python file may lie where the libraries
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sampler.errors import ModelError, SamplerError, first_line
-from sampler.model_files.folder import INDEX
+from sampler.core.errors import ModelError, SamplerError, first_line
+from sampler.models.folder import INDEX
 
 MAX_INDEX = 2**18  # bytes; real ones have a few hundred
 MAX_CONFIG = 2**24  # bytes; a tokenizer_config.json with many added tokens has a few hundred KB

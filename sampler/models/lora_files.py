@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sampler.core.durable import write_file
-from sampler.errors import ModelError
-from sampler.model_files.preflight import refuse_pickle
+from sampler.core.errors import ModelError
+from sampler.models.preflight import refuse_pickle
 
 if TYPE_CHECKING:
     from torch import Tensor

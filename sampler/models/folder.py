@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.bundled import BUNDLED, BUNDLED_LCM, BUNDLED_SCALE, BUNDLED_STUDENT
-from sampler.errors import ModelError
+from sampler.core.errors import ModelError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 INDEX = "model_index.json"

@@ -1,1 +1,0 @@
-"""Folders of pipelines, LoRAs and students, read without torch: plans need them before a load."""
