@@ -33,7 +33,7 @@ from sampler.cli.options import (
     strategy_option,
 )
 from sampler.cli.report import Report
-from sampler.config.options import Expand, Metadata, OnBadRow, Preset, Task
+from sampler.config.options import Expand, Metadata, OnBadRow, Preset, TableFormat, Task
 
 if TYPE_CHECKING:
     from sampler.config.schema import Config
@@ -61,6 +61,13 @@ def command(
             "--prompts",
             metavar="FILE",
             help="Prompt file: txt, csv, tsv, jsonl or parquet; - reads standard input.",
+        ),
+    ] = None,
+    table_format: Annotated[
+        TableFormat | None,
+        prompts_option(
+            "--format",
+            help="Format of the prompt file; default: by its name, or by its first line.",
         ),
     ] = None,
     negative: Annotated[str | None, prompts_option(help="Negative prompt.")] = None,

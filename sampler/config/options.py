@@ -16,6 +16,7 @@ Preset = Literal["classic", "draft"]
 # option -> key of `sampler.config.schema.Config`
 GENERATE: Mapping[str, str] = {
     "--prompts": "prompts.file",
+    "--format": "prompts.format",
     "--expand": "prompts.expand",
     "--wildcards": "prompts.wildcards",
     "--on-bad-row": "prompts.on_bad_row",

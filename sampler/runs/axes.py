@@ -17,7 +17,7 @@ from typing import Any
 from sampler import registry
 from sampler.core.errors import SamplerError, UsageError
 from sampler.runs.lines import COLUMNS, scalar
-from sampler.runs.tables import RawLine
+from sampler.runs.readers import RawLine
 
 MAX_VALUES = 10_000
 _NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"

@@ -7,6 +7,7 @@ their fields (`sampler.order`, `guidance.rule.scale`), tag, and `meta_*`, which 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,12 +19,16 @@ from sampler import registry
 from sampler.config.schema import Limits
 from sampler.core.errors import SamplerError, UsageError
 from sampler.runs.jobs import canonical
-from sampler.runs.tables import RawLine, read_table
+from sampler.runs.readers import RawLine
+from sampler.runs.tables import read_table
 from sampler.types import MAX_SEED
 
 # Control characters other than tab, and unpaired surrogates.
 _FORBIDDEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
 _STRATEGIES = ("sampler", "guidance")
+_INTEGERS = ("seed", "n", "width", "height", "steps")
+_FLOAT = r"[-+]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][-+]?\d+)"  # not a plain integer
+EXACT = 2**53  # up to here floats hold every integer
 
 
 class PromptLine(BaseModel):
@@ -50,7 +55,7 @@ COLUMNS = tuple(name for name in PromptLine.model_fields if name not in ("meta",
 
 
 def parse_line(raw: RawLine, limits: Limits) -> PromptLine:
-    """Check a line; empty text cells count as not given.
+    """Check a line; empty text cells and nulls count as not given.
 
     Raises UsageError: `where: key: problem (did you mean ...)`.
     """
@@ -59,17 +64,19 @@ def parse_line(raw: RawLine, limits: Limits) -> PromptLine:
         raise cells
     plain: dict[str, Any] = {}
     for key, value in cells.items():
-        if text and value == "" and key != "prompt":
+        if value is None or (text and not str(value).strip()):
             continue
         if key in COLUMNS:
-            plain[key] = value
+            plain[key] = _given(value, key, where)
         elif key.startswith("meta_"):
             plain.setdefault("meta", {})[key] = _checked(value, key, where)
         elif key.partition(".")[0] in _STRATEGIES and "." in key:
-            plain.setdefault("fields", {})[key] = scalar(value) if text else value
+            plain.setdefault("fields", {})[key] = scalar(value) if text else _given(value, key)
         else:
             hint = registry.suggestion(str(key)[:60], COLUMNS)
             raise UsageError(f"{where}: {str(key)!r:.60}: unknown column{hint}.")
+    if "prompt" not in plain and cells:
+        raise UsageError(f"{where}: prompt: the row has settings, but no prompt.")
     try:
         line = PromptLine.model_validate(plain, strict=not text)
     except ValidationError as error:
@@ -80,6 +87,39 @@ def parse_line(raw: RawLine, limits: Limits) -> PromptLine:
     for key in ("prompt", "negative_prompt", "tag"):
         _check_text(getattr(line, key), key, where, limits)
     return line
+
+
+def _given(value: Any, key: str, where: str = "") -> Any:
+    """Value of a column as it is meant in files that pandas has written.
+
+    Pandas writes 42.0 for 42 in columns with gaps, and null for what a setting of a strategy does
+    not give. Raises UsageError for an integer column with a float above 2^53.
+    """
+    if key in _INTEGERS:
+        return _whole(value, key, where)
+    if key.partition(".")[0] not in _STRATEGIES:
+        return value
+    if isinstance(value, Mapping):
+        return {name: _given(inner, key) for name, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_given(inner, key) for inner in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT:
+        return int(value)  # fields of other types take integers as well
+    return value
+
+
+def _whole(value: Any, key: str, where: str) -> Any:
+    """Convert 42.0 or "42.0" to 42; anything else is left to the check of the column."""
+    if isinstance(value, str) and not re.fullmatch(_FLOAT, value.strip()):
+        return value
+    if not isinstance(value, (str, float)) or not math.isfinite(number := float(value)):
+        return value
+    if abs(number) > EXACT:
+        raise UsageError(
+            f"{where}: {key}: {value!s:.40} is a float above 2^53, where floats skip integers; "
+            "write the integer, or make the column one of integers or text."
+        )
+    return int(number) if number.is_integer() else value
 
 
 def check_prompt(text: str, where: str) -> str:

@@ -15,8 +15,8 @@ from sampler.core.errors import SamplerError, UsageError
 from sampler.runs.jobs import Job, JobSettings, Keys, Model, canonical
 from sampler.runs.lines import PromptLine, parse_line
 from sampler.runs.plan import Plan
+from sampler.runs.readers import RawLine
 from sampler.runs.settings import RunDefaults, line_settings
-from sampler.runs.tables import RawLine
 from sampler.runs.wildcards import Wildcards
 from sampler.types import MAX_SEED
 

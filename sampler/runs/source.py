@@ -17,6 +17,7 @@ from sampler.runs.folder import OutputOptions
 from sampler.runs.jobs import JobSettings, Model
 from sampler.runs.names import check_template
 from sampler.runs.planner import Planner
+from sampler.runs.readers import RawLine
 from sampler.runs.settings import RunDefaults, complete_spec
 from sampler.runs.start import PlannedRun, plan_run
 from sampler.runs.wildcards import Wildcards
@@ -61,12 +62,12 @@ class Source:
         given = [getattr(self.config, kind) for kind in STRATEGIES]
         return all(isinstance(spec, str) or (spec and "name" in spec) for spec in given)
 
-    def _lines(self) -> Iterator[tables.RawLine]:
+    def _lines(self) -> Iterator[RawLine]:
         """Yield prompts of the command line, then those of the file or the configuration."""
         prompts = self.config.prompts
         texts = self.prompts or (() if prompts.file else prompts.texts or ())
-        lines: Iterator[tables.RawLine] = (
-            tables.RawLine(f"prompt {k}", {"prompt": text}, True) for k, text in enumerate(texts, 1)
+        lines: Iterator[RawLine] = (
+            RawLine(f"prompt {k}", {"prompt": text}) for k, text in enumerate(texts, 1)
         )
         if prompts.file is not None:
             lines = itertools.chain(lines, tables.read_table(prompts.file, prompts.format))

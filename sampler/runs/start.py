@@ -15,8 +15,8 @@ from sampler.runs.jobs import Job, Model
 from sampler.runs.metadata import library_versions
 from sampler.runs.plan import Plan
 from sampler.runs.planner import Planner
+from sampler.runs.readers import RawLine
 from sampler.runs.store import Store
-from sampler.runs.tables import RawLine
 
 SPOOL_BYTES = 64 * 2**20  # of jobs.jsonl in memory, before it goes to a temporary file
 

@@ -21,10 +21,10 @@ from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import JobSettings, Model
 from sampler.runs.location import RunLocation, open_locked
 from sampler.runs.planner import Planner
+from sampler.runs.readers import RawLine
 from sampler.runs.settings import RunDefaults, complete_spec
 from sampler.runs.start import plan_run, start
 from sampler.runs.stop import stop_on_signals
-from sampler.runs.tables import RawLine
 from sampler.types import Guidance, Sampler
 from sampler.workers.execute import execute, raise_for
 from sampler.workers.work import JournalLines, WorkOptions

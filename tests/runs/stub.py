@@ -19,10 +19,10 @@ from sampler.runs import png
 from sampler.runs.jobs import JobSettings, Model
 from sampler.runs.location import RunLocation, open_locked
 from sampler.runs.planner import Planner
+from sampler.runs.readers import RawLine
 from sampler.runs.settings import RunDefaults, complete_spec
 from sampler.runs.start import plan_run, start
 from sampler.runs.stop import StopFlag
-from sampler.runs.tables import RawLine
 from sampler.types import Cond
 from sampler.workers.execute import execute
 from sampler.workers.work import WorkOptions

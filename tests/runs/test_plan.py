@@ -17,8 +17,8 @@ from sampler.runs.folder import key_in
 from sampler.runs.jobs import Job, JobSettings, Keys, Model, canonical, key_of, record_of
 from sampler.runs.plan import batch_key
 from sampler.runs.planner import Planner
+from sampler.runs.readers import RawLine
 from sampler.runs.settings import complete_spec
-from sampler.runs.tables import RawLine
 from sampler.runs.wildcards import Wildcards
 from tests import tiny
 from tests.runs.stub import MODEL, defaults

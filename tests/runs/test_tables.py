@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -57,9 +58,74 @@ def test_text_files_are_the_lines_that_say_something(tmp_path):
     assert lines.read_prompts(tmp_path / "p.txt") == ["a fox", "a dog, „groß“", "last"]
 
 
-def test_standard_input_is_text(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo\n")))
-    assert [cells["prompt"] for _, cells, *_ in read_table("-")] == ["one", "two"]
+RECOGNISED = [
+    (b"one\ntwo, prompt-like\n", ["one", "two, prompt-like"]),
+    (b"{a|b} fox\n", ["{a|b} fox"]),
+    (b'\n{"prompt": "a\\u00e9"}\n{"prompt": "b"}\n', ["a\u00e9", "b"]),
+    ('\ufeffprompt,seed\n"a, b",3\n'.encode(), ["a, b"]),
+    (b'seed\t"prompt"\n3\ta\n', ["a"]),
+    (b"prompt\na\n", ["a"]),
+]
+
+
+@pytest.mark.parametrize(("data", "prompts"), RECOGNISED)
+def test_standard_input_and_pipes_are_recognised_by_their_first_line(monkeypatch, data, prompts):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert [cells["prompt"] for _, cells, *_ in read_table("-")] == prompts
+    reading, writing = os.pipe()  # what a shell passes for <(...)
+    os.write(writing, data)
+    os.close(writing)
+    assert [cells["prompt"] for _, cells, *_ in read_table(f"/dev/fd/{reading}")] == prompts
+    os.close(reading)
+
+
+def test_a_format_overrides_the_first_line(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"prompt\na\n")))
+    assert [cells["prompt"] for _, cells, *_ in read_table("-", "txt")] == ["prompt", "a"]
+
+
+def test_parquet_comes_from_standard_input(monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "a\n" * 99, "seed": 3}]), buffer)
+    for kind in (None, "parquet"):
+        buffer.seek(0)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(buffer.getvalue())))
+        assert [line.cells for line in read_table("-", kind)] == [{"prompt": "a\n" * 99, "seed": 3}]
+
+
+def test_blank_rows_and_columns_of_spreadsheets_are_no_prompts(tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,seed,,\na fox,1,,\n,,,\n  ,,,\n\na dog,2,, \n")
+    assert [(job.prompt, job.seed) for job in planned(tmp_path / "p.csv", "csv")] == [
+        ("a fox", 1), ("a dog", 2)]  # fmt: skip
+    rows = [{"prompt": "a fox", "seed": 1}, {"prompt": None, "seed": None},
+            {"prompt": "a dog", "seed": 2}]  # fmt: skip
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [job.prompt for job in planned(tmp_path / "p.jsonl", "jsonl")] == ["a fox", "a dog"]
+
+
+def test_files_as_pandas_writes_them_are_read_as_they_are_meant(tmp_path):
+    """Integers in columns with gaps are floats, and gaps are nulls, also inside of settings."""
+    row = {"prompt": "a", "seed": 42.0, "steps": 5.0, "width": None, "scale": 2.0,
+           "sampler": {"name": "ab", "order": 3.0}, "guidance.rescale": None}  # fmt: skip
+    plain = {"prompt": "a", "seed": 42, "steps": 5, "scale": 2.0,
+             "sampler": {"name": "ab", "order": 3}}  # fmt: skip
+    nulls = {**row, "sampler": {"name": "ab", "order": 3.0, "eta": None}}
+    (tmp_path / "plain.jsonl").write_text(json.dumps(plain))
+    expected = planned(tmp_path / "plain.jsonl", "jsonl")
+    (tmp_path / "p.jsonl").write_text(json.dumps(nulls))
+    assert planned(tmp_path / "p.jsonl", "jsonl") == expected
+    (tmp_path / "p.csv").write_text(
+        "prompt,seed,steps,width,scale,sampler,sampler.order\na,42.0,5.0,,2.0,ab,3\n"
+    )
+    assert planned(tmp_path / "p.csv", "csv") == expected
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    other = {"prompt": "b", "seed": float("nan"), "sampler": {"name": "ddim", "eta": 0.5}}
+    parquet.write_table(pyarrow.Table.from_pylist([row, other]), tmp_path / "p.parquet")
+    found = planned(tmp_path / "p.parquet", "parquet")
+    assert found[:1] == expected and [job.prompt for job in found] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -75,6 +141,13 @@ def test_standard_input_is_text(monkeypatch):
         ("p.csv", b"prompt,prompt\na,1\n", "given twice"),
         ("p.csv", b"", "the file is empty"),
         ("p.csv", b"prompt,seed\nb,1\na,x\n", ":3: seed: input should be a valid integer"),
+        ("p.csv", b"prompt,seed\na,1\n,2\n", ":3: prompt: the row has settings, but no prompt"),
+        ("p.csv", b"prompt,,\na,,x\n", ":2: cell 3 is 'x', but its column has no name"),
+        ("p.csv", b"prompt,seed\na,1e17\n", ":2: seed: 1e17 is a float above 2^53"),
+        ("p.csv", b"prompt,steps\na,2.5\n", ":2: steps: input should be a valid integer"),
+        ("p.jsonl", b'{"prompt": "a", "seed": 1e17}\n', "seed: 1e+17 is a float above 2^53"),
+        ("p.jsonl", b'{"prompt": "a", "seed": 1.5}\n', "seed: input should be a valid integer"),
+        ("p.jsonl", b'{"prompt": null, "seed": 1}\n', "the row has settings, but no prompt"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": }\n', ":2: not a JSON line"),
         ("p.jsonl", b'{"prompt": "a", "scale": NaN}\n', "NaN is not a finite number"),
         ("p.jsonl", b'{"prompt": "a", "prompt": "b"}\n', "'prompt' is given twice"),

@@ -1,0 +1,171 @@
+"""Readers of prompt files: text, csv, tsv, jsonl and parquet to lines that are not checked yet.
+
+Each reads the chunks of one file, as `readline` returns them, and yields `RawLine`. A line that is
+invalid by itself carries its error in place of its cells, so that `--on-bad-row skip` can leave it
+out. What makes the rest of a file unreadable is raised.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+from sampler import registry
+from sampler.config.formats import no_constant, unique
+from sampler.core.errors import SamplerError, UsageError, first_line
+
+MAX_LINE = 2**20  # bytes of a line, characters of a csv field
+
+
+class RawLine(NamedTuple):
+    """One line of a prompt file, not checked yet.
+
+    where: "file:line"; cells: by column, or the error of the line; text: all cells are text, to be
+    read as numbers where a column is one; axes: values of a sweep that are already in the cells.
+    """
+
+    where: str
+    cells: Mapping[str, Any] | SamplerError
+    text: bool = False
+    axes: Mapping[str, Any] = {}
+
+
+Reader = Callable[[Iterable[bytes], str], Iterator[RawLine]]
+
+
+def text_lines(chunks: Iterable[bytes], name: str) -> Iterator[tuple[str, str | SamplerError]]:
+    """Yield ("file:line", text); a line that is not UTF-8 yields its error."""
+    for number, raw in enumerate(chunks, 1):
+        if len(raw) > MAX_LINE:
+            raise UsageError(f"{name}:{number}: the line is longer than 1 MiB.")
+        try:
+            yield f"{name}:{number}", raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            where = f"{name}:{number}"
+            yield where, UsageError(f"{where}: this is not UTF-8 text.")
+
+
+def read_txt(chunks: Iterable[bytes], name: str) -> Iterator[RawLine]:
+    """Yield one prompt per line; blank lines and lines that begin with # are left out."""
+    for where, text in text_lines(chunks, name):
+        if isinstance(text, SamplerError):
+            yield RawLine(where, text)
+        elif (prompt := text.strip(" \t\r\n")) and not prompt.startswith("#"):
+            yield RawLine(where, {"prompt": prompt}, True)
+
+
+def read_jsonl(chunks: Iterable[bytes], name: str) -> Iterator[RawLine]:
+    """Yield one object per line; blank lines and objects of nulls alone are left out."""
+    for where, text in text_lines(chunks, name):
+        if isinstance(text, SamplerError):
+            yield RawLine(where, text)
+        elif text.strip():
+            cells = _json_object(text, where)
+            if isinstance(cells, SamplerError) or not _is_blank(cells):
+                yield RawLine(where, cells)
+
+
+def _json_object(text: str, where: str) -> dict[str, Any] | SamplerError:
+    try:
+        found = json.loads(text, parse_constant=no_constant, object_pairs_hook=unique)
+        if isinstance(found, dict):
+            return found
+        problem = "a line must be one object {...}"
+    except RecursionError:
+        return UsageError(f"{where}: nested too deeply.")
+    except ValueError as error:
+        problem = getattr(error, "msg", None) or str(error)
+        if problem[1:3].islower():
+            problem = problem[0].lower() + problem[1:]
+    return UsageError(f"{where}: not a JSON line: {problem}.")
+
+
+def _is_blank(cells: Mapping[str, Any]) -> bool:
+    """Check for a row of nulls, which is how pandas writes a blank row of a spreadsheet."""
+    return bool(cells) and all(value is None for value in cells.values())
+
+
+def read_separated(delimiter: str) -> Reader:
+    """Reader of csv or tsv; rows of empty cells, as spreadsheets write them, are left out."""
+
+    def read(chunks: Iterable[bytes], name: str) -> Iterator[RawLine]:
+        csv.field_size_limit(MAX_LINE)
+        reader = csv.reader(_decoded(text_lines(chunks, name)), delimiter=delimiter, strict=True)
+        first, header = 1, None
+        try:
+            for cells in reader:
+                where, first = f"{name}:{first}", reader.line_num + 1
+                if header is None:
+                    header = _header(cells, name)
+                elif any(cell.strip() for cell in cells):
+                    yield RawLine(where, _row(header, cells, where), True)
+        except csv.Error as error:
+            problem = "a quote is never closed" if "end of data" in str(error) else str(error)
+            raise UsageError(f"{name}:{first}: {problem}.") from None
+        if header is None:
+            raise UsageError(f"{name}:1: the file is empty; it needs a header with 'prompt'.")
+
+    return read
+
+
+def _header(cells: list[str], name: str) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    if "prompt" not in header:
+        shown = [repr(cell)[1:-1][:40] for cell in header[:20]]  # without line breaks
+        hint = registry.suggestion("prompt", shown) if header else ""
+        raise UsageError(f"{name}:1: the header needs a column 'prompt'{hint}.")
+    if twice := [cell for cell in header if cell and header.count(cell) > 1]:
+        raise UsageError(f"{name}:1: the column {twice[0]!r:.60} is given twice.")
+    return header
+
+
+def _row(header: list[str], cells: list[str], where: str) -> dict[str, str] | SamplerError:
+    """Cells by column; columns without a name, as spreadsheets leave them, must be empty."""
+    if len(cells) != len(header):
+        return UsageError(f"{where}: {len(cells)} cells, but the header has {len(header)}.")
+    for number, (column, cell) in enumerate(zip(header, cells, strict=True), 1):
+        if not column and cell.strip():
+            return UsageError(
+                f"{where}: cell {number} is {cell!r:.40}, but its column has no name."
+            )
+    return {column: cell for column, cell in zip(header, cells, strict=True) if column}
+
+
+def _decoded(lines: Iterable[tuple[str, str | SamplerError]]) -> Iterator[str]:
+    for _, text in lines:
+        if isinstance(text, SamplerError):
+            raise text
+        yield text
+
+
+def read_parquet(stream: BinaryIO, name: str) -> Iterator[RawLine]:
+    """Yield row groups one after the other; rows are numbered from 1.
+
+    Nulls, and NaN, which some writers store in their place, are left out.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise UsageError(
+            f"{name}: parquet files need the extra 'data' (pip install diffusion-sampler[data])."
+        ) from None
+    number = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BufferedReader(stream))  # pyright: ignore
+        for table in file.iter_batches(batch_size=1024):
+            for cells in table.to_pylist():
+                number += 1
+                given = {key: value for key, value in cells.items() if not _is_null(value)}
+                if given:
+                    yield RawLine(f"{name}:{number}", given)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise UsageError(f"{name}: not a readable parquet file: {first_line(error)}") from None
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
