@@ -2,21 +2,25 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 
 export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 
 .PHONY: demo test lint docs install
 
-install: $(STAMP)
-
-$(STAMP): pyproject.toml constraints.txt
+# The package alone, which is all that the demo needs; and with the tools of the tests and the docs.
+$(VENV)/.package: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
-	touch $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
 
-demo: install
+$(VENV)/.tools: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+install: $(VENV)/.tools
+
+demo: $(VENV)/.package
 	$(BIN)/sampler generate -c configs/demo.yaml
 
 test: install
