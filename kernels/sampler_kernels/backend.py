@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -14,12 +16,12 @@ def backend(tensor: Tensor) -> ModuleType:
 
     "auto": Triton on CUDA and ROCm devices where it works; plain torch elsewhere and for float64.
     """
-    import sampler_kernels.selection as selection  # late: it imports torch
+    # Late imports: of torch, and of triton, which may be missing. `import` takes as long as a small
+    # torch operation where the module is there already.
+    selection = sys.modules.get("sampler_kernels.selection") or _imported("selection")
+    name = "fused" if selection.triton(tensor.device, tensor.dtype) else "torch_ops"
+    return sys.modules.get("sampler_kernels." + name) or _imported(name)
 
-    if selection.triton(tensor.device, tensor.dtype):
-        import sampler_kernels.fused as fused  # late: it imports triton, which may be missing
 
-        return fused
-    import sampler_kernels.torch_ops as torch_ops
-
-    return torch_ops
+def _imported(name: str) -> ModuleType:
+    return importlib.import_module("sampler_kernels." + name)

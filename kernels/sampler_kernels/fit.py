@@ -46,15 +46,17 @@ def layout_of(formula: Formula) -> Layout:
     """The layout of a formula, cached by its program and by the properties of its inputs."""
     if formula.layout is None:
         inputs: list[Any] = []
+        compiling = torch.compiler.is_compiling()
         for t in (*formula.tensors, *formula.coefficients):
-            if type(t) is RowScalar:  # of float32
-                inputs.append((t.shape, t.device))
-            elif type(t) in _PLAIN and not torch.compiler.is_compiling():
-                inputs.append((t.shape, t.device, t.dtype))
+            kind = type(t)
+            if kind is RowScalar:  # of float32
+                inputs += t.shape, t.device
+            elif kind in _PLAIN and not compiling:
+                inputs += t.shape, t.device, t.dtype
             else:  # shapes may be symbols of a tracer
                 formula.layout = Layout(formula)
                 return formula.layout
-        key = (tuple(formula.code), tuple(formula.outs), tuple(inputs))
+        key = (*formula.nodes, *formula.outs, *inputs)
         formula.layout = _layouts.get(key)
         if formula.layout is None:
             if len(_layouts) >= _MAX_LAYOUTS:
@@ -141,7 +143,7 @@ def _computable(formula: Formula, rows: int) -> bool:
             if shape[:lead] != tuple(like.shape[:lead]):
                 return False
     # To the kernels, every coefficient starts a new row.
-    return rows == like.shape[0] or FIRST not in formula.code[::3]
+    return rows == like.shape[0] or all(node[0] != FIRST for node in formula.nodes)
 
 
 def _count_rows(scalars: Sequence[Any], shape: tuple[int, ...]) -> int:

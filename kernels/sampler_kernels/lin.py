@@ -107,7 +107,7 @@ class Lin:
         return _operand(other, self) - self
 
     def __mul__(self, scalar: Scalar) -> Lin:
-        if isinstance(scalar, (float, int)):
+        if type(scalar) is float or isinstance(scalar, (float, int)):
             if scalar == 1 or (self.op == FILL and self.b == 0.0):
                 return self
             return Lin(MUL_CONST, self, float(scalar)) if scalar else Lin.zero(self)

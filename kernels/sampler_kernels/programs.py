@@ -31,22 +31,35 @@ from sampler_kernels.scalars import RowScalar, computed
 
 
 class Formula:
-    """Lazy values over the same tensors: node i is `code[3i : 3i + 3]` = (operation, a, b).
+    """Lazy values over the same tensors, as `nodes`: triples (operation, a, b).
 
     LOAD and FIRST read tensors[a]; FILL consts[a]; ADD and SUB nodes a, b; MUL_CONST and DIV_CONST
     node a, consts[b]; MUL_TABLE and DIV_TABLE node a, coefficients[b]. `outs` are the nodes of the
     recorded values, `leaves` a leaf of each tensor, `layout` what `fit` has found out.
     """
 
+    __slots__ = (
+        "_indices",
+        "_places",
+        "coefficients",
+        "consts",
+        "layout",
+        "leaves",
+        "nodes",
+        "outs",
+        "tensors",
+    )
+
     def __init__(self, lins: Iterable[Lin] = ()) -> None:
         self.tensors: list[Tensor] = []
         self.leaves: list[Lin] = []
         self.coefficients: list[Any] = []
         self.consts: list[float] = []
-        self.code: list[int] = []
+        self.nodes: list[tuple[int, int, int]] = []
         self.outs: list[int] = []
         self.layout: Any = None
-        self._places: dict[Any, int] = {}
+        self._places: dict[Any, int] = {}  # of nodes; of (operation, index of a tensor) for leaves
+        self._indices: dict[int, int] = {}  # of tensors and coefficients, by id
         self.extend(lins)
 
     @staticmethod
@@ -55,47 +68,79 @@ class Formula:
     ) -> Formula:
         """A formula whose program is known; its coefficients are the rows of a table."""
         self = Formula()
-        self.tensors, self.code = list(tensors), list(code)
+        self.tensors = list(tensors)
+        self.nodes = list(zip(code[::3], code[1::3], code[2::3], strict=True))
         self.leaves = [Lin(LOAD, x) for x in tensors]
         self.consts, self.outs = list(consts), list(outs)
         return self
 
+    @property
+    def code(self) -> list[int]:
+        """The nodes as one list: node i is `code[3i : 3i + 3]`."""
+        return [number for node in self.nodes for number in node]
+
     def extend(self, lins: Iterable[Lin]) -> None:
         """Record further outputs; nodes that are recorded already are not walked again."""
+        places, nodes = self._places, self.nodes
         for lin in lins:
-            self.outs.append(self._visit(lin, self._places, self.code))
+            place = places.get(lin)
+            self.outs.append(self._visit(lin, places, nodes) if place is None else place)
         self.layout = None
 
-    def _visit(self, node: Lin, places: dict[Any, int], code: list[int]) -> int:
-        """The position of a node. A method, since a closure that calls itself would keep the
-        tensors alive until the garbage collector runs."""
-        place = places.get(id(node))
-        if place is not None:
-            return place
-        op = node.op
-        if op <= FIRST:  # LOAD or FIRST; two leaves of one tensor are loaded once
-            key = (op, id(node.a))
-            place = places.get(key)
-            if place is not None:
-                places[id(node)] = place
-                return place
-            places[key] = len(code) // 3
-            a, b = self._tensor(node), 0
-        elif op == FILL:
+    def _visit(self, node: Lin, places: dict[Any, int], nodes: list[tuple[int, int, int]]) -> int:
+        """Record a node that has no place yet.
+
+        A method, since a closure that calls itself would keep the tensors alive until the garbage
+        collector runs. Nodes that have a place are not visited, which saves their calls.
+        """
+        op, b = node.op, node.b
+        if op <= FIRST:
+            return self._visit_leaf(node, places, nodes)
+        if op == FILL:
             a, b = len(self.consts), 0
             self.consts.append(node.b)
         else:
-            a = self._visit(node.a, places, code)
+            child = node.a
+            a = places.get(child)
+            if a is None:
+                a = self._visit(child, places, nodes)
             if op <= SUB:  # ADD or SUB
-                b = self._visit(node.b, places, code)
+                child, b = b, places.get(b)
+                if b is None:
+                    b = self._visit(child, places, nodes)
             elif op == MUL_CONST or op == DIV_CONST:
-                b = len(self.consts)
-                self.consts.append(node.b)
+                self.consts.append(b)
+                b = len(self.consts) - 1
             else:
-                b = self._coefficient(node.b)
-        place = places[id(node)] = len(code) // 3
-        code += (op, a, b)
+                b = self._coefficient(b)
+        place = places[node] = len(nodes)
+        nodes.append((op, a, b))
         return place
+
+    def _visit_leaf(
+        self, leaf: Lin, places: dict[Any, int], nodes: list[tuple[int, int, int]]
+    ) -> int:
+        """Record a leaf; two leaves of one tensor are loaded once."""
+        x = leaf.a
+        index = self._indices.get(id(x))
+        if index is None:
+            index = self._indices[id(x)] = len(self.tensors)
+            self.tensors.append(x)
+            self.leaves.append(leaf)
+        key = (leaf.op, index)
+        place = places.get(key)
+        if place is None:
+            place = places[key] = len(nodes)
+            nodes.append((leaf.op, index, 0))
+        places[leaf] = place
+        return place
+
+    def _coefficient(self, scalar: Any) -> int:
+        index = self._indices.get(id(scalar))
+        if index is None:
+            index = self._indices[id(scalar)] = len(self.coefficients)
+            self.coefficients.append(scalar)
+        return index
 
     def packed(self) -> tuple[Tensor, ...]:
         """The tensors, contiguous. A copy is kept by its leaf, for the other passes of a step."""
@@ -109,80 +154,73 @@ class Formula:
             found.append(x)
         return tuple(found)
 
-    def _tensor(self, leaf: Lin) -> int:
-        key = ("tensor", id(leaf.a))
-        place = self._places.get(key)
-        if place is None:
-            place = self._places[key] = len(self.tensors)
-            self.tensors.append(leaf.a)
-            self.leaves.append(leaf)
-        return place
-
-    def _coefficient(self, scalar: Any) -> int:
-        key = ("scalar", id(scalar))
-        place = self._places.get(key)
-        if place is None:
-            place = self._places[key] = len(self.coefficients)
-            self.coefficients.append(scalar)
-        return place
-
 
 class ScalarProgram:
-    """Recorded scalars of `rows` rows: node i is `code[4i : 4i + 4]` = (operation, a, b, c).
+    """Recorded scalars of `rows` rows, as `nodes`: quadruples (operation, a, b, c).
 
     PART: pair b of parts[a], c rows share one value; INPUT: inputs[a], likewise; CONST: consts[a];
     other operations: nodes.
     """
 
-    def __init__(self, nodes: Sequence[RowScalar], rows: int) -> None:
+    __slots__ = ("_places", "consts", "inputs", "nodes", "outs", "parts", "rows")
+
+    def __init__(self, scalars: Sequence[RowScalar], rows: int) -> None:
         self.rows = rows
         self.parts: list[Tensor] = []
         self.inputs: list[Tensor] = []
         self.consts: list[float] = []
-        self.code: list[int] = []
+        self.nodes: list[tuple[int, int, int, int]] = []
         self._places: dict[Any, int] = {}
-        self.outs = [self._visit(node, self._places, self.code) for node in nodes]
+        places, nodes = self._places, self.nodes
+        self.outs = [self._place(scalar, places, nodes) for scalar in scalars]
 
-    def _visit(self, node: Any, places: dict[Any, int], code: list[int]) -> int:
+    @property
+    def code(self) -> list[int]:
+        """The nodes as one list: node i is `code[4i : 4i + 4]`."""
+        return [number for node in self.nodes for number in node]
+
+    def _place(
+        self, node: Any, places: dict[Any, int], nodes: list[tuple[int, int, int, int]]
+    ) -> int:
         """The position of a node; a node that two scalars share is computed once."""
         if type(node) is float:
-            code += (CONST, len(self.consts), 0, 0)
             self.consts.append(node)
-            return len(code) // 4 - 1
-        place = places.get(id(node))
+            nodes.append((CONST, len(self.consts) - 1, 0, 0))
+            return len(nodes) - 1
+        place = places.get(node)
         if place is not None:
             return place
         op = node.op
         if node.value is not None or op == INPUT:
-            emitted = self._input(node)
+            value = node.args[0] if node.value is None else node.value
+            emitted = INPUT, len(self.inputs), 0, self.rows // node.rows
+            self.inputs.append(value.float().contiguous())
         elif op == PART:
-            place = places[id(node)] = self._part(node)
+            place = places[node] = self._part(node)
             return place
         else:
+            a = b = c = 0
             args = node.args
-            a = self._visit(args[0], places, code)
-            if op == SQRT:
-                emitted = (op, a, 0, 0)
-            else:
-                b = self._visit(args[1], places, code)
-                emitted = (op, a, b, self._visit(args[2], places, code) if op == WHERE else 0)
-        place = places[id(node)] = len(code) // 4
-        code += emitted
+            a = places.get(args[0]) if type(args[0]) is not float else None
+            if a is None:
+                a = self._place(args[0], places, nodes)
+            if op != SQRT:
+                b = self._place(args[1], places, nodes)
+                if op == WHERE:
+                    c = self._place(args[2], places, nodes)
+            emitted = op, a, b, c
+        place = places[node] = len(nodes)
+        nodes.append(emitted)
         return place
-
-    def _input(self, node: RowScalar) -> tuple[int, int, int, int]:
-        value = node.args[0] if node.value is None else node.value
-        self.inputs.append(value.float().contiguous())
-        return INPUT, len(self.inputs) - 1, 0, self.rows // node.rows
 
     def _part(self, node: RowScalar) -> int:
         sums, pair = node.args
         place = self._places.get((id(sums), pair))
         if place is None:
-            part = self._places.get(("part", id(sums)))
+            part = self._places.get(id(sums))
             if part is None:
-                part = self._places["part", id(sums)] = len(self.parts)
+                part = self._places[id(sums)] = len(self.parts)
                 self.parts.append(computed(sums))
-            place = self._places[id(sums), pair] = len(self.code) // 4
-            self.code.extend((PART, part, pair, self.rows // node.rows))
+            place = self._places[id(sums), pair] = len(self.nodes)
+            self.nodes.append((PART, part, pair, self.rows // node.rows))
         return place

@@ -28,15 +28,15 @@ def gram(*vectors: Lin | Tensor, axes: Sequence[int] | None = None) -> Tensor:
     Raises ValueError for vectors of different shapes, or axes that are not dimensions of them.
     """
     lins = [Lin.of(v) for v in vectors]
+    shape = lins[0].shape
     for lin in lins[1:]:
-        if lin.shape != lins[0].shape:
+        if lin.like is not lins[0].like and lin.shape != shape:
             raise ValueError(
-                f"gram needs vectors of one shape, not {tuple(lins[0].shape)} "
-                f"and {tuple(lin.shape)}."
+                f"gram needs vectors of one shape, not {tuple(shape)} and {tuple(lin.shape)}."
             )
     dims = None
     if axes is not None:
-        ndim = len(lins[0].shape)
+        ndim = len(shape)
         dims = tuple(sorted({axis % ndim if -ndim <= axis < ndim else 0 for axis in axes}))
         if not dims or 0 in dims:
             raise ValueError(

@@ -226,7 +226,8 @@ class RowScalar(Deferred):
         """Record `self op other`; torch computes operands that are not numbers or such scalars."""
         sums = self.sums
         if type(other) is RowScalar and other.shape == self.shape:
-            sums = _union(sums, other.sums)
+            if other.sums is not sums:
+                sums = _union(sums, other.sums)
         elif isinstance(other, (int, float)):
             if other == 1 and (op == MUL or op == DIV) and not swap and other is not True:
                 return self
@@ -260,10 +261,10 @@ class RowGram(Deferred):
         self.cells = cells
 
     def __getitem__(self, index: Any) -> Any:
-        if type(index) is tuple and len(index) == 2:
+        if type(index) is tuple and len(index) == 2 and type(self.cells[0]) is list:
             i, j = index
             if type(i) is int and type(j) is int:
-                return self[i][j]
+                return self.cells[i][j]
         if type(index) is not int:
             return self.tensor()[index]
         cell = self.cells[index]

@@ -34,21 +34,34 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 class Launch:
     """A launch that is prepared: kernel, number of programs, numbers, compile-time constants.
 
-    read, written: bytes of the tensors that it reads and writes.
+    shape: of its outputs. read, written: bytes of the tensors that it reads and writes.
     """
 
-    __slots__ = ("constants", "device", "kernel", "numbers", "programs", "read", "written")
+    __slots__ = (
+        "constants",
+        "cuda",
+        "device",
+        "kernel",
+        "numbers",
+        "programs",
+        "read",
+        "shape",
+        "written",
+    )
 
     def __init__(
         self,
         kernel: str,
         programs: int,
         device: torch.device,
+        shape: Sequence[int],
         numbers: tuple[int, ...],
         constants: dict[str, Any],
         traffic: tuple[int, int],
     ) -> None:
-        self.kernel, self.programs, self.device = kernel, programs, device
+        self.kernel, self.programs = kernel, programs
+        self.device, self.cuda = device, device.type == "cuda"
+        self.shape = tuple(shape)  # allocates faster than a torch.Size
         self.numbers, self.constants = numbers, {**constants, **OPTIONS}
         self.read, self.written = traffic
 
@@ -57,7 +70,7 @@ class Launch:
         record(self.kernel, self.read, self.written)
         if dry():
             return
-        if self.device.type != "cuda":
+        if not self.cuda:
             kernel[(self.programs,)](*args, *self.numbers, **self.constants)
             return
         with torch.cuda.device(self.device):
@@ -69,12 +82,11 @@ def run_formula(
 ) -> list[Tensor]:
     """The values of a formula's outputs: new contiguous tensors of the inputs' shape."""
     xs = formula.packed()
-    shape, device = xs[0].shape, xs[0].device
     launches = layout_of(formula).launches
     launch = launches.get((rows, dtype))
     if launch is None:
         launch = launches[rows, dtype] = _plan_formula(formula, xs, rows, dtype)
-    outs = tuple([new(shape, dtype, device) for _ in formula.outs])
+    outs = tuple([new(launch.shape, dtype, launch.device) for _ in formula.outs])
     launch(_formula, xs, outs, tuple(formula.consts), table, rows)
     return list(outs)
 
@@ -96,15 +108,14 @@ def run_both(
 ) -> tuple[list[Tensor], Tensor]:
     """(the values of the first `count` outputs, `run_gram` of pairs of outputs) in one pass."""
     xs = formula.packed()
-    shape, device = xs[0].shape, xs[0].device
     key = (rows, dtype, count, tuple(pairs))
     launches = layout_of(formula).launches
     launch = launches.get(key)
     if launch is None:
         launch = launches[key] = _plan_both(formula, xs, *key)
     splits = launch.numbers[1]
-    outs = tuple([new(shape, dtype, device) for _ in range(count)])
-    sums = new((len(pairs), rows, splits), torch.float32, device)
+    outs = tuple([new(launch.shape, dtype, launch.device) for _ in range(count)])
+    sums = new((len(pairs), rows, splits), torch.float32, launch.device)
     launch(_gram, xs, outs, sums, tuple(formula.consts), table, rows)
     return list(outs), sums
 
@@ -114,14 +125,14 @@ def run_scalars(nodes: Sequence[RowScalar], rows: int) -> Tensor:
     program = ScalarProgram(nodes, rows)
     device = nodes[0].device
     splits = tuple([sums.shape[2] for sums in program.parts])
-    sizes = tuple([x.numel() for x in program.inputs])
-    key = (tuple(program.code), tuple(program.outs), splits, sizes, rows, device)
+    sizes = [x.numel() for x in program.inputs]
+    key = (*program.nodes, *program.outs, *splits, *sizes, rows, device)
     launch = _scalar_launches.get(key)
     if launch is None:
         if len(_scalar_launches) >= _MAX_LAUNCHES:
             _scalar_launches.clear()
         launch = _scalar_launches[key] = _plan_scalars(program, splits, device)
-    out = new((len(nodes), rows), torch.float32, device)
+    out = new(launch.shape, torch.float32, device)
     parts, inputs = tuple(program.parts), tuple(program.inputs)
     launch(_scalar, parts, splits, inputs, tuple(program.consts), out, rows)
     return out
@@ -136,14 +147,17 @@ def _plan_formula(formula: Formula, xs: Sequence[Tensor], rows: int, dtype: torc
     blocks = _ceil(n, BLOCK)
     constants = {
         "CODE": tuple(formula.code),
-        "NODES": len(formula.code) // 3,
+        "NODES": len(formula.nodes),
         "OUTS": tuple(formula.outs),
         "M": len(formula.outs),
         "BLOCK": BLOCK,
     }
     written = len(formula.outs) * xs[0].numel() * dtype.itemsize
     traffic = (_bytes(xs), written)
-    return Launch("formula", rows * blocks, xs[0].device, (n, blocks), constants, traffic)
+    like = xs[0]
+    return Launch(
+        "formula", rows * blocks, like.device, like.shape, (n, blocks), constants, traffic
+    )
 
 
 def _plan_both(
@@ -160,7 +174,7 @@ def _plan_both(
     splits = _ceil(blocks, chunk)
     constants = {
         "CODE": tuple(formula.code),
-        "NODES": len(formula.code) // 3,
+        "NODES": len(formula.nodes),
         "OUTS": tuple(formula.outs[:count]),
         "M": count,
         "PAIRS": tuple(formula.outs[k] for pair in pairs for k in pair),
@@ -169,19 +183,21 @@ def _plan_both(
     }
     written = count * xs[0].numel() * dtype.itemsize + len(pairs) * rows * splits * 4
     name, traffic = "both" if count else "gram", (_bytes(xs), written)
-    return Launch(name, rows * splits, xs[0].device, (n, splits, chunk), constants, traffic)
+    numbers, like = (n, splits, chunk), xs[0]
+    return Launch(name, rows * splits, like.device, like.shape, numbers, constants, traffic)
 
 
 def _plan_scalars(program: ScalarProgram, splits: tuple[int, ...], device: torch.device) -> Launch:
     constants = {
         "CODE": tuple(program.code),
-        "NODES": len(program.code) // 4,
+        "NODES": len(program.nodes),
         "OUTS": tuple(program.outs),
         "M": len(program.outs),
         "LANES": 1 << (max(splits, default=1) - 1).bit_length(),
     }
     traffic = _bytes(program.parts) + _bytes(program.inputs), len(program.outs) * program.rows * 4
-    return Launch("scalar", program.rows, device, (), constants, traffic)
+    shape = (len(program.outs), program.rows)
+    return Launch("scalar", program.rows, device, shape, (), constants, traffic)
 
 
 def compute_scalars(nodes: Sequence[RowScalar]) -> None:
@@ -190,8 +206,9 @@ def compute_scalars(nodes: Sequence[RowScalar]) -> None:
     for rows in sorted({node.rows for node in waiting.values()}):
         mine = [node for node in waiting.values() if node.rows == rows]
         table = run_scalars(mine, rows)
-        for node, line in zip(mine, table, strict=True):
-            node.value = (line != 0 if node.truth else line).view(node.shape)
+        for node, line in zip(mine, table.unbind(), strict=True):
+            value = line != 0 if node.truth else line
+            node.value = value if node.ndim == 1 else value.view(node.shape)
 
 
 RowScalar.evaluate = compute_scalars

@@ -16,9 +16,9 @@ import argparse
 import csv
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sampler_kernels import selection, triton_ops, use_backend
@@ -28,6 +28,7 @@ from scripts.bench.gpu import stock_calls
 from scripts.bench.overhead import machine
 
 SHAPE = (1, 4, 8, 8)
+CALLS = 10  # of a step in one round
 NAMES = ("CFG + DDIM", "APG + DDIM", "APG + GHVB", "Adaptive CFG + DDIM")
 # What a case is compared with, and the largest accepted ratio.
 TARGETS = {
@@ -68,45 +69,44 @@ def stubbed() -> Iterator[None]:
             setattr(ops, name, kernel)
 
 
-def sides(name: str) -> dict[str, Callable[[], Any]]:
+@contextmanager
+def reference() -> Iterator[None]:
+    """The reference backend, as the context of a side."""
+    with use_backend("reference"):
+        yield
+
+
+class Side(NamedTuple):
+    """A call to be timed, and the context that it runs in, which is entered outside the timing."""
+
+    call: Callable[[], Any]
+    context: Callable[[], AbstractContextManager[Any]]
+
+
+def sides(name: str) -> dict[str, Side]:
     """The same step on each side."""
     case = next(case for case in CASES if case.name == name)
     step = Step(case, SHAPE)
-
-    def ours() -> None:
-        with stubbed():
-            for _ in range(CALLS):
-                step()
-
-    def reference() -> None:
-        with use_backend("reference"):
-            for _ in range(CALLS):
-                step()
-
-    found = {"ours": ours, "reference": reference}
+    found = {"ours": Side(step, stubbed), "reference": Side(step, reference)}
     partner = next((c for c in CASES if c.name == name.replace("Adaptive ", "")), case)
     stock = stock_calls(partner, [Step(partner, SHAPE)])
     if stock:
-
-        def diffusers() -> None:
-            for _ in range(CALLS):
-                stock[0]()
-
-        found["diffusers" + ("" if partner is case else f", {partner.name}")] = diffusers
+        label = "diffusers" if partner is case else f"diffusers, {partner.name}"
+        found[label] = Side(stock[0], reference)
     return found
 
 
-CALLS = 10
-
-
-def fastest(fns: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def fastest(sides: Mapping[str, Side], rounds: int) -> dict[str, float]:
     """Microseconds per step of each side: the fastest of rounds in turn."""
-    found = dict.fromkeys(fns, float("inf"))
+    found = dict.fromkeys(sides, float("inf"))
     for _ in range(rounds):
-        for name, fn in fns.items():
-            started = time.thread_time()
-            fn()
-            found[name] = min(found[name], (time.thread_time() - started) / CALLS * 1e6)
+        for name, (call, context) in sides.items():
+            with context():
+                started = time.thread_time()
+                for _ in range(CALLS):
+                    call()
+                taken = time.thread_time() - started
+            found[name] = min(found[name], taken / CALLS * 1e6)
     return found
 
 
@@ -114,9 +114,9 @@ def fastest(fns: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 def rows(rounds: int) -> Iterator[dict[str, Any]]:
     """One row per case, with the ratio to its target's side."""
     for name in NAMES:
-        fns = sides(name)
-        fastest(fns, 3)
-        found = fastest(fns, rounds)
+        compared = sides(name)
+        fastest(compared, 3)
+        found = fastest(compared, rounds)
         side, most = TARGETS[name]
         ratio = found["ours"] / found[side]
         yield {
@@ -132,17 +132,18 @@ def rows(rounds: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=300, help="rounds of every side")
     parser.add_argument("--csv", type=Path, help="write the rows there")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
     for row in rows(given.rounds):
         found.append(row)
         print({k: v for k, v in row.items() if k not in machine()}, flush=True)
     if given.csv:
+        given.csv.parent.mkdir(parents=True, exist_ok=True)
         with given.csv.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(found[0]))
             writer.writeheader()
