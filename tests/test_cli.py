@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,7 +13,7 @@ from PIL import Image
 from sampler import registry
 from sampler.bundled import FOLDER
 from sampler.cli import main
-from sampler.runs.metadata import CHUNK, read_record
+from sampler.runs.metadata import CHUNK, read_record, scale_of
 
 FAST = ("--steps", "2")
 
@@ -131,12 +133,97 @@ def test_the_same_command_again_finds_everything_done(capsys, tmp_path):
     assert run(capsys, *line)[0] == 0
     first = {name: (tmp_path / "o/images" / name).read_bytes() for name in names(tmp_path / "o")}
     code, out, err = run(capsys, *line)
-    assert (code, out) == (0, "") and "already" in err
+    assert code == 0 and "already" in err
+    assert out.splitlines() == [f"{tmp_path}/o/images/{name}" for name in first]
+    events = list(map(json.loads, run(capsys, *line, "--json")[1].splitlines()))
+    assert [event["t"] for event in events] == ["plan", "item", "summary"]
+    assert events[1]["existed"] is True and events[1]["file"] == out.strip()
     assert run(capsys, *line, "--new")[0] == 0
     again = tmp_path / "o-2" / "images"
     assert {name: (again / name).read_bytes() for name in os.listdir(again)} == first
     code, err = fails(capsys, *line, "--seed", 4)
     assert code == 4 and "seed" in err
+
+
+def test_a_resumed_run_prints_every_image(capsys, tmp_path):
+    """Those that exist first, then those that it makes."""
+    line = ("generate", "a fox", "a dog", "--batch-size", 1, "-o", tmp_path / "o", *FAST)
+    assert run(capsys, *line)[0] == 0
+    first, second = names(tmp_path / "o")
+    (tmp_path / "o" / "images" / first).unlink()
+    for command in (line, ("resume", tmp_path / "o")):
+        code, out, _ = run(capsys, *command)
+        assert code == 0 and len(out.splitlines()) == 2
+    assert sorted(map(os.path.basename, out.splitlines())) == [first, second]
+
+
+def test_a_scale_is_an_option(capsys, tmp_path):
+    """Of the default rule, of a named one and of the one inside it, over the configuration."""
+    out = iter(range(100))
+
+    def scales(*arguments):
+        code, text, err = run(capsys, "generate", *arguments, "-o", str(next(out)), "--steps", 1)
+        assert code == 0, err
+        return [scale_of(record(path)["guidance"]) for path in sorted(text.splitlines())]
+
+    assert scales("a", "--scale", 7) == [7.0]
+    assert scales("a", "--cfg-scale", 2.5, "--guidance", "apg") == [2.5]
+    assert scales("a", "--scale", 4, "--guidance", "adaptive") == [4.0]
+    (tmp_path / "c.yaml").write_text("guidance: {name: cfg, scale: 9, rescale: 0.5}\n")
+    assert scales("a", "-c", "c.yaml", "--scale", 2) == [2.0]
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a"}\n{"prompt": "a", "guidance": "apg"}\n{"prompt": "a", "scale": 1.5}\n'
+        '{"prompt": "a", "guidance": {"name": "apg", "scale": 3}}\n'
+    )
+    assert scales("--prompts", "p.jsonl", "--scale", 6) == [6.0, 6.0, 1.5, 3.0]
+    code, line = fails(capsys, "generate", "a", "--scale", 2, "--guidance", "none", "-o", "no")
+    assert (code, "'none' has no scale" in line) == (2, True)
+    code, line = fails(capsys, "generate", "a", "--scale", "-1", "-o", "no")
+    assert (code, "scale = -1" in line) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["--negative-prompt", "--negative"])
+def test_a_negative_prompt_is_an_option(capsys, option):
+    code, out, _ = run(capsys, "generate", "a", option, "a cat", "-o", "out", "--steps", 1)
+    assert code == 0 and record(out.strip())["negative_prompt"] == "a cat"
+
+
+def test_basic_metadata_is_shown_and_replayed_from_its_run(capsys, tmp_path):
+    line = ("generate", "a fox", "--metadata", "basic", "--seed", 3, "-o", "out", *FAST)
+    image = run(capsys, *line)[1].strip()
+    code, out, _ = run(capsys, "show", image)
+    assert code == 0 and set(json.loads(out)) == {"key", "seed", "sampler", "guidance"}
+    assert json.loads(out)["seed"] == 3
+    code, _, err = run(capsys, "replay", image, "-o", "again.png")
+    assert code == 0 and "no pixel differs" in err
+    shutil.copy(image, tmp_path / "alone.png")
+    code, line = fails(capsys, "replay", "alone.png", "-o", "third.png")
+    assert code == 2 and "not its record" in line and "RUN#KEY" in line
+
+
+def test_usage_errors_are_events_too(capsys):
+    for arguments in (["generate", "a", "--stesp", 3], ["genrate"], ["generate", "--sampler", "x"]):
+        code, out, err = run(capsys, *arguments, "--json")
+        event = json.loads(out)
+        assert (code, event["t"], event["code"]) == (2, "error", 2)
+        assert err == f"sampler: {event['message']}\n"
+
+
+def test_the_shipped_configurations_are_valid(capsys, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    configs = Path("configs")
+    files = [*configs.glob("*.yaml"), *configs.glob("finetune/*.yaml")]
+    code, out, err = run(capsys, "validate", *files)
+    assert code == 0, err
+    kinds = {line.partition(": ok, ")[2] for line in out.splitlines()}
+    assert kinds == {"a configuration", "a fine-tuning configuration"}
+    assert len(out.splitlines()) == len(files)
+
+
+def test_a_fine_tuning_configuration_is_checked_as_one(capsys, tmp_path):
+    (tmp_path / "t.yaml").write_text("reward: brightness\nfit: {updtes: 3}\n")
+    code, line = fails(capsys, "validate", "t.yaml")
+    assert code == 2 and "t.yaml:2" in line and "did you mean 'updates'" in line
 
 
 def test_events_are_json_lines(capsys, tmp_path):
@@ -238,8 +325,6 @@ def test_bad_input_is_one_sentence_and_writes_nothing(capsys, tmp_path, argument
 
 
 def test_pickled_weights_are_refused(capsys, tmp_path):
-    import shutil
-
     import torch
 
     shutil.copytree(FOLDER / "pipeline", tmp_path / "m")
@@ -356,7 +441,7 @@ def test_wrong_commands_are_usage_errors(capsys):
     assert code == 0 and "generate" in out
 
 
-HEAVY = ("torch", "diffusers", "transformers", "accelerate", "triton", "PIL", "yaml", "scipy")
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "triton", "PIL", "yaml", "numpy")
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,7 @@ def test_with_json_stdout_tells_the_same_as_an_event(capsys, line):
 def test_a_process_of_its_own_says_the_same(world, line):
     row = next(row for row in MISTAKES if row[0] == line)
     done = subprocess.run(
-        [sys.executable, "-m", "sampler.cli", *shlex.split(line)],
+        [sys.executable, "-m", "sampler", *shlex.split(line)],
         cwd=world, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     check(*row, done.returncode, done.stdout, done.stderr)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from sampler import registry
+from sampler import __version__, registry
 from sampler.cli import (
     bench,
     calibrate,
@@ -33,6 +33,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    """Print the version and exit."""
+    if asked:
+        Report().result(f"diffusion-sampler {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("generate")(generate.command)
 app.command("sweep", help=generate.SWEEP)(generate.command)
 app.command("finetune")(finetune.command)
@@ -67,15 +85,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prog_name="sampler",
             standalone_mode=False,
         )
-    except typer.Abort:
+    except typer.Abort:  # click's name for an interrupt outside of a command
+        _report(arguments).failure("Interrupted.", 130)
         code = 130
     except _ParserError as error:
         text = " ".join(error.format_message().split())
         if text:  # a group without a command has printed its help
-            given = sys.argv[1:] if arguments is None else arguments
-            Report(as_json="--json" in given).failure(_with_suggestion(text), 2)
+            _report(arguments).failure(_with_suggestion(text), 2)
         code = 2
     return code if isinstance(code, int) else 0
+
+
+def _report(arguments: Sequence[str] | None) -> Report:
+    """Output of a command line that has not been parsed."""
+    return Report(as_json="--json" in (sys.argv[1:] if arguments is None else arguments))
 
 
 def _with_suggestion(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,10 @@ def finish(
     """Generate what is missing and report the outcome. Raises SamplerError and typer.Exit."""
     check = "hash" if options.repair else "size"
     _report_plan(run, report)
-    if not run.missing(retry_errors=options.retry_errors, check=check):
+    missing = run.missing(retry_errors=options.retry_errors, check=check)
+    if location.rank == 0:
+        _report_existing(run, missing, report)
+    if not missing:
         report.event("summary", done=0, failed=0, skipped=run.total, out=run.store.where)
         what = "The image exists" if run.total == 1 else f"All {run.total} images exist"
         report.note(f"{what} already in {run.store.where}.")
@@ -190,6 +193,18 @@ def _report_plan(run: RunFolder, report: Report) -> None:
     report.event("plan", **plan)
     for name, value in plan.items():
         report.detail(f"{name}: {value}")
+
+
+def _report_existing(run: RunFolder, missing: Mapping[int, Sequence[int]], report: Report) -> None:
+    """Print the paths of the images that exist, so that stdout always lists the whole run."""
+    left = {run.key(index) for indices in missing.values() for index in indices}
+    entries = run.results().entries
+    for index in range(run.total):
+        entry = entries.get(run.key(index), {})
+        if entry.get("status") == "ok" and run.key(index) not in left:
+            file = f"{run.store.where}/{entry['file']}"
+            report.event("item", **{**entry, "file": file, "existed": True})
+            report.result(file)
 
 
 def _report_end(run: RunFolder, tally: Tally, report: Report) -> None:

@@ -18,6 +18,7 @@ from sampler.cli.options import (
     ModelPath,
     Quiet,
     assigned,
+    complete_names,
 )
 from sampler.cli.report import Report
 
@@ -31,8 +32,18 @@ def command(
     config: ConfigFiles = None,
     sets: Assignments = None,
     out: Annotated[str | None, typer.Option("-o", "--out", help="Run folder.")] = None,
-    trainer: Annotated[str | None, typer.Option(help="Trainer name (see `sampler list`).")] = None,
-    reward: Annotated[str | None, typer.Option(help="Reward name (see `sampler list`).")] = None,
+    trainer: Annotated[
+        str | None,
+        typer.Option(
+            help="Trainer name (see `sampler list`).", autocompletion=complete_names("trainer")
+        ),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help="Reward name (see `sampler list`).", autocompletion=complete_names("reward")
+        ),
+    ] = None,
     prompts: Annotated[
         str | None, typer.Option("--prompts", metavar="FILE", help="Prompt file.")
     ] = None,

@@ -25,6 +25,7 @@ from sampler.cli.options import (
     Revision,
     Verbose,
     assigned,
+    complete_names,
     configuration_option,
     execution_option,
     image_option,
@@ -70,7 +71,9 @@ def command(
             help="Format of the prompt file; default: by its name, or by its first line.",
         ),
     ] = None,
-    negative: Annotated[str | None, prompts_option(help="Negative prompt.")] = None,
+    negative: Annotated[
+        str | None, prompts_option("--negative-prompt", "--negative", help="Negative prompt.")
+    ] = None,
     expand: Annotated[
         Expand | None, prompts_option(help="Expand {a|b} and __NAME__ in prompts.")
     ] = None,
@@ -81,10 +84,21 @@ def command(
         OnBadRow | None, prompts_option(help="What to do with an invalid prompt line.")
     ] = None,
     sampler: Annotated[
-        str | None, strategy_option(help="Sampler name (see `sampler list`).")
+        str | None,
+        strategy_option(
+            help="Sampler name (see `sampler list`).", autocompletion=complete_names("sampler")
+        ),
     ] = None,
     guidance: Annotated[
-        str | None, strategy_option(help="Guidance rule name (see `sampler list`).")
+        str | None,
+        strategy_option(
+            help="Guidance rule name (see `sampler list`).",
+            autocompletion=complete_names("guidance"),
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        strategy_option("--scale", "--cfg-scale", help="Guidance scale; 1 is no guidance."),
     ] = None,
     steps: Annotated[int | None, strategy_option(help="Sampling steps, 1 to 1000.")] = None,
     axis: Annotated[
@@ -187,7 +201,7 @@ def command(
         if prompts and prompts_file is None:
             settings = replace(settings, prompts=replace(settings.prompts, file=None, texts=None))
         axes = [parse_axis(text) for text in axis or []]
-        source = Source(settings, prompts or (), axes, fingerprint == "fast")
+        source = Source(settings, prompts or (), axes, fingerprint == "fast", scale=scale)
         batch.generate(source, batch.RunOptions(executor, address, new, dry_run, download), report)
 
 

@@ -27,6 +27,7 @@ def command(
         typer.Argument(
             metavar="[samplers|guidance|rewards|trainers|schedulers|NAME]",
             help="A kind, or the name of one strategy.",
+            autocompletion=lambda incomplete: [k for k in KINDS if k.startswith(incomplete)],
         ),
     ] = None,
     as_json: Json = False,

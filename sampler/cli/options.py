@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +37,16 @@ def _check_device(name: str | None) -> str | None:
     if name is not None and name.partition(":")[0] not in _DEVICES:
         raise typer.BadParameter(f"{name!r:.40}{registry.suggestion(name, _DEVICES)}.")
     return name
+
+
+def complete_names(*kinds: str) -> Callable[[str], list[str]]:
+    """Shell completion with the registered names of some kinds."""
+
+    def complete(incomplete: str) -> list[str]:
+        names = [name for kind in kinds for name in registry.names(kind)]
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
 
 
 Run = Annotated[str, typer.Argument(help="Run folder or its URL.")]

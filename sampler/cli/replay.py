@@ -52,11 +52,11 @@ def command(
 def _home(image: Path) -> tuple[str, str]:
     """(run folder, key) of an image inside its run; ("", key) of any other."""
     from sampler.core.errors import UsageError
-    from sampler.runs.metadata import read_record
+    from sampler.runs.metadata import read_metadata
 
     if not image.is_file():
         raise UsageError(f"{image}: no such file; RUN#KEY names an image of a run.")
-    key = str(read_record(image.read_bytes())["key"])
+    key = str(read_metadata(image.read_bytes())["key"])
     for folder in list(image.resolve().parents)[:3]:
         if (folder / "run.json").is_file():
             return str(folder), key

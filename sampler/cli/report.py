@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
-import threading
 import time
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from sampler.cli.progress import Meter, Record, Updates
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -26,9 +28,6 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _IN_URL = re.compile(r"(\w://)[^/\s@]+@")
-PLAIN_SECONDS = 10.0  # between progress lines where stderr is not a terminal
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Report:
         """Print the event {"v": 1, "t": kind, "time": unix seconds, ...}, if --json was given."""
         if self.as_json:
             line = {"v": 1, "t": kind, "time": round(time.time(), 3), **content}
-            print(json.dumps(line, ensure_ascii=False, allow_nan=False), flush=True)
+            print(json.dumps(line, allow_nan=False), flush=True)
 
     def note(self, text: str) -> None:
         """Print a line on stderr, unless --quiet."""
@@ -63,10 +62,16 @@ class Report:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn an exception into one line on stderr and an exit code."""
+        """Turn an exception into one line on stderr and an exit code.
+
+        With --quiet, the log messages of libraries below errors are dropped.
+        """
+        disabled = logging.root.manager.disable
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = self._show_warning
+                if self.quiet:
+                    logging.disable(logging.WARNING)
                 yield
         except (typer.Exit, typer.Abort):
             raise
@@ -82,6 +87,8 @@ class Report:
             text, code = explained(error)
             self.failure(text, code)
             raise typer.Exit(code) from None
+        finally:
+            logging.disable(disabled)
 
     def failure(self, text: str, code: int) -> None:
         """Report an error that ends the command with an exit code."""
@@ -97,7 +104,9 @@ class Report:
     def progress(self, total: int) -> Iterator[Meter]:
         """Count images: a bar with ETA on a terminal, else one line per 10 seconds."""
         with self._bar(total) as bar:
-            yield Meter(total, self, bar)
+            meter = Meter(total, self, bar)
+            yield meter
+            meter.finish()
 
     @contextmanager
     def updates(self, total: int) -> Iterator[Callable[[Record], None]]:
@@ -122,105 +131,6 @@ class Report:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             bar.add_task("", total=total)
             yield bar
-
-
-class Meter:
-    """Count of images done, failed and skipped; called from writer threads."""
-
-    def __init__(self, total: int, report: Report, bar: Progress | None = None) -> None:
-        self.total, self.report, self.bar = total, report, bar
-        self.done = self.failed = self.skipped = self.rows = 0
-        self.started = self.shown = time.monotonic()
-        self._lock = threading.Lock()
-
-    def skip(self, count: int) -> None:
-        """Count images that existed before the run; the clock starts now."""
-        self.skipped = count
-        self.started = time.monotonic()
-        if self.bar is not None:
-            self.bar.advance(self.bar.task_ids[0], count)
-
-    def lines(self, where: str) -> Callable[[Sequence[Record]], None]:
-        """Callback for journal lines of the run at `where`: a result and an event for each."""
-
-        def show(lines: Sequence[Record]) -> None:
-            with self._lock:
-                for line in lines:
-                    self._line(line, where)
-                self._progress(len(lines))
-
-        return show
-
-    def _line(self, line: Record, where: str) -> None:
-        facts: dict[str, Any] = dict(line)
-        if line["status"] == "ok":
-            self.done += 1
-            self.rows += line["nfe"]
-            facts["file"] = f"{where}/{line['file']}"
-            self.report.result(facts["file"])
-        else:
-            self.failed += line["status"] == "error"
-            error = line["error"]
-            self.report.note(f"sampler: image {line['index']}: {error['code']}: {error['message']}")
-        self.report.event("item", **facts)
-        for warning in line.get("warnings", ()):
-            self.report.note(f"sampler: image {line['index']}: {warning}")
-
-    def _progress(self, count: int) -> None:
-        now = time.monotonic()
-        made = self.done + self.failed
-        rate = made / max(now - self.started, 1e-9)
-        rows = self.rows / max(self.done, 1)
-        text = f"{rate:.2f} images/s, {rows:.1f} rows per image, {self.failed} failed"
-        if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], advance=count, description=text)
-        elif now - self.shown >= PLAIN_SECONDS:
-            self.shown = now
-            left = (self.total - self.skipped - made) / rate
-            reached = made + self.skipped
-            there = f", {self.skipped} were there" if self.skipped else ""
-            self.report.note(f"{reached} of {self.total} images{there}, {text}, {left:.0f} s left")
-            counts = {"done": self.done, "failed": self.failed, "skipped": self.skipped}
-            self.report.event("progress", **counts, total=self.total, rate=round(rate, 3))
-
-
-class Updates:
-    """Progress of a fine-tuning run."""
-
-    def __init__(self, total: int, report: Report, bar: Progress | None) -> None:
-        self.total, self.report, self.bar = total, report, bar
-        self._started = False
-
-    def show(self, record: Record) -> None:
-        """Show one record of the training log."""
-        self.report.event("progress", **record)
-        if self.bar is None:
-            self.report.note(update_line(record, self.total))
-            return
-        if record["kind"] == "eval" or "skipped" in record:
-            self.bar.console.print(update_line(record, self.total), markup=False, highlight=False)
-        if record["kind"] == "eval":
-            return
-        task = self.bar.task_ids[0]
-        if not self._started:  # updates before a resumption took no time in this process
-            self._started = True
-            self.bar.reset(task, total=self.total, completed=record["update"] - 1)
-        text = f"reward {record['reward']:.4g}" if "reward" in record else ""
-        self.bar.update(task, completed=record["update"], description=text)
-
-
-def update_line(record: Record, total: int) -> str:
-    """One record of a fine-tuning run as a line."""
-    where = f"{record['update']}/{total}"
-    reward = f"reward {record['reward']:.4g}, " if "reward" in record else ""
-    if record["kind"] == "eval":
-        return f"{where} evaluation: {reward}drift {record['drift']:.3g}"
-    if "skipped" in record:
-        return f"{where} skipped: {record['skipped']}"
-    return (
-        f"{where} {reward}loss {record['loss']:.4g}, gradient {record['grad_norm']:.3g}, "
-        f"{record['seconds']:.1f} s"
-    )
 
 
 def explained(error: BaseException) -> tuple[str, int]:

@@ -25,12 +25,12 @@ def command(
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
         from sampler.cli.open_run import open_run
-        from sampler.runs.metadata import read_record
+        from sampler.runs.metadata import read_metadata
 
         where, mark, key = what.partition("#")
         if not mark and os.path.isfile(what):
             with open(what, "rb") as stream:
-                _show(read_record(stream.read()), report)
+                _show(read_metadata(stream.read()), report)
         elif mark:
             _show_job(open_run(where), key, report)
         else:

@@ -42,11 +42,19 @@ def validate(
 
 
 def _config(path: Path) -> tuple[str, list[str]]:
+    """Check a configuration of `generate`, or of `finetune` if it has one of its sections."""
     from sampler.config import layers
+    from sampler.config.options import FINETUNE_SECTIONS
     from sampler.core.errors import SamplerError
 
     try:
-        layers.resolve([layers.read_file(path)], [], [])
+        layer = layers.read_file(path)
+        if FINETUNE_SECTIONS & set(layer.tree):
+            from sampler.training import recipe
+
+            recipe.resolve([layer])
+            return "a fine-tuning configuration", []
+        layers.resolve([layer], [], [])
     except SamplerError as error:
         return "", [str(error)]
     return "a configuration", []

@@ -20,7 +20,7 @@ GENERATE: Mapping[str, str] = {
     "--expand": "prompts.expand",
     "--wildcards": "prompts.wildcards",
     "--on-bad-row": "prompts.on_bad_row",
-    "--negative": "run.negative_prompt",
+    "--negative-prompt": "run.negative_prompt",
     "-n": "run.n",
     "--seed": "run.seed",
     "--steps": "run.steps",
@@ -42,6 +42,8 @@ GENERATE: Mapping[str, str] = {
     "--strict": "errors.strict",
     "--max-errors": "errors.max_errors",
 }
+# Sections of `sampler.training.recipe.Recipe` that a configuration of `generate` does not have.
+FINETUNE_SECTIONS = frozenset({"trainer", "reward", "fit"})
 # option -> key of `sampler.training.recipe.Recipe`
 FINETUNE: Mapping[str, str] = {
     "--out": "output.dir",

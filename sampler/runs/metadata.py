@@ -52,9 +52,16 @@ def parameters(job: Job, settings: JobSettings, model: Model, size: tuple[int, i
         "Guidance": guidance["name"],
         "Version": f"diffusion-sampler {library_versions()['diffusion-sampler']}",
     }
-    line = ", ".join(f"{key}: {value}" for key, value in facts.items() if value not in (None, ""))
+    given = {key: value for key, value in facts.items() if value not in (None, "")}
+    line = ", ".join(f"{key}: {_quoted(value)}" for key, value in given.items())
     negative = [f"Negative prompt: {job.negative_prompt}"] if job.negative_prompt else []
     return "\n".join([job.prompt, *negative, line])
+
+
+def _quoted(value: Any) -> Any:
+    """The value, as a JSON string if it holds one of the separators, as web UIs write it."""
+    quotes = isinstance(value, str) and any(mark in value for mark in ",:\n")
+    return json.dumps(value, ensure_ascii=False) if quotes else value
 
 
 def scale_of(guidance: Mapping[str, Any]) -> Any:
@@ -65,22 +72,37 @@ def scale_of(guidance: Mapping[str, Any]) -> Any:
     return inner[0] if inner else None
 
 
-def read_record(data: bytes) -> dict[str, Any]:
-    """Read the record {"key", "record", "libraries"} in an image and check it against its key.
+def read_metadata(data: bytes) -> dict[str, Any]:
+    """Read what an image holds of its generation: with `full` metadata the record, checked.
 
-    Raises UsageError for a file that is not an image, has no record, or one that fails the check.
+    Returns {"key", "record", "libraries"}, or {"key", "seed", "sampler", "guidance"} of `basic`.
+    Raises UsageError for a file that is not an image, holds nothing, or is damaged.
     """
     _, found = png.decode(data)
     if CHUNK not in found:
         raise UsageError("The image holds no record of its generation.")
     try:
         body = json.loads(found[CHUNK])
-        record = body["record"]
-        matches = isinstance(record, dict) and key_of(record) == body["key"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UsageError("The image's record cannot be read.") from None
+        record = body.get("record")
+        is_readable = isinstance(body["key"], str)
+        matches = not isinstance(record, dict) or key_of(record) == body["key"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_readable = matches = False
+    if not is_readable:
+        raise UsageError("The image's record cannot be read.")
     if not matches:
         raise UsageError("The image's record is damaged: it does not match its key.")
+    return body
+
+
+def read_record(data: bytes) -> dict[str, Any]:
+    """Read an image's metadata, which must include its record. Raises UsageError."""
+    body = read_metadata(data)
+    if not isinstance(body.get("record"), dict):
+        raise UsageError(
+            f"The image holds its key ({body['key'][:10]}) but not its record, which is in its run "
+            "folder: name it as RUN#KEY."
+        )
     return body
 
 

@@ -17,7 +17,8 @@ from sampler.runs.lines import PromptLine
 class RunDefaults:
     """Values for whatever a prompt line leaves out.
 
-    seed: of the first image of every line, None derives seeds from run_seed and the job.
+    seed: of the first image of every line, None derives seeds from run_seed and the job. scale:
+    replaces that of `settings` and of rules that lines name, except where a line gives its own.
     """
 
     settings: JobSettings
@@ -25,6 +26,7 @@ class RunDefaults:
     seed: int | None = None
     n: int = 1
     run_seed: int = 0
+    scale: float | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -38,8 +40,10 @@ def line_settings(
     base, limits = defaults.settings, defaults.limits
     sampler = _merge(line.sampler, base.sampler)
     guidance = _merge(line.guidance, base.guidance)
-    if line.scale is not None:
-        guidance = with_scale(guidance, line.scale)
+    scale = defaults.scale if line.scale is None else line.scale
+    has_own = line.scale is None and _has_scale(line.guidance)
+    if scale is not None and not has_own:
+        guidance = with_scale(guidance, scale)
     if line.fields:  # a field may belong to a default rule inside
         sampler, guidance = complete_spec("sampler", sampler), complete_spec("guidance", guidance)
     for key, value in line.fields.items():
@@ -94,6 +98,12 @@ def with_scale(spec: Any, scale: float) -> dict[str, Any]:
             if isinstance(inner, (str, Mapping)):
                 return {**spec, name: with_scale(inner, scale)}
     raise ValueError(f"scale: the guidance {spec['name']!r} has no scale.")
+
+
+def _has_scale(spec: Any) -> bool:
+    """A spec that gives a scale, to the rule or to one inside it."""
+    inner = spec.items() if isinstance(spec, Mapping) else ()
+    return any(name == "scale" or _has_scale(value) for name, value in inner)
 
 
 def _merge(given: Any, base: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from sampler.runs.jobs import JobSettings, Model
 from sampler.runs.names import check_template
 from sampler.runs.planner import Planner
 from sampler.runs.readers import RawLine
-from sampler.runs.settings import RunDefaults, complete_spec
+from sampler.runs.settings import RunDefaults, complete_spec, with_scale
 from sampler.runs.start import PlannedRun, plan_run
 from sampler.runs.wildcards import Wildcards
 
@@ -28,8 +28,8 @@ class Source:
     """Configuration, prompts of the command line, and axes.
 
     fast: fingerprint the model from a sample of each file. defaults: sampler and guidance of a
-    model whose defaults are known only after a load. skipped: errors of lines that were left out,
-    filled by `plan`.
+    model whose defaults are known only after a load. scale: guidance scale over the
+    configuration's; None leaves it. skipped: errors of lines that were left out, filled by `plan`.
     """
 
     config: Config
@@ -37,6 +37,7 @@ class Source:
     axes: Sequence[Axis] = ()
     fast: bool = False
     defaults: Mapping[str, Any] | None = None
+    scale: float | None = None
     skipped: list[str] = field(default_factory=list[str])
 
     def model(self) -> Model:
@@ -77,6 +78,9 @@ class Source:
         config, run = self.config, self.config.run
         try:
             strategies = {kind: complete_spec(kind, self._spec(kind)) for kind in STRATEGIES}
+            if self.scale is not None:
+                rule = with_scale(strategies["guidance"], self.scale)
+                strategies["guidance"] = complete_spec("guidance", rule)
         except ValueError as error:
             raise UsageError(str(error)) from None
         defaults = RunDefaults(
@@ -84,6 +88,7 @@ class Source:
             run.negative_prompt or "",
             run.seed if run.seed is not None or not self.axes else 0,
             run.n,
+            scale=self.scale,
             limits=config.limits,
         )
         prompts = config.prompts

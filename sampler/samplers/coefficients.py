@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Annotated
 
-import numpy as np
 from annotated_types import Ge, Le
 
 # 1, 1/2, 5/12, 3/8, 251/720: Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I,
@@ -44,6 +43,8 @@ def variable_step(nodes: Sequence[float], end: float) -> tuple[float, ...]:
     nodes: the distinct clocks u of the slopes, newest first. b_j is the mean over [nodes[0], end]
     of the Lagrange polynomial that is 1 at node j and 0 at the others.
     """
+    import numpy as np
+
     step = end - nodes[0]
     places = (np.asarray(nodes, dtype=np.float64) - nodes[0]) / step
     powers = np.arange(len(nodes))

@@ -63,7 +63,7 @@ def noop(folder: Path) -> Iterator[Row]:
     make(
         folder / "run", prompts(10_000), batch_size=500, steps=1, location=_unsynced(folder / "run")
     )
-    line = [sys.executable, "-m", "sampler.cli", "resume", str(folder / "run"), "-q"]
+    line = [sys.executable, "-m", "sampler", "resume", str(folder / "run"), "-q"]
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     before, times = used.ru_utime + used.ru_stime, []
     for _ in range(5):

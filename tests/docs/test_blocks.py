@@ -139,7 +139,7 @@ def shortening(words):
 def cut_short(words):
     """A command that is meant to be killed, for real."""
     sampler = words.index("sampler")
-    call = [*words[:sampler], sys.executable, "-m", "sampler.cli", *words[sampler + 1 :]]
+    call = [*words[:sampler], sys.executable, "-m", "sampler", *words[sampler + 1 :]]
     settings = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(call, capture_output=True, env=settings).returncode
 

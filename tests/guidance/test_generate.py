@@ -113,7 +113,7 @@ def test_calibration_from_the_command_line(tmp_path):
     (tmp_path / "prompts.txt").write_text("a fox\n\na car\n")
     given = ["--prompts", tmp_path / "prompts.txt", "--model", tmp_path / "model"]
     options = ["--out", tmp_path / "k.json", "--steps", "3", "--scale", "2", "-q"]
-    call = [sys.executable, "-m", "sampler.cli", "calibrate", "linear-ag"]
+    call = [sys.executable, "-m", "sampler", "calibrate", "linear-ag"]
     done = subprocess.run([*call, *map(str, [*given, *options])], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "k.json")

@@ -245,7 +245,7 @@ def test_a_file_size_limit_is_a_storage_error(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_the_writer_and_tells_how_to_go_on(tmp_path, number):
     out = tmp_path / "run"
-    line = [sys.executable, "-m", "sampler.cli", "generate", "a fox", "-n", "60",
+    line = [sys.executable, "-m", "sampler", "generate", "a fox", "-n", "60",
             "--batch-size", "1", "--steps", "4", "-o", str(out)]  # fmt: skip
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
