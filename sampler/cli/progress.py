@@ -5,16 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from sampler.cli.report import Report
-
 PLAIN_SECONDS = 10.0  # between progress lines where stderr is not a terminal
 
 Record = Mapping[str, Any]
+
+
+class Output(Protocol):
+    """Output of a command: results, events, and notes for people (`Report`)."""
+
+    def result(self, text: str) -> None: ...
+    def event(self, kind: str, /, **content: Any) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 class Meter:
@@ -23,7 +29,7 @@ class Meter:
     skipped: existed before the run; dropped: made, but not written.
     """
 
-    def __init__(self, total: int, report: Report, bar: Progress | None = None) -> None:
+    def __init__(self, total: int, report: Output, bar: Progress | None = None) -> None:
         self.total, self.report, self.bar = total, report, bar
         self.done = self.failed = self.dropped = self.skipped = self.nfe = 0
         self.started = self.shown = time.monotonic()
@@ -103,7 +109,7 @@ class Meter:
 class Updates:
     """Progress of a fine-tuning run."""
 
-    def __init__(self, total: int, report: Report, bar: Progress | None) -> None:
+    def __init__(self, total: int, report: Output, bar: Progress | None) -> None:
         self.total, self.report, self.bar = total, report, bar
         self._started = False
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 # Above this Σ|w| an order of 2 or more extrapolates its nodes' noise more than their curve: three
 # neighbouring nodes, two steps ahead, have 17.
 LARGEST_SUM = 5.0
@@ -25,6 +23,8 @@ def polynomial(clocks: Any, target: float, order: int) -> Any:
     The highest order up to `order` whose nodes exist and whose Σ|w| is at most 5; order 1 (a line)
     wherever there are two nodes, order 0 (hold) at one.
     """
+    import numpy as np
+
     clocks = np.asarray(clocks, dtype=np.float64)
     found = np.zeros_like(clocks)
     for degree in range(min(order, clocks.shape[1] - 1) + 1):
@@ -47,6 +47,8 @@ def chebyshev(
 
     The ridge λ shrinks them: their sum is below 1.
     """
+    import numpy as np
+
     clocks = np.asarray(clocks, dtype=np.float64)
     weights = (1 - blend) * polynomial(clocks, target, 1)
     at = _basis(np.array([target]), degree, horizon)[0]
@@ -77,6 +79,8 @@ def windowed(steps: int, warmup: int, window: float, growth: float, last: int) -
 
 
 def _lagrange(clocks: Any, target: float) -> Any:
+    import numpy as np
+
     weights = np.ones_like(clocks)
     for j in range(clocks.shape[1]):
         for k in range(clocks.shape[1]):
@@ -87,4 +91,6 @@ def _lagrange(clocks: Any, target: float) -> Any:
 
 
 def _basis(times: Any, degree: int, horizon: float) -> Any:
-    return np.polynomial.chebyshev.chebvander(2 * times / horizon - 1, degree)
+    from numpy.polynomial.chebyshev import chebvander
+
+    return chebvander(2 * times / horizon - 1, degree)
