@@ -5,6 +5,7 @@ import torch
 from sampler_kernels import leaves
 
 import sampler
+from sampler.core.benchmark import APG
 from sampler.core.graphs import CudaCapture, GraphedRuns
 from sampler.guidance import host_copy
 from tests.kernels.fake_cuda import CAUSE, Fake
@@ -123,7 +124,7 @@ def test_automatic_graphs_give_way_where_memory_is_short(cuda, engine):
             if isinstance(a, torch.Tensor):
                 a.copy_(b)
 
-    usual = toy_runs(without(engine), "apg")
+    usual = toy_runs(without(engine), APG)
     found = GraphedRuns(engine, False, Short(DEVICE))
-    assert equal(usual, toy_runs(found, "apg"))
+    assert equal(usual, toy_runs(found, APG))
     assert found.failed and found.graphs is None and len(cuda.pools) == 3

@@ -7,6 +7,7 @@ from sampler_kernels import leaves, map_tree
 import sampler
 from sampler import engine as module
 from sampler import registry
+from sampler.core.benchmark import APG
 from sampler.core.graphs import GraphedRuns, clone, graphed, refill
 from sampler.core.trajectory import Run
 from tests.kernels.canary import vp_levels
@@ -53,7 +54,7 @@ def images(engine, monkeypatch, runs, **options):
         return engine.generate(PROMPTS, **{**defaults, **options})
 
 
-@pytest.mark.parametrize("guidance", ["cfg", "apg"])
+@pytest.mark.parametrize("guidance", ["cfg", APG], ids=["cfg", "apg"])
 def test_replayed_batches_are_the_batches(engine, monkeypatch, guidance):
     recorded = Recorded()
     usual = images(engine, monkeypatch, None, guidance=guidance)
@@ -93,7 +94,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("method", ["ddim", "dpmpp_2m"])
-@pytest.mark.parametrize("inner", ["cfg", "apg"])
+@pytest.mark.parametrize("inner", ["cfg", APG], ids=["cfg", "apg"])
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("after", ["drop", "hold"])
 def test_adaptive_guidance_switches_between_two_graphs(after, lag, inner, method):
@@ -138,7 +139,7 @@ def test_other_runs_than_the_first_one_run_as_usual():
     runs = GraphedRuns(TOY, True, recorded)
     toy_runs(runs, "cfg")
     replays = recorded.replays
-    for other in ({"rule": "apg"}, {"method": "dpmpp_2m"}, {"steps": 9}):
+    for other in ({"rule": APG}, {"method": "dpmpp_2m"}, {"steps": 9}):
         given = {"rule": "cfg", **other}
         assert equal(toy_runs(None, **given), toy_runs(runs, **given))
         assert recorded.replays == replays
@@ -166,7 +167,7 @@ def test_the_option_without_a_gpu(engine):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("guidance", ["cfg", "apg"])
+@pytest.mark.parametrize("guidance", ["cfg", APG], ids=["cfg", "apg"])
 def test_graphs_are_the_usual_runs_on_a_gpu(guidance):
     engine = sampler.load(device="cuda")
     given = {"steps": 4, "seeds": 1, "output": "latent", "batch_size": 2, "guidance": guidance}

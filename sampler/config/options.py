@@ -11,7 +11,7 @@ Expand = Literal["none", "random", "all"]
 OnBadRow = Literal["error", "skip"]
 Metadata = Literal["full", "basic", "none"]
 Task = Literal["inpaint", "superres", "deblur", "denoise", "hdr", "jpeg"]
-Preset = Literal["classic", "draft"]
+Preset = Literal["apg_paper", "classic", "draft"]
 
 # option -> key of `sampler.config.schema.Config`
 GENERATE: Mapping[str, str] = {

@@ -18,6 +18,7 @@ from sampler.registry import register
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
 
 Radius = Annotated[float, Ge(0), DocInfo("0 is off")]
+R_REL = 0.0586  # 15/√(4·128·128), the paper's clip at SDXL's 1024²
 
 
 @register("guidance", "apg")
@@ -36,10 +37,12 @@ class APG(GuidanceBase):
 
     scale: w >= 0, 1 is the conditional model. 7.5 is Stable Diffusion's; APG bears more than CFG.
     eta: η, any number; 0 (the paper's recommendation) drops the parallel part, 1 keeps it.
-    momentum: β in −1..1; −0.5 is the paper's for SDXL (table 10), 0 is off.
-    norm_threshold: r in units of the latents, 15 is the paper's for SDXL at 1024²; 0 is off.
-    r_rel: r/√n, n the elements that a norm covers; where > 0 it replaces norm_threshold, so that
-        one value serves all resolutions (15 at SDXL's 1024² is 0.0586). Our addition.
+    momentum: β in −1..1; 0 (default) is off, −0.5 the paper's for SDXL (table 10). With few steps
+        a negative β swings from step to step and clips more values than CFG does.
+    norm_threshold: r in units of the latents, 15 is the paper's for SDXL at 1024²; 0 is off. By
+        default the clip is relative.
+    r_rel: r/√n, n the elements that a norm covers, so that one value serves all resolutions; 0 is
+        off. 0.0586 unless norm_threshold is given: 15 at SDXL's 1024². Our addition.
     space: "x0" (the paper's), "eps", "v", "velocity", or "native" (the network's own output, as
         in diffusers' guider and ACE-Step).
     formulation: "paper", or "diffusers" with u + w·s·(...), which is the guider's default; the two
@@ -49,14 +52,18 @@ class APG(GuidanceBase):
     rescale: as for `cfg`. It is measured in the network's own output.
     interval, window: as for `cfg`.
 
+    The paper's setting is {"name": "apg", "momentum": −0.5, "norm_threshold": 15}, the preset
+    `apg_paper`. Defaults differ from it because 15 hardly clips latents below 1024² and β depends
+    on the number of steps (docs/guidance.md).
+
     Deviations: k = 0 where c = 0 (the formula divides 0 by 0).
     """
 
     scale: Scale = 7.5
     eta: float = 0.0
-    momentum: Annotated[float, Ge(-1), Le(1), DocInfo("the paper uses −0.75 to −0.25")] = -0.5
-    norm_threshold: Radius = 15.0
-    r_rel: Radius = 0.0
+    momentum: Annotated[float, Ge(-1), Le(1), DocInfo("the paper uses −0.75 to −0.25")] = 0.0
+    norm_threshold: Radius | None = None
+    r_rel: Radius | None = None
     space: Space = "x0"
     formulation: Literal["paper", "diffusers"] = "paper"
     axes: Axes | None = None
@@ -71,6 +78,11 @@ class APG(GuidanceBase):
     )
 
     def __post_init__(self) -> None:
+        if self.norm_threshold and self.r_rel:
+            raise ValueError(
+                f"apg: norm_threshold = {self.norm_threshold} and r_rel = {self.r_rel} both set "
+                "the clip; give one of them."
+            )
         if abs(self.momentum) == 1:
             warnings.warn(
                 f"apg: momentum = {self.momentum} never forgets a step; use −0.75..−0.25.",
@@ -121,8 +133,9 @@ class APG(GuidanceBase):
         return update
 
     def _radius(self, mean: Lin) -> float:
-        if not self.r_rel:
+        if self.norm_threshold is not None and not self.r_rel:
             return self.norm_threshold
         shape = mean.shape
         covered = shape[1:] if self.axes is None else [shape[axis] for axis in self.axes]
-        return self.r_rel * math.sqrt(math.prod(covered))
+        relative = R_REL if self.r_rel is None else self.r_rel
+        return relative * math.sqrt(math.prod(covered))

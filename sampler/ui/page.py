@@ -16,7 +16,7 @@ from sampler.runs.stop import StopFlag
 from sampler.ui import pictures
 from sampler.ui.form import Form, config_of, new_seed
 from sampler.ui.parts import Picker, Results, html, picker, results
-from sampler.ui.studio import FinishedRun, Preview, Studio
+from sampler.ui.studio import FinishedRun, Preview, Studio, second_rule
 
 SIDES = ("A", "B")
 EXAMPLE = "a red apple on a blue background"
@@ -82,7 +82,7 @@ class Page:
         """Pickers of one side; B starts with another guidance rule than A."""
         first = dict(self.studio.defaults)
         if side == "B":
-            first["guidance"] = {"name": "none" if first["guidance"]["name"] == "apg" else "apg"}
+            first["guidance"] = {"name": second_rule(first["guidance"]["name"])}
         self.pickers[side] = {kind: picker(kind, first[kind], side) for kind in STRATEGIES}
 
     def _wire(self, blocks: gr.Blocks) -> None:

@@ -42,6 +42,11 @@ PREVIEW_SHARE = 4  # minimum ratio of sampling time to preview time
 MAX_PREVIEWS = 4  # images decoded per preview
 
 
+def second_rule(first: str) -> str:
+    """Name of the rule that side B starts with: another one than side A's."""
+    return "none" if first == "apg" else "apg"
+
+
 @dataclass(frozen=True)
 class Preview:
     """Predicted clean images of the first samples of a batch after `step` of `steps`.

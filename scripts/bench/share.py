@@ -21,10 +21,10 @@ import torch
 from sampler_kernels import use_backend
 
 import sampler
-from sampler.core.benchmark import Case, Step, seconds
+from sampler.core.benchmark import APG, Case, Step, seconds
 from scripts.bench.overhead import machine
 
-CASE = Case("APG + DPM-Solver++(2M)", "apg", "dpmpp_2m")
+CASE = Case("APG + DPM-Solver++(2M)", APG, "dpmpp_2m")
 Network = Callable[[torch.Tensor], Any]
 
 

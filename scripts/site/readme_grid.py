@@ -24,12 +24,14 @@ PROMPTS = (
     "a taxi on a gray background",
     "a red apple on a white background",
 )
-APG = {"name": "apg", "scale": 15, "r_rel": 0.0586}
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # name: model, options of `generate`
     "cfg 3": ("bundled", {"guidance": {"name": "cfg", "scale": 3}}),
     "cfg 15": ("bundled", {"guidance": {"name": "cfg", "scale": 15}}),
-    "apg 15": ("bundled", {"guidance": APG}),
-    "linear_ag": ("bundled", {"guidance": "linear_ag"}),
+    "apg 15": ("bundled", {"guidance": {"name": "apg", "scale": 15}}),
+    "forecast": (
+        "bundled",
+        {"guidance": {"name": "forecast", "rule": {"name": "cfg", "scale": 3}}},
+    ),
     "student": ("bundled-student", {"steps": 1}),
 }
 

@@ -22,11 +22,11 @@ from sampler.runs.grid import Sheet, drawn
 
 PROMPTS = ("a red apple on a blue background", "a fox on a green background")
 CFG = {"name": "cfg", "scale": 3}
-HOLD = {"name": "adaptive", "after": "hold", "threshold": 0.95, "rule": CFG}
+FORECAST = {"name": "forecast", "rule": CFG}
 CHOICES: dict[str, tuple[Any, Any]] = {
     "ddim, cfg 3": ("ddim", {"name": "cfg", "scale": 3}),
     "ghvb, cfg 10": ("ghvb", {"name": "cfg", "scale": 10}),
-    "ghvb, apg 10": ("ghvb", {"name": "apg", "scale": 10, "r_rel": 0.0586, "momentum": 0}),
+    "ghvb, apg 10": ("ghvb", {"name": "apg", "scale": 10}),
 }
 CHOSEN = (
     "a fox on a green background",
@@ -68,8 +68,8 @@ def trajectory() -> bytes:
     size = adapter.size(None, None)
     cond = adapter.encode(PROMPTS[1:], [""], True, size)
     x = torch.randn(1, *adapter.latent_shape(*size), generator=torch.Generator().manual_seed(2))
-    start, grid = engine.start(x, adapter.grid(20, size), cond, "ddim", HOLD, seeds=[2])
-    seen = [s for s in engine.steps(start, grid, cond, "ddim", HOLD) if s.index % 4 == 0]
+    start, grid = engine.start(x, adapter.grid(20, size), cond, "ddim", FORECAST, seeds=[2])
+    seen = [s for s in engine.steps(start, grid, cond, "ddim", FORECAST) if s.index % 4 == 0]
     pictures = to_output(torch.cat([adapter.decode(s.x) for s in seen]), "pil")
     return sheet([""], [f"{s.index}: {s.nfe[0]} rows" for s in seen], [pictures])
 

@@ -55,7 +55,6 @@ def drive(page: Any) -> None:
     for side, rule, scale in (("A", "cfg", "15"), ("B", "apg", "15")):
         page.get_by_role("tab", name=f"Setting {side}").click()
         page.locator(f"#{side}-guidance-{rule}-scale input").fill(scale)
-    page.locator("#B-guidance-apg-r_rel input").fill("0.0586")
     page.get_by_role("tab", name="Setting A").click()
     page.locator("#generate").click()
     page.locator("#B-pictures figure.made").first.wait_for(timeout=120_000)

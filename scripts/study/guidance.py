@@ -175,10 +175,10 @@ def overhead(docs: Annotated[Path, typer.Option(help="Where it goes.")] = DOCS) 
 RULES: tuple[dict[str, Any], ...] = (
     {"name": "cfg", "scale": SCALE},
     {"name": "cfg", "scale": SCALE, "rescale": 0.7},
-    {"name": "apg"},
+    {"name": "apg", "momentum": -0.5},
     {"name": "cfg_zero", "zero_init_steps": 0},
     {"name": "adaptive", "rule": {"name": "cfg"}, "threshold": 1.0},
-    {"name": "adaptive", "rule": {"name": "apg"}, "threshold": 1.0},
+    {"name": "adaptive", "rule": {"name": "apg", "momentum": -0.5}, "threshold": 1.0},
     {"name": "linear_ag"},
 )
 

@@ -29,6 +29,7 @@ def write_document(path: Path, folder: Path) -> None:
     text = TEMPLATE.read_text(encoding="utf-8")
     filled = {
         **tables,
+        "table_apg_steps": _apg_steps(read(folder / "apg_steps.csv")),
         "rules": _rules(),
         "targets": _targets(rows, overhead, real),
         "overhead": _overhead(overhead),
@@ -59,6 +60,20 @@ def _table(rows: list[dict[str, Any]], study: str) -> str:
                 f"| {row['point']} | {row['images']} | {row['rows']:.1f} | {' | '.join(cells)} | "
                 f"{100 * row['clipped']:.1f} % |"
             )
+    return "\n".join(lines)
+
+
+def _apg_steps(rows: list[dict[str, Any]]) -> str:
+    """Clipped share by sampler, scale and rule; a column for each number of steps."""
+    shares = {(r["sampler"], r["scale"], r["rule"], r["steps"]): r["clipped"] for r in rows}
+    steps = sorted({row["steps"] for row in rows})
+    lines = [
+        f"| sampler, scale | rule | {' | '.join(f'{n} steps' for n in steps)} |",
+        "|---|---" + "|---" * len(steps) + "|",
+    ]
+    for method, scale, rule in dict.fromkeys(key[:3] for key in sorted(shares)):
+        cells = [f"{100 * shares[method, scale, rule, n]:.1f} %" for n in steps]
+        lines.append(f"| {method}, {scale:g} | {rule} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 SCALE = 3.0  # the bundled model's own
 CFG: dict[str, Any] = {"name": "cfg", "scale": SCALE}
-# r of SDXL at 1024², carried over by r/sqrt(n) to this model's 4 x 16 x 16 latents. Without
-# momentum, which a trial at 10 steps spoke against; "apg 12, momentum -0.5" shows no harm at 20.
+# The defaults: r of SDXL at 1024², carried over by r/sqrt(n) to this model's 4 x 16 x 16 latents,
+# and no momentum (docs/figures/apg_steps.csv).
 APG: dict[str, Any] = {"name": "apg", "r_rel": 0.0586, "momentum": 0.0}
 
 

@@ -79,8 +79,8 @@ RULES = {
     "cfg rescaled": {**CFG, "rescale": 0.7},
     "cfg 0": {**CFG, "scale": 0.0},
     "cfg 1": {**CFG, "scale": 1.0},
-    "apg": {"name": "apg", "scale": 6.0},
-    "apg weak": {"name": "apg", "scale": 3.0, "against": "weak"},
+    "apg": {"name": "apg", "scale": 6.0, "momentum": -0.5, "norm_threshold": 15.0},
+    "apg weak": {"name": "apg", "scale": 3.0, "against": "weak", "momentum": -0.5},
     "autoguidance": "autoguidance",
     "cfg_zero": {"name": "cfg_zero", "zero_init_steps": 0},
     "linear_ag": {
@@ -560,6 +560,7 @@ def test_half_precision_networks_lose_only_their_rounding():
 BAD = {
     "momentum": ({"name": "apg", "momentum": 1.5}, "momentum = 1.5 must be a number from -1 to 1"),
     "clip": ({"name": "apg", "norm_threshold": -1.0}, "norm_threshold = -1.0"),
+    "two clips": ({"name": "apg", "norm_threshold": 15, "r_rel": 0.05}, "both set the clip"),
     "axes": ({"name": "apg", "axes": [0]}, "axes"),
     "space": ({"name": "apg", "space": "pixels"}, "space"),
     "scale": ({"name": "cfg", "scale": -1.0}, "scale = -1.0"),

@@ -19,6 +19,7 @@ from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
 from sampler import registry
+from sampler.core.benchmark import APG
 from tests.kernels.canary import engine, flow_levels, vp_levels
 from tests.laws.world import FLOW_ONLY
 
@@ -118,7 +119,7 @@ def programs(rows):
     """The programs, specialized as Triton would, that some strategies launch for a batch size."""
     Compiler.compiles = False
     compilers = install()
-    for rule, method in (("cfg", "ddim"), ("apg", "ghvb"), ("adaptive", "ddim"), ("cfg", "ab")):
+    for rule, method in (("cfg", "ddim"), (APG, "ghvb"), ("adaptive", "ddim"), ("cfg", "ab")):
         step_through(rule, method, torch.bfloat16, rows)
     return sorted(key for compiler in compilers for key in compiler.seen)
 
@@ -139,9 +140,9 @@ def main():
         for method in registry.names("sampler"):
             if method != "reddiff":
                 step_through("cfg", method, torch.bfloat16)
-        for rule in ("apg", "adaptive", "cfg_zero", {"name": "cfg", "rescale": 0.7}):
+        for rule in (APG, "adaptive", "cfg_zero", {"name": "cfg", "rescale": 0.7}):
             step_through(rule, "ddim", torch.bfloat16)
-        step_through("apg", "ghvb", torch.float16)
+        step_through(APG, "ghvb", torch.float16)
         x = torch.ones(2, 4096)
         for dtype in (torch.float16, torch.bfloat16):
             (Lin.of(x.to(dtype)) * 2.0 - Lin.of(x) / 3.0).tensor(dtype)

@@ -73,7 +73,7 @@ def built(rule, method):
 CASES = {
     "cfg + ddim": ({"name": "cfg", "scale": 4.0}, "ddim"),
     "rescaled cfg + dpmpp_2m": ({"name": "cfg", "rescale": 0.7}, "dpmpp_2m"),
-    "apg + ghvb": ({"name": "apg", "norm_threshold": 2.0}, "ghvb"),
+    "apg + ghvb": ({"name": "apg", "momentum": -0.5, "norm_threshold": 2.0}, "ghvb"),
     "apg over an axis": ({"name": "apg", "norm_threshold": 2.0, "axes": (-1,)}, "ddim"),
     "cfg_zero + ddim": ("cfg_zero", "ddim"),
     "adaptive + ddim": ({"name": "adaptive", "after": "hold"}, "ddim"),

@@ -11,8 +11,20 @@ from tests.laws.world import FLOW_ONLY
 
 VARIANTS = {
     "cfg rescaled": {"name": "cfg", "rescale": 0.7},
-    "apg clipped": {"name": "apg", "norm_threshold": 0.5, "rescale": 0.4, "space": "eps"},
-    "apg native": {"name": "apg", "formulation": "diffusers", "eta": 0.3, "space": "native"},
+    "apg clipped": {
+        "name": "apg",
+        "momentum": -0.5,
+        "norm_threshold": 0.5,
+        "rescale": 0.4,
+        "space": "eps",
+    },
+    "apg native": {
+        "name": "apg",
+        "momentum": -0.5,
+        "formulation": "diffusers",
+        "eta": 0.3,
+        "space": "native",
+    },
     "adaptive apg": {"name": "adaptive", "rule": "apg", "after": "hold", "threshold": 0.5},
 }
 SAMPLERS, RULES = buildable("sampler"), buildable("guidance")

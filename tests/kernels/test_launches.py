@@ -8,7 +8,7 @@ import torch
 from sampler_kernels import use_backend
 from sampler_kernels.counting import count_launches, dry_run
 
-from sampler.core.benchmark import CASES, Case, Step, count
+from sampler.core.benchmark import APG, CASES, Case, Step, count
 from tests.kernels.canary import buildable
 
 METHODS = [name for name in buildable("sampler")]
@@ -22,7 +22,7 @@ def test_cfg_with_any_sampler_is_one_launch(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_apg_with_momentum_and_any_sampler_is_three(name):
-    found = count(Case("", "apg", name), "triton")
+    found = count(Case("", APG, name), "triton")
     assert (found.kernels, found.others) == (3, 0)
 
 
@@ -73,7 +73,7 @@ def test_a_counted_step_is_a_real_step():
         assert step()[0].abs().sum() > 0
 
 
-@pytest.mark.parametrize(("rule", "kernels"), [("cfg", 1), ("apg", 3), ("adaptive", 3)])
+@pytest.mark.parametrize(("rule", "kernels"), [("cfg", 1), (APG, 3), ("adaptive", 3)])
 def test_predictions_in_another_layout_are_copied_once_per_step(rule, kernels):
     """channels_last, as diffusers recommends for U-Nets; each copy is counted as a launch."""
     step = Step(Case("", rule), (2, 4, 8, 8))

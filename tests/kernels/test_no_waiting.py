@@ -67,7 +67,7 @@ RULES = {
     "together": {"compact": "batch"},
     "hold": {"after": "hold"},
     "turn": {"after": "hold", "turn": 0.9},
-    "apg": {"rule": "apg"},
+    "apg": {"rule": {"name": "apg", "momentum": -0.5}},
 }
 
 
