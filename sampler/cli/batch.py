@@ -71,10 +71,16 @@ def generate(source: Source, options: RunOptions, report: Report) -> None:
     for problem in source.skipped:
         report.event("warning", message=problem)
         report.note(f"sampler: skipped: {problem}")
+    for note in source.notes:
+        report.event("warning", message=note)
+        report.note(f"sampler: {note}.")
     if planned is not None:
         if options.dry_run:
             _print_estimate(planned, report)
             return
+        if count := len(planned.plan.duplicates):
+            images = "1 image is" if count == 1 else f"{count} images are"
+            report.note(f"{images} equal to earlier ones and made once (--no-dedupe repeats them).")
         folder = where or str(default_folder(planned.first.prompt, planned.plan.hash))
         location = replace(location, where=unused(folder) if options.new else folder)
     check_writable(location.where)

@@ -17,6 +17,7 @@ from sampler.runs.lines import PromptLine, parse_line
 from sampler.runs.plan import Plan
 from sampler.runs.readers import RawLine
 from sampler.runs.settings import RunDefaults, line_settings
+from sampler.runs.template_parser import looks_like_template
 from sampler.runs.wildcards import Wildcards
 from sampler.types import MAX_SEED
 
@@ -27,7 +28,7 @@ class Planner:
     """Jobs of prompt lines, and their plan.
 
     dedupe: equal jobs are generated once. on_skip: receives the error of an invalid line, which is
-    then left out; None raises it.
+    then left out; None raises it. unexpanded: number of lines with template syntax that stays text.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Planner:
         self._seen: dict[bytes, int] = {}
         self._replicas: dict[bytes, int] = {}
         self._drawn = 0
+        self.unexpanded = 0
 
     def jobs(self, lines: Iterable[RawLine]) -> Iterator[Job]:
         """Yield the jobs of the lines; `plan` is complete when they are exhausted.
@@ -152,6 +154,7 @@ class Planner:
         if count <= limit < count * n:
             raise TooManyJobs(limit)
         if self._expand == "none":
+            self.unexpanded += looks_like_template(line.prompt)
             for copy in range(n):
                 yield copy, line.prompt
         elif self._expand == "all":

@@ -29,7 +29,8 @@ class Source:
 
     fast: fingerprint the model from a sample of each file. defaults: sampler and guidance of a
     model whose defaults are known only after a load. scale: guidance scale over the
-    configuration's; None leaves it. skipped: errors of lines that were left out, filled by `plan`.
+    configuration's; None leaves it. skipped: errors of lines that were left out; notes: what a user
+    has to know about the others. Both are filled by `plan`.
     """
 
     config: Config
@@ -39,6 +40,7 @@ class Source:
     defaults: Mapping[str, Any] | None = None
     scale: float | None = None
     skipped: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
 
     def model(self) -> Model:
         """Fingerprint the model from its files, without loading it. Raises ModelError."""
@@ -56,7 +58,10 @@ class Source:
         }
         sections["axes"] = [asdict(axis) for axis in self.axes]
         options = OutputOptions(output.metadata, output.name_template, output.flagged)
-        return plan_run(self._planner(model), self._lines(), options, sections)
+        planner = self._planner(model)
+        planned = plan_run(planner, self._lines(), options, sections)
+        self.notes.extend(_notes(planner))
+        return planned
 
     def names_strategies(self) -> bool:
         """Sampler and guidance are both given by name, so that no default is needed."""
@@ -116,3 +121,12 @@ class Source:
                 f"name one with --{kind}.",
             )
         return {**known[kind], **(given or {})}
+
+
+def _notes(planner: Planner) -> Iterator[str]:
+    if count := planner.unexpanded:
+        lines = "1 prompt holds" if count == 1 else f"{count} prompts hold"
+        yield (
+            f"{lines} {{a|b}} or __name__, which stay text; --expand random or all reads them as "
+            "templates"
+        )

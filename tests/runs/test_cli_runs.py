@@ -117,6 +117,17 @@ def test_a_replayed_image_is_bit_equal(capsys, folder, tmp_path):
     assert run(capsys, "replay", tmp_path / "missing.png")[0] == 2
 
 
+def test_what_a_prompt_file_leaves_open_is_noted_once(capsys, tmp_path):
+    (tmp_path / "p.txt").write_text("a fox\na fox\n{red|blue} fox\na dog\na fox\n")
+    line = ["generate", "--prompts", tmp_path / "p.txt", "--steps", 1, "-o", tmp_path / "run"]
+    code, out, err = run(capsys, *line)
+    assert code == 0 and len(out.splitlines()) == 3
+    assert err.count("2 images are equal to earlier ones and made once") == 1
+    assert err.count("1 prompt holds {a|b} or __name__, which stay text; --expand") == 1
+    code, out, err = run(capsys, *line[:-1], tmp_path / "other", "--expand", "random")
+    assert code == 0 and "--expand" not in err
+
+
 def test_grids_have_a_cell_for_every_combination(capsys, folder):
     code, out, _ = run(capsys, "grid", folder / "sweep")
     assert code == 0 and len(out.splitlines()) == 1

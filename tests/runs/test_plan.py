@@ -19,7 +19,6 @@ from sampler.runs.plan import batch_key
 from sampler.runs.planner import Planner
 from sampler.runs.readers import RawLine
 from sampler.runs.settings import complete_spec
-from sampler.runs.wildcards import Wildcards
 from tests import tiny
 from tests.runs.stub import MODEL, defaults
 
@@ -188,29 +187,6 @@ def test_random_variants_depend_on_seed_and_number_alone():
     every, _ = plan([{"prompt": "{a|b|c} {1|2}"}], expand="all")
     assert [job.prompt for job in every] == ["a 1", "a 2", "b 1", "b 2", "c 1", "c 2"]
     assert plan([{"prompt": "{a|b}"}])[0][0].prompt == "{a|b}", "off unless it is asked for"
-
-
-def test_wildcards_are_bounded(tmp_path):
-    (tmp_path / "animal.txt").write_text("fox\ndog\n{red|blue} cat\n")
-    (tmp_path / "loop.txt").write_text("__loop__\n")
-    words = Wildcards(tmp_path)
-    assert list(words.all("a __animal__", 9)) == ["a fox", "a dog", "a red cat", "a blue cat"]
-    assert words.count("{__animal__|x} {1|2}") == 10
-    assert words.random(r"\{a\|b\}", 1, 2) == "{a|b}"
-    bomb = "{a|b}" * 200
-    for template, problem in [
-        ("__anmal__", "did you mean 'animal'"),
-        ("__loop__", "contains itself"),
-        ("__../secret__", None),
-        ("{a|b", "never closed"),
-        (bomb, "the limit is 100"),
-        ("{" * 30 + "}" * 30, "nested more than"),
-    ]:
-        if problem is None:
-            assert words.count(template) == 1, "no wildcard: dots are no letters of a name"
-            continue
-        with pytest.raises(SamplerError, match=problem):
-            list(words.all(template, 100))
 
 
 def test_the_size_and_scale_of_a_model_are_known_without_loading_it():
