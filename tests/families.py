@@ -293,7 +293,7 @@ FAMILIES = {
             noise="diffusers.schedulers.scheduling_consistency_models",
             steps=3,
             refused={
-                "hook": NO_BRANCH,
+                "hook": "The levels of CMStochasticIterativeScheduler are not known",
                 "scheduler": "the levels of CMStochasticIterativeScheduler are not known",
             },
         ),

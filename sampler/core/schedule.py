@@ -326,6 +326,13 @@ class Schedule:
         c_out = s * d / total**0.5 * (1 if self.prediction == "eps" else -1)
         return Prediction.from_x0(x, Lin.of(x) * (d * d / total) + Lin.of(out) * c_out, level)
 
+    def output_of(self, x: Tensor, pred: Prediction, level: Level) -> Lin:
+        """Network output of a Prediction at x [B, ...]; the inverse of `predict` for "edm"."""
+        s, d = level.sigma, self.sigma_data
+        total = s * s + d * d
+        c_out = s * d / total**0.5 * (1 if self.prediction == "eps" else -1)
+        return (pred.x0 - Lin.of(x) * (d * d / total)) / c_out
+
     def network_input(self, level: Level) -> float:
         """Factor on x before it enters the network; 1 except for "edm"."""
         if self.process != "edm":

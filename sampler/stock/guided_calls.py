@@ -1,96 +1,98 @@
-"""Network calls of a stock pipeline, guided by a rule; see `hook.py`.
+"""Calls of a stock pipeline, guided by a rule; see `hook.py`.
 
-A call of the pipeline's network becomes one step of the rule: plan, evaluate the planned rows,
-combine. The state of a run is reset when the next run starts.
+What the network answers between two scheduler steps is one step of the rule. In the first step of
+a run everything is evaluated and the pipeline's formula is solved; in later ones the rule's plan
+says which rows are.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
-from sampler_kernels import settle
+from sampler_kernels import Lin, settle
 from torch import Tensor
 
 from sampler.core.errors import ModelError
 from sampler.core.schedule import Schedule
 from sampler.guidance.spaces import in_space
 from sampler.pipelines.base import processes
+from sampler.stock.forms import Form, Unsolved, solve, tolerance
 from sampler.stock.interception import Call, intercept
+from sampler.stock.readings import is_single, replaced, tensor_of
 from sampler.stock.stock_calls import (
-    GUIDANCE_OFF_HINT,
     call_on_rows,
-    filled,
-    index_of,
-    inputs,
+    couples_rows,
+    guidance_is_off,
     position_of,
-    refuse,
-    tensor_of,
-    wrapped,
+    refuse_call,
+    refuse_settings,
+    sample_of,
 )
 from sampler.types import Branch, Cond, Guidance, Level, Prediction, Span
 
-_NO_ROWS = Branch(rows=torch.zeros(0, dtype=torch.bool))
-Order = Literal["uncond first", "cond first", "sequential"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Calls that a pipeline class makes to its network.
-
-    unit: factor on its timesteps. backwards: the network's time runs from 0 (noise) to 1, and its
-    output is the negative velocity. second: a network for the second part of the run. switch: the
-    arguments that turn the pipeline's guidance on.
-    """
-
-    network: str
-    order: Order
-    unit: float = 1.0
-    backwards: bool = False
-    second: str | None = None
-    switch: str = "guidance_scale > 1"
-
-
+log = logging.getLogger("sampler")
+_NOTHING = torch.empty(0)  # the value of an answer of another kind
 _active: ContextVar[GuidedCalls | None] = ContextVar("guided_pipeline", default=None)
 
 
-class GuidedCalls:
-    """Position in a run and state of the rule; subclasses guide the two call layouts.
+@dataclass(frozen=True)
+class Answer:
+    """One network call of a step: what it was given and what the pipeline received.
 
-    Networks are guided only while their pipeline is being called, so that others may share them.
+    network: its number; count: rows of the call; raw: the answer as the pipeline received it;
+    value: its tensor, empty for an answer of another kind; evaluated: bool [count].
     """
 
-    def __init__(self, pipe: Any, layout: Layout, rule: Guidance) -> None:
-        self.pipe, self.layout, self.rule = pipe, layout, rule
+    network: int
+    count: int
+    raw: Any
+    value: Tensor
+    evaluated: Tensor
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.network, self.count
+
+
+class GuidedCalls:
+    """Position in a run, the pipeline's solved formula and the state of the rule.
+
+    Networks are guided only while their pipeline is being called, so that others may share them.
+
+    networks: the denoising networks. nfe: network rows that were evaluated for each image of the
+    last run. form: the formula of the last step, None before the first.
+    """
+
+    def __init__(self, pipe: Any, networks: Sequence[Any], rule: Guidance) -> None:
+        self.pipe, self.networks, self.rule = pipe, list(networks), rule
         self.read_schedule()
-        self.networks = [
-            network
-            for name in (layout.network, layout.second)
-            if name is not None and (network := getattr(pipe, name)) is not None
-        ]
-        if not self.networks:
-            raise ModelError(f"This {type(pipe).__name__} has no {layout.network} to guide.")
-        scale = self.networks[0].config.get("timestep_scale") or 1.0
-        self.unit, self.sign = layout.unit * scale, -1.0 if layout.backwards else 1.0
         self.nfe: list[int] = []
-        self._variances: Tensor | None = None
+        self.form: Form | None = None
         self._times: Any = None
         self._state: Any = None
-        self._index = 0
-        self._unused = False  # an evaluation that no scheduler step has consumed yet
+        self._index = self._position = 0
         self._calling = threading.Lock()
+        self._warned = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget the calls of an unfinished step."""
+        self._answers: list[Answer] = []
+        self._planned: tuple[Tensor, Span, Mapping[str, Branch]] | None = None
 
     def read_schedule(self) -> None:
         """Read the scheduler's levels. Raises ModelError for those that are not supported."""
         scheduler = self.pipe.scheduler
         self.schedule = Schedule.from_config(scheduler.config, type(scheduler).__name__)
-        if self.schedule.process == "edm":
-            raise ModelError("sampler.guide does not serve EDM schedulers; use sampler.load.")
         trained = processes(type(self.pipe).__name__.replace("Img2Img", ""))
         if self.schedule.process not in trained:  # a velocity read as noise gives no error
             raise ModelError(
@@ -101,8 +103,8 @@ class GuidedCalls:
     def pipeline_call(self, call: Call, args: Any, kwargs: Any) -> Any:
         """Call the pipeline with its networks guided.
 
-        Raises ValueError for a second call before this one ends, for a scheduler step on an output
-        that was not guided, and for an evaluation that the pipeline does not use.
+        Raises ValueError for a second call before this one ends, and for a call whose guidance
+        cannot be replaced.
         """
         if not self._calling.acquire(blocking=False):
             raise ValueError(
@@ -111,196 +113,290 @@ class GuidedCalls:
             )
         token = _active.set(self)
         try:
+            refuse_call(kwargs)
             self.read_schedule()
+            self._begin(None)
             with intercept(self.pipe.scheduler, self._scheduler_step, "step"):
                 result = call(*args, **kwargs)
-            self.finish()
+            if self._answers and self.form is None:
+                raise ValueError(
+                    f"{type(self.pipe).__name__} gave the answers of its network to another "
+                    "scheduler than its own; sampler.guide cannot serve it."
+                )
             return result
         finally:
-            self.reset()
+            self._forget()
             _active.reset(token)
             self._calling.release()
 
-    def network_call(self, call: Call, args: Any, kwargs: Any) -> Any:
-        """Guide a call of one of the networks; calls from elsewhere are left alone."""
+    def _begin(self, times: Any) -> None:
+        """Begin a run; `set_timesteps` makes a new tensor for each."""
+        self._times, self.form, self._index, self._state = times, None, 0, None
+        self._expected: list[Answer] = []
+        self._next: Tensor | None = None
+        self._coupled = [couples_rows(network) for network in self.networks]
+        self._step_signature = inspect.signature(type(self.pipe.scheduler).step)
+        self._forget()
+
+    def network_call(self, number: int, call: Call, args: Any, kwargs: Any) -> Any:
+        """Evaluate the planned rows of a call; calls from elsewhere are left alone."""
         if _active.get() is not self:
             return call(*args, **kwargs)
-        result = self.guided(call, args, kwargs)
-        self._unused = True
-        return result
+        if self.pipe.scheduler.timesteps is not self._times:
+            self._begin(self.pipe.scheduler.timesteps)
+        if not self._index and not self._answers:
+            refuse_settings(self.pipe)
+            if guidance_is_off(self.pipe) and self._wants_uncond():
+                raise ValueError(self._off())
+            self._try_plan(args, kwargs)
+        given = sample_of(args, kwargs)
+        count = len(given) if isinstance(given, (Tensor, list, tuple)) else 0
+        due, last = self._due(number, count)
+        if due is None or last is None:
+            raw, value = self._whole(call, args, kwargs, count)
+            due = torch.ones(count, dtype=torch.bool)
+        elif due.any():
+            raw, value = self._partial(call, args, kwargs, due)
+        else:
+            raw, value = last.raw, last.value
+        self._answers.append(Answer(number, count, raw, value, due))
+        return raw
+
+    def _due(self, number: int, count: int) -> tuple[Tensor | None, Answer | None]:
+        """Rows [count] that this call has to evaluate, None for all, and the last such answer."""
+        form, position = self.form, len(self._answers)
+        if form is None or not form.settled or position >= len(self._expected):
+            return None, None
+        last = self._expected[position]
+        known = all(a.key == e.key for a, e in zip(self._answers, self._expected, strict=False))
+        if last.key != (number, count) or not known or not form.used[position]:
+            return None, None
+        if form.extra or self._next is None or not is_single(last.raw) or self._coupled[number]:
+            return None, None
+        branches = self._plan(form.frame.rows(self._next))
+        batch, first = count // form.used[position], sum(form.used[:position])
+        roles = form.roles[first : first + form.used[position]]
+        found = torch.cat([_mask(branches.get(role), batch) for role in roles])
+        return (None if found.all() else found), last
+
+    def _try_plan(self, args: Any, kwargs: Any) -> None:
+        """Raise what the rule has against the levels of this run, before the network is called."""
+        times = self.pipe.scheduler.timesteps
+        self._position = int(getattr(self.pipe.scheduler, "begin_index", None) or 0)
+        now, after = self._level(self._position), self._level(self._position + 1)
+        span = Span(0, now, after, len(times) - self._position)
+        x = sample_of(args, kwargs)
+        if isinstance(x, Tensor):
+            self.rule.plan(x, span, Cond("cond", "uncond"), self.rule.start(Cond()))
+
+    def _whole(self, call: Call, args: Any, kwargs: Any, count: int) -> tuple[Any, Tensor]:
+        raw = call(*args, **kwargs)
+        value = tensor_of(raw)
+        return raw, _NOTHING if value is None or len(value) != count else value
+
+    def _partial(self, call: Call, args: Any, kwargs: Any, due: Tensor) -> tuple[Any, Tensor]:
+        """Evaluate some rows; the others repeat an evaluated row, so that they are finite."""
+        raw = call_on_rows(call, due.nonzero()[:, 0], len(due), args, kwargs)
+        part = tensor_of(raw)
+        assert part is not None
+        source = (due.cumsum(0) - 1).clamp_min(0)
+        value = part.index_select(0, source.to(part.device))
+        return replaced(raw, value), value
 
     def _scheduler_step(self, call: Call, args: Any, kwargs: Any) -> Any:
-        if not self._unused:
+        """Give the guided prediction to the scheduler instead of the pipeline's own."""
+        if _active.get() is not self:
+            return call(*args, **kwargs)
+        given = self._step_signature.bind(self.pipe.scheduler, *args, **kwargs).arguments
+        output, x = given["model_output"], given["sample"]
+        if not self._answers:
             raise ValueError(
                 f"{type(self.pipe).__name__} took a step without a guided call of its "
-                f"{self.layout.network}; sampler.guide cannot serve it as it is set up."
+                f"{self._network_names()}; sampler.guide cannot serve it as it is set up."
             )
-        self.finish()
-        self._unused = False
-        return call(*args, **kwargs)
+        guided = self._guided(output, given["timestep"], x)
+        if "model_output" in kwargs:
+            result = call(*args, **{**kwargs, "model_output": guided})
+        else:
+            result = call(guided, *args[1:], **kwargs)
+        after = result[0] if isinstance(result, tuple) else result.prev_sample
+        self._next = after if after.shape == x.shape else None
+        self._index += 1
+        self._expected = self._answers
+        self._forget()
+        return result
 
-    def guided(self, call: Call, args: Any, kwargs: Any) -> Any:
-        """Evaluate the planned rows and return the guided output as the pipeline expects it."""
-        raise NotImplementedError
+    def _guided(self, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+        """`model_output` with the rule's result in the place of the pipeline's guidance."""
+        values = [answer.value for answer in self._answers]
+        form = self.form = self._formula(output, sample, values)
+        blocks = form.blocks(values, output)
+        x = form.frame.rows(sample)
+        if self._index == 0:
+            self.nfe, self._state = [0] * len(x), self.rule.start(Cond())
+        branches, x_planned = self._branches(x, timestep)
+        self._count(form)
+        guided = self._combine(x, x_planned, self._outputs(form, blocks, branches))
+        for weight, block in zip(form.extra, blocks, strict=False):
+            guided = guided + form.sign * weight * block.float()
+        return form.frame.back(guided, output).to(output.dtype)
 
-    def finish(self) -> None:
-        """Raise ValueError for a call whose counterpart is missing."""
+    def _formula(self, output: Tensor, x: Tensor, values: list[Tensor]) -> Form:
+        """The formula of the last step where it still holds, else the solved one.
 
-    def reset(self) -> None:
-        """Forget an unfinished step."""
-        self._unused = False
+        The check holds for rows that were not evaluated too: the pipeline computes with what it was
+        handed. Raises ValueError for a formula that cannot be replaced.
+        """
+        form = self.form
+        same = [a.key for a in self._answers] == [a.key for a in self._expected]
+        if form is not None and same and form.settled:
+            error = form.residual(form.blocks(values, output), output)
+            if error <= tolerance(output, *values):
+                return form
+        try:
+            found = solve(output, x, values, type(self.pipe).__name__)
+        except Unsolved as error:
+            raise ValueError(
+                f"sampler.guide cannot replace the guidance of {type(self.pipe).__name__}: {error}."
+            ) from None
+        known = form is not None and same and form.settled and found.settled
+        if form is not None and known and found.roles != form.roles:
+            raise ValueError(
+                f"{type(self.pipe).__name__} guides by another formula in step {self._index} than "
+                "before, with the same calls; sampler.guide cannot serve it."
+            )
+        self._look_at(found)
+        return found
+
+    def _look_at(self, form: Form) -> None:
+        if "uncond" not in form.roles and self._index == 0 and self._wants_uncond():
+            raise ValueError(self._off())
+        if form.token is not None and not getattr(self.rule, "match_norm", None):
+            if not self._warned:
+                log.warning(
+                    "%s sets the norm of every token after guiding; the rule's result replaces "
+                    "that, unless it has match_norm = [-1].",
+                    type(self.pipe).__name__,
+                )
+            self._warned = True
+
+    def _wants_uncond(self) -> bool:
+        return bool(self.rule.needs - {"cond"})
+
+    def _off(self) -> str:
+        parameters = inspect.signature(type(self.pipe).__call__).parameters
+        switch = "guidance_scale > 1"
+        if "true_cfg_scale" in parameters:
+            switch = "a negative prompt and true_cfg_scale > 1"
+        return (
+            f"This call of {type(self.pipe).__name__} evaluates one branch, and guidance "
+            f"{self.rule.name!r} needs an unconditional one: inside sampler.guide the pipeline's "
+            f"own guidance must be on, with any value: call it with {switch}; use 'none' where it "
+            "has no unconditional branch."
+        )
+
+    def _network_names(self) -> str:
+        names = [n for n, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)]
+        own = [n for n in names if any(getattr(self.pipe, n) is one for one in self.networks)]
+        return " or ".join(own or [n for n in names if n.startswith(("unet", "transformer"))])
+
+    def _branches(self, x: Tensor, timestep: Any) -> tuple[Mapping[str, Branch], Tensor]:
+        """The plan of this step, and the x that it holds for.
+
+        A plan that was made before the network was called saw the result of the last step, which
+        the pipeline may have changed since (inpainting). Raises ValueError for a step that is not
+        the next one of the run.
+        """
+        branches = self._plan(x, timestep)
+        assert self._planned is not None
+        seen, span, _ = self._planned
+        if abs(_number(timestep) - span.now.t) > 1e-3 * max(1.0, abs(span.now.t)):
+            raise ValueError(
+                f"{type(self.pipe).__name__} took a step at timestep {_number(timestep):g}, and "
+                f"the next one of its scheduler is {span.now.t:g}; sampler.guide cannot serve it."
+            )
+        if seen is x or torch.equal(seen, x):
+            return branches, x
+        again = self.rule.plan(x, span, Cond("cond", "uncond"), self._state)
+        pairs = [(branches.get(k), again.get(k)) for k in {*branches, *again}]
+        same = all(torch.equal(_mask(a, len(x)), _mask(b, len(x))) for a, b in pairs)
+        return branches, x if same else seen
+
+    def _plan(self, x: Tensor, timestep: Any = None) -> Mapping[str, Branch]:
+        """Plan this step once."""
+        if self._planned is None:
+            span = self.span(x, self._time_ahead() if timestep is None else timestep)
+            branches = self.rule.plan(x, span, Cond("cond", "uncond"), self._state)
+            self._planned = x, span, branches
+        return self._planned[2]
+
+    def _time_ahead(self) -> float:
+        times = self.pipe.scheduler.timesteps
+        return float(times[min(self._position + self._index, len(times) - 1)])
 
     def span(self, x: Tensor, timestep: Any) -> Span:
-        """Locate this evaluation in the run; the first one of a run resets the rule's state.
-
-        A run is recognised by its timesteps: `set_timesteps` creates a new tensor.
-        """
-        times = self.pipe.scheduler.timesteps
-        t = float(torch.as_tensor(timestep).flatten()[0]) / self.unit
-        t = self.schedule.train_steps - t if self.layout.backwards else t
-        if times is not self._times or len(self.nfe) != x.shape[0]:
-            self._times, self._state, self._index = times, self.rule.start(Cond()), 0
-            self.nfe, self._variances = [0] * x.shape[0], None
+        """Locate this step in the run: by position, since rounded timesteps may repeat."""
+        times, t = self.pipe.scheduler.timesteps, _number(timestep)
+        if self._index == 0:
             self._position = position_of(times, t)  # later than 0 for image-to-image
         position = min(self._position + self._index, len(times) - 1)
         now, after = self._level(position), self._level(position + 1)
         return Span(self._index, now, after, len(times) - self._position)
 
     def _level(self, position: int) -> Level:
-        """Level of a step of the scheduler; by position, since rounded timesteps may repeat."""
         times, sigmas = self.pipe.scheduler.timesteps, getattr(self.pipe.scheduler, "sigmas", ())
         t = float(times[position]) if position < len(times) else 0
         sigma = float(sigmas[position]) if len(sigmas) == len(times) + 1 else math.nan
+        if self.schedule.process == "edm":
+            return Level(t, 1.0, sigma)
         if not math.isnan(sigma):
             return self.schedule.level_of(t, sigma)
         return self.schedule.level(t) if position < len(times) else Level(0, 1.0, 0.0)
 
-    def plan(self, x: Tensor, span: Span) -> Mapping[str, Branch]:
-        return self.rule.plan(x, span, Cond("cond", "uncond"), self._state)
+    def _count(self, form: Form) -> None:
+        """Add the evaluated rows of this step to `nfe`."""
+        for answer, count in zip(self._answers, form.used, strict=True):
+            for rows in answer.evaluated.view(count, -1) if count else ():
+                for row in rows.nonzero()[:, 0].tolist():
+                    self.nfe[row] += 1
 
-    def combine(self, x: Tensor, span: Span, outs: Mapping[str, Tensor]) -> Tensor:
+    def _outputs(
+        self, form: Form, blocks: Sequence[Tensor], branches: Mapping[str, Branch]
+    ) -> dict[str, Tensor]:
+        """Planned predictions by branch; rows as `Branch` says where a plan leaves some out."""
+        by_role = {role: form.sign * b for role, b in zip(form.roles, blocks, strict=True)}
+        outs: dict[str, Tensor] = {}
+        for name in sorted(branches):  # "cond" first: it fills the rows that others leave out
+            rows, value = branches[name].rows, by_role.get(name, by_role["cond"])
+            if rows is not None and not rows.any():
+                continue
+            if rows is not None and not rows.all():
+                shape = (-1, *(1,) * (value.ndim - 1))
+                rest = torch.zeros_like(value) if name == "cond" else outs.get("cond")
+                rest = torch.zeros_like(value) if rest is None else rest
+                value = torch.where(rows.to(value.device).view(shape), value, rest)
+            outs[name] = value
+        return outs
+
+    def _combine(self, x: Tensor, x_planned: Tensor, outs: Mapping[str, Tensor]) -> Tensor:
         """Guided output in the network's own parametrisation; advances the rule's state."""
-        kind = self.schedule.prediction
+        assert self._planned is not None
+        span, kind, edm = self._planned[1], self.schedule.prediction, self.schedule.process == "edm"
         x = x.float()
-        preds = {k: Prediction.of(kind, x, self.sign * out, span.now) for k, out in outs.items()}
-        pred, state = self.rule.combine(x, preds, span, self._state)
-        guided, self._state = settle((in_space(pred, kind), state))
-        self._index += 1
-        return self.sign * guided
-
-    def count(self, rows: Tensor) -> None:
-        for row in rows.tolist():
-            self.nfe[row] += 1
+        make = self.schedule.predict if edm else partial(Prediction.of, kind)
+        preds = {k: make(x, out, span.now) for k, out in outs.items()}
+        pred, state = self.rule.combine(x_planned.float(), preds, span, self._state)
+        value = self.schedule.output_of(x, pred, span.now) if edm else in_space(pred, kind)
+        guided, self._state = settle((Lin.of(value), state))
+        return guided
 
 
-class BatchedCalls(GuidedCalls):
-    """One call per step on both halves.
-
-    A network with learned variances has more output channels than x. They are passed through; on a
-    step without a call, those of the last call are repeated.
-    """
-
-    def guided(self, call: Call, args: Any, kwargs: Any) -> Any:
-        given, timestep = inputs(args, kwargs)
-        both: Tensor = torch.stack(given) if isinstance(given, list) else given
-        refuse(self.pipe, kwargs, both)
-        batch = both.shape[0] // 2
-        x = both[:batch]
-        span = self.span(x, timestep)
-        outs, raw = self._evaluated(x, span, call, args, kwargs)
-        guided = self.combine(x, span, {k: v[:, : x.shape[1]] for k, v in outs.items()})
-        like = next(iter(outs.values()), x)
-        if outs:
-            self._variances = like[:, x.shape[1] :]
-        rest = () if self._variances is None else (self._variances,)
-        guided = torch.cat([guided.to(like.dtype), *rest], 1)
-        twice = torch.cat([guided, guided])
-        return (list(twice),) if isinstance(given, list) else wrapped(twice, raw)
-
-    def _evaluated(
-        self, x: Tensor, span: Span, call: Call, args: Any, kwargs: Any
-    ) -> tuple[dict[str, Tensor], Any]:
-        """Return the planned outputs {branch: [B, ...]} and the raw output of the network."""
-        batch = x.shape[0]
-        planned = self.plan(x, span)
-        index = {k: index_of(branch.rows, batch) for k, branch in planned.items()}
-        if not any(len(rows) for rows in index.values()):
-            return {}, None
-        first = {"uncond": 0, "cond": batch}
-        if self.layout.order == "cond first":
-            first = {"cond": 0, "uncond": batch}
-        names = sorted((k for k in index if len(index[k])), key=lambda name: first[name])
-        for name in names:
-            self.count(index[name])
-        rows = torch.cat([index[k] + first[k] for k in names])
-        raw = call_on_rows(call, rows, 2 * batch, args, kwargs)
-        parts = tensor_of(raw).split([len(index[k]) for k in names])
-        outs = dict(zip(names, parts, strict=True))
-        for name in sorted(names):  # "cond" first: it fills the rows that others leave out
-            base = None if name == "cond" else outs.get("cond")
-            outs[name] = filled(outs[name], index[name], batch, base)
-        return outs, raw
+def _number(timestep: Any) -> float:
+    return float(torch.as_tensor(timestep).flatten()[0])
 
 
-class _Pending(NamedTuple):
-    """Conditional call whose unconditional counterpart has not come yet."""
-
-    timestep: float
-    span: Span
-    branches: Mapping[str, Branch]
-    cond: Tensor
-
-
-class SequentialCalls(GuidedCalls):
-    """A call for cond, then one for uncond at every step, as with true_cfg_scale > 1."""
-
-    _pending: _Pending | None = None
-
-    def guided(self, call: Call, args: Any, kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise ValueError("sampler.guide writes in place here; call the pipeline as usual.")
-        x, timestep = inputs(args, kwargs)
-        t = float(torch.as_tensor(timestep).flatten()[0])
-        if self._pending is None:
-            return self._first(x, t, call, args, kwargs)
-        if self._pending.timestep != t or self._times is not self.pipe.scheduler.timesteps:
-            self.finish()
-        pending, self._pending = self._pending, None
-        return self._second(pending, x, call, args, kwargs)
-
-    def reset(self) -> None:
-        super().reset()
-        self._pending = None
-
-    def finish(self) -> None:
-        if self._pending is not None:
-            raise ValueError(f"{GUIDANCE_OFF_HINT} {self.layout.switch}.")
-
-    def _first(self, x: Tensor, t: float, call: Call, args: Any, kwargs: Any) -> Any:
-        span = self.span(x, t)
-        branches = self.plan(x, span)
-        rows = index_of(branches.get("cond", _NO_ROWS).rows, x.shape[0])
-        if len(rows):
-            raw = self._counted(call, rows, x.shape[0], args, kwargs)
-            cond = filled(tensor_of(raw), rows, x.shape[0], None)
-        else:
-            branches = {name: branch for name, branch in branches.items() if name != "cond"}
-            cond, raw = torch.zeros_like(x), None
-        self._pending = _Pending(t, span, branches, cond)
-        return wrapped(cond, raw)
-
-    def _second(self, pending: _Pending, x: Tensor, call: Call, args: Any, kwargs: Any) -> Any:
-        _, span, branches, cond = pending
-        outs = {"cond": cond} if "cond" in branches else {}
-        raw: Any = None
-        rows = index_of(branches.get("uncond", _NO_ROWS).rows, x.shape[0])
-        if len(rows):
-            raw = self._counted(call, rows, x.shape[0], args, kwargs)
-            outs["uncond"] = filled(tensor_of(raw), rows, x.shape[0], outs.get("cond"))
-        guided = self.combine(x, span, outs).to(cond.dtype)
-        cond.copy_(guided)
-        return wrapped(guided, raw)
-
-    def _counted(self, call: Call, rows: Tensor, batch: int, args: Any, kwargs: Any) -> Any:
-        self.count(rows)
-        return call_on_rows(call, rows, batch, args, kwargs)
+def _mask(branch: Branch | None, batch: int) -> Tensor:
+    """Rows [B] that a branch evaluates, on the CPU."""
+    if branch is None:
+        return torch.zeros(batch, dtype=torch.bool)
+    return torch.ones(batch, dtype=torch.bool) if branch.rows is None else branch.rows.cpu()

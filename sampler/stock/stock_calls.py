@@ -1,72 +1,90 @@
-"""Inputs and outputs of a stock pipeline's network call, and the calls that are not supported."""
+"""Arguments of a stock pipeline's calls, and the settings that a rule cannot replace."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from sampler_kernels import map_tree
 from torch import Tensor
 
-GUIDANCE_OFF_HINT = (
-    "Inside sampler.guide the pipeline's own guidance must be on, with any value: call it with"
-)
+# Names under which denoising networks take the time.
+TIME = frozenset({"timestep", "timesteps", "timestep_ratio", "t", "time", "sigma", "noise_labels"})
+SAMPLE = ("hidden_states", "sample", "x", "latents")
+_BY_ROW = ("diffusers.models.", "diffusers.loaders.")
 
 
-def refuse(pipe: Any, kwargs: Mapping[str, Any], both: Tensor) -> None:
-    """Raise ValueError for a call with more than a conditional and an unconditional half."""
-    if kwargs.get("skip_layers") is not None or getattr(pipe, "skip_guidance_layers", None):
+def denoisers(pipe: Any) -> list[Any]:
+    """Components of a pipeline that are called with a time."""
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    return [part for part in parts if TIME & set(_parameters(part))]
+
+
+def _parameters(network: Any) -> list[str]:
+    inner = getattr(network, "_orig_mod", network)  # of torch.compile
+    try:
+        return list(inspect.signature(type(inner).forward).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def refuse_call(kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError for arguments of a pipeline call that use the branches in other ways."""
+    if kwargs.get("skip_guidance_layers") is not None:
         raise ValueError(
             "sampler.guide cannot serve skip-layer guidance, which uses the conditional half again."
         )
+    if kwargs.get("guess_mode"):
+        raise ValueError(
+            "sampler.guide cannot serve guess_mode, where only the conditional branch sees the "
+            "ControlNet; call the pipeline without it."
+        )
+
+
+def refuse_settings(pipe: Any) -> None:
+    """Raise ValueError for settings of a pipeline that rescale the guided output."""
     if getattr(pipe, "guidance_rescale", 0.0):
         raise ValueError(
             "Inside sampler.guide set rescale in the rule, not guidance_rescale in the call."
         )
-    half = both.shape[0] // 2
     if getattr(pipe, "_cfg_normalization", False) or getattr(pipe, "_cfg_truncation", 1.0) != 1.0:
         raise ValueError(
             "Inside sampler.guide set norms and windows in the rule, not cfg_normalization or "
             "cfg_truncation in the call."
         )
-    guided = getattr(pipe, "do_classifier_free_guidance", None)
-    if guided is None:  # DiT, PixArt: with guidance both halves hold the same sample
-        guided = both.shape[0] % 2 == 0 and torch.equal(both[:half], both[half:])
-    if not guided or both.shape[0] % 2:
-        raise ValueError(GUIDANCE_OFF_HINT + " guidance_scale > 1.")
 
 
-def inputs(args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
-    """Return (sample, timestep) of a network call."""
-    sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
-    timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-    return sample, timestep  # pyright: ignore[reportReturnType]
+def guidance_is_off(pipe: Any) -> bool:
+    """Whether a pipeline says that its guidance is off; many do not tell."""
+    return getattr(pipe, "do_classifier_free_guidance", None) is False
 
 
-def tensor_of(raw: Any) -> Tensor:
-    """Unwrap the network's output to one tensor."""
-    value = raw[0] if isinstance(raw, tuple) else raw.sample
-    return torch.stack(value) if isinstance(value, list) else value
+def couples_rows(network: Any) -> bool:
+    """Whether attention processors of a network may look at other rows of its batch.
 
-
-def wrapped(value: Tensor, raw: Any) -> Any:
-    """Wrap a value as the network wraps its output.
-
-    Where it was not called (None) the wrapper has both `.sample` and `[0]`.
+    Those of perturbed attention and of pipelines split the batch into its branches; a processor
+    that diffusers does not ship may do the same.
     """
-    if isinstance(raw, tuple):
-        return (value,)
-    return (Transformer2DModelOutput if raw is None else type(raw))(sample=value)
+    processors = getattr(network, "attn_processors", None) or {}
+    kinds = {type(processor) for processor in processors.values()}
+    return any("PAG" in k.__name__ or not k.__module__.startswith(_BY_ROW) for k in kinds)
+
+
+def sample_of(args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """The noisy sample that a network is called on, a tensor or a list of tensors."""
+    if args:
+        return args[0]
+    named = (kwargs[name] for name in SAMPLE if name in kwargs)
+    tensors = (v for v in kwargs.values() if isinstance(v, Tensor) and v.ndim > 1)
+    return next(named, None) if any(n in kwargs for n in SAMPLE) else next(tensors, None)
 
 
 def call_on_rows(
     call: Callable[..., Any], rows: Tensor, batch: int, args: Any, kwargs: Mapping[str, Any]
 ) -> Any:
     """Call the network on some rows of its batch; other arguments are passed unchanged."""
-    if len(rows) == batch:
-        return call(*args, **kwargs)
 
     def cut(leaf: Any) -> Any:
         batched = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch
@@ -78,19 +96,6 @@ def call_on_rows(
         return map_tree(cut, value)
 
     return call(*map(part, args), **{name: part(value) for name, value in kwargs.items()})
-
-
-def index_of(rows: Tensor | None, batch: int) -> Tensor:
-    """Indices of the rows that a rule evaluates, on the CPU."""
-    return torch.arange(batch) if rows is None else rows.nonzero()[:, 0]
-
-
-def filled(out: Tensor, rows: Tensor, batch: int, cond: Tensor | None) -> Tensor:
-    """Expand an output for some rows to [B, ...]; the others are those of `cond`, or 0."""
-    if len(rows) == batch:
-        return out
-    base = out.new_zeros((batch, *out.shape[1:])) if cond is None else cond
-    return base.index_copy(0, rows.to(out.device), out)
 
 
 def position_of(times: Tensor, timestep: float) -> int:

@@ -224,8 +224,8 @@ def test_a_drop_in_of_other_levels_is_refused_in_flow_pipelines(family):
 def test_a_rule_in_the_hook_is_the_rule_in_the_engine(family):
     pipe = family.build()
     if reason := family.refused.get("hook"):
-        with pytest.raises(sampler.SamplerError, match=reason), sampler.guide(pipe, APG):
-            pass
+        with pytest.raises(ValueError, match=reason), sampler.guide(pipe, APG):
+            family.stock(pipe, copied=False)
         return
     engine = family.engine(pipe)
     wanted = family.compared(family.ours(engine, guidance=APG), engine)
@@ -237,7 +237,8 @@ def test_a_rule_in_the_hook_is_the_rule_in_the_engine(family):
     assert relative(plain, wanted) > 1e-4
     with sampler.guide(pipe, {"name": "cfg", "scale": 3.0, "window": [0, 2]}) as calls:
         family.stock(pipe, 7.7, copied=False)
-    assert calls.nfe == [family.steps + 2] * 2
+    again = family.name == "Wan with two networks"  # the first step of each is evaluated in full
+    assert calls.nfe == [family.steps + 2 + again] * 2
     assert relative(family.stock(pipe), plain) == 0  # nothing is left behind
 
 
