@@ -164,12 +164,12 @@ def _rows() -> tuple[str, str, str]:
         for p in wanted
         if (r := found.get(p))
     ]
-    head = ["rule", "rows per image", "saved", "accuracy", "Fréchet distance", "SSIM to cfg 3"]
+    head = ["rule", "NFE per image", "saved", "accuracy", "Fréchet distance", "SSIM to cfg 3"]
     text = (
-        "Network rows per image of 20 steps on the bundled model, counted, and what becomes of the "
+        "NFE per image of 20 steps on the bundled model, counted, and the quality of the "
         "images (docs/guidance.md names the points).\n\n" + table(head, body)
     )
-    return "Rows saved", "python -m scripts.study.guidance", text
+    return "Evaluations saved", "python -m scripts.study.guidance", text
 
 
 def _kernels() -> tuple[str, str, str]:

@@ -70,7 +70,7 @@ def compare(folder: Path, label: str, guidance: Any, wanted: str) -> Iterator[Ro
     yield "the network alone, ms per image: stock, ours", f"{alone[0]:.0f}, {alone[1]:.0f}", ""
     rest = [(sum(s) / PROMPTS) * 1000 - a for s, a in zip((stock, ours), alone, strict=True)]
     yield "everything else, ms per image: stock, ours", f"{rest[0]:.0f}, {rest[1]:.0f}", ""
-    yield "denoiser rows per image: stock, ours", f"{2 * STEPS}, {rows / PROMPTS:.1f}", ""
+    yield "NFE per image: stock, ours", f"{2 * STEPS}, {rows / PROMPTS:.1f}", ""
     made = [sorted((folder / "stock").glob("*.png")), sorted(folder.glob("*/images/*.png"))]
     made[1] = [path for path in made[1] if "warm" not in path.parts[-3]]
     right = [_recognised(paths, asked) for paths in made]
@@ -94,7 +94,7 @@ def network(folder: Path) -> Iterator[Row]:
                     taken = (time.perf_counter() - began) / rows * 1000
                     best[rows] = min(taken, best.get(rows, taken))
     for rows, taken in best.items():
-        yield f"network alone, {rows} rows together, ms per row, best", f"{taken:.2f}", ""
+        yield f"network alone, batch of {rows}, ms per sample, best", f"{taken:.2f}", ""
 
 
 class _Clock:

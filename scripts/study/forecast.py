@@ -76,7 +76,7 @@ POINTS = (
     Point("cfg, 20 steps", CFG),
     Point("forecast 0.016", ours()),
     Point("forecast 0.024", ours(tolerance=0.024)),
-    Point("forecast, policy of 20 rows", ours(policy=POLICY)),
+    Point("forecast, policy of 20 evaluations", ours(policy=POLICY)),
     Point("forecast, window", ours(when="window")),
     Point("cfg, 11 steps", CFG, 11),
     Point("cfg, 11 steps of dpmpp_2m", CFG, 11, "dpmpp_2m"),
@@ -149,7 +149,7 @@ def report(out: Out, docs: Annotated[Path, typer.Option(help="Where it goes.")] 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """The lines of the table in docs/howto/half_the_calls.md: means of the seeds, least SSIM."""
     lines = [
-        "| setting | rows | SSIM | worst image | accuracy | CPU s |",
+        "| setting | NFE | SSIM | worst image | accuracy | CPU s |",
         "|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(row["point"] for row in rows):

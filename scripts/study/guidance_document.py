@@ -46,7 +46,7 @@ def write_document(path: Path, folder: Path) -> None:
 
 def _table(rows: list[dict[str, Any]], study: str) -> str:
     lines = [
-        "| rule | images | rows | accuracy | Fréchet | SSIM to CFG 3 | saturation | clipped |",
+        "| rule | images | NFE | accuracy | Fréchet | SSIM to CFG 3 | saturation | clipped |",
         "|---|---|---|---|---|---|---|---|",
     ]
     extra = {"b": ("cfg 3", "none"), "c": ("cfg 3",)}.get(study, ())
@@ -124,12 +124,12 @@ def _saving(rows: Mapping[str, Row]) -> Iterator[tuple[str, bool, str]]:
         share = row["rows"] / full["rows"]
         close = row["accuracy"] >= full["accuracy"] - 0.01
         reached = share <= most and row["ssim"] >= ssim and (close or not accurate)
-        aim = f"{label}: ≤ {most:.2f} of the rows"
+        aim = f"{label}: ≤ {most:.2f} of the evaluations"
         aim += f", SSIM ≥ {ssim}" if ssim else ""
         aim += ", accuracy within 1 point" if accurate else ""
         found = (
-            f"{share:.3f} of the rows, SSIM {row['ssim']:.3f}, accuracy {row['accuracy']:.3f} "
-            f"(full CFG {full['accuracy']:.3f})"
+            f"{share:.3f} of the evaluations, SSIM {row['ssim']:.3f}, "
+            f"accuracy {row['accuracy']:.3f} (full CFG {full['accuracy']:.3f})"
         )
         yield aim, reached, found
     fitted, held = rows["linear_ag"], rows["held at the same steps"]
@@ -158,9 +158,9 @@ def _quality(rows: Mapping[str, Row], real: float) -> Iterator[tuple[str, bool, 
     for strength in (2, 4):
         gfcg = rows[f"gfcg {strength}"]
         yield (
-            f"GFCG, strength {strength}: higher accuracy than CFG at equal rows",
+            f"GFCG, strength {strength}: higher accuracy than CFG at equal NFE",
             gfcg["accuracy"] > cfg["accuracy"] and gfcg["rows"] <= cfg["rows"] + 0.05,
-            f"{gfcg['accuracy']:.3f} at {gfcg['rows']:.1f} rows against {cfg['accuracy']:.3f} at "
+            f"{gfcg['accuracy']:.3f} at {gfcg['rows']:.1f} NFE against {cfg['accuracy']:.3f} at "
             f"{cfg['rows']:.1f} (CFG in the same interval)",
         )
 

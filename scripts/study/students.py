@@ -143,7 +143,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 def table() -> str:
     """Students by divergence with the spread over seeds, then the baselines."""
     rows = read()
-    heads = ["", "rows", "concept", "background", "Fréchet", "recall", "coverage", "CPU ms"]
+    heads = ["", "NFE", "concept", "background", "Fréchet", "recall", "coverage", "CPU ms"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     students = [row for row in rows if row["seed"]]
     for f in dict.fromkeys(row["f"] for row in students):
