@@ -119,7 +119,7 @@ def replaced(raw: Any, value: Tensor) -> Any:
 
 
 def is_single(raw: Any) -> bool:
-    """Whether an answer holds one value for every row and nothing else that has rows."""
+    """Return True if an answer holds one value for every row and nothing else that has rows."""
     values = list(raw.values()) if hasattr(raw, "values") else raw
     if isinstance(raw, Tensor):
         return True

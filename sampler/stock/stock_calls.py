@@ -57,12 +57,12 @@ def refuse_settings(pipe: Any) -> None:
 
 
 def guidance_is_off(pipe: Any) -> bool:
-    """Whether a pipeline says that its guidance is off; many do not tell."""
+    """Return True if a pipeline says that its guidance is off; many do not tell."""
     return getattr(pipe, "do_classifier_free_guidance", None) is False
 
 
 def couples_rows(network: Any) -> bool:
-    """Whether attention processors of a network may look at other rows of its batch.
+    """Return True if attention processors of a network may look at other rows of its batch.
 
     Those of perturbed attention and of pipelines split the batch into its branches; a processor
     that diffusers does not ship may do the same.
