@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -81,12 +82,17 @@ def generate(source: Source, options: RunOptions, report: Report) -> None:
         if count := len(planned.plan.duplicates):
             images = "1 image is" if count == 1 else f"{count} images are"
             report.note(f"{images} equal to earlier ones and made once (--no-dedupe repeats them).")
-        folder = where or str(default_folder(planned.first.prompt, planned.plan.hash))
+        folder = where or str(_default_folder(planned))
         location = replace(location, where=unused(folder) if options.new else folder)
     check_writable(location.where)
     with stop_on_signals(report.note) as stop, open_locked(location) as store:
         run = wait_for_plan(store) if planned is None else start(store, planned)
         finish(run, location, config, options, report, stop, load)
+
+
+def _default_folder(planned: PlannedRun) -> Path:
+    output = asdict(planned.output)
+    return default_folder(planned.first.prompt, planned.plan.hash, output=output)
 
 
 def _defaults(engine: Engine) -> dict[str, Any]:

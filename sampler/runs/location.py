@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sampler.core import durable
 from sampler.core.errors import RunFolderError, SamplerError, StorageError, UsageError
@@ -49,11 +51,35 @@ def location_for(where: str | Path, executor: str = "local", fsync: bool = True)
     return RunLocation(str(where), rank, world, group, fsync)
 
 
-def default_folder(prompt: str, plan_hash: str, root: Path = DEFAULT_ROOT) -> Path:
-    """Folder of a plan below `root`: the existing one, or a new name from date, prompt and hash."""
+def default_folder(
+    prompt: str,
+    plan_hash: str,
+    root: Path = DEFAULT_ROOT,
+    output: Mapping[str, Any] | None = None,
+) -> Path:
+    """Folder of a plan below `root`: the existing one, or a new one named by date, prompt and hash.
+
+    Names hold 16 bits of the hash, so an existing folder is taken only if its run.json has the
+    whole hash and the same output options (`output`, None for any), or if it has none yet.
+    """
     name = f"{slug(prompt, 24)}-{plan_hash[:4]}"
-    found = sorted(root.glob(f"*-{name}"))
-    return found[-1] if found else root / f"{datetime.date.today().isoformat()}-{name}"
+    found = {folder: _facts(folder) for folder in sorted(root.glob(f"*-{name}*"), reverse=True)}
+    for folder, facts in found.items():
+        if facts and facts.get("plan") == plan_hash and output in (None, facts.get("output")):
+            return folder
+    new = Path(unused(root / f"{datetime.date.today().isoformat()}-{name}"))
+    return next((folder for folder, facts in found.items() if facts is None), new)
+
+
+def _facts(folder: Path) -> dict[str, Any] | None:
+    """Content of run.json; None if there is no such file yet, {} for one that is damaged."""
+    try:
+        facts = json.loads((folder / RUN).read_bytes())
+        return facts if isinstance(facts, dict) else {}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
 
 
 def unused(folder: str | Path) -> str:

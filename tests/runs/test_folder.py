@@ -6,14 +6,17 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 
+from sampler.cli import main
 from sampler.core import durable
 from sampler.core.errors import SamplerError
 from sampler.runs import journal
 from sampler.runs.folder import OutputOptions, RunFolder
 from sampler.runs.jobs import Model
+from sampler.runs.location import default_folder
 from sampler.runs.lock import Lock
 from sampler.runs.names import check_template, image_name, slug
 from sampler.runs.store import open_store
@@ -37,6 +40,31 @@ def again(run, **options):
     made = engine()
     _, tally = make(run.store.root, TABLE, made, work_options=WorkOptions(**options))
     return tally.done, made.pipeline.batches
+
+
+def test_default_folders_of_plans_with_the_same_name_are_two(tmp_path):
+    """Names hold 16 bits of the plan: seeds 78 and 391 of "a fox" once ended in one folder."""
+    first = default_folder("a fox", "3f9a" + "0" * 60, tmp_path)
+    make(first, TABLE)
+    facts = json.loads((first / "run.json").read_text())
+    own, other = facts["plan"], facts["plan"][:4] + "0" * 60
+    here = first.rename(tmp_path / f"2026-01-31-a-fox-{own[:4]}")
+    output = asdict(OutputOptions())
+    assert default_folder("a fox", own, tmp_path, output) == here
+    assert default_folder("a fox", own, tmp_path, {**output, "metadata": "none"}) != here
+    for _ in range(2):
+        second = default_folder("a fox", other, tmp_path)
+        assert second != here and second.name.endswith(f"a-fox-{own[:4]}")
+        second.mkdir(exist_ok=True)  # planned, or about to be
+    (second / "run.json").write_text("{")
+    assert default_folder("a fox", other, tmp_path).name == f"{second.name}-2"
+
+
+def test_the_same_prompt_with_other_output_is_made_in_another_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = ["generate", "a fox", "--steps", "1", "-q"]
+    assert main(line) == main([*line, "--metadata", "none"]) == main(line) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 def test_a_finished_run_is_not_computed_again(done):
