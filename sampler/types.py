@@ -136,7 +136,10 @@ class Prediction:
         if self.kind == "x0":
             if isinstance(s, float) and s == 0.0:
                 raise ValueError("At sigma = 0 an x0-prediction has no eps: x holds no noise.")
-            return (self.x - a * self.out) / s
+            if isinstance(s, float):
+                return (self.x - a * self.out) / s
+            # Samples that are finished have no noise left: 0, where the formula divides 0 by 0.
+            return (self.x - a * self.out) * ((s != 0) / s.where(s != 0, s + 1))
         if self.kind == "v":
             return _over(a * self.out + s * self.x, a * a + s * s)
         return _over(self.x + a * self.out, a + s)
@@ -250,6 +253,8 @@ class Sampler(Protocol):
     def convergence(self) -> float | None: ...
     @property
     def stochastic(self) -> bool: ...
+    @property
+    def evaluations(self) -> int: ...
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]: ...
     def start(self, x: Tensor, level: Level) -> tuple[Any, Any]: ...
     def step(self, x: Tensor, pred: Prediction, span: Span, state: Any) -> Move: ...
@@ -284,6 +289,11 @@ class SamplerBase:
     def convergence(self) -> float | None:
         """Order of convergence to the exact ODE on equal steps in u (tested); None without one."""
         return 1.0
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations per step, each of which is a step of the grid that `levels` returns."""
+        return 1
 
     @property
     def stochastic(self) -> bool:

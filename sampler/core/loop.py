@@ -15,6 +15,7 @@ from sampler import registry
 from sampler.core.adapter import PipelineAdapter
 from sampler.core.errors import UsageError
 from sampler.core.noise import Noise
+from sampler.core.rows import has_levels_of_rows, moves_of_rows, step_rows
 from sampler.registry.constraints import as_int
 from sampler.types import (
     Cond,
@@ -24,6 +25,7 @@ from sampler.types import (
     Move,
     Prediction,
     Sampler,
+    SamplerBase,
     Snapshot,
     Span,
     spans,
@@ -80,13 +82,19 @@ class Loop:
         """Yield a new snapshot after every step, from `snapshot` to the end of `levels`.
 
         A run is a pure function of its first snapshot: continuing from any later one is bit-equal.
-        `levels` is the grid as the sampler walks it (`sampler.levels(grid)`).
+        `levels` is the grid as the sampler walks it (`sampler.levels(grid)`). Levels are floats, or
+        tensors [B] where each sample has its own (`sampler.core.rows`).
         """
         rule, method = self.build_guidance(guidance), self.build_sampler(sampler)
-        cond = _as_cond(cond)
-        for span in spans(tuple(levels))[snapshot.index :]:
+        cond, levels = _as_cond(cond), tuple(levels)
+        own = has_levels_of_rows(levels)
+        totals = moves_of_rows(levels, snapshot.x.shape[0]) if own else ()
+        for span in spans(levels)[snapshot.index :]:
             pred, state, nfe = self.predict(snapshot, span, cond, rule)
-            move = method.step(snapshot.x, pred, span, snapshot.sampler)
+            if own:
+                move = step_rows(method, snapshot.x, pred, span, snapshot.sampler, totals)
+            else:
+                move = method.step(snapshot.x, pred, span, snapshot.sampler)
             snapshot = apply_move(snapshot, move, state, nfe)
             yield snapshot
 
@@ -127,6 +135,10 @@ class Loop:
             raise ValueError("A run needs at least two levels, its start and its end.")
         self._check_needs(rule, _as_cond(cond))
         _check_direction(rule, method)
+        if has_levels_of_rows(levels) and type(method).finish is not SamplerBase.finish:
+            raise ValueError(
+                f"{method.name}: all samples of a run need the same levels; give them as floats."
+            )
         grid = method.levels(tuple(Level(*level) for level in levels))
         x, state = settle(method.start(x, grid[0]))
         zeros = (0,) * len(seeds)

@@ -10,7 +10,7 @@ from sampler_kernels import sqrt
 
 from sampler.registry import register
 from sampler.samplers.coordinates import euler
-from sampler.types import Move, Prediction, SamplerBase, Span
+from sampler.types import Level, Move, Prediction, SamplerBase, Span
 
 
 @register("sampler", "ddim")
@@ -46,6 +46,15 @@ class DDIM(SamplerBase):
         a, b = span.now, span.next
         if self.eta == 0:
             return Move(euler(pred, span), 0.0, state)
-        tau = self.eta**2 * (1 - (a.alpha * b.sigma / (b.alpha * a.sigma)) ** 2)
+        tau = self.eta**2 * (1 - _share(a, b) ** 2)
         mean = b.alpha * pred.x0 + b.sigma * sqrt(1 - tau) * pred.eps
         return Move(mean, b.sigma * sqrt(tau), state)
+
+
+def _share(a: Level, b: Level) -> Any:
+    """alpha·sigma' / (alpha'·sigma), and 1 for finished samples of level tensors (sigma = 0)."""
+    if isinstance(a.sigma, float):
+        return a.alpha * b.sigma / (b.alpha * a.sigma)
+    left = a.sigma != 0
+    share = a.alpha * b.sigma / (b.alpha * a.sigma.where(left, a.sigma + 1))
+    return share.where(left, share + 1)

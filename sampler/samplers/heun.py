@@ -39,11 +39,15 @@ class Heun(SamplerBase):
     def convergence(self) -> float:
         return 2.0
 
+    @property
+    def evaluations(self) -> int:
+        return 2
+
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
         doubled = [grid[0]]
         for level in grid[1:]:
             doubled += [level, level]
-        return tuple(doubled[:-1] if grid[-1].sigma == 0 else doubled)
+        return tuple(doubled[:-1] if _no_noise(grid[-1]) else doubled)
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         if state:
@@ -52,6 +56,11 @@ class Heun(SamplerBase):
         space: Space = "data" if _no_signal(span) else space_of(span)  # pyright: ignore[reportAssignmentType]
         half = Half(slope(pred, span, space), gain(span, space), space)
         return Move(euler(pred, span), 0.0, half)
+
+
+def _no_noise(level: Level) -> bool:
+    """Return True if nothing can be evaluated at a level."""
+    return bool(level.sigma == 0 if isinstance(level.sigma, float) else (level.sigma == 0).all())
 
 
 def _no_signal(span: Span) -> bool:
