@@ -1,131 +1,85 @@
-"""The part of bench_kernels.py that needs a GPU: CUDA event times, one row per case and size.
-
-Everything that only a GPU has is in `Cuda`. With `Dry` the same code runs on a CPU, on tiny sizes,
-for a test: its times mean nothing.
-"""
+"""Times of the arithmetic of a step on a GPU, one row per case and size; part of `kernels`."""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from sampler_kernels import use_backend
 
 from sampler.core.benchmark import CASES, SIZES, Case, Step, count
+from scripts.bench.meters import Meter
+from scripts.bench.tables import Task
 
 RUNS, INNER = 50, 20
 BIG = "256 Mi elements"  # bandwidth and nothing else
+SDXL = "SDXL, 1024²"
 GPU_SIZES = {**SIZES, BIG: (256, 1024, 1024)}
+COMPILED = (SDXL, BIG)  # sizes at which torch.compile is timed: 5 to 10 seconds of compiler a row
 ROTATED = 3 * 60 * 2**20  # bytes of inputs to cycle through: three times an H200's L2 cache
 
 
-class Cuda:
-    """Events, graphs and the compiler of a CUDA device."""
-
-    device = "cuda"
-
-    def microseconds(self, fn: Callable[[], Any]) -> float:
-        """Between two events around a call."""
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        fn()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) * 1e3
-
-    def captured(self, fn: Callable[[], Any]) -> Callable[[], Any]:
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            fn()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            fn()
-        return graph.replay
-
-    def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        torch.compiler.reset()
-        return torch.compile(fn, fullgraph=True)
-
-    def released(self) -> None:
-        torch.cuda.empty_cache()
-
-
-class Dry:
-    """The same on a CPU, where nothing is captured or compiled."""
-
-    device = "cpu"
-
-    def microseconds(self, fn: Callable[[], Any]) -> float:
-        begin = time.perf_counter()
-        fn()
-        return (time.perf_counter() - begin) * 1e6
-
-    def captured(self, fn: Callable[[], Any]) -> Callable[[], Any]:
-        return fn
-
-    def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        return fn
-
-    def released(self) -> None:
-        pass
-
-
-Meter = Cuda | Dry
-
-
-def gpu_rows(
-    meter: Meter | None = None,
+def gpu_tasks(
+    meter: Meter,
     sizes: Mapping[str, Sequence[int]] = GPU_SIZES,
+    cases: Sequence[Case] = CASES,
     repeats: tuple[int, int] = (RUNS, INNER),
-) -> Iterator[dict[str, Any]]:
-    """Microseconds per step; GB/s of the bytes that our launches count.
+) -> Iterator[Task]:
+    """The rows (case, size): microseconds per step; GB/s of the bytes that our launches count.
 
     repeats: medians of so many timings, of so many calls each.
     """
     for name, shape in sizes.items():
-        for case in CASES:
-            if name == BIG and case.name not in ("CFG + DDIM", "APG + DDIM"):
-                continue
-            taken = _Taken(meter or Cuda(), repeats)
-            yield taken.row(case, name, (1, *shape))
-            taken.meter.released()
+        for case in cases:
+            if name != BIG or case.name in ("CFG + DDIM", "APG + DDIM"):
+                yield (case.name, name), partial(_measured, meter, repeats, case, name, shape)
 
 
-class _Taken:
-    """The timings of one row."""
+def _measured(
+    meter: Meter, repeats: tuple[int, int], case: Case, name: str, shape: Sequence[int]
+) -> dict[str, Any]:
+    try:
+        return Timings(meter, repeats).row(case, name, (1, *shape))
+    finally:
+        meter.released()
+
+
+class Timings:
+    """Medians of timings of calls in turn."""
 
     def __init__(self, meter: Meter, repeats: tuple[int, int]) -> None:
         self.meter = meter
         self.runs, self.inner = repeats
 
     def row(self, case: Case, name: str, shape: Sequence[int]) -> dict[str, Any]:
+        """The times of one case at one size, on each side."""
         steps = self._rotation(case, shape)
         mine = count(case, "triton")
         moved = mine.bytes * steps[0].x.numel()
         with torch.no_grad(), use_backend("triton"):
-            called, again = self._called(steps), self._called(steps)
-            replayed = self._replayed(steps)
+            called, again, host = self.called(steps), self.called(steps), self.queued(steps)
+            replayed = self.replayed(steps)
         with torch.no_grad(), use_backend("reference"):
-            eager = self._called(steps)
-            compiled = self.meter.compiled(steps[0].function()[0])
-            theirs = [_bound(compiled, step) for step in steps]
-            compiled_us, compiled_graph = self._called(theirs), self._replayed(theirs)
-        stock = stock_calls(case, steps)
-        with torch.no_grad():
-            stock_us = self._called(stock) if stock else None
+            eager, eager_host = self.called(steps), self.queued(steps)
+            compiled = self._compiled(steps) if name in COMPILED else (None, None)
+            stock = stock_calls(case, steps)
+            stock_us = self.called(stock) if stock else None
+            stock_host = self.queued(stock) if stock else None
         copied = self._copy(moved)
         figures = {
             "ours": called,
             "ours again": again,
+            "ours host": host,
             "ours in a graph": replayed,
             "reference": eager,
-            "compiled reference": compiled_us,
-            "compiled reference in a graph": compiled_graph,
+            "reference host": eager_host,
+            "compiled reference": compiled[0],
+            "compiled reference in a graph": compiled[1],
             "diffusers": stock_us,
+            "diffusers host": stock_host,
             "copy of as many bytes": copied,
         }
         return {
@@ -139,34 +93,47 @@ class _Taken:
             "of copy": round(copied / replayed, 3),
         }
 
+    def called(self, fns: Sequence[Callable[[], Any]]) -> float:
+        """Microseconds of a call, launches and Python included."""
+        return self._median(self.meter.microseconds, self._in_turn(fns))
+
+    def queued(self, fns: Sequence[Callable[[], Any]]) -> float:
+        """Microseconds of the host for a call: Python and launches, without waiting."""
+        return self._median(self.meter.host_microseconds, self._in_turn(fns))
+
+    def replayed(self, fns: Sequence[Callable[[], Any]]) -> float:
+        """Microseconds of a call as one of `inner` in a replayed CUDA graph."""
+        return self._median(self.meter.microseconds, self.meter.captured(self._in_turn(fns)))
+
+    def _in_turn(self, fns: Sequence[Callable[[], Any]]) -> Callable[[], None]:
+        def many() -> None:
+            for k in range(self.inner):
+                fns[k % len(fns)]()
+
+        return many
+
+    def _median(
+        self, clock: Callable[[Callable[[], Any]], float], many: Callable[[], Any]
+    ) -> float:
+        many()
+        return statistics.median(clock(many) / self.inner for _ in range(self.runs))
+
+    def _compiled(self, steps: Sequence[Step]) -> tuple[float, float]:
+        """The reference compiled by torch.compile: called, and in a graph."""
+        fn = self.meter.compiled(steps[0].function()[0])
+        calls = [partial(fn, *step.function()[1]) for step in steps]
+        return self.called(calls), self.replayed(calls)
+
     def _rotation(self, case: Case, shape: Sequence[int]) -> list[Step]:
-        """Enough copies of a step that its inputs do not come from the L2 cache; at least three."""
+        """Copies of a step with inputs of their own: three to 64, up to ROTATED bytes together.
+
+        Latents of SD 1.5 and SDXL at batch 1 still fit into the L2 cache of an H200, where a
+        network's fresh predictions would be too.
+        """
         first = Step(case, shape, self.meter.device)
         size = first.x.numel() * 8
         copies = min(max(3, -(-ROTATED // size)), 64) if self.inner > 1 else 3
         return [first, *(Step(case, shape, self.meter.device) for _ in range(copies - 1))]
-
-    def _called(self, fns: Sequence[Callable[[], Any]]) -> float:
-        """Median microseconds of a call, launches and Python included."""
-
-        def many() -> None:
-            for k in range(self.inner):
-                fns[k % len(fns)]()
-
-        many()
-        return statistics.median(self.meter.microseconds(many) / self.inner
-                                 for _ in range(self.runs))  # fmt: skip
-
-    def _replayed(self, fns: Sequence[Callable[[], Any]]) -> float:
-        """Median microseconds of a call as one of `inner` in a replayed CUDA graph."""
-
-        def many() -> None:
-            for k in range(self.inner):
-                fns[k % len(fns)]()
-
-        replay = self.meter.captured(many)
-        return statistics.median(self.meter.microseconds(replay) / self.inner
-                                 for _ in range(self.runs))  # fmt: skip
 
     def _copy(self, moved: float) -> float:
         """Microseconds of a copy that reads and writes `moved` bytes together, in a graph."""
@@ -174,12 +141,7 @@ class _Taken:
         size = max(int(moved) // 2, 16)
         pairs = [torch.empty(2, size, dtype=torch.uint8, device=self.meter.device)
                  for _ in range(many)]  # fmt: skip
-        return self._replayed([lambda pair=pair: pair[1].copy_(pair[0]) for pair in pairs])
-
-
-def _bound(fn: Callable[..., Any], step: Step) -> Callable[[], Any]:
-    args = step.function()[1]
-    return lambda: fn(*args)
+        return self.replayed([partial(pair[1].copy_, pair[0]) for pair in pairs])
 
 
 def stock_calls(case: Case, steps: Sequence[Step]) -> list[Callable[[], Any]] | None:
@@ -204,4 +166,4 @@ def stock_calls(case: Case, steps: Sequence[Step]) -> list[Callable[[], Any]] | 
             guided = normalized_guidance(step.c, step.u, 7.5, buffer, 0.0, 15.0)
         return scheduler.step(guided, t, step.x, return_dict=False)[0]
 
-    return [lambda step=step: call(step) for step in steps]
+    return [partial(call, step) for step in steps]

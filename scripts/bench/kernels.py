@@ -1,13 +1,18 @@
 """Guidance and sampler arithmetic: correctness against float64, launches and traffic, then times.
 
-    python -m scripts.bench.kernels                 # what this machine can answer
-    python -m scripts.bench.kernels --out docs/figures
+    python -m scripts.bench.kernels                            # what this machine can answer
+    python -m scripts.bench.kernels --only gpu --sizes SDXL    # one size
+    python -m scripts.bench.kernels --only networks            # whole steps
 
-On a CPU it counts launches and bytes. On a GPU it also times our kernels (called, and replayed as a
-CUDA graph), diffusers' own formulas, torch.compile of the reference, and a device copy of as many
-bytes; inputs rotate through more than the L2 cache, and every figure is the median of at least 50
-runs. Writes kernels_counts.csv, kernels_<GPU>.csv and kernels_<GPU>_bars.csv (the targets, and
-whether they are met), each with the machine, the versions and the date.
+On a CPU it counts launches and bytes. On a GPU it also times our kernels (called, queued by the
+host, and replayed as a CUDA graph), diffusers' own formulas, torch.compile of the reference (at two
+sizes), a device copy of as many bytes, and whole steps of random networks of the sizes of SD 1.5,
+SDXL and DiT-S/2 with and without fusion. Every figure is the median of at least 30 runs.
+
+Writes kernels_counts.csv, kernels_<GPU>.csv, kernels_<GPU>_networks.csv and kernels_<GPU>_bars.csv
+(the targets, and whether they are met), each with the machine and the versions. A row is written as
+soon as it is measured; rows that are there are not measured again, and nothing is begun that does
+not fit into --seconds. So two or three calls of ten minutes measure everything.
 """
 
 from __future__ import annotations
@@ -17,35 +22,95 @@ import csv
 import datetime
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from sampler_kernels import leaves, map_tree
 
 from sampler.core.benchmark import CASES, Step, count
-from scripts.bench import gpu as bench_gpu
+from scripts.bench import gpu, gpu_networks
+from scripts.bench.meters import Cuda, Meter
+from scripts.bench.tables import Table, Task, fill
+
+PARTS = ("correct", "counts", "gpu", "networks")
+Named = TypeVar("Named")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None, meter: Meter | None = None) -> None:
+    """Measure what the options ask for. meter: a clock for a machine without a GPU, for tests."""
+    given = _parser().parse_args(arguments)
+    parts = [given.only] if given.only else PARTS
+    if meter is None and torch.cuda.is_available():
+        meter = Cuda()
+    if "correct" in parts:
+        _show("relative error against float64", list(errors()))
+    if "counts" in parts:
+        _write(given.out / "kernels_counts.csv", list(counts()))
+    if meter is None:
+        if given.only in ("gpu", "networks"):
+            raise SystemExit(f"--only {given.only} needs a CUDA device, and there is none here.")
+        return
+    sizes = _selected(gpu.GPU_SIZES, given.sizes, "--sizes")
+    cases = list(_selected({case.name: case for case in CASES}, given.cases, "--cases").values())
+    networks = {network.name: network for network in gpu_networks.NETWORKS}
+    networks = list(_selected(networks, given.networks, "--networks").values())
+    timed = _table(given.out, "", ("case", "size"))
+    whole = _table(given.out, "_networks", ("case", "network"))
+    tasks: list[tuple[Table, Iterator[Task]]] = []
+    if "gpu" in parts:
+        tasks.append((timed, gpu.gpu_tasks(meter, sizes, cases)))
+    if "networks" in parts:
+        tasks.append((whole, gpu_networks.network_tasks(meter, networks)))
+    begin = datetime.datetime.now()
+    for table, rows in tasks:
+        spent = (datetime.datetime.now() - begin).total_seconds()
+        for row in fill(table, rows, given.seconds - spent):
+            print("  ".join(f"{k}: {v}" for k, v in row.items()), flush=True)
+    if compared := list(bars(timed.rows)):
+        _write(given.out / f"kernels_{_device()}_bars.csv", compared)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--out", type=Path, default=Path("docs/figures"), help="folder for the CSVs"
     )
-    parser.add_argument("--only", choices=["correct", "counts", "gpu"], help="one part")
-    given = parser.parse_args()
-    args_out, only = given.out, given.only
-    parts = [only] if only else ["correct", "counts", "gpu"]
-    if "correct" in parts:
-        _show("relative error against float64", list(errors()))
-    if "counts" in parts:
-        _write(args_out / "kernels_counts.csv", list(counts()))
-    if "gpu" in parts and torch.cuda.is_available():
-        name = torch.cuda.get_device_name().lower().replace(" ", "-")
-        rows = list(bench_gpu.gpu_rows())
-        _write(args_out / f"kernels_{name}.csv", rows)
-        _write(args_out / f"kernels_{name}_bars.csv", list(bars(rows)))
+    parser.add_argument("--only", choices=PARTS, help="one part")
+    parser.add_argument("--sizes", nargs="+", help="latents, by a part of their names")
+    parser.add_argument("--cases", nargs="+", help="steps, by a part of their names")
+    parser.add_argument("--networks", nargs="+", help="networks, by a part of their names")
+    parser.add_argument(
+        "--seconds", type=float, default=540.0, help="begin nothing that may not end by then"
+    )
+    return parser
+
+
+def _selected(
+    found: Mapping[str, Named], wanted: Sequence[str] | None, option: str
+) -> dict[str, Named]:
+    """The entries whose names contain one of the words; all without words."""
+    if not wanted:
+        return dict(found)
+    for word in wanted:
+        if not any(word.lower() in name.lower() for name in found):
+            raise SystemExit(f"{option} {word}: no such name; there are {'; '.join(found)}.")
+    return {
+        name: value
+        for name, value in found.items()
+        if any(word.lower() in name.lower() for word in wanted)
+    }
+
+
+def _table(folder: Path, suffix: str, key: Sequence[str]) -> Table:
+    note = f"python -m scripts.bench.kernels; {', '.join(_machine())}"
+    return Table(folder / f"kernels_{_device()}{suffix}.csv", note, key)
+
+
+def _device() -> str:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return name.lower().replace(" ", "-")
 
 
 def errors() -> Iterator[dict[str, Any]]:
@@ -81,27 +146,28 @@ def counts() -> Iterator[dict[str, Any]]:
 
 
 def bars(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Compare these rows with the targets of the kernels on an H200."""
-    found = {(row["case"], row["size"]): row for row in rows}
+    """Compare these rows with the targets of the kernels on an H200; all are open before that."""
+    for row in rows:
+        for what, least, measured in _targets(row):
+            yield {
+                "case": row["case"],
+                "size": row["size"],
+                "bar": f"{what} >= {least}",
+                "measured": round(measured, 3),
+                "reached": measured >= least,
+            }
 
-    def bar(case: str, size: str, what: str, least: float, value: Callable[[Any], float]) -> Any:
-        row = found.get((case, size))
-        if row is None:
-            return None
-        reached = value(row)
-        return {"case": case, "size": size, "bar": what, "measured": round(reached, 3),
-                "reached": reached >= least}  # fmt: skip
 
-    graph, eager, sdxl = "ours in a graph µs", "diffusers µs", "SDXL, 1024²"
-    yield from filter(None, (
-        bar("CFG + DDIM", bench_gpu.BIG, "share of copy >= 0.9", 0.9, lambda r: r["of copy"]),
-        bar("APG + DDIM", bench_gpu.BIG, "share of copy >= 0.85", 0.85, lambda r: r["of copy"]),
-        bar("APG + DDIM", sdxl, "6 µs / graph replay >= 1", 1, lambda r: 6 / r[graph]),
-        bar("APG + DDIM", sdxl, "eager diffusers / ours >= 8", 8, lambda r: r[eager] / r[graph]),
-    ))  # fmt: skip
-    compiled = "compiled reference in a graph µs"
-    for case, size in found:
-        yield bar(case, size, "compiled / ours >= 0.95", 0.95, lambda r: r[compiled] / r[graph])
+def _targets(row: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
+    """(target, least value, measured value) of a row."""
+    if row["size"] == gpu.BIG:
+        yield "copy / ours", 0.9 if row["case"] == "CFG + DDIM" else 0.85, float(row["of copy"])
+    for what, least, theirs, ours in (
+        ("compiled / ours, graphs", 0.95, "compiled reference in a graph µs", "ours in a graph µs"),
+        ("diffusers / ours, host", 1.0, "diffusers host µs", "ours host µs"),
+    ):
+        if row[theirs] != "":
+            yield what, least, float(row[theirs]) / float(row[ours])
 
 
 def _double(value: Any) -> Any:
@@ -111,12 +177,17 @@ def _double(value: Any) -> Any:
 
 
 def machine() -> str:
-    """Describe the machine that a figure was made on."""
-    here = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    """Describe the machine and the day that a figure was made on."""
+    return f"{', '.join(_machine())}, {datetime.date.today()}"
+
+
+def _machine() -> list[str]:
+    """The device, the number of threads, and the versions."""
+    versions = [f"torch {torch.__version__}", f"Python {platform.python_version()}"]
     if torch.cuda.is_available():
-        versions = f"driver {_driver()}, CUDA {torch.version.cuda}, {versions}"
-    return f"{here}, {torch.get_num_threads()} threads, {versions}, {datetime.date.today()}"
+        versions = [f"driver {_driver()}", f"CUDA {torch.version.cuda}", *versions]
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return [here, f"{torch.get_num_threads()} threads", *versions]
 
 
 def _driver() -> str:
