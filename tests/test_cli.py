@@ -289,7 +289,7 @@ def test_the_environment_names_the_folder(capsys, tmp_path, monkeypatch):
         (["a", "--set", "runn.steps=3"], 2, "did you mean 'run'"),
         (["a", "--set", "steps"], 2, "a.b=value"),
         (["a", "--steps", "0"], 2, "--steps: run.steps = 0"),
-        (["a", "--steps", "1001"], 2, "less than or equal to 1000"),
+        (["a", "--steps", "1001"], 2, "must be an integer from 1 to 1000"),
         (["a", "--steps", "many"], 2, "--steps"),
         (["a", "-n", "0"], 2, "run.n = 0"),
         (["a", "--seed", "-1"], 2, "run.seed = -1"),

@@ -10,20 +10,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from annotated_types import Ge, Le, Lt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sampler import registry
 from sampler.config import yaml as strict_yaml
 from sampler.config.options import Dtype, Expand, Metadata, OnBadRow, TableFormat
 from sampler.core.errors import SamplerError, UsageError
+from sampler.registry.constraints import allowed, hints, without_none
 
 STRATEGIES = ("sampler", "guidance")
 KeyPath = strict_yaml.Path
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-Pixels = Annotated[int, Field(ge=8, le=16384)]
+Pixels = Annotated[int, Ge(8), Le(16384)]
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,12 @@ class RunConfig:
     dedupe: generate identical jobs once.
     """
 
-    steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    steps: Annotated[int, Ge(1), Le(1000)] = 20
     width: Pixels | None = None
     height: Pixels | None = None
-    n: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    n: Annotated[int, Ge(1), Le(1_000_000)] = 1
+    seed: Annotated[int, Ge(0), Lt(2**63)] | None = None
+    batch_size: Literal["auto"] | Annotated[int, Ge(1)] = "auto"
     negative_prompt: str | None = None
     dedupe: bool = True
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -100,7 +102,7 @@ class OutputConfig:
     name_template: str | None = None
     flagged: Literal["keep", "blur", "drop"] = "keep"
     fsync: bool = True
-    writer_threads: Annotated[int, Field(ge=1, le=16)] = 2
+    writer_threads: Annotated[int, Ge(1), Le(16)] = 2
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
@@ -108,10 +110,10 @@ class OutputConfig:
 class Limits:
     """Upper limits of a run."""
 
-    max_jobs: Annotated[int, Field(ge=1)] = 1_000_000
-    max_pixels: Annotated[int, Field(ge=64)] = 16_777_216
-    max_steps: Annotated[int, Field(ge=1)] = 1000
-    max_prompt_chars: Annotated[int, Field(ge=1)] = 20_000
+    max_jobs: Annotated[int, Ge(1)] = 1_000_000
+    max_pixels: Annotated[int, Ge(64)] = 16_777_216
+    max_steps: Annotated[int, Ge(1)] = 1000
+    max_prompt_chars: Annotated[int, Ge(1)] = 20_000
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
@@ -125,7 +127,7 @@ class ErrorsConfig:
     """
 
     strict: bool = False
-    max_errors: Annotated[int, Field(ge=0)] | None = None
+    max_errors: Annotated[int, Ge(0)] | None = None
     on_oom: Literal["shrink", "fail"] = "shrink"
     on_nonfinite: Literal["retry", "fail"] = "retry"
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -155,7 +157,7 @@ def checked(tree: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> Config:
     try:
         config = _adapter().validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise _first(error, sources) from None
+        raise first_problem(error, sources) from None
     for kind in STRATEGIES:
         try:
             strategy_of(config, kind)
@@ -188,18 +190,21 @@ def _adapter() -> TypeAdapter[Config]:
     return TypeAdapter(Config)
 
 
-def _first(error: ValidationError, sources: Mapping[KeyPath, str]) -> SamplerError:
-    """The first of pydantic's problems as one sentence."""
+def first_problem(
+    error: ValidationError, sources: Mapping[KeyPath, str], root: type = Config
+) -> SamplerError:
+    """The first of pydantic's problems with a configuration, as one sentence.
+
+    root: dataclass of the configuration; sources: where each key path was set.
+    """
     problem = error.errors()[0]
     path = tuple(problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
-        text = f": unknown key{registry.suggestion(str(path[-1]), _keys(path[:-1]))}"
+        text = f": unknown key{registry.suggestion(str(path[-1]), _keys(path[:-1], root))}"
     else:
         path = _known(path)
-        same = [p["msg"] for p in error.errors() if _known(tuple(p["loc"])) == path]
         shown = json.dumps(problem["input"], ensure_ascii=False)
-        limits = " or ".join(message.removeprefix("Input should ") for message in same)
-        text = f" = {shown:.60} must {limits}"
+        text = f" = {shown:.60} must be {allowed(_hint(path, root))}"
     return UsageError(f"{source_of(path, sources)}: {'.'.join(map(str, path))}{text}.")
 
 
@@ -208,11 +213,18 @@ def _known(path: KeyPath) -> KeyPath:
     return path[: 3 if path[:2] == ("prompts", "texts") else 2]
 
 
-def _keys(path: KeyPath) -> list[str]:
-    """Keys of the section at a path."""
-    section: Any = Config
+def _hint(path: KeyPath, root: type) -> Any:
+    """Type of the value at a path, without None."""
+    hint: Any = root
     for part in path:
-        section = get_type_hints(section).get(str(part))
+        hint = hints(hint)[str(part)] if is_dataclass(hint) else get_args(hint)[0]
+        hint = without_none(hint)
+    return hint
+
+
+def _keys(path: KeyPath, root: type) -> list[str]:
+    """Keys of the section at a path."""
+    section = _hint(path, root)
     return [f.name for f in fields(section)] if is_dataclass(section) else []
 
 

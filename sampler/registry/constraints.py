@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import cache, wraps
 from math import isfinite
 from typing import (
@@ -29,7 +29,7 @@ from typing import (
     get_type_hints,
 )
 
-from annotated_types import DocInfo, Ge, Gt, Le, Lt, Predicate
+from annotated_types import DocInfo, Ge, Gt, Le, Lt, MaxLen, Predicate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,10 +113,10 @@ def checked_value(cls: type, field: str, value: Any, name: str) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        allowed = _noun(hint)
+        what = allowed(hint)
         if any(problem["type"] == "finite_number" for problem in error.errors()):
-            allowed = allowed.replace("a number", "a finite number")
-        raise ValueError(f"{name}: {field} = {value!r:.60} must be {allowed}.") from None
+            what = what.replace("a number", "a finite number")
+        raise ValueError(f"{name}: {field} = {value!r:.60} must be {what}.") from None
 
 
 def as_int(value: Any, name: str) -> int:
@@ -154,6 +154,13 @@ def type_text(cls: type, field: str) -> str:
     return inspect.formatannotation(get_type_hints(cls)[field])
 
 
+def without_none(hint: Any) -> Any:
+    """The type of a value that is given, where None stands for one that is not."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    return Union[tuple(part for part in get_args(hint) if part is not type(None))]  # noqa: UP007
+
+
 def words(hint: Any) -> str:
     """Range of a type in words, "from 0 to 1 (0 is off)"; "" where every value is allowed."""
     if get_origin(hint) is Annotated:
@@ -174,29 +181,35 @@ def _bounds(constraints: Iterable[Any]) -> str:
     found = {type(c): c for c in constraints}
     low, high = found.get(Ge), found.get(Le)
     if low and high:
-        return f"from {low.ge:g} to {high.le:g}"
+        return f"from {_number(low.ge)} to {_number(high.le)}"
     texts = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
     return " and ".join(
-        f"{text} {getattr(found[kind], kind.__name__.lower()):g}"
+        f"{text} {_number(getattr(found[kind], kind.__name__.lower()))}"
         for kind, text in texts.items()
         if kind in found
-    )
+    ) + (f"at most {_number(found[MaxLen].max_length)} characters" if MaxLen in found else "")
 
 
-def _noun(hint: Any) -> str:
-    """Type and range in words."""
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else f"{value:g}"
+
+
+def allowed(hint: Any) -> str:
+    """Type and range in words, "an integer from 1 to 5"; a mapping for a dataclass."""
     if get_origin(hint) is Annotated:
-        allowed = words(hint)
+        bounds = words(hint)
         if any(isinstance(c, Predicate) for c in get_args(hint)):
-            return allowed
-        return _noun(get_args(hint)[0]) + (" of " if allowed.startswith("at ") else " ") + allowed
+            return bounds
+        return allowed(get_args(hint)[0]) + (" of " if bounds.startswith("at ") else " ") + bounds
     if get_origin(hint) is Literal:
         *others, last = map(repr, get_args(hint))
         return (
             f"one of {', '.join([*others, last])}" if others[1:] else " or ".join([*others, last])
         )
     if get_origin(hint) in (Union, types.UnionType):
-        return ", or ".join(_noun(part) for part in get_args(hint))
+        return ", or ".join(allowed(part) for part in get_args(hint))
+    if get_origin(hint) is dict or is_dataclass(hint):
+        return "a mapping (key: value)"
     if get_origin(hint) is tuple:
         kinds = [part for part in get_args(hint) if part is not ...]
         return f"a list of {_NOUNS.get(kinds[0], ('', 'values'))[1]}"

@@ -11,13 +11,15 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Le, MaxLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sampler import registry
 from sampler.config.schema import Limits
 from sampler.core.errors import SamplerError, UsageError
+from sampler.registry.constraints import allowed, hints, without_none
 from sampler.runs.jobs import canonical
 from sampler.runs.readers import RawLine
 from sampler.runs.tables import read_table
@@ -38,15 +40,15 @@ class PromptLine(BaseModel):
 
     prompt: str
     negative_prompt: str | None = None
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    n: int | None = Field(None, ge=1, le=1_000_000)
-    width: int | None = Field(None, ge=8)
-    height: int | None = Field(None, ge=8)
-    steps: int | None = Field(None, ge=1)
-    scale: float | None = Field(None, ge=0)
+    seed: Annotated[int, Ge(0), Le(MAX_SEED)] | None = None
+    n: Annotated[int, Ge(1), Le(1_000_000)] | None = None
+    width: Annotated[int, Ge(8)] | None = None
+    height: Annotated[int, Ge(8)] | None = None
+    steps: Annotated[int, Ge(1)] | None = None
+    scale: Annotated[float, Ge(0)] | None = None
     sampler: str | dict[str, Any] | None = None
     guidance: str | dict[str, Any] | None = None
-    tag: str | None = Field(None, max_length=1000)
+    tag: Annotated[str, MaxLen(1000)] | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
     fields: dict[str, Any] = Field(default_factory=dict)
 
@@ -81,9 +83,11 @@ def parse_line(raw: RawLine, limits: Limits) -> PromptLine:
         line = PromptLine.model_validate(plain, strict=not text)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        message = problem["msg"][0].lower() + problem["msg"][1:]
-        raise UsageError(f"{where}: {key:.60}: {message}.") from None
+        key = str(problem["loc"][0])
+        if problem["type"] == "missing":
+            raise UsageError(f"{where}: {key}: this is missing.") from None
+        what = allowed(without_none(hints(PromptLine)[key]))
+        raise UsageError(f"{where}: {key} = {problem['input']!r:.60} must be {what}.") from None
     for key in ("prompt", "negative_prompt", "tag"):
         _check_text(getattr(line, key), key, where, limits)
     return line

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sampler import registry
 from sampler.config.layers import Layer, merged
-from sampler.config.schema import KeyPath, ModelConfig, source_of
+from sampler.config.schema import KeyPath, ModelConfig, first_problem, source_of
 from sampler.core.errors import SamplerError, UsageError
 from sampler.training.settings import settings_from
 
@@ -73,20 +73,10 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
         sources.update(layer.sources)
     if isinstance(tree.get("trainer"), Mapping) and "name" not in tree["trainer"]:
         tree["trainer"] = {"name": Recipe.trainer, **tree["trainer"]}
-    known = [f.name for f in fields(Recipe)]
-    for key in tree:
-        if key not in known:
-            near = registry.suggestion(key, known)
-            raise UsageError(f"{source_of((key,), sources)}: unknown key {key!r}{near}.")
     try:
         recipe = TypeAdapter(Recipe).validate_json(json.dumps(tree))
     except ValidationError as error:
-        problem = error.errors()[0]
-        path = tuple(problem["loc"])[:2]
-        shown = json.dumps(problem["input"], ensure_ascii=False)
-        name = ".".join(map(str, path))
-        text = f"{name} = {shown:.60}: {problem['msg'].lower()}"
-        raise UsageError(f"{source_of(path, sources)}: {text}.") from None
+        raise first_problem(error, sources, Recipe) from None
     trainer = _checked("trainer", recipe.trainer, source_of(("trainer",), sources))
     if recipe.reward is None and trainer.needs_reward:
         known = ", ".join(registry.names("reward"))

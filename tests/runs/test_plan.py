@@ -140,7 +140,7 @@ def test_the_automatic_batch_size_goes_by_pixels_alone():
     [
         ({"prompt": "a", "stpes": 3}, "'stpes': unknown column (did you mean 'steps'?)"),
         ({"prompt": "a", "steps": 1001}, "steps: 1001"),
-        ({"prompt": "a", "steps": "3"}, "steps: input should be a valid integer"),
+        ({"prompt": "a", "steps": "3"}, "steps = '3' must be an integer of at least 1"),
         ({"prompt": "a", "scale": float("nan")}, "scale"),
         ({"prompt": "a", "scale": 3, "guidance": "none"}, "'none' has no scale"),
         ({"prompt": "a", "width": 12}, "width = 12 must be a multiple of 8"),
@@ -153,7 +153,7 @@ def test_the_automatic_batch_size_goes_by_pixels_alone():
         ({"prompt": "a", "guidance.rule.scale": 1}, "no rule"),
         ({"prompt": "a", "seed": -1}, "seed"),
         ({"prompt": "a", "meta_x": "\x1b[1m"}, "meta_x"),
-        ({}, "prompt: field required"),
+        ({}, "prompt: this is missing"),
     ],
 )
 def test_a_wrong_row_is_one_sentence_with_its_place(row, words):

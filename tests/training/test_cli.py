@@ -78,7 +78,7 @@ def test_a_terminal_gets_a_bar_with_reward_and_time_left(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("rewards: brightness\n", "a.yaml:1: unknown key 'rewards' (did you mean 'reward'?)"),
+        ("rewards: brightness\n", "a.yaml:1: rewards: unknown key (did you mean 'reward'?)"),
         (
             "reward: brightnes\n",
             "a.yaml:1: Unknown reward 'brightnes' (did you mean 'brightness'?)",

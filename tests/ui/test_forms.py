@@ -67,9 +67,14 @@ def test_what_controls_hold_becomes_a_spec_that_builds():
     ("form", "values", "sentence"),
     [
         (Form("\n  \n"), {}, "There is no prompt; write one per line."),
-        (Form("a", steps=0), {}, "--steps: run.steps = 0 must be greater than or equal to 1."),
-        (Form("a", steps=2.5), {}, "--steps: run.steps = 2.5 must be a valid integer."),
-        (Form("a", seed=-1), {}, "--seed: run.seed = -1 must be greater than or equal to 0."),
+        (Form("a", steps=0), {}, "--steps: run.steps = 0 must be an integer from 1 to 1000."),
+        (Form("a", steps=2.5), {}, "--steps: run.steps = 2.5 must be an integer from 1 to 1000."),
+        (
+            Form("a", seed=-1),
+            {},
+            "--seed: run.seed = -1 must be an integer of at least 0 and below "
+            "9,223,372,036,854,775,808.",
+        ),
         (
             Form("a", n=MAX_IMAGES + 1),
             {},
@@ -113,7 +118,7 @@ def test_texts_name_the_model_and_quote_what_a_shell_would_read():
     chosen = {"sampler": StrategyChoice("ab", {"order": 2}), "guidance": StrategyChoice("none", {})}
     config = config_of(form, chosen, ModelConfig(path="models/x", dtype="float16"))
     assert shell(config) == (
-        "sampler generate --model models/x --dtype float16 --negative 'a # b' --seed 3 -n 2 "
+        "sampler generate --model models/x --dtype float16 --negative-prompt 'a # b' --seed 3 -n 2 "
         "--steps 4 --width 64 --sampler ab --set sampler.order=2 --guidance none "
         """-- '-it'"'"'s $HOME' 'a dog'"""
     )
