@@ -33,4 +33,4 @@ lint: install
 
 # Pages into site/; what mkdocs-material says of its own future is left out.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

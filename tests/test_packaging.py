@@ -178,7 +178,7 @@ for kind in ("samplers", "guidance", "rewards", "trainers", "schedulers"):
     assert main(["list", kind, "--json"]) == 0
 for command in ("verify out", "gallery out", "export out --to csv", "doctor"):
     assert main(command.split()) == 0, command
-pipe = StableDiffusionPipeline.from_pretrained(FOLDER / "pipeline", torch_dtype=torch.float32)
+pipe = StableDiffusionPipeline.from_pretrained(FOLDER / "pipeline", dtype=torch.float32)
 pipe.set_progress_bar_config(disable=True)
 pipe.scheduler = sampler.scheduler("ghvb", pipe.scheduler)
 with sampler.guide(pipe, {"name": "apg", "scale": 7.5}):

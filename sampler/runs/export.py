@@ -37,7 +37,7 @@ def export_parquet(run: RunFolder, path: Path) -> int:
         import pyarrow.parquet
     except ModuleNotFoundError:
         raise UsageError(
-            "parquet needs the extra 'data' (pip install diffusion-sampler[data])."
+            "parquet needs the extra 'data' (pip install 'diffusion-sampler[data]')."
         ) from None
     rows = [flat(record) for record in records(run)]
     columns = {name: [row.get(name) for row in rows] for name in _columns(rows, safe=False)}

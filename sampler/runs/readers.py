@@ -152,7 +152,7 @@ def read_parquet(stream: BinaryIO, name: str) -> Iterator[RawLine]:
         import pyarrow.parquet
     except ModuleNotFoundError:
         raise UsageError(
-            f"{name}: parquet files need the extra 'data' (pip install diffusion-sampler[data])."
+            f"{name}: parquet files need the extra 'data' (pip install 'diffusion-sampler[data]')."
         ) from None
     number = 0
     try:

@@ -99,7 +99,7 @@ def check_tracker(name: str | None) -> None:
     if name not in LOGGER_TYPE_TO_CLASS:
         near = suggestion(name, LOGGER_TYPE_TO_CLASS)
         raise UsageError(f"fit.log_with: unknown tracker {name!r:.40}{near}.")
-    extra = "the extra 'track' (pip install diffusion-sampler[track])"
+    extra = "the extra 'track' (pip install 'diffusion-sampler[track]')"
     needs = extra if name in ("tensorboard", "trackio") else "its package, which is not installed"
     raise UsageError(f"fit.log_with = {name!r} needs {needs}.")
 

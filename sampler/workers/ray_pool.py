@@ -185,5 +185,5 @@ def _ray() -> Any:
         return importlib.import_module("ray")
     except ModuleNotFoundError:
         raise UsageError(
-            "--executor ray needs the extra 'ray' (pip install diffusion-sampler[ray])."
+            "--executor ray needs the extra 'ray' (pip install 'diffusion-sampler[ray]')."
         ) from None

@@ -24,16 +24,40 @@ AWAY = re.compile(r"\s*(https?:)?//")
 CSS = re.compile(r"""@import\s*["']?\s*([^"';)]+)|url\(\s*["']?([^"')]+)""")
 
 
+def build(out, folder):
+    """mkdocs with the options of `make docs`."""
+    options = re.search(r"mkdocs (build .*)", read("Makefile"))[1].split()
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", *options, "--site-dir", out],
+        cwd=folder, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", out],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-    )  # fmt: skip
+    done = build(out, ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
+
+
+@pytest.mark.parametrize("fault", ["[broken](nowhere.md)", "[anchor](#nowhere)", None])
+def test_the_options_make_a_broken_link_an_error(tmp_path, fault):
+    """--quiet would silence the warnings that --strict counts."""
+    config = yaml.safe_load(read("mkdocs.yml"))
+    small = {"site_name": "small", "validation": config["validation"], "nav": [{"A": "index.md"}]}
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(small))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# A page\n\n{fault or 'text'}\n")
+    assert build(tmp_path / "site", tmp_path).returncode == (1 if fault else 0)
+    (tmp_path / "docs" / "lost.md").write_text("# Not in the navigation\n")
+    assert build(tmp_path / "site", tmp_path).returncode == 1
+
+
+def test_examples_use_no_deprecated_argument():
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        assert "torch_dtype" not in path.read_text(encoding="utf-8"), path
 
 
 class Page(HTMLParser):
