@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from sampler.core.errors import UsageError
 from sampler.core.image_files import MAX_PIXELS
-from sampler.runs import png
+from sampler.runs import fonts, png
 from sampler.runs.folder import RunFolder
 from sampler.runs.records import images, shown
 
@@ -106,7 +106,7 @@ def drawn(sheet: Sheet) -> bytes:
     opened = {place: _small(data) for place, data in sheet.cells.items()}
     wide = max(image.width for image in opened.values()) + GAP
     high = max(image.height for image in opened.values()) + GAP
-    font = ImageFont.load_default(TEXT)
+    font = fonts.label_font("".join((sheet.title, *sheet.rows, *sheet.columns)), TEXT)
     corner = f"{sheet.across} =" if sheet.across else ""
     left = MARGIN + max((_width(font, t) + 8 for t in (*sheet.rows, corner) if t), default=0)
     top = MARGIN + (TEXT + 10 if sheet.title else 0) + (TEXT + 8 if any(sheet.columns) else 0)
