@@ -20,7 +20,7 @@ from sampler.core.errors import RunFolderError, UsageError
 from sampler.runs import journal, names
 from sampler.runs.jobs import Job, JobSettings, Model
 from sampler.runs.metadata import Metadata
-from sampler.runs.plan import Batch
+from sampler.runs.plan import Batch, Cell
 from sampler.runs.store import Store
 
 FORMAT = 1
@@ -55,6 +55,7 @@ class RunFolder:
             self.total: int = plan["jobs"]
             self.groups = [JobSettings(**group) for group in plan["groups"]]
             self.duplicates: list[tuple[int, int]] = [(a, b) for a, b in plan["duplicates"]]
+            self.cells = [Cell(*cell) for cell in plan.get("cells", ())]
             self.batches = [
                 Batch(number, group, _expanded(ranges))
                 for number, (group, ranges) in enumerate(plan["batches"])

@@ -13,7 +13,7 @@ from sampler.core.errors import UsageError
 from sampler.core.image_files import MAX_PIXELS
 from sampler.runs import fonts, png
 from sampler.runs.folder import RunFolder
-from sampler.runs.records import images, shown
+from sampler.runs.records import cells, shown
 
 CELL, SMALL = 256, 128  # largest and smallest longer side in pixels
 PAGE = 100  # images per sheet without axes
@@ -40,7 +40,7 @@ def sheets(
     By default the last axis goes across and the one before it down. Raises UsageError for an
     unknown axis, and for a run without images.
     """
-    found = list(images(run))
+    found = cells(run)
     if not found:
         raise UsageError(f"{run.store.where} has no image yet.")
     axes = list(found[0][0]["axes"])

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from sampler.runs.jobs import JobSettings, canonical
 
@@ -29,17 +29,28 @@ class Batch:
     jobs: Sequence[int]
 
 
+class Cell(NamedTuple):
+    """Image number `place` of a line of a sweep, and its values; `job` generates an equal image."""
+
+    line: int
+    place: int
+    job: int
+    axes: Mapping[str, Any]
+
+
 @dataclass
 class Plan:
     """Groups, jobs and batches of a run.
 
-    members: job numbers by group; duplicates: (line, number of the equal job); jobs, lines: counts.
+    members: job numbers by group; duplicates: (line, number of the equal job); cells: places of a
+    sweep that such a job fills as well; jobs, lines: counts.
     """
 
     batch_size: int | Literal["auto"]
     groups: list[JobSettings] = field(default_factory=list)
     members: list[array[int]] = field(default_factory=list)
     duplicates: list[tuple[int, int]] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list["Cell"])
     jobs: int = 0
     lines: int = 0
     hash: str = ""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sampler.core.errors import SamplerError, UsageError
 from sampler.runs.jobs import Job, JobSettings, Keys, Model, canonical
 from sampler.runs.lines import PromptLine, parse_line
-from sampler.runs.plan import Plan
+from sampler.runs.plan import Cell, Plan
 from sampler.runs.readers import RawLine
 from sampler.runs.settings import RunDefaults, line_settings
 from sampler.runs.template_parser import looks_like_template
@@ -106,7 +106,8 @@ class Planner:
         negative = line.negative_prompt
         negative = defaults.negative_prompt if negative is None else negative
         given = line.seed if line.seed is not None else defaults.seed
-        for copy, prompt in self._prompts(line, line.n or defaults.n, given):
+        prompts = self._prompts(line, line.n or defaults.n, given)
+        for place, (copy, prompt) in enumerate(prompts):
             if given is None:
                 seed = keys.seed(prompt, negative, copy, defaults.run_seed)
             else:
@@ -118,6 +119,8 @@ class Planner:
             if (index := self._seen.get(first)) is not None:
                 if self._dedupe:
                     self.plan.duplicates.append((number, index))
+                    if axes:
+                        self.plan.cells.append(Cell(number, place, index, axes))
                     continue
                 replica = self._replicas[first] = self._replicas.get(first, 0) + 1
                 key = keys.key(prompt, negative, replica, seed)

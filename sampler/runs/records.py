@@ -52,6 +52,25 @@ def images(run: RunFolder) -> Iterator[tuple[dict[str, Any], bytes]]:
             yield record, data
 
 
+def cells(run: RunFolder) -> list[tuple[dict[str, Any], bytes]]:
+    """Finished images by line and place; one that fills several cells of a sweep is in each."""
+    data_of = {record["index"]: data for record, data in images(run)}
+    shared = {(cell.line, cell.place): cell for cell in run.cells}
+    placed: dict[tuple[int, int], dict[str, Any]] = {}
+    by_job: dict[int, dict[str, Any]] = {}
+    next_place: dict[int, int] = defaultdict(int)
+    for record in records(run):
+        line = record["lines"][0]
+        while (line, next_place[line]) in shared:
+            next_place[line] += 1
+        placed[line, next_place[line]] = by_job[record["index"]] = record
+        next_place[line] += 1
+    for place, cell in shared.items():
+        placed[place] = {**by_job[cell.job], "axes": dict(cell.axes)}
+    ordered = [placed[place] for place in sorted(placed)]
+    return [(r, data_of[r["index"]]) for r in ordered if r["index"] in data_of]
+
+
 def counts(run: RunFolder) -> dict[str, int]:
     """Number of images by status: ok, error, skipped, open."""
     entries = run.results().entries

@@ -75,6 +75,7 @@ def start(store: Store, planned: PlannedRun) -> RunFolder:
         "batch_size": plan.batch_size,
         "groups": [asdict(group) for group in plan.groups],
         "duplicates": plan.duplicates,
+        "cells": plan.cells,
         "batches": [[batch.group, _ranges(batch.jobs)] for batch in plan.batches()],
     }
     store.put(PLAN, _dump(body))

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from sampler.cli import main
+from sampler.cli.open_run import open_run
 from sampler.core.errors import SamplerError
 from sampler.runs import metadata, png
 from tests.runs.stub import is_intact
@@ -137,6 +138,25 @@ def test_grids_have_a_cell_for_every_combination(capsys, folder):
     assert wide.shape[1] > high.shape[1] and high.shape[0] > wide.shape[0]
     assert run(capsys, "grid", folder / "run")[0] == 0
     assert run(capsys, "grid", folder / "sweep", "--x", "seed")[0] == 2
+
+
+def test_every_cell_of_a_sweep_shows_its_own_image(capsys, tmp_path, monkeypatch):
+    """Seed 0 with two images and seed 1 with two are three images in four cells."""
+    from sampler.runs import grid
+    from sampler.runs.records import images
+
+    line = ["sweep", "a fox", "--axis", "seed=0,1", "-n", 2, "--steps", 1, "-o", tmp_path / "run"]
+    code, out, err = run(capsys, *line)
+    assert code == 0 and len(out.splitlines()) == 3 and "1 image is equal" in err
+    opened = open_run(str(tmp_path / "run"))
+    file_of = {record["seed"]: data for record, data in images(opened)}
+    drawn = []
+    monkeypatch.setattr(grid, "drawn", lambda sheet: drawn.append(sheet) or b"")
+    grid.sheets(opened)
+    assert [sheet.title for sheet in drawn] == ["a fox", "a fox   copy 2"]
+    assert [sheet.columns for sheet in drawn] == [["0", "1"]] * 2
+    assert drawn[0].cells == {(0, 0): file_of[0], (0, 1): file_of[1]}
+    assert drawn[1].cells == {(0, 0): file_of[1], (0, 1): file_of[2]}
 
 
 class Page(HTMLParser):
