@@ -127,19 +127,23 @@ class Updates:
         if not self._started:  # updates before a resumption took no time in this process
             self._started = True
             self.bar.reset(task, total=self.total, completed=record["update"] - 1)
-        text = f"reward {record['reward']:.4g}" if "reward" in record else ""
+        text = f"reward {_figure(record['reward'])}" if "reward" in record else ""
         self.bar.update(task, completed=record["update"], description=text)
 
 
 def update_line(record: Record, total: int) -> str:
     """One record of a fine-tuning run as a line."""
     where = f"{record['update']}/{total}"
-    reward = f"reward {record['reward']:.4g}, " if "reward" in record else ""
+    reward = f"reward {_figure(record['reward'])}, " if "reward" in record else ""
     if record["kind"] == "eval":
-        return f"{where} evaluation: {reward}drift {record['drift']:.3g}"
+        return f"{where} evaluation: {reward}drift {_figure(record['drift'])}"
     if "skipped" in record:
         return f"{where} skipped: {record['skipped']}"
     return (
-        f"{where} {reward}loss {record['loss']:.4g}, gradient {record['grad_norm']:.3g}, "
-        f"{record['seconds']:.1f} s"
+        f"{where} {reward}loss {_figure(record['loss'])}, "
+        f"gradient {_figure(record['grad_norm'])}, {record['seconds']:.1f} s"
     )
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"

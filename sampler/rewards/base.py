@@ -8,10 +8,11 @@ the gradient of the scores with respect to the images is finite, and not zero al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from sampler.core.errors import SamplerError
+from sampler.core.errors import IncompleteError, SamplerError, UsageError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +21,24 @@ if TYPE_CHECKING:
 RANGE = (-0.01, 1.01)
 
 Dtype = Literal["float32", "bfloat16"]
+
+
+class Prompt(str):
+    """A prompt with metadata for rewards: the `meta_*` columns of its line, without the prefix."""
+
+    metadata: Mapping[str, Any]
+
+    def __new__(cls, text: str, metadata: Mapping[str, Any] | None = None) -> Prompt:
+        prompt = super().__new__(cls, text)
+        prompt.metadata = dict(metadata or {})
+        return prompt
+
+
+class Scores(NamedTuple):
+    """Scores [B] of a reward, and those of the parts of a composite one, by name."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
 
 
 class RewardBase:
@@ -35,9 +54,9 @@ class RewardBase:
     def check(self) -> None:
         """Load what the reward needs. Raises SamplerError (6) for missing files."""
 
-    def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Return the scores [B] of the parts of a composite reward, by name."""
-        return {}
+    def scored(self, images: Tensor, prompts: Sequence[str]) -> Scores:
+        """Return the scores together with those of the parts of a composite reward."""
+        return Scores(self(images, prompts), {})
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return scores [B]."""
@@ -45,7 +64,11 @@ class RewardBase:
 
 
 class FunctionReward(RewardBase):
-    """A function (images, prompts) -> scores as a reward; differentiable where it says so."""
+    """A function (images, prompts) -> scores as a reward; differentiable where it says so.
+
+    A function with a third parameter, or one named `metadata`, is also given the metadata of the
+    prompts, a list of B mappings (see `Prompt`).
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -57,7 +80,38 @@ class FunctionReward(RewardBase):
         return bool(getattr(self.function, "differentiable", False))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Any:
-        return self.function(images, prompts)
+        metadata = [dict(getattr(prompt, "metadata", {})) for prompt in prompts]
+        try:
+            arguments = _arguments(self.function, images, list(map(str, prompts)), metadata)
+            return self.function(*arguments.args, **arguments.kwargs)
+        except (SamplerError, MemoryError):
+            raise
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":
+                raise
+            raise IncompleteError(
+                f"The reward {self.name!r} failed with {type(error).__name__}: {first_line(error)}"
+            ) from error
+
+
+def _arguments(
+    function: Callable[..., Any], images: Tensor, prompts: list[str], metadata: list[Any]
+) -> inspect.BoundArguments:
+    """Bind images, prompts and, where the function takes it, metadata to its parameters."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # builtins without one
+        signature = inspect.signature(lambda images, prompts: None)
+    named = signature.parameters.get("metadata")
+    if named is not None and named.kind is not inspect.Parameter.POSITIONAL_ONLY:
+        return signature.bind(images, prompts, metadata=metadata)
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [
+        p
+        for p in signature.parameters.values()
+        if p.kind in positional and p.default is inspect.Parameter.empty
+    ]
+    return signature.bind(images, prompts, *([metadata] if len(required) > 2 else []))
 
 
 def as_reward(reward: Callable[..., Any]) -> RewardBase:
@@ -69,6 +123,49 @@ class NonFiniteScore(SamplerError):
     """A reward returned NaN or infinity; the message names the samples and their prompts."""
 
 
+def scored(reward: Callable[..., Any], images: Tensor, prompts: Sequence[str]) -> Scores:
+    """Call a reward on its own copy of the images [B, 3, H, W].
+
+    Raises SamplerError for anything but one score per image (a tensor, array or list), and for a
+    differentiable reward whose scores have no gradient.
+    """
+    import torch
+
+    reward = as_reward(reward)
+    total, parts = reward.scored(images.clone(), list(prompts))
+    scores = as_tensor(total)
+    if scores is None or tuple(scores.shape) != (len(prompts),):
+        shape = type(total).__name__ if scores is None else tuple(scores.shape)
+        raise SamplerError(
+            f"The reward {reward.name!r} must return one score per image, a tensor "
+            f"[{len(prompts)}], not {shape}."
+        )
+    expected = reward.differentiable and images.requires_grad and torch.is_grad_enabled()
+    if expected and not scores.requires_grad:
+        raise UsageError(
+            f"The reward {reward.name!r} is marked differentiable, but its scores have no "
+            "gradient: compute them with torch, without detach(), item() or numpy()."
+        )
+    return Scores(scores.to(images.device, score_dtype(images)), parts)
+
+
+def as_tensor(scores: Any) -> Tensor | None:
+    """Return a tensor, array, or list of numbers or tensors, as a tensor; None for others."""
+    import numpy as np
+    import torch
+
+    if isinstance(scores, torch.Tensor):
+        return scores
+    if not isinstance(scores, (list, tuple, np.ndarray)):
+        return None
+    try:
+        if len(scores) and all(isinstance(one, torch.Tensor) for one in scores):
+            return torch.stack(list(scores))
+        return torch.as_tensor(np.asarray(scores, dtype=np.float64))
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
 def score(
     reward: Callable[..., Any], images: Tensor, prompts: Sequence[str], finite: bool = True
 ) -> Tensor:
@@ -77,19 +174,18 @@ def score(
     Raises ValueError for images of another shape or range, SamplerError for scores of another
     shape, and with `finite` NonFiniteScore for NaN or infinity.
     """
-    reward = as_reward(reward)
+    return score_parts(reward, images, prompts, finite).total
+
+
+def score_parts(
+    reward: Callable[..., Any], images: Tensor, prompts: Sequence[str], finite: bool = True
+) -> Scores:
+    """Return what `score` returns, with the scores of the parts. Errors as there."""
     check_images(images, prompts)
-    scores = reward(images, list(prompts))
-    if tuple(getattr(scores, "shape", ())) != (len(prompts),):
-        shape = tuple(scores.shape) if hasattr(scores, "shape") else type(scores).__name__
-        raise SamplerError(
-            f"The reward {reward.name!r} must return one score per image, a tensor "
-            f"[{len(prompts)}], not {shape}."
-        )
-    scores = scores.to(images.device, score_dtype(images))
+    found = scored(reward, images, prompts)
     if finite:
-        check_finite(reward.name, scores, prompts)
-    return scores
+        check_finite(as_reward(reward).name, found.total, prompts)
+    return found
 
 
 def check_finite(name: str, scores: Tensor, prompts: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """Rewards based on CLIP: agreement of image and text, human preference, aesthetics.
 
 e and c are the projected embeddings of the image and of the prompt, both divided by their norms.
-Images are resized with antialiased bicubic interpolation, as CLIP's own preprocessing does.
+Images are resized with antialiased bicubic interpolation, as CLIP's own preprocessing does, and
+cropped to their central square but for HPSv2, which pads them.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class PickScore(_ClipReward):
 class HPSv2(_ClipReward):
     """Human Preference Score v2 and v2.1: e·c of a fine-tuned CLIP ViT-H/14.
 
-    e and c are the embeddings of the image and of the prompt, divided by their norms.
+    e and c are the embeddings of the image and of the prompt, divided by their norms. The longest
+    side becomes 224 pixels and the rest of the square zeros, as in the authors' code.
 
     path: a folder written by `python -m scripts.rewards.convert` from `HPS_v2_compressed.pt` or
         `HPS_v2.1_compressed.pt`.
@@ -106,6 +108,13 @@ class HPSv2(_ClipReward):
     dtype: Dtype = "float32"
 
     reference: ClassVar[str] = "Human Preference Score v2 (Wu et al., 2023), arXiv:2306.09341"
+
+    @cached_property
+    def _clip(self) -> Clip:
+        from sampler.rewards.encoders import Clip
+        from sampler.rewards.preprocess import padded_pixels
+
+        return Clip(self.path, self.dtype, self.download, padded_pixels)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self._clip.to(images.device).cosine(images, prompts)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sampler.registry import register
 from sampler.registry.constraints import Positive
-from sampler.rewards.base import RewardBase, as_reward
+from sampler.rewards.base import RewardBase, Scores, as_reward, scored
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +26,22 @@ class _Wrapper(RewardBase):
     def check(self) -> None:
         as_reward(self.reward).check()
 
+    def mapped(self, scores: Tensor) -> Tensor:
+        """Return the scores [B] that the wrapper makes of those of the inner reward."""
+        raise NotImplementedError
+
+    def scored(self, images: Tensor, prompts: Sequence[str]) -> Scores:
+        total, parts = scored(self.reward, images, prompts)
+        return Scores(self.mapped(total), parts)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.scored(images, prompts).total
+
 
 @register("reward", "sum")
 @dataclass(frozen=True)
 class WeightedSum(RewardBase):
-    """Σ w_k·r_k. Differentiable where all parts are; `parts` gives each part's own scores.
+    """Σ w_k·r_k. Differentiable where all parts are; records of a training name each part's scores.
 
     rewards: the parts; weights: one per part, 1 each by default.
     """
@@ -54,21 +65,22 @@ class WeightedSum(RewardBase):
         for reward in self.rewards:
             as_reward(reward).check()
 
-    def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Return the unweighted scores [B] of each part by name, numbered where a name repeats."""
-        found: dict[str, Tensor] = {}
+    def scored(self, images: Tensor, prompts: Sequence[str]) -> Scores:
+        """Return the sum, and the unweighted scores by name, numbered where a name repeats."""
+        totals: list[Tensor] = []
+        parts: dict[str, Tensor] = {}
         for i, reward in enumerate(self.rewards):
             name = as_reward(reward).name
-            found[f"{name}_{i}" if name in found else name] = reward(images, prompts)
-        return found
+            name = f"{name}_{i}" if name in parts else name
+            total, inner = scored(reward, images, prompts)
+            totals.append(total)
+            parts |= {name: total, **{f"{name}_{key}": part for key, part in inner.items()}}
+        weights = self.weights or (1.0,) * len(totals)
+        weighted = [weight * part for weight, part in zip(weights, totals, strict=True)]
+        return Scores(sum(weighted[1:], weighted[0]), parts)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        scores = list(self.parts(images, prompts).values())
-        weights = self.weights or (1.0,) * len(scores)
-        total = weights[0] * scores[0]
-        for weight, part in zip(weights[1:], scores[1:], strict=True):
-            total = total + weight * part
-        return total
+        return self.scored(images, prompts).total
 
 
 @register("reward", "target")
@@ -82,8 +94,8 @@ class Target(_Wrapper):
     reward: Any = field(metadata={"kind": "reward"})
     value: float
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return -(self.reward(images, prompts) - self.value).abs()
+    def mapped(self, scores: Tensor) -> Tensor:
+        return -(scores - self.value).abs()
 
 
 @register("reward", "capped")
@@ -97,8 +109,8 @@ class Capped(_Wrapper):
     reward: Any = field(metadata={"kind": "reward"})
     value: float
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self.reward(images, prompts).clamp(max=self.value)
+    def mapped(self, scores: Tensor) -> Tensor:
+        return scores.clamp(max=self.value)
 
 
 @register("reward", "zscore")
@@ -113,5 +125,5 @@ class ZScore(_Wrapper):
     mean: float
     std: Positive
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return (self.reward(images, prompts) - self.mean) / self.std
+    def mapped(self, scores: Tensor) -> Tensor:
+        return (scores - self.mean) / self.std

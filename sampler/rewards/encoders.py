@@ -7,7 +7,7 @@ only with `download`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,30 @@ from torch import Tensor, nn
 
 from sampler.core.errors import ModelError, first_line
 from sampler.rewards.heads import ScoreHead
-from sampler.rewards.preprocess import Preprocessing, clip_pixels
+from sampler.rewards.preprocess import (
+    BILINEAR,
+    MODES,
+    Preprocessing,
+    clip_pixels,
+    preprocessing_from,
+)
 
 
 class Clip(nn.Module):
-    """A CLIP model and its tokenizer: normalised embeddings of images and texts."""
+    """A CLIP model and its tokenizer: normalised embeddings of images and texts.
 
-    def __init__(self, source: str, dtype: str, download: bool) -> None:
+    prepare: images [B, 3, H, W] and a side to pixels; CLIP's own preprocessing by default.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        dtype: str,
+        download: bool,
+        prepare: Callable[[Tensor, int], Tensor] = clip_pixels,
+    ) -> None:
         super().__init__()
+        self.prepare = prepare
         from transformers import AutoTokenizer, CLIPModel
 
         self.model = _pretrained(CLIPModel, source, download, getattr(torch, dtype))
@@ -34,7 +50,7 @@ class Clip(nn.Module):
 
     def image(self, images: Tensor) -> Tensor:
         """Embed images [B, 3, H, W] in [0, 1] as unit vectors [B, D], float32; differentiable."""
-        pixels = clip_pixels(images.float(), self.model.config.vision_config.image_size)
+        pixels = self.prepare(images.float(), self.model.config.vision_config.image_size)
         answer = self.model.get_image_features(pixel_values=pixels.to(self.model.dtype))
         return nn.functional.normalize(answer.pooler_output.float(), dim=1)
 
@@ -176,15 +192,14 @@ def _preprocessing(source: str, download: bool) -> Preprocessing:
         )
     except (OSError, ValueError):
         raise ModelError(f"{source} lacks preprocessor_config.json.") from None
-    size = config.get("size", {"height": 224, "width": 224})
-    size = {"shortest_edge": size} if isinstance(size, int) else dict(size)
-    side = config.get("crop_size") if config.get("do_center_crop") else None
-    return Preprocessing(
-        size,
-        side["height"] if isinstance(side, dict) else side,
-        tuple(config.get("image_mean") or (0.5, 0.5, 0.5)),
-        tuple(config.get("image_std") or (0.5, 0.5, 0.5)),
-    )
+    factor = config.get("rescale_factor", 1 / 255)
+    resample = config.get("resample", BILINEAR)
+    if resample not in MODES or not config.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-3:
+        raise ModelError(
+            f"{source}: preprocessor_config.json must rescale by 1/255 and resize with resample 2 "
+            f"(bilinear) or 3 (bicubic), not resample = {resample}, rescale_factor = {factor}."
+        )
+    return preprocessing_from(config)
 
 
 def _pretrained(cls: Any, source: str, download: bool, dtype: Any = None) -> Any:

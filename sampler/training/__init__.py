@@ -1,7 +1,7 @@
 """Reward fine-tuning and distillation. A new trainer is a file here and a line below."""
 
-from sampler.training.alignprop import trainer as alignprop
-from sampler.training.f_distill import trainer as f_distill
-from sampler.training.policy import trainers as policy
+from sampler.training.alignprop.trainer import AlignProp
+from sampler.training.f_distill.trainer import FDistill
+from sampler.training.policy.trainers import DDPO, RLCM
 
-__all__ = ["alignprop", "f_distill", "policy"]
+__all__ = ["DDPO", "RLCM", "AlignProp", "FDistill"]

@@ -69,7 +69,7 @@ def complete(root: Path) -> list[Path]:
     """Return the checkpoints below `root`, oldest first."""
     if not root.is_dir():
         return []
-    return sorted(p for p in root.iterdir() if p.name.isdecimal())
+    return sorted((p for p in root.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -64,7 +64,12 @@ def fit(
             f"batch = {settings.batch} must be a multiple of {unit}, the number of processes "
             "times the images per prompt."
         )
-    session = replace(session, gather=accelerator.gather)
+    session = replace(
+        session,
+        gather=accelerator.gather,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
     trainer.check(session)
     if session.reward is not None:
         session.reward.check()

@@ -121,14 +121,15 @@ class FitLoop:
         except (NonFinite, NonFiniteScore) as error:
             record["skipped"] = str(error)
             self.skips += 1
+        self.optimiser.stepped = True  # until its record is written, an update is not complete
         self.done += 1
         self.images += settings.batch
         self.nfe += int(record.pop("nfe", 0))
         record |= {"images": self.images, "nfe": self.nfe}
         record |= {"seconds": time.perf_counter() - wall}
         record |= {"cpu_seconds": time.process_time() - cpu}
-        self.optimiser.stepped = False
         self._log(record)
+        self.optimiser.stepped = False
         if self.skips >= settings.max_skips:
             raise IncompleteError(
                 f"{self.skips} updates in a row were not finite, the last with: "
@@ -142,23 +143,20 @@ class FitLoop:
         if not due:
             return ""
         logged = [e["update"] for e in self.journal.evaluations()]
-        if self.main and self.done not in logged:
+        if self.done not in logged:
             prompts = list(self.settings.eval_prompts or ())
             if self.base is None:
                 with self.session.reference():
-                    self.base, _ = evaluate.evaluation_images(self.session, prompts)
+                    self.base = evaluate.evaluate(self.session, prompts, rewarded=False).latents
             with self.trainer.evaluation_session(self.session) as session:
-                latents, images = evaluate.evaluation_images(session, prompts)
-            found = evaluate.measure(self.session, prompts, latents, images, self.base)
-            evaluate.save_sheet(images, self.out / "eval" / f"{self.done:06d}.png")
-            self._log({"kind": "eval", "update": self.done, **found})
-        reason = evaluate.stop_reason(self.settings, self.journal.evaluations())
-        flag = torch.tensor([float(bool(reason))], device=self.session.pipeline.device)
-        stop = bool(self.session.gather(flag).any())  # only the main process has the log
-        return (reason or "the main process stopped") if stop else ""
+                found = evaluate.evaluate(session, prompts)
+            if self.main:
+                evaluate.save_sheet(found.images, self.out / "eval" / f"{self.done:06d}.png")
+            self._log({"kind": "eval", "update": self.done, **found.record(self.base)})
+        return evaluate.stop_reason(self.settings, self.journal.evaluations())
 
     def _log(self, record: dict[str, Any]) -> None:
-        self.journal.add(record)
+        record = self.journal.add(record)
         if self.settings.log_with:
             kind = record["kind"]
             numbers = {f"{kind}/{k}": v for k, v in record.items() if isinstance(v, float)}

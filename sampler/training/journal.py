@@ -32,12 +32,20 @@ class Journal:
             text = "".join(_line(record) for record in self.records)
             write_file(self._path, text.encode())
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Append one record; a kill leaves it complete, partial (ignored when read) or absent."""
+    def add(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Append one record and return it; a kill leaves it complete, partial or absent.
+
+        JSON has no NaN: a value that is not finite becomes None.
+        """
+        record = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in record.items()
+        }
         self.records.append(record)
         if self._active:
             with self._path.open("ab") as file:
                 file.write(_line(record).encode())
+        return record
 
     def sync(self) -> None:
         """Flush the records to disk, before a checkpoint relies on them."""
@@ -51,11 +59,7 @@ class Journal:
 
 
 def _line(record: dict[str, Any]) -> str:
-    """Format a record; JSON has no NaN, so a value that is not finite becomes null."""
-    plain = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
-    }
-    return json.dumps(plain, allow_nan=False) + "\n"
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -38,15 +38,16 @@ class Optimiser:
     accelerator: Accelerator
     stepped: bool = False
 
+    def of(self, prefix: str) -> list[torch.nn.Parameter]:
+        """Return the parameters whose names start with a prefix."""
+        return [p for name, p in self.trainable.parameters.items() if name.startswith(prefix)]
+
     def step(self, prefix: str = "") -> float:
         """Step the parameters of a prefix; return their gradient norm before clipping.
 
         All gradients are cleared afterwards. Raises NonFinite.
         """
-        named = self.trainable.parameters.items()
-        parameters = [p for name, p in named if name.startswith(prefix)]
-        for name, parameter in named:  # AdamW skips parameters without gradient
-            parameter.grad = parameter.grad if name.startswith(prefix) else None
+        parameters = self.of(prefix)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         if self.accelerator.num_processes > 1:
             flat: Any = torch.cat([g.flatten() for g in grads])
@@ -87,7 +88,8 @@ def run_update(
         torch.manual_seed(derived(batch.seed, batch.update, "network"))
         for part in _under_autocast(trainer.updates(session, batch, state), device.type, precision):
             if part.loss is not None:
-                part.loss.backward()
+                # only of what the optimiser steps: a reward's own weights collect no gradient
+                part.loss.backward(inputs=optimiser.of(part.prefix))
                 loss += float(part.loss.detach())
             for key, value in part.metrics.items():
                 if isinstance(value, Tensor):

@@ -15,7 +15,7 @@ from sampler.core.adapter import PipelineAdapter
 from sampler.core.errors import SamplerError
 from sampler.core.trajectory import Run, begin, conditions
 from sampler.engine import Engine
-from sampler.rewards.base import NonFiniteScore, RewardBase, check_finite, score
+from sampler.rewards.base import NonFiniteScore, RewardBase, Scores, check_finite, score_parts
 from sampler.training.batches import Batch
 from sampler.types import Cond, Guidance, Sampler
 
@@ -41,7 +41,8 @@ class Session:
 
     steps: sampling steps; size: (height, width) in pixels; micro: samples per network evaluation;
     negative: negative prompt of all samples. gather: concatenates [b, ...] of all processes in
-    the order of their ranks. trainable: the weights that are trained.
+    the order of their ranks; rank, world: of this process, and how many there are. trainable: the
+    weights that are trained.
     """
 
     engine: Engine
@@ -53,6 +54,8 @@ class Session:
     micro: int
     negative: str = ""
     gather: Callable[[Tensor], Tensor] = lambda value: value
+    rank: int = 0
+    world: int = 1
     trainable: Any = None
 
     @property
@@ -81,23 +84,23 @@ class Session:
             self.rule,
         )
 
-    def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def scores(self, images: Tensor, prompts: Sequence[str]) -> Scores:
         """Return scores [B] in full precision, which may be NaN or infinite."""
         if self.reward is None:
             raise SamplerError("This trainer needs a reward, and the run has none.")
         with torch.autocast(images.device.type, enabled=False):
-            return score(self.reward, images, prompts, finite=False)
+            return score_parts(self.reward, images, prompts, finite=False)
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Scores:
         """Return finite scores [B]; every process raises NonFiniteScore where one of them would.
 
         A collective operation: all processes have to call it equally often.
         """
         scores = self.scores(images, prompts)
-        everywhere = self.gather(scores.detach().isfinite().all()[None])
+        everywhere = self.gather(scores.total.detach().isfinite().all()[None])
         if not bool(everywhere.all()):
             name = self.reward.name if self.reward else ""
-            check_finite(name, scores, prompts)
+            check_finite(name, scores.total, prompts)
             raise NonFiniteScore(f"{name!r} is not finite in another process.")
         return scores
 

@@ -118,7 +118,16 @@ class Settings:
 
 
 # Settings that may differ when a run is resumed: none of them changes an update already done.
-RESUMABLE = ("updates", "checkpoint_every", "keep", "log_with", "max_skips")
+RESUMABLE = (
+    "updates",
+    "checkpoint_every",
+    "keep",
+    "log_with",
+    "max_skips",
+    "stop_reward",
+    "patience",
+    "max_drift",
+)
 
 
 def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

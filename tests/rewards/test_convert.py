@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sampler
-from sampler.rewards.preprocess import clip_pixels
+from sampler.rewards.preprocess import clip_pixels, padded_pixels
 from scripts.rewards import convert as convert_reward
 from tests.rewards import originals, worlds
 
@@ -36,7 +36,7 @@ def test_hpsv2(folders):
     tokens = tokenizer(
         PROMPTS, padding="max_length", truncation=True, max_length=12, return_tensors="pt"
     )["input_ids"]
-    wanted = originals.open_clip_cosine(state, clip_pixels(images, 32), tokens)
+    wanted = originals.open_clip_cosine(state, padded_pixels(images, 32), tokens)
     found = sampler.build("reward", {"name": "hpsv2", "path": str(folders / "hps")})
     torch.testing.assert_close(found(images, PROMPTS), wanted, atol=1e-5, rtol=1e-4)
 

@@ -209,9 +209,81 @@ def test_sum_reports_its_parts():
     images = torch.rand(2, 3, 32, 32)
     parts = ["brightness", {"name": "target", "reward": "brightness", "value": 1}, "brightness"]
     reward = sampler.build("reward", {"name": "sum", "rewards": parts, "weights": [2, 1, -1]})
-    found = reward.parts(images, ["a", "b"])
+    found = reward.scored(images, ["a", "b"]).parts
     assert list(found) == ["brightness", "target", "brightness_2"]
     mean = images.mean((1, 2, 3))
     torch.testing.assert_close(reward(images, ["a", "b"]), 2 * mean - (mean - 1).abs() - mean)
     cap = sampler.build("reward", {"name": "capped", "reward": "brightness", "value": 0.1})
     torch.testing.assert_close(cap(images, ["a", "b"]), torch.tensor([0.1, 0.1]))
+    outer = {"name": "capped", "reward": {"name": "sum", "rewards": ["brightness"]}, "value": 0.1}
+    inner = sampler.build("reward", outer).scored(images, ["a", "b"]).parts
+    torch.testing.assert_close(inner, {"brightness": mean})
+
+
+@pytest.mark.parametrize(("high", "wide"), [(24, 48), (48, 24), (20, 33)])
+def test_hpsv2_pads_what_is_not_square(tmp_path, high, wide):
+    """The longest side to the size, zeros before normalisation: the ends of the image count."""
+    from PIL import Image
+    from transformers import CLIPModel
+
+    from sampler.rewards.preprocess import CLIP_MEAN, CLIP_STD, padded_pixels
+
+    image = np.random.default_rng(0).integers(64, 192, (high, wide, 3), dtype=np.uint8)
+    scale = 32 / max(high, wide)
+    size = (round(wide * scale), round(high * scale))
+    square = Image.new("RGB", (32, 32))
+    small = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    square.paste(small, ((32 - size[0]) // 2, (32 - size[1]) // 2))
+    wanted = (np.asarray(square) / 255 - CLIP_MEAN) / CLIP_STD
+    images = (torch.tensor(image).permute(2, 0, 1)[None] / 255).requires_grad_()
+    pixels = padded_pixels(images, 32)
+    assert np.abs(pixels[0].detach().permute(1, 2, 0).numpy() - wanted).max() < 0.02
+    folder = worlds.clip_folder(tmp_path)
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), worlds.clip_tokenizer()
+    tokens = tokenizer(["a fox"], padding="max_length", max_length=12, return_tensors="pt")
+    with torch.no_grad():
+        out = model(pixel_values=pixels.detach(), **tokens)
+    found = sampler.build("reward", {"name": "hpsv2", "path": folder})(images, ["a fox"])
+    torch.testing.assert_close(found.detach(), (out.image_embeds * out.text_embeds).sum(1))
+    (gradient,) = torch.autograd.grad(found.sum(), images)
+    ends = gradient[..., :3, :] if high > wide else gradient[..., :3]
+    assert ends.abs().min() > 0
+
+
+@pytest.mark.parametrize("size", [(40, 80), (80, 40)])
+def test_clip_preprocessing_crops_the_centre(size):
+    """As CLIP, PickScore, ImageReward and the aesthetic predictor do: the ends do not count."""
+    images = torch.rand(1, 3, *size, requires_grad=True)
+    (gradient,) = torch.autograd.grad(clip_pixels(images, 32).square().sum(), images)
+    long = gradient if size[1] > size[0] else gradient.transpose(2, 3)
+    assert long[..., :15].abs().max() == 0 and long[..., 24:56].abs().min() > 0
+
+
+CONFIGS = {
+    "bicubic": {"size": {"height": 32, "width": 32}, "resample": 3},
+    "no resize": {"do_resize": False, "size": {"height": 32, "width": 32}},
+    "no normalise": {"size": {"height": 32, "width": 32}, "do_normalize": False},
+    "crop": {"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": 32},
+    "convnext": {"size": {"shortest_edge": 32}, "crop_pct": 0.875, "resample": 3},
+    "large convnext": {"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 2},
+}
+
+
+@pytest.mark.parametrize("size", [(40, 80), (80, 40)])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_preprocessor_configs_are_followed(name, size):
+    """Every field of the file, against transformers' own image processors."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    from sampler.rewards.preprocess import preprocessing_from
+
+    image = np.random.default_rng(1).integers(64, 192, (*size, 3), dtype=np.uint8)
+    config = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    config |= CONFIGS[name]
+    stock = ConvNextImageProcessorPil if "convnext" in name else ViTImageProcessorPil
+    processor = (CLIPImageProcessorPil if name == "crop" else stock)(**{"resample": 2, **config})
+    wanted = processor(image, return_tensors="np")["pixel_values"][0]
+    images = torch.tensor(image).permute(2, 0, 1)[None] / 255
+    assert np.abs(preprocessing_from(config)(images)[0].numpy() - wanted).max() < 0.03

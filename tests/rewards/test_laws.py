@@ -1,13 +1,16 @@
 """What every reward promises, over the whole catalogue; what the guard refuses."""
 
 import json
+import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import sampler
-from sampler.rewards.base import NonFiniteScore, score
+from sampler.core.errors import UsageError
+from sampler.rewards.base import NonFiniteScore, Prompt, as_reward, score
 from sampler.rewards.heads import ScoreHead
 from sampler.rewards.python import reward_from
 from tests.rewards import worlds
@@ -167,10 +170,119 @@ def test_missing_files_are_named(tmp_path, specs):
         sampler.build("reward", {"name": "image_reward", "path": str(tmp_path)}).check()
 
 
+def test_arrays_and_lists_are_scores():
+    images = torch.rand(2, 3, 32, 32)
+    wanted = images.mean((1, 2, 3))
+    for reward in (
+        lambda i, p: i.numpy().mean((1, 2, 3)),
+        lambda i, p: [float(image.mean()) for image in i],
+        lambda i, p: [image.mean() for image in i],
+        lambda i, p: tuple(np.float32(image.mean()) for image in i),
+    ):
+        found = score(reward, images, ["a", "b"])
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, wanted)
+    with pytest.raises(sampler.SamplerError, match="a tensor \\[2\\], not tuple"):
+        score(lambda i, p: (i.mean((1, 2, 3)), {}), images, ["a", "b"])
+
+
+def test_a_reward_gets_the_metadata_of_its_prompts():
+    images = torch.rand(2, 3, 32, 32)
+    prompts = [Prompt("a", {"count": 3}), "b"]
+    wanted = torch.tensor([3.0, 0.0])
+
+    def third(images, prompts, metadata):
+        assert prompts == ["a", "b"]
+        return [entry.get("count", 0) for entry in metadata]
+
+    def by_name(images, prompts, *, size=1, metadata=None):
+        return third(images, prompts, metadata)
+
+    def without(images, prompts, size=2):
+        return [size, size]
+
+    assert torch.equal(score(third, images, prompts), wanted)
+    assert torch.equal(score(by_name, images, prompts), wanted)
+    assert torch.equal(score(without, images, prompts), torch.tensor([2.0, 2.0]))
+    total = sampler.build("reward", {"name": "sum", "rewards": (as_reward(third), "brightness")})
+    torch.testing.assert_close(score(total, images, prompts), wanted + images.mean((1, 2, 3)))
+
+
+def test_failures_of_a_reward_are_one_sentence():
+    images = torch.rand(1, 3, 32, 32, requires_grad=True)
+
+    def broken(images, prompts):
+        return 1 / 0
+
+    def detached(images, prompts):
+        return images.detach().mean((1, 2, 3))
+
+    detached.differentiable = True
+    with pytest.raises(sampler.SamplerError, match="'broken' failed with ZeroDivisionError: div"):
+        score(broken, images, ["a"])
+    with pytest.raises(sampler.SamplerError, match="failed with TypeError: too many positional"):
+        score(lambda images: images, images, ["a"])
+    with pytest.raises(sampler.SamplerError, match="'detached' is marked differentiable, but its"):
+        score(detached, images, ["a"])
+    with torch.no_grad():
+        assert score(detached, images, ["a"]).shape == (1,)
+
+
+def test_a_reward_cannot_change_the_images():
+    def brighter(images, prompts):
+        return images.add_(1).mean((1, 2, 3))
+
+    images = torch.rand(2, 3, 32, 32)
+    before = images.clone()
+    total = sampler.build("reward", {"name": "sum", "rewards": (as_reward(brighter), "brightness")})
+    found = score(total, images, ["a", "b"])
+    assert torch.equal(images, before)
+    torch.testing.assert_close(found, 2 * before.mean((1, 2, 3)) + 1)
+
+
 def test_python_rewards_need_permission():
     with pytest.raises(sampler.SamplerError, match="allow-python"):
         reward_from("tests.rewards.worlds:pictures")
     assert reward_from("tests.rewards.worlds:pictures", True).function is worlds.pictures
-    with pytest.raises(sampler.SamplerError, match="was not found"):
+    with pytest.raises(sampler.SamplerError, match="was not found: tests.rewards.worlds has no"):
         reward_from("tests.rewards.worlds:nothing", True)
+    nested = {"name": "capped", "reward": "tests.rewards.worlds:pictures", "value": 1.0}
+    with pytest.raises(sampler.SamplerError, match="allow-python"):
+        reward_from(nested)
+    assert reward_from(nested, True).reward.function is worlds.pictures
     assert reward_from({"name": "target", "reward": "brightness", "value": 1.0}).value == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("import nowhere_at_all", "failed to import with ModuleNotFoundError: No module named"),
+        ("1 / 0", "failed to import with ZeroDivisionError: division by zero"),
+        ("def calm(:", "failed to import with SyntaxError"),
+        ("calm = 3", "must be a function"),
+        ("class calm:\n    def __init__(self, size): ...", "failed with TypeError"),
+        ("calmer = 3", "has no 'calm' \\(did you mean 'calmer'"),
+        (None, "has no own_rewards.py, and no module 'own_rewards' is installed"),
+    ],
+)
+def test_errors_of_python_rewards_are_told_apart(tmp_path, monkeypatch, code, problem):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
+    if code is not None:
+        (tmp_path / "own_rewards.py").write_text(code)
+    with pytest.raises(UsageError, match=problem) as error:
+        reward_from("own_rewards:calm", True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_reward_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
+    code = "from own_parts import mean\n\ndef calm(images, prompts):\n    return mean(images)\n"
+    (tmp_path / "own_rewards.py").write_text(code)
+    (tmp_path / "own_parts.py").write_text("def mean(images):\n    return images.mean((1, 2, 3))\n")
+    images = torch.rand(2, 3, 32, 32)
+    found = score(reward_from("own_rewards:calm", True), images, ["a", "b"])
+    torch.testing.assert_close(found, images.mean((1, 2, 3)))

@@ -167,9 +167,12 @@ def test_truncations_draw_what_they_say():
     assert drawn("fixed", 5, k=2)[0] == [False, False, False, True, True]
     firsts = [kept.index(True) for kept in drawn("gaussian", 50)]
     assert min(firsts) >= 1 and max(firsts) < 50
-    # int() rounds N(42, 5) down, and what lies beyond 49 is drawn again
+    # int() rounds N(42, 5) down, and the distribution ends at 50
     assert abs(np.mean(firsts) - 41.1) < 0.4 and abs(np.std(firsts) - 4.5) < 0.5
     assert all(kept.index(True) == 0 for kept in drawn("gaussian", 1))
+    for mean, first in ((0.001, 1), (0.845, 42), (0.9999, 49)):  # however improbable 1..49 are
+        narrow = drawn("gaussian", 50, mean=mean, std=1e-6)
+        assert {kept.index(True) for kept in narrow} == {first}
     firsts = [kept.index(True) for kept in drawn("uniform", 50, low=30, high=39)]
     assert sorted(set(firsts)) == list(range(30, 40))
     counts = [sum(kept) for kept in drawn("per_step", 50)]

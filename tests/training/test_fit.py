@@ -1,6 +1,7 @@
 """A fine-tuning run as a whole: what it leaves alone, what it writes, how it goes on."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_a_run_that_breaks_goes_on_bit_equal(engine, tmp_path, trainer):
     calls.clear()
     breaks = 4
     cut = tmp_path / "cut"
-    with pytest.raises(Broken):
+    with pytest.raises(sampler.SamplerError, match="'reward' failed with Broken"):
         world.tune(engine, cut, trainer, reward, updates=5, seed=4)
     # three updates were done and the last even checkpoint was the second's: nothing is lost
     assert [p.name for p in checkpoint.complete(cut / "checkpoints")] == ["000002", "000003"]
@@ -125,6 +126,11 @@ def test_checkpoints_that_are_torn_are_passed_over(tmp_path):
         kept = checkpoint.Checkpoint(update, tensors, tensors, {"trainer": None})
         checkpoint.save_checkpoint(tmp_path, kept, keep=2)
     assert [p.name for p in checkpoint.complete(tmp_path)] == ["000002", "000003"]
+    kept = checkpoint.Checkpoint(1_000_000, tensors, tensors, {"trainer": None})
+    for update in (999_999, 1_000_000):
+        checkpoint.save_checkpoint(tmp_path / "long", kept._replace(update=update), keep=1)
+    (newest,) = checkpoint.complete(tmp_path / "long")
+    assert newest.name == "1000000"
     (tmp_path / ".tmp-77").mkdir()
     (tmp_path / "000003" / "optimizer.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
     found = checkpoint.load_newest(tmp_path)
@@ -261,6 +267,65 @@ def test_a_reward_of_the_wrong_shape(engine, tmp_path):
 
     with pytest.raises(sampler.SamplerError, match="one score per image, a tensor \\[2\\]"):
         world.tune(engine, tmp_path, "ddpo", reward)
+
+
+@pytest.mark.parametrize("trainer", ["alignprop", "ddpo"])
+def test_parts_of_a_sum_are_in_every_record(engine, tmp_path, trainer):
+    reward = {"name": "sum", "rewards": ["brightness", "soft_compressibility"], "weights": [2, 0.5]}
+    report = world.tune(engine, tmp_path, trainer, reward, updates=1, eval_every=1)
+    assert [record["kind"] for record in report.log] == ["eval", "update", "eval"]
+    for record in report.log:
+        parts = [record["reward_brightness"], record["reward_soft_compressibility"]]
+        assert record["reward"] == pytest.approx(2 * parts[0] + 0.5 * parts[1], rel=1e-5)
+
+
+def test_a_module_as_reward_collects_no_gradients(engine, tmp_path):
+    class Score(torch.nn.Module):
+        differentiable = True
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, images, prompts):
+            return self.weight * images.mean((1, 2, 3))
+
+    own = Score()
+    report = world.tune(engine, tmp_path, reward=own, updates=1)
+    assert report.log[0]["grad_norm"] > 0
+    assert own.weight.grad is None and own.weight.requires_grad
+
+
+def test_an_evaluation_that_is_not_finite_is_recorded(engine, tmp_path):
+    sizes = []
+
+    def reward(pictures, prompts):
+        sizes.append(len(pictures))
+        scores = pictures.mean((1, 2, 3))
+        return torch.where(torch.tensor([p == "a cat" for p in prompts]), math.nan, scores)
+
+    options = {"eval_every": 1, "patience": 2, "eval_prompts": ["a dog", "a cat", "a dog"]}
+    told = []
+    report = world.tune(
+        engine, tmp_path, "ddpo", reward, updates=2, progress=told.append, **options
+    )
+    found = [record for record in report.log if record["kind"] == "eval"]
+    assert [record["reward"] for record in found] == [None, None, None]
+    assert [record["not_finite"] for record in found] == [[1], [1], [1]]
+    assert max(sizes) == 2, "scored in micro-batches"
+    assert report.stopped == "2 evaluations brought no better reward"
+    assert told == report.log
+    json.dumps(told, allow_nan=False)
+
+
+def test_a_run_that_was_stopped_by_patience_goes_on(engine, tmp_path):
+    options = {"eval_every": 1, "eval_prompts": ["a dog"]}
+    report = world.tune(engine, tmp_path, updates=4, max_drift=1e-12, **options)
+    assert report.updates == 1 and report.stopped
+    report = world.tune(engine, tmp_path, updates=4, patience=50, **options)
+    assert report.updates == 4 and not report.stopped
+    whole = world.tune(engine, tmp_path / "whole", updates=4, **options)
+    assert world.curve(tmp_path) == world.curve(whole.folder)
 
 
 def test_evaluations_and_stop_rules(engine, tmp_path):

@@ -11,6 +11,7 @@ import sampler
 from sampler import registry
 from sampler.core.trajectory import Run
 from sampler.engine import Engine
+from sampler.rewards.base import Scores
 from sampler.training.policy.advantages import per_group, per_prompt
 from sampler.training.policy.ppo import _action_loss, _kl, _pathwise_loss, clipped_loss
 from sampler.training.policy.rollout import Action, Policy, Trajectory, select
@@ -110,7 +111,7 @@ class Bare(Session):
     """Rewards on one number per row, without images."""
 
     def scores(self, images, prompts):
-        return self.reward(images)
+        return Scores(self.reward(images), {})
 
     def decoder(self, clamp):
         return lambda x: x
@@ -180,7 +181,7 @@ def test_final_steps_are_unbiased_or_biased_as_stated(final_step):
     torch.testing.assert_close(score[0], true - last, **close)
     assert last.abs().min() > 0.1  # what `drop` leaves out is not small
     if final_step == "pathwise":
-        trajectory = Trajectory(list(range(len(grid))), run, actions, before_last, scores, 0)
+        trajectory = Trajectory(list(range(len(grid))), run, actions, before_last, scores, {}, 0)
         ones, index = torch.ones(len(grid), dtype=torch.float64), torch.arange(len(grid))
         loss = _pathwise_loss(policy, Batch, run, trajectory, index, ones)
         path = -torch.autograd.grad((weights * loss).sum(), theta)[0]

@@ -117,6 +117,8 @@ class AlignProp(TrainerBase):
         )
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
+        import torch
+
         kept = kept_steps(
             self.truncation,
             session.steps,
@@ -132,13 +134,17 @@ class AlignProp(TrainerBase):
             sampled = window.sample(batch, rows)
             prompts = [batch.prompts[row] for row in rows]
             scores = [session.score(images, prompts) for images in sampled.images]
-            reward = sum(scores[1:], scores[0]) / len(scores)
-            loss = sum((self.loss_of(s) for s in scores[1:]), self.loss_of(scores[0]))
-            per_sample = loss / len(scores) + self.anchor * sampled.drift
+            totals = torch.stack([found.total for found in scores])
+            per_sample = self.loss_of(totals).mean(0) + self.anchor * sampled.drift
+            of_parts = {
+                f"reward_{name}": torch.stack([found.parts[name].detach() for found in scores])
+                for name in scores[0].parts
+            }
             yield MicroBatchLoss(
                 per_sample.sum() / len(batch.prompts),
                 {
-                    "reward": reward.detach(),
+                    "reward": totals.detach().mean(0),
+                    **{name: values.mean(0) for name, values in of_parts.items()},
                     "K": len(kept) - kept.index(True),
                     "kept_steps": sum(kept),
                     "nfe": sampled.nfe,
@@ -147,7 +153,7 @@ class AlignProp(TrainerBase):
             )
 
     def loss_of(self, scores: Tensor) -> Tensor:
-        """Return the scaled loss of each sample [B]."""
+        """Return the scaled loss of each score."""
         if self.loss == "maximise":
             return -scores * self.loss_scale
         if self.loss == "target":

@@ -6,6 +6,7 @@ Steps are numbered 0 (noisiest) to T − 1 (last). K is the number of final step
 from __future__ import annotations
 
 import random
+from statistics import NormalDist
 from typing import Literal
 
 Truncation = Literal["fixed", "uniform", "gaussian", "per_step"]
@@ -23,8 +24,8 @@ def kept_steps(
 ) -> list[bool]:
     """Return per step if its network evaluation is differentiated: T bools, at least one True.
 
-    fixed: the last k. uniform: from an index drawn in low..high (T − 1) on. gaussian: from an
-    index int(N(mean·T, std·T)) on, drawn again until it lies in 1..T − 1. per_step: step i where
+    fixed: the last k. uniform: from an index drawn in low..high (T − 1) on. gaussian: from the
+    index int(x) on, x ~ N(mean·T, std·T) truncated to 1 <= x < T. per_step: step i where
     a number drawn in low..high (T) for that step alone is at most i; the last step always.
     """
     if truncation == "per_step":
@@ -35,11 +36,23 @@ def kept_steps(
         first = total - k
     elif truncation == "uniform":
         first = generator.randint(low, total - 1 if high is None else high)
+    elif total == 1:
+        first = 0
     else:
-        first = total - 1 if total == 1 else 0
-        while not 1 <= first < total and total > 1:
-            first = int(generator.gauss(mean * total, std * total))
+        first = int(_truncated(generator, NormalDist(mean * total, std * total), 1, total))
+        first = min(max(first, 1), total - 1)
     return [i >= first for i in range(total)]
+
+
+def _truncated(generator: random.Random, normal: NormalDist, low: float, high: float) -> float:
+    """Draw from a normal distribution truncated to [low, high], by its inverse.
+
+    Where the interval holds no representable probability, its bound nearest to the mean is it.
+    """
+    share = generator.uniform(normal.cdf(low), normal.cdf(high))
+    if not 0 < share < 1:
+        return min(max(normal.mean, low), high)
+    return normal.inv_cdf(share)
 
 
 def check_truncation(

@@ -47,7 +47,14 @@ def policy_updates(policy: Policy, batch: Batch, state: Any) -> Iterator[MicroBa
         torch.tensor(advantages, dtype=torch.float64).clamp(-limit, limit),
         torch.tensor(inverse, dtype=torch.float64),
     )
-    metrics = {"reward": reward, "nfe": sum(trajectory.nfe for trajectory in trajectories)}
+    metrics: dict[str, Any] = {
+        "reward": reward,
+        "nfe": sum(trajectory.nfe for trajectory in trajectories),
+        **{
+            f"reward_{name}": torch.cat([trajectory.parts[name] for trajectory in trajectories])
+            for name in trajectories[0].parts
+        },
+    }
     for number in range(trainer.passes):
         order = list(range(len(batch.prompts)))
         batch.random(f"pass {number}").shuffle(order)
@@ -148,6 +155,6 @@ def _pathwise_loss(
     last = apply_move(final, move, state, nfe)
     x = settle(policy.session.method.finish(last.x, last.sampler))
     prompts = [batch.prompts[trajectory.rows[i]] for i in index.tolist()]
-    scores = policy.session.scores(policy.session.decoder("hard")(x), prompts)
+    scores = policy.session.scores(policy.session.decoder("hard")(x), prompts).total
     units = policy.divisor(x) * max(1, len(trajectory.actions))
     return -scores * inverse.to(scores) / units

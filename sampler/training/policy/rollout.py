@@ -30,13 +30,17 @@ class Action:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """B samples of a batch: their numbers, run, actions, snapshot before the last map, rewards."""
+    """B samples of a batch: their numbers, run, actions, snapshot before the last map, rewards.
+
+    parts: scores of the parts of a composite reward.
+    """
 
     rows: list[int]
     run: Run
     actions: list[Action]
     final: Snapshot
     reward: Tensor
+    parts: dict[str, Tensor]
     nfe: int
 
 
@@ -68,8 +72,8 @@ class Policy:
                 actions.append(Action(to_device(snapshot, where), after.to(where), log_prob))
             snapshot = following
         images = self.session.decoder("hard")(image)
-        reward = self.session.score(images, [batch.prompts[row] for row in rows])
-        return Trajectory(list(rows), run, actions, final, reward.detach(), sum(snapshot.nfe))
+        reward, parts = self.session.score(images, [batch.prompts[row] for row in rows])
+        return Trajectory(list(rows), run, actions, final, reward, parts, sum(snapshot.nfe))
 
     def move(self, run: Run, snapshot: Snapshot, span: Span) -> tuple[Move, Any, tuple[int, ...]]:
         """Return the sampler's move from a snapshot, the rule's next state, and the NFE so far."""
