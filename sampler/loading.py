@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sampler.bundled import BUNDLED_LCM, BUNDLED_PARTS, BUNDLED_SCALE, BUNDLED_STUDENT, FOLDER
-from sampler.core.errors import ModelError, SamplerError, first_line
+from sampler.config.model import DTYPES, OFFLOADS
+from sampler.core.errors import ModelError, first_line
 from sampler.engine import Engine
 from sampler.models import preflight, student_files
-from sampler.models.folder import HUB_ID, find
+from sampler.models.folder import HUB_ID
 from sampler.models.lora_files import lora_pairs
+from sampler.models.source import ModelSource, find_source
 
 if TYPE_CHECKING:
     import torch
 
-_DTYPES = ("float32", "float16", "bfloat16")
 _STORED = {"F16": "float16", "BF16": "bfloat16"}
-# Remarks of the libraries at load that are about their own affairs: logger, start of the message.
-_CHATTER = (
-    ("transformers.utils.import_utils", r"`\w+ImageProcessor` requires torchvision"),
-    ("diffusers.pipelines.pipeline_utils", r"Expected types for vae: .*AutoencoderTiny"),
-)
 
 
 def load(
@@ -40,6 +32,7 @@ def load(
     student: Any = None,
     attention: str = "auto",
     config: str | Path | None = None,
+    vae: str | Path | None = None,
     lora: Any = None,
     offload: str | None = None,
     vae_tiling: bool = False,
@@ -53,7 +46,8 @@ def load(
     image in one evaluation; a folder in the diffusers layout;
     the name of a model on the Hugging Face Hub, from the local cache unless download=True; or a
     DiffusionPipeline, which is used as it is and not modified. A .safetensors file is read with the
-    configurations of the folder `config`. revision: of a Hub model. dtype:
+    configurations of the folder `config`. vae: another VAE of the same latents, as the folder of
+    the component or a single file in its original layout. revision: of a Hub model. dtype:
     "float32", "float16", "bfloat16" or a torch.dtype; by default what is stored on a GPU, float32
     on a CPU. variant: of the weight files, such as "fp16". device: by default a GPU where there is
     one. weak: a second, weaker network for Autoguidance, as a folder or a module; the bundled
@@ -71,38 +65,36 @@ def load(
     ValueError for an argument that does not fit.
     """
     from sampler.models.attention import set_attention
-    from sampler.models.lora import apply_loras
-    from sampler.models.options import OFFLOADS, compile_blocks, place, set_vae
+    from sampler.models.options import compile_blocks
     from sampler.pipelines import adapt
 
     if offload not in (None, *OFFLOADS):
         raise ValueError(f"offload = {offload!r:.40} must be one of {', '.join(OFFLOADS)}.")
+    bundled = source is None or (isinstance(source, str) and source in BUNDLED_PARTS)
     few_steps = source == BUNDLED_LCM
+    if few_steps and weak is not None:
+        raise ValueError(f"weak has no effect on {BUNDLED_LCM}, which is not guided; leave it out.")
     if source == BUNDLED_STUDENT and student is None:
         student = student_files.BUNDLED
-    bundled = source is None or (isinstance(source, str) and source in BUNDLED_PARTS)
     if bundled:
         source = FOLDER / "pipeline"
-        weak = FOLDER / "weak" if weak is None and (FOLDER / "weak").is_dir() else weak
+        weak = FOLDER / "weak" if weak is None and not few_steps else weak
+    files = {"config": config, "revision": revision, "variant": variant, "vae": vae}
     if isinstance(source, (str, Path)):
-        folder = _folder(source, download, revision, variant)
-        pipe: Any = _read(folder, dtype, variant, device, config)
-        if loras := lora_pairs(lora):
-            apply_loras(pipe, loras)
-        _opened(folder, lambda: place(pipe, _device(device), offload))
-        set_vae(pipe, vae_tiling, vae_slicing)
+        found = _found(source, download, files)
+        pipe = _read(found, dtype, device, lora_pairs(lora), offload, vae_tiling, vae_slicing)
     else:
-        given = {"revision": revision, "dtype": dtype, "variant": variant, "device": device}
-        given.update(config=config, lora=lora, offload=offload, compile=compile or None)
-        given.update(vae_tiling=vae_tiling or None, vae_slicing=vae_slicing or None)
-        given["attention"] = None if attention == "auto" else attention
+        given = {**files, "dtype": dtype, "device": device, "lora": lora, "offload": offload}
+        flags = {"download": download, "vae_tiling": vae_tiling, "vae_slicing": vae_slicing,
+                 "compile": compile, "attention": attention != "auto"}  # fmt: skip
+        given.update((name, value or None) for name, value in flags.items())
         if bad := [name for name, value in given.items() if value is not None]:
             raise ValueError(f"{bad[0]} has no effect on a pipeline that is loaded already.")
         pipe = source
     if few_steps:
         from sampler.models.few_step import pipeline
 
-        pipe, weak = pipeline(pipe), None
+        pipe = pipeline(pipe)
     adapter = adapt(pipe)
     set_attention(adapter.network, attention)
     if compile:
@@ -123,61 +115,45 @@ def load(
     return Engine(adapter, adapter, adapter.default_sampler, rule)
 
 
-def _folder(source: str | Path, download: bool, revision: str | None, variant: str | None) -> Path:
-    """Path of a model's files, after fetching a Hub model where `download` is set."""
-    if not download or Path(source).expanduser().exists() or not HUB_ID.fullmatch(str(source)):
-        return find(source, revision)
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-    try:
-        folder = DiffusionPipeline.download(
-            str(source), revision=revision, variant=variant, use_safetensors=True
-        )
-    except Exception as error:
-        raise ModelError(f"{source} cannot be downloaded: {first_line(error)}") from error
-    return Path(folder)
-
-
-def _read(folder: Path, dtype: Any, variant: str | None, device: Any, config: Any) -> Any:
-    """The pipeline in a folder or a file, on the CPU."""
-    from sampler.models.single_file import is_file, read_single_file
+def _read(
+    source: ModelSource,
+    dtype: Any,
+    device: Any,
+    loras: list[tuple[Path, float]],
+    offload: str | None,
+    vae_tiling: bool,
+    vae_slicing: bool,
+) -> Any:
+    """The pipeline of a source on its device, with LoRAs and the options of its VAE."""
+    from sampler.models.lora import apply_loras
+    from sampler.models.options import place, set_vae
+    from sampler.models.read import opened, read_pipeline
     from sampler.pipelines import supported
 
-    one = is_file(folder)
-    if not one:
-        if config is not None:
-            raise ValueError("config goes with a single file; a folder has its own.")
-        name = preflight.check(folder)
-        if name not in supported():
-            raise ModelError(
-                f"{name} is not a supported pipeline; supported: {', '.join(supported())}."
-            )
-        _has_variant(folder, variant)
-    elif variant is not None:
-        raise ValueError("variant goes with a folder; a single file is what it is.")
-    kind = _dtype(dtype, _device(device), folder)
-    with _quiet():
-        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-        def read() -> Any:
-            if one:
-                return read_single_file(folder, config, {"torch_dtype": kind})
-            return DiffusionPipeline.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=kind, variant=variant
-            )
-
-        pipe = _opened(folder, read)
-    pipe.set_progress_bar_config(disable=True)
+    if source.pipeline not in supported():
+        raise ModelError(
+            f"{source.pipeline} is not a supported pipeline; supported: {', '.join(supported())}."
+        )
+    pipe = read_pipeline(source, _dtype(dtype, _device(device), source))
+    if loras:
+        apply_loras(pipe, loras)
+    opened(source.folder, lambda: place(pipe, _device(device), offload))
+    set_vae(pipe, vae_tiling, vae_slicing)
     return pipe
 
 
-def _has_variant(folder: Path, variant: str | None) -> None:
-    if variant is None or any(folder.glob(f"*/*.{variant}*.safetensors")):
-        return
-    names = (path.name.split(".") for path in folder.glob("*/*.safetensors"))
-    found = sorted({parts[1] for parts in names if len(parts) == 3})
-    there = f"it has {', '.join(found)}" if found else "it has none"
-    raise ModelError(f"{folder} has no weights of the variant {variant!r:.40}; {there}.")
+def _found(source: Any, download: bool, options: dict[str, Any]) -> ModelSource:
+    """The files of a model, after fetching a Hub model where `download` is set."""
+    if not download or Path(source).expanduser().exists() or not HUB_ID.fullmatch(str(source)):
+        return find_source(source, **options)
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    chosen = {name: options[name] for name in ("revision", "variant")}
+    try:
+        folder = DiffusionPipeline.download(str(source), use_safetensors=True, **chosen)
+    except Exception as error:
+        raise ModelError(f"{source} cannot be downloaded: {first_line(error)}") from error
+    return find_source(folder, **{**options, "revision": None})
 
 
 def _device(device: Any) -> torch.device:
@@ -191,68 +167,19 @@ def _device(device: Any) -> torch.device:
 
 def _read_weak(weak: Any, network: Any) -> Any:
     """The weak network: a module, or one of the main network's class from a folder."""
+    from sampler.models.student import read_network
+
     if not isinstance(weak, (str, Path)):
         return weak
-    folder = Path(weak).expanduser()
-    preflight.check_component(folder)
-    options = {"torch_dtype": network.dtype, "local_files_only": True, "use_safetensors": True}
-    return _opened(
-        folder, lambda: type(network).from_pretrained(folder, **options).to(network.device)
-    )
+    return read_network(network, Path(weak).expanduser())
 
 
-def _opened(folder: Path, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except (SamplerError, MemoryError):
-        raise
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            raise
-        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}") from error
-
-
-def _dtype(dtype: Any, device: torch.device, folder: Path) -> torch.dtype:
+def _dtype(dtype: Any, device: torch.device, source: ModelSource) -> torch.dtype:
     import torch
 
     name = str(dtype).removeprefix("torch.") if dtype is not None else None
     if name is None and device.type == "cuda":
-        parts = [folder / part for part in ("unet", "transformer")]
-        files = sorted(path for part in parts for path in part.glob("*.safetensors"))
-        files = [folder] if folder.is_file() else files
-        name = _STORED.get(preflight.stored_dtype(files[0])) if files else None
-    if name not in (None, *_DTYPES):
-        raise ValueError(f"dtype = {name!r:.40} must be one of {', '.join(_DTYPES)}.")
+        name = _STORED.get(preflight.stored_dtype(source.network_file))
+    if name not in (None, *DTYPES):
+        raise ValueError(f"dtype = {name!r:.40} must be one of {', '.join(DTYPES)}.")
     return getattr(torch, name or "float32")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars and the remarks that say nothing about the model; warnings stay."""
-    from diffusers.utils import logging as diffusers_bars
-    from transformers.utils import logging as transformers_bars
-
-    shown = [bars for bars in (diffusers_bars, transformers_bars) if bars.is_progress_bar_enabled()]
-    drops = [(logging.getLogger(name), _Drop(re.compile(text))) for name, text in _CHATTER]
-    for logger, drop in drops:
-        logger.addFilter(drop)
-    for bars in shown:
-        bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for bars in shown:
-            bars.enable_progress_bar()
-        for logger, drop in drops:
-            logger.removeFilter(drop)
-
-
-class _Drop(logging.Filter):
-    """Drops the records whose message matches."""
-
-    def __init__(self, pattern: re.Pattern[str]) -> None:
-        super().__init__()
-        self.pattern = pattern
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not self.pattern.search(record.getMessage())

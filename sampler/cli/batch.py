@@ -63,12 +63,16 @@ def generate(source: Source, options: RunOptions, report: Report) -> None:
     load = engine_loader(config, options.download)
     if options.download:
         load()  # the model has to be in the local cache before it can be planned
-    model = source.model()
-    known = source.names_strategies() or default_strategies(model.path, config.model.revision)
+    model, given = source.model(), config.model
+    known = source.names_strategies() or default_strategies(
+        given.path, given.revision, given.config
+    )
     if not (options.dry_run or known):
         source = replace(source, defaults=_defaults(load()))
     location = location_for(where or "", options.executor, config.output.fsync)
     planned = source.plan(model) if location.rank == 0 else None
+    if ignored := source.unused():
+        report.detail(f"files of the model that are not read: {', '.join(ignored)}")
     for problem in source.skipped:
         report.event("warning", message=problem)
         report.note(f"sampler: skipped: {problem}")

@@ -8,15 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from sampler.cli.options import Debug, Json
+from sampler.cli.options import Debug, Json, ModelOptions, takes_model_options
 from sampler.cli.report import Report
 
 Row = dict[str, Any]
 
 
+@takes_model_options(leave_out=("path", "drop_encoders"))
 def command(
-    model: Annotated[
-        str | None, typer.Argument(help="Model folder or Hub id; default: bundled.")
+    path: Annotated[
+        str | None,
+        typer.Argument(help="Model folder, file or Hub id; default: bundled.", metavar="MODEL"),
     ] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps of the timed runs.", min=1)] = 20,
     kernels_only: Annotated[
@@ -24,6 +26,8 @@ def command(
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
+    *,
+    model: ModelOptions,
 ) -> None:
     """Count kernel launches of guidance and samplers, and time runs against the stock pipeline."""
     report = Report(as_json=as_json, debug=debug)
@@ -31,7 +35,9 @@ def command(
         title = "arithmetic of one step: kernel launches, bytes per latent element"
         _print_table(report, "step", title, list(arithmetic()))
         if not kernels_only:
-            _print_table(report, "run", f"one image in {steps} steps", list(runs(model, steps)))
+            _print_table(
+                report, "run", f"one image in {steps} steps", list(runs(path, steps, model))
+            )
 
 
 def arithmetic() -> Iterator[Row]:
@@ -52,12 +58,15 @@ def arithmetic() -> Iterator[Row]:
         }
 
 
-def runs(model: str | None, steps: int) -> Iterator[Row]:
+def runs(path: str | None, steps: int, model: ModelOptions) -> Iterator[Row]:
     """Cost of whole runs with several rules and of the stock pipeline; the faster of two runs."""
     import sampler
+    from sampler.cli.models import model_config
+    from sampler.config.model import load_arguments
     from sampler.core.benchmark import cost
 
-    engine = sampler.load(model)
+    config = model_config({**model, "path": path})
+    engine = sampler.load(config.path, **load_arguments(config))
     pipe, scale = engine.pipeline.pipe, engine.guidance.scale
     options: Row = {"seeds": 0, "steps": steps, "output": "latent", "sampler": "ddim"}
     rules: Row = {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sampler.cli.options import Debug, ModelPath, Quiet
+from sampler.cli.options import Debug, ModelOptions, Quiet, takes_model_options
 from sampler.cli.report import Report
 
 app = typer.Typer(
@@ -22,10 +22,10 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 
 
 @app.command("momentum")
+@takes_model_options(leave_out=("drop_encoders",))
 def momentum(
     prompts: Prompts,
     out: Out,
-    model: ModelPath = None,
     steps: Annotated[
         list[int] | None, typer.Option(help="Sampling steps; repeatable; default: 20.")
     ] = None,
@@ -41,6 +41,8 @@ def momentum(
     ] = None,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    model: ModelOptions,
 ) -> None:
     """Find GHVB's momentum number: the best of a grid against runs with ten times the steps.
 
@@ -52,11 +54,11 @@ def momentum(
         if plot is not None:
             _check_matplotlib()
         from sampler.calibration import momentum as calibration
-        from sampler.loading import load
+        from sampler.cli.models import load_engine, model_config
         from sampler.runs.lines import read_prompts
 
         texts = read_prompts(prompts)
-        engine = load(model)
+        engine = load_engine(model_config(model))
         found = calibration.calibrate_momentum(
             engine,
             texts,
@@ -75,10 +77,10 @@ def momentum(
 
 
 @app.command("linear-ag")
+@takes_model_options(leave_out=("drop_encoders",))
 def linear_ag(
     prompts: Prompts,
     out: Out,
-    model: ModelPath = None,
     sampler: Annotated[str, typer.Option(help="Sampler name (see `sampler list`).")] = "ddim",
     steps: Annotated[int, typer.Option(help="Sampling steps, 1 to 1000.")] = 20,
     scale: Annotated[
@@ -93,6 +95,8 @@ def linear_ag(
     batch_size: BatchSize = 8,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    model: ModelOptions,
 ) -> None:
     """Fit the unconditional predictions of full CFG runs from earlier steps (rule `linear_ag`).
 
@@ -101,11 +105,11 @@ def linear_ag(
     report = Report(quiet=quiet, debug=debug)
     with report.errors():
         from sampler.calibration.linear_ag import calibrate_linear_ag
-        from sampler.loading import load
+        from sampler.cli.models import load_engine, model_config
         from sampler.runs.lines import read_prompts
 
         texts = read_prompts(prompts)
-        engine = load(model)
+        engine = load_engine(model_config(model))
         fitted = calibrate_linear_ag(
             engine,
             texts,

@@ -12,21 +12,23 @@ from sampler.cli.options import (
     Assignments,
     ConfigFiles,
     Debug,
-    Device,
     Download,
     Json,
-    ModelPath,
+    ModelOptions,
     Quiet,
     assigned,
     complete_names,
+    model_settings,
+    takes_model_options,
 )
 from sampler.cli.report import Report
 
 if TYPE_CHECKING:
-    from sampler.config.schema import ModelConfig
+    from sampler.config.model import ModelConfig
     from sampler.training.recipe import Recipe
 
 
+@takes_model_options(leave_out=("drop_encoders",))
 def command(
     context: typer.Context,
     config: ConfigFiles = None,
@@ -49,8 +51,8 @@ def command(
     ] = None,
     updates: Annotated[int | None, typer.Option(help="Training updates; default: 20.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed; default: 0.")] = None,
-    model: ModelPath = None,
-    device: Device = None,
+    *,
+    model: ModelOptions,
     allow_python: Annotated[
         bool, typer.Option("--allow-python", help="Allow --reward module:function.")
     ] = False,
@@ -72,7 +74,8 @@ def command(
 
         layers = [read_file(path) for path in config or []]
         layers += [*from_environment(os.environ), *from_sets(sets or [])]
-        recipe = resolve([*layers, *from_options(assigned(context, FINETUNE))])
+        options = {**assigned(context, FINETUNE), **model_settings(model)}
+        recipe = resolve([*layers, *from_options(options)])
         texts = _texts(recipe)
         check_writable(recipe.output.dir)
         if dry_run:

@@ -14,15 +14,11 @@ from sampler.cli.options import (
     Color,
     ConfigFiles,
     Debug,
-    Device,
     Download,
     Executor,
     Json,
-    Lora,
-    ModelPath,
-    Precision,
+    ModelOptions,
     Quiet,
-    Revision,
     Verbose,
     assigned,
     complete_names,
@@ -30,8 +26,10 @@ from sampler.cli.options import (
     execution_option,
     image_option,
     model_option,
+    model_settings,
     prompts_option,
     strategy_option,
+    takes_model_options,
 )
 from sampler.cli.report import Report
 from sampler.config.options import Expand, Metadata, OnBadRow, Preset, TableFormat, Task
@@ -51,6 +49,7 @@ sampler sweep "a fox" --axis guidance=cfg,apg --axis scale=1..7:2
 """
 
 
+@takes_model_options()
 def command(
     context: typer.Context,
     prompts: Annotated[
@@ -139,14 +138,8 @@ def command(
             help="File names from {index} {key} {seed} {slug} {sampler} {guidance} {axis:NAME}."
         ),
     ] = None,
-    model: ModelPath = None,
-    revision: Revision = None,
-    lora: Lora = None,
-    student: Annotated[
-        str | None, model_option(metavar="DIR", help="One-step student made by `finetune`.")
-    ] = None,
-    device: Device = None,
-    dtype: Precision = None,
+    *,
+    model: ModelOptions,
     download: Download = False,
     offline: Annotated[bool, model_option("--offline", help="Never access the network.")] = False,
     fingerprint: Annotated[
@@ -196,7 +189,11 @@ def command(
         if context.info_name == "sweep" and not axis:
             raise UsageError("sweep needs --axis NAME=VALUES, such as --axis scale=1..7:2.")
         _forbid_network(offline, download)
-        options = {**tasks.settings(task, image, mask), **assigned(context, GENERATE)}
+        options = {
+            **tasks.settings(task, image, mask),
+            **assigned(context, GENERATE),
+            **model_settings(model),
+        }
         settings = _settings(preset, config or [], sets or [], options)
         if prompts and prompts_file is None:
             settings = replace(settings, prompts=replace(settings.prompts, file=None, texts=None))

@@ -6,10 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 from sampler.bundled import BUNDLED, BUNDLED_PARTS
+from sampler.config.model import load_arguments
 from sampler.core.errors import ModelError, SamplerError, UsageError, first_line
 
 if TYPE_CHECKING:
-    from sampler.config.schema import ModelConfig
+    from sampler.cli.options import ModelOptions
+    from sampler.config.model import ModelConfig
     from sampler.engine import Engine
 
 # The variables by which people choose the number of threads.
@@ -31,21 +33,19 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
         # Its tensors are too small to share: a second thread costs more in waiting than it gives.
         torch.set_num_threads(1)
     try:
-        return sampler.load(
-            model.path,
-            download=download,
-            revision=model.revision,
-            dtype=None if model.dtype == "auto" else model.dtype,
-            variant=model.variant,
-            device=None if model.device == "auto" else model.device,
-            student=model.student,
-            lora=model.lora,
-        )
+        return sampler.load(model.path, download=download, **load_arguments(model))
     except (SamplerError, ValueError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         text = f"{model_name(model)} cannot be loaded: {first_line(error)}"
         raise ModelError(text) from error
+
+
+def model_config(model: ModelOptions) -> ModelConfig:
+    """The section `model` of the options of a command line. Raises UsageError."""
+    from sampler.config.schema import checked
+
+    return checked({"model": model}, {}).model
 
 
 def model_name(model: ModelConfig) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sampler.cli.options import ModelOptions
+from sampler.config.model import changed
 from sampler.config.schema import Config, checked
 from sampler.core.errors import ModelError, SamplerError, UsageError
 from sampler.runs import fingerprint
 from sampler.runs.folder import RunFolder
+from sampler.runs.jobs import model_differences
 from sampler.runs.location import RunLocation
 from sampler.runs.store import LocalStore, open_store
 
@@ -32,36 +35,43 @@ def config_of(run: RunFolder) -> Config:
     return checked(tree, {(): f"{run.store.where}/run.json"})
 
 
-def engine_of(run: RunFolder, config: Config, device: str | None = None) -> Engine:
+def engine_of(run: RunFolder, config: Config) -> Engine:
     """Load the engine of a run. Raises ModelError if its model is not the planned one."""
     from sampler.cli.models import load_engine
 
     check_model(run, config)
-    model = replace(config.model, device=device) if device else config.model
-    engine = load_engine(model)
+    engine = load_engine(config.model)
     if run.model.fingerprint.startswith("tensors:"):
         from sampler.workers.from_python import model_in_memory
 
-        if model_in_memory(engine).fingerprint != run.model.fingerprint:
-            raise _other_model(run)
+        found = model_in_memory(engine)
+        if different := model_differences(run.model.identity, found.identity):
+            raise _other_model(run, different)
     return engine
+
+
+def with_model(config: Config, model: ModelOptions) -> Config:
+    """The configuration with the model options of a command line over those of the run."""
+    if not model:
+        return config
+    given = checked({"model": model}, {})
+    return replace(config, model=replace(config.model, **changed(given.model)))
 
 
 def check_model(run: RunFolder, config: Config) -> None:
     """Compare the model files with the run's fingerprint. Raises ModelError."""
     if run.model.fingerprint.startswith("tensors:"):
         return  # a pipeline in memory, compared after loading
-    model, fast = config.model, run.model.fingerprint.startswith("fast")
-    found = fingerprint.model_of(model.path, model.revision, model.dtype, fast)
-    found = fingerprint.with_lora(found, model.lora, model.student)
-    if found.fingerprint != run.model.fingerprint:
-        raise _other_model(run)
+    found = fingerprint.model_of(config.model, run.model.fingerprint.startswith("fast"))
+    if different := model_differences(run.model.identity, found.identity):
+        raise _other_model(run, different)
 
 
-def _other_model(run: RunFolder) -> SamplerError:
+def _other_model(run: RunFolder, different: list[str]) -> SamplerError:
     return ModelError(
-        f"{run.store.where} was generated with another model than {run.model.label} is now; "
-        "resume it where that model is, or with engine.generate(..., out=...).",
+        f"{run.store.where} was generated with another model than {run.model.label} is now "
+        f"(different: {', '.join(different)}); name the right files with --model, --lora and the "
+        "other options, or continue with engine.generate(..., out=...)."
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from sampler import registry
-from sampler.config.options import Dtype
+from sampler.config.model import ModelConfig, flag_of
 
 # Options by panel of `--help`.
 prompts_option = partial(typer.Option, rich_help_panel="Prompts")
@@ -59,23 +61,6 @@ Debug = Annotated[bool, message_option("--debug", help="Show tracebacks.")]
 Color = Annotated[
     Literal["auto", "never"], message_option("--color", callback=_set_color, help="Color output.")
 ]
-ModelPath = Annotated[
-    str | None, model_option("--model", help="Model folder or Hub id; default: bundled.")
-]
-Revision = Annotated[str | None, model_option(help="Hub revision (commit or tag).")]
-Device = Annotated[
-    str | None,
-    model_option(
-        metavar="auto|cpu|cuda|cuda:N|mps",
-        callback=_check_device,
-        help="Device to run on; default: auto.",
-    ),
-]
-Precision = Annotated[Dtype | None, model_option("--dtype", help="Data type of the networks.")]
-Lora = Annotated[
-    list[str] | None,
-    model_option("--lora", metavar="DIR[:WEIGHT]", help="LoRA to load; repeatable."),
-]
 Download = Annotated[
     bool, model_option("--download", help="Download a model that is not in the local cache.")
 ]
@@ -106,3 +91,60 @@ def assigned(context: typer.Context, keys: Mapping[str, str]) -> dict[str, tuple
     """
     names = {option: p.name for p in context.command.params for option in p.opts}
     return {option: (key, context.params[str(names[option])]) for option, key in keys.items()}
+
+
+# Values of the model options of a command line by field of ModelConfig; only those that are given.
+ModelOptions = dict[str, Any]
+
+
+def takes_model_options(
+    leave_out: tuple[str, ...] = (),
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator of a command: its parameter `model: ModelOptions` becomes one option per field of
+    the table `sampler.config.model`, but those of `leave_out`."""
+    names = [f.name for f in fields(ModelConfig) if f.name not in leave_out]
+    options = {f"model_{name}": name for name in names}
+
+    def decorator(command: Callable[..., None]) -> Callable[..., None]:
+        def parameters() -> Iterator[inspect.Parameter]:
+            for parameter in inspect.signature(command, eval_str=True).parameters.values():
+                if parameter.name != "model":
+                    yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+                    continue
+                for key, name in options.items():
+                    yield _parameter(key, name)
+
+        @wraps(command)
+        def wrapper(**given: Any) -> None:
+            values = {name: given.pop(key) for key, name in options.items()}
+            command(**given, model={k: v for k, v in values.items() if v is not None})
+
+        wrapper.__signature__ = inspect.Signature([*parameters()])  # pyright: ignore
+        return wrapper
+
+    return decorator
+
+
+def model_settings(model: ModelOptions) -> dict[str, tuple[str, Any]]:
+    """Model options as {option: (configuration key, value)}."""
+    return {flag_of(name): (f"model.{name}", value) for name, value in model.items()}
+
+
+_MODEL = get_type_hints(ModelConfig)
+
+
+def _parameter(key: str, name: str) -> inspect.Parameter:
+    """Command-line option of a field of ModelConfig; None where it is not given."""
+    entry = next(f for f in fields(ModelConfig) if f.name == name)
+    flag, kind = flag_of(name), _MODEL[name]
+    option = model_option(
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        help=entry.metadata["help"],
+        metavar=entry.metadata["metavar"],
+        callback=_check_device if name == "device" else None,
+    )
+    kind = list[str] if kind == tuple[str, ...] else kind
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(
+        key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )

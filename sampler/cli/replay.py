@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sampler.cli.options import Debug, Device, Json, Lora, ModelPath, Quiet
+from sampler.cli.options import Debug, Json, ModelOptions, Quiet, takes_model_options
 from sampler.cli.report import Report
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sampler.config.model import ModelConfig
     from sampler.runs.folder import RunFolder
 
 
+@takes_model_options(leave_out=("drop_encoders",))
 def command(
     what: Annotated[str, typer.Argument(help="RUN#KEY (or RUN#NUMBER), or an image.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write.")] = None,
-    model: ModelPath = None,
-    lora: Lora = None,
-    device: Device = None,
+    *,
+    model: ModelOptions,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -38,9 +41,9 @@ def command(
             raise UsageError(f"{path} exists; name another file with -o.")
         before = None if mark else Path(what).read_bytes()
         if where:
-            data, before = _from_run(where, key, device)
+            data, before = _from_run(where, key, model)
         else:
-            data = _from_image(before or b"", model, tuple(lora or ()), device)
+            data = _from_image(before or b"", model)
         write_file(path, data)
         difference = _difference(data, before)
         report.event("replay", file=str(path), difference=difference)
@@ -63,48 +66,67 @@ def _home(image: Path) -> tuple[str, str]:
     return "", key
 
 
-def _from_run(where: str, key: str, device: str | None) -> tuple[bytes, bytes | None]:
-    from sampler.cli.open_run import config_of, engine_of, index_of, open_run
+def _from_run(where: str, key: str, model: ModelOptions) -> tuple[bytes, bytes | None]:
+    from sampler.cli.open_run import config_of, engine_of, index_of, open_run, with_model
     from sampler.workers.replay import from_run
 
     run: RunFolder = open_run(where)
     index = index_of(run, key)
-    data = from_run(run, engine_of(run, config_of(run), device), index)
+    data = from_run(run, engine_of(run, with_model(config_of(run), model)), index)
     entry = run.results().entries.get(run.key(index), {})
     return data, run.store.read(entry["file"]) if entry.get("file") else None
 
 
-def _from_image(data: bytes, model: str | None, lora: tuple[str, ...], device: str | None) -> bytes:
+def _from_image(data: bytes, model: ModelOptions) -> bytes:
     from sampler.cli.models import load_engine
-    from sampler.config.schema import ModelConfig
-    from sampler.core.errors import ModelError
-    from sampler.runs.fingerprint import LORA, STUDENT, model_of, with_lora
     from sampler.runs.metadata import read_record
     from sampler.workers.replay import from_record
 
     body = read_record(data)
-    recorded = body["record"]["model"]
+    config = recorded_model(body["record"]["model"], model)
+    return from_record(load_engine(config), body)
+
+
+def recorded_model(recorded: Mapping[str, Any], given: ModelOptions) -> ModelConfig:
+    """Options that load the model of a record: values from the record, files as given.
+
+    recorded: `Model.identity`. Raises ModelError for files that are not given, or not the same.
+    """
+    from dataclasses import fields
+
+    from sampler.config.model import ModelConfig, flag_of
+    from sampler.config.schema import checked
+    from sampler.core.errors import ModelError
+    from sampler.runs.fingerprint import model_of
+    from sampler.runs.jobs import model_differences
+
     how, _, _ = recorded["fingerprint"].partition(":")
     if how == "tensors":
         raise ModelError("The image comes from a model in memory; generate it again from Python.")
-    if how.endswith(STUDENT):
+    known = {f.name: f.metadata["identity"] for f in fields(ModelConfig)}
+    for name in recorded:
+        if known.get(name) == "files" and name not in given and name != "variant":
+            raise ModelError(
+                f"The image was generated with the option {name}; give its file or folder with "
+                f"{flag_of(name)}{_weights(recorded, name)}."
+            )
+    values = {k: v for k, v in recorded.items() if known.get(k) == "value" or k == "variant"}
+    config = checked({"model": {**values, **given}}, {}).model
+    if different := model_differences(recorded, model_of(config, how == "fast").identity):
+        options = ", ".join(flag_of(name.removeprefix("model.")) if "." in name else "--model"
+                            for name in different)  # fmt: skip
         raise ModelError(
-            "The image was generated with a student: replay it from its run folder, or generate it "
-            "again with --student.",
+            f"The image was generated with another model; different: {', '.join(different)}; name "
+            f"the right one with {options}{_weights(recorded, *different)}."
         )
-    if how.endswith(LORA) and not lora:
-        raise ModelError(
-            "The image was generated with LoRAs: give them, with their weights and in the same "
-            "order, with --lora DIR[:WEIGHT].",
-        )
-    found = with_lora(model_of(model, None, recorded["dtype"], how.startswith("fast")), lora)
-    if found.fingerprint != recorded["fingerprint"]:
-        raise ModelError(
-            "The image was generated with another model; name the right one with --model, "
-            "and its LoRAs, if any, with --lora.",
-        )
-    config = ModelConfig(model, dtype=recorded["dtype"], device=device or "auto", lora=lora)
-    return from_record(load_engine(config), body)
+    return config
+
+
+def _weights(recorded: Mapping[str, Any], *names: str) -> str:
+    """The weights of a record's LoRAs, as a remark."""
+    if not any(name.endswith("lora") for name in names) or "lora" not in recorded:
+        return ""
+    return f", in this order with the weights {', '.join(str(w) for _, w in recorded['lora'])}"
 
 
 def _difference(data: bytes, before: bytes | None) -> int | None:

@@ -10,16 +10,18 @@ from sampler.cli.options import (
     Address,
     Color,
     Debug,
-    Device,
     Executor,
     Json,
+    ModelOptions,
     Quiet,
     Run,
     Verbose,
+    takes_model_options,
 )
 from sampler.cli.report import Report
 
 
+@takes_model_options()
 def command(
     run: Run,
     retry_errors: Annotated[
@@ -28,7 +30,8 @@ def command(
     repair: Annotated[
         bool, typer.Option("--repair", help="Check every file's hash and regenerate damaged ones.")
     ] = False,
-    device: Device = None,
+    *,
+    model: ModelOptions,
     executor: Executor = "local",
     address: Address = None,
     as_json: Json = False,
@@ -40,11 +43,10 @@ def command(
     """Resume a run: generate the missing images with its stored plan."""
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
-        from dataclasses import replace
         from functools import partial
 
         from sampler.cli import batch
-        from sampler.cli.open_run import config_of, engine_of, open_run
+        from sampler.cli.open_run import config_of, engine_of, open_run, with_model
         from sampler.runs.location import location_for, open_locked
         from sampler.runs.stop import stop_on_signals
 
@@ -52,9 +54,7 @@ def command(
         location = location_for(run, executor)
         with stop_on_signals(report.note) as stop, open_locked(location):
             found = open_run(run, location)
-            config = config_of(found)
-            if device is not None:
-                config = replace(config, model=replace(config.model, device=device))
+            config = with_model(config_of(found), model)
             options = batch.RunOptions(executor, address, retry_errors=retry_errors, repair=repair)
             load = partial(engine_of, found, config)
             batch.finish(found, location, config, options, report, stop, load)

@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sampler.cli.options import Debug, Device, ModelPath, Precision, Quiet, Revision
+from sampler.cli.options import Debug, ModelOptions, Quiet, takes_model_options
 from sampler.cli.report import Report, explained, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sampler.config.schema import ModelConfig
+    from sampler.config.model import ModelConfig
 
 
+@takes_model_options(leave_out=("drop_encoders",))
 def command(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for saved runs.")] = Path("runs"),
-    model: ModelPath = None,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Precision = None,
+    *,
+    model: ModelOptions,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -31,16 +30,14 @@ def command(
     with report.errors():
         import importlib.util
 
-        from sampler.config.schema import checked
+        from sampler.cli.models import model_config
         from sampler.core.errors import UsageError
 
         if importlib.util.find_spec("gradio") is None:
             raise UsageError(
                 "The playground needs the extra 'ui': pip install 'diffusion-sampler[ui]'."
             )
-        given = {"path": model, "revision": revision, "device": device, "dtype": dtype}
-        config = checked({"model": {k: v for k, v in given.items() if v is not None}}, {})
-        _serve(config.model, port, out, report)
+        _serve(model_config(model), port, out, report)
 
 
 def _serve(model: ModelConfig, port: int, out: Path, report: Report) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 TableFormat = Literal["txt", "csv", "tsv", "jsonl", "parquet"]
 Expand = Literal["none", "random", "all"]
 OnBadRow = Literal["error", "skip"]
@@ -13,7 +12,7 @@ Metadata = Literal["full", "basic", "none"]
 Task = Literal["inpaint", "superres", "deblur", "denoise", "hdr", "jpeg"]
 Preset = Literal["apg_paper", "classic", "draft"]
 
-# option -> key of `sampler.config.schema.Config`
+# option -> key of `sampler.config.schema.Config`; those of a model: `sampler.config.model`
 GENERATE: Mapping[str, str] = {
     "--prompts": "prompts.file",
     "--format": "prompts.format",
@@ -30,12 +29,6 @@ GENERATE: Mapping[str, str] = {
     "--dedupe": "run.dedupe",
     "--sampler": "sampler",
     "--guidance": "guidance",
-    "--model": "model.path",
-    "--revision": "model.revision",
-    "--device": "model.device",
-    "--dtype": "model.dtype",
-    "--lora": "model.lora",
-    "--student": "model.student",
     "--out": "output.dir",
     "--metadata": "output.metadata",
     "--name-template": "output.name_template",
@@ -52,6 +45,4 @@ FINETUNE: Mapping[str, str] = {
     "--prompts": "prompts.file",
     "--updates": "fit.updates",
     "--seed": "fit.seed",
-    "--model": "model.path",
-    "--device": "model.device",
 }

@@ -17,7 +17,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sampler import registry
 from sampler.config import yaml as strict_yaml
-from sampler.config.options import Dtype, Expand, Metadata, OnBadRow, TableFormat
+from sampler.config.model import ModelConfig
+from sampler.config.options import Expand, Metadata, OnBadRow, TableFormat
 from sampler.core.errors import SamplerError, UsageError
 from sampler.registry.constraints import allowed, hints, without_none
 
@@ -26,27 +27,6 @@ KeyPath = strict_yaml.Path
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Pixels = Annotated[int, Ge(8), Le(16384)]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Model section.
-
-    path: a diffusers folder or Hub id; null is the bundled model. dtype, device: auto is the
-    default of `sampler.load`. lora: DIR or DIR:weight each. student: folder of a student made by
-    `sampler finetune`; its sampler, guidance and steps become the defaults. drop_encoders: encode
-    all texts of a run first and free the text encoders before denoising.
-    """
-
-    path: str | None = None
-    revision: str | None = None
-    variant: str | None = None
-    dtype: Dtype = "auto"
-    device: str = "auto"
-    lora: tuple[str, ...] = ()
-    student: str | None = None
-    drop_encoders: bool = False
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
+from sampler.config.model import ATTENTIONS
 from sampler.core.errors import ModelError, first_line
-
-NAMES = ("auto", "native", "xformers")
 
 
 def set_attention(network: Any, name: str) -> None:
@@ -22,8 +21,8 @@ def set_attention(network: Any, name: str) -> None:
     "native" is torch's scaled_dot_product_attention. Raises ValueError for another name, and
     SamplerError (6) that names the cause where the network or the machine cannot do it.
     """
-    if name not in NAMES:
-        raise ValueError(f"attention = {name!r:.40} must be one of {', '.join(NAMES)}.")
+    if name not in ATTENTIONS:
+        raise ValueError(f"attention = {name!r:.40} must be one of {', '.join(ATTENTIONS)}.")
     if name == "auto":
         return
     if name == "xformers":

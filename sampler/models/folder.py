@@ -47,8 +47,10 @@ def pipeline_class(folder: Path) -> str:
     return str(read_json(folder / INDEX).get("_class_name"))
 
 
-def default_strategies(path: str | None, revision: str | None = None) -> dict[str, Any] | None:
-    """Default sampler and guidance of a model, those of `sampler.load`.
+def default_strategies(
+    path: str | None, revision: str | None = None, config: str | None = None
+) -> dict[str, Any] | None:
+    """Default sampler and guidance of a model, those of `sampler.load`; arguments as there.
 
     None where they are known only after a load.
     """
@@ -56,7 +58,10 @@ def default_strategies(path: str | None, revision: str | None = None) -> dict[st
         return {"sampler": {"name": "ddim"}, "guidance": {"name": "cfg", "scale": BUNDLED_SCALE}}
     if path == BUNDLED_STUDENT:
         return {"sampler": {"name": "consistency"}, "guidance": {"name": "student"}}
-    if path == BUNDLED_LCM or not _is_plain(folder := find(path, revision)):
+    if path == BUNDLED_LCM:
+        return None
+    folder = find(path, revision) if config is None else Path(config).expanduser()
+    if not _is_plain(folder):
         return None
     scale = SCALES[pipeline_class(folder)]
     return {"sampler": {"name": "ddim"}, "guidance": {"name": "cfg", "scale": scale}}
@@ -82,9 +87,9 @@ def native_size(folder: Path) -> tuple[int, int] | None:
     return None
 
 
-def vae_factor(folder: Path) -> int:
+def vae_factor(folder: Path, name: str = "vae") -> int:
     """Pixels per latent, along each side."""
-    config = component_config(folder, "vae")
+    config = component_config(folder, name)
     blocks = config.get("block_out_channels") or config.get("decoder_block_out_channels")
     return 2 ** (len(blocks) - 1) if blocks else 8
 

@@ -6,8 +6,6 @@ from typing import Any
 
 from sampler.core.errors import ModelError, first_line
 
-OFFLOADS = ("model", "sequential")
-
 
 def place(pipe: Any, device: Any, offload: str | None) -> None:
     """Moves a pipeline to its device; or lets its parts wait in main memory, with `offload`.

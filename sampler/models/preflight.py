@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sampler.core.errors import ModelError, SamplerError, first_line
 from sampler.models.folder import INDEX
+from sampler.models.vocabulary import check_vocabulary
+from sampler.models.weights import PICKLES, weight_files
 
 MAX_INDEX = 2**18  # bytes; real ones have a few hundred
 MAX_CONFIG = 2**24  # bytes; a tokenizer_config.json with many added tokens has a few hundred KB
@@ -23,7 +25,8 @@ MAX_DEPTH = 64
 
 # "stable_diffusion" is diffusers' own module of the safety checker.
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_POINTER = b"version https://git-lfs"
+CONFIG = "config.json"
 _NO_WEIGHTS = re.compile(r"(Tokenizer|Scheduler|Processor|FeatureExtractor)(Fast|Pil)?$")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _FOREIGN_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")
@@ -31,13 +34,17 @@ _KERNEL_KEYS = ("_implementation", "use_kernels", "kernel_config", "hub_kernel")
 _PLAIN = re.compile(r"[a-z0-9_|]*")
 
 
-def check(folder: Path) -> str:
-    """The name of the pipeline class in the folder, which is safe to hand to diffusers.
+def check(
+    folder: Path, variant: str | None = None, needs: Callable[[str], bool] = lambda name: True
+) -> tuple[str, dict[str, tuple[str, str]]]:
+    """(pipeline class, {component: (library, class)}) of a folder that is whole and safe to load.
 
-    Raises SamplerError (6), naming what is wrong and what to do about it.
+    variant: of the weights; needs: False for components whose weights come from elsewhere. Raises
+    ModelError, naming what is wrong and what to do about it.
     """
     index = _index(folder)
     _no_code(folder)
+    parts: dict[str, tuple[str, str]] = {}
     for name, (library, cls) in _components(folder, index).items():
         if not isinstance(library, str) or library not in _LIBRARIES:
             raise _refused(
@@ -48,32 +55,67 @@ def check(folder: Path) -> str:
             raise _refused(folder, f"the class of its component {name!r} is {cls!r:.60}")
         if not (folder / name).is_dir():
             raise ModelError(f"{folder} is incomplete: the folder {name} is missing.")
-        check_component(folder / name, weights=not _NO_WEIGHTS.search(cls))
-    return index["_class_name"]
+        parts[name] = library, cls
+    for name, (library, cls) in parts.items():
+        if has_weights(cls):
+            check_component(folder / name, library, variant, needs(name))
+        else:
+            _check_files(folder / name)
+            _check_tools(folder, name, cls, parts)
+    return index["_class_name"], parts
 
 
-def check_component(folder: Path, weights: bool = True) -> None:
-    """The same for one component's folder; `weights`: whether it has to have any.
+def has_weights(cls: str) -> bool:
+    """True for the class of a network; False for schedulers, tokenizers and processors."""
+    return not _NO_WEIGHTS.search(cls)
 
-    Raises SamplerError (6).
+
+def check_component(
+    folder: Path, library: str = "diffusers", variant: str | None = None, weights: bool = True
+) -> None:
+    """The same for the folder of one network; weights: False where only its configuration is read.
+
+    Raises ModelError.
     """
+    _check_files(folder)
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder} is incomplete: {CONFIG} is missing.")
+    for path in weight_files(folder, library, variant) if weights else ():
+        if path.suffix == ".safetensors":
+            stored_dtype(path)
+
+
+def _check_files(folder: Path) -> None:
+    """Raise ModelError for code, and for configurations that ask for code or cannot be read."""
     if not folder.is_dir():
         raise ModelError(f"{folder} does not exist, or is not a folder.")
     _no_code(folder)
     for path in sorted(folder.glob("*.json")):
-        if path.name.endswith("config.json") or path.name.endswith(".index.json"):
+        if path.name.endswith("config.json") or ".index." in path.name:
             _check_config(path)
-    files = sorted(folder.glob("*.safetensors"))
-    if weights and not files:
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLES)
-        if pickled:
+
+
+def _check_tools(folder: Path, name: str, cls: str, parts: Mapping[str, Any]) -> None:
+    """Raise ModelError for a scheduler without configuration or a tokenizer without vocabulary."""
+    for path in sorted((folder / name).iterdir()):
+        if path.is_file():
+            refuse_pointer(path)
+    if name.startswith("tokenizer"):
+        encoder = name.replace("tokenizer", "text_encoder")
+        check_vocabulary(folder / name, folder / encoder if encoder in parts else None)
+        return
+    wanted = "scheduler_config.json" if "Scheduler" in cls else "*config.json"
+    if not any((folder / name).glob(wanted)):
+        raise ModelError(f"{folder / name} is incomplete: {wanted.strip('*')} is missing.")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises ModelError for the stand-in that Git leaves for a large file."""
+    with path.open("rb") as stream:
+        if stream.read(len(_POINTER)) == _POINTER:
             raise ModelError(
-                f"{folder} has pickle weights only ({pickled[0]}), which can run code and are "
-                "refused; convert them to safetensors.",
+                f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`."
             )
-        raise ModelError(f"{folder} has no safetensors weights.")
-    for path in files:
-        stored_dtype(path)
 
 
 def refuse_pickle(path: Path) -> None:
@@ -91,6 +133,9 @@ def stored_dtype(path: Path) -> str:
     """
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist.")
+    refuse_pointer(path)
     try:
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())
@@ -105,6 +150,11 @@ def _index(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise ModelError(f"{folder} does not exist.")
     path = folder / INDEX
+    if folder.is_file():
+        raise ModelError(
+            f"{folder} is no diffusers pipeline: it is a file; a model is a folder with {INDEX}, "
+            "or a .safetensors file."
+        )
     if not path.is_file():
         raise ModelError(f"{folder} is no diffusers pipeline: it has no {INDEX}.")
     index = _json(path, MAX_INDEX)
@@ -142,10 +192,6 @@ def _check_config(path: Path) -> None:
             texts = [value] if isinstance(value, str) else [t for _, t in _walk(path, value)]
             if any(isinstance(t, str) and not _PLAIN.fullmatch(t) for t in texts):
                 raise _refused(path, f"its key {key!r:.60} names code to be fetched")
-    for name in (config.get("weight_map") or {}).values() if "weight_map" in config else ():
-        inside = isinstance(name, str) and Path(name).name == name
-        if not inside or not name.endswith(".safetensors") or not (path.parent / name).is_file():
-            raise ModelError(f"{path} names weights that are not there: {name!r:.60}.")
 
 
 def _no_foreign_keys(path: Path, config: Any) -> None:
@@ -171,6 +217,7 @@ def _walk(path: Path, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
 
 
 def _json(path: Path, limit: int) -> dict[str, Any]:
+    refuse_pointer(path)
     try:
         if path.stat().st_size > limit:
             raise ModelError(f"{path} is larger than {limit} bytes.")

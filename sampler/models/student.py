@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sampler.core.binding import fingerprint
-from sampler.core.errors import ModelError, first_line
+from sampler.core.errors import ModelError
 from sampler.models import preflight
 from sampler.models.difference import load_difference
 from sampler.models.lora import merge_lora, put_lora
+from sampler.models.read import opened, whole
 from sampler.models.student_files import WEIGHTS, read_manifest, student_folder
 
 if TYPE_CHECKING:
@@ -52,11 +53,9 @@ def read_network(like: N, folder: Path) -> N:
     Raises ModelError.
     """
     preflight.check_component(folder)
-    try:
-        options = {"local_files_only": True, "use_safetensors": True}
-        network: Any = type(like).from_pretrained(folder, torch_dtype=like.dtype, **options)
-    except Exception as error:
-        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}") from error
+    options: Any = {"local_files_only": True, "use_safetensors": True, "torch_dtype": like.dtype}
+    with whole(folder):
+        network: Any = opened(folder, lambda: type(like).from_pretrained(folder, **options))
     return network.to(like.device).eval()
 
 

@@ -12,15 +12,18 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from sampler.bundled import BUNDLED, BUNDLED_PARTS, FOLDER
-from sampler.core.errors import ModelError, UsageError
-from sampler.models.folder import INDEX, find, native_size
+from sampler.config.model import ModelConfig, changed
+from sampler.core.errors import UsageError
+from sampler.models.folder import native_size
 from sampler.models.lora_files import lora_file, parse_lora
+from sampler.models.source import ModelSource, component_files, find_source
 from sampler.models.student_files import student_digest
 from sampler.runs.jobs import Model
 
@@ -28,55 +31,66 @@ ENDINGS = (".safetensors", ".json", ".txt", ".model")
 BLOCK = 2**20
 BLOCKS = 16
 MAX_HEADER = 100 * 2**20
-# In the fingerprint of a model with LoRAs, or with a student: "files+lora:3f9a..."
-LORA, STUDENT = "+lora", "+student"
 
 
 def fingerprint(folder: Path, fast: bool = False, parts: tuple[str, ...] = ()) -> str:
     """The fingerprint of the files below a folder, or below these parts of it."""
-    cache = _Cache()
-    digest = hashlib.sha256(b"fast" if fast else b"full")
     roots = [folder / part for part in parts] or [folder]
-    for path in (path for root in roots for path in _files(root)):
-        name = path.relative_to(folder).as_posix()
+    paths = (path for root in roots for path in _files(root))
+    return _hashed(((path.relative_to(folder).as_posix(), path) for path in paths), fast)
+
+
+def model_of(model: ModelConfig, fast: bool = False) -> Model:
+    """Identity of the model that `sampler.load` would give, without loading it.
+
+    Raises ModelError for a model that is missing, unsafe or incomplete, ValueError for options that
+    have no effect on it, and UsageError for a LoRA beside a student.
+    """
+    if model.student is not None and model.lora:
+        raise UsageError("--lora changes the model, --student stands in its place: drop one.")
+    path = model.path
+    source = find_source(
+        path, config=model.config, revision=model.revision, variant=model.variant, vae=model.vae
+    )
+    if path in (None, *BUNDLED_PARTS):
+        label, given = path or BUNDLED, None if path == BUNDLED else path
+        files = fingerprint(FOLDER, fast, BUNDLED_PARTS[label])
+    else:
+        given, one = path, source.single or source.folder
+        label = one.name if source.single or one == Path(path).expanduser() else path
+        files = _hashed(source.files(), fast)
+    options = _options(model, source, fast)
+    return Model(files, model.dtype, label, native_size(source.folder), given, options)
+
+
+def _options(model: ModelConfig, source: ModelSource, fast: bool) -> dict[str, Any]:
+    """What else decides the pixels: hashes of other files, and values that select an arithmetic."""
+    values = {f.name for f in fields(model) if f.metadata["identity"] == "value"} - {"dtype"}
+    found = {name: value for name, value in changed(model).items() if name in values}
+    if model.variant is not None:
+        found["variant"] = model.variant
+    if source.vae is not None:
+        found["vae"] = _hashed(source.vae_files(), fast)
+    if model.weak is not None:
+        weak = component_files(Path(model.weak).expanduser())
+        found["weak"] = _hashed(((path.name, path) for path in weak), fast)
+    if model.lora:
+        cache = _Cache()
+        found["lora"] = [[cache.hash(lora_file(Path(path).expanduser()), False), weight]
+                         for path, weight in map(parse_lora, model.lora)]  # fmt: skip
+    if model.student is not None:
+        found["student"] = student_digest(model.student)
+    return found
+
+
+def _hashed(files: Iterable[tuple[str, Path]], fast: bool) -> str:
+    """Fingerprint of named files."""
+    cache, digest = _Cache(), hashlib.sha256(b"fast" if fast else b"full")
+    for name, path in files:
         size = path.stat().st_size
         digest.update(f"{name}\n{size}\n{cache.hash(path, fast)}\n".encode())
     cache.save()
     return ("fast:" if fast else "files:") + digest.hexdigest()
-
-
-def model_of(path: str | None, revision: str | None, dtype: str, fast: bool = False) -> Model:
-    """Facts that a run needs of a model that `sampler.load(path)` would load, without loading it.
-
-    dtype: as configured; "auto" depends on the machine. Raises SamplerError (6) where it is none.
-    """
-    if path in (None, *BUNDLED_PARTS):
-        label, given = path or BUNDLED, None if path == BUNDLED else path
-        whole = fingerprint(FOLDER, fast, BUNDLED_PARTS[label])
-        return Model(whole, dtype, label, native_size(FOLDER / "pipeline"), given)
-    folder = find(path, revision)
-    label = folder.name if folder == Path(path).expanduser() else path
-    if not (folder / INDEX).is_file():
-        raise ModelError(f"{path} is no diffusers pipeline: it has no model_index.json.")
-    return Model(fingerprint(folder, fast), dtype, label, native_size(folder), path)
-
-
-def with_lora(model: Model, loras: Sequence[str], student: str | None = None) -> Model:
-    """The model with LoRAs, or with a student, in its fingerprint. UsageError for both at once."""
-    if student is not None:
-        if loras:
-            raise UsageError("--lora changes the model, --student stands in its place: drop one.")
-        digest = hashlib.sha256(f"{model.fingerprint}\n{student_digest(student)}".encode())
-        how, _, _ = model.fingerprint.partition(":")
-        return replace(model, fingerprint=f"{how}{STUDENT}:{digest.hexdigest()}")
-    if not loras:
-        return model
-    digest = hashlib.sha256(model.fingerprint.encode())
-    for folder, weight in map(parse_lora, loras):
-        content = hashlib.sha256(lora_file(Path(folder)).read_bytes()).hexdigest()
-        digest.update(f"{content}:{weight!r}\n".encode())
-    how, _, _ = model.fingerprint.partition(":")
-    return replace(model, fingerprint=f"{how}{LORA}:{digest.hexdigest()}")
 
 
 def _files(folder: Path) -> Iterator[Path]:

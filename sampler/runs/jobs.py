@@ -36,7 +36,8 @@ class Model:
 
     fingerprint: hash of weights and configurations; label: name in image metadata; native: default
     (height, width), None if the files do not say; path: argument of `sampler.load`, None for a
-    pipeline in memory.
+    pipeline in memory. options: what else of the model's options decides the pixels, hashes instead
+    of paths: variant, vae, lora [[hash, weight]], student, weak, attention, vae_tiling, compile.
     """
 
     fingerprint: str
@@ -44,6 +45,19 @@ class Model:
     label: str = ""
     native: tuple[int, int] | None = None
     path: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The part of a record that decides the pixels."""
+        return {**self.options, "fingerprint": self.fingerprint, "dtype": self.dtype}
+
+
+def model_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Names of the options in which two identities differ; "model" for the model's own files."""
+    names = {**before, **after}
+    found = sorted(name for name in names if before.get(name) != after.get(name))
+    return ["model" if name == "fingerprint" else f"model.{name}" for name in found]
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,7 @@ def shared_record(settings: JobSettings, model: Model) -> dict[str, Any]:
     """Part of the record that all jobs of a group share."""
     return {
         "v": RECORD_FORMAT,
-        "model": {"fingerprint": model.fingerprint, "dtype": model.dtype},
+        "model": model.identity,
         "steps": settings.steps,
         "height": settings.height,
         "width": settings.width,

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sampler.bundled import BUNDLED_PARTS
 from sampler.config.schema import STRATEGIES, Config
 from sampler.core.errors import UsageError
 from sampler.models.folder import default_strategies
+from sampler.models.source import find_source
 from sampler.runs import fingerprint, tables
 from sampler.runs.axes import Axis, sweep
 from sampler.runs.folder import OutputOptions
@@ -43,10 +45,16 @@ class Source:
     notes: list[str] = field(default_factory=list[str])
 
     def model(self) -> Model:
-        """Fingerprint the model from its files, without loading it. Raises ModelError."""
+        """Fingerprint the model from its files. Errors as `fingerprint.model_of`."""
+        return fingerprint.model_of(self.config.model, self.fast)
+
+    def unused(self) -> list[str]:
+        """Files of the model's folder that a load does not read."""
         model = self.config.model
-        found = fingerprint.model_of(model.path, model.revision, model.dtype, self.fast)
-        return fingerprint.with_lora(found, model.lora, model.student)
+        if model.path in (None, *BUNDLED_PARTS):
+            return []
+        files = {name: getattr(model, name) for name in ("config", "revision", "variant", "vae")}
+        return find_source(model.path, **files).unused()
 
     def plan(self, model: Model) -> PlannedRun:
         """Read all prompts once and plan them. Raises UsageError."""
@@ -114,7 +122,7 @@ class Source:
         if isinstance(given, str) or (given and "name" in given):
             return given
         model = self.config.model
-        known = self.defaults or default_strategies(model.path, model.revision)
+        known = self.defaults or default_strategies(model.path, model.revision, model.config)
         if known is None:
             raise UsageError(
                 f"The default {kind} of {model.path} is known only when the model is loaded; "

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from sampler.core.errors import RunFolderError
 from sampler.runs.folder import FORMAT, JOBS, PLAN, RUN, OutputOptions, RunFolder, key_in
-from sampler.runs.jobs import Job, Model
+from sampler.runs.jobs import Job, Model, model_differences
 from sampler.runs.metadata import library_versions
 from sampler.runs.plan import Plan
 from sampler.runs.planner import Planner
@@ -96,7 +96,8 @@ def _compare(run: RunFolder, planned: PlannedRun) -> None:
     different: list[str] = []
     for index, line in enumerate(planned.jobs):
         if index >= run.total or run.key(index) != key_in(line):
-            different += _job_differences(run, index, Job.parse(line), planned.plan)
+            job = _job_differences(run, index, Job.parse(line), planned.plan)
+            different += job or model_differences(run.model.identity, planned.model.identity)
             break
     if asdict(planned.output) != asdict(run.output):
         different.append("output")
@@ -121,7 +122,7 @@ def _job_differences(run: RunFolder, index: int, new: Job, plan: Plan) -> list[s
     found = [f"{n} of image {index}" for n in own if getattr(old, n) != getattr(new, n)]
     found += [f"{n} ({_short(before[n])} in the folder, {_short(after[n])} now)"
               for n in before if before[n] != after[n]]  # fmt: skip
-    return found or ["model"]
+    return found
 
 
 def _short(value: Any) -> str:

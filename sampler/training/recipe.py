@@ -22,7 +22,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sampler import registry
 from sampler.config.layers import Layer, merged
-from sampler.config.schema import KeyPath, ModelConfig, first_problem, source_of
+from sampler.config.model import ModelConfig
+from sampler.config.schema import KeyPath, first_problem, source_of
 from sampler.core.errors import SamplerError, UsageError
 from sampler.training.settings import settings_from
 

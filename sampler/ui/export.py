@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from sampler.config.model import changed, flag_of, load_arguments
 from sampler.config.options import GENERATE
-from sampler.config.schema import STRATEGIES, Config, ModelConfig, RunConfig
+from sampler.config.schema import STRATEGIES, Config, RunConfig
 
 _BARE = re.compile(r"[A-Za-z_][\w./-]*$")
 _OPTION = {key: option for option, key in GENERATE.items()}
@@ -35,8 +36,9 @@ def shell(config: Config) -> str:
     texts = config.prompts.texts or ()
     dashes = any(text.startswith("-") for text in texts)  # such prompts go after `--`
     parts += () if dashes else texts
-    for name, value in _changed(config.model, ModelConfig()).items():
-        parts += [_OPTION[f"model.{name}"], str(value)]
+    for name, value in changed(config.model).items():
+        for one in value if isinstance(value, tuple) else (value,):
+            parts += [flag_of(name)] if one is True else [flag_of(name), str(one)]
     for name, value in _run(config).items():
         parts += [_OPTION[f"run.{name}"], str(value)]
     for kind in STRATEGIES:
@@ -53,7 +55,7 @@ def yaml(config: Config) -> str:
     """YAML file of a configuration, for `sampler generate -c`."""
     lines = ["version: 1", "prompts:"]
     lines += [f"  - {json.dumps(text, ensure_ascii=False)}" for text in config.prompts.texts or ()]
-    sections = {"model": _changed(config.model, ModelConfig()), "run": _run(config)}
+    sections = {"model": changed(config.model), "run": _run(config)}
     sections |= {kind: getattr(config, kind) for kind in STRATEGIES}
     for section, values in sections.items():
         if values:
@@ -68,9 +70,8 @@ def python(config: Config, seeds: Sequence[int], batch_size: int) -> str:
     batch_size: that of the run, since networks round differently with other batches.
     """
     run, texts = config.run, list(config.prompts.texts or ())
-    model = _changed(config.model, ModelConfig())
-    load = [repr(model.pop("path"))] if "path" in model else []
-    load += [f"{name}={value!r}" for name, value in model.items()]
+    load = [] if config.model.path is None else [repr(config.model.path)]
+    load += [f"{name}={value!r}" for name, value in load_arguments(config.model).items()]
     arguments: dict[str, Any] = {
         "negative": run.negative_prompt,
         "seeds": list(seeds) if len(texts) > 1 else seeds[0],

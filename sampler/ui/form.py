@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sampler.config import layers
-from sampler.config.schema import Config, ModelConfig
+from sampler.config.model import ModelConfig
+from sampler.config.schema import Config
 from sampler.core.errors import UsageError
 from sampler.ui import fields
 from sampler.ui.export import as_int

@@ -20,7 +20,8 @@ from PIL import Image
 from sampler_kernels import settle
 
 from sampler import registry
-from sampler.config.schema import STRATEGIES, Config, ModelConfig
+from sampler.config.model import ModelConfig
+from sampler.config.schema import STRATEGIES, Config
 from sampler.core import durable
 from sampler.core.batch import to_output
 from sampler.core.errors import IncompleteError

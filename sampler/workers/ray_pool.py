@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sampler.config.schema import ModelConfig
+from sampler.config.model import ModelConfig
 from sampler.core.errors import SamplerError, UsageError
 from sampler.core.loop import Loop
 from sampler.runs.folder import RunFolder

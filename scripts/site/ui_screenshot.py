@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import sampler
-from sampler.config.schema import ModelConfig
+from sampler.config.model import ModelConfig
 from sampler.ui.server import served
 from sampler.ui.studio import Studio
 

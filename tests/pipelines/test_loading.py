@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import sampler
-from sampler.loading import _quiet
 from sampler.models import preflight
+from sampler.models.read import quiet
 from tests import tiny
 
 
@@ -190,7 +190,7 @@ def test_code_named_in_a_component_config_is_refused(model, trap, part):
         refuses(model, word)
         (model / part / path).write_text(before)
     edit(model / part / path, _attn_implementation="sdpa", auto_map=None)
-    assert preflight.check(model) == "StableDiffusionPipeline"
+    assert preflight.check(model)[0] == "StableDiffusionPipeline"
 
 
 class Payload:
@@ -228,7 +228,7 @@ def test_broken_weights(model):
         refuses(model, "no intact safetensors file")
     weights.write_bytes(good)
     shutil.copy(model / "vae" / weights.name, weights)  # intact, but another network's
-    refuses(model, "cannot be loaded")
+    refuses(model, "its UNet2DConditionModel lacks the weights")
 
 
 def test_a_shard_index_must_name_files_beside_it(model):
@@ -295,7 +295,7 @@ def test_the_silence_is_narrow():
     handler.emit = lambda record: seen.append(record.getMessage())
     logger.addHandler(handler)
     try:
-        with _quiet():
+        with quiet():
             logger.warning("Expected types for vae: AutoencoderKL, got AutoencoderTiny.")
             logger.warning("Expected types for unet: A, got B.")
             assert not bars.is_progress_bar_enabled()

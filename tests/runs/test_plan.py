@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from sampler import registry
+from sampler.config.model import ModelConfig
 from sampler.config.schema import Limits
 from sampler.core.errors import SamplerError
 from sampler.models import folder
@@ -195,7 +196,7 @@ def test_the_size_and_scale_of_a_model_are_known_without_loading_it():
 
     engine = sampler.load()
     adapter = engine.pipeline
-    model = fingerprint.model_of(None, None, "auto")
+    model = fingerprint.model_of(ModelConfig())
     assert model.native == adapter.size(None, None)
     assert folder.default_strategies(None)["guidance"]["scale"] == engine.guidance.scale
     import inspect

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sampler.config.schema import ModelConfig
+from sampler.config.model import ModelConfig
 from sampler.core.errors import SamplerError
 from sampler.runs.folder import RunFolder
 from sampler.runs.location import RunLocation, location_for, open_locked, wait_for_plan

@@ -163,7 +163,7 @@ def test_replay_with_an_adapter(tmp_path, capsys):
     alone = tmp_path / "alone.png"
     alone.write_bytes(image.read_bytes())
     call = ["replay", str(alone), "-o", str(tmp_path / "x.png")]
-    assert main(call) == 6 and "--lora DIR[:WEIGHT]" in capsys.readouterr().err
+    assert main(call) == 6 and "give its file or folder with --lora" in capsys.readouterr().err
     assert main([*call, "--lora", str(tmp_path / "lora")]) == 6, "another weight"
     capsys.readouterr()
     assert main([*call, *lora, "--json"]) == 0

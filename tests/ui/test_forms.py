@@ -5,7 +5,7 @@ import pytest
 import sampler
 from sampler import registry
 from sampler.config.layers import from_sets
-from sampler.config.schema import ModelConfig
+from sampler.config.model import ModelConfig
 from sampler.core.errors import SamplerError
 from sampler.ui.export import python, shell, yaml, yaml_scalar
 from sampler.ui.fields import controls, explanations, spec

@@ -16,7 +16,7 @@ import sampler
 from sampler.cli import main
 from sampler.cli.report import Report
 from sampler.cli.ui import explainer
-from sampler.config.schema import ModelConfig
+from sampler.config.model import ModelConfig
 
 pytest.importorskip("gradio")
 from sampler.core.errors import SamplerError

@@ -9,7 +9,7 @@ from PIL import Image
 
 import sampler
 from sampler.cli import main
-from sampler.config.schema import ModelConfig
+from sampler.config.model import ModelConfig
 from sampler.core.errors import SamplerError
 from sampler.runs.stop import StopFlag
 from sampler.ui.form import Form, StrategyChoice, config_of

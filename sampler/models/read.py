@@ -1,0 +1,170 @@
+"""A pipeline from its files: a folder in the diffusers layout, or one safetensors file.
+
+Single files, as checkpoints are often passed around, hold the weights of a whole pipeline in its
+original layout, or those of the network alone. Configurations and tokenizers, and in the second
+case the other parts, come from a folder of the same architecture.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sampler.core.errors import ModelError, SamplerError, first_line
+from sampler.models.source import ModelSource
+
+T = TypeVar("T")
+
+# Remarks of the libraries at load that are about their own affairs: logger, start of the message.
+_CHATTER = (
+    ("transformers.utils.import_utils", r"`\w+ImageProcessor` requires torchvision"),
+    ("diffusers.pipelines.pipeline_utils", r"Expected types for vae: .*AutoencoderTiny"),
+)
+# Reports of weights that are not in the files and would stay random: logger, class, name.
+_ABSENT = (
+    ("transformers.modeling_utils", r"(\w+) LOAD REPORT", r"^(\S+)\s*\|\s*MISSING"),
+    ("diffusers.models.modeling_utils", r"weights of (\w+) were not init", r"'([^']+)'"),
+)
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def read_pipeline(source: ModelSource, dtype: Any) -> Any:
+    """The pipeline of a source on the CPU, its progress bar off.
+
+    Raises ModelError for files that cannot be loaded, and for weights that a component needs and
+    its files do not have: the libraries would make up random ones.
+    """
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    folder, options = source.folder, {"local_files_only": True}
+    with quiet(), whole(source.single or folder):
+        parts: dict[str, Any] = {}
+        if source.vae is not None:
+            parts["vae"] = opened(source.vae, lambda: _vae(source, dtype))
+        if source.single is not None:
+            pipe = opened(source.single, lambda: _single_file(source, dtype, parts))
+        else:
+            options |= {"use_safetensors": True, "variant": source.variant, **parts}
+            pipe = opened(
+                folder, lambda: DiffusionPipeline.from_pretrained(folder, dtype=dtype, **options)
+            )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _single_file(source: ModelSource, dtype: Any, parts: dict[str, Any]) -> Any:
+    import diffusers
+
+    folder, path = source.folder, str(source.single)
+    options: dict[str, Any] = {"local_files_only": True, "torch_dtype": dtype}
+    cls: Any = getattr(diffusers, source.pipeline)
+    if not hasattr(cls, "from_single_file"):
+        raise ModelError(f"diffusers reads no single file of a pipeline like {folder}.")
+    if source.whole:
+        return cls.from_single_file(path, config=str(folder), **options, **parts)
+    name = source.network
+    network: Any = getattr(diffusers, source.parts[name][1])
+    parts[name] = network.from_single_file(path, config=str(folder), subfolder=name, **options)
+    return cls.from_pretrained(folder, use_safetensors=True, **parts, **options)
+
+
+def _vae(source: ModelSource, dtype: Any) -> Any:
+    """The VAE that stands in for the pipeline's own."""
+    import diffusers
+
+    options: dict[str, Any] = {"local_files_only": True, "torch_dtype": dtype}
+    if source.vae.is_dir():
+        return diffusers.AutoModel.from_pretrained(str(source.vae), use_safetensors=True, **options)
+    cls: Any = getattr(diffusers, source.parts["vae"][1])
+    if not hasattr(cls, "from_single_file"):
+        raise ModelError(f"diffusers reads no single file of a {cls.__name__}; give a folder.")
+    config = str(source.folder)
+    return cls.from_single_file(str(source.vae), config=config, subfolder="vae", **options)
+
+
+def opened(path: Path, read: Callable[[], T]) -> T:
+    """The result of `read`; its errors but memory's become a ModelError that names the path."""
+    try:
+        return read()
+    except (SamplerError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise ModelError(f"{path} cannot be loaded: {first_line(error)}") from error
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Raise ModelError at the end if a component was loaded without some of its weights."""
+    seen: list[str] = []
+    watches = [
+        (logger, logger.level, _Absent(logger.getEffectiveLevel(), cls, key, seen))
+        for logger, cls, key in ((logging.getLogger(name), *rest) for name, *rest in _ABSENT)
+    ]
+    for logger, _, watch in watches:
+        logger.addFilter(watch)
+        if logger.getEffectiveLevel() > logging.WARNING:  # however silent the libraries are
+            logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level, watch in watches:
+            logger.removeFilter(watch)
+            logger.setLevel(level)
+    if seen:
+        raise ModelError(f"{path} is incomplete: {seen[0]}.")
+
+
+class _Absent(logging.Filter):
+    """Takes reports of absent weights out of a log; `seen`: what they say."""
+
+    def __init__(self, level: int, cls: str, key: str, seen: list[str]) -> None:
+        super().__init__()
+        self.level, self.seen = level, seen
+        self.cls, self.key = re.compile(cls), re.compile(key, re.MULTILINE)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = _COLOR.sub("", record.getMessage())
+        found, names = self.cls.search(text), self.key.findall(text)
+        if not found or not names:
+            return record.levelno >= self.level
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        self.seen.append(f"its {found[1]} lacks the weights {names[0]}{more}")
+        return False
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and the remarks that say nothing about the model; warnings stay."""
+    from diffusers.utils import logging as diffusers_bars
+    from transformers.utils import logging as transformers_bars
+
+    shown = [bars for bars in (diffusers_bars, transformers_bars) if bars.is_progress_bar_enabled()]
+    drops = [(logging.getLogger(name), _Drop(re.compile(text))) for name, text in _CHATTER]
+    for logger, drop in drops:
+        logger.addFilter(drop)
+    for bars in shown:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for bars in shown:
+            bars.enable_progress_bar()
+        for logger, drop in drops:
+            logger.removeFilter(drop)
+
+
+class _Drop(logging.Filter):
+    """Drops the records whose message matches."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        super().__init__()
+        self.pattern = pattern
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self.pattern.search(record.getMessage())
