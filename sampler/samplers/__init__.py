@@ -1,28 +1,45 @@
 """The samplers: one file per method. A new one is a file and a line here."""
 
+from sampler.samplers.ancestral import EulerAncestral
 from sampler.samplers.consistency import Consistency
 from sampler.samplers.ddim import DDIM
+from sampler.samplers.deis import DEIS, GradientEstimation
+from sampler.samplers.er_sde import ERSDE
 from sampler.samplers.flow_policy import CPS, DanceSDE, FlowSDE
 from sampler.samplers.ghvb import GHVB
 from sampler.samplers.heavy_ball import HeavyBall
 from sampler.samplers.heun import Heun
 from sampler.samplers.multistep import AdamsBashforth
+from sampler.samplers.multistep_data import (
+    DPMSolverPP2M,
+    DPMSolverPP2MSDE,
+    DPMSolverPP3MSDE,
+    RESMultistep,
+)
 from sampler.samplers.nesterov import Nesterov
+from sampler.samplers.predictor_corrector import SASolver, UniPC
 from sampler.samplers.reddiff import REDDiff
-from sampler.samplers.solvers import DPMSolverPP2M, UniPC
 
 __all__ = [
     "CPS",
     "DDIM",
+    "DEIS",
+    "ERSDE",
     "GHVB",
     "AdamsBashforth",
     "Consistency",
-    "DanceSDE",
-    "FlowSDE",
     "DPMSolverPP2M",
+    "DPMSolverPP2MSDE",
+    "DPMSolverPP3MSDE",
+    "DanceSDE",
+    "EulerAncestral",
+    "FlowSDE",
+    "GradientEstimation",
     "HeavyBall",
     "Heun",
     "Nesterov",
     "REDDiff",
+    "RESMultistep",
+    "SASolver",
     "UniPC",
 ]

@@ -2,7 +2,7 @@
 
 With D = 1 − E^{-1} the backward difference, Adams-Bashforth for equal steps is the series
 sum_j GAMMA[j]·D^j cut after D^{r−1}; heavy-ball velocities v = beta/(beta + (1 − beta)·D)·f turn
-it into the one of GHVB. For unequal steps the sum is the integral of the interpolating polynomial.
+it into the one of GHVB. Those of unequal steps are in `exponential.py`.
 """
 
 from __future__ import annotations
@@ -35,21 +35,6 @@ def ghvb(order: int, beta: float) -> tuple[float, ...]:
     ratio = (1 - beta) / beta
     series = [GAMMA[j] + (ratio * GAMMA[j - 1] if j else 0.0) for j in range(order)]
     return _in_powers_of_e(series)
-
-
-def variable_step(nodes: Sequence[float], end: float) -> tuple[float, ...]:
-    """Adams-Bashforth for unequal steps, from nodes[0] to `end`; they sum to 1.
-
-    nodes: the distinct clocks u of the slopes, newest first. b_j is the mean over [nodes[0], end]
-    of the Lagrange polynomial that is 1 at node j and 0 at the others.
-    """
-    import numpy as np
-
-    step = end - nodes[0]
-    places = (np.asarray(nodes, dtype=np.float64) - nodes[0]) / step
-    powers = np.arange(len(nodes))
-    matrix = places[None, :] ** powers[:, None]
-    return tuple(np.linalg.solve(matrix, 1 / (powers + 1.0)).tolist())
 
 
 def _in_powers_of_e(series: Sequence[float]) -> tuple[float, ...]:

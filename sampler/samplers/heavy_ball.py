@@ -9,7 +9,7 @@ from sampler.core.binding import SamplerContext
 from sampler.registry import register
 from sampler.samplers.coefficients import Order, adams_bashforth
 from sampler.samplers.coordinates import Space, advance, check_space, euler, slope, weighted
-from sampler.samplers.data_space import Compat, dpmpp_2m, unipc
+from sampler.samplers.exponential import line
 from sampler.samplers.momentum import (
     Beta,
     Momentum,
@@ -19,6 +19,8 @@ from sampler.samplers.momentum import (
     require_number,
     resolved,
 )
+from sampler.samplers.multistep_data import second_order
+from sampler.samplers.predictor_corrector import Compat, unipc
 from sampler.types import Level, Move, Prediction, SamplerBase, Span
 
 
@@ -94,9 +96,9 @@ class HeavyBall(SamplerBase):
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         order, beta = self.momentum
         if self.base == "dpmpp_2m":
-            return dpmpp_2m(pred, span, state, beta)
+            return _dpmpp_2m(pred, span, state, beta)
         if self.base == "unipc":
-            return unipc(pred, span, state, beta, self.compat)
+            return unipc(pred, span, state, beta=beta, compat=self.compat)
         velocity, history = state or (None, ())
         slopes = (slope(pred, span, self.space), *history)[:order]
         v = damped(beta, velocity, weighted(adams_bashforth(len(slopes)), slopes))
@@ -104,3 +106,13 @@ class HeavyBall(SamplerBase):
         if not state:
             return Move(euler(pred, span), 0.0, kept)
         return Move(advance(pred, span, v, self.space), 0.0, kept)
+
+
+def _dpmpp_2m(pred: Prediction, span: Span, state: Any, beta: float) -> Move:
+    """DPM-Solver++(2M) along the averaged target; first-order steps neither use nor change it."""
+    history, velocity = state or ((), None)
+    e, history = second_order(pred, span, history)
+    if e is None:
+        return Move(line(pred, span), 0.0, (history, velocity))
+    v = damped(beta, velocity, e)
+    return Move(line(pred, span, v), 0.0, (history, v if beta != 1 else None))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from sampler.registry import register
-from sampler.samplers.coefficients import Order, adams_bashforth, variable_step
+from sampler.samplers.coefficients import Order, adams_bashforth
 from sampler.samplers.coordinates import (
     Space,
     advance,
@@ -20,6 +20,7 @@ from sampler.samplers.coordinates import (
     space_of,
     weighted,
 )
+from sampler.samplers.exponential import places, weights
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 
@@ -89,7 +90,7 @@ class AdamsBashforth(SamplerBase):
         if not state:
             return Move(euler(pred, span), 0.0, Trail((f,), (u,), gain(span, self.space)))
         slopes, clocks = (f, *state.slopes)[: self.order], (u, *state.clocks)[: self.order]
-        e = weighted(variable_step(clocks, end), slopes)
+        e = weighted(weights(places(clocks, end), 0.0), slopes)
         mean = advance(pred, span, e, self.space)
         if state.gain is not None:  # x was Euler's; x + gain/2·(f − f_0) is the trapezoidal rule's
             late = f - Lin.of(state.slopes[0])

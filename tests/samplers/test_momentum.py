@@ -9,7 +9,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 import sampler
-from sampler.samplers.coefficients import adams_bashforth, ghvb, variable_step
+from sampler.samplers.coefficients import adams_bashforth, ghvb
+from sampler.samplers.exponential import places, weights
 from sampler.types import Level, Prediction, Span
 from tests.analytic import flow_grid, mixture, sigma_grid, vp_grid
 from tests.samplers.golden import arrays
@@ -70,10 +71,10 @@ def test_variable_steps_restore_the_order_on_an_unequal_grid():
 @pytest.mark.parametrize("order", range(1, 6))
 def test_variable_coefficients(order):
     """Exact for polynomials of degree order − 1, and Adams-Bashforth's where steps are equal."""
-    equal = variable_step([-k for k in range(order)], 1.0)
+    equal = weights(places([-k for k in range(order)], 1.0), 0.0)
     assert np.allclose(equal, adams_bashforth(order), rtol=1e-9)
     nodes = [0.3, 1.1, 1.5, 2.9, 3.3][:order]
-    coefficients, end = variable_step(nodes, 0.1), 0.1
+    coefficients, end = weights(places(nodes, 0.1), 0.0), 0.1
     for degree in range(order):
         exact = (end ** (degree + 1) - nodes[0] ** (degree + 1)) / (degree + 1) / (end - nodes[0])
         ours = sum(c * u**degree for c, u in zip(coefficients, nodes, strict=True))

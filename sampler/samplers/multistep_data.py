@@ -1,0 +1,191 @@
+"""The DPM-Solver++ family and RES: multistep methods on x0, with the step of `exponential.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import DocInfo, Ge, Le
+
+from sampler.registry import register
+from sampler.registry.constraints import Nonnegative
+from sampler.samplers.exponential import (
+    Clock,
+    History,
+    extrapolated,
+    falling,
+    flat,
+    line,
+    moments,
+    share,
+    solved,
+    weights,
+)
+from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
+
+Eta = Annotated[float, Ge(0), DocInfo("0 is deterministic")]
+Order = Annotated[int, Ge(1), Le(3)]
+Solver = Literal["midpoint", "heun"]
+RULES = {"midpoint": flat, "heun": weights}
+
+# Stock and published DPM-Solver++ end with a first-order step in runs shorter than this.
+SHORT_RUN = 15
+
+
+class DataMultistep(SamplerBase):
+    """Common part of multistep samplers on x0; a subclass is a dataclass with its weights."""
+
+    follows_direction: ClassVar[bool] = True
+    eta: float = 0.0
+
+    @property
+    def convergence(self) -> float | None:
+        return None if self.stochastic else 2.0
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
+        """The grid itself. Raises ValueError for a level that is not below the one before."""
+        return falling(self.name, grid)
+
+
+def second_order(
+    pred: Prediction, span: Span, history: History, kind: Solver = "midpoint", clock: Clock = "snr"
+) -> tuple[Lin | None, History]:
+    """(e, history) of DPM-Solver++(2M); first order, e = None, at the start and in a short end."""
+    short = span.index == span.total - 1 and span.total < SHORT_RUN
+    e, history = extrapolated(pred, span, history, 2, RULES[kind], clock=clock)
+    return (None if short else e), history
+
+
+@register("sampler", "dpmpp_2m")
+@dataclass(frozen=True)
+class DPMSolverPP2M(DataMultistep):
+    """DPM-Solver++(2M): second order in log-SNR on the predicted x0.
+
+        e = m + (m − m_before)·h/(2·h_before);   x' = (sigma'/sigma)·x − alpha'·(e^{−h} − 1)·e
+
+    h is the step in lambda = log(alpha/sigma), m = x0. The first step is first order (DDIM), and
+    so is the last where it ends at sigma' = 0, or in runs of fewer than 15 steps.
+
+    solver_type: "midpoint" (default), as above; "heun" averages the line through m_before and m
+        with the kernel e^{hs} of the exact solution, which is RES.
+    clock: the coordinate in which the line is drawn: "snr" (default), lambda; "sigma", −ln sigma on
+        flow models, as ComfyUI has it; "auto", sigma on flow models.
+    """
+
+    solver_type: Solver = "midpoint"
+    clock: Clock = "snr"
+
+    reference: ClassVar[str] = "DPM-Solver++ (Lu et al., 2022), arXiv:2211.01095, Algorithm 2"
+
+    def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
+        e, history = second_order(pred, span, state, self.solver_type, self.clock)
+        return Move(line(pred, span, e), 0.0, history)
+
+
+@register("sampler", "dpmpp_2m_sde")
+@dataclass(frozen=True)
+class DPMSolverPP2MSDE(DataMultistep):
+    """SDE-DPM-Solver++(2M): `dpmpp_2m` with fresh noise in every step.
+
+        x' = c·x + (alpha' − c·alpha)·e + s_noise·sigma'·sqrt(1 − k²)·z,   c = k·sigma'/sigma
+        k = e^{−eta·h},   e = w_0·m + w_1·m_before,   w_1 = −h/(2·h_before)
+
+    m, h and the first step as for `dpmpp_2m`; z ~ N(0, I). Below 15 steps it adds grain.
+
+    eta: amount of noise, at least 0; 1 (default) is the SDE of the paper, 0 is `dpmpp_2m`.
+    s_noise: factor on the noise; 1 keeps the level's amount.
+    solver_type: "midpoint" (default), as above; "heun" has the weights of the exact kernel.
+    """
+
+    eta: Eta = 1.0
+    s_noise: Nonnegative = 1.0
+    solver_type: Solver = "midpoint"
+
+    reference: ClassVar[str] = (
+        "DPM-Solver++ (Lu et al., 2022), arXiv:2211.01095, eq. 14; k-diffusion's "
+        "sample_dpmpp_2m_sde"
+    )
+
+    def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
+        k, fresh = share("sde", span, self.eta)
+        e, history = extrapolated(pred, span, state, 2, RULES[self.solver_type], k)
+        return Move(line(pred, span, e, k), self.s_noise * span.next.sigma * fresh, history)
+
+
+@register("sampler", "dpmpp_3m_sde")
+@dataclass(frozen=True)
+class DPMSolverPP3MSDE(DataMultistep):
+    """DPM++ 3M SDE: a parabola through the last three predictions of x0, with fresh noise.
+
+        e = m + M_1(H)·d_1 + c_2·M_2(H)·d_2,   m + d_1·s + d_2·s² through the three, step = 0..1
+        M_m(H) = ∫ e^{Hs}·s^m ds / ∫ e^{Hs} ds over 0..1,   H = (1 + eta)·h
+
+    The step is that of `dpmpp_2m_sde`; the first is of order 1, the second of order 2. Use 15
+    steps or more: with fewer it overshoots.
+
+    weights: "published" (default) has c_2 = 1/2, as every published code; it is second order, and
+        damps at few steps. "exact", c_2 = 1, is third order.
+    eta, s_noise: as for `dpmpp_2m_sde`; eta 0 is the deterministic method.
+    """
+
+    eta: Eta = 1.0
+    s_noise: Nonnegative = 1.0
+    weights: Literal["published", "exact"] = "published"
+
+    reference: ClassVar[str] = (
+        "DPM-Solver++ (Lu et al., 2022), arXiv:2211.01095; k-diffusion's sample_dpmpp_3m_sde"
+    )
+
+    def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
+        k, fresh = share("sde", span, self.eta)
+        rule = _halved if self.weights == "published" else weights
+        e, history = extrapolated(pred, span, state, 3, rule, k)
+        return Move(line(pred, span, e, k), self.s_noise * span.next.sigma * fresh, history)
+
+
+@register("sampler", "res_multistep")
+@dataclass(frozen=True)
+class RESMultistep(DataMultistep):
+    """RES: the exact exponential integral of a polynomial through the last predictions of x0.
+
+        e = sum_j w_j·m_j,   sum_j w_j·s_j^i = M_i(H),   i = 0 .. order − 1
+
+    s_j and M as for `dpmpp_3m_sde`: of order 2 it is `dpmpp_2m` with `solver_type: heun`. The step
+    is that of `dpmpp_2m_sde`.
+
+    order: 1 (DDIM) to 3; 2 by default.
+    eta: amount of noise, at least 0; 0 (default) is deterministic, 1 is res_multistep_ancestral.
+    s_noise: as for `dpmpp_2m_sde`.
+    clock: "auto" (default), −ln sigma on flow models and lambda elsewhere; or "snr", "sigma" for
+        one of them. With eta above 0 it is always lambda.
+    """
+
+    order: Order = 2
+    eta: Eta = 0.0
+    s_noise: Nonnegative = 1.0
+    clock: Clock = "auto"
+
+    reference: ClassVar[str] = (
+        "Refined Exponential Solver (Zhang et al., 2023), arXiv:2308.02157; ComfyUI's res_multistep"
+    )
+
+    @property
+    def convergence(self) -> float | None:
+        return None if self.stochastic else float(min(self.order, 2))
+
+    def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
+        k, fresh = share("sde", span, self.eta)
+        clock = "snr" if self.stochastic else self.clock
+        e, history = extrapolated(pred, span, state, self.order, weights, k, clock)
+        return Move(line(pred, span, e, k), self.s_noise * span.next.sigma * fresh, history)
+
+
+def _halved(places: Sequence[float], H: float) -> tuple[float, ...]:
+    """Weights of a parabola whose quadratic term is halved, as in the published third order."""
+    values = moments(H, len(places))
+    return solved(places, [*values[:2], *(v / 2 for v in values[2:])])
