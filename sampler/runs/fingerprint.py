@@ -64,7 +64,7 @@ def model_of(model: ModelConfig, fast: bool = False) -> Model:
 
 
 def _options(model: ModelConfig, source: ModelSource, fast: bool) -> dict[str, Any]:
-    """What else decides the pixels: hashes of other files, and values that select an arithmetic."""
+    """Everything else that decides the pixels: hashes of other files, values of options."""
     values = {f.name for f in fields(model) if f.metadata["identity"] == "value"} - {"dtype"}
     found = {name: value for name, value in changed(model).items() if name in values}
     if model.variant is not None:
