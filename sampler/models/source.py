@@ -181,6 +181,9 @@ def _check_variant(folder: Path, parts: dict[str, tuple[str, str]], variant: str
         return
     there: set[str] = set()
     for name, (library, cls) in parts.items():
+        for path in (folder / name).iterdir():
+            if "." not in path.name:  # diffusers looks for the variant behind a dot in every name
+                raise ModelError(f"{path} stops diffusers from reading a variant; move it away.")
         if preflight.has_weights(cls):
             there |= {str(v) for v in variants(folder / name, library) if v is not None}
     if variant not in there:
