@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -15,7 +15,7 @@ _chosen: ContextVar[str | None] = ContextVar("sampler_kernels_backend", default=
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> Generator[None]:
     """Select the backend of latent-sized arithmetic in this context.
 
     name: "auto", "reference" or "triton". Takes precedence over the environment variable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -21,7 +21,7 @@ _launches: ContextVar[list[Launch] | None] = ContextVar("sampler_kernels_launche
 
 
 @contextmanager
-def count_launches() -> Iterator[list[Launch]]:
+def count_launches() -> Generator[list[Launch]]:
     """Yield a list that receives every launch inside the context."""
     launches: list[Launch] = []
     token = _launches.set(launches)
@@ -32,7 +32,7 @@ def count_launches() -> Iterator[list[Launch]]:
 
 
 @contextmanager
-def dry_run() -> Iterator[None]:
+def dry_run() -> Generator[None]:
     """Let the Triton backend serve every device and launch nothing: it only counts.
 
     Results are zeros. For counting on machines without a GPU.

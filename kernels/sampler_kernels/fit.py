@@ -16,7 +16,7 @@ from sampler_kernels.scalars import RowScalar
 
 MAX_INPUTS, MAX_OUTPUTS, MAX_VECTORS = 8, 4, 4
 # Subclasses are stand-ins of tracers, without memory.
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN: tuple[Any, ...] = (torch.Tensor, torch.nn.Parameter)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _MAX_LAYOUTS = 4096  # a run has a few dozen
 
@@ -48,7 +48,7 @@ def layout_of(formula: Formula) -> Layout:
         inputs: list[Any] = []
         compiling = torch.compiler.is_compiling()
         for t in (*formula.tensors, *formula.coefficients):
-            kind = type(t)
+            kind = t.__class__
             if kind is RowScalar:  # of float32
                 inputs += t.shape, t.device
             elif kind in _PLAIN and not compiling:
@@ -66,7 +66,7 @@ def layout_of(formula: Formula) -> Layout:
 
 
 def shares_launch(formula: Formula) -> bool:
-    """True where the outputs of a formula fit into one launch of a kernel."""
+    """Return True where the outputs of a formula fit into one launch of a kernel."""
     return (
         len(formula.tensors) <= MAX_INPUTS
         and len(formula.outs) <= MAX_OUTPUTS
@@ -75,7 +75,7 @@ def shares_launch(formula: Formula) -> bool:
 
 
 def must_differentiate(formula: Formula) -> bool:
-    """True where torch has to see the operation: for autograd, or while torch.compile traces."""
+    """Return True where torch has to see the operation: for autograd, or while torch.compile traces."""
     if torch.compiler.is_compiling() or not layout_of(formula).plain:
         return True
     return torch.is_grad_enabled() and any(
@@ -84,7 +84,7 @@ def must_differentiate(formula: Formula) -> bool:
 
 
 def is_plain(value: Tensor) -> bool:
-    """True where torch need not see the arithmetic of a tensor."""
+    """Return True where torch need not see the arithmetic of a tensor."""
     if torch.compiler.is_compiling() or type(value) not in _PLAIN:
         return False
     return not (torch.is_grad_enabled() and value.requires_grad)

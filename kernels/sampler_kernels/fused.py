@@ -153,12 +153,14 @@ def _launch_formula(formula: Formula, dtype: torch.dtype, waiting: Sequence[Sums
     table = table_of(formula.coefficients, shape, rows)
     if not joined:
         return run_formula(formula, table, rows, dtype)
-    pairs, first = [], count
+    pairs: list[tuple[int, int]] = []
+    first = count
     for sums in joined:
         pairs += [(first + i, first + j) for i, j in sums.pairs]
         first += len(sums.lins)
     outs, parts = run_both(formula, count, pairs, table, rows, dtype)
-    for sums, part in zip(joined, parts.split([len(s.pairs) for s in joined]), strict=True):
+    sizes = [len(sums.pairs) for sums in joined]
+    for sums, part in zip(joined, torch.split(parts, sizes), strict=True):
         sums.value = part
     return outs
 
@@ -203,15 +205,13 @@ def gram_op(
     )
 
 
-@formula_op.register_fake
-def _(
+def _formula_fake(
     xs: list[Tensor], table: Tensor, code: list[int], consts: list[float], outs: list[int]
 ) -> list[Tensor]:
     return [torch.empty_like(xs[0], dtype=_wide(xs[0])) for _ in outs]
 
 
-@gram_op.register_fake
-def _(
+def _gram_fake(
     xs: list[Tensor], table: Tensor, code: list[int], consts: list[float], ends: list[int]
 ) -> Tensor:
     return xs[0].new_empty((len(ends) // 2, xs[0].shape[0]), dtype=_wide(xs[0]))
@@ -235,7 +235,8 @@ def _gram_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     *xs, table = ctx.saved_tensors
     nodes = nodes_of(xs, table, ctx.code, ctx.consts)
     adjoints: dict[int, Lin] = {}
-    for p, (i, j) in enumerate(zip(ctx.ends[::2], ctx.ends[1::2], strict=True)):
+    ends: list[int] = ctx.ends
+    for p, (i, j) in enumerate(zip(ends[::2], ends[1::2], strict=True)):
         add(adjoints, i, nodes[j] * grad[p])
         add(adjoints, j, nodes[i] * grad[p])
     return _gradients(ctx, nodes, adjoints)
@@ -247,8 +248,12 @@ def _gradients(ctx: Any, nodes: list[Lin], adjoints: dict[int, Lin]) -> tuple[An
     return *pull_back(nodes, adjoints, xs, table, ctx.code, ops), None, ctx.consts and None, None
 
 
-formula_op.register_autograd(_formula_backward, setup_context=_setup)
-gram_op.register_autograd(_gram_backward, setup_context=_setup)
+_operators: Any = (formula_op, gram_op)  # whose methods are not fully annotated
+for _operator, _fake, _backward in zip(
+    _operators, (_formula_fake, _gram_fake), (_formula_backward, _gram_backward), strict=True
+):
+    _operator.register_fake(_fake)
+    _operator.register_autograd(_backward, setup_context=_setup)
 
 
 def _wide(x: Tensor) -> torch.dtype:

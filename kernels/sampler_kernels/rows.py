@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sampler_kernels.backend import backend
@@ -72,7 +73,11 @@ def settle(tree: Any) -> Any:
     else:
         values = backend(lins[0].like).settle(lins)
     done = dict(zip(map(id, [*lins, *late]), values, strict=True))
-    return map_tree(lambda leaf: done.get(id(leaf), leaf), tree)
+    return map_tree(partial(_known, done), tree)
+
+
+def _known(done: dict[int, Tensor], leaf: Any) -> Any:
+    return done.get(id(leaf), leaf)
 
 
 def recorded(value: Tensor, like: Tensor) -> Any:

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Annotated, so that what is tested against them stays of type Any.
+_ITEMS: tuple[type[Any], ...] = (list, tuple)
+_TUPLE: type[Any] = tuple
+
+
 class Deferred:
     """A value that acts as the tensor `.tensor()` in torch functions, attributes, conversions."""
 
@@ -64,7 +69,8 @@ class Deferred:
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        known = {name: computed(value) for name, value in (kwargs or {}).items()}
+        given: dict[str, Any] = kwargs or {}
+        known = {name: computed(value) for name, value in given.items()}
         return func(*map(computed, args), **known)
 
 
@@ -72,7 +78,7 @@ def computed(value: Any) -> Any:
     """The tensor behind a deferred value, also in lists and tuples; other values unchanged."""
     if isinstance(value, Deferred):
         return value.tensor()
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, _ITEMS):
         return type(value)(computed(item) for item in value)
     return value
 
@@ -245,7 +251,7 @@ class RowScalar(Deferred):
         return RowScalar(op, pair, self.shape, self.device, op >= LESS, sums)
 
     def _takes(self, other: Any) -> bool:
-        """True for a tensor that is an operand without conversion: recording costs no launch."""
+        """Return True for a tensor that is an operand without conversion: recording costs no launch."""
         if isinstance(other, Deferred) or getattr(other, "requires_grad", True):
             return False
         alike = tuple(other.shape) == self.shape and other.device == self.device
@@ -261,14 +267,15 @@ class RowGram(Deferred):
         self.cells = cells
 
     def __getitem__(self, index: Any) -> Any:
-        if type(index) is tuple and len(index) == 2 and type(self.cells[0]) is list:
+        if type(index) is int:
+            cell: Any = self.cells[index]
+            return cell if isinstance(cell, RowScalar) else RowGram(cell)
+        if isinstance(index, _TUPLE) and len(index) == 2:
             i, j = index
-            if type(i) is int and type(j) is int:
-                return self.cells[i][j]
-        if type(index) is not int:
-            return self.tensor()[index]
-        cell = self.cells[index]
-        return RowGram(cell) if type(cell) is list else cell
+            line: Any = self.cells[i] if type(i) is int else self.cells[0]
+            if type(i) is type(j) is int and not isinstance(line, RowScalar):
+                return line[j]
+        return self.tensor()[index]
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self.cells)))
@@ -279,7 +286,10 @@ class RowGram(Deferred):
     @property
     def nodes(self) -> list[RowScalar]:
         """All scalars, line by line."""
-        return [n for cell in self.cells for n in (cell if isinstance(cell, list) else [cell])]
+        found: list[RowScalar] = []
+        for cell in self.cells:
+            found += [cell] if isinstance(cell, RowScalar) else cell
+        return found
 
     def tensor(self) -> Tensor:
         """The inner products, computed together in one launch."""

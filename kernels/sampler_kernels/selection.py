@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -11,19 +13,23 @@ from sampler_kernels.choice import requested
 from sampler_kernels.counting import dry
 
 
-# torch.compile bakes the answer into what it compiles, as it does with shapes and devices.
-@torch.compiler.assume_constant_result
-def triton(device: torch.device, dtype: torch.dtype) -> bool:
-    """True where Triton serves tensors of this device and type."""
+def _triton(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return True where Triton serves tensors of this device and type."""
     name = requested()
     if name == "reference" or (name == "auto" and device.type != "cuda"):
         return False
     return dtype is not torch.float64 and (dry() or works(str(device)))
 
 
+# torch.compile bakes the answer into what it compiles, as it does with shapes and devices. The
+# decorator is not annotated.
+_compiler: Any = torch.compiler
+triton: Callable[[torch.device, torch.dtype], bool] = _compiler.assume_constant_result(_triton)
+
+
 @cache
 def works(device: str) -> bool:
-    """True where the kernels run and their results are right; otherwise warns, once."""
+    """Return True where the kernels run and their results are right; otherwise warns, once."""
     try:
         from sampler_kernels.probe import check
 

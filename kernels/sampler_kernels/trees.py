@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+# Annotated, so that a test of a tree against them leaves its branches of type Any.
+_ITEMS: tuple[type[Any], ...] = (list, tuple)
+_NAMED: type[Any] = dict
+
 
 def map_tree(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """The tree of `fn(leaf, *leaves of rest)`, of the shape of `tree`; None stays None.
@@ -18,30 +22,32 @@ def map_tree(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
         return _map(fn, tree)
     if tree is None:
         return None
-    if isinstance(tree, dict):
+    if isinstance(tree, _NAMED):
         for other in rest:
-            if not isinstance(other, dict) or other.keys() != tree.keys():
+            if not isinstance(other, _NAMED) or other.keys() != tree.keys():
                 raise ValueError(f"Trees differ: {sorted(tree)} against {other!r:.80}.")
         return {k: map_tree(fn, v, *(other[k] for other in rest)) for k, v in tree.items()}
-    if isinstance(tree, (list, tuple)):
+    if isinstance(tree, _ITEMS):
         for other in rest:
-            if not isinstance(other, (list, tuple)) or len(other) != len(tree):
+            if not isinstance(other, _ITEMS) or len(other) != len(tree):
                 raise ValueError(f"Trees differ: {len(tree)} items against {other!r:.80}.")
-        items = [map_tree(fn, *branch) for branch in zip(tree, *rest, strict=True)]
-        if hasattr(tree, "_fields"):
-            return type(tree)(*items)
-        return type(tree)(items)
+        done = [map_tree(fn, *branch) for branch in zip(tree, *rest, strict=True)]
+        return _like(tree, done)
     return fn(tree, *rest)
 
 
 def _map(fn: Callable[[Any], Any], tree: Any) -> Any:
     """`map_tree` over one tree: once or more per step."""
-    if isinstance(tree, (list, tuple)):
-        items = [_map(fn, branch) for branch in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-    if isinstance(tree, dict):
+    if isinstance(tree, _ITEMS):
+        return _like(tree, [_map(fn, branch) for branch in tree])
+    if isinstance(tree, _NAMED):
         return {key: _map(fn, branch) for key, branch in tree.items()}
     return None if tree is None else fn(tree)
+
+
+def _like(items: Any, done: list[Any]) -> Any:
+    """A list, tuple or NamedTuple of other items."""
+    return type(items)(*done) if hasattr(items, "_fields") else type(items)(done)
 
 
 def leaves(tree: Any) -> list[Any]:
@@ -52,10 +58,10 @@ def leaves(tree: Any) -> list[Any]:
 
 
 def _collect(tree: Any, found: list[Any]) -> None:
-    if isinstance(tree, (list, tuple)):
+    if isinstance(tree, _ITEMS):
         for value in tree:
             _collect(value, found)
-    elif isinstance(tree, dict):
+    elif isinstance(tree, _NAMED):
         for value in tree.values():
             _collect(value, found)
     elif tree is not None:
