@@ -75,7 +75,7 @@ def shares_launch(formula: Formula) -> bool:
 
 
 def must_differentiate(formula: Formula) -> bool:
-    """Return True where torch has to see the operation: for autograd, or while torch.compile traces."""
+    """Return True where torch must see the operation: for autograd, or while it compiles."""
     if torch.compiler.is_compiling() or not layout_of(formula).plain:
         return True
     return torch.is_grad_enabled() and any(

@@ -251,7 +251,7 @@ class RowScalar(Deferred):
         return RowScalar(op, pair, self.shape, self.device, op >= LESS, sums)
 
     def _takes(self, other: Any) -> bool:
-        """Return True for a tensor that is an operand without conversion: recording costs no launch."""
+        """Return True for a tensor that is an operand as it is: recording costs no launch."""
         if isinstance(other, Deferred) or getattr(other, "requires_grad", True):
             return False
         alike = tuple(other.shape) == self.shape and other.device == self.device
