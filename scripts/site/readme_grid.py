@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 import sampler
+from sampler.core.batch import to_output
 from sampler.runs.grid import Sheet, drawn
 
 PROMPTS = (
@@ -56,8 +57,7 @@ def labelled() -> dict[str, Sequence[Image.Image]]:
             figure = f"SSIM {float(ssim(result.images, before).mean()):.3f}"
         else:
             figure = f"{100 * clipped_share(result.images):.0f} % clipped"
-        pictures = engine.generate(**result.config | {"output": "pil"}).images
-        rows[f"{name}: NFE {nfe:.0f}, {figure}"] = pictures
+        rows[f"{name}: NFE {nfe:.0f}, {figure}"] = to_output(result.images, "pil")
     return rows
 
 
