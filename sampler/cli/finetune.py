@@ -65,7 +65,8 @@ def command(
     debug: Debug = False,
 ) -> None:
     """Fine-tune a model for a reward; the same command resumes a stopped run."""
-    report = Report(as_json=as_json, quiet=quiet, debug=debug)
+    muted = os.environ.get("RANK", "0") != "0"
+    report = Report(as_json=as_json, quiet=quiet, debug=debug, muted=muted)
     with report.errors():
         from sampler.config.layers import from_environment, from_options, from_sets, read_file
         from sampler.config.options import FINETUNE
@@ -87,13 +88,12 @@ def command(
 
 def _texts(recipe: Recipe) -> list[str]:
     from sampler.core.errors import UsageError
-    from sampler.runs.lines import check_prompt, read_prompts
+    from sampler.training.prompts import read_prompts
 
-    found = [check_prompt(t, f"prompt {i}") for i, t in enumerate(recipe.prompts.texts or (), 1)]
-    if recipe.prompts.file is not None:
-        found += read_prompts(recipe.prompts.file)
+    given = [recipe.prompts.texts, recipe.prompts.file]
+    found = [text for prompts in given if prompts for text in read_prompts(prompts)]
     if not found:
-        raise UsageError("No prompts: give --prompts FILE.txt, or prompts in the file.")
+        raise UsageError("No prompts: give --prompts FILE, or prompts in the configuration.")
     return found
 
 

@@ -32,27 +32,32 @@ _IN_URL = re.compile(r"(\w://)[^/\s@]+@")
 
 @dataclass(frozen=True)
 class Report:
-    """Output streams of one command. as_json: stdout is JSON Lines events, not plain results."""
+    """Output streams of one command.
+
+    as_json: stdout is JSON Lines events, not plain results. muted: errors only, for the processes
+    of a run other than the first.
+    """
 
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
     debug: bool = False
+    muted: bool = False
 
     def result(self, text: str) -> None:
         """Print a result, unless stdout is for events."""
-        if not self.as_json:
+        if not self.as_json and not self.muted:
             print("\n".join(map(printable, text.split("\n"))), flush=True)
 
     def event(self, kind: str, /, **content: Any) -> None:
         """Print the event {"v": 1, "t": kind, "time": unix seconds, ...}, if --json was given."""
-        if self.as_json:
+        if self.as_json and not self.muted:
             line = {"v": 1, "t": kind, "time": round(time.time(), 3), **content}
             print(json.dumps(line, allow_nan=False), flush=True)
 
     def note(self, text: str) -> None:
         """Print a line on stderr, unless --quiet."""
-        if not self.quiet:
+        if not self.quiet and not self.muted:
             print(printable(text), file=sys.stderr, flush=True)
 
     def detail(self, text: str) -> None:

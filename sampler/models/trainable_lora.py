@@ -6,21 +6,25 @@ W' = W + (alpha/rank)·B·A        A: [rank, in], Gaussian; B: [out, rank], 0 at
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sampler import registry
 from sampler.core.durable import write_file
-from sampler.core.errors import first_line
 from sampler.models.lora import check_bare, lora_layers, strip_loras
 from sampler.models.lora_files import FILE, write_lora
+from sampler.models.start_lora import Factors, start_from
 
 NAME = "finetune"
+# Attention projections, with the fused ones of Flux 2's single-stream blocks.
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out")
+_LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,18 @@ class Adapter:
 
 @contextmanager
 def adapted(
-    network: Any, rank: int, alpha: int, targets: Sequence[str], seed: int
+    network: Any,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str],
+    seed: int,
+    start: Mapping[str, Factors] | None = None,
 ) -> Iterator[Adapter]:
-    """Inside, the network has a new LoRA, and nothing else of it is trainable.
+    """Give the network a new LoRA for the time of a context; nothing else of it is trainable.
 
-    Structure, weights and flags of the network are restored at the end. Raises ValueError where no
-    layer has a target's name, and UsageError for a network that has LoRAs already.
+    start: ΔW of layers to begin with, 0 by default. Structure, weights and flags of the network
+    are restored at the end. Raises ValueError where no layer has a target's name, and UsageError
+    for a network that has LoRAs already, and for a start that does not fit.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -66,16 +76,18 @@ def adapted(
     flags = {name: p.requires_grad for name, p in network.named_parameters()}
     modes = {name: m.training for name, m in network.named_modules()}
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]: any number works
+        init_lora_weights="gaussian",
+        target_modules=_layer_names(network, targets),
     )
     network.eval()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            try:
-                inject_adapter_in_model(config, network, NAME)
-            except ValueError as error:
-                raise ValueError(f"fit: targets {list(targets)}: {first_line(error)}") from None
+            inject_adapter_in_model(config, network, NAME)
+        if start is not None:
+            start_from(network, NAME, start)
         parameters = {}
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(f".{NAME}." in name)
@@ -91,17 +103,53 @@ def adapted(
             module.training = modes[name]
 
 
-def save_lora(adapter: Adapter, prefix: str, folder: Path, manifest: dict[str, Any]) -> Path:
-    """Writes the LoRA's file and `manifest.json` into a folder; returns the file's path.
+def default_targets(network: nn.Module) -> tuple[str, ...]:
+    """Return the names of a network's attention projections."""
+    return tuple(target for target in TARGETS if _named(network, target)[1])
 
-    prefix: the pipeline's name for the network, "unet" or "transformer".
+
+def _named(network: nn.Module, target: str) -> tuple[list[str], list[str]]:
+    """Return the modules of a target's name, and those of them that can have a LoRA."""
+    modules = {
+        name: module
+        for name, module in network.named_modules()
+        if name == target or name.endswith(f".{target}")
+    }
+    return list(modules), [name for name, m in modules.items() if isinstance(m, _LAYERS)]
+
+
+def _layer_names(network: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Return targets as peft takes them: in full where other modules have the same name."""
+    names: list[str] = []
+    for target in targets:
+        modules, layers = _named(network, target)
+        if not layers:
+            known = {name.rpartition(".")[2] for name, _ in network.named_modules()}
+            raise ValueError(
+                f"fit.targets: the network has no layer {target!r}"
+                f"{registry.suggestion(target, known)}."
+            )
+        names += [target] if layers == modules else layers
+    return names
+
+
+def save_lora(adapter: Adapter, prefix: str, folder: Path, manifest: dict[str, Any]) -> Path:
+    """Write the LoRA's file and `manifest.json` into a folder; return the file's path.
+
+    The strength alpha/rank is in the tensors B, and lora_alpha = rank in the header, for tools that
+    read no header. prefix: the pipeline's name for the network, "unet" or "transformer".
     """
     from peft.utils.save_and_load import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(adapter.network, adapter_name=NAME)
-    tensors = {f"{prefix}.{k}": v.detach().cpu().float().contiguous() for k, v in state.items()}
     config = adapter.network.peft_config[NAME].to_dict()
+    strength = config["lora_alpha"] / config["r"]
+    tensors = {
+        f"{prefix}.{k}": (v * strength if ".lora_B." in k else v).detach().cpu().float()
+        for k, v in state.items()
+    }
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    plain["lora_alpha"] = config["r"]
     write_lora(folder, tensors, {f"{prefix}.{k}": v for k, v in plain.items()})
     text = json.dumps({"kind": "lora", **manifest}, indent=2, sort_keys=True) + "\n"
     write_file(folder / "manifest.json", text.encode())

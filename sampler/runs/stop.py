@@ -1,4 +1,4 @@
-"""Stop requests: SIGINT and SIGTERM as a flag that workers poll."""
+"""Stop requests: SIGINT and SIGTERM as a flag that workers poll, or SIGTERM as an exception."""
 
 from __future__ import annotations
 
@@ -53,3 +53,23 @@ def stop_on_signals(on_signal: Callable[[str], None] = lambda text: None) -> Ite
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Raise SystemExit(143) on SIGTERM, as Ctrl-C raises KeyboardInterrupt, within a context.
+
+    Outside of the main thread no signal is handled.
+    """
+
+    def handle(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

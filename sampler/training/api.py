@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sampler import registry
+from sampler.training.prompts import read_prompts
 
 if TYPE_CHECKING:
     from sampler.engine import Engine
@@ -19,7 +20,7 @@ def finetune(
     engine: Engine,
     trainer: Any = "alignprop",
     reward: Any = "soft_compressibility",
-    prompts: str | Path | Sequence[str] = (),
+    prompts: str | Path | Sequence[str | Mapping[str, Any]] = (),
     out: str | Path = "runs/tune",
     updates: int | None = None,
     *,
@@ -33,7 +34,8 @@ def finetune(
 
     trainer, reward: a name, a mapping or an instance; the reward also a function (images, prompts)
         -> scores, or "module:function" with allow_python.
-    prompts: texts, or a .txt file with one per line.
+    prompts: texts, mappings {"prompt": text, "meta_...": value}, or a prompt file. Rewards get the
+        metadata, without "meta_" (`sampler.rewards.base`).
     out: the run folder; the LoRA is written to out/lora.
     updates: number of batches to learn from (20).
     settings: `sampler.training.settings.Settings` or a mapping of its fields.
@@ -54,7 +56,7 @@ def finetune(
     if reward is None and method.needs_reward:
         raise ValueError(f"Trainer {method.name!r} needs a reward.")
     scorer = None if reward is None else reward_from(reward, allow_python)
-    texts = prompt_texts(prompts)
+    texts = read_prompts(prompts)
     chosen = settings_from(settings)
     chosen = chosen if updates is None else replace(chosen, updates=updates)
     if scorer is None and (chosen.stop_reward, chosen.patience) != (None, None):
@@ -73,15 +75,3 @@ def finetune(
         chosen.negative,
     )
     return fit(session, method, texts, Path(out), chosen, progress)
-
-
-def prompt_texts(prompts: str | Path | Sequence[str]) -> list[str]:
-    """Return prompts as a list, or the lines of a .txt file. Raises ValueError for no prompt."""
-    from sampler.runs.lines import check_prompt, read_prompts
-
-    if isinstance(prompts, (str, Path)):
-        return read_prompts(prompts)
-    texts = [check_prompt(text, f"prompt {i}") for i, text in enumerate(prompts, 1)]
-    if not texts:
-        raise ValueError("No prompts: give a list of texts, or a .txt file with one per line.")
-    return texts

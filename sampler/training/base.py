@@ -69,11 +69,16 @@ class TrainerBase:
         self, session: Session, prompts: list[str], out: Path, settings: Settings
     ) -> AbstractContextManager[Trainable]:
         """Put what is trained in place for the time of a context: a LoRA on the network."""
+        from sampler.models.lora_files import lora_pairs
+        from sampler.models.start_lora import read_factors
         from sampler.models.trainable_lora import adapted
 
-        rank, alpha = settings.rank or 1, settings.alpha or 1
-        seed = derived(settings.seed, 0, "adapter")
-        return adapted(session.pipeline.network, rank, alpha, settings.targets, seed)
+        rank, alpha, targets = settings.rank or 1, settings.alpha or 1.0, settings.targets or ()
+        seed, network = derived(settings.seed, 0, "adapter"), session.pipeline.network
+        start = None
+        if settings.init_lora is not None:
+            start = read_factors(session.pipeline.pipe, network, lora_pairs(settings.init_lora))
+        return adapted(network, rank, alpha, targets, seed, start)
 
     def evaluation_session(self, session: Session) -> AbstractContextManager[Session]:
         """Give the session that an evaluation samples with, for the time of a context."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sampler import registry
 from sampler.core.errors import IncompleteError
-from sampler.training.api import finetune, prompt_texts
+from sampler.training.api import finetune
+from sampler.training.prompts import read_prompts
 from sampler.training.settings import settings_from
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def dry_run(
     engine: Engine,
     trainer: Any,
     reward: Any,
-    prompts: str | Path | Sequence[str],
+    prompts: str | Path | Sequence[str | Mapping[str, Any]],
     settings: Any = None,
     *,
     allow_python: bool = False,
@@ -46,7 +47,7 @@ def dry_run(
     SamplerError (3) for a score, loss or gradient that is not finite.
     """
     method, chosen = registry.build("trainer", trainer), settings_from(settings)
-    texts = prompt_texts(prompts)
+    texts = read_prompts(prompts)
     count = method.images_per_prompt if method.images_per_prompt > 1 else min(2, chosen.batch)
     small = replace(
         chosen, updates=1, batch=count, micro=None, eval_every=0, stop_reward=None, patience=None,

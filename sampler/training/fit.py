@@ -7,6 +7,7 @@ A run that is killed at any instant and resumed ends with the same weights and t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from contextlib import nullcontext
@@ -17,9 +18,11 @@ from typing import Any
 from sampler.core.binding import fingerprint
 from sampler.core.durable import make_folder, write_file
 from sampler.core.errors import RunFolderError, UsageError
+from sampler.models.lora_files import lora_file, lora_pairs
 from sampler.registry import spec_of, suggestion
-from sampler.rewards.base import RewardBase
+from sampler.rewards.base import Prompt, RewardBase
 from sampler.runs.lock import Lock
+from sampler.runs.stop import exit_on_sigterm
 from sampler.training.base import TrainerBase
 from sampler.training.fit_loop import FitLoop, Progress
 from sampler.training.session import Session
@@ -87,7 +90,8 @@ def fit(
         with trainer.trainable(session, prompts, out, settings) as trainable:
             session = replace(session, trainable=trainable)
             loop = FitLoop(session, trainer, prompts, out, settings, accelerator, progress)
-            stopped = loop.run()
+            with exit_on_sigterm():  # so that the loop saves a checkpoint
+                stopped = loop.run()
         accelerator.wait_for_everyone()
         if settings.log_with:
             accelerator.end_training()
@@ -113,14 +117,22 @@ def run_config(
     session: Session, trainer: TrainerBase, prompts: list[str], settings: Settings
 ) -> dict[str, Any]:
     """Return the configuration of a run as plain data."""
-    config = {
+    config: dict[str, Any] = {
         "format": 1,
         "model": fingerprint(session.pipeline.network),
         "trainer": spec_of(trainer),
         "reward": spec_of(session.reward),
-        "prompts": prompts,
+        "prompts": [
+            {"prompt": text, **text.metadata}
+            if isinstance(text, Prompt) and text.metadata
+            else text
+            for text in prompts
+        ],
         "fit": settings.record(),
     }
+    if settings.init_lora is not None:
+        files = [lora_file(path).read_bytes() for path, _ in lora_pairs(settings.init_lora)]
+        config["init_lora"] = [hashlib.sha256(content).hexdigest() for content in files]
 
     def by_name(value: object) -> str:
         return value.name if isinstance(value, RewardBase) else repr(value)

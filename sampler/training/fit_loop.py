@@ -144,7 +144,7 @@ class FitLoop:
             return ""
         logged = [e["update"] for e in self.journal.evaluations()]
         if self.done not in logged:
-            prompts = list(self.settings.eval_prompts or ())
+            prompts = self._evaluation_prompts()
             if self.base is None:
                 with self.session.reference():
                     self.base = evaluate.evaluate(self.session, prompts, rewarded=False).latents
@@ -154,6 +154,12 @@ class FitLoop:
                 evaluate.save_sheet(found.images, self.out / "eval" / f"{self.done:06d}.png")
             self._log({"kind": "eval", "update": self.done, **found.record(self.base)})
         return evaluate.stop_reason(self.settings, self.journal.evaluations())
+
+    def _evaluation_prompts(self) -> list[str]:
+        """Return the prompts of evaluations; those in the settings have no metadata."""
+        given = list(self.settings.eval_prompts or ())
+        own = self.prompts[: len(given)]
+        return own if given == own else given
 
     def _log(self, record: dict[str, Any]) -> None:
         record = self.journal.add(record)

@@ -25,6 +25,7 @@ from sampler.config.layers import Layer, merged
 from sampler.config.model import ModelConfig
 from sampler.config.schema import KeyPath, first_problem, source_of
 from sampler.core.errors import SamplerError, UsageError
+from sampler.rewards.python import has_python
 from sampler.training.settings import settings_from
 
 STRATEGIES = (("trainer",), ("reward",), ("fit", "sampler"), ("fit", "guidance"))
@@ -33,10 +34,10 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class Prompts:
-    """file: a .txt file, one prompt per line; texts: the prompts themselves."""
+    """file: a prompt file; texts: the prompts themselves, or mappings like its rows."""
 
     file: str | None = None
-    texts: tuple[str, ...] | None = None
+    texts: tuple[str | dict[str, Any], ...] | None = None
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
@@ -83,7 +84,7 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
         known = ", ".join(registry.names("reward"))
         raise UsageError(f"No reward: give --reward, one of {known}.")
     reward = recipe.reward
-    if reward is not None and not (isinstance(reward, str) and ":" in reward):
+    if reward is not None and not has_python(reward):
         _checked("reward", reward, source_of(("reward",), sources))
     if not isinstance(recipe.fit, dict):
         raise UsageError(f"{source_of(('fit',), sources)}: fit is a mapping (key: value).")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
-from annotated_types import DocInfo, Ge, Lt
+from annotated_types import DocInfo, Ge, Lt, MinLen
 
 from sampler import registry
 from sampler.core.errors import UsageError
@@ -22,7 +22,7 @@ class Defaults:
     weight_decay: float
     clip: float
     rank: int
-    alpha: int
+    alpha: float
     lr_end: float = 1.0
 
 
@@ -40,7 +40,9 @@ class Settings:
     steps, sampler, guidance, height, width, negative: of sampling.
     lr, betas, eps, weight_decay: of AdamW; lr_end: fraction of lr after the last update,
     reached linearly; clip: of the global gradient norm, 0 is off.
-    rank, alpha, targets: of the LoRA (Gaussian A, B = 0).
+    rank, alpha, targets: of the LoRA (Gaussian A, B = 0); targets are ends of layer names, by
+    default the attention's projections.
+    init_lora: a LoRA to start from, PATH or PATH:weight, of at most `rank`.
     mixed_precision: "bf16" runs the network under autocast; LoRA, scores, log-probabilities and
     optimiser stay float32.
     max_skips: updates in a row with a loss, gradient or score that is not finite, after which the
@@ -71,8 +73,9 @@ class Settings:
     weight_decay: Nonnegative | None = None
     clip: Annotated[float, Ge(0), DocInfo("0 is off")] | None = None
     rank: Count | None = None
-    alpha: Count | None = None
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    alpha: Positive | None = None
+    targets: Annotated[tuple[str, ...], MinLen(1)] | None = None
+    init_lora: str | None = None
     mixed_precision: Literal["no", "bf16"] = "no"
     max_skips: Count = 5
     checkpoint_every: Count = 10
@@ -97,6 +100,8 @@ class Settings:
             for key in ("steps", "lr", "lr_end", "weight_decay", "clip", "rank", "alpha")
             if getattr(self, key) is None
         }
+        from sampler.models.trainable_lora import default_targets
+
         rule = engine.guidance if self.guidance is None else self.guidance
         height, width = engine.pipeline.size(self.height, self.width)
         return replace(
@@ -108,6 +113,7 @@ class Settings:
             width=width,
             eval_prompts=tuple(self.eval_prompts or prompts[:8]),
             micro=self.micro or self.batch,
+            targets=self.targets or default_targets(engine.pipeline.network),
         )
 
     def record(self) -> dict[str, Any]:

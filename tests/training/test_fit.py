@@ -230,11 +230,15 @@ def test_bfloat16(engine, tmp_path):
         ({"name": "alignprop", "truncation": "fixed", "k": 3}, "brightness", {}, "1..2"),
         ({"name": "alignprop", "truncation": "uniform", "high": 2}, "brightness", {}, "<= 1 of"),
         ("ddpo", "brightness", {"sampler": "ddim"}, "'ddim' with these settings draws none"),
-        ("rlcm", "brightness", {"steps": 1}, "no action to learn from"),
+        ("rlcm", "brightness", {"steps": 1}, "draws none in 1 step"),
+        ("ddpo", "brightness", {"steps": 1}, "draws none in 1 step; use more steps"),
+        ("ddpo", "brightness", {"sampler": {"name": "cps", "noisy": [5, 6]}}, "none in 2 steps"),
+        ("ddpo", "brightness", {"sampler": {"name": "cps", "noise_level": 0}}, "draws none; use"),
         ({"name": "rlcm", "final_step": "pathwise"}, "compressibility", {}, "differentiable"),
         ("alignprop", {"name": "hpsv2", "path": "nowhere"}, {}, "does not exist"),
         ("alignprop", "brightness", {"steps": 2000}, "steps = 2000"),
-        ("alignprop", "brightness", {"targets": ["nothing"]}, "targets"),
+        ("alignprop", "brightness", {"targets": ["to_q", "to_w"]}, "no layer 'to_w' .did you mean"),
+        ("alignprop", "brightness", {"init_lora": "nowhere"}, "nowhere does not exist"),
         (
             {"name": "ddpo", "advantage": "group", "group_size": 3},
             "brightness",
@@ -370,3 +374,52 @@ def test_settings_are_strict():
     for bad in ({"batch": 0}, {"micro": 0}, {"mixed_precision": "fp16"}, {"lr": float("nan")}):
         with pytest.raises(sampler.SamplerError):
             settings_from(bad)
+
+
+def test_prompts_carry_metadata_to_the_reward(engine, tmp_path):
+    """From mappings, CSV and JSON Lines; part of what the run is."""
+    (tmp_path / "p.csv").write_text("prompt,meta_count\na dog,2\na cat,\n")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a dog", "meta_count": 2}\n{"prompt": "a cat"}\n')
+    rows = [{"prompt": "a dog", "meta_count": 2}, "a cat"]
+    seen = []
+
+    def reward(images, prompts, metadata):
+        seen.append(sorted(zip(prompts, [m.get("count") for m in metadata], strict=True)))
+        return images.mean((1, 2, 3))
+
+    for number, prompts in enumerate((rows, tmp_path / "p.csv", str(tmp_path / "p.jsonl"))):
+        out = tmp_path / str(number)
+        options = {**world.SHORT, "eval_every": 1}
+        sampler.finetune(engine, "ddpo", reward, prompts, out, 1, settings=options)
+        written = json.loads((out / "config.json").read_text())["prompts"]
+        assert written == [{"prompt": "a dog", "count": 2}, "a cat"]
+    assert seen == [[("a cat", None), ("a dog", 2)]] * 9
+    for bad, problem in (
+        ([{"text": "a dog"}], "prompt 1: 'text': unknown column"),
+        ([{"prompt": "a dog", "steps": 3}], "prompt 1: steps: a row of fine-tuning has"),
+        ([3], "prompt 1: a prompt is a text, or a mapping with 'prompt' and 'meta_\\*' entries"),
+        ([], "No prompts"),
+    ):
+        with pytest.raises((ValueError, sampler.SamplerError), match=problem):
+            sampler.finetune(engine, "ddpo", reward, bad, tmp_path / "bad")
+
+
+def test_sigterm_saves_a_checkpoint(engine, tmp_path):
+    import os
+    import signal
+
+    def reward(images, prompts):
+        if len(world.curve(tmp_path / "cut")) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return images.mean((1, 2, 3))
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        world.tune(engine, tmp_path / "cut", "ddpo", reward, updates=5, checkpoint_every=100)
+    assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
+    assert [p.name for p in checkpoint.complete(tmp_path / "cut" / "checkpoints")] == ["000003"]
+    plain = lambda images, prompts: images.mean((1, 2, 3))  # noqa: E731
+    plain.__name__ = "reward"
+    world.tune(engine, tmp_path / "cut", "ddpo", plain, updates=5, checkpoint_every=100)
+    world.tune(engine, tmp_path / "whole", "ddpo", plain, updates=5, checkpoint_every=100)
+    assert world.curve(tmp_path / "cut") == world.curve(tmp_path / "whole")

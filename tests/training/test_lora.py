@@ -1,5 +1,7 @@
 """Adapters: back in a stock pipeline, back in an engine, weighted, mixed, refused."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from safetensors.torch import load_file, save_file
 
 import sampler
 from sampler.models.lora import load_lora, unload_lora
-from sampler.models.lora_files import FILE, lora_file, mix_lora, parse_lora
-from sampler.models.trainable_lora import adapted, save_lora
+from sampler.models.lora_files import FILE, lora_file, mix_lora, parse_lora, read_lora
+from sampler.models.trainable_lora import adapted, default_targets, save_lora
 from tests import tiny
+from tests import tiny_transformers as tiny2
 from tests.training import world
 
 
@@ -58,11 +61,72 @@ def test_pixart_adapters_load_with_peft(tmp_path):
 
     engine, ours = tuned(tiny.pixart, tmp_path)
     state = {k.removeprefix("transformer."): v for k, v in load_file(tmp_path / FILE).items()}
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
     wrapped = get_peft_model(engine.pipeline.network, config)
     state = {f"base_model.model.{k}": v for k, v in state.items()}
     assert not set_peft_model_state_dict(wrapped, state).unexpected_keys
     assert torch.equal(images(engine), ours)
+
+
+@pytest.mark.parametrize("alpha", [1, 2.5, 8])
+def test_the_strength_is_in_the_tensors(tmp_path, alpha):
+    """lora_alpha = rank in the header: tools that ignore it apply the same ΔW."""
+    engine, ours = tuned(tiny.sd, tmp_path, rank=4, alpha=alpha)
+    tensors, header = read_lora(tmp_path / FILE)
+    assert header["unet.r"] == header["unet.lora_alpha"] == 4
+    stock = tiny.sd()
+    headless = tmp_path / "headless.safetensors"
+    save_file(tensors, headless)
+    stock.load_lora_weights(str(headless))
+    found = images(sampler.load(stock))
+    assert (found - ours).abs().max() <= 1e-5
+    load_lora(engine, tmp_path)
+    assert (images(engine) - ours).abs().max() <= 1e-5
+
+
+def test_a_run_starts_from_a_lora(tmp_path):
+    """Of another rank and strength; what the run leaves out or cannot hold is refused by name."""
+    engine, _ = tuned(tiny.sd, tmp_path / "first", rank=2, alpha=3)
+    load_lora(engine, (tmp_path / "first", 0.5))
+    wanted = images(engine)
+    unload_lora(engine)
+    modules = len(list(engine.pipeline.network.modules()))
+    start = f"{tmp_path / 'first'}:0.5"
+    seen = []
+
+    def reward(pictures, prompts):
+        seen.append(images(engine))
+        return pictures.mean((1, 2, 3))
+
+    run = tmp_path / "run"
+    world.tune(engine, run, "ddpo", reward, updates=1, rank=4, alpha=1, init_lora=start)
+    assert (seen[0] - wanted).abs().max() <= 1e-5
+    assert "init_lora" in json.loads((run / "config.json").read_text())
+    for settings, problem in (
+        ({"rank": 1}, "fit.rank = 1 is less than 2, the rank of fit.init_lora"),
+        ({"targets": ["to_q"]}, "which fit.targets leaves out; add 'to_k' to fit.targets"),
+    ):
+        with pytest.raises(sampler.SamplerError, match=problem):
+            world.tune(engine, tmp_path / problem, updates=1, init_lora=start, **settings)
+        assert len(list(engine.pipeline.network.modules())) == modules
+    tuned(tiny.sd, tmp_path / "first", seed=3)
+    with pytest.raises(sampler.SamplerError, match="differs in init_lora"):
+        world.tune(engine, run, "ddpo", reward, updates=1, rank=4, alpha=1, init_lora=start)
+
+
+def test_default_targets_reach_fused_layers(tmp_path):
+    """Flux 2's single-stream blocks have one projection in and one out."""
+    engine = world.engine(tiny2.flux2)
+    network = engine.pipeline.network
+    targets = default_targets(network)
+    with adapted(network, 2, 2, targets, 0) as adapter:
+        trained = {name.partition(".lora_")[0] for name in adapter.parameters}
+        save_lora(adapter, "transformer", tmp_path, {})
+    singles = len(network.single_transformer_blocks)
+    for leaf in ("to_qkv_mlp_proj", "to_out"):
+        assert sum(name.endswith(f".{leaf}") for name in trained) == singles
+    assert default_targets(tiny.sd().unet) == ("to_q", "to_k", "to_v", "to_out.0")
+    load_lora(engine, tmp_path)
 
 
 @pytest.mark.parametrize("build", [tiny.sd, tiny.pixart])

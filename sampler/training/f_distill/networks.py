@@ -99,7 +99,7 @@ class NetworkOptions:
     student: Form
     fake: Form
     rank: int
-    alpha: int
+    alpha: float
     targets: tuple[str, ...]
     seed: int
     features: tuple[str, ...] | None = ()

@@ -173,6 +173,11 @@ class FDistill(TrainerBase):
         return real, own if self.warmup else None
 
     def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
+        if settings.init_lora is not None:
+            raise ValueError(
+                "f_distill: fit.init_lora is of trainers of a LoRA on the model itself; give a "
+                "student's first weights as init."
+            )
         self.samples_of(session, prompts, out, settings)
 
     @contextmanager
@@ -187,8 +192,8 @@ class FDistill(TrainerBase):
             self.student,
             self.fake,
             settings.rank or 1,
-            settings.alpha or 1,
-            settings.targets,
+            settings.alpha or 1.0,
+            settings.targets or (),
             derived(settings.seed, 0, "adapter"),
             self.features if self.gan_weight else None,
             self.init,

@@ -21,6 +21,7 @@ from annotated_types import DocInfo, Ge
 
 from sampler.registry.constraints import Count, Positive
 from sampler.training.base import TrainerBase
+from sampler.types import spans
 
 if TYPE_CHECKING:
     from sampler.training.session import Session
@@ -71,3 +72,33 @@ class PolicyBase(TrainerBase):
                 f"{self.name} learns from the sampler's noise, and {session.method.name!r} with "
                 f"these settings draws none; use {self.stochastic_sampler}."
             )
+        if self.needs_actions and not noisy_steps(session):
+            raise ValueError(
+                f"{self.name} learns from the sampler's noise, and {session.method.name!r} draws "
+                f"none in {session.steps} step{'s' if session.steps > 1 else ''}; use more steps, "
+                "or a sampler with noise in one of them."
+            )
+
+    @property
+    def needs_actions(self) -> bool:
+        """True where the sampler's noise is all that the trainer learns from."""
+        return True
+
+
+def noisy_steps(session: Session) -> list[int]:
+    """Return the steps of a run in which the sampler draws noise.
+
+    Which ones they are depends on levels and settings alone, so the sampler walks over zeros.
+    """
+    import torch
+
+    schedule = session.pipeline.schedule
+    levels = session.method.levels(session.pipeline.grid(session.steps, session.size))
+    x, state = session.method.start(torch.zeros(1, 1, 1, 1), levels[0])
+    found = []
+    for span in spans(levels):
+        move = session.method.step(x, schedule.predict(x, x, span.now), span, state)
+        state = move.state
+        if not isinstance(move.std, (int, float)) or move.std > 0:
+            found.append(span.index)
+    return found

@@ -103,13 +103,12 @@ class RLCM(PolicyBase):
         lr_end=2 / 3,
     )
 
+    @property
+    def needs_actions(self) -> bool:
+        return self.final_step == "drop"
+
     def check(self, session: Session) -> None:
         super().check(session)
-        if session.steps == 1 and self.final_step == "drop":
-            raise ValueError(
-                "rlcm: with steps = 1 and final_step = 'drop' there is no action to learn from; "
-                "use more steps, or final_step = 'explore'."
-            )
         reward = session.reward
         if self.final_step == "pathwise" and reward is not None and not reward.differentiable:
             raise ValueError(
