@@ -42,7 +42,7 @@ def engine_of(run: RunFolder, config: Config) -> Engine:
     check_model(run, config)
     engine = load_engine(config.model)
     if run.model.fingerprint.startswith("tensors:"):
-        from sampler.workers.from_python import model_in_memory
+        from sampler.workers.in_memory import model_in_memory
 
         found = model_in_memory(engine)
         if different := model_differences(run.model.identity, found.identity):

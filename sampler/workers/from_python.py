@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-import torch
 from PIL import Image
 
 from sampler import registry
@@ -18,7 +15,7 @@ from sampler.core.batch import Result, Sample
 from sampler.core.errors import IncompleteError
 from sampler.core.loop import Loop
 from sampler.runs.folder import RunFolder
-from sampler.runs.jobs import JobSettings, Model
+from sampler.runs.jobs import JobSettings
 from sampler.runs.location import RunLocation, open_locked
 from sampler.runs.planner import Planner
 from sampler.runs.readers import RawLine
@@ -27,6 +24,7 @@ from sampler.runs.start import plan_run, start
 from sampler.runs.stop import stop_on_signals
 from sampler.types import Guidance, Sampler
 from sampler.workers.execute import execute, raise_for
+from sampler.workers.in_memory import model_in_memory
 from sampler.workers.work import JournalLines, WorkOptions
 
 
@@ -132,23 +130,3 @@ def _result(
     images = Images(run, [entry["file"] for entry in found])
     nfe = [entry["nfe"] for entry in found]
     return Result(images, None, seeds, nfe, config, seconds)  # pyright: ignore[reportArgumentType]
-
-
-def model_in_memory(engine: Loop) -> Model:
-    """Identity of a loaded model: a hash of its tensors and configurations, not of its files."""
-    pipe = engine.pipeline.pipe
-    digest = hashlib.sha256()
-    for name, part in sorted(getattr(pipe, "components", {}).items()):
-        if isinstance(part, torch.nn.Module):
-            digest.update(f"\n{name}".encode())
-            for key, tensor in sorted(part.state_dict().items()):
-                digest.update(f"\n{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                flat = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
-                digest.update(flat.numpy())
-        elif (config := getattr(part, "config", None)) is not None:
-            text = json.dumps(dict(config), default=str, sort_keys=True)
-            digest.update(f"\n{name} {text}".encode())
-    path = getattr(getattr(pipe, "config", None), "_name_or_path", None)
-    label = str(path).rstrip("/").rpartition("/")[2] if path else type(pipe).__name__
-    dtype = str(engine.pipeline.dtype).removeprefix("torch.")
-    return Model(f"tensors:{digest.hexdigest()}", dtype, label)

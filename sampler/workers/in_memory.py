@@ -1,0 +1,107 @@
+"""Identity of a model in memory: a hash of all that decides its images, not of its files.
+
+Tensors and configurations of every component, vocabularies of tokenizers, weights of LoRAs, further
+networks (weak, student), and how they are computed: attention, VAE tiling, compiled blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from sampler.core.loop import Loop
+from sampler.runs.jobs import Model
+
+
+def model_in_memory(engine: Loop) -> Model:
+    """Identity of the model of an engine; two engines with equal images have the same."""
+    adapter = engine.pipeline
+    pipe, digest = adapter.pipe, hashlib.sha256()
+    parts = dict(getattr(pipe, "components", {}))
+    seen = {id(part) for part in parts.values()}
+    for name, network in getattr(adapter, "networks", {}).items():
+        if id(network) not in seen:
+            parts[f"network {name}"] = network
+    for name, part in sorted(parts.items()):
+        if part is None:
+            continue
+        digest.update(f"\n{name} {_text(_facts(part))}".encode())
+        if isinstance(part, torch.nn.Module):
+            for key, tensor in _tensors(part):
+                digest.update(f"\n{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                flat = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
+                digest.update(flat.numpy())
+    settings = {
+        "pipe": _plain(getattr(pipe, "config", {})),
+        "student": getattr(adapter, "student", None),
+    }
+    digest.update(_text(settings).encode())
+    path = getattr(getattr(pipe, "config", None), "_name_or_path", None)
+    label = str(path).rstrip("/").rpartition("/")[2] if path else type(pipe).__name__
+    dtype = str(adapter.dtype).removeprefix("torch.")
+    return Model(f"tensors:{digest.hexdigest()}", dtype, label)
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """State of a module by name, also of one whose weights accelerate keeps elsewhere."""
+    state = module.state_dict()
+    if any(tensor.device.type == "meta" for tensor in state.values()):
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        state = get_state_dict_offloaded_model(module)
+    yield from sorted(state.items())
+
+
+def _facts(part: Any) -> dict[str, Any]:
+    """Everything about a component but its tensors, as plain data."""
+    facts: dict[str, Any] = {"config": _plain(getattr(part, "config", None))}
+    if isinstance(part, torch.nn.Module):
+        facts["how"] = [fact for module in part.named_modules() for fact in _how(*module)]
+    elif hasattr(part, "get_vocab"):
+        facts["words"] = _words(part)
+    elif hasattr(part, "to_dict"):
+        facts["config"] = _plain(part.to_dict())
+    return facts
+
+
+def _how(name: str, module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Facts of how a module computes: LoRA weights, attention, tiles, compilation."""
+    if hasattr(module, "scaling") and hasattr(module, "active_adapters"):
+        active = module.active_adapters
+        yield f"{name} lora", [(key, module.scaling.get(key)) for key in active]
+    if (processor := getattr(module, "processor", None)) is not None:
+        backend = getattr(processor, "_attention_backend", None)
+        yield f"{name} attention", (type(processor).__name__, str(backend))
+    if getattr(module, "use_tiling", False):
+        tiles = {k: v for k, v in vars(module).items() if k.startswith("tile_")}
+        yield f"{name} tiles", _plain(tiles)
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        yield f"{name} compiled", True
+
+
+def _words(tokenizer: Any) -> dict[str, Any]:
+    """Facts of a tokenizer that decide its tokens, without the padding that calls leave in it."""
+    names = ("model_max_length", "padding_side", "chat_template", "special_tokens_map")
+    facts = {name: getattr(tokenizer, name, None) for name in names}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return {**facts, "vocabulary": tokenizer.get_vocab()}
+    tree = json.loads(backend.to_str())
+    return {**facts, "tokenizer": {**tree, "padding": None, "truncation": None}}
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A configuration without the names of paths and versions, which change no image."""
+    config = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(config, Mapping):
+        return {}
+    dropped = ("transformers_version", "torch_dtype", "dtype", "use_slicing")
+    return {str(k): v for k, v in config.items() if not str(k).startswith("_") and k not in dropped}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, default=str, sort_keys=True)
