@@ -47,13 +47,14 @@ def model_in_memory(engine: Loop) -> Model:
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """State of a module by name, also of one whose weights accelerate keeps elsewhere."""
-    state = module.state_dict()
-    if any(tensor.device.type == "meta" for tensor in state.values()):
-        from accelerate.utils.modeling import get_state_dict_offloaded_model
-
-        state = get_state_dict_offloaded_model(module)
-    yield from sorted(state.items())
+    """State of a module by name, also of one whose weights accelerate keeps in its hooks."""
+    kept: dict[str, torch.Tensor] = {}
+    for prefix, part in module.named_modules():
+        weights = getattr(getattr(part, "_hf_hook", None), "weights_map", None)
+        for name, tensor in part.named_parameters(recurse=False) if weights is not None else ():
+            if tensor.device.type == "meta":
+                kept[f"{prefix}.{name}".lstrip(".")] = weights[name]
+    yield from sorted({**module.state_dict(), **kept}.items())
 
 
 def _facts(part: Any) -> dict[str, Any]:
