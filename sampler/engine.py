@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from sampler.core.batch import (
     to_output,
 )
 from sampler.core.binding import SamplerContext, bind_sampler
+from sampler.core.errors import UsageError
 from sampler.core.graphs import graphed
 from sampler.core.loop import Loop
 from sampler.registry.constraints import as_int
@@ -32,6 +33,9 @@ class Engine(Loop):
     `Engine(denoiser, pipeline=None, sampler="ddim", guidance="none")`; `sampler.load` builds one
     from a diffusers pipeline. `generate` needs the pipeline adapter, `run` does not.
     """
+
+    hosted = False  # True where a stock pipeline's own call runs (`sampler.stock.hosted`)
+    host: Callable[[], Engine] | None = None  # makes the hosted engine of the same pipeline
 
     def generate(
         self,
@@ -52,6 +56,7 @@ class Engine(Loop):
         strength: float = 0.6,
         out: Any = None,
         graph: bool | Literal["auto"] = False,
+        inputs: Mapping[str, Any] | None = None,
     ) -> Result:
         """Generate n images per prompt, in the order of the prompts.
 
@@ -67,13 +72,22 @@ class Engine(Loop):
         floor(strength·steps) of the steps (image to image); strength 0 returns it. out: a run
         folder to write, or to resume where it exists; images are read from it lazily, and latents
         is None. graph: replay a CUDA graph of the first batch for those that follow; "auto": where
-        that is possible and pays. The images are the same.
+        that is possible and pays. The images are the same. inputs: further arguments of the stock
+        pipeline's call by name (IP-Adapter images, ...); with them that call makes the images, as
+        for classes without an adapter (`HostedEngine.generate`).
 
         Raises, before any network call, ValueError for an empty prompt list, counts that do not
         match, and what the strategies and the schedule reject; UsageError without a pipeline, and
         for graph = True without a CUDA device. With out also IncompleteError (failed images),
         RunFolderError (a folder of another plan, or in use), StorageError and MemoryLimitError.
         """
+        if inputs is not None:
+            return self.as_hosted().generate(
+                prompts, negative=negative, seeds=seeds, n=n, steps=steps, height=height,
+                width=width, sampler=sampler, guidance=guidance, batch_size=batch_size,
+                output=output, progress=progress, image=image,
+                strength=strength, out=out, graph=graph, inputs=inputs,
+            )  # fmt: skip
         adapter, started = self.pipeline, time.perf_counter()
         method, rule = self.build_sampler(sampler), self.build_guidance(guidance)
         jobs = expand(prompts, negative, seeds, n, adapter.takes_classes)
@@ -140,3 +154,9 @@ class Engine(Loop):
             config=config,
             seconds=time.perf_counter() - started,
         )
+
+    def as_hosted(self) -> Engine:
+        """Return the engine that calls the stock pipeline itself; UsageError without a pipeline."""
+        if self.host is None:
+            raise UsageError("inputs need a stock pipeline: use sampler.load(pipe).")
+        return self.host()

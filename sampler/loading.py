@@ -58,15 +58,16 @@ def load(
     network, by torch.compile.
 
     The engine's defaults are "ddim" and "cfg" at the scale of the stock pipeline (3 for the bundled
-    model); with a student "consistency" and "student". A folder is checked before diffusers opens
-    it (`sampler/models/preflight.py`).
+    model); with a student "consistency" and "student". A class without an adapter gives a hosted
+    engine (`engine.hosted`), whose `generate` calls the pipeline itself. A folder is checked before
+    diffusers opens it (`sampler/models/preflight.py`).
 
     Raises SamplerError (6) for a model that is missing, unsafe, broken or not supported, and
     ValueError for an argument that does not fit.
     """
     from sampler.models.attention import set_attention
     from sampler.models.options import compile_blocks
-    from sampler.pipelines import adapt
+    from sampler.pipelines import adapt, supported
 
     if offload not in (None, *OFFLOADS):
         raise ValueError(f"offload = {offload!r:.40} must be one of {', '.join(OFFLOADS)}.")
@@ -95,6 +96,10 @@ def load(
         from sampler.models.few_step import pipeline
 
         pipe = pipeline(pipe)
+    if type(pipe).__name__ not in supported():
+        given = {"weak": weak, "student": student, "compile": compile or None}
+        given["attention"] = None if attention == "auto" else attention
+        return _hosted(pipe, [name for name, value in given.items() if value is not None])
     adapter = adapt(pipe)
     set_attention(adapter.network, attention)
     if compile:
@@ -112,7 +117,23 @@ def load(
         adapter = with_student(adapter, student)
         return Engine(adapter, adapter, "consistency", "student")
     rule = {**adapter.default_guidance, **({"scale": BUNDLED_SCALE} if bundled else {})}
-    return Engine(adapter, adapter, adapter.default_sampler, rule)
+    engine = Engine(adapter, adapter, adapter.default_sampler, rule)
+    engine.host = lambda: _hosted(pipe, [], engine.sampler, engine.guidance)
+    return engine
+
+
+def _hosted(pipe: Any, unused: list[str], sampler: Any = None, guidance: Any = None) -> Engine:
+    """An engine that calls the pipeline itself; `unused`: arguments that need an adapter."""
+    from sampler.stock.hosted import HostedEngine
+
+    if not hasattr(pipe, "components"):
+        raise ModelError(f"{type(pipe).__name__} is no diffusers pipeline.")
+    if unused:
+        raise ValueError(
+            f"{unused[0]} has no effect on {type(pipe).__name__}, which is hosted: its own call "
+            "runs."
+        )
+    return HostedEngine(pipe, sampler, guidance)
 
 
 def _read(
@@ -127,13 +148,9 @@ def _read(
     """The pipeline of a source on its device, with LoRAs and the options of its VAE."""
     from sampler.models.lora import apply_loras
     from sampler.models.options import place, set_vae
-    from sampler.models.read import opened, read_pipeline
-    from sampler.pipelines import supported
+    from sampler.models.read import opened, read_pipeline, refuse_unknown
 
-    if source.pipeline not in supported():
-        raise ModelError(
-            f"{source.pipeline} is not a supported pipeline; supported: {', '.join(supported())}."
-        )
+    refuse_unknown(source)
     pipe = read_pipeline(source, _dtype(dtype, _device(device), source))
     if loras:
         apply_loras(pipe, loras)

@@ -32,6 +32,19 @@ _ABSENT = (
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
+def refuse_unknown(source: ModelSource) -> None:
+    """Raise ModelError for a class that is no pipeline of the installed diffusers."""
+    with quiet():
+        import diffusers
+
+        known = isinstance(getattr(diffusers, source.pipeline, None), type)
+    if not known or not source.pipeline.endswith("Pipeline"):
+        raise ModelError(
+            f"{source.pipeline} is no pipeline of the installed diffusers, so {source.folder} "
+            "cannot be loaded."
+        )
+
+
 def read_pipeline(source: ModelSource, dtype: Any) -> Any:
     """The pipeline of a source on the CPU, its progress bar off.
 

@@ -112,6 +112,8 @@ def solve(output: Tensor, x: Tensor, answers: Sequence[Tensor], name: str) -> Fo
     for formulas that rescale, that are no sum of the branches, or whose order is not known.
     """
     bar, best = tolerance(output, *answers), None
+    if not output.isfinite().all():
+        raise Unsolved("its model_output is not finite")
     closest: Form | None = None
     for form, blocks in _candidates(output, x, answers):
         m = form.frame.rows(output)

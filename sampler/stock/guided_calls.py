@@ -11,7 +11,7 @@ import inspect
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +37,7 @@ from sampler.stock.stock_calls import (
     refuse_settings,
     sample_of,
 )
-from sampler.types import Branch, Cond, Guidance, Level, Prediction, Span
+from sampler.types import Branch, Cond, Guidance, Level, Prediction, Snapshot, Span
 
 log = logging.getLogger("sampler")
 _NOTHING = torch.empty(0)  # the value of an answer of another kind
@@ -69,7 +69,8 @@ class GuidedCalls:
     Networks are guided only while their pipeline is being called, so that others may share them.
 
     networks: the denoising networks. nfe: network rows that were evaluated for each image of the
-    last run. form: the formula of the last step, None before the first.
+    last run. form: the formula of the last step, None before the first. on_step: receives the
+    sample after every step; its snapshots hold no states.
     """
 
     def __init__(self, pipe: Any, networks: Sequence[Any], rule: Guidance) -> None:
@@ -77,6 +78,7 @@ class GuidedCalls:
         self.read_schedule()
         self.nfe: list[int] = []
         self.form: Form | None = None
+        self.on_step: Callable[[Snapshot], None] | None = None
         self._times: Any = None
         self._state: Any = None
         self._index = self._position = 0
@@ -156,7 +158,7 @@ class GuidedCalls:
             raw, value = self._whole(call, args, kwargs, count)
             due = torch.ones(count, dtype=torch.bool)
         elif due.any():
-            raw, value = self._partial(call, args, kwargs, due)
+            raw, value, due = self._partial(number, call, args, kwargs, due)
         else:
             raw, value = last.raw, last.value
         self._answers.append(Answer(number, count, raw, value, due))
@@ -194,14 +196,30 @@ class GuidedCalls:
         value = tensor_of(raw)
         return raw, _NOTHING if value is None or len(value) != count else value
 
-    def _partial(self, call: Call, args: Any, kwargs: Any, due: Tensor) -> tuple[Any, Tensor]:
-        """Evaluate some rows; the others repeat an evaluated row, so that they are finite."""
-        raw = call_on_rows(call, due.nonzero()[:, 0], len(due), args, kwargs)
+    def _partial(
+        self, number: int, call: Call, args: Any, kwargs: Any, due: Tensor
+    ) -> tuple[Any, Tensor, Tensor]:
+        """Evaluate some rows; the others repeat an evaluated row, so that they are finite.
+
+        A network that cannot be called on fewer rows is evaluated in full until the run ends.
+        """
+        try:
+            raw = call_on_rows(call, due.nonzero()[:, 0], len(due), args, kwargs)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if type(error).__name__ == "OutOfMemoryError":
+                raise
+            log.info("%s is evaluated in full: %s", type(self.networks[number]).__name__, error)
+            self._coupled[number] = True
+            return *self._whole(call, args, kwargs, len(due)), torch.ones_like(due)
         part = tensor_of(raw)
-        assert part is not None
+        if part is None or len(part) != int(due.sum()):
+            raise ValueError(
+                f"{type(self.networks[number]).__name__} answers {int(due.sum())} rows with "
+                "another number of rows; sampler.guide cannot leave any out."
+            )
         source = (due.cumsum(0) - 1).clamp_min(0)
         value = part.index_select(0, source.to(part.device))
-        return replaced(raw, value), value
+        return replaced(raw, value), value, due
 
     def _scheduler_step(self, call: Call, args: Any, kwargs: Any) -> Any:
         """Give the guided prediction to the scheduler instead of the pipeline's own."""
@@ -222,6 +240,9 @@ class GuidedCalls:
         after = result[0] if isinstance(result, tuple) else result.prev_sample
         self._next = after if after.shape == x.shape else None
         self._index += 1
+        if self.on_step is not None and self.form is not None:
+            rows = self.form.frame.rows(after)
+            self.on_step(Snapshot(self._index, rows, (), (), (), tuple(self.nfe)))
         self._expected = self._answers
         self._forget()
         return result

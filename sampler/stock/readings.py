@@ -8,6 +8,7 @@ whether they hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,13 +76,20 @@ def _folded(count: int, at: int) -> Frame:
 def rows_like(answer: Tensor, like: Tensor, part: Part) -> Tensor | None:
     """An answer [K·B, ...] with the trailing shape of `like` [B, ...]; None where it has another.
 
-    Singleton dimensions are dropped or added, and dimensions that are longer in the answer are cut:
-    learned variances, tokens of reference images and of frames that are given.
+    Singleton dimensions are dropped or added, tokens become images or videos, and dimensions that
+    are longer in the answer are cut: learned variances, tokens of reference images and of frames
+    that are given.
     """
     if len(answer) % len(like):
         return None
     wanted = like.shape[1:]
-    if answer.ndim != like.ndim:
+    if answer.ndim == 3 and like.ndim in (4, 5) and answer.shape[2] == wanted[0]:
+        places = math.prod(wanted[-2:])  # tokens [B, F·h·w, C] of a network without patches
+        if answer.shape[1] % places:
+            return None
+        answer = answer.transpose(1, 2).unflatten(2, (-1, *wanted[-2:]))
+        answer = answer if like.ndim == 5 else answer.flatten(2, 3)
+    elif answer.ndim != like.ndim:
         if [n for n in answer.shape[1:] if n > 1] != [n for n in wanted if n > 1]:
             return None
         answer = answer.reshape(len(answer), *wanted)

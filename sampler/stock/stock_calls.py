@@ -84,15 +84,27 @@ def sample_of(args: Any, kwargs: Mapping[str, Any]) -> Any:
 def call_on_rows(
     call: Callable[..., Any], rows: Tensor, batch: int, args: Any, kwargs: Mapping[str, Any]
 ) -> Any:
-    """Call the network on some rows of its batch; other arguments are passed unchanged."""
+    """Call the network on some rows of its batch; other arguments are passed unchanged.
+
+    Tensors that hold every frame of a video as a row are cut alike.
+    """
+    x = sample_of(args, kwargs)
+    counts = {1, *(x.shape[1:3] if isinstance(x, Tensor) and x.ndim == 5 else ())}
 
     def cut(leaf: Any) -> Any:
-        batched = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch
-        return leaf[rows.to(leaf.device)] if batched else leaf
+        if not isinstance(leaf, Tensor) or not leaf.ndim:
+            return leaf
+        count, rest = divmod(len(leaf), batch)
+        if rest or count not in counts:
+            return leaf
+        chosen = rows.to(leaf.device)
+        return leaf[chosen] if count == 1 else leaf.unflatten(0, (batch, -1))[chosen].flatten(0, 1)
 
     def part(value: Any) -> Any:
-        if isinstance(value, list) and len(value) == batch:  # a list of samples
-            return [value[row] for row in rows.tolist()]
+        if isinstance(value, list) and len(value) == batch:
+            tensors = [one for one in value if isinstance(one, Tensor) and one.ndim]
+            if not tensors or any(len(one) % batch for one in tensors):  # a list of samples
+                return [value[row] for row in rows.tolist()]
         return map_tree(cut, value)
 
     return call(*map(part, args), **{name: part(value) for name, value in kwargs.items()})

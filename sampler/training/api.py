@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sampler import registry
+from sampler.core.errors import UsageError
 from sampler.training.prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ def finetune(
     from sampler.training.session import Session
     from sampler.training.settings import settings_from
 
+    if engine.hosted:
+        raise UsageError(
+            f"{type(engine.pipeline.pipe).__name__} is hosted: its own call runs, and fine-tuning "
+            "needs a class with an adapter."
+        )
     if engine.pipeline.frames is not None:
         raise ValueError("Fine-tuning needs images, and this pipeline generates videos.")
     method = registry.build("trainer", trainer)

@@ -1,0 +1,75 @@
+"""Arguments of a stock pipeline's call: which ones may be given as inputs, checked by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sampler import registry
+
+# Arguments that a hosted engine sets itself, and what to give instead.
+RESERVED: Mapping[str, str] = {
+    "prompt": "the prompts",
+    "negative_prompt": "negative",
+    "class_labels": "the prompts",
+    "num_inference_steps": "steps",
+    "generator": "seeds",
+    "latents": "seeds",
+    "guidance_scale": "the scale of the guidance rule",
+    "true_cfg_scale": "the scale of the guidance rule",
+    "guidance_rescale": "the field rescale of the guidance rule",
+    "output_type": "output",
+    "return_dict": "output",
+    "num_images_per_prompt": "n",
+    "num_videos_per_prompt": "n",
+    "height": "height",
+    "width": "width",
+    "eta": "the field eta of the sampler",
+    "timesteps": "steps",
+    "sigmas": "steps",
+    "callback_on_step_end": "progress",
+    "callback": "progress",
+}
+
+
+def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
+    """Named parameters of a pipeline class's call, without self."""
+    found = inspect.signature(cls.__call__).parameters.values()
+    return {p.name: p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            and p.name != "self"}  # fmt: skip
+
+
+def embeds_scale(cls: type) -> bool:
+    """Return True if guidance_scale is an input of the network, beside or instead of CFG."""
+    known = arguments(cls)
+    return "guidance_scale" in known and (
+        "true_cfg_scale" in known or ("prompt" in known and "negative_prompt" not in known)
+    )
+
+
+def check_names(cls: type, names: Iterable[str]) -> None:
+    """Raise ValueError for names that are no inputs of a pipeline class."""
+    known = arguments(cls)
+    for name in names:
+        reserved = name in RESERVED and not (name == "guidance_scale" and embeds_scale(cls))
+        if name in known and reserved:
+            raise ValueError(
+                f"inputs: {name!r} is set by the engine; give {RESERVED[name]} instead."
+            )
+        if name not in known:
+            others = [one for one in known if one not in RESERVED]
+            hint = registry.suggestion(name, others) or f"; it has {', '.join(others) or 'none'}"
+            raise ValueError(f"inputs: {cls.__name__} has no argument {name!r:.60}{hint}.")
+
+
+def required(cls: type, given: Iterable[str]) -> list[str]:
+    """Names of arguments without a default that are neither set by the engine nor given."""
+    found = arguments(cls)
+    return [n for n, p in found.items() if p.default is p.empty and n not in {*RESERVED, *given}]
+
+
+def default_of(cls: type, name: str) -> Any:
+    """Default of an argument, None where it has none."""
+    found = arguments(cls).get(name)
+    return None if found is None or found.default is found.empty else found.default

@@ -1,0 +1,288 @@
+"""Hosted engines: a stock pipeline's own call, with our samplers and guidance rules inside.
+
+Pipelines without an adapter are called as they are, with the drop-in scheduler and the guidance of
+`sampler.guide`, on a shallow copy that shares the components; the given pipeline is not modified.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from sampler import registry
+from sampler.core.batch import DEFAULT_BATCH, Output, Result, Sample, expand
+from sampler.core.errors import ModelError, UsageError
+from sampler.core.inputs import opened, planned
+from sampler.core.locks import exclusive
+from sampler.engine import Engine
+from sampler.pipelines.call_arguments import arguments, check_names, default_of, required
+from sampler.registry.constraints import as_int
+from sampler.stock.hook import guide
+from sampler.stock.hosted_output import converted, first_value
+from sampler.stock.hosted_pipeline import HostedPipeline
+from sampler.stock.scheduler import scheduler
+from sampler.types import Guidance, Sampler, Snapshot
+
+log = logging.getLogger("sampler")
+
+
+@dataclass(frozen=True)
+class StockCall:
+    """Settings that the calls of one `generate` share. size: (height, width), None where not given."""
+
+    steps: int
+    size: tuple[int | None, int | None]
+    sampler: Sampler
+    guidance: Guidance
+    output: Output = "pil"
+
+
+class HostedEngine(Engine):
+    """Engine over a pipeline class without an adapter; `generate` calls the pipeline itself."""
+
+    hosted = True
+
+    def __init__(self, pipe: Any, sampler: Any = None, guidance: Any = None) -> None:
+        hosted = HostedPipeline(pipe)
+        rule = guidance or hosted.default_guidance
+        super().__init__(self._refused, hosted, sampler or hosted.default_sampler, rule)  # pyright: ignore
+        self._one_generator = False
+
+    def _refused(self, *_: Any, **__: Any) -> NoReturn:
+        raise UsageError(
+            f"{type(self.pipeline.pipe).__name__} is hosted: its own loop runs, so run, steps, "
+            "snapshots and training are not possible; use generate."
+        )
+
+    start = steps = predict = run = run_to_end = _refused  # pyright: ignore
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: str | int | Sequence[str | int],
+        *,
+        negative: str | Sequence[str] | None = None,
+        seeds: int | Sequence[int] | None = None,
+        n: int = 1,
+        steps: int = 20,
+        height: int | None = None,
+        width: int | None = None,
+        sampler: Any = None,
+        guidance: Any = None,
+        batch_size: int | None = None,
+        output: Output = "pil",
+        progress: Callable[[int, int], None] | None = None,
+        image: Any = None,
+        strength: float = 0.6,
+        out: Any = None,
+        graph: Any = False,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> Result:
+        """Generate n images per prompt by the pipeline's own call; see `Engine.generate`.
+
+        inputs: further arguments of that call by name, each once for all or a list with one per
+        prompt; files, "file:" URLs and folders of frames are opened. image, strength: the inputs of
+        that name. latents is None. config holds files with the hash of their content.
+
+        Raises ValueError for names that the call does not have or that the engine sets, UsageError
+        for files that are missing or no images, and for out and graph.
+        """
+        if out is not None or graph is True:
+            raise UsageError("A hosted engine has no out= and graph=.")
+        started, given = time.perf_counter(), dict(inputs or {})
+        if image is not None:  # image to image
+            given |= {"image": image, "strength": strength}
+        jobs = expand(prompts, negative, seeds, n, self.pipeline.takes_classes)
+        per_job = self.inputs_of(given, len(jobs) // n, n)
+        cut = DEFAULT_BATCH if batch_size is None else as_int(batch_size, "batch_size")
+        if cut < 1:
+            raise ValueError(f"batch_size = {batch_size} must be at least 1.")
+        if output not in ("pil", "tensor", "latent"):
+            raise ValueError(f"output = {output!r} must be 'pil', 'tensor' or 'latent'.")
+        size = tuple(
+            None if value is None else as_int(value, name)
+            for name, value in (("height", height), ("width", width))
+        )
+        rule, method = self.build_guidance(guidance), self.build_sampler(sampler)
+        shared = StockCall(as_int(steps, "steps"), size, method, rule, output)  # pyright: ignore
+        self.check(shared, jobs)
+        made: list[Any] = []
+        nfe: list[int] = []
+        for rows in _batches(jobs, per_job, cut):
+            values, counted = self.call([jobs[k] for k in rows], shared, per_job[rows[0]])
+            made.extend(values)
+            nfe.extend(counted)
+            if progress is not None:
+                progress(len(nfe), len(jobs))
+        config = {
+            "prompts": [job.prompt for job in jobs],
+            "negative": [job.negative for job in jobs] if any(j.negative for j in jobs) else None,
+            "seeds": [job.seed for job in jobs],
+            **{"n": 1, "steps": shared.steps, "height": size[0], "width": size[1]},
+            **{"sampler": registry.spec_of(method), "guidance": registry.spec_of(rule)},
+            **{"batch_size": cut, "output": output},
+            "inputs": {name: [own[name] for own in per_job] for name in given},
+        }
+        if not given:
+            del config["inputs"]
+        images: Any = made if output == "pil" or not isinstance(made[0], Tensor) else None
+        stacked = None if images is not None else torch.stack(made)
+        return Result(
+            images=None if output == "latent" else (images if images is not None else stacked),
+            latents=stacked if output == "latent" else None,  # pyright: ignore[reportArgumentType]
+            seeds=[job.seed for job in jobs],
+            nfe=nfe,
+            config=config,
+            seconds=time.perf_counter() - started,
+        )
+
+    def inputs_of(self, given: Mapping[str, Any], prompts: int, n: int = 1) -> list[dict[str, Any]]:
+        """Planned inputs of every image, checked by name; a list of `prompts` items is one each.
+
+        Raises ValueError for unknown and missing names, UsageError for files.
+        """
+        cls = type(self.pipeline.pipe)
+        check_names(cls, given)
+        if missing := required(cls, given):
+            raise ValueError(f"{cls.__name__} needs the input {missing[0]!r}: give it in inputs.")
+        found: list[dict[str, Any]] = [{} for _ in range(prompts)]
+        for name, value in given.items():
+            plain = planned(name, value)
+            one_each = isinstance(plain, list) and len(plain) == prompts
+            for k, own in enumerate(found):
+                own[name] = plain[k] if one_each else plain
+        return [own for own in found for _ in range(n)]
+
+    def check(self, shared: StockCall, jobs: Sequence[Sample]) -> None:
+        """Raise ValueError for what every call would fail on, before the first one."""
+        cls = type(self.pipeline.pipe)
+        known = arguments(cls)
+        for name, value in zip(("height", "width"), shared.size, strict=True):
+            if value is not None and name not in known:
+                raise ValueError(f"{cls.__name__} takes no {name}; its inputs decide the size.")
+        if "prompt" not in known and "class_labels" not in known and any(j.prompt for j in jobs):
+            raise ValueError(f'{cls.__name__} takes no prompt; give "" as the prompt.')
+        if any(job.negative for job in jobs) and "negative_prompt" not in known:
+            raise ValueError(f"{cls.__name__} takes no negative prompt.")
+        scheduler(shared.sampler, self.pipeline.pipe.scheduler)
+        with guide(self._twin(shared), shared.guidance):
+            pass
+
+    def call(
+        self,
+        jobs: Sequence[Sample],
+        shared: StockCall,
+        inputs: Mapping[str, Any],
+        on_step: Callable[[Snapshot], None] | None = None,
+    ) -> tuple[list[Any], list[int]]:
+        """Call the pipeline on some jobs with the same inputs; (one value per job, their NFE).
+
+        Pipelines that take one random generator are called once per job, which is told once.
+        """
+        if len(jobs) > 1 and self._one_generator:
+            parts = [self.call([job], shared, inputs, on_step) for job in jobs]
+            return [v for values, _ in parts for v in values], [c for _, nfe in parts for c in nfe]
+        twin, given = self._twin(shared), self._arguments(jobs, shared, inputs)
+        try:
+            with exclusive(*self._networks()), guide(twin, shared.guidance) as hook:
+                hook.on_step = on_step
+                out = twin(**given)
+        except (TypeError, AttributeError, ValueError) as error:
+            if (
+                self._one_generator
+                or not isinstance(given.get("generator"), list)
+                or ("enerator" not in str(error))
+            ):
+                raise
+            self._one_generator = True
+            log.warning(
+                "%s takes one random generator: images are made one at a time.",
+                type(twin).__name__,
+            )
+            return self.call(jobs, shared, inputs, on_step)
+        values = converted(first_value(out), shared.output, len(jobs))
+        return values, hook.nfe
+
+    def _networks(self) -> list[Any]:
+        return [p for p in self.pipeline.pipe.components.values() if isinstance(p, torch.nn.Module)]
+
+    def _twin(self, shared: StockCall) -> Any:
+        """Return a shallow copy with the drop-in scheduler; it shares every other component."""
+        pipe = self.pipeline.pipe
+        twin = copy.copy(pipe)
+        try:
+            vars(twin)["scheduler"] = scheduler(shared.sampler, pipe.scheduler)
+        except ValueError as error:
+            raise ModelError(f"{type(pipe).__name__} cannot be hosted: {error}") from None
+        return twin
+
+    def _arguments(
+        self, jobs: Sequence[Sample], shared: StockCall, inputs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Arguments of the pipeline's call."""
+        cls, hosted = type(self.pipeline.pipe), HostedPipeline(self.pipeline.pipe)
+        known = arguments(cls)
+        generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
+        given: dict[str, Any] = {
+            "prompt": [job.prompt for job in jobs],
+            "class_labels": [int(job.prompt) if job.prompt.isdecimal() else 0 for job in jobs],
+            "num_inference_steps": shared.steps,
+            "generator": generators[0] if self._one_generator else generators,
+            "output_type": {"pil": "pil", "tensor": "pt", "latent": "latent"}[shared.output],
+            **{k: v for k, v in zip(("height", "width"), shared.size, strict=True) if v},
+        }
+        guided = "uncond" in shared.guidance.needs
+        if any(job.negative for job in jobs) or (guided and "true_cfg_scale" in known):
+            given["negative_prompt"] = [job.negative for job in jobs]
+        if hosted.scale_argument:
+            scale = getattr(shared.guidance, "scale", None)
+            usual = default_of(cls, hosted.scale_argument)
+            own = scale if isinstance(scale, (int, float)) and scale > 1 else max(2.0, usual or 0)
+            given[hosted.scale_argument] = float(own) if guided else 1.0
+        if hosted.makes_audio:
+            given.pop("output_type")
+        given = {name: value for name, value in given.items() if name in known}
+        return {**given, **{name: opened(name, value) for name, value in inputs.items()}}
+
+
+def _batches(
+    jobs: Sequence[Sample], inputs: Sequence[Mapping[str, Any]], cut: int
+) -> list[list[int]]:
+    """Numbers of the jobs of each call: neighbours with the same inputs, at most `cut`."""
+    found: list[list[int]] = []
+
+    def alike(k: int) -> Any:
+        return bool(jobs[k].negative), _Same(inputs[k])
+
+    for _, group in itertools.groupby(range(len(jobs)), alike):
+        rows = list(group)
+        found += [rows[k : k + cut] for k in range(0, len(rows), cut)]
+    return found
+
+
+class _Same:
+    """Inputs, equal where every value is the same object or equal plain data."""
+
+    def __init__(self, inputs: Mapping[str, Any]) -> None:
+        self.inputs = inputs
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same):
+            return False
+        pairs = ((self.inputs[k], other.inputs.get(k)) for k in self.inputs)
+        plain = (str, int, float, bool, dict, list, type(None))
+        return all(a is b or (isinstance(a, plain) and isinstance(b, plain) and a == b)
+                   for a, b in pairs)  # fmt: skip
+
+    __hash__ = None  # pyright: ignore
+
+
+__all__ = ["HostedEngine", "StockCall"]

@@ -1,0 +1,54 @@
+"""Outputs of stock pipelines as one value per image: PIL images, lists of frames, tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sampler.core.batch import Output
+from sampler.core.errors import UsageError
+
+
+def first_value(out: Any) -> Any:
+    """The images, frames or audio of a pipeline's output."""
+    if hasattr(out, "to_tuple"):
+        return out.to_tuple()[0]
+    return out[0] if isinstance(out, tuple) else out
+
+
+def converted(made: Any, output: Output, count: int) -> list[Any]:
+    """One value per image. Videos as tensors are [3, F, H, W], as the engine's own.
+
+    Raises UsageError for an output that is not one value per image.
+    """
+    if isinstance(made, list) and len(made) == count and isinstance(made[0], list):
+        made = [_frames(one, output) for one in made]
+    if isinstance(made, (np.ndarray, Tensor)) and output == "pil" and _looks_like_images(made):
+        made = _pictures(made)
+    if isinstance(made, Tensor) and output == "tensor" and made.ndim == 5:
+        made = made.transpose(1, 2)
+    if isinstance(made, (list, np.ndarray, Tensor)) and len(made) == count:
+        return [v.cpu() if isinstance(v, Tensor) else v for v in made]
+    if isinstance(made, Tensor) and len(made) % count == 0:  # packed frames of one image
+        return list(made.unflatten(0, (count, -1)).cpu())
+    kind = type(made).__name__
+    raise UsageError(f"The pipeline returned {kind}, which is not one value for each image.")
+
+
+def _frames(frames: list[Any], output: Output) -> Any:
+    return torch.stack(frames) if output != "pil" and isinstance(frames[0], Tensor) else frames
+
+
+def _looks_like_images(made: Any) -> bool:
+    return made.ndim == 4 and 3 in (made.shape[1], made.shape[-1])
+
+
+def _pictures(made: Any) -> list[Any]:
+    from PIL import Image
+
+    values = np.asarray(made.cpu() if isinstance(made, Tensor) else made, dtype=np.float32)
+    values = values if values.shape[-1] == 3 else values.transpose(0, 2, 3, 1)
+    return [Image.fromarray((one * 255).round().clip(0, 255).astype("uint8")) for one in values]

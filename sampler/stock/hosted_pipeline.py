@@ -1,0 +1,95 @@
+"""Stand-in for the adapter of a hosted engine: what workers and commands ask of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from sampler.core.errors import ModelError, UsageError
+from sampler.core.schedule import Schedule
+from sampler.pipelines.call_arguments import arguments, default_of, embeds_scale
+from sampler.types import Level
+
+_AUDIO = ("Audio", "Music", "Spectrogram", "AceStep", "DanceDiffusion")
+
+
+class HostedPipeline:
+    """Pipeline class without an adapter; see `sampler.core.adapter.PipelineAdapter`.
+
+    scale_argument: name of the guidance scale of classifier-free guidance in the pipeline's call,
+    None without one. Raises ModelError for a scheduler whose levels are not known.
+    """
+
+    network_name = ""
+    models = ("main",)
+    networks: Mapping[str, Any] = {}
+    classes = None
+    student = None
+    frames = None
+    embedded_scale = 1.0
+    factor = 8
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        name = type(pipe).__name__
+        if getattr(pipe, "scheduler", None) is None:
+            raise ModelError(f"{name} has no scheduler, so it cannot be hosted.")
+        try:
+            base = pipe.scheduler
+            self.schedule = Schedule.from_config(base.config, type(base).__name__)
+        except ValueError as error:
+            raise ModelError(f"{name} cannot be hosted: {error}") from None
+        known = arguments(type(pipe))
+        self.takes_classes = "class_labels" in known
+        self.makes_audio = any(part in name for part in _AUDIO)
+        self.scale_argument: str | None = None
+        if "true_cfg_scale" in known:
+            self.scale_argument = "true_cfg_scale"
+        elif "guidance_scale" in known and not embeds_scale(type(pipe)):
+            self.scale_argument = "guidance_scale"
+
+    @property
+    def network(self) -> Any:
+        raise UsageError(
+            f"{type(self.pipe).__name__} is hosted: its networks are its own, so it cannot be "
+            "trained, calibrated or run step by step; use generate."
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return self.pipe._execution_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the networks."""
+        return self.pipe.dtype
+
+    @property
+    def default_sampler(self) -> str:
+        """Sampler of an engine over the pipeline."""
+        return "ddim"
+
+    @property
+    def default_guidance(self) -> dict[str, Any]:
+        """CFG at the default scale of the pipeline's call; none where its guidance is off."""
+        name = self.scale_argument
+        scale = None if name is None else default_of(type(self.pipe), name)
+        if not isinstance(scale, (int, float)) or scale <= 1 or name == "true_cfg_scale":
+            return {"name": "none"}
+        return {"name": "cfg", "scale": float(scale)}
+
+    def size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Return the given (height, width); 0 where the pipeline decides."""
+        return height or 0, width or 0
+
+    def grid(self, steps: int, size: tuple[int, int]) -> tuple[Level, ...]:
+        """Return the levels of a run, without a shift that depends on the image size."""
+        return self.schedule.grid(steps, mu=1.0 if self.schedule.dynamic else None)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Lock of a batch; the engine's call holds those of the networks."""
+        return nullcontext()

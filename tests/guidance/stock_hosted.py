@@ -1,0 +1,65 @@
+"""Tiny pipelines of classes without an adapter, over the parts of `tests/tiny.py`."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPAGPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+
+from tests import tiny
+
+
+def picture(seed=0, size=(32, 32)):
+    pixels = torch.randint(0, 256, (*size[::-1], 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(pixels.to(torch.uint8).numpy())
+
+
+def half_mask(size=(32, 32)):
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (0, 0, size[0] // 2, size[1]))
+    return mask
+
+
+def _parts(channels=4, **more):
+    parts = {**tiny.sd().components, **more}
+    if channels != 4:
+        parts["unet"] = UNet2DConditionModel(**tiny.unet_config(32), in_channels=channels)
+    return {**parts, "requires_safety_checker": False}
+
+
+@tiny.seeded
+def controlnet():
+    parts = _parts()
+    control = ControlNetModel.from_unet(
+        parts["unet"], conditioning_embedding_out_channels=(4, 4, 4, 4)
+    )
+    for block in [*control.controlnet_down_blocks, control.controlnet_mid_block]:
+        torch.nn.init.normal_(block.weight, std=0.1)  # 0 in the class
+    torch.nn.init.normal_(control.controlnet_cond_embedding.conv_out.weight, std=0.1)
+    embedding = control.controlnet_cond_embedding
+    for block in embedding.blocks:  # 2 pixels per latent, not 8
+        block.stride = (1, 1)
+    embedding.blocks[1].stride = (2, 2)
+    return StableDiffusionControlNetPipeline(controlnet=control, **parts)
+
+
+@tiny.seeded
+def inpaint(channels=9):
+    return StableDiffusionInpaintPipeline(**_parts(channels))
+
+
+@tiny.seeded
+def pix2pix():
+    return StableDiffusionInstructPix2PixPipeline(**_parts(8))
+
+
+@tiny.seeded
+def pag():
+    return StableDiffusionPAGPipeline(**_parts(), pag_applied_layers=["mid"])

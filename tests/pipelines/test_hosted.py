@@ -1,0 +1,220 @@
+"""Hosted engines: stock pipelines without an adapter, equal to their own call."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sampler
+from tests import tiny
+from tests.guidance.stock import Rows
+from tests.guidance.stock_hosted import controlnet, half_mask, inpaint, pag, picture, pix2pix
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SEEDS = (7, 8)
+PROMPTS = ["a red fox", "two green apples"]
+CFG = {"name": "cfg", "scale": 4.0}
+SIZE = {"height": 32, "width": 32}
+CASES = {  # a pipeline, its inputs, and further arguments of `generate`
+    "controlnet": (controlnet, lambda: {"image": picture()}, SIZE),
+    "inpaint": (inpaint, lambda: {"image": picture(), "mask_image": half_mask()}, SIZE),
+    "inpaint without a mask in the network": (
+        lambda: inpaint(4),
+        lambda: {"image": picture(), "mask_image": half_mask()},
+        SIZE,
+    ),
+    "pix2pix": (pix2pix, lambda: {"image": picture(), "image_guidance_scale": 1.5}, {}),
+    "perturbed attention": (pag, lambda: {"pag_scale": 2.0}, SIZE),
+}
+
+
+def pixels(images):
+    return np.stack([np.asarray(image, dtype=np.float64) for image in images])
+
+
+def stock(pipe, inputs, more, scale=4.0, prompts=PROMPTS, steps=5):
+    return pipe(
+        prompt=prompts,
+        guidance_scale=scale,
+        num_inference_steps=steps,
+        generator=[torch.Generator().manual_seed(s) for s in SEEDS[: len(prompts)]],
+        output_type="latent",
+        **inputs,
+        **more,
+    ).images
+
+
+def hosted(engine, inputs, more, **options):
+    settings = {"seeds": list(SEEDS), "steps": 5, "guidance": CFG, "output": "latent"}
+    return engine.generate(PROMPTS, inputs=inputs, **{**settings, **more, **options})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ddim_and_cfg_are_the_stock_pipeline(case):
+    build, inputs, more = CASES[case]
+    pipe = build()
+    plain = stock(pipe, inputs(), more)
+    before = (type(pipe), pipe.scheduler, dict(vars(pipe)), list(pipe.config.items()))
+    engine = sampler.load(pipe)
+    result = hosted(engine, inputs(), more)
+    assert engine.hosted and result.images is None
+    assert (result.latents - plain).abs().max() <= 1e-5 * plain.abs().max()
+    branches = 3 if case in ("pix2pix", "perturbed attention") else 2
+    assert result.nfe == [5 * branches] * 2
+    assert before[:2] == (type(pipe), pipe.scheduler) and before[3] == list(pipe.config.items())
+    assert all(vars(pipe)[name] is value for name, value in before[2].items())
+    assert torch.equal(stock(pipe, inputs(), more), plain)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_config_makes_the_images_again(case):
+    build, inputs, more = CASES[case]
+    engine = sampler.load(build())
+    result = hosted(
+        engine, inputs(), more, output="pil", sampler="ghvb", guidance={"name": "apg", "scale": 5.0}
+    )
+    again = engine.generate(**result.config)
+    assert np.array_equal(pixels(again.images), pixels(result.images))
+    assert result.images[0].size == (32, 32) and again.nfe == result.nfe
+    other = hosted(engine, inputs(), more, output="pil", guidance={"name": "apg", "scale": 9.0})
+    assert not np.array_equal(pixels(other.images), pixels(result.images))
+
+
+@pytest.mark.parametrize("case", ["controlnet", "inpaint"])
+def test_adaptive_guidance_evaluates_fewer_rows(case):
+    build, inputs, more = CASES[case]
+    pipe = build()
+    counted = Rows(pipe.unet)
+    rule = {"name": "adaptive", "rule": CFG, "threshold": -1.0}
+    result = hosted(sampler.load(pipe), inputs(), more, guidance=rule)
+    assert sum(result.nfe) == sum(counted.rows) < 20
+    assert result.latents.isfinite().all()
+
+
+def test_apg_beside_a_controlnet_is_apg_in_the_engine():
+    """On a network with the ControlNet folded in."""
+    pipe = controlnet()
+    rule = {"name": "apg", "scale": 6.0, "norm_threshold": 2.0}
+    found = hosted(sampler.load(pipe), {"image": picture()}, SIZE, guidance=rule)
+    image = pipe.prepare_image(picture(), 32, 32, 1, 1, torch.device("cpu"), torch.float32)
+    plain, unet = tiny.sd(), pipe.unet
+    plain.unet, forward = unet, unet.forward
+
+    def folded(sample, t, encoder_hidden_states, **more):
+        down, mid = pipe.controlnet(
+            sample,
+            t,
+            encoder_hidden_states=encoder_hidden_states,
+            controlnet_cond=image.expand(len(sample), -1, -1, -1),
+            return_dict=False,
+        )
+        return forward(
+            sample,
+            t,
+            encoder_hidden_states=encoder_hidden_states,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+            **more,
+        )
+
+    plain.text_encoder, plain.vae = pipe.text_encoder, pipe.vae
+    unet.forward = folded
+    own = sampler.load(plain).generate(
+        PROMPTS, seeds=list(SEEDS), steps=5, guidance=rule, output="latent", **SIZE
+    )
+    assert (found.latents - own.latents).abs().max() <= 1e-5 * own.latents.abs().max()
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    engine = sampler.load(inpaint())
+    images = [picture(1), picture(2), picture(1)]
+    masks = [half_mask()] * 3
+    prompts, seeds = ["a", "b", "a"], [1, 2, 1]
+    result = engine.generate(
+        prompts, seeds=seeds, steps=3, inputs={"image": images, "mask_image": masks}, **SIZE
+    )
+    made = pixels(result.images)
+    alone = engine.generate(
+        "b", seeds=2, steps=3, inputs={"image": picture(2), "mask_image": half_mask()}, **SIZE
+    )
+    assert (
+        np.abs(made[0] - made[2]).max() == 0 and np.abs(made[1] - pixels(alone.images)).max() <= 1
+    )
+    assert np.abs(made[0] - made[1]).max() > 5
+
+
+def test_files_are_recorded_by_their_content(tmp_path):
+    picture(3).save(tmp_path / "control.png")
+    engine = sampler.load(controlnet())
+    given = {"image": str(tmp_path / "control.png")}
+    first = engine.generate("a fox", seeds=1, steps=3, inputs=given, **SIZE)
+    in_memory = engine.generate("a fox", seeds=1, steps=3, inputs={"image": picture(3)}, **SIZE)
+    assert np.array_equal(pixels(first.images), pixels(in_memory.images))
+    digest = hashlib.sha256((tmp_path / "control.png").read_bytes()).hexdigest()
+    recorded = first.config["inputs"]["image"]
+    assert recorded == [{"file": str(tmp_path / "control.png"), "sha256": digest}]
+    url = {"image": Path(tmp_path / "control.png").as_uri()}
+    assert engine.generate("a fox", seeds=1, steps=3, inputs=url, **SIZE).config == first.config
+    picture(4).save(tmp_path / "control.png")
+    with pytest.raises(sampler.SamplerError, match="content has changed"):
+        engine.generate(**first.config)
+
+
+def test_a_class_with_an_adapter_is_hosted_for_its_inputs():
+    pipe = tiny.sdxl()
+    engine = sampler.load(pipe)
+    assert not engine.hosted
+    settings = {"seeds": 1, "steps": 4, "guidance": CFG, "output": "latent", **SIZE}
+    own = engine.generate("a fox", **settings).latents
+    same = engine.generate("a fox", inputs={"original_size": (32, 32)}, **settings).latents
+    other = engine.generate("a fox", inputs={"original_size": (512, 64)}, **settings).latents
+    assert (own - same).abs().max() <= 1e-5 * own.abs().max()
+    assert (own - other).abs().max() > 1e-3 * own.abs().max()
+
+
+def test_folders_are_hosted(tmp_path):
+    pipe = inpaint()
+    pipe.save_pretrained(tmp_path, safe_serialization=True)
+    inputs = {"image": picture(), "mask_image": half_mask()}
+    wanted = hosted(sampler.load(pipe), inputs, SIZE)
+    engine = sampler.load(tmp_path, device="cpu")
+    assert engine.hosted and torch.equal(hosted(engine, inputs, SIZE).latents, wanted.latents)
+
+
+WRONG = {
+    "unknown": ({"strenght": 0.5}, r"no argument 'strenght' \(did you mean 'strength'"),
+    "set by the engine": ({"num_inference_steps": 3}, "is set by the engine; give steps"),
+    "scale": ({"guidance_scale": 3}, "give the scale of the guidance rule"),
+    "missing file": ({"image": "nowhere.png"}, "input image: nowhere.png: no such file"),
+    "network": ({"image": "https://x.y/z.png"}, "is on the network; download it"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_inputs_are_refused_before_any_call(name):
+    inputs, words = WRONG[name]
+    pipe = inpaint()
+    counted = Rows(pipe.unet)
+    with pytest.raises((ValueError, sampler.SamplerError), match=words) as error:
+        hosted(sampler.load(pipe), {"image": picture(), "mask_image": half_mask(), **inputs}, SIZE)
+    assert "\n" not in str(error.value) and counted.rows == []
+
+
+def test_what_a_hosted_engine_cannot_do_is_refused(tmp_path):
+    engine = sampler.load(inpaint())
+    for call in (
+        lambda: engine.run(torch.zeros(1), []),
+        lambda: engine.steps(None, []),
+        lambda: sampler.finetune(engine, trainer="alignprop", reward="brightness",
+                                 prompts=["a"], out=tmp_path, updates=1),
+    ):  # fmt: skip
+        with pytest.raises(sampler.SamplerError, match="is hosted"):
+            call()
+    with pytest.raises(ValueError, match="weak has no effect"):
+        sampler.load(inpaint(), weak=tiny.sd().unet)
+    with pytest.raises(ValueError, match="needs 'weak'"):
+        hosted(
+            engine, {"image": picture(), "mask_image": half_mask()}, SIZE, guidance="autoguidance"
+        )
