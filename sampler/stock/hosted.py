@@ -36,7 +36,7 @@ log = logging.getLogger("sampler")
 
 @dataclass(frozen=True)
 class StockCall:
-    """Settings that the calls of one `generate` share. size: (height, width), None where not given."""
+    """Settings that calls share. size: (height, width), None where not given."""
 
     steps: int
     size: tuple[int | None, int | None]
