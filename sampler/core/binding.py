@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sampler.core.adapter import PipelineAdapter
 from sampler.types import Cond, Guidance, Level, Sampler
+
+if TYPE_CHECKING:
+    from sampler.core.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,13 @@ class BindableSampler(Protocol):
     def bind(self, context: SamplerContext) -> Sampler: ...
 
 
+@runtime_checkable
+class ScheduledSampler(Protocol):
+    """Sampler that evaluates at levels between those of the grid."""
+
+    def with_schedule(self, schedule: Schedule) -> Sampler: ...
+
+
 def bind_guidance(rule: Guidance, context: GuidanceContext, cond: Cond) -> tuple[Guidance, Cond]:
     """Return the rule and the conditions to run with; unchanged for a rule without `bind`."""
     return rule.bind(context, cond) if isinstance(rule, BindableGuidance) else (rule, cond)
@@ -73,6 +83,11 @@ def bind_sampler(method: Sampler, context: SamplerContext) -> Sampler:
     bound = method.bind(context) if isinstance(method, BindableSampler) else method
     bound.levels(tuple(context.levels))
     return bound
+
+
+def at_schedule(method: Sampler, schedule: Schedule) -> Sampler:
+    """Return the sampler with the times of its middle levels; unchanged for one without them."""
+    return method.with_schedule(schedule) if isinstance(method, ScheduledSampler) else method
 
 
 def fingerprint(network: Any) -> str:

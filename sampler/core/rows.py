@@ -38,7 +38,7 @@ def has_levels_of_rows(levels: Sequence[Level]) -> bool:
 
 def moves_of_rows(levels: Sequence[Level], count: int) -> tuple[int, ...]:
     """Number of steps of a grid that change a sample's level, for each of `count` samples."""
-    own = [_of_rows(level, count) for level in levels]
+    own = [of_rows(level, count) for level in levels]
     return tuple(
         sum(a[b] != c[b] for a, c in zip(own, own[1:], strict=False)) for b in range(count)
     )
@@ -54,7 +54,7 @@ def step_rows(
     count = x.shape[0]
     if not isinstance(state, Groups):
         state = Groups((Group(tuple(range(count)), 0, state),))
-    now, after = _of_rows(span.now, count), _of_rows(span.next, count)
+    now, after = of_rows(span.now, count), of_rows(span.next, count)
     out, direction = settle((pred.out, pred.direction))
     mean, std, kept = x, torch.zeros(count, dtype=torch.float64), list[Group]()
     for group in state.groups:
@@ -104,7 +104,8 @@ def _of_part(group: Group, rows: list[int]) -> Group:
     return Group(tuple(rows), group.moves, map_tree(take, group.state))
 
 
-def _of_rows(level: Level, count: int) -> list[Level]:
-    """The levels of the samples, as floats."""
+def of_rows(level: Level, count: int | None = None) -> list[Level]:
+    """The levels of the samples, as floats; count: their number, by default that of the sigmas."""
+    count = len(level.sigma) if count is None else count
     columns = [v.tolist() if isinstance(v, Tensor) else [v] * count for v in level]
     return [Level(*values) for values in zip(*columns, strict=True)]

@@ -251,6 +251,16 @@ class Schedule:
             return Level(t, 1 - sigma, sigma)
         return _from_ratio(t, sigma)
 
+    def time_of(self, ratio: float) -> float:
+        """Return t of the level with sigma/alpha = ratio, interpolated in ln(ratio) for vp."""
+        if self.process == "edm":
+            return 0.25 * math.log(ratio)
+        if self.process == "flow":
+            return self.train_steps * ratio / (1 + ratio)
+        known = self._ratios()
+        known = known[np.isfinite(known)]
+        return float(np.interp(math.log(ratio), np.log(known), np.arange(len(known))))
+
     def grid(
         self,
         steps: int,
@@ -380,8 +390,8 @@ class Schedule:
             noisy, clean = (float(np.interp(times[i], index, ratios)) for i in (0, -1))
             ends = (clean, min(noisy, float(known[-1])))
         sigmas = self._ramp(steps, *ends)
-        times = np.interp(np.log(sigmas), np.log(known), np.arange(len(known)))
-        timesteps = np.round(times).astype(int).tolist() if self.round_karras else times.tolist()
+        times = [self.time_of(s) for s in sigmas]
+        timesteps = [round(t) for t in times] if self.round_karras else times
         return [_from_ratio(t, s) for t, s in zip(timesteps, sigmas, strict=True)]
 
     def _flow_levels(

@@ -19,6 +19,7 @@ from sampler.samplers.multistep_data import (
 from sampler.samplers.nesterov import Nesterov
 from sampler.samplers.predictor_corrector import SASolver, UniPC
 from sampler.samplers.reddiff import REDDiff
+from sampler.samplers.two_stage import RES2S, DPMSolverPP2S, DPMSolverPPSDE
 
 __all__ = [
     "CPS",
@@ -29,6 +30,9 @@ __all__ = [
     "AdamsBashforth",
     "Consistency",
     "DPMSolverPP2M",
+    "DPMSolverPP2S",
+    "DPMSolverPPSDE",
+    "RES2S",
     "DPMSolverPP2MSDE",
     "DPMSolverPP3MSDE",
     "DanceSDE",

@@ -20,6 +20,7 @@ from sampler_kernels import Lin, settle
 from torch import Tensor
 
 from sampler import registry
+from sampler.core.binding import at_schedule
 from sampler.core.noise import Noise
 from sampler.core.schedule import Schedule, clipped
 from sampler.stock.requested_grid import requested_grid
@@ -73,10 +74,12 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
                 f"{self.method.name} starts from an x of its own, which a stock pipeline does not "
                 "use; use engine.generate."
             )
+        self.method = at_schedule(self.method, self.schedule)
         self.timesteps = torch.arange(self.schedule.train_steps - 1, -1, -1)
         trial = self.schedule.grid(4, mu=1.0 if self.schedule.dynamic else None)
+        self.method.levels(trial)  # refuses levels of another process
         # evaluations per requested timestep; pipelines skip that many when they start midway
-        self.order = round(len(self.method.levels(trial)) / len(trial))
+        self.order = self.method.evaluations
         self._grid: tuple[Level, ...] = ()
         self._spans: list[Span] = []
         self._reset()
@@ -221,7 +224,8 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
             )
 
     def _check_start(self, index: int) -> None:
-        if index and self.order > 1 and not self._noised:
+        inside = index and self._spans[index].now not in self._grid
+        if (index and self.order > 1 and not self._noised) or inside:
             raise ValueError(
                 f"{self.method.name} evaluates each step twice and cannot take over in the middle "
                 "of a run (denoising_start): the cut falls between the two evaluations. Use a "

@@ -38,6 +38,19 @@ FUNCTIONS = {
     "sa_solver": sa_solver,
     "sa_solver_pece": lambda s, c: {**sa_solver(s, c), "pece": True},
 }  # fmt: skip
+
+
+def exp_heun(s, c):
+    return {"name": "res_2s", "r": 1.0, "solver_type": "phi_2", "eta": 0.0, **s}
+
+
+FUNCTIONS |= {
+    "dpmpp_sde": lambda s, c: {"name": "dpmpp_sde", **s},
+    "dpmpp_2s_ancestral": lambda s, c: {"name": "dpmpp_2s", **s},
+    "seeds_2": lambda s, c: {"name": "res_2s", "solver_type": "phi_1", **s},
+    "exp_heun_2_x0": exp_heun,
+    "exp_heun_2_x0_sde": exp_heun,
+}
 UNIPC = {"clock": "auto", "name": "unipc"}
 
 
@@ -163,7 +176,24 @@ def test_every_recorded_trajectory_has_a_sampler():
         (name, case["key"])
         for name, (spec_of, _) in SPECS.items()
         for case in json.loads((FOLDER / f"{name}.json").read_text())["cases"]
-        if name != "two_evaluations" and spec_of(case) is None
+        if spec_of(case) is None
     }
     # third-order DPM-Solver++ of diffusers: its second step has other weights than 3M SDE's
     assert left_out == {("diffusers", "d03"), ("diffusers", "d04")}
+
+
+@pytest.mark.parametrize(
+    ("case", "spec"),
+    [
+        pytest.param(case, comfy_spec(case), id=case["key"])
+        for case in json.loads((FOLDER / "two_evaluations.json").read_text())["cases"]
+    ],
+)
+def test_the_walked_levels_are_the_recorded_ones(case, spec):
+    right = data_of("two_evaluations")[f"{case['key']}_levels"]
+    flow = case["flow"]
+    grid = tuple(Level(s, 1 - s if flow else 1.0, s) for s in case["grid"])
+    walked = sampler.build("sampler", spec).levels(grid)
+    assert len(walked) == case["evaluations"] + 1
+    found = torch.tensor([(a, s) for _, a, s in walked], dtype=torch.float64)
+    assert (found - right).abs().max() <= 1e-12 * right.abs().max()

@@ -21,8 +21,9 @@ from tests.samplers.test_golden_solvers import FOLDER
 
 PACK = [
     "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "res_multistep", "er_sde",
-    "deis", "gradient_estimation", "unipc", "sa_solver",
+    "deis", "gradient_estimation", "unipc", "sa_solver", "dpmpp_sde", "dpmpp_2s", "res_2s",
 ]  # fmt: skip
+TWO = PACK[-3:]
 
 
 def named(name, **fields):
@@ -134,6 +135,9 @@ SAME = {
         ({"name": "res_multistep", "eta": 1.0}, None),
         ({"name": "dpmpp_2m_sde", "solver_type": "heun"}, None),
     ],
+    "SEEDS-2": [
+        ("dpmpp_sde", None), ({"name": "res_2s", "eta": 1.0, "solver_type": "phi_1"}, None),
+    ],
     "Euler": [("ddim", None), ({"name": "gradient_estimation", "gamma": 1.0}, None),
               ({"name": "deis", "order": 1}, None), ({"name": "euler_ancestral", "eta": 0.0}, None),
               ({"name": "er_sde", "order": 1, "eta": 0.0}, None)],
@@ -178,6 +182,8 @@ ORDERS = [  # and the order that is found, between these two
     ("res_multistep", {}, 1.8, 2.3), ("deis", {}, 1.8, 2.3), ("er_sde", {"eta": 0.0}, 1.8, 2.3),
     ("sa_solver", {"eta": 0.0}, 2.4, 4.2),  # the corrector repairs the Euler start
     ("sa_solver", {"eta": 0.0, "corrector_order": 0}, 1.8, 2.3),
+    ("res_2s", {}, 1.8, 2.3), ("dpmpp_2s", {}, 1.8, 2.3), ("res_2s", {"r": 1.0}, 1.8, 2.3),
+    ("dpmpp_sde", {"eta": 0.0, "r": 0.3}, 1.8, 2.3),
     ("gradient_estimation", {}, 0.7, 1.2), ("gradient_estimation", {"gamma": 1.5}, 1.8, 2.3),
 ]  # fmt: skip
 
@@ -237,7 +243,8 @@ def test_er_sde_integrals_and_their_left_sums():
 GAUSSIAN = {
     "euler_ancestral": {}, "dpmpp_2m_sde": {}, "dpmpp_2m_sde_heun": {"solver_type": "heun"},
     "dpmpp_3m_sde": {}, "er_sde": {"points": 200}, "sa_solver": {},
-    "res_multistep_ancestral": {"eta": 1.0},
+    "res_multistep_ancestral": {"eta": 1.0}, "dpmpp_2s_ancestral": {"eta": 1.0},
+    "seeds_2": {"eta": 1.0, "solver_type": "phi_1"},
 }  # fmt: skip
 
 
@@ -252,6 +259,7 @@ def gaussian_levels(steps, flow):
 
 def spread(method, levels, deviation):
     """Deviation of the result: rows are the responses to x_T and to the noise of each step."""
+    levels = method.levels(tuple(levels))
     steps = len(levels) - 1
     first = math.sqrt(levels[0].sigma ** 2 + (levels[0].alpha * deviation) ** 2)
     x = torch.zeros(steps + 1, 1, dtype=torch.float64)
@@ -278,7 +286,7 @@ def gaussian_cases():
                     (0.2, 0.8) if case["flow"] else (0.5711888670921326, 5.0924081802)
                 )
             base = name.removesuffix("_heun").removesuffix("_ancestral")
-            name = base if base != "euler" else name
+            name = {"euler": name, "seeds_2": "res_2s"}.get(base, base)
             yield pytest.param(case, {"name": name, **spec}, id=f"{name}-flow{case['flow']}")
 
 
@@ -295,6 +303,7 @@ def test_spread_of_gaussian_data(case, spec):
     for name, fields in (
         ("euler_ancestral", {}), ("dpmpp_2m_sde", {}), ("dpmpp_3m_sde", {}), ("er_sde", {}),
         ("sa_solver", {"interval": (0.1, 5.0)}), ("res_multistep", {"eta": 1.0}),
+        ("dpmpp_sde", {}), ("dpmpp_2s", {"eta": 1.0}), ("res_2s", {"eta": 1.0}),
     )
 ], ids=lambda spec: spec["name"])  # fmt: skip
 def test_stochastic_results_tend_to_the_data(spec, flow):
@@ -322,7 +331,9 @@ def test_few_steps_from_no_signal(name, steps, prediction):
         return getattr(pred, prediction).tensor()
 
     x = sampler.Engine(sampler.denoiser(fn, prediction)).run(noise(), levels, sampler=name)
-    assert torch.allclose(x, torch.full_like(x, float(steps)), atol=1e-12) and len(seen) == steps
+    count = len(sampler.build("sampler", name).levels(tuple(levels))) - 1
+    assert torch.allclose(x, torch.full_like(x, float(count)), atol=1e-12) and len(seen) == count
+    assert count == (2 * steps - 2 + (steps == 1) if name in TWO else steps)
 
 
 @pytest.mark.parametrize("name", PACK)
@@ -377,6 +388,9 @@ BAD = {
     "deis": [{"order": 4}],
     "gradient_estimation": [{"gamma": 0.9}],
     "unipc": [{"order": 4}, {"variant": "bh3"}],
+    "res_2s": [{"r": 0.0}, {"r": 1.1}, {"solver_type": "phi_3"}, {"eta": -0.1}],
+    "dpmpp_sde": [{"eta": 1.1}],
+    "dpmpp_2s": [{"s_noise": -1.0}],
     "sa_solver": [{"interval": (5, 1)}, {"predictor_order": 0}, {"corrector_order": 6}],
 }
 
@@ -430,3 +444,27 @@ def test_state_holds_order_plus_one_latents_at_most():
 
 def test_places():
     assert places((1.0, 0.0, -1.0), 3.0) == (0.0, -0.5, -1.0)
+
+
+def test_times_of_middle_levels_are_the_schedules():
+    """vp: interpolated in ln(sigma/alpha) over the table; without a schedule, between the two."""
+    table = sampler.Schedule.from_config(
+        {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+        "DDIMScheduler",
+    )
+    grid = table.grid(4)
+    plain, bound = named("res_2s"), named("res_2s").with_schedule(table)
+    assert bound == plain and registry.spec_of(bound) == registry.spec_of(plain)
+    for walked, exact in ((plain.levels(grid), False), (bound.levels(grid), True)):
+        now, middle, after = walked[:3]
+        assert middle.sigma / middle.alpha == pytest.approx(
+            math.sqrt(now.sigma / now.alpha * after.sigma / after.alpha)
+        )
+        at = table.level(middle.t)  # the table itself is interpolated in sigma/alpha
+        assert (abs(at.sigma / middle.sigma - 1) < 1e-4) == exact
+    flow = sampler.Schedule.from_config({"shift": 3.0}, "FlowMatchEulerDiscreteScheduler")
+    for level in named("dpmpp_2s").with_schedule(flow).levels(flow.grid(5)):
+        assert level.t == pytest.approx(1000 * level.sigma)
+    edm = sampler.Schedule.from_config({}, "EDMEulerScheduler")
+    for level in named("dpmpp_sde").with_schedule(edm).levels(edm.grid(5))[:-1]:
+        assert level.alpha == 1 and level.t == pytest.approx(math.log(level.sigma) / 4)
