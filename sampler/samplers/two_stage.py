@@ -60,7 +60,7 @@ class TwoStage(SamplerBase):
     policy: ClassVar[str] = "sde"
     eta: float
     s_noise: float
-    _schedule: ClassVar[Schedule | None] = None  # an instance's own: the times of middle levels
+    _schedule: ClassVar[Any] = None  # an instance's own: the times of middle levels
 
     @property
     def convergence(self) -> float | None:
