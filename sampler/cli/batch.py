@@ -22,11 +22,12 @@ from sampler.runs.location import (
     default_folder,
     location_for,
     open_locked,
+    recorded_config,
     unused,
     wait_for_plan,
 )
 from sampler.runs.names import image_name
-from sampler.runs.source import Source
+from sampler.runs.source import DRAWN, Source
 from sampler.runs.start import PlannedRun, start
 from sampler.runs.stop import StopFlag, stop_on_signals
 from sampler.types import Level
@@ -69,6 +70,8 @@ def generate(source: Source, options: RunOptions, report: Report) -> None:
     )
     if not (options.dry_run or known):
         source = replace(source, defaults=_defaults(load()))
+    if where is not None and not options.new:
+        source = replace(source, drawn=recorded_config(where).get(DRAWN))
     location = location_for(where or "", options.executor, config.output.fsync)
     planned = source.plan(model) if location.rank == 0 else None
     if ignored := source.unused():

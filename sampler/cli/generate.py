@@ -32,7 +32,15 @@ from sampler.cli.options import (
     takes_model_options,
 )
 from sampler.cli.report import Report
-from sampler.config.options import Expand, Metadata, OnBadRow, Preset, TableFormat, Task
+from sampler.config.options import (
+    Expand,
+    ExtraColumns,
+    Metadata,
+    OnBadRow,
+    Preset,
+    TableFormat,
+    Task,
+)
 
 if TYPE_CHECKING:
     from sampler.config.schema import Config
@@ -47,6 +55,15 @@ them with labels.
 
 sampler sweep "a fox" --axis guidance=cfg,apg --axis scale=1..7:2
 """
+
+
+def _seed(text: str | None) -> int | str | None:
+    if text is None or text == "random":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r:.40} is not an integer or 'random'.") from None
 
 
 @takes_model_options()
@@ -82,6 +99,10 @@ def command(
     on_bad_row: Annotated[
         OnBadRow | None, prompts_option(help="What to do with an invalid prompt line.")
     ] = None,
+    extra_columns: Annotated[
+        ExtraColumns | None,
+        prompts_option(help="Refuse unknown columns, or keep them as meta_NAME."),
+    ] = None,
     sampler: Annotated[
         str | None,
         strategy_option(
@@ -110,9 +131,11 @@ def command(
     ] = None,
     n: Annotated[int | None, image_option("-n", help="Images per prompt.")] = None,
     seed: Annotated[
-        int | None,
+        str | None,
         image_option(
-            help="Image i of every prompt has seed SEED + i; default: derived from the prompt."
+            metavar="N|random",
+            callback=_seed,
+            help="Image i of every prompt has seed N + i; default: derived from the prompt.",
         ),
     ] = None,
     width: Annotated[int | None, image_option(help="Width in pixels.")] = None,

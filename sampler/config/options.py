@@ -8,6 +8,7 @@ from typing import Literal
 TableFormat = Literal["txt", "csv", "tsv", "jsonl", "parquet"]
 Expand = Literal["none", "random", "all"]
 OnBadRow = Literal["error", "skip"]
+ExtraColumns = Literal["error", "keep"]
 Metadata = Literal["full", "basic", "none"]
 Task = Literal["inpaint", "superres", "deblur", "denoise", "hdr", "jpeg"]
 Preset = Literal["apg_paper", "classic", "draft"]
@@ -19,6 +20,7 @@ GENERATE: Mapping[str, str] = {
     "--expand": "prompts.expand",
     "--wildcards": "prompts.wildcards",
     "--on-bad-row": "prompts.on_bad_row",
+    "--extra-columns": "prompts.extra_columns",
     "--negative-prompt": "run.negative_prompt",
     "-n": "run.n",
     "--seed": "run.seed",

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sampler import registry
 from sampler.config import yaml as strict_yaml
 from sampler.config.model import ModelConfig
-from sampler.config.options import Expand, Metadata, OnBadRow, TableFormat
+from sampler.config.options import Expand, ExtraColumns, Metadata, OnBadRow, TableFormat
 from sampler.core.errors import SamplerError, UsageError
 from sampler.registry.constraints import allowed, hints, without_none
 
@@ -33,15 +33,15 @@ Pixels = Annotated[int, Ge(8), Le(16384)]
 class RunConfig:
     """Run section.
 
-    n: images per prompt. seed: image i of every prompt has seed + i; null derives the seeds.
-    dedupe: generate identical jobs once.
+    n: images per prompt. seed: image i of every prompt has seed + i; null derives the seeds, random
+    draws one. dedupe: generate identical jobs once.
     """
 
     steps: Annotated[int, Ge(1), Le(1000)] = 20
     width: Pixels | None = None
     height: Pixels | None = None
     n: Annotated[int, Ge(1), Le(1_000_000)] = 1
-    seed: Annotated[int, Ge(0), Lt(2**63)] | None = None
+    seed: Annotated[int, Ge(0), Lt(2**63)] | Literal["random"] | None = None
     batch_size: Literal["auto"] | Annotated[int, Ge(1)] = "auto"
     negative_prompt: str | None = None
     dedupe: bool = True
@@ -54,7 +54,8 @@ class PromptsConfig:
 
     file: prompt file; "-" is standard input. texts: prompts in the configuration itself. format:
     of the file; null goes by its name. wildcards: folder of NAME.txt files. expand: how {a|b} and
-    __NAME__ in prompts are expanded. on_bad_row: what to do with an invalid line.
+    __NAME__ in prompts are expanded. on_bad_row: what to do with an invalid line. extra_columns:
+    keep records unknown columns as meta_NAME.
     """
 
     file: str | None = None
@@ -63,6 +64,7 @@ class PromptsConfig:
     wildcards: str | None = None
     expand: Expand = "none"
     on_bad_row: OnBadRow = "error"
+    extra_columns: ExtraColumns = "error"
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 

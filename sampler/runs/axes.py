@@ -16,7 +16,8 @@ from typing import Any
 
 from sampler import registry
 from sampler.core.errors import SamplerError, UsageError
-from sampler.runs.lines import COLUMNS, scalar
+from sampler.runs.cells import scalar
+from sampler.runs.lines import COLUMNS
 from sampler.runs.readers import RawLine
 
 MAX_VALUES = 10_000

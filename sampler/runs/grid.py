@@ -81,7 +81,7 @@ def _crossed(found: list[tuple[dict[str, Any], bytes]], x: str, y: str | None) -
         prompt = "" if any(name.startswith("prompt") for name in (x, y or "")) else record["prompt"]
         same = (repr(sorted(other.items())), prompt, record["negative_prompt"])
         copy = seen[(same, place)] = seen.get((same, place), -1) + 1
-        title = [prompt, *(f"{name} = {shown(value)}" for name, value in other.items())]
+        title = [shown(prompt), *(f"{name} = {shown(value)}" for name, value in other.items())]
         title += [f"copy {copy + 1}"] if copy else []
         page = pages.setdefault(
             (same, copy),

@@ -6,31 +6,26 @@ their fields (`sampler.order`, `guidance.rule.scale`), tag, and `meta_*`, which 
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le, MaxLen
+from annotated_types import DocInfo, Ge, Le, MaxLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sampler import registry
 from sampler.config.schema import Limits
 from sampler.core.errors import SamplerError, UsageError
 from sampler.registry.constraints import allowed, hints, without_none
+from sampler.runs.cells import RANDOM_SEED, STRATEGIES, given, scalar
 from sampler.runs.jobs import canonical
 from sampler.runs.readers import RawLine
 from sampler.runs.tables import read_table
 from sampler.types import MAX_SEED
 
-# Control characters other than tab, and unpaired surrogates.
-_FORBIDDEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
-_STRATEGIES = ("sampler", "guidance")
-_INTEGERS = ("seed", "n", "width", "height", "steps")
-_FLOAT = r"[-+]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][-+]?\d+)"  # not a plain integer
-EXACT = 2**53  # up to here floats hold every integer
+# Control characters other than tab and line feed, and unpaired surrogates.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class PromptLine(BaseModel):
@@ -40,7 +35,7 @@ class PromptLine(BaseModel):
 
     prompt: str
     negative_prompt: str | None = None
-    seed: Annotated[int, Ge(0), Le(MAX_SEED)] | None = None
+    seed: Annotated[int, Ge(RANDOM_SEED), Le(MAX_SEED), DocInfo("-1 draws one")] | None = None
     n: Annotated[int, Ge(1), Le(1_000_000)] | None = None
     width: Annotated[int, Ge(8)] | None = None
     height: Annotated[int, Ge(8)] | None = None
@@ -53,12 +48,14 @@ class PromptLine(BaseModel):
     fields: dict[str, Any] = Field(default_factory=dict)
 
 
+META = "meta_"
 COLUMNS = tuple(name for name in PromptLine.model_fields if name not in ("meta", "fields"))
 
 
-def parse_line(raw: RawLine, limits: Limits) -> PromptLine:
+def parse_line(raw: RawLine, limits: Limits, extra: set[str] | None = None) -> PromptLine:
     """Check a line; empty text cells and nulls count as not given.
 
+    extra: receives the names of unknown columns, which become `meta_NAME`; None refuses them.
     Raises UsageError: `where: key: problem (did you mean ...)`.
     """
     where, cells, text, _ = raw
@@ -68,15 +65,17 @@ def parse_line(raw: RawLine, limits: Limits) -> PromptLine:
     for key, value in cells.items():
         if value is None or (text and not str(value).strip()):
             continue
+        if isinstance(value, str):
+            value = value.replace("\r\n", "\n")
         if key in COLUMNS:
-            plain[key] = _given(value, key, where)
-        elif key.startswith("meta_"):
-            plain.setdefault("meta", {})[key] = _checked(value, key, where)
-        elif key.partition(".")[0] in _STRATEGIES and "." in key:
-            plain.setdefault("fields", {})[key] = scalar(value) if text else _given(value, key)
+            plain[key] = given(value, key, where)
+        elif key.partition(".")[0] in STRATEGIES and "." in key:
+            plain.setdefault("fields", {})[key] = scalar(value) if text else given(value, key)
         else:
-            hint = registry.suggestion(str(key)[:60], COLUMNS)
-            raise UsageError(f"{where}: {str(key)!r:.60}: unknown column{hint}.")
+            name = _meta_name(str(key), where, extra)
+            if name in plain.setdefault("meta", {}):
+                raise UsageError(f"{where}: {name:.60}: is given twice.")
+            plain["meta"][name] = _checked(value, name, where)
     if "prompt" not in plain and cells:
         raise UsageError(f"{where}: prompt: the row has settings, but no prompt.")
     try:
@@ -93,37 +92,18 @@ def parse_line(raw: RawLine, limits: Limits) -> PromptLine:
     return line
 
 
-def _given(value: Any, key: str, where: str = "") -> Any:
-    """Value of a column as it is meant in files that pandas has written.
-
-    Pandas writes 42.0 for 42 in columns with gaps, and null for what a setting of a strategy does
-    not give. Raises UsageError for an integer column with a float above 2^53.
-    """
-    if key in _INTEGERS:
-        return _whole(value, key, where)
-    if key.partition(".")[0] not in _STRATEGIES:
-        return value
-    if isinstance(value, Mapping):
-        return {name: _given(inner, key) for name, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_given(inner, key) for inner in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT:
-        return int(value)  # fields of other types take integers as well
-    return value
-
-
-def _whole(value: Any, key: str, where: str) -> Any:
-    """Convert 42.0 or "42.0" to 42; anything else is left to the check of the column."""
-    if isinstance(value, str) and not re.fullmatch(_FLOAT, value.strip()):
-        return value
-    if not isinstance(value, (str, float)) or not math.isfinite(number := float(value)):
-        return value
-    if abs(number) > EXACT:
+def _meta_name(key: str, where: str, extra: set[str] | None) -> str:
+    """Name under which a column without effect is recorded. Raises UsageError for a refused one."""
+    if key.startswith(META):
+        return key
+    if extra is None:
+        hint = registry.suggestion(key[:60], COLUMNS)
         raise UsageError(
-            f"{where}: {key}: {value!s:.40} is a float above 2^53, where floats skip integers; "
-            "write the integer, or make the column one of integers or text."
+            f"{where}: {key!r:.60}: unknown column{hint}; --extra-columns keep records it as "
+            f"{META}{key:.60}."
         )
-    return int(number) if number.is_integer() else value
+    extra.add(key)
+    return f"{META}{key}"
 
 
 def check_prompt(text: str, where: str) -> str:
@@ -146,17 +126,6 @@ def read_prompts(path: str | Path) -> list[str]:
     if not prompts:
         raise UsageError(f"{path}: there is no prompt in it.")
     return prompts
-
-
-def scalar(text: Any) -> Any:
-    """Parse a cell as number, true, false, null or list; anything else stays text."""
-    if not isinstance(text, str) or len(text) > 1000:
-        return text
-    try:
-        value = json.loads(text, parse_constant=str)
-    except (ValueError, RecursionError):
-        return text
-    return text if isinstance(value, dict) else value
 
 
 def _check_text(text: str | None, key: str, where: str, limits: Limits) -> None:

@@ -71,15 +71,20 @@ def default_folder(
     return next((folder for folder, facts in found.items() if facts is None), new)
 
 
-def _facts(folder: Path) -> dict[str, Any] | None:
+def recorded_config(where: str) -> dict[str, Any]:
+    """Configuration in the run.json of a folder or URL; empty if there is no readable one."""
+    config = (_facts(where) or {}).get("config")
+    return config if isinstance(config, dict) else {}
+
+
+def _facts(where: str | Path) -> dict[str, Any] | None:
     """Content of run.json; None if there is no such file yet, {} for one that is damaged."""
     try:
-        facts = json.loads((folder / RUN).read_bytes())
-        return facts if isinstance(facts, dict) else {}
-    except FileNotFoundError:
-        return None
+        data = open_store(str(where)).read(RUN)
+        facts = None if data is None else json.loads(data)
     except (OSError, ValueError):
         return {}
+    return facts if facts is None or isinstance(facts, dict) else {}
 
 
 def unused(folder: str | Path) -> str:

@@ -6,12 +6,14 @@ Only the key and the group of each job stay in memory, so that a million lines f
 from __future__ import annotations
 
 import hashlib
+import secrets
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
 from sampler.core.errors import SamplerError, UsageError
+from sampler.runs.cells import RANDOM_SEED
 from sampler.runs.jobs import Job, JobSettings, Keys, Model, canonical
 from sampler.runs.lines import PromptLine, parse_line
 from sampler.runs.plan import Cell, Plan
@@ -28,7 +30,10 @@ class Planner:
     """Jobs of prompt lines, and their plan.
 
     dedupe: equal jobs are generated once. on_skip: receives the error of an invalid line, which is
-    then left out; None raises it. unexpanded: number of lines with template syntax that stays text.
+    then left out; None raises it. keep_extra: record unknown columns as `meta_NAME`.
+
+    unexpanded: number of lines with template syntax that stays text; extra: columns that were kept;
+    drawn: random number of the run, None if no seed needs one.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Planner:
         expand: Expand = "none",
         wildcards: Wildcards | None = None,
         on_skip: Callable[[SamplerError], None] | None = None,
+        keep_extra: bool = False,
     ) -> None:
         self.plan = Plan(batch_size)
         self.model = model
@@ -54,6 +60,8 @@ class Planner:
         self._replicas: dict[bytes, int] = {}
         self._drawn = 0
         self.unexpanded = 0
+        self.drawn = defaults.drawn
+        self.extra: set[str] | None = set() if keep_extra else None
 
     def jobs(self, lines: Iterable[RawLine]) -> Iterator[Job]:
         """Yield the jobs of the lines; `plan` is complete when they are exhausted.
@@ -64,7 +72,7 @@ class Planner:
         number = -1
         for number, raw in enumerate(lines):
             try:
-                line = parse_line(raw, self._defaults.limits)
+                line = parse_line(raw, self._defaults.limits, self.extra)
                 group = self._group(line, raw.where)
                 for job in self._jobs_of(line, group, number, raw.axes):
                     digest.update(job.key.encode())
@@ -105,7 +113,7 @@ class Planner:
         defaults, keys = self._defaults, self._keys[group]
         negative = line.negative_prompt
         negative = defaults.negative_prompt if negative is None else negative
-        given = line.seed if line.seed is not None else defaults.seed
+        given = self._given_seed(line, number)
         prompts = self._prompts(line, line.n or defaults.n, given)
         for place, (copy, prompt) in enumerate(prompts):
             if given is None:
@@ -137,6 +145,21 @@ class Planner:
                 line.meta,
                 axes,
             )
+
+    def _given_seed(self, line: PromptLine, number: int) -> int | None:
+        """Seed of the first image of a line, None to derive it; random ones are drawn once a run.
+
+        All lines share the random seed of a run; that of a line is its own.
+        """
+        given = self._defaults.seed if line.seed is None else line.seed
+        if given is None or (given != "random" and given != RANDOM_SEED):
+            return given
+        if self.drawn is None:
+            self.drawn = secrets.randbelow(2**32)  # as web UIs do
+        if given == "random":
+            return self.drawn
+        digest = hashlib.sha256(f"seed\n{self.drawn}\n{number}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 11  # 53 bits, which floats hold as well
 
     def _add(self, key: str, group: int) -> int:
         index, limit = self.plan.jobs, self._defaults.limits.max_jobs

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,8 +18,10 @@ from typing import Any, BinaryIO, NamedTuple
 from sampler import registry
 from sampler.config.formats import no_constant, unique
 from sampler.core.errors import SamplerError, UsageError, first_line
+from sampler.runs.option_lines import line_cells
 
 MAX_LINE = 2**20  # bytes of a line, characters of a csv field
+BETWEEN = "---"  # line between prompts of several lines
 
 
 class RawLine(NamedTuple):
@@ -49,13 +52,54 @@ def text_lines(chunks: Iterable[bytes], name: str) -> Iterator[tuple[str, str | 
             yield where, UsageError(f"{where}: this is not UTF-8 text.")
 
 
-def read_txt(chunks: Iterable[bytes], name: str) -> Iterator[RawLine]:
-    """Yield one prompt per line; blank lines and lines that begin with # are left out."""
+def prompt_lines(chunks: Iterable[bytes], name: str) -> Iterator[tuple[str, str | SamplerError]]:
+    """Yield ("file:line", text) of lines with content that do not begin with #, or their error."""
     for where, text in text_lines(chunks, name):
         if isinstance(text, SamplerError):
-            yield RawLine(where, text)
-        elif (prompt := text.strip(" \t\r\n")) and not prompt.startswith("#"):
-            yield RawLine(where, {"prompt": prompt}, True)
+            yield where, text
+        elif (line := text.strip(" \t\r\n")) and not line.startswith("#"):
+            yield where, line
+
+
+def read_txt(chunks: Iterable[bytes], name: str) -> Iterator[RawLine]:
+    """Yield one prompt per line, or of several lines if the first line is the separator `---`."""
+    lines = prompt_lines(chunks, name)
+    first = next(lines, None)
+    if first is not None and first[1] == BETWEEN:
+        lines = _blocks(lines)
+    elif first is not None:
+        lines = itertools.chain([first], lines)
+    for where, text in lines:
+        if text == BETWEEN:
+            text = UsageError(f"{where}: --- is a separator only if the file begins with it.")
+        yield _text_line(where, text)
+
+
+def _text_line(where: str, text: str | SamplerError) -> RawLine:
+    try:
+        return RawLine(
+            where, text if isinstance(text, SamplerError) else line_cells(text, where), True
+        )
+    except UsageError as error:
+        return RawLine(where, error)
+
+
+def _blocks(
+    lines: Iterable[tuple[str, str | SamplerError]],
+) -> Iterator[tuple[str, str | SamplerError]]:
+    """Join the lines between separators; a block with an invalid line is that line's error."""
+    block: list[str] = []
+    start, error = "", None
+    for where, text in itertools.chain(lines, [("", BETWEEN)]):
+        if isinstance(text, SamplerError):
+            error = error or text
+        elif text != BETWEEN:
+            block.append(text)
+        start = start or where
+        if text == BETWEEN:
+            if block or error:
+                yield start, error or "\n".join(block)
+            block, start, error = [], "", None
 
 
 def read_jsonl(chunks: Iterable[bytes], name: str) -> Iterator[RawLine]:

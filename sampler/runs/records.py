@@ -92,8 +92,8 @@ def flat(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """Format a value for people."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """Format a value for people, in one line."""
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("\n", " ")
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sampler import registry
 from sampler.config.schema import Limits
@@ -23,9 +23,10 @@ class RunDefaults:
 
     settings: JobSettings
     negative_prompt: str = ""
-    seed: int | None = None
+    seed: int | Literal["random"] | None = None
     n: int = 1
     run_seed: int = 0
+    drawn: int | None = None
     scale: float | None = None
     limits: Limits = field(default_factory=Limits)
 

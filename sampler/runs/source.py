@@ -24,6 +24,8 @@ from sampler.runs.settings import RunDefaults, complete_spec, with_scale
 from sampler.runs.start import PlannedRun, plan_run
 from sampler.runs.wildcards import Wildcards
 
+DRAWN = "random_seed"  # key of run.json
+
 
 @dataclass(frozen=True)
 class Source:
@@ -31,8 +33,9 @@ class Source:
 
     fast: fingerprint the model from a sample of each file. defaults: sampler and guidance of a
     model whose defaults are known only after a load. scale: guidance scale over the
-    configuration's; None leaves it. skipped: errors of lines that were left out; notes: what a user
-    has to know about the others. Both are filled by `plan`.
+    configuration's; None leaves it. drawn: random number of a run to go on with. skipped: errors of
+    lines that were left out; notes: what a user has to know about the others. Both are filled by
+    `plan`.
     """
 
     config: Config
@@ -41,6 +44,7 @@ class Source:
     fast: bool = False
     defaults: Mapping[str, Any] | None = None
     scale: float | None = None
+    drawn: int | None = None
     skipped: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
 
@@ -68,7 +72,9 @@ class Source:
         options = OutputOptions(output.metadata, output.name_template, output.flagged)
         planner = self._planner(model)
         planned = plan_run(planner, self._lines(), options, sections)
-        self.notes.extend(_notes(planner))
+        if planner.drawn is not None:
+            sections[DRAWN] = planner.drawn
+        self.notes.extend(_notes(planner, self.config.run.seed == "random"))
         return planned
 
     def names_strategies(self) -> bool:
@@ -103,6 +109,7 @@ class Source:
             run.n,
             scale=self.scale,
             limits=config.limits,
+            drawn=self.drawn,
         )
         prompts = config.prompts
         skip = prompts.on_bad_row == "skip"
@@ -113,6 +120,7 @@ class Source:
             dedupe=run.dedupe,
             expand=prompts.expand,
             wildcards=Wildcards(Path(prompts.wildcards) if prompts.wildcards else None),
+            keep_extra=prompts.extra_columns == "keep",
             on_skip=(lambda error: self.skipped.append(str(error))) if skip else None,
         )
 
@@ -131,7 +139,12 @@ class Source:
         return {**known[kind], **(given or {})}
 
 
-def _notes(planner: Planner) -> Iterator[str]:
+def _notes(planner: Planner, run_is_random: bool) -> Iterator[str]:
+    if run_is_random:
+        yield f"the seed {planner.drawn} was drawn at random (--seed {planner.drawn} repeats it)"
+    if planner.extra:
+        columns = ", ".join(f"{name!r:.40}" for name in sorted(planner.extra)[:10])
+        yield f"unknown columns are recorded as meta_NAME and change nothing: {columns}"
     if count := planner.unexpanded:
         lines = "1 prompt holds" if count == 1 else f"{count} prompts hold"
         yield (

@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
-from sampler.core.errors import UsageError, first_line
+from sampler.core.errors import SamplerError, UsageError, first_line
 from sampler.runs.readers import (
     MAX_LINE,
     RawLine,
+    prompt_lines,
     read_jsonl,
     read_parquet,
     read_separated,
@@ -56,7 +58,7 @@ def read_table(path: str | Path, kind: str | None = None) -> Iterator[RawLine]:
             if kind == PARQUET and stream.seekable():
                 yield from read_parquet(stream, name)
                 return
-            chunks = iter(partial(stream.readline, MAX_LINE + 1), b"")
+            chunks = _chunks(stream)
             if not kind:
                 kind, chunks = _recognised(chunks)
             if kind == PARQUET:
@@ -66,6 +68,22 @@ def read_table(path: str | Path, kind: str | None = None) -> Iterator[RawLine]:
     except OSError as error:
         reason = (error.strerror or first_line(error)).lower()
         raise UsageError(f"{name}: {reason}.") from None
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file as they are, without blank ones and comments.
+
+    Raises UsageError for a line that is too long or not UTF-8.
+    """
+    with open(path, "rb") as stream:
+        for _, text in prompt_lines(_chunks(stream), str(path)):
+            if isinstance(text, SamplerError):
+                raise text
+            yield text
+
+
+def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+    return iter(partial(stream.readline, MAX_LINE + 1), b"")
 
 
 def _recognised(chunks: Iterator[bytes]) -> tuple[str, Iterator[bytes]]:

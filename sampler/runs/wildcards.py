@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sampler import registry
-from sampler.core.errors import SamplerError, UsageError
-from sampler.runs.tables import read_table
+from sampler.core.errors import UsageError
+from sampler.runs.tables import read_lines
 from sampler.runs.template_parser import Option, TemplateParser
 from sampler.runs.templates import Choice, Node
 
@@ -115,11 +115,7 @@ class Wildcards:
 
     def _lines(self, name: str) -> list[str]:
         path = Path(self._folder or "") / f"{name}.txt"
-        lines = []
-        for _, cells, *_ in read_table(path):
-            if isinstance(cells, SamplerError):
-                raise cells
-            lines.append(cells["prompt"])
+        lines = list(read_lines(path))
         if not lines:
             raise UsageError(f"{path}: the file has no line.")
         return lines

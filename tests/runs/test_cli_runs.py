@@ -129,6 +129,21 @@ def test_what_a_prompt_file_leaves_open_is_noted_once(capsys, tmp_path):
     assert code == 0 and "--expand" not in err
 
 
+def test_a_random_seed_is_drawn_once_and_recorded(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["generate", "a fox", "--steps", 1, "--seed", "random"]
+    code, _, err = run(capsys, *line, "-o", "run")
+    (seed,) = re.findall(r"the seed (\d+) was drawn at random \(--seed \1 repeats it\)", err)
+    image = next(Path("run/images").iterdir())
+    assert code == 0 and metadata.read_record(image.read_bytes())["record"]["seed"] == int(seed)
+    code, _, err = run(capsys, *line, "-o", "run")
+    assert code == 0 and seed in err and "already" in err, "the same command goes on"
+    assert run(capsys, *line[:-1], seed, "-o", "same")[0] == 0
+    assert next(Path("same/images").iterdir()).read_bytes() == image.read_bytes()
+    assert run(capsys, *line, "-q")[0] == run(capsys, *line, "-q")[0] == 0
+    assert len(list(Path("runs").iterdir())) == 2, "without -o, every call draws"
+
+
 def test_grids_have_a_cell_for_every_combination(capsys, folder):
     code, out, _ = run(capsys, "grid", folder / "sweep")
     assert code == 0 and len(out.splitlines()) == 1
@@ -145,15 +160,17 @@ def test_every_cell_of_a_sweep_shows_its_own_image(capsys, tmp_path, monkeypatch
     from sampler.runs import grid
     from sampler.runs.records import images
 
-    line = ["sweep", "a fox", "--axis", "seed=0,1", "-n", 2, "--steps", 1, "-o", tmp_path / "run"]
+    prompt = "a fox\nin the snow"
+    line = ["sweep", prompt, "--axis", "seed=0,1", "-n", 2, "--steps", 1, "-o", tmp_path / "run"]
     code, out, err = run(capsys, *line)
     assert code == 0 and len(out.splitlines()) == 3 and "1 image is equal" in err
     opened = open_run(str(tmp_path / "run"))
     file_of = {record["seed"]: data for record, data in images(opened)}
+    assert run(capsys, "grid", tmp_path / "run")[0] == 0
     drawn = []
     monkeypatch.setattr(grid, "drawn", lambda sheet: drawn.append(sheet) or b"")
     grid.sheets(opened)
-    assert [sheet.title for sheet in drawn] == ["a fox", "a fox   copy 2"]
+    assert [sheet.title for sheet in drawn] == ["a fox in the snow", "a fox in the snow   copy 2"]
     assert [sheet.columns for sheet in drawn] == [["0", "1"]] * 2
     assert drawn[0].cells == {(0, 0): file_of[0], (0, 1): file_of[1]}
     assert drawn[1].cells == {(0, 0): file_of[1], (0, 1): file_of[2]}

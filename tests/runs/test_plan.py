@@ -92,6 +92,38 @@ def test_seeds_are_given_counted_or_derived():
     assert "more than 2^63" in refused([{"prompt": "a", "seed": 2**63 - 1, "n": 2}])
 
 
+def test_random_seeds_are_drawn_once_a_run_and_each_row_has_its_own():
+    table = [
+        {"prompt": "a", "seed": -1, "n": 2},
+        {"prompt": "a", "seed": "random"},
+        {"prompt": "a"},
+    ]
+    jobs, _ = plan(table, default=defaults(seed=9, drawn=5))
+    assert jobs[1].seed == jobs[0].seed + 1 and jobs[3].seed == 9
+    seeds = {job.seed for job in jobs}
+    assert len(seeds) == 4 and all(0 <= seed < 2**53 for seed in seeds)
+    assert plan(table, default=defaults(seed=9, drawn=5))[0] == jobs
+    assert plan(table, default=defaults(seed=9, drawn=6))[0][0].seed != jobs[0].seed
+    assert plan(table, default=defaults(seed=9))[0][0].seed != plan(table)[0][0].seed
+    jobs, _ = plan(
+        [{"prompt": "a"}, {"prompt": "b", "n": 2}], default=defaults(seed="random", drawn=7)
+    )
+    assert [job.seed for job in jobs] == [7, 7, 8]
+
+
+def test_prompts_of_several_lines_and_extra_columns():
+    jobs, _ = plan([{"prompt": "a\r\nb", "negative_prompt": "c\nd", "meta_x": "e\nf"}])
+    assert (jobs[0].prompt, jobs[0].negative_prompt) == ("a\nb", "c\nd")
+    assert jobs[0].meta == {"meta_x": "e\nf"}
+    row = {"prompt": "a", "id": 7, "meta_y": [1]}
+    assert "--extra-columns keep records it as meta_id" in refused([row])
+    planner = Planner(MODEL, defaults(), keep_extra=True)
+    (job,) = planner.jobs([RawLine("f:1", row)])
+    assert job.meta == {"meta_id": 7, "meta_y": [1]} and planner.extra == {"id"}
+    with pytest.raises(SamplerError, match="meta_id: is given twice"):
+        list(Planner(MODEL, defaults(), keep_extra=True).jobs([RawLine("", {**row, "meta_id": 1})]))
+
+
 def test_duplicates_are_made_once_and_recorded():
     table = [{"prompt": "a", "seed": 1}, {"prompt": "b", "seed": 1}, {"prompt": "a", "seed": 1}]
     jobs, made = plan(table)
@@ -152,7 +184,7 @@ def test_the_automatic_batch_size_goes_by_pixels_alone():
         ({"prompt": "a", "sampler": "ddmi"}, "did you mean 'ddim'"),
         ({"prompt": "a", "sampler.etta": 1}, "did you mean 'eta'"),
         ({"prompt": "a", "guidance.rule.scale": 1}, "no rule"),
-        ({"prompt": "a", "seed": -1}, "seed"),
+        ({"prompt": "a", "seed": -2}, "seed = -2 must be an integer from -1 to"),
         ({"prompt": "a", "meta_x": "\x1b[1m"}, "meta_x"),
         ({}, "prompt: this is missing"),
     ],

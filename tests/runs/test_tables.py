@@ -95,6 +95,36 @@ def test_parquet_comes_from_standard_input(monkeypatch):
         assert [line.cells for line in read_table("-", kind)] == [{"prompt": "a\n" * 99, "seed": 3}]
 
 
+def test_text_files_hold_prompts_of_several_lines(tmp_path):
+    data = b"# set 1\n\n---\na fox\n  in the snow\n# no\n---\n\n---\na dog --w 64\n---\n"
+    rows = read(tmp_path, "p.txt", data)
+    assert [cells for _, cells, *_ in rows] == [
+        {"prompt": "a fox\nin the snow"}, {"prompt": "a dog", "width": "64"}]  # fmt: skip
+    assert [where.rpartition(":")[2] for where, *_ in rows] == ["4", "10"]
+    rows = read(tmp_path, "p.txt", b"---\na\ncaf\xe9\n---\nb\n")
+    assert "p.txt:3: this is not UTF-8" in str(rows[0].cells) and rows[1].cells == {"prompt": "b"}
+    rows = read(tmp_path, "p.txt", b"a\n---\nb\n")
+    assert ":2: --- is a separator only if the file begins with it" in str(rows[1].cells)
+
+
+OPTION_LINES = [
+    ("a fox -- a dog, state-of-the-art", {"prompt": "a fox -- a dog, state-of-the-art"}),
+    ("a dog's tail --n blurry, dark --w 512 --h 768 --s 28 --l 7.5 --d 42",
+     {"prompt": "a dog's tail", "negative_prompt": "blurry, dark", "width": "512",
+      "height": "768", "steps": "28", "scale": "7.5", "seed": "42"}),
+    ('--prompt "a fox --in snow" --negative_prompt "it\'s dark" --steps 28 --cfg_scale 7',
+     {"prompt": "a fox --in snow", "negative_prompt": "it's dark", "steps": "28", "scale": "7"}),
+    ("--prompt a red fox --batch_size 2 --n_iter 3 --sampler_name ddim --seed -1",
+     {"prompt": "a red fox", "n": "6", "sampler": "ddim", "seed": "-1"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "cells"), OPTION_LINES[:2] + OPTION_LINES[3:])
+def test_lines_may_hold_the_options_of_other_tools(tmp_path, text, cells):
+    (row,) = read(tmp_path, "p.txt", text.encode())
+    assert row.cells == cells and row.text
+
+
 def test_blank_rows_and_columns_of_spreadsheets_are_no_prompts(tmp_path):
     (tmp_path / "p.csv").write_text("prompt,seed,,\na fox,1,,\n,,,\n  ,,,\n\na dog,2,, \n")
     assert [(job.prompt, job.seed) for job in planned(tmp_path / "p.csv", "csv")] == [
@@ -132,6 +162,14 @@ def test_files_as_pandas_writes_them_are_read_as_they_are_meant(tmp_path):
     ("name", "data", "words"),
     [
         ("p.txt", b"fine\ncaf\xe9", ":2: this is not UTF-8"),
+        ("p.txt", b"a --ar 16:9", ":1: --ar is not an option of prompt lines; known: n, w, h"),
+        ("p.txt", b"a --step 3", "(did you mean 'steps'?); a jsonl file takes it as text"),
+        ("p.txt", b"a --w", ":1: --w needs a value"),
+        ("p.txt", b"a --w 64 --width 64", ":1: --width: width is given twice"),
+        ("p.txt", b"a --w wide", ":1: width = 'wide' must be an integer"),
+        ("p.txt", b"a --n_iter two", ":1: --n_iter takes an integer, not 'two'"),
+        ("p.txt", b'--prompt "a', ":1: a quote is never closed"),
+        ("p.txt", b"--steps 3", ":1: prompt: the row has settings, but no prompt"),
         ("p.txt", b"x" * (2**20 + 1), ":1: the line is longer than 1 MiB"),
         ("p.csv", b'prompt,seed\n"a,1\nb,2\n', ":2: a quote is never closed"),
         ("p.csv", b'prompt\n"a"b\n', ":2: "),
@@ -140,7 +178,7 @@ def test_files_as_pandas_writes_them_are_read_as_they_are_meant(tmp_path):
         ("p.csv", b'"a\n\x00"\n', "known: a\\n\\x00."),
         ("p.csv", b"prompt,prompt\na,1\n", "given twice"),
         ("p.csv", b"", "the file is empty"),
-        ("p.csv", b"prompt,seed\nb,1\na,x\n", ":3: seed = 'x' must be an integer from 0 to"),
+        ("p.csv", b"prompt,seed\nb,1\na,x\n", ":3: seed = 'x' must be an integer from -1 to"),
         ("p.csv", b"prompt,seed\na,1\n,2\n", ":3: prompt: the row has settings, but no prompt"),
         ("p.csv", b"prompt,,\na,,x\n", ":2: cell 3 is 'x', but its column has no name"),
         ("p.csv", b"prompt,seed\na,1e17\n", ":2: seed: 1e17 is a float above 2^53"),
