@@ -204,7 +204,7 @@ def test_the_teacher_is_the_guided_one(engine, tmp_path):
         torch.testing.assert_close(guided, torch.cat(rows), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("build", [tiny.sdxl, tiny.pixart])
+@pytest.mark.parametrize("build", [tiny.sdxl, tiny.pixart, tiny.sd3, tiny.flux])
 def test_other_teachers(build, tmp_path):
     """SDXL's UNet, and a transformer, whose tokens are put in their places for the heads."""
     over = world.engine(build)

@@ -59,7 +59,7 @@ def test_generate_with_a_student(student, tmp_path, capsys, monkeypatch):
     assert main(["replay", str(path), "-q"]) == 0  # its run folder knows the student
     alone = path.rename(tmp_path / "alone.png")
     assert main(["replay", str(alone), "-o", "again.png"]) == 6
-    assert "generated with a student" in capsys.readouterr().err
+    assert "generated with the option student" in capsys.readouterr().err
 
 
 def test_the_rule_by_name_without_a_student_says_how_to_make_one(tmp_path, capsys):

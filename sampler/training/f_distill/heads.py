@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -31,11 +32,11 @@ class FeatureReader:
             raise ValueError(f"f_distill: the teacher has no module {unknown[0]!r:.60}.")
 
     def __call__(self, x: Tensor, level: Level, cond: Any) -> list[Tensor]:
-        found: dict[str, Tensor] = {}
+        found: dict[str, Any] = {}
 
         def hook_for(name: str) -> Any:
             def hook(module: Any, inputs: Any, output: Any) -> None:
-                found[name] = output[0] if isinstance(output, tuple) else output
+                found[name] = output
                 if len(found) == len(self.names):
                     raise _StopForward
 
@@ -50,15 +51,42 @@ class FeatureReader:
         finally:
             for hook in hooks:
                 hook.remove()
-        return [self._as_image(found[name], x) for name in self.names]
+        return [self._as_image(name, found[name], x) for name in self.names]
 
-    def _as_image(self, value: Tensor, x: Tensor) -> Tensor:
-        """Arrange tokens [B, N, C] as an image; text tokens come first and are dropped."""
-        if value.ndim == 4:
-            return value
-        patch = int(self.networks.network.config.get("patch_size") or 1)
-        high, wide = x.shape[-2] // patch, x.shape[-1] // patch
-        return value[:, -high * wide :].transpose(1, 2).unflatten(2, (high, wide))
+    def _as_image(self, name: str, output: Any, x: Tensor) -> Tensor:
+        """Return a module's output as an image: a UNet's, or the image tokens [B, N, C] as a grid.
+
+        Raises ValueError for an output without image tokens of their own.
+        """
+        parts = output if isinstance(output, tuple) else (output,)
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        if tensors and tensors[0].ndim == 4:
+            return tensors[0]
+        high, wide = token_grid(self.networks.network, x)
+        tokens = [t for t in tensors if t.ndim == 3 and t.shape[1] == high * wide]
+        if not tokens:
+            shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+            raise ValueError(
+                f"f_distill: the module {name!r} returns {shapes}, not the {high * wide} tokens of "
+                "the image alone; name another one in features."
+            )
+        # The blocks of two-stream transformers return the text's tokens first.
+        return tokens[-1].transpose(1, 2).unflatten(2, (high, wide))
+
+
+def token_grid(network: Any, x: Tensor) -> tuple[int, int]:
+    """Return (rows, columns) of a transformer's image tokens for latents x [B, C, ...].
+
+    A token is a patch of p x p latent pixels: p is the network's patch size, or, where latents are
+    packed before the network (Flux, Qwen-Image), the root of its input channels over C.
+    """
+    config = network.config
+    spatial = x.shape[2:]
+    high, wide = math.prod(spatial[: len(spatial) // 2]), math.prod(spatial[len(spatial) // 2 :])
+    packed = int(config.get("in_channels") or 0) // x.shape[1]
+    patch = config.get("patch_size") or config.get("all_patch_size") or 1
+    side = math.isqrt(packed) if packed > 1 else patch if isinstance(patch, int) else patch[0]
+    return high // side, wide // side
 
 
 class _StopForward(Exception):
@@ -68,14 +96,18 @@ class _StopForward(Exception):
 def default_features(network: Any) -> tuple[str, ...]:
     """Return the name of a UNet's bottleneck, or of the middle block of a transformer.
 
-    Raises ValueError for a network with neither.
+    Raises ValueError for a network with neither, and for one all of whose blocks join the tokens of
+    text and image.
     """
     if getattr(network, "mid_block", None) is not None:
         return ("mid_block",)
-    blocks = getattr(network, "transformer_blocks", ())
-    if not len(blocks):
-        raise ValueError("f_distill: name the teacher's modules to read, features = [...].")
-    return (f"transformer_blocks.{len(blocks) // 2}",)
+    for name in ("transformer_blocks", "joint_transformer_blocks", "blocks"):
+        if len(blocks := getattr(network, name, ())):
+            return (f"{name}.{len(blocks) // 2}",)
+    raise ValueError(
+        f"f_distill: {type(network).__name__} has no block that returns the tokens of the image "
+        "alone in a usual place; name modules that do, features = [...]."
+    )
 
 
 class Heads(nn.Module):
