@@ -47,3 +47,11 @@ def test_sides_take_turns_each_in_its_context():
     found = host.fastest(sides, 2)
     turn = [event for n in "ab" for event in ("in", *[n] * host.CALLS, "out")]
     assert order == turn * 2 and set(found) == {"a", "b"}
+
+
+def test_the_wait_of_adaptive_guidance_is_measured_up_to_the_network(capsys):
+    from sampler.guidance import adaptive
+
+    real = adaptive.wait
+    assert 0 < host.waiting(steps=3) < 1e6
+    assert adaptive.wait is real

@@ -130,6 +130,13 @@ def count(case: Case, backend: str, rows: int = 2, length: int = 4096) -> Count:
     return Count(len(ours), ops.launches, moved / elements)
 
 
+def operations(fn: Callable[[], Any]) -> tuple[int, int]:
+    """(launches, bytes) of the torch operations in a call, as `count` counts them."""
+    with _Ops() as ops:
+        fn()
+    return ops.launches, ops.bytes
+
+
 def seconds(fn: Callable[[], Any], repeats: int = 40, warm: int = 3) -> float:
     """The fastest of some calls, after a few to warm up: other programs only ever add time."""
     for _ in range(warm):

@@ -1,6 +1,7 @@
 """Host time of the arithmetic of a step on the Triton backend: planning and launching, no GPU.
 
     python -m scripts.bench.host [--rounds 300] [--csv docs/figures/host_time.csv]
+    python -m scripts.bench.host --wait
 
 The kernels are replaced by stubs that return at once; all else is what runs before a launch on a
 GPU. Compared with diffusers' own functions and with the reference backend, both operation by
@@ -8,12 +9,16 @@ operation in torch, on tensors so small that only the dispatch counts. The sides
 figure is the fastest round in microseconds of thread CPU time, since other programs only add time.
 A launch through Triton's own `run` (about 14 µs) and, for the operations of torch, the driver's
 launch (about 2.5 µs each) come on top.
+
+--wait: what adaptive guidance with lag = 0 costs a GPU at every step, since it waits for the flags
+of the last step: the host's time from there to the call of the network, in which a GPU is idle.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -23,9 +28,12 @@ from typing import Any, NamedTuple
 import torch
 from sampler_kernels import selection, triton_ops, use_backend
 
+import sampler
 from sampler.core.benchmark import CASES, Step
+from sampler.guidance import adaptive
 from scripts.bench.gpu import stock_calls
-from scripts.bench.overhead import machine
+from scripts.bench.overhead import bundled_pipeline, machine
+from scripts.bench.overhead import stubbed as stub_network
 
 SHAPE = (1, 4, 8, 8)
 CALLS = 10  # of a step in one round
@@ -132,12 +140,42 @@ def rows(rounds: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def waiting(steps: int = 200) -> float:
+    """Microseconds from the decision of adaptive guidance to the call of a stub network: median."""
+    pipe = bundled_pipeline()
+    with stub_network(pipe):
+        decided: list[float] = []
+        taken: list[float] = []
+        engine = sampler.load(pipe)
+        pipe.unet.register_forward_pre_hook(
+            lambda *_: taken.append(time.thread_time() - decided[-1]) if decided else None
+        )
+        wait = adaptive.wait
+
+        def decide(flags: Any) -> Any:
+            live = wait(flags)
+            decided.append(time.thread_time())
+            return live
+
+        setattr(adaptive, "wait", decide)  # noqa: B010 - a module has no such attribute to assign
+        try:
+            rule = {"name": "adaptive", "threshold": 1.0}  # always evaluates the pair
+            engine.generate("a fox", seeds=0, steps=steps, sampler="ddim", guidance=rule)
+        finally:
+            setattr(adaptive, "wait", wait)  # noqa: B010
+    return statistics.median(taken) * 1e6
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=300, help="rounds of every side")
     parser.add_argument("--csv", type=Path, help="write the rows there")
+    parser.add_argument("--wait", action="store_true", help="the cost of lag = 0 instead")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if given.wait:
+        print(f"from the flags to the network: {waiting():.0f} µs a step")
+        return
     found: list[dict[str, Any]] = []
     for row in rows(given.rounds):
         found.append(row)
