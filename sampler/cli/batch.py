@@ -179,7 +179,7 @@ def _run_on_ray(
     report: Report,
     stop: StopFlag,
 ) -> Tally:
-    from sampler.cli.models import load_engine
+    from sampler.cli.open_run import engine_of
     from sampler.workers.ray_pool import execute_on_ray
 
     with report.progress(run.total) as meter:
@@ -191,7 +191,7 @@ def _run_on_ray(
             stop,
             meter.lines(run.store.where),
             meter.skip,
-            load_engine,
+            engine_of,
         )
 
 

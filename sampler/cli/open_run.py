@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sampler.cli.options import ModelOptions
-from sampler.config.model import changed
+from sampler.config.model import ModelConfig, changed
 from sampler.config.schema import Config, checked
 from sampler.core.errors import ModelError, SamplerError, UsageError
 from sampler.runs import fingerprint
@@ -35,12 +35,12 @@ def config_of(run: RunFolder) -> Config:
     return checked(tree, {(): f"{run.store.where}/run.json"})
 
 
-def engine_of(run: RunFolder, config: Config) -> Engine:
-    """Load the engine of a run. Raises ModelError if its model is not the planned one."""
+def engine_of(run: RunFolder, model: ModelConfig) -> Engine:
+    """Load the engine of a run. Raises ModelError if the model is not the planned one."""
     from sampler.cli.models import load_engine
 
-    check_model(run, config)
-    engine = load_engine(config.model)
+    check_model(run, model)
+    engine = load_engine(model)
     if run.model.fingerprint.startswith("tensors:"):
         from sampler.workers.in_memory import model_in_memory
 
@@ -58,11 +58,11 @@ def with_model(config: Config, model: ModelOptions) -> Config:
     return replace(config, model=replace(config.model, **changed(given.model)))
 
 
-def check_model(run: RunFolder, config: Config) -> None:
+def check_model(run: RunFolder, model: ModelConfig) -> None:
     """Compare the model files with the run's fingerprint. Raises ModelError."""
     if run.model.fingerprint.startswith("tensors:"):
         return  # a pipeline in memory, compared after loading
-    found = fingerprint.model_of(config.model, run.model.fingerprint.startswith("fast"))
+    found = fingerprint.model_of(model, run.model.fingerprint.startswith("fast"))
     if different := model_differences(run.model.identity, found.identity):
         raise _other_model(run, different)
 

@@ -72,7 +72,7 @@ def _from_run(where: str, key: str, model: ModelOptions) -> tuple[bytes, bytes |
 
     run: RunFolder = open_run(where)
     index = index_of(run, key)
-    data = from_run(run, engine_of(run, with_model(config_of(run), model)), index)
+    data = from_run(run, engine_of(run, with_model(config_of(run), model).model), index)
     entry = run.results().entries.get(run.key(index), {})
     return data, run.store.read(entry["file"]) if entry.get("file") else None
 

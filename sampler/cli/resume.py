@@ -56,5 +56,5 @@ def command(
             found = open_run(run, location)
             config = with_model(config_of(found), model)
             options = batch.RunOptions(executor, address, retry_errors=retry_errors, repair=repair)
-            load = partial(engine_of, found, config)
+            load = partial(engine_of, found, config.model)
             batch.finish(found, location, config, options, report, stop, load)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sampler.config.model import ModelConfig
-from sampler.core.errors import SamplerError, UsageError
+from sampler.core.errors import SamplerError, UsageError, first_line
 from sampler.core.loop import Loop
 from sampler.runs.folder import RunFolder
 from sampler.runs.stop import StopFlag
@@ -26,7 +26,7 @@ RETRIES = 5
 POLL_SECONDS = 1.0
 START_TIMEOUT = 300.0  # seconds without any running actor, after which the run fails
 
-Load = Callable[[ModelConfig], Loop]
+Load = Callable[[RunFolder, ModelConfig], Loop]
 
 
 @dataclass
@@ -39,13 +39,14 @@ class Worker:
     options: dict[str, Any]
     load: Load
 
-    def __post_init__(self) -> None:
-        self.run = RunFolder(open_store(self.where, self.number))
-        self.engine = self.load(ModelConfig(**self.model))
-        self.cache = PromptCache(self.engine.pipeline)
-
     def ready(self) -> list[dict[str, Any]]:
-        """Return no journal lines once the engine is loaded."""
+        """Load the engine; returns no journal lines.
+
+        An error here is the caller's; one in the constructor would only end the actor.
+        """
+        self.run = RunFolder(open_store(self.where, self.number))
+        self.engine = self.load(self.run, ModelConfig(**self.model))
+        self.cache = PromptCache(self.engine.pipeline)
         return []
 
     def batch(self, number: int, missing: list[int]) -> list[dict[str, Any]]:
@@ -81,7 +82,8 @@ def execute_on_ray(
     """Generate what is missing on all GPUs of a Ray cluster, or on its CPUs if it has no GPU.
 
     address: of the cluster; None starts a local one, "auto" finds the one of this machine. A
-    batch whose actor is lost is retried RETRIES times. load: loads the engine, in the actor.
+    batch whose actor is lost is retried RETRIES times. load: loads the engine of a run, in the
+    actor, after comparing its model with the planned one. Raises UsageError if no cluster answers.
     """
     if options.drop_encoders:
         raise UsageError("model.drop_encoders: actors take batches one by one; leave it out.")
@@ -94,8 +96,7 @@ def execute_on_ray(
         return tally
     started = not ray.is_initialized()
     if started:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False,
-                 configure_logging=False)  # fmt: skip
+        _connect(ray, address)
     try:
         where = run.store.where if "://" in run.store.where else os.path.abspath(run.store.where)
         pool = _Pool(ray, where, model, options, load)
@@ -105,6 +106,16 @@ def execute_on_ray(
         if started:
             ray.shutdown()
     return tally
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Start a local cluster, or connect to one. Raises UsageError if none answers."""
+    try:
+        local: dict[str, Any] = {} if address else {"include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
+    except (OSError, ValueError, RuntimeError) as error:
+        where = f"answers at --address {address}" if address else "can be started here"
+        raise UsageError(f"No Ray cluster {where}: {first_line(error)[:200]}") from None
 
 
 class _Pool:

@@ -151,7 +151,7 @@ def test_torchrun_with_one_killed(tmp_path, whole):
     assert (tmp_path / "run" / "journal-1.jsonl").exists()
 
 
-def stub_engine(model):
+def stub_engine(run, model):
     """The engine of an actor, once two of them have come this far: the first does not make it all
     while a busy machine starts the second."""
     met = Path(os.environ["MET"])
@@ -164,7 +164,6 @@ def stub_engine(model):
 
 @pytest.mark.slow
 def test_ray_with_one_node_removed(tmp_path, tmp_path_factory, whole, monkeypatch):
-    pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
     monkeypatch.setenv("MET", str(tmp_path_factory.mktemp("met")))
     import ray
