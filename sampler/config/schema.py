@@ -199,7 +199,8 @@ def _hint(path: KeyPath, root: type) -> Any:
     """Type of the value at a path, without None."""
     hint: Any = root
     for part in path:
-        hint = hints(hint)[str(part)] if is_dataclass(hint) else get_args(hint)[0]
+        is_section = is_dataclass(hint)
+        hint = hints(hint)[str(part)] if is_section else get_args(hint)[0]
         hint = without_none(hint)
     return hint
 
