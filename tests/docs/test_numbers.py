@@ -111,7 +111,22 @@ def test_the_tables_of_kernels():
     for r in rows("kernels_counts.csv"):
         cells = [r["case"], r["launches"], r["bytes per element"], r["least bytes per element"]]
         cells += [r["eager launches"], r["eager bytes per element"]]
-        assert "| " + " | ".join(cells).replace("|  |", "| |") + " | |" in lines, r
+        assert "| " + " | ".join(cells).replace("|  |", "| |") + " |" in lines, r
+    for r in rows("host_time.csv"):
+        cells = [r["case"], r["ours µs"], f"{r['its µs']} ({r['compared with']})", r["ratio"]]
+        cells += [r["at most"], {"True": "reached", "False": "missed"}[r["reached"]]]
+        assert f"| {' | '.join(cells)} |" in lines, r
+    calculated = rows("kernels_roofline.csv")
+    for size in {r["size"] for r in calculated}:
+        (line,) = [line for line in lines if line.startswith(f"| {size} |")]
+        pairs = []
+        for case, other in (("CFG + DDIM", "diffusers"), ("APG + DDIM", "diffusers"),
+                            ("APG + GHVB", "reference")):  # fmt: skip
+            mine = [r for r in calculated if (r["case"], r["size"]) == (case, size)]
+            for side in ("ours", other):
+                found = [float(r[f"{side} µs"]) for r in mine]
+                pairs.append(" / ".join(f"{t:.0f}" if t >= 20 else f"{t}" for t in found))
+        assert line == f"| {size} | {' | '.join(pairs)} |"
     for r in rows("arithmetic_share.csv"):
         cells = [r[k] for k in ("network", "latents", "network ms", "arithmetic ms", "share")]
         assert f"| {' | '.join(cells)} |" in lines, r
