@@ -209,11 +209,15 @@ class Branch:
     `rows`: bool tensor [B] on the CPU, or None for all. Rows that "cond" leaves out come back as
     0, and the rule fills them. Rows that another branch leaves out get the prediction of "cond",
     so that cond − uncond is 0 there. A branch whose mask is empty is the same as no branch.
+    `negative`: condition tree of a negative prompt inside the attention, None for none; `mixing`
+    is then a function of the attention outputs (positive, negative) [R, tokens, channels].
     """
 
     cond: Any = None
     model: str = "main"
     rows: Any = None
+    negative: Any = None
+    mixing: Any = None
 
 
 class Snapshot(NamedTuple):

@@ -29,6 +29,22 @@ class BatchedDenoiser:
         """Raw output [R, ...] of the network for x [R, ...] and their conditions."""
         raise NotImplementedError
 
+    def mixed_rows(self, model: str) -> int:
+        """Rows of the network per sample of a branch with a negative prompt.
+
+        Raises ValueError for a network whose attention cannot be reached.
+        """
+        raise ValueError(
+            "nag: this denoiser is a function, whose attention cannot be reached; use it in "
+            "sampler.load(pipe).generate(...)."
+        )
+
+    def forward_mixed(
+        self, x: Tensor, level: Level, cond: Any, negative: Any, mixing: Any, model: str
+    ) -> Tensor:
+        """Raw output [R, ...] with `mixing` between the attention to `cond` and to `negative`."""
+        raise NotImplementedError
+
     def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
         """Interpret the raw output as a Prediction."""
         raise NotImplementedError
@@ -44,22 +60,28 @@ class BatchedDenoiser:
         model.
         """
         level, count = span.now, x.shape[0]
-        names_of: dict[str, list[str]] = {}
+        names_of: dict[tuple[str, Any], list[str]] = {}
         for name, branch in branches.items():
-            names_of.setdefault(branch.model, []).append(name)
+            names_of.setdefault((branch.model, branch.mixing), []).append(name)
         outs: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for model, names in names_of.items():
+        for (model, mixing), names in names_of.items():
             if model not in self.models:
                 known = ", ".join(self.models)
                 raise ValueError(f"Unknown model {model!r}; this denoiser has {known}.")
-            evaluated = [(name, _rows(branches[name], count, nfe, x.device)) for name in names]
+            cost = 1 if mixing is None else self.mixed_rows(model)
+            evaluated = [(n, _rows(branches[n], count, nfe, x.device, cost)) for n in names]
             evaluated = [(name, rows) for name, rows in evaluated if rows is None or rows.shape[0]]
             if not evaluated:
                 continue
             parts = [x if rows is None else x[rows] for _, rows in evaluated]
             rows = [rows for _, rows in evaluated]
             cond = self._stacked([branches[name].cond for name, _ in evaluated], rows)
-            out = self.forward(_cat(parts), _cat_level(level, rows), cond, model)
+            given = (_cat(parts), _cat_level(level, rows), cond)
+            if mixing is None:
+                out = self.forward(*given, model)
+            else:
+                negative = [_take(branches[name].negative, own) for name, own in evaluated]
+                out = self.forward_mixed(*given, stack(negative), mixing, model)
             half = out.dtype in HALF_DTYPES and x.dtype is not torch.float64
             if not half:  # half precision is converted where it is first used
                 out = out.to(x.dtype)
@@ -78,16 +100,16 @@ class BatchedDenoiser:
         if len(conds) == 1 and rows[0] is None:
             return conds[0]
         if torch.is_grad_enabled() or any(r is not None for r in rows):
-            return _stack([_take(c, r) for c, r in zip(conds, rows, strict=True)])
+            return stack([_take(c, r) for c, r in zip(conds, rows, strict=True)])
         parts = [*conds, *leaves(conds)]
         tensors = [part for part in parts if isinstance(part, Tensor)]
         if any(t.is_inference() for t in tensors):  # these do not count how often they change
-            return _stack(conds)
+            return stack(conds)
         versions = [t._version for t in tensors]
         known, before, stacked = self._memo
         same = len(known) == len(parts) and all(map(is_, known, parts))
         if not same or versions != before:
-            stacked = _stack(conds)
+            stacked = stack(conds)
             self._memo = (parts, versions, stacked)
         return stacked
 
@@ -146,15 +168,20 @@ def denoiser(
     return FunctionDenoiser({"main": fn, **(models or {})}, prediction)
 
 
-def _rows(branch: Branch, count: int, nfe: list[int], device: torch.device) -> Tensor | None:
-    """The indices of the rows to evaluate, on the device of x, None for all; counts them."""
+def _rows(
+    branch: Branch, count: int, nfe: list[int], device: torch.device, cost: int
+) -> Tensor | None:
+    """The indices of the rows to evaluate, on the device of x, None for all.
+
+    Counts them, as `cost` rows of the network each.
+    """
     if branch.rows is None or bool(branch.rows.all()):
         for b in range(count):
-            nfe[b] += 1
+            nfe[b] += cost
         return None
     index = branch.rows.nonzero()[:, 0]
     for b in index.tolist():
-        nfe[b] += 1
+        nfe[b] += cost
     # From pinned memory, so that the copy does not wait for what the device has still to do.
     return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
 
@@ -173,7 +200,7 @@ def _take(cond: Any, rows: Tensor | None) -> Any:
     return map_tree(take, cond)
 
 
-def _stack(conds: list[Any]) -> Any:
+def stack(conds: list[Any]) -> Any:
     """Join condition trees: tensors are concatenated, other values must be equal."""
     if len(conds) == 1:
         return conds[0]

@@ -12,6 +12,7 @@ from sampler.guidance.embedded import Embedded
 from sampler.guidance.forecast import Forecast
 from sampler.guidance.gfcg import GFCG
 from sampler.guidance.linear_ag import LinearAG
+from sampler.guidance.nag import NAG
 from sampler.guidance.none import Unguided
 from sampler.guidance.student import Student
 from sampler.guidance.sum import Sum
@@ -22,6 +23,7 @@ __all__ = [
     "CFG",
     "CFGPP",
     "GFCG",
+    "NAG",
     "Adaptive",
     "Autoguidance",
     "CFGZero",

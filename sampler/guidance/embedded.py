@@ -47,7 +47,7 @@ class Embedded(GuidanceBase):
         if any(context.negative):
             raise ValueError(
                 "embedded: the network was distilled with the empty negative prompt; leave the "
-                "negative prompt out."
+                "negative prompt out, or wrap it: {'name': 'nag', 'rule': 'embedded'}."
             )
         return self, context.adapter.with_guidance_scale(cond, self.scale)
 

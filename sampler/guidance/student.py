@@ -48,7 +48,7 @@ class Student(GuidanceBase):
         if any(context.negative):
             raise ValueError(
                 f"student: a negative prompt has no effect, guidance is inside the weights: {baked}"
-                ". Leave the negative prompt out."
+                ". Leave the negative prompt out, or wrap it: {'name': 'nag', 'rule': 'student'}."
             )
         known = (context.adapter.student or {})["timesteps"]
         times = ", ".join(f"{t:g}" for t in known)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from sampler.core.adapter import ClassReader
-from sampler.core.denoisers import BatchedDenoiser
+from sampler.core.denoisers import BatchedDenoiser, stack
 from sampler.core.errors import ModelError
 from sampler.core.locks import exclusive
 from sampler.core.schedule import Schedule
+from sampler.pipelines.negative import TEXT, layout_of, mixed, paired
 from sampler.types import Cond, Level, Prediction
 
 A = TypeVar("A", bound="type[Adapter]")
@@ -233,6 +234,39 @@ class Adapter(BatchedDenoiser):
     @property
     def _hooked(self) -> bool:
         return any(getattr(self.network, name, None) is not None for name in HOOKS)
+
+    def mixed_rows(self, model: str) -> int:
+        return layout_of(self.networks[model]).rows
+
+    def check_mixed(self) -> None:
+        """Raise ValueError for a network whose attention cannot hold a negative prompt."""
+        layout_of(self.network)
+
+    def forward_mixed(
+        self, x: Tensor, level: Level, cond: Any, negative: Any, mixing: Any, model: str
+    ) -> Tensor:
+        network = self.network_at(level, model)
+        if self.mixed_rows(model) == 1:
+            with mixed(network, mixing, self.text_states(negative, model)):
+                return self.forward(x, level, cond, model)
+        twice = Level(
+            *(torch.cat([v, v]) if isinstance(v, Tensor) and v.ndim else v for v in level)
+        )
+        with mixed(network, mixing):
+            both = paired(cond, negative, stack)
+            return self.forward(torch.cat([x, x]), twice, both, model)[: x.shape[0]]
+
+    def stock_texts(self, cond: Any) -> dict[str, Any]:
+        """Text inputs of the network, by name, as the stock pipeline passes them."""
+        return {name: value for name, value in cond.items() if TEXT.fullmatch(name)}
+
+    def network_at(self, level: Level, model: str) -> Any:
+        """Network that is called at a level."""
+        return self.networks[model]
+
+    def text_states(self, cond: Any, model: str) -> Tensor | None:
+        """Text states [R, L, C] of a condition, as the attention takes them."""
+        return cond.get("encoder_hidden_states")
 
     def with_guidance_scale(self, cond: Cond, scale: float) -> Cond:
         """Add the guidance scale to the conditions; ValueError where the network takes none."""

@@ -53,6 +53,10 @@ class UNetAdapter(Adapter):
         takes_scale = self.network.config.time_cond_proj_dim is not None
         return self.with_guidance_scale(cond, self.embedded_scale) if takes_scale else cond
 
+    def text_states(self, cond: Any, model: str) -> Tensor:
+        states = cond["encoder_hidden_states"]
+        return self.networks[model].process_encoder_hidden_states(states, {})
+
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         x = self.scaled(x, level)
         network = self.networks[model]

@@ -67,9 +67,12 @@ class Wan(FlowTransformer):
         time = self.row_times(level, x)
         if self.pipe.config.expand_timesteps:  # one per token; all the same from text alone
             time = time[:, None].expand(-1, x.shape[2] * self.tokens_of(x))
-        late = model == "main" and self._late(level)
-        network: Any = self.pipe.transformer_2 if late else self.networks[model]
+        network = self.network_at(level, model)
         return network(x, timestep=time, return_dict=False, **cond)[0]
+
+    def network_at(self, level: Level, model: str) -> Any:
+        late = model == "main" and self._late(level)
+        return self.pipe.transformer_2 if late else self.networks[model]
 
     def tokens_of(self, x: Tensor) -> int:
         """Number of tokens of one frame."""

@@ -53,6 +53,10 @@ class ZImage(FlowTransformer):
         outs = self.networks[model](samples, time, states, return_dict=False)[0]
         return -torch.stack(list(outs))[:, :, 0]
 
+    def stock_texts(self, cond: Any) -> dict[str, Any]:
+        texts = zip(cond["states"], cond["mask"].sum(1).tolist(), strict=True)
+        return {"cap_feats": [states[:length] for states, length in texts]}
+
     def _lengths(self, mask: Tensor) -> list[int]:
         """Lengths of the texts, cached: reading them from a device blocks the host."""
         cached, lengths = self._lengths_of

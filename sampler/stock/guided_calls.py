@@ -27,6 +27,7 @@ from sampler.guidance.spaces import in_space
 from sampler.pipelines.base import processes
 from sampler.stock.forms import Form, Unsolved, solve, tolerance
 from sampler.stock.interception import Call, intercept
+from sampler.stock.negative_calls import GUIDANCE_ON, NegativeCalls
 from sampler.stock.readings import is_single, replaced, tensor_of
 from sampler.stock.stock_calls import (
     call_on_rows,
@@ -49,7 +50,8 @@ class Answer:
     """One network call of a step: what it was given and what the pipeline received.
 
     network: its number; count: rows of the call; raw: the answer as the pipeline received it;
-    value: its tensor, empty for an answer of another kind; evaluated: bool [count].
+    value: its tensor, empty for an answer of another kind; evaluated: bool [count]; cost: rows of
+    the network for each of these.
     """
 
     network: int
@@ -57,6 +59,7 @@ class Answer:
     raw: Any
     value: Tensor
     evaluated: Tensor
+    cost: int = 1
 
     @property
     def key(self) -> tuple[int, int]:
@@ -73,8 +76,16 @@ class GuidedCalls:
     sample after every step; its snapshots hold no states.
     """
 
-    def __init__(self, pipe: Any, networks: Sequence[Any], rule: Guidance) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        networks: Sequence[Any],
+        rule: Guidance,
+        negative: NegativeCalls | None = None,
+    ) -> None:
         self.pipe, self.networks, self.rule = pipe, list(networks), rule
+        self.negative = negative
+        self._first: Mapping[str, Branch] = {}
         self.read_schedule()
         self.nfe: list[int] = []
         self.form: Form | None = None
@@ -150,9 +161,12 @@ class GuidedCalls:
             refuse_settings(self.pipe)
             if guidance_is_off(self.pipe) and self._wants_uncond():
                 raise ValueError(self._off())
+            if self.negative and getattr(self.pipe, "do_classifier_free_guidance", False):
+                raise ValueError(GUIDANCE_ON)
             self._try_plan(args, kwargs)
         given = sample_of(args, kwargs)
         count = len(given) if isinstance(given, (Tensor, list, tuple)) else 0
+        call, cost = self._against(number, call, args, kwargs)
         due, last = self._due(number, count)
         if due is None or last is None:
             raw, value = self._whole(call, args, kwargs, count)
@@ -161,7 +175,7 @@ class GuidedCalls:
             raw, value, due = self._partial(number, call, args, kwargs, due)
         else:
             raw, value = last.raw, last.value
-        self._answers.append(Answer(number, count, raw, value, due))
+        self._answers.append(Answer(number, count, raw, value, due, cost))
         return raw
 
     def _due(self, number: int, count: int) -> tuple[Tensor | None, Answer | None]:
@@ -188,8 +202,24 @@ class GuidedCalls:
         now, after = self._level(self._position), self._level(self._position + 1)
         span = Span(0, now, after, len(times) - self._position)
         x = sample_of(args, kwargs)
+        x = torch.stack(list(x)) if isinstance(x, (list, tuple)) else x
         if isinstance(x, Tensor):
-            self.rule.plan(x, span, Cond("cond", "uncond"), self.rule.start(Cond()))
+            state = self.rule.start(Cond())
+            self._first = self.rule.plan(x, span, Cond("cond", "uncond"), state)
+
+    def _against(self, number: int, call: Call, args: Any, kwargs: Any) -> tuple[Call, int]:
+        """The call with the rule's negative prompt in its attention, and its rows per sample."""
+        if self.negative is None:
+            return call, 1
+        branches = self._first
+        if self._index:
+            x = sample_of(args, kwargs) if self._next is None else self._next
+            branches = self._plan(self.form.frame.rows(x) if self.form else x)
+        branch, network = branches.get("cond"), self.networks[number]
+        if branch is None or branch.mixing is None:
+            return call, 1
+        mixing = partial(self.negative.call, network, branch.mixing, call)
+        return lambda *a, **k: mixing(a, k), self.negative.rows(network)
 
     def _whole(self, call: Call, args: Any, kwargs: Any, count: int) -> tuple[Any, Tensor]:
         raw = call(*args, **kwargs)
@@ -290,6 +320,8 @@ class GuidedCalls:
         return found
 
     def _look_at(self, form: Form) -> None:
+        if self.negative and "uncond" in form.roles:
+            raise ValueError(GUIDANCE_ON)
         if "uncond" not in form.roles and self._index == 0 and self._wants_uncond():
             raise ValueError(self._off())
         if form.token is not None and not getattr(self.rule, "match_norm", None):
@@ -379,7 +411,7 @@ class GuidedCalls:
         for answer, count in zip(self._answers, form.used, strict=True):
             for rows in answer.evaluated.view(count, -1) if count else ():
                 for row in rows.nonzero()[:, 0].tolist():
-                    self.nfe[row] += 1
+                    self.nfe[row] += answer.cost
 
     def _outputs(
         self, form: Form, blocks: Sequence[Tensor], branches: Mapping[str, Branch]

@@ -18,6 +18,7 @@ from sampler.core.caches import beside_caches
 from sampler.core.errors import ModelError
 from sampler.stock.guided_calls import GuidedCalls
 from sampler.stock.interception import intercept
+from sampler.stock.negative_calls import NegativeCalls, negative_of
 from sampler.stock.stock_calls import denoisers
 from sampler.types import Cond
 
@@ -47,6 +48,7 @@ def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
     """
     networks = _networks(pipe)
     built = registry.build("guidance", rule)
+    text = negative_of(built)
     if extra := built.needs - {"cond", "uncond"}:
         raise ValueError(
             f"Guidance {built.name!r} needs {min(extra)!r}, which a stock pipeline does not have; "
@@ -58,7 +60,8 @@ def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
             "scheduler reads one output; use sampler.load(pipe).generate(...)."
         )
     built.start(Cond())  # a rule that needs classes or a classifier raises here
-    hook = GuidedCalls(pipe, networks, beside_caches(built, networks))
+    negative = None if text is None else NegativeCalls(pipe, text)
+    hook = GuidedCalls(pipe, networks, beside_caches(built, networks), negative)
     if any(pipe is other for other in _guided):
         raise ValueError("This pipeline is guided already; leave the outer sampler.guide first.")
     _guided.append(pipe)

@@ -28,7 +28,8 @@ VARIANTS = {
     "adaptive apg": {"name": "adaptive", "rule": "apg", "after": "hold", "threshold": 0.5},
 }
 SAMPLERS, RULES = buildable("sampler"), buildable("guidance")
-for composed in ("cads", "forecast"):  # they need seeds, or more steps; tests/guidance has them
+# They need seeds, more steps or a network with attention; tests/guidance has them.
+for composed in ("cads", "forecast", "nag"):
     RULES.pop(composed, None)
 DTYPES, SIZES = (torch.float32, torch.float16), (1, 7, 1000, 4097)
 EVERY = list(itertools.product(DTYPES, SIZES))

@@ -25,6 +25,7 @@ EXAMPLES: dict[tuple[str, str], Any] = {
     # the runs of these laws are short, and their steps large
     ("guidance", "forecast"): {"name": "forecast", "warmup": 2, "tolerance": 0.2},
     ("guidance", "cads"): None,  # its conditions are text states: tests/guidance
+    ("guidance", "nag"): None,  # it needs a network with attention: tests/guidance
     ("guidance", "linear_ag"): None,  # fitted for one grid: tests/guidance
     ("guidance", "embedded"): None,  # needs a network with that input: tests/pipelines
     ("guidance", "gfcg"): None,  # these need a classifier: tests/guidance
