@@ -173,7 +173,7 @@ class _Call:
             )
 
     def _to_negative(self, module: Any, args: Any, kwargs: Any) -> Tensor | None:
-        """What the same queries attend to in the negative prompt."""
+        """The attention output of the same queries for the negative prompt."""
         kept: list[Tensor] = []
 
         def keep(out: Tensor) -> Tensor:
