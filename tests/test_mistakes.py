@@ -173,6 +173,9 @@ MISTAKES = [
     # run folders
     ("generate a -o p.txt", 5, "p.txt is a file; give a folder"),
     ("generate a dog -o run", 4, "run belongs to another plan"),
+    ("generate a --extend", 2, "--extend needs the run folder -o DIR"),
+    ("generate a --extend -o nowhere", 2, "nowhere is not a run folder"),
+    ("generate a --extend --metadata none -o run", 4, "run cannot be extended; different: output"),
     ("generate a -o locked", 4, "locked is in use by process"),
     ("resume nowhere", 2, "nowhere is not a run folder"),
     ("resume folder", 2, "it has no run.json"),

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sampler import registry
+from sampler.cli.open_run import open_run
 from sampler.cli.report import Report, counted
 from sampler.config.schema import Config
 from sampler.core.errors import UsageError
 from sampler.models.folder import default_strategies
+from sampler.runs.extend import extend
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import JobSettings
 from sampler.runs.location import (
@@ -30,6 +32,7 @@ from sampler.runs.names import image_name
 from sampler.runs.source import DRAWN, Source
 from sampler.runs.start import PlannedRun, start
 from sampler.runs.stop import StopFlag, stop_on_signals
+from sampler.runs.store import Store
 from sampler.types import Level
 
 if TYPE_CHECKING:
@@ -44,7 +47,8 @@ BYTES_PER_JOB = 700  # its lines in jobs.jsonl and the journal
 class RunOptions:
     """Options with which the command line runs a plan.
 
-    new: always in a new folder. retry_errors, repair: failed and damaged images count as missing.
+    new: always in a new folder. extend: add to the run in the folder. retry_errors, repair: failed
+    and damaged images count as missing.
     """
 
     executor: str = "local"
@@ -54,6 +58,7 @@ class RunOptions:
     download: bool = False
     retry_errors: bool = False
     repair: bool = False
+    extend: bool = False
 
 
 def generate(source: Source, options: RunOptions, report: Report) -> None:
@@ -61,6 +66,8 @@ def generate(source: Source, options: RunOptions, report: Report) -> None:
     config, where = source.config, source.config.output.dir
     if options.executor == "torchrun" and (where is None or options.new):
         raise UsageError("--executor torchrun needs -o DIR, the same for every rank, and no --new.")
+    if options.extend:
+        _check_extendable(where, options)
     load = engine_loader(config, options.download)
     if options.download:
         load()  # the model has to be in the local cache before it can be planned
@@ -93,8 +100,24 @@ def generate(source: Source, options: RunOptions, report: Report) -> None:
         location = replace(location, where=unused(folder) if options.new else folder)
     check_writable(location.where)
     with stop_on_signals(report.note) as stop, open_locked(location) as store:
-        run = wait_for_plan(store) if planned is None else start(store, planned)
+        run = wait_for_plan(store) if planned is None else _started(store, planned, options, report)
         finish(run, location, config, options, report, stop, load)
+
+
+def _check_extendable(where: str | None, options: RunOptions) -> None:
+    if where is None or options.new or options.executor == "torchrun":
+        raise UsageError("--extend needs the run folder -o DIR, no --new and no torchrun.")
+    open_run(where)
+
+
+def _started(store: Store, planned: PlannedRun, options: RunOptions, report: Report) -> RunFolder:
+    """Run of a plan in its store: new, the same as before, or with the images of the plan added."""
+    if not options.extend:
+        return start(store, planned)
+    found = extend(store, planned)
+    before = found.run.total - found.added
+    report.note(f"{counted(found.added, 'image')} added to the {before} of {store.where}.")
+    return found.run
 
 
 def _default_folder(planned: PlannedRun) -> Path:

@@ -152,6 +152,9 @@ def command(
     ] = None,
     out: Annotated[str | None, typer.Option("-o", "--out", help="Run folder or its URL.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Always create a new run folder.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add the images that the run folder -o does not have.")
+    ] = False,
     metadata: Annotated[
         Metadata | None, typer.Option(help="Metadata to embed in the images.")
     ] = None,
@@ -222,7 +225,8 @@ def command(
             settings = replace(settings, prompts=replace(settings.prompts, file=None, texts=None))
         axes = [parse_axis(text) for text in axis or []]
         source = Source(settings, prompts or (), axes, fingerprint == "fast", scale=scale)
-        batch.generate(source, batch.RunOptions(executor, address, new, dry_run, download), report)
+        run = batch.RunOptions(executor, address, new, dry_run, download, extend=extend)
+        batch.generate(source, run, report)
 
 
 def _forbid_network(offline: bool, download: bool) -> None:

@@ -10,6 +10,7 @@ images/ failed/ grids/ gallery.html .lock
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from array import array
 from collections.abc import Iterable, Iterator
@@ -53,6 +54,7 @@ class RunFolder:
             self.config: dict[str, Any] = run["config"]
             self.hash: str = plan["hash"]
             self.total: int = plan["jobs"]
+            self.lines: int = plan["lines"]
             self.groups = [JobSettings(**group) for group in plan["groups"]]
             self.duplicates: list[tuple[int, int]] = [(a, b) for a, b in plan["duplicates"]]
             self.cells = [Cell(*cell) for cell in plan.get("cells", ())]
@@ -69,7 +71,7 @@ class RunFolder:
     def jobs(self) -> Iterator[Job]:
         """Yield all jobs, in order."""
         with open(self._path, "rb") as stream:
-            for line in stream:
+            for line in itertools.islice(stream, self.total):
                 yield Job.parse(line)
 
     def job(self, index: int) -> Job:
@@ -146,12 +148,15 @@ class RunFolder:
         return None if data is None else hashlib.sha256(data).hexdigest()
 
     def _index(self) -> None:
-        """Read the offset and the key of every line of jobs.jsonl, once."""
+        """Read the offset and the key of every line of jobs.jsonl, once.
+
+        Lines behind the planned ones are left by an extension that did not end.
+        """
         if len(self._offsets) == self.total:
             return
         offsets, keys, position = array("Q"), bytearray(), 0
         with open(self._path, "rb") as stream:
-            for line in stream:
+            for line in itertools.islice(stream, self.total):
                 offsets.append(position)
                 keys += line[KEY]
                 position += len(line)

@@ -7,6 +7,7 @@ only in the guidance scale share batches if their rule takes a scale per sample.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,7 @@ class Plan:
     """
 
     batch_size: int | Literal["auto"]
+    dedupe: bool = True
     groups: list[JobSettings] = field(default_factory=list)
     members: list[array[int]] = field(default_factory=list)
     duplicates: list[tuple[int, int]] = field(default_factory=list)
@@ -100,3 +102,8 @@ def batch_key(settings: JobSettings) -> str:
     ):
         plain["guidance"] = {**settings.guidance, "scale": None}
     return canonical(plain)
+
+
+def plan_digest(batch_size: int | Literal["auto"], dedupe: bool) -> Any:
+    """SHA-256 of a plan, to be updated with the key of every job in order."""
+    return hashlib.sha256(canonical([batch_size, dedupe]).encode())

@@ -16,7 +16,7 @@ from sampler.core.errors import SamplerError, UsageError
 from sampler.runs.cells import RANDOM_SEED
 from sampler.runs.jobs import Job, JobSettings, Keys, Model, canonical
 from sampler.runs.lines import PromptLine, parse_line
-from sampler.runs.plan import Cell, Plan
+from sampler.runs.plan import Cell, Plan, plan_digest
 from sampler.runs.readers import RawLine
 from sampler.runs.settings import RunDefaults, line_settings
 from sampler.runs.template_parser import looks_like_template
@@ -48,9 +48,9 @@ class Planner:
         on_skip: Callable[[SamplerError], None] | None = None,
         keep_extra: bool = False,
     ) -> None:
-        self.plan = Plan(batch_size)
+        self.plan = Plan(batch_size, dedupe)
         self.model = model
-        self._defaults, self._dedupe = defaults, dedupe
+        self._defaults = defaults
         self._expand, self._wildcards = expand, wildcards or Wildcards()
         self._on_skip = on_skip
         self._groups: dict[str, int] = {}
@@ -68,7 +68,7 @@ class Planner:
 
         Raises UsageError for an invalid line, for too many jobs, and for no job at all.
         """
-        digest = hashlib.sha256(canonical([self.plan.batch_size, self._dedupe]).encode())
+        digest = plan_digest(self.plan.batch_size, self.plan.dedupe)
         number = -1
         for number, raw in enumerate(lines):
             try:
@@ -125,7 +125,7 @@ class Planner:
             replica, key = 0, keys.key(prompt, negative, 0, seed)
             first = bytes.fromhex(key)
             if (index := self._seen.get(first)) is not None:
-                if self._dedupe:
+                if self.plan.dedupe:
                     self.plan.duplicates.append((number, index))
                     if axes:
                         self.plan.cells.append(Cell(number, place, index, axes))

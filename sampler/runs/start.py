@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -13,7 +13,7 @@ from sampler.core.errors import RunFolderError
 from sampler.runs.folder import FORMAT, JOBS, PLAN, RUN, OutputOptions, RunFolder, key_in
 from sampler.runs.jobs import Job, Model, model_differences
 from sampler.runs.metadata import library_versions
-from sampler.runs.plan import Plan
+from sampler.runs.plan import Batch, Plan
 from sampler.runs.planner import Planner
 from sampler.runs.readers import RawLine
 from sampler.runs.store import Store
@@ -66,7 +66,12 @@ def start(store: Store, planned: PlannedRun) -> RunFolder:
         return run
     with store.new(JOBS) as stream:
         shutil.copyfileobj(planned.jobs, stream, 2**20)
-    plan = planned.plan
+    write_plan(store, planned, planned.plan, planned.plan.batches())
+    return RunFolder(store)
+
+
+def write_plan(store: Store, planned: PlannedRun, plan: Plan, batches: Sequence[Batch]) -> None:
+    """Write plan.json and then run.json, of a plan whose jobs.jsonl is there."""
     body = {
         "v": FORMAT,
         "hash": plan.hash,
@@ -76,7 +81,7 @@ def start(store: Store, planned: PlannedRun) -> RunFolder:
         "groups": [asdict(group) for group in plan.groups],
         "duplicates": plan.duplicates,
         "cells": plan.cells,
-        "batches": [[batch.group, _ranges(batch.jobs)] for batch in plan.batches()],
+        "batches": [[batch.group, _ranges(batch.jobs)] for batch in batches],
     }
     store.put(PLAN, _dump(body))
     facts = {
@@ -88,7 +93,6 @@ def start(store: Store, planned: PlannedRun) -> RunFolder:
         "versions": library_versions(),
     }
     store.put(RUN, _dump(facts, indent=1))
-    return RunFolder(store)
 
 
 def _compare(run: RunFolder, planned: PlannedRun) -> None:
@@ -108,7 +112,7 @@ def _compare(run: RunFolder, planned: PlannedRun) -> None:
     what = ", ".join(dict.fromkeys(different)) or "batch_size"
     raise RunFolderError(
         f"{run.store.where} belongs to another plan; different: {what}. "
-        "Use another folder (-o), or --new for a new one.",
+        "Use --extend to add to it, another folder (-o), or --new for a new one.",
     )
 
 
