@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from sampler import registry
 from sampler.config.schema import STRATEGIES, Config
 from sampler.runs.metadata import scale_of
 from sampler.runs.stop import StopFlag
@@ -21,6 +22,8 @@ from sampler.ui.studio import FinishedRun, Preview, Studio, second_rule
 SIDES = ("A", "B")
 EXAMPLE = "a red apple on a blue background"
 _EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# The style sheet dims images of other settings than those in the form.
+_STALE = "() => {{ document.body.classList.{}('stale') }}"
 
 
 @dataclass
@@ -96,6 +99,9 @@ class Page:
             outputs += own.exports.values()
             own.save.click(self._save, own.run, [own.saved, self.problem], **_EVENT)
         self.generate.click(self._generate, inputs, outputs, concurrency_limit=1, **_EVENT)
+        self.generate.click(None, js=_STALE.format("remove"), **_EVENT)
+        edits = [c.input for c in inputs if not isinstance(c, gr.State)]
+        gr.on(edits, None, js=_STALE.format("add"), **_EVENT)
         self.stop.click(self._stop, None, None, queue=False, **_EVENT)
         self.compare.change(
             lambda on: [gr.update(visible=on)] * 2,
@@ -189,8 +195,15 @@ class Page:
 def strategy_names(config: Config) -> str:
     """ "ddim, cfg 3"."""
     scale = scale_of(config.guidance)
+    scale = default_scale(config.guidance["name"]) if scale is None else scale
     rule = config.guidance["name"] + ("" if scale is None else f" {scale:g}")
     return f"{config.sampler['name']}, {rule}"
+
+
+def default_scale(rule: str) -> float | None:
+    """Scale that a guidance rule has by default; None without one."""
+    fields = registry.describe("guidance", rule)["fields"]
+    return next((f["default"] for f in fields if f["name"] == "scale"), None)
 
 
 def watch(studio: Studio, config: Config, stop: StopFlag) -> Iterator[Preview | FinishedRun | None]:

@@ -31,6 +31,8 @@ grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));background:none;gap:.
 border-radius:.5rem;background:var(--background-fill-secondary)}
 .pictures .frame{display:grid;place-items:center;padding:1rem;text-align:center;
 font-size:.8rem;border:1px dashed var(--border-color-primary)}
+.stale .pictures img{opacity:.4}
+.stale .title::after{content:"settings changed since";font-size:.8rem;margin-left:.5rem}
 .pictures .at-work img{opacity:.85}
 .pictures figcaption{display:flex;flex-direction:column;gap:.1rem;margin-top:.4rem;
 font-size:.85rem;line-height:1.35}

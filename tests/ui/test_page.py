@@ -110,13 +110,26 @@ def test_generate_compare_save_and_copy(page, studio, tmp_path):
     runs = sorted(studio.out.iterdir())
     assert len(runs) == 2 and all(main(["verify", str(run), "-q"]) == 0 for run in runs)
     page.locator("#B-copy").get_by_text("Copy as").click()
-    assert page.locator("#B-command").get_by_role("button", name="copy").count() == 1
+    page.locator("#B-command").get_by_role("button", name="copy").wait_for()
     line = page.locator("#B-command textarea").input_value()
     assert "--guidance apg --set guidance.scale=6" in line
     assert main([*shlex.split(line)[1:], "-q", "-o", str(tmp_path / "again")]) == 0
     made = [path.read_bytes() for path in (tmp_path / "again" / "images").iterdir()]
     kept = [path.read_bytes() for run in runs for path in (run / "images").iterdir()]
     assert len(kept) == 2 and kept[0] != kept[1] and kept.count(made[0]) == 1
+
+
+def test_images_of_other_settings_are_marked(page):
+    stale = page.locator("body.stale")
+    assert stale.count() == 0
+    page.locator("#prompts textarea").press_sequentially("s")  # fill() is no input event to gradio
+    stale.wait_for(state="attached")
+    assert float(page.locator("#A-pictures img").evaluate("i => getComputedStyle(i).opacity")) < 1
+    generate(page)
+    stale.wait_for(state="detached")
+    page.locator("#B-pictures figure.made").wait_for()
+    assert stale.count() == 0
+    assert page.locator(".title").last.inner_text() == "B ddim, apg 6"
 
 
 def test_wrong_input_is_the_sentence_of_the_command_line(page, capsys):
