@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sampler.bundled import BUNDLED_LCM, BUNDLED_PARTS, BUNDLED_SCALE, BUNDLED_STUDENT, FOLDER
+from sampler.bundled import (
+    BUNDLED_FLOW,
+    BUNDLED_LCM,
+    BUNDLED_PARTS,
+    BUNDLED_SCALE,
+    BUNDLED_STUDENT,
+    FOLDER,
+)
 from sampler.config.model import DTYPES, OFFLOADS
 from sampler.core.errors import ModelError, first_line
 from sampler.engine import Engine
@@ -42,20 +49,21 @@ def load(
     """An engine over a diffusers pipeline.
 
     source: None or "bundled" for the model inside this package, "bundled-lcm" for its few-step
-    student (1 to 8 steps of the sampler "consistency"), "bundled-student" for the one that makes an
-    image in one evaluation; a folder in the diffusers layout;
-    the name of a model on the Hugging Face Hub, from the local cache unless download=True; or a
-    DiffusionPipeline, which is used as it is and not modified. A .safetensors file is read with the
-    configurations of the folder `config`. vae: another VAE of the same latents, as the folder of
-    the component or a single file in its original layout. revision: of a Hub model. dtype:
-    "float32", "float16", "bfloat16" or a torch.dtype; by default what is stored on a GPU, float32
-    on a CPU. variant: of the weight files, such as "fp16". device: by default a GPU where there is
-    one. weak: a second, weaker network for Autoguidance, as a folder or a module; the bundled
-    model brings its own. student: a folder that the trainer "f_distill" wrote. attention: "auto"
-    as loaded, "native" (torch's own) or "xformers". lora: adapters, as files or folders, pairs of
-    one and a weight, or {path: weight}. offload: "model" or "sequential", parts wait in main
-    memory. vae_tiling, vae_slicing: decoding with less memory. compile: the repeated blocks of the
-    network, by torch.compile.
+    student (1 to 8 steps of the sampler "consistency"), "bundled-student" for the one that
+    makes an image in one evaluation, "bundled-flow" for the same model on flow matching's
+    levels; a folder in the diffusers layout; the name of a model on the Hugging Face Hub, from
+    the local cache unless download=True; or a DiffusionPipeline, which is used as it is and not
+    modified. A .safetensors file is read with the configurations of the folder `config`. vae:
+    another VAE of the same latents, as the folder of the component or a single file in its
+    original layout. revision: of a Hub model. dtype: "float32", "float16", "bfloat16" or a
+    torch.dtype; by default what is stored on a GPU, float32 on a CPU. variant: of the weight
+    files, such as "fp16". device: by default a GPU where there is one. weak: a second, weaker
+    network for Autoguidance, as a folder or a module; the bundled model brings its own.
+    student: a folder that the trainer "f_distill" wrote. attention: "auto" as loaded, "native"
+    (torch's own) or "xformers". lora: adapters, as files or folders, pairs of one and a weight,
+    or {path: weight}. offload: "model" or "sequential", parts wait in main memory. vae_tiling,
+    vae_slicing: decoding with less memory. compile: the repeated blocks of the network, by
+    torch.compile.
 
     The engine's defaults are "ddim" and "cfg" at the scale of the stock pipeline (3 for the bundled
     model); with a student "consistency" and "student". A class without an adapter gives a hosted
@@ -68,16 +76,21 @@ def load(
     from sampler.models.attention import set_attention
     from sampler.models.options import compile_blocks
     from sampler.pipelines import adapt, supported
+    from sampler.pipelines.flow_view import FlowView
 
     if offload not in (None, *OFFLOADS):
         raise ValueError(f"offload = {offload!r:.40} must be one of {', '.join(OFFLOADS)}.")
     bundled = source is None or (isinstance(source, str) and source in BUNDLED_PARTS)
-    few_steps = source == BUNDLED_LCM
+    few_steps, flow = source == BUNDLED_LCM, source == BUNDLED_FLOW
     if few_steps and weak is not None:
         raise ValueError(f"weak has no effect on {BUNDLED_LCM}, which is not guided; leave it out.")
     if source == BUNDLED_STUDENT and student is None:
         student = student_files.BUNDLED
     if bundled:
+        if flow and student is not None:
+            raise ValueError(
+                f"student has no effect on {BUNDLED_FLOW}, which has other levels; leave it out."
+            )
         source = FOLDER / "pipeline"
         weak = FOLDER / "weak" if weak is None and not few_steps else weak
     files = {"config": config, "revision": revision, "variant": variant, "vae": vae}
@@ -100,12 +113,13 @@ def load(
         given = {"weak": weak, "student": student, "compile": compile or None}
         given["attention"] = None if attention == "auto" else attention
         return _hosted(pipe, [name for name, value in given.items() if value is not None])
-    adapter = adapt(pipe)
+    build = FlowView if flow else adapt
+    adapter = build(pipe)
     set_attention(adapter.network, attention)
     if compile:
         compile_blocks(adapter.network)
     if weak is not None:
-        adapter = adapt(pipe, _read_weak(weak, adapter.network))
+        adapter = build(pipe, _read_weak(weak, adapter.network))
     if bundled:
         from sampler.pipelines.classes import BundledClasses
 
@@ -118,7 +132,8 @@ def load(
         return Engine(adapter, adapter, "consistency", "student")
     rule = {**adapter.default_guidance, **({"scale": BUNDLED_SCALE} if bundled else {})}
     engine = Engine(adapter, adapter, adapter.default_sampler, rule)
-    engine.host = lambda: _hosted(pipe, [], engine.sampler, engine.guidance)
+    if not flow:  # the pipeline itself has other levels
+        engine.host = lambda: _hosted(pipe, [], engine.sampler, engine.guidance)
     return engine
 
 

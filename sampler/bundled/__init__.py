@@ -14,8 +14,10 @@ FOLDER = Path(__file__).resolve().parent
 """The folder that holds `pipeline/`, `weak/`, `classifier/` and the reference statistics."""
 
 BUNDLED, BUNDLED_LCM, BUNDLED_STUDENT = "bundled", "bundled-lcm", "bundled-student"
+BUNDLED_FLOW = "bundled-flow"  # the bundled model on the levels of flow matching
 BUNDLED_PARTS = {
     BUNDLED: ("pipeline", "weak", "classifier"),
+    BUNDLED_FLOW: ("pipeline", "weak", "classifier"),
     BUNDLED_LCM: ("pipeline", "lcm", "classifier"),
     BUNDLED_STUDENT: ("pipeline", "student", "classifier"),
 }

@@ -10,7 +10,7 @@ import torch
 from sampler_kernels import Lin
 
 from sampler import registry
-from sampler.core.binding import fingerprint
+from sampler.core.binding import model_name
 from sampler.core.trajectory import begin
 from sampler.engine import Engine
 from sampler.guidance.linear_ag import default_policy, rounded_levels
@@ -91,7 +91,7 @@ def calibrate_linear_ag(
         if progress is not None:
             progress(first + len(some), len(prompts))
     keys = {
-        "model": fingerprint(adapter.network),
+        "model": model_name(adapter),
         "sampler": registry.spec_of(method),
         "levels": rounded_levels(grid[:-1]),
         "scale": float(scale),

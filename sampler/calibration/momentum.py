@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sampler import registry
-from sampler.core.binding import fingerprint
+from sampler.core.binding import model_name
 from sampler.engine import Engine
 from sampler.samplers.calibrated import FORMAT, Key, key_of
 from sampler.samplers.momentum import DEFAULT
@@ -78,7 +78,7 @@ def calibrate_momentum(
             }
             key = key_of("ghvb", adapter.grid(count, adapter.size(None, None)), spec)
             entries.append(_entry(key, found))
-    return {"format": FORMAT, "model": fingerprint(adapter.network), "entries": entries}
+    return {"format": FORMAT, "model": model_name(adapter), "entries": entries}
 
 
 def save(calibration: Mapping[str, Any], path: Path) -> None:

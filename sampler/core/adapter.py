@@ -40,8 +40,9 @@ class PipelineAdapter(Protocol):
     pipe: the diffusers pipeline, never modified. network_name: attribute of `pipe` that holds
     `network`. networks: {model name: network}, `models` its names. takes_classes: prompts may be
     class numbers. classes: a classifier that comes with the model. student: manifest of a distilled
-    student. frames: number of frames of a video model, None for image models. embedded_scale:
-    guidance scale for networks that take one as input. factor: pixels per latent along a side.
+    student. levels: name of levels other than the pipeline's own, or "". frames: number of frames
+    of a video model, None for image models. embedded_scale: guidance scale for networks that take
+    one as input. factor: pixels per latent along a side.
     """
 
     pipe: Any
@@ -54,6 +55,7 @@ class PipelineAdapter(Protocol):
     classes: ClassReader | None
     student: Mapping[str, Any] | None
     frames: int | None
+    levels: str
     embedded_scale: float
 
     @property

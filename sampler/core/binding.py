@@ -34,8 +34,8 @@ class GuidanceContext:
     size: tuple[int, int]
 
     def fingerprint(self) -> str:
-        """Name of the weights of the adapter's network; see `fingerprint`."""
-        return fingerprint(self.adapter.network)
+        """Name of the adapter's weights and levels; see `model_name`."""
+        return model_name(self.adapter)
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class SamplerContext:
     size: tuple[int, int]
 
     def fingerprint(self) -> str:
-        """Name of the weights of the adapter's network; see `fingerprint`."""
-        return fingerprint(self.adapter.network)
+        """Name of the adapter's weights and levels; see `model_name`."""
+        return model_name(self.adapter)
 
 
 @runtime_checkable
@@ -88,6 +88,12 @@ def bind_sampler(method: Sampler, context: SamplerContext) -> Sampler:
 def at_schedule(method: Sampler, schedule: Schedule) -> Sampler:
     """Return the sampler with the times of its middle levels; unchanged for one without them."""
     return method.with_schedule(schedule) if isinstance(method, ScheduledSampler) else method
+
+
+def model_name(adapter: PipelineAdapter) -> str:
+    """Name an adapter's weights, and its levels where they are not the pipeline's own."""
+    levels = f"+{adapter.levels}" if adapter.levels else ""
+    return fingerprint(adapter.network) + levels
 
 
 def fingerprint(network: Any) -> str:

@@ -86,6 +86,7 @@ class Adapter(BatchedDenoiser):
     classes: ClassReader | None = None  # for rules with a classifier (`classes.py`)
     student: Mapping[str, Any] | None = None  # manifest of the model "student"
     frames: int | None = None  # of a video
+    levels: str = ""
 
     def __init__(self, pipe: Any, weak: Any = None) -> None:
         self.pipe = pipe

@@ -18,7 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sampler.bundled import BUNDLED, BUNDLED_PARTS, FOLDER
+from sampler.bundled import BUNDLED, BUNDLED_FLOW, BUNDLED_PARTS, FOLDER
 from sampler.config.model import ModelConfig, changed
 from sampler.core.errors import UsageError
 from sampler.models.folder import native_size
@@ -67,6 +67,8 @@ def _options(model: ModelConfig, source: ModelSource, fast: bool) -> dict[str, A
     """Everything else that decides the pixels: hashes of other files, values of options."""
     values = {f.name for f in fields(model) if f.metadata["identity"] == "value"} - {"dtype"}
     found = {name: value for name, value in changed(model).items() if name in values}
+    if model.path == BUNDLED_FLOW:
+        found["levels"] = "flow"
     if model.variant is not None:
         found["variant"] = model.variant
     if source.vae is not None:

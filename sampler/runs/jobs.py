@@ -37,7 +37,8 @@ class Model:
     fingerprint: hash of weights and configurations; label: name in image metadata; native: default
     (height, width), None if the files do not say; path: argument of `sampler.load`, None for a
     pipeline in memory. options: what else of the model's options decides the pixels, hashes instead
-    of paths: variant, vae, lora [[hash, weight]], student, weak, attention, vae_tiling, compile.
+    of paths: variant, vae, lora [[hash, weight]], student, weak, attention, vae_tiling, compile;
+    and levels, where they are not those of the model's files.
     """
 
     fingerprint: str

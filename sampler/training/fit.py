@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sampler.core.binding import fingerprint
+from sampler.core.binding import model_name
 from sampler.core.durable import make_folder, write_file
 from sampler.core.errors import RunFolderError, UsageError
 from sampler.models.lora_files import lora_file, lora_pairs
@@ -119,7 +119,7 @@ def run_config(
     """Return the configuration of a run as plain data."""
     config: dict[str, Any] = {
         "format": 1,
-        "model": fingerprint(session.pipeline.network),
+        "model": model_name(session.pipeline),
         "trainer": spec_of(trainer),
         "reward": spec_of(session.reward),
         "prompts": [
