@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sampler.cli.options import ModelOptions
-from sampler.config.model import ModelConfig, changed
+from sampler.config.model import ModelConfig
 from sampler.config.schema import Config, checked
 from sampler.core.errors import ModelError, SamplerError, UsageError
 from sampler.runs import fingerprint
 from sampler.runs.folder import RunFolder
-from sampler.runs.jobs import model_differences
+from sampler.runs.jobs import Model, model_differences
 from sampler.runs.location import RunLocation
 from sampler.runs.store import LocalStore, open_store
 
@@ -52,19 +53,30 @@ def engine_of(run: RunFolder, model: ModelConfig) -> Engine:
 
 def with_model(config: Config, model: ModelOptions) -> Config:
     """The configuration with the model options of a command line over those of the run."""
-    if not model:
-        return config
-    given = checked({"model": model}, {})
-    return replace(config, model=replace(config.model, **changed(given.model)))
+    given = checked({"model": model}, {}).model
+    values = {name: getattr(given, name) for name in model}
+    return replace(config, model=replace(config.model, **values))
 
 
 def check_model(run: RunFolder, model: ModelConfig) -> None:
     """Compare the model files with the run's fingerprint. Raises ModelError."""
     if run.model.fingerprint.startswith("tensors:"):
         return  # a pipeline in memory, compared after loading
-    found = fingerprint.model_of(model, run.model.fingerprint.startswith("fast"))
-    if different := model_differences(run.model.identity, found.identity):
+    try:
+        found = fingerprint.model_of(model, run.model.fingerprint.startswith("fast"))
+    except ModelError as error:
+        raise ModelError(
+            f"The model of {run.store.where} is not as it was: {str(error).rstrip('.')}; give the "
+            "place of moved files with --model, --lora and the other options."
+        ) from error
+    if different := model_differences(run.model.identity, comparable(found, run.model.identity)):
         raise _other_model(run, different)
+
+
+def comparable(model: Model, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Identity of a model; with the recorded dtype where that is auto, which stands for any."""
+    automatic = {"dtype": "auto"} if recorded["dtype"] == "auto" else {}
+    return {**model.identity, **automatic}
 
 
 def _other_model(run: RunFolder, different: list[str]) -> SamplerError:

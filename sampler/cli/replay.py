@@ -72,8 +72,10 @@ def _from_run(where: str, key: str, model: ModelOptions) -> tuple[bytes, bytes |
 
     run: RunFolder = open_run(where)
     index = index_of(run, key)
-    data = from_run(run, engine_of(run, with_model(config_of(run), model).model), index)
     entry = run.results().entries.get(run.key(index), {})
+    dtype = {"dtype": entry["dtype"]} if run.model.dtype == "auto" and "dtype" in entry else {}
+    config = with_model(config_of(run), {**dtype, **model})
+    data = from_run(run, engine_of(run, config.model), index)
     return data, run.store.read(entry["file"]) if entry.get("file") else None
 
 
@@ -83,17 +85,19 @@ def _from_image(data: bytes, model: ModelOptions) -> bytes:
     from sampler.workers.replay import from_record
 
     body = read_record(data)
-    config = recorded_model(body["record"]["model"], model)
+    config = recorded_model(body["record"]["model"], body.get("dtype", "auto"), model)
     return from_record(load_engine(config), body)
 
 
-def recorded_model(recorded: Mapping[str, Any], given: ModelOptions) -> ModelConfig:
+def recorded_model(recorded: Mapping[str, Any], dtype: str, given: ModelOptions) -> ModelConfig:
     """Options that load the model of a record: values from the record, files as given.
 
-    recorded: `Model.identity`. Raises ModelError for files that are not given, or not the same.
+    recorded: `Model.identity`; dtype: that of the computation. Raises ModelError for files that are
+    not given, or not the same.
     """
     from dataclasses import fields
 
+    from sampler.cli.open_run import comparable
     from sampler.config.model import ModelConfig, flag_of
     from sampler.config.schema import checked
     from sampler.core.errors import ModelError
@@ -110,9 +114,17 @@ def recorded_model(recorded: Mapping[str, Any], given: ModelOptions) -> ModelCon
                 f"The image was generated with the option {name}; give its file or folder with "
                 f"{flag_of(name)}{_weights(recorded, name)}."
             )
+    if "variant" in recorded and "path" not in given:
+        raise ModelError(
+            f"The image was generated with the variant {recorded['variant']!r} of a model; give "
+            "the model's folder with --model."
+        )
     values = {k: v for k, v in recorded.items() if known.get(k) == "value" or k == "variant"}
+    if values["dtype"] == "auto":
+        values["dtype"] = dtype
     config = checked({"model": {**values, **given}}, {}).model
-    if different := model_differences(recorded, model_of(config, how == "fast").identity):
+    found = comparable(model_of(config, how == "fast"), recorded)
+    if different := model_differences(recorded, found):
         options = ", ".join(flag_of(name.removeprefix("model.")) if "." in name else "--model"
                             for name in different)  # fmt: skip
         raise ModelError(

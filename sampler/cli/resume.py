@@ -46,7 +46,13 @@ def command(
         from functools import partial
 
         from sampler.cli import batch
-        from sampler.cli.open_run import config_of, engine_of, open_run, with_model
+        from sampler.cli.open_run import (
+            check_model,
+            config_of,
+            engine_of,
+            open_run,
+            with_model,
+        )
         from sampler.runs.location import location_for, open_locked
         from sampler.runs.stop import stop_on_signals
 
@@ -55,6 +61,8 @@ def command(
         with stop_on_signals(report.note) as stop, open_locked(location):
             found = open_run(run, location)
             config = with_model(config_of(found), model)
+            if model:
+                check_model(found, config.model)
             options = batch.RunOptions(executor, address, retry_errors=retry_errors, repair=repair)
             load = partial(engine_of, found, config.model)
             batch.finish(found, location, config, options, report, stop, load)

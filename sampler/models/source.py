@@ -116,7 +116,7 @@ def find_source(
     one = is_file(root)
     if revision is not None and (bundled or Path(path).expanduser().exists()):
         raise ValueError("revision goes with the name of a model on the Hub; leave it out.")
-    if variant is not None and (one or bundled):
+    if variant is not None and one:
         raise ValueError("variant goes with a folder; a single file is what it is.")
     if config is not None and not one:
         raise ValueError("config goes with a single file; a folder has its own.")

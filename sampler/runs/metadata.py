@@ -23,16 +23,15 @@ LIBRARIES = ("diffusion-sampler", "torch", "diffusers", "transformers")
 
 
 def texts(job: Job, settings: JobSettings, model: Model, size: tuple[int, int], how: Metadata,
-          libraries: Mapping[str, str]) -> dict[str, str]:  # fmt: skip
-    """Text chunks of an image of this (height, width)."""
+          libraries: Mapping[str, str], dtype: str) -> dict[str, str]:  # fmt: skip
+    """Text chunks of an image of this (height, width). dtype: that of the computation."""
     if how == "none":
         return {}
     if how == "basic":
         names = {"sampler": settings.sampler["name"], "guidance": settings.guidance["name"]}
         return {CHUNK: canonical({"key": job.key, "seed": job.seed, **names})}
-    record = canonical(
-        {"key": job.key, "record": record_of(job, settings, model), "libraries": dict(libraries)}
-    )
+    body = {"record": record_of(job, settings, model), "libraries": dict(libraries)}
+    record = canonical({"key": job.key, **body, "dtype": dtype})
     if len(record.encode()) > MAX_RECORD:
         record = canonical({"key": job.key, "record": "see the run's journal"})
     return {CHUNK: record, PARAMETERS: parameters(job, settings, model, size)}

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 
 from sampler import registry
 from sampler.core.binding import SamplerContext, bind_sampler
-from sampler.core.errors import IncompleteError, MemoryLimitError
+from sampler.core.errors import IncompleteError, MemoryLimitError, ModelError
 from sampler.core.loop import Loop
 from sampler.runs.folder import RunFolder
 from sampler.runs.location import RunLocation
 from sampler.runs.stop import StopFlag
 from sampler.workers import claims
-from sampler.workers.work import JournalLines, Tally, WorkOptions, work
+from sampler.workers.work import JournalLines, Tally, WorkOptions, dtype_of, work
 
 
 def execute(
@@ -37,6 +37,7 @@ def execute(
     if not missing:
         return tally
     engine = load()
+    check_dtype(run, engine)
     _check(run, engine)
     batches: Iterable[int] = sorted(missing)
     if location.world > 1:
@@ -48,6 +49,17 @@ def execute(
         batches = claims.claimed_batches(location, missing, remaining, stop, options.lease)
     work(run, engine, batches, missing, options, tally, on_written, stop)
     return tally
+
+
+def check_dtype(run: RunFolder, engine: Loop) -> None:
+    """Raise ModelError where the dtype "auto" is not what it was for the images that exist."""
+    entries = run.results().entries.values()
+    before = {entry["dtype"] for entry in entries if "dtype" in entry}
+    if before and dtype_of(engine) not in before:
+        raise ModelError(
+            f"{run.store.where} was begun in {min(before)}, and the model has {dtype_of(engine)} "
+            f"here; give --dtype {min(before)}."
+        )
 
 
 def _check(run: RunFolder, engine: Loop) -> None:

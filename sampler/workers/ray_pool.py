@@ -19,6 +19,7 @@ from sampler.core.loop import Loop
 from sampler.runs.folder import RunFolder
 from sampler.runs.stop import StopFlag
 from sampler.runs.store import open_store
+from sampler.workers.execute import check_dtype
 from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.work import JournalLines, Tally, WorkOptions, work
 
@@ -46,6 +47,7 @@ class Worker:
         """
         self.run = RunFolder(open_store(self.where, self.number))
         self.engine = self.load(self.run, ModelConfig(**self.model))
+        check_dtype(self.run, self.engine)
         self.cache = PromptCache(self.engine.pipeline)
         return []
 

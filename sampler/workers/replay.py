@@ -17,6 +17,7 @@ from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import Job, JobSettings, canonical
 from sampler.workers.batch_runner import BatchRunner, GeneratedImage, Outcome
 from sampler.workers.prompt_cache import PromptCache
+from sampler.workers.work import dtype_of
 
 
 def from_run(run: RunFolder, engine: Loop, index: int) -> bytes:
@@ -30,9 +31,8 @@ def from_run(run: RunFolder, engine: Loop, index: int) -> bytes:
     job = run.job(index)
     settings = run.groups[job.group]
     size = (pixels.shape[0], pixels.shape[1])
-    texts = metadata.texts(
-        job, settings, run.model, size, run.output.metadata, metadata.library_versions()
-    )
+    libraries, dtype = metadata.library_versions(), dtype_of(engine)
+    texts = metadata.texts(job, settings, run.model, size, run.output.metadata, libraries, dtype)
     return png.encode(pixels, texts)
 
 

@@ -141,6 +141,11 @@ def _prompts(run: RunFolder, engine: Loop, batches: Iterable[int]) -> Iterator[t
             yield job.prompt, job.negative_prompt, guided, size
 
 
+def dtype_of(engine: Loop) -> str:
+    """Data type of an engine's network: what "auto" has become on this machine."""
+    return str(engine.pipeline.dtype).removeprefix("torch.")
+
+
 def _item(run: RunFolder, engine: Loop, batch: int, job: Job, outcome: Outcome) -> WriteItem:
     """Journal line of an outcome, with the image."""
     line: dict[str, Any] = {
@@ -164,9 +169,11 @@ def _item(run: RunFolder, engine: Loop, batch: int, job: Job, outcome: Outcome) 
         (height, width),
         run.output.metadata,
         metadata.library_versions(),
+        dtype_of(engine),
     )
     line |= {
         "status": "ok",
+        "dtype": dtype_of(engine),
         "file": run.name(job),
         "nfe": outcome.nfe,
         "ms": outcome.ms,
