@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -11,16 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from annotated_types import Ge, Le
 
 from sampler.core.binding import GuidanceContext, bind_guidance
-from sampler.core.regime import differing, inner_rules, regime
-from sampler.guidance.forecast_change import ChangeCriterion, ChangeState
-from sampler.guidance.forecast_error import ErrorCriterion, ErrorState
+from sampler.core.regime import inner_rules, regime
+from sampler.guidance.forecast_decision import Decision
 from sampler.guidance.forecast_history import History, mixed
-from sampler.guidance.forecast_settings import check, refuse_sampler, refuse_steps
-from sampler.guidance.forecast_weights import chebyshev, polynomial, windowed
+from sampler.guidance.forecast_settings import check, refuse_sampler, refuse_span, refuse_steps
 from sampler.guidance.spaces import Space, choose_state
 from sampler.registry import build, register
 from sampler.registry.constraints import Count, Fraction, Nonnegative, Positive
-from sampler.types import Branch, Cond, GuidanceBase, Level, Prediction, Span
+from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
 
 
 class ForecastState(NamedTuple):
@@ -138,23 +134,15 @@ class Forecast(GuidanceBase):
         """
         refuse_sampler(context)
         refuse_steps(self, len(context.levels))
-        eta = context.sampler.get("eta", 0)
-        if eta > 0.3:
-            warnings.warn(
-                f"forecast: under eta = {eta:g} the prediction is no smooth function of time, and "
-                "forecasts of it are poor; use eta <= 0.3.",
-                stacklevel=2,
-            )
         rule, cond = bind_guidance(self.rule, context, cond)
         return (self if rule is self.rule else replace(self, rule=rule)), cond
 
     def start(self, cond: Cond) -> ForecastState:
-        first = {"error": ErrorState(), "change": ChangeState()}.get(self.when, ())
-        return ForecastState(self.rule.start(cond), criterion=() if self.policy else first)
+        return ForecastState(self.rule.start(cond), criterion=self.decision.start())
 
     def plan(self, x: Any, span: Span, cond: Cond, state: ForecastState) -> Mapping[str, Branch]:
-        self._refuse(span, state)
-        due, _ = self._due(x, span, state)
+        refuse_span(self, span, state)
+        due, _ = self.decision.due(x, span, state)
         if due is False:
             return {}
         branches = self.rule.plan(x, span, cond, state.rule)
@@ -170,114 +158,28 @@ class Forecast(GuidanceBase):
     def combine(
         self, x: Any, preds: Mapping[str, Prediction], span: Span, state: ForecastState
     ) -> tuple[Prediction, ForecastState]:
-        due, fresh = self._due(x, span, state)
+        decision = self.decision
+        due, fresh = decision.due(x, span, state)
         if due is False:
-            criterion = self._after(x, span, state, due, fresh, None)
-            return self._forecast(x, span, state), state._replace(criterion=criterion)
+            criterion = decision.after(x, span, state, due, fresh, None)
+            return decision.forecast(x, span, state), state._replace(criterion=criterion)
         pred, rule = self.rule.combine(x, preds, span, state.rule)
-        criterion = self._after(x, span, state, due, fresh, pred)
-        history, size = state.history, self.order + 1 if self.basis == "polynomial" else None
-        if not self._changes:
-            history = history.kept(pred, self._time(span), self.space, due, fresh, size)
+        criterion = decision.after(x, span, state, due, fresh, pred)
+        history = decision.kept(pred, span, state.history, due, fresh)
         if due is not True:
-            pred = mixed(due, pred, self._forecast(x, span, state))
+            pred = mixed(due, pred, decision.forecast(x, span, state))
             rule = choose_state(due, rule, state.rule)
         made = regime(self.rule, x, span, state.rule)
         return pred, ForecastState(rule, history, made, criterion)
 
-    def _due(self, x: Any, span: Span, state: ForecastState) -> tuple[Any, Any]:
-        """(samples to evaluate, samples whose branches have changed): bool, or bool [B]."""
-        if state.regime is None:
-            return True, False
-        fresh = differing(state.regime, regime(self.rule, x, span, state.rule))
-        if self.policy is not None:
-            return bool(self.policy[span.index]), fresh
-        ends = span.total and span.index >= span.total - self.last
-        if fresh is True or span.index < self._warmup or ends or not self._known(state):
-            return True, fresh
-        if self.when == "window":
-            due = windowed(span.index + 1, self._warmup, self.window, self.growth, 0)[span.index]
-        elif self._changes:
-            due = self._change.due(x, state.criterion)
-        else:
-            time, kept = self._time(span), state.history
-            due = self._error.due(time, span, self.space, kept, state.criterion)
-        return _together(due, fresh, self.compact == "batch"), fresh
-
-    def _forecast(self, x: Any, span: Span, state: ForecastState) -> Prediction:
-        if self._changes:
-            return self._change.forecast(x, span.now, state.criterion)
-        return state.history.forecast(x, span.now, self.space, self._weights(self._time(span)))
-
-    def _after(
-        self, x: Any, span: Span, state: ForecastState, due: Any, fresh: Any, pred: Any
-    ) -> Any:
-        """The criterion's next state."""
-        if self.policy is not None or self.when == "window":
-            return ()
-        if self._changes:
-            return self._change.after(x, state.criterion, due, fresh, pred, span.index)
-        time, kept = self._time(span), state.history
-        return self._error.after(time, span, self.space, kept, state.criterion, due, fresh, pred)
-
-    def _weights(self, time: float) -> Any:
-        if self.basis == "chebyshev":
-            settings = (time, self.degree, self.ridge, self.horizon, self.blend)
-            return lambda clocks: chebyshev(clocks, *settings)
-        return lambda clocks: polynomial(clocks, time, self.order)
-
-    def _time(self, span: Span) -> float:
-        return float(span.index) if self.clock == "index" else _log_snr(span.now)
-
-    def _known(self, state: ForecastState) -> bool:
-        return self._changes or bool(state.history.values)
-
-    def _refuse(self, span: Span, state: ForecastState) -> None:
-        if span.index == 0 and span.total:
-            refuse_steps(self, span.total)
-        if span.now[1:] == span.next[1:]:
-            raise ValueError(
-                "forecast: this sampler evaluates twice per step; use ddim, ab, dpmpp_2m, ghvb or "
-                "heavy_ball."
-            )
-        skips = self.policy is not None and not self.policy[span.index]
-        if skips and not state.history.values:
-            raise ValueError(
-                f"forecast: step {span.index} has nothing to forecast from, since the first level "
-                "has no signal (alpha = 0); let the policy start with 1, 1."
-            )
-
     @property
-    def _warmup(self) -> int:
+    def warmup_steps(self) -> int:
+        """Steps at the start that are always evaluated."""
         if self.warmup is not None:
             return self.warmup
         return 4 if self.when == "window" else 3
 
     @property
-    def _changes(self) -> bool:
-        return self.policy is None and self.when == "change"
-
-    @property
-    def _error(self) -> ErrorCriterion:
-        return ErrorCriterion(self.tolerance, self.longest)
-
-    @property
-    def _change(self) -> ChangeCriterion:
-        return ChangeCriterion(self.threshold, self.form, self._warmup)
-
-
-def _together(due: Any, fresh: Any, batch: bool) -> Any:
-    """The samples that one of two flags names; True or False where they agree, or must."""
-    if not isinstance(fresh, bool):
-        due = fresh | due
-    if isinstance(due, bool):
-        return due
-    if due.all() or (batch and due.any()):
-        return True
-    return due if due.any() else False
-
-
-def _log_snr(level: Level) -> float:
-    if not level.alpha or not level.sigma:
-        return math.nan
-    return math.log(level.alpha / level.sigma)
+    def decision(self) -> Decision:
+        """The criterion, the history and the weights of these settings."""
+        return Decision(self)

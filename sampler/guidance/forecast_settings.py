@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields
 from typing import Any
 
 from sampler.core.binding import GuidanceContext
+from sampler.types import Span
 
 # Fields that have an effect under one setting only.
 _BELONGS = {
@@ -52,7 +54,7 @@ def refuse_steps(rule: Any, steps: int) -> None:
                 "give one entry per step."
             )
         return
-    warmup, last = rule._warmup, rule.last
+    warmup, last = rule.warmup_steps, rule.last
     if steps <= warmup + last:
         raise ValueError(
             f"forecast: {steps} steps leave nothing to forecast after {warmup} of warm-up and "
@@ -61,7 +63,10 @@ def refuse_steps(rule: Any, steps: int) -> None:
 
 
 def refuse_sampler(context: GuidanceContext) -> None:
-    """Raises ValueError for a sampler that evaluates twice per step, or jumps to x0."""
+    """Raises ValueError for a sampler that evaluates twice per step, or jumps to x0.
+
+    Warns of a sampler with much noise.
+    """
     name, levels = context.sampler["name"], context.levels
     twice = any(a[1:] == b[1:] for a, b in zip(levels[:-1], levels[1:], strict=True))
     if twice:
@@ -73,4 +78,32 @@ def refuse_sampler(context: GuidanceContext) -> None:
         raise ValueError(
             "forecast: the sampler 'consistency' jumps to x0 at each of a few steps, which leaves "
             "nothing to forecast; leave forecast out."
+        )
+    eta = context.sampler.get("eta", 0)
+    if eta > 0.3:
+        warnings.warn(
+            f"forecast: under eta = {eta:g} the prediction is no smooth function of time, and "
+            "forecasts of it are poor; use eta <= 0.3.",
+            stacklevel=3,
+        )
+
+
+def refuse_span(rule: Any, span: Span, state: Any) -> None:
+    """Raises ValueError for a step that cannot be forecast, or has nothing to forecast from."""
+    if span.index == 0 and span.total:
+        refuse_steps(rule, span.total)
+    if hasattr(span.now.sigma, "ndim"):
+        raise ValueError(
+            "forecast: all samples of a run need the same levels; give them as floats."
+        )
+    if span.now[1:] == span.next[1:]:
+        raise ValueError(
+            "forecast: this sampler evaluates twice per step; use ddim, ab, dpmpp_2m, ghvb or "
+            "heavy_ball."
+        )
+    skips = rule.policy is not None and not rule.policy[span.index]
+    if skips and not state.history.values:
+        raise ValueError(
+            f"forecast: step {span.index} has nothing to forecast from, since the first level "
+            "has no signal (alpha = 0); let the policy start with 1, 1."
         )
