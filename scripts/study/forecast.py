@@ -103,6 +103,7 @@ POINTS = (
 def images(
     out: Out,
     count: Annotated[int, typer.Option(help="Images per point and seed.")] = 48,
+    only: Annotated[str, typer.Option(help="Points whose name or base has this in it.")] = "",
     seconds: Annotated[float, typer.Option(help="Begin no point after this time.")] = 400.0,
 ) -> None:
     """Make the images that are missing; ends with a word when all are there."""
@@ -110,7 +111,7 @@ def images(
     out.mkdir(parents=True, exist_ok=True)
     engine, began = sampler.load(), time.monotonic()
     for number, point in enumerate(POINTS):
-        for seed in SEEDS:
+        for seed in SEEDS if only in f"{point.name} {point.base}" else ():
             file = out / f"{number:02d}_{seed}.npz"
             if file.exists():
                 continue
@@ -135,12 +136,17 @@ def _chunk(engine: Any, point: Point, seed: int, count: int, file: Path) -> None
 
 @app.command()
 def report(out: Out, docs: Annotated[Path, typer.Option(help="Where it goes.")] = DOCS) -> None:
-    """Measure the images that are there; write the CSV."""
-    model = classifier.load()
+    """Measure the images that are there; write the CSV, with its old rows of other points."""
+    model, path = classifier.load(), docs / "figures" / "forecast.csv"
+    with path.open(encoding="utf-8") as file:
+        old = {(row["point"], int(row["seed"])): row for row in csv.DictReader(file)}
     found = [
-        r for n, p in enumerate(POINTS) for s in SEEDS if (r := _measured(model, out, n, p, s))
+        row
+        for n, p in enumerate(POINTS)
+        for s in SEEDS
+        if (row := _measured(model, out, n, p, s) or old.get((p.name, s)))
     ]
-    with (docs / "figures" / "forecast.csv").open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(found[0]))
         writer.writeheader()
         writer.writerows(found)
