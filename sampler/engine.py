@@ -20,7 +20,6 @@ from sampler.core.batch import (
     to_output,
 )
 from sampler.core.binding import SamplerContext, bind_sampler
-from sampler.core.errors import UsageError
 from sampler.core.graphs import graphed
 from sampler.core.loop import Loop
 from sampler.registry.constraints import as_int
@@ -33,9 +32,6 @@ class Engine(Loop):
     `Engine(denoiser, pipeline=None, sampler="ddim", guidance="none")`; `sampler.load` builds one
     from a diffusers pipeline. `generate` needs the pipeline adapter, `run` does not.
     """
-
-    hosted = False  # True where a stock pipeline's own call runs (`sampler.stock.hosted`)
-    host: Callable[[], Engine] | None = None  # makes the hosted engine of the same pipeline
 
     def generate(
         self,
@@ -82,7 +78,8 @@ class Engine(Loop):
         RunFolderError (a folder of another plan, or in use), StorageError and MemoryLimitError.
         """
         if inputs is not None:
-            return self.as_hosted().generate(
+            hosted: Any = self.as_hosted()
+            return hosted.generate(
                 prompts, negative=negative, seeds=seeds, n=n, steps=steps, height=height,
                 width=width, sampler=sampler, guidance=guidance, batch_size=batch_size,
                 output=output, progress=progress, image=image,
@@ -154,9 +151,3 @@ class Engine(Loop):
             config=config,
             seconds=time.perf_counter() - started,
         )
-
-    def as_hosted(self) -> Engine:
-        """Return the engine that calls the stock pipeline itself; UsageError without a pipeline."""
-        if self.host is None:
-            raise UsageError("inputs need a stock pipeline: use sampler.load(pipe).")
-        return self.host()

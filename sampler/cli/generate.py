@@ -21,6 +21,7 @@ from sampler.cli.options import (
     Quiet,
     Verbose,
     assigned,
+    assigned_inputs,
     complete_names,
     configuration_option,
     execution_option,
@@ -147,6 +148,14 @@ def command(
     mask: Annotated[
         str | None, image_option(metavar="FILE", help="Mask image; white pixels are inpainted.")
     ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        image_option(
+            "--input",
+            metavar="NAME=VALUE",
+            help="Argument of the stock pipeline's call, such as image=FILE; repeatable.",
+        ),
+    ] = None,
     dedupe: Annotated[
         bool | None, image_option("--dedupe/--no-dedupe", help="Generate identical jobs once.")
     ] = None,
@@ -220,6 +229,7 @@ def command(
             **assigned(context, GENERATE),
             **model_settings(model),
         }
+        options |= assigned_inputs(inputs or [])
         settings = _settings(preset, config or [], sets or [], options)
         if prompts and prompts_file is None:
             settings = replace(settings, prompts=replace(settings.prompts, file=None, texts=None))

@@ -84,6 +84,23 @@ Executor = Annotated[
 Address = Annotated[str | None, execution_option(help="Ray cluster address; default: local.")]
 
 
+def assigned_inputs(texts: list[str]) -> dict[str, tuple[str, Any]]:
+    """Values of `--input NAME=VALUE` options, as `assigned` returns them. Raises UsageError."""
+    from sampler.core.errors import UsageError
+    from sampler.runs.cells import scalar
+
+    found: dict[str, tuple[str, Any]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--input takes NAME=VALUE, not {text!r:.60}.")
+        if f"--input {name}" in found:
+            raise UsageError(f"--input {name} is given twice.")
+        found[f"--input {name}"] = (f"inputs.{name}", scalar(value))
+    return found
+
+
 def assigned(context: typer.Context, keys: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
     """Values of the options of a command line that set a configuration key.
 

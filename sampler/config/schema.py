@@ -117,12 +117,16 @@ class ErrorsConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Complete configuration; `sampler` and `guidance` are specs for `sampler.build`."""
+    """Complete configuration; `sampler` and `guidance` are specs for `sampler.build`.
+
+    inputs: further arguments of the stock pipeline's call by name; files are images.
+    """
 
     version: Literal[1] = 1
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: Any = None
     guidance: Any = None
+    inputs: dict[str, Any] = field(default_factory=dict[str, Any])
     run: RunConfig = field(default_factory=RunConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     output: OutputConfig = field(default_factory=OutputConfig)

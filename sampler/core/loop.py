@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -39,7 +39,13 @@ class Loop:
 
     No state of a run is stored here. `pipeline`: the adapter that knows prompts, schedule and
     decoding, which `run` does not need; reading it from an engine without one raises UsageError.
+
+    hosted: True where a stock pipeline's own call runs (`sampler.stock.hosted`); host: makes the
+    hosted engine of the same pipeline.
     """
+
+    hosted = False
+    host: Callable[[], Loop] | None = None
 
     def __init__(
         self,
@@ -62,6 +68,28 @@ class Loop:
     def with_denoiser(self: L, denoiser: Denoiser) -> L:
         """Return the same engine over another denoiser."""
         return type(self)(denoiser, self._pipeline, self.sampler, self.guidance)
+
+    def as_hosted(self) -> Loop:
+        """Return the engine that calls the stock pipeline itself; UsageError without a pipeline."""
+        if self.hosted:
+            return self
+        if self.host is None:
+            raise UsageError("inputs need a stock pipeline: use sampler.load(pipe).")
+        return self.host()
+
+    def check_stock(self, settings: Any, jobs: Iterable[Any]) -> None:
+        """Raise ValueError for what every stock call with these settings would fail on."""
+        raise NotImplementedError
+
+    def call_stock(
+        self,
+        jobs: Sequence[Any],
+        settings: Any,
+        rule: Guidance,
+        on_step: Callable[[Snapshot], None],
+    ) -> tuple[list[Any], list[int]]:
+        """Call the stock pipeline; return one image per job and their NFE."""
+        raise NotImplementedError
 
     def build_sampler(self, spec: Any) -> Sampler:
         """Build a sampler; None is the engine's own."""

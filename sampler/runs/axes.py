@@ -1,8 +1,8 @@
 """Sweeps: `--axis NAME=VALUES`, and prompt lines for every combination.
 
 VALUES: `a,b,c` (`\\,` is a comma), `1..10`, `1..10:2`, `0..1#5` (5 evenly spaced). NAME: a column
-of prompt files (`steps`, `guidance`, `guidance.scale`), or `prompt/cat`, which replaces the text
-"cat" in the prompt by each value.
+of prompt files (`steps`, `guidance`, `guidance.scale`, `input.strength`), or `prompt/cat`, which
+replaces the text "cat" in the prompt by each value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from sampler import registry
 from sampler.core.errors import SamplerError, UsageError
 from sampler.runs.cells import scalar
-from sampler.runs.lines import COLUMNS
+from sampler.runs.lines import COLUMNS, INPUT
 from sampler.runs.readers import RawLine
 
 MAX_VALUES = 10_000
@@ -42,7 +42,12 @@ def parse_axis(text: str) -> Axis:
     if not equals or not name or not values:
         raise UsageError(f"--axis takes NAME=VALUES, not {text!r:.60}.")
     column = name.partition(".")[0]
-    if column not in COLUMNS and not (name.startswith(REPLACE) and name != REPLACE):
+    is_input = name.startswith(INPUT) and name != INPUT
+    if (
+        column not in COLUMNS
+        and not is_input
+        and not (name.startswith(REPLACE) and name != REPLACE)
+    ):
         known = [*COLUMNS, "guidance.scale", "sampler.order", "prompt/TEXT"]
         raise UsageError(f"--axis {name!r:.60}: unknown name{registry.suggestion(name, known)}.")
     is_text = column in _TEXT_COLUMNS or name.startswith(REPLACE)

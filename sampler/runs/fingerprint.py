@@ -63,6 +63,11 @@ def model_of(model: ModelConfig, fast: bool = False) -> Model:
     return Model(files, model.dtype, label, native_size(source.folder), given, options)
 
 
+def pipeline_of(model: ModelConfig) -> str:
+    """Class name of a model's pipeline, without loading it; raises as `model_of` does."""
+    return find_source(model.path, config=model.config, revision=model.revision).pipeline
+
+
 def _options(model: ModelConfig, source: ModelSource, fast: bool) -> dict[str, Any]:
     """Everything else that decides the pixels: hashes of other files, values of options."""
     values = {f.name for f in fields(model) if f.metadata["identity"] == "value"} - {"dtype"}

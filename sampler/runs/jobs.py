@@ -12,7 +12,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sampler import registry
@@ -63,13 +63,22 @@ def model_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> li
 
 @dataclass(frozen=True)
 class JobSettings:
-    """Settings that the jobs of a batch share; `sampler` and `guidance` are complete specs."""
+    """Settings that the jobs of a batch share; `sampler` and `guidance` are complete specs.
+
+    inputs: planned arguments of a stock pipeline's call by name (`sampler.core.inputs`).
+    """
 
     steps: int
     height: int | None
     width: int | None
     sampler: Mapping[str, Any]
     guidance: Mapping[str, Any]
+    inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain data for `plan.json`, without inputs where there are none."""
+        found = asdict(self)
+        return found if self.inputs else {k: v for k, v in found.items() if k != "inputs"}
 
 
 @dataclass(frozen=True)
@@ -144,11 +153,22 @@ def shared_record(settings: JobSettings, model: Model) -> dict[str, Any]:
         "width": settings.width,
         "sampler": settings.sampler,
         "guidance": settings.guidance,
+        **({"inputs": _recorded(settings.inputs)} if settings.inputs else {}),
         "strategies": {
             **_versions("sampler", settings.sampler),
             **_versions("guidance", settings.guidance),
         },
     }
+
+
+def _recorded(inputs: Any) -> Any:
+    """Inputs as they decide an image: files by their content, wherever they lie."""
+    if isinstance(inputs, Mapping):
+        kept = {k: v for k, v in inputs.items() if "sha256" not in inputs or k == "sha256"}
+        return {name: _recorded(value) for name, value in kept.items()}
+    if isinstance(inputs, (list, tuple)):
+        return [_recorded(value) for value in inputs]
+    return inputs
 
 
 class Keys:

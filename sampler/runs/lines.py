@@ -1,7 +1,8 @@
 """One line of a prompt file, checked.
 
 A line may set: prompt, negative_prompt, seed, n, width, height, steps, scale, sampler, guidance,
-their fields (`sampler.order`, `guidance.rule.scale`), tag, and `meta_*`, which is copied along.
+their fields (`sampler.order`, `guidance.rule.scale`), arguments of a stock pipeline's call
+(`input.strength`), tag, and `meta_*`, which is copied along.
 """
 
 from __future__ import annotations
@@ -46,10 +47,13 @@ class PromptLine(BaseModel):
     tag: Annotated[str, MaxLen(1000)] | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
     fields: dict[str, Any] = Field(default_factory=dict)
+    inputs: dict[str, Any] = Field(default_factory=dict)
 
 
 META = "meta_"
-COLUMNS = tuple(name for name in PromptLine.model_fields if name not in ("meta", "fields"))
+_MAPPINGS = ("meta", "fields", "inputs")
+COLUMNS = tuple(name for name in PromptLine.model_fields if name not in _MAPPINGS)
+INPUT = "input."  # start of the columns that hold arguments of a stock pipeline's call
 
 
 def parse_line(raw: RawLine, limits: Limits, extra: set[str] | None = None) -> PromptLine:
@@ -69,6 +73,9 @@ def parse_line(raw: RawLine, limits: Limits, extra: set[str] | None = None) -> P
             value = value.replace("\r\n", "\n")
         if key in COLUMNS:
             plain[key] = given(value, key, where)
+        elif key.startswith(INPUT) and key != INPUT:
+            own = plain.setdefault("inputs", {})
+            own[key.removeprefix(INPUT)] = scalar(value) if text else value
         elif key.partition(".")[0] in STRATEGIES and "." in key:
             plain.setdefault("fields", {})[key] = scalar(value) if text else given(value, key)
         else:

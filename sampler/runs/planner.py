@@ -31,6 +31,7 @@ class Planner:
 
     dedupe: equal jobs are generated once. on_skip: receives the error of an invalid line, which is
     then left out; None raises it. keep_extra: record unknown columns as `meta_NAME`.
+    check_inputs(names): raises ValueError for inputs that the pipeline does not take.
 
     unexpanded: number of lines with template syntax that stays text; extra: columns that were kept;
     drawn: random number of the run, None if no seed needs one.
@@ -47,12 +48,14 @@ class Planner:
         wildcards: Wildcards | None = None,
         on_skip: Callable[[SamplerError], None] | None = None,
         keep_extra: bool = False,
+        check_inputs: Callable[[Iterable[str]], None] | None = None,
     ) -> None:
         self.plan = Plan(batch_size, dedupe)
         self.model = model
         self._defaults = defaults
         self._expand, self._wildcards = expand, wildcards or Wildcards()
         self._on_skip = on_skip
+        self._check_inputs = check_inputs
         self._groups: dict[str, int] = {}
         self._resolved: dict[Any, int] = {}
         self._keys: list[Keys] = []
@@ -90,10 +93,14 @@ class Planner:
         given = (line.steps, line.width, line.height, line.scale)
         if line.sampler is not None or line.guidance is not None or line.fields:
             given = (*given, canonical([line.sampler, line.guidance, line.fields]))
+        if line.inputs:
+            given = (*given, _plain_inputs(line.inputs, where))
         if given not in self._resolved:
             try:
                 settings = line_settings(line, self._defaults, self.model.native)
-            except (ValueError, RecursionError) as error:
+                if settings.inputs and self._check_inputs is not None:
+                    self._check_inputs(settings.inputs)
+            except (ValueError, RecursionError, UsageError) as error:
                 raise UsageError(f"{where}: {error}") from None
             self._resolved[given] = self._add_group(settings)
         return self._resolved[given]
@@ -192,6 +199,15 @@ class Planner:
             for copy in range(n):
                 yield copy, self._wildcards.random(line.prompt, base, self._drawn)
                 self._drawn += 1
+
+
+def _plain_inputs(inputs: Mapping[str, Any], where: str) -> str:
+    try:
+        return canonical(inputs)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{where}: inputs: only numbers, texts and files can be recorded in a run folder."
+        ) from None
 
 
 class TooManyJobs(UsageError):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sampler import registry
 from sampler.config.schema import Limits
+from sampler.core.inputs import planned
 from sampler.runs.jobs import JobSettings, canonical
 from sampler.runs.lines import PromptLine
 
@@ -59,6 +60,7 @@ def line_settings(
         line.width or base.width or (native[1] if native else None),
         complete_spec("sampler", sampler),
         complete_spec("guidance", guidance),
+        {name: planned(name, value) for name, value in {**base.inputs, **line.inputs}.items()},
     )
     if settings.steps > limits.max_steps:
         raise ValueError(f"steps: {settings.steps} is more than {limits.max_steps}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class Source:
         except ValueError as error:
             raise UsageError(str(error)) from None
         defaults = RunDefaults(
-            JobSettings(run.steps, run.height, run.width, **strategies),
+            JobSettings(run.steps, run.height, run.width, **strategies, inputs=config.inputs),
             run.negative_prompt or "",
             run.seed if run.seed is not None or not self.axes else 0,
             run.n,
@@ -121,8 +121,19 @@ class Source:
             expand=prompts.expand,
             wildcards=Wildcards(Path(prompts.wildcards) if prompts.wildcards else None),
             keep_extra=prompts.extra_columns == "keep",
+            check_inputs=self._check_inputs,
             on_skip=(lambda error: self.skipped.append(str(error))) if skip else None,
         )
+
+    def _check_inputs(self, names: Iterable[str]) -> None:
+        """Raise ValueError for inputs that the model's class does not take, without loading it."""
+        import diffusers
+
+        from sampler.pipelines.call_arguments import check_names
+
+        cls = getattr(diffusers, fingerprint.pipeline_of(self.config.model), None)
+        if isinstance(cls, type):
+            check_names(cls, names)
 
     def _spec(self, kind: str) -> Any:
         """Strategy of the run: as given, or the model's default with the given fields."""

@@ -78,7 +78,7 @@ def write_plan(store: Store, planned: PlannedRun, plan: Plan, batches: Sequence[
         "lines": plan.lines,
         "jobs": plan.jobs,
         "batch_size": plan.batch_size,
-        "groups": [asdict(group) for group in plan.groups],
+        "groups": [group.plain() for group in plan.groups],
         "duplicates": plan.duplicates,
         "cells": plan.cells,
         "batches": [[batch.group, _ranges(batch.jobs)] for batch in batches],

@@ -10,7 +10,7 @@ import copy
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -25,11 +25,13 @@ from sampler.core.locks import exclusive
 from sampler.engine import Engine
 from sampler.pipelines.call_arguments import arguments, check_names, default_of, required
 from sampler.registry.constraints import as_int
+from sampler.runs.jobs import JobSettings
 from sampler.stock.hook import guide
 from sampler.stock.hosted_output import converted, first_value
 from sampler.stock.hosted_pipeline import HostedPipeline
 from sampler.stock.scheduler import scheduler
 from sampler.types import Guidance, Sampler, Snapshot
+from sampler.workers.from_python import GenerateRequest, generate_into
 
 log = logging.getLogger("sampler")
 
@@ -93,10 +95,11 @@ class HostedEngine(Engine):
         that name. latents is None. config holds files with the hash of their content.
 
         Raises ValueError for names that the call does not have or that the engine sets, UsageError
-        for files that are missing or no images, and for out and graph.
+        for files that are missing or no images, and for graph; with out, what `Engine.generate`
+        raises.
         """
-        if out is not None or graph is True:
-            raise UsageError("A hosted engine has no out= and graph=.")
+        if graph is True:
+            raise UsageError("A hosted engine records no CUDA graph; leave graph out.")
         started, given = time.perf_counter(), dict(inputs or {})
         if image is not None:  # image to image
             given |= {"image": image, "strength": strength}
@@ -114,6 +117,13 @@ class HostedEngine(Engine):
         rule, method = self.build_guidance(guidance), self.build_sampler(sampler)
         shared = StockCall(as_int(steps, "steps"), size, method, rule, output)  # pyright: ignore
         self.check(shared, jobs)
+        if out is not None:
+            if output != "pil":
+                raise ValueError("out= stores images; leave out output=.")
+            request = GenerateRequest(
+                jobs, size, shared.steps, method, rule, cut, [dict(own) for own in per_job]
+            )
+            return generate_into(self, str(out), request, progress)
         made: list[Any] = []
         nfe: list[int] = []
         for rows in _batches(jobs, per_job, cut):
@@ -175,6 +185,29 @@ class HostedEngine(Engine):
         scheduler(shared.sampler, self.pipeline.pipe.scheduler)
         with guide(self._twin(shared), shared.guidance):
             pass
+
+    def check_stock(self, settings: JobSettings, jobs: Iterable[Any]) -> None:
+        """Raise for what every call of a run with these settings would fail on."""
+        check_names(type(self.pipeline.pipe), settings.inputs)
+        rule = self.build_guidance(settings.guidance)
+        job = next(iter(jobs))
+        first = Sample(job.prompt, job.negative_prompt, job.seed)
+        self.check(_shared(settings, rule), [first])
+
+    def call_stock(
+        self,
+        jobs: Sequence[Sample],
+        settings: JobSettings,
+        rule: Guidance,
+        on_step: Callable[[Snapshot], None],
+    ) -> tuple[list[Any], list[int]]:
+        """Call the pipeline on the jobs of a batch; neighbours without a negative prompt apart."""
+        images: list[Any] = []
+        nfe: list[int] = []
+        for _, part in itertools.groupby(jobs, lambda job: bool(job.negative)):
+            made, counted = self.call([*part], _shared(settings, rule), settings.inputs, on_step)
+            images, nfe = images + made, nfe + counted
+        return images, nfe
 
     def call(
         self,
@@ -251,6 +284,11 @@ class HostedEngine(Engine):
             given.pop("output_type")
         given = {name: value for name, value in given.items() if name in known}
         return {**given, **{name: opened(name, value) for name, value in inputs.items()}}
+
+
+def _shared(settings: JobSettings, rule: Guidance) -> StockCall:
+    method = registry.build("sampler", settings.sampler)
+    return StockCall(settings.steps, (settings.height, settings.width), method, rule)
 
 
 def _batches(

@@ -124,6 +124,8 @@ class BatchRunner:
 
     def _run_batch(self, jobs: Sequence[Job], groups: Sequence[JobSettings]) -> list[Outcome]:
         started, settings = time.perf_counter(), groups[jobs[0].group]
+        if self.engine.hosted or settings.inputs:
+            return self._run_hosted(jobs, [groups[job.group] for job in jobs], started)
         adapter = self.engine.pipeline
         rule = _rule([groups[job.group].guidance for job in jobs], adapter.device)
         size = adapter.size(settings.height, settings.width)
@@ -154,6 +156,32 @@ class BatchRunner:
             warnings = tuple(note for note in (truncated, notes.get(b)) if note)
             outcomes.append(GeneratedImage(pixels[b], nfe[b], ms, len(jobs), warnings))
         return outcomes
+
+    def _run_hosted(
+        self, jobs: Sequence[Job], settings: Sequence[JobSettings], started: float
+    ) -> list[Outcome]:
+        """Run a batch by the stock pipeline's own call."""
+        engine = self.engine.as_hosted()
+        rule = _rule([one.guidance for one in settings], engine.pipeline.device)
+        samples = [Sample(job.prompt, job.negative_prompt, job.seed) for job in jobs]
+        images, nfe = engine.call_stock(samples, settings[0], rule, self._watch_stock)
+        ms = round(1000 * (time.perf_counter() - started) / len(samples))
+        outcomes: list[Outcome] = []
+        for image, count in zip(images, nfe, strict=True):
+            if getattr(image, "mode", "") in ("RGB", "L"):
+                pixels = np.asarray(image.convert("RGB"))
+                outcomes.append(GeneratedImage(pixels, count, ms, len(jobs)))
+            else:
+                message = f"the pipeline made {type(image).__name__}, and run folders hold images"
+                outcomes.append(Failure("exception", "output", message))
+        return outcomes
+
+    def _watch_stock(self, snapshot: Snapshot) -> None:
+        """Raise Stopped on request, and an error where a sample stops being finite."""
+        if self.stopped():
+            raise Stopped
+        if not bool(is_finite(snapshot.x).all()):
+            raise ArithmeticError(f"the latents are not finite after step {snapshot.index - 1}")
 
     def _decode(
         self, x: Tensor, watch: _StepWatch

@@ -68,6 +68,9 @@ def _check(run: RunFolder, engine: Loop) -> None:
     if adapter.frames is not None:
         raise ValueError("A run folder holds images, and this pipeline generates videos.")
     for settings in run.groups:
+        if engine.hosted or settings.inputs:
+            engine.as_hosted().check_stock(settings, run.jobs())
+            continue
         size = adapter.size(settings.height, settings.width)
         grid = adapter.grid(settings.steps, size)
         rule = registry.build("guidance", settings.guidance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -16,6 +16,7 @@ from sampler.core.errors import IncompleteError
 from sampler.core.loop import Loop
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import JobSettings
+from sampler.runs.lines import INPUT
 from sampler.runs.location import RunLocation, open_locked
 from sampler.runs.planner import Planner
 from sampler.runs.readers import RawLine
@@ -30,14 +31,15 @@ from sampler.workers.work import JournalLines, WorkOptions
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Arguments of `generate`, resolved."""
+    """Arguments of `generate`, resolved; inputs: of hosted pipelines, planned, one per sample."""
 
     samples: Sequence[Sample]
-    size: tuple[int, int]
+    size: tuple[int | None, int | None]
     steps: int
     sampler: Sampler
     guidance: Guidance
     batch_size: int
+    inputs: Sequence[Mapping[str, Any]] = ()
 
 
 class Images(Sequence[Image.Image]):
@@ -81,8 +83,11 @@ def generate_into(
     defaults = RunDefaults(JobSettings(request.steps, *request.size, **specs))
     planner = Planner(model_in_memory(engine), defaults, request.batch_size)
     lines = (
-        RawLine(f"image {k}", {"prompt": s.prompt, "negative_prompt": s.negative, "seed": s.seed})
-        for k, s in enumerate(request.samples)
+        RawLine(
+            f"image {k}",
+            {"prompt": s.prompt, "negative_prompt": s.negative, "seed": s.seed, **own},
+        )
+        for k, (s, own) in enumerate(zip(request.samples, _columns(request), strict=True))
     )
     location, options, done = RunLocation(str(out)), WorkOptions(), 0
 
@@ -102,6 +107,13 @@ def generate_into(
         raise KeyboardInterrupt
     raise_for(tally, str(out))
     return _result(run, request, specs, str(out), time.perf_counter() - started)
+
+
+def _columns(request: GenerateRequest) -> list[dict[str, Any]]:
+    """Columns of a prompt file that hold the inputs of each sample."""
+    if not request.inputs:
+        return [{} for _ in request.samples]
+    return [{f"{INPUT}{name}": value for name, value in own.items()} for own in request.inputs]
 
 
 def _result(
@@ -127,6 +139,9 @@ def _result(
         "batch_size": request.batch_size,
         "out": out,
     }
+    if any(request.inputs):
+        names = request.inputs[0]
+        config["inputs"] = {name: [own[name] for own in request.inputs] for name in names}
     images = Images(run, [entry["file"] for entry in found])
     nfe = [entry["nfe"] for entry in found]
     return Result(images, None, seeds, nfe, config, seconds)  # pyright: ignore[reportArgumentType]

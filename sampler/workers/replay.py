@@ -42,13 +42,23 @@ def from_record(engine: Loop, body: dict[str, Any]) -> bytes:
     try:
         settings = JobSettings(
             record["steps"], record["height"], record["width"],
-            record["sampler"], record["guidance"],
+            record["sampler"], record["guidance"], _inputs(record),
         )  # fmt: skip
         job = Job(0, body["key"], 0, 0, record["prompt"], record["negative_prompt"], record["seed"])
     except KeyError as error:
         raise UsageError(f"The record lacks {error}.") from None
     (outcome,) = BatchRunner(engine, PromptCache(engine.pipeline)).batch([job], [settings])
     return png.encode(_pixels(outcome), {metadata.CHUNK: canonical(body)})
+
+
+def _inputs(record: dict[str, Any]) -> dict[str, Any]:
+    """Inputs of a record. Raises UsageError for files, of which a record holds the hash only."""
+    inputs = record.get("inputs", {})
+    if files := [name for name, value in inputs.items() if "sha256" in canonical(value)]:
+        raise UsageError(
+            f"The record holds only the hash of its input {files[0]}; replay it from its run."
+        )
+    return inputs
 
 
 def _pixels(outcome: Outcome) -> np.ndarray:

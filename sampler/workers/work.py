@@ -99,7 +99,7 @@ def work(
         on_written(lines)
 
     cache = cache or PromptCache(engine.pipeline)
-    if options.drop_encoders:
+    if options.drop_encoders and not engine.hosted:
         cache.encode_all(_prompts(run, engine, missing))
     runner = BatchRunner(
         engine,
