@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[#)])")
 FENCE = re.compile(r"^ *(```|~~~).*?^ *\1", re.MULTILINE | re.DOTALL)
+IMAGE = re.compile(r'<img [^>]*src="([^"]+)"[^>]*>')
 HIDDEN = "---\nsearch:\n  exclude: true\n---\n\n"  # sources would drown the pages in a search
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".csv": "text"}
 BINARY = {".png", ".npz", ".safetensors"}
@@ -90,6 +91,11 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: An
         parts += [LINK.sub(replaced, markdown[end : fence.start()]), fence[0]]
         end = fence.end()
     return "".join([*parts, LINK.sub(replaced, markdown[end:])])
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Link pictures to themselves: charts are wider than a phone."""
+    return IMAGE.sub(r'<a href="\1" title="Full size">\g<0></a>', html)
 
 
 def _outside(origin: str, text: str) -> Iterator[str]:

@@ -145,13 +145,19 @@ def test_a_browser_asks_nobody_else(site):
 
     asked, errors = [], []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
         page = browser.new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         for name in ("index", "reference/sampler/ghvb", "samplers", "papers"):
             page.goto((Path(site) / f"{name}.html").as_uri())
             page.wait_for_load_state("load")
+        page.locator("input.md-search__input").fill("oversaturation")
+        page.locator(".md-search-result__link").first.wait_for(timeout=120_000)
+        found = page.locator(".md-search-result__list").inner_text()
         browser.close()
+    assert "High guidance without oversaturation" in found
     assert len(asked) > 10 and not [url for url in asked if not url.startswith(("file:", "data:"))]
     assert not errors
