@@ -12,7 +12,8 @@ from sampler.models.lora import load_lora
 from sampler.models.trainable_lora import adapted
 from sampler.rewards.base import RewardBase
 from sampler.training.batches import batch
-from sampler.training.policy.ppo import policy_updates
+from sampler.training.online import online_updates
+from sampler.training.policy.ppo import PPO
 from sampler.training.policy.rollout import Policy
 from sampler.training.policy.trainers import DDPO, RLCM
 from sampler.training.session import Session
@@ -127,7 +128,7 @@ def test_a_step_is_the_policy_gradient_and_advantages_are_limited(session):
 
         object.__setattr__(session, "reward", Fixed())
         total = [torch.zeros_like(p) for p in parameters]
-        for update in policy_updates(Policy(trainer, session), rows, {}):
+        for update in online_updates(PPO(Policy(trainer, session)), rows, {}):
             if update.loss is not None:
                 grads = torch.autograd.grad(update.loss, parameters, allow_unused=True)
                 pairs = zip(total, grads, strict=True)

@@ -11,10 +11,11 @@ import sampler
 from sampler import registry
 from sampler.core.trajectory import Run
 from sampler.engine import Engine
+from sampler.objectives import clipped_loss
 from sampler.rewards.base import Scores
 from sampler.training.policy.advantages import per_group, per_prompt
-from sampler.training.policy.ppo import _action_loss, _kl, _pathwise_loss, clipped_loss
-from sampler.training.policy.rollout import Action, Policy, Trajectory, select
+from sampler.training.policy.ppo import _action_loss, _kl, _pathwise_loss
+from sampler.training.policy.rollout import Action, Policy, Trajectory
 from sampler.training.policy.trainers import DDPO, RLCM
 from sampler.training.session import Session
 from sampler.types import Level, Move, Prediction, Snapshot, Span, spans
@@ -181,9 +182,12 @@ def test_final_steps_are_unbiased_or_biased_as_stated(final_step):
     torch.testing.assert_close(score[0], true - last, **close)
     assert last.abs().min() > 0.1  # what `drop` leaves out is not small
     if final_step == "pathwise":
-        trajectory = Trajectory(list(range(len(grid))), run, actions, before_last, scores, {}, 0)
-        ones, index = torch.ones(len(grid), dtype=torch.float64), torch.arange(len(grid))
-        loss = _pathwise_loss(policy, Batch, run, trajectory, index, ones)
+        trajectory = Trajectory(
+            rows=list(range(len(grid))), run=run, x0=grid, reward=scores, parts={}, nfe=0,
+            actions=actions, final=before_last,
+        )  # fmt: skip
+        ones = torch.ones(len(grid), dtype=torch.float64)
+        loss = _pathwise_loss(policy, Batch, trajectory, ones)
         path = -torch.autograd.grad((weights * loss).sum(), theta)[0]
         torch.testing.assert_close(score[0] + path, true, **close)
     if final_step == "explore":
@@ -224,15 +228,6 @@ def test_log_probabilities_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         cast = policy.log_prob(Move(mean, 0.3), after)
     assert cast.dtype == torch.float32 and torch.equal(cast, plain)
-
-
-def test_rows_are_taken_from_snapshots():
-    snapshot = Snapshot(
-        2, torch.arange(3.0)[:, None], (), {"m": torch.eye(3), "n": 4}, (7, 8, 9), (1, 2, 3)
-    )
-    found = select(snapshot, torch.tensor([2, 0]), 3)
-    assert found.x[:, 0].tolist() == [2, 0] and found.seeds == (9, 7) and found.nfe == (3, 1)
-    assert found.guidance["m"].shape == (2, 3) and found.guidance["n"] == 4
 
 
 def test_bad_fields_are_one_sentence():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sampler.models.student import read_network
 from sampler.models.trainable_lora import Adapter, adapted
+from sampler.training.averages import Average
 from sampler.training.f_distill.data import LatentSet
 from sampler.training.f_distill.heads import FeatureReader, Heads, Probe, default_features
 
@@ -35,7 +36,7 @@ class Distilled:
     networks: Any
     student: nn.Module
     parameters: dict[str, nn.Parameter]
-    ema: dict[str, Tensor]
+    ema: Average
     heads: Heads | None = None
     real: LatentSet | None = None
     pairs: LatentSet | None = None
@@ -49,7 +50,7 @@ class Distilled:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return copies of the weights and of their average, on the CPU."""
-        averages = {f"ema.{k}": v for k, v in self.ema.items()}
+        averages = {f"ema.{k}": v for k, v in self.ema.values.items()}
         both = {**self.parameters, **averages}
         return {k: v.detach().cpu().clone() for k, v in both.items()}
 
@@ -58,33 +59,7 @@ class Distilled:
         """Restore weights that `tensors` returned."""
         for key, parameter in self.parameters.items():
             parameter.copy_(tensors[key])
-        for key, value in self.ema.items():
-            value.copy_(tensors[f"ema.{key}"])
-
-    @torch.no_grad()
-    def update_ema(self, decay: float, updates: int) -> None:
-        """Update the average after n earlier updates of the student.
-
-        ema ← d·ema + (1 − d)·weights,   d = min(decay, (1 + n)/(10 + n))
-        """
-        weight = 1 - min(decay, (1 + updates) / (10 + updates))
-        for key, value in self.ema.items():
-            value.lerp_(self.parameters[key].detach(), weight)
-
-    @contextmanager
-    def ema_weights(self) -> Iterator[None]:
-        """Give the student its averaged weights for the time of a context."""
-        own = {k: self.parameters[k].detach().clone() for k in self.ema}
-        self._copy(self.ema)
-        try:
-            yield
-        finally:
-            self._copy(own)
-
-    @torch.no_grad()
-    def _copy(self, weights: dict[str, Tensor]) -> None:
-        for key, value in weights.items():
-            self.parameters[key].copy_(value)
+        self.ema.load({key: tensors[f"ema.{key}"] for key in self.ema.values})
 
 
 @dataclass(frozen=True)
@@ -128,7 +103,7 @@ def build_networks(adapter: Any, options: NetworkOptions, probe: Probe) -> Itera
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         }
-        ema = {k: p.detach().clone() for k, p in parameters.items() if k.startswith("student.")}
+        ema = Average.of({k: p for k, p in parameters.items() if k.startswith("student.")})
         yield Distilled(networks, student, parameters, ema, heads, lora=lora)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sampler.core.errors import SamplerError
 from sampler.core.noise import Noise, initial
+from sampler.training.averages import warm_decay
 from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch, derived, micro_batches
 from sampler.training.f_distill.data import LatentSet
@@ -93,7 +94,7 @@ class Step:
             after = {"bins": bins, "students": state["students"] + 1}
             loss = distill + self.objective.gan_weight * gan
             yield self.loss(loss, part, "student.", metrics, after)
-        self.distilled.update_ema(self.objective.ema, state["students"])
+        self.distilled.ema.follow(warm_decay(self.objective.ema, state["students"]))
 
     def critics(self) -> Iterator[MicroBatchLoss]:
         """Yield the fake score's losses on the student's images, then the discriminator's."""
@@ -124,7 +125,7 @@ class Step:
             error = 0.5 * (x - target).float().square().flatten(1).mean(1)
             after = {**state, "students": state["students"] + 1}
             yield self.loss(error, part, "student.", {"regression": error}, after)
-        self.distilled.update_ema(self.objective.ema, state["students"])
+        self.distilled.ema.follow(warm_decay(self.objective.ema, state["students"]))
 
     def loss(
         self,

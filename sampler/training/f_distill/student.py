@@ -58,7 +58,7 @@ def student_session(session: Session, manifest: dict[str, Any]) -> Iterator[Sess
     method = registry.build("sampler", "consistency")
     engine = Engine(adapter, adapter, method, rule)
     steps = manifest["steps"]
-    with distilled.ema_weights():
+    with distilled.ema.in_place():
         yield replace(session, engine=engine, method=method, rule=rule, steps=steps, negative="")
 
 
@@ -68,7 +68,7 @@ def save_student(
     """Write the averaged student and its manifest in place of the folder; metadata: of the run."""
     distilled, pipeline = session.trainable, session.pipeline
     manifest = {**metadata, **manifest}
-    with write_folder(folder) as temporary, distilled.ema_weights():
+    with write_folder(folder) as temporary, distilled.ema.in_place():
         if distilled.lora is not None:
             save_lora(distilled.lora, pipeline.network_name, temporary, manifest)
         else:

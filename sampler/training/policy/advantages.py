@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sampler.objectives import group_advantages
+
 Buffers = dict[str, list[float]]
 
 
@@ -43,13 +45,7 @@ def per_group(
     """Return (advantages, 1/std, both per sample, {}) within the images of each prompt.
 
     A = (r − mean of the prompt)/(std + 1e-4),   population std of the batch (Flow-GRPO)
-
     """
-    values = np.asarray(rewards, dtype=np.float64)
-    means = {
-        prompt: np.mean([v for p, v in zip(prompts, values, strict=True) if p == prompt])
-        for prompt in dict.fromkeys(prompts)
-    }
-    scale = float(1 / (values.std() + 1e-4))
-    advantages = [float((v - means[p]) * scale) for p, v in zip(prompts, values, strict=True)]
-    return advantages, [scale] * len(values), {}
+    advantages = group_advantages(prompts, rewards)
+    scale = float(1 / (np.std(rewards) + 1e-4))
+    return advantages.tolist(), [scale] * len(advantages), {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,98 +13,64 @@ from torch import Tensor
 from sampler.core.errors import SamplerError
 from sampler.core.loop import apply_move
 from sampler.core.trajectory import Run
-from sampler.training.base import MicroBatchLoss
-from sampler.training.batches import Batch, micro_batches
+from sampler.objectives import clipped_loss
+from sampler.training.batches import Batch
 from sampler.training.policy.advantages import per_group, per_prompt
-from sampler.training.policy.rollout import Action, Policy, Trajectory, select, to_device
+from sampler.training.policy.rollout import Action, Policy, Trajectory, to_device
 from sampler.training.session import Session
 from sampler.types import Lin, Move, Snapshot, Span, spans
 
 
-def clipped_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
-    """Return max(−A·rho, −A·clip(rho, 1 − clip_range, 1 + clip_range)), elementwise."""
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    return torch.maximum(-advantage * ratio, -advantage * clipped)
-
-
-def policy_updates(policy: Policy, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
-    """Collect and score a batch, then step on its clipped ratios; `state` has the buffers."""
-    trainer, session = policy.trainer, policy.session
-    with torch.no_grad():
-        parts = micro_batches(batch.rows, session.micro)
-        trajectories = [policy.rollout(batch, rows) for rows in parts]
-    reward = torch.cat([trajectory.reward for trajectory in trajectories])
-    rewards = gather_rewards(session, reward)
-    if trainer.advantage == "group":
-        advantages, inverse, state = per_group(batch.prompts, rewards)
-    else:
-        advantages, inverse, state = per_prompt(
-            batch.prompts, rewards, state, trainer.buffer, trainer.min_count
-        )
-    limit = trainer.max_advantage
-    weights = _Weights(
-        torch.tensor(advantages, dtype=torch.float64).clamp(-limit, limit),
-        torch.tensor(inverse, dtype=torch.float64),
-    )
-    metrics: dict[str, Any] = {
-        "reward": reward,
-        "nfe": sum(trajectory.nfe for trajectory in trajectories),
-        **{
-            f"reward_{name}": torch.cat([trajectory.parts[name] for trajectory in trajectories])
-            for name in trajectories[0].parts
-        },
-    }
-    for number in range(trainer.passes):
-        order = list(range(len(batch.prompts)))
-        batch.random(f"pass {number}").shuffle(order)
-        for chosen in micro_batches(order, -(-len(order) // trainer.minibatches)):
-            yield from _minibatch(policy, batch, trajectories, set(chosen), weights)
-            yield MicroBatchLoss(None, metrics, step=True, state=state)
-            metrics = {}
-
-
-def gather_rewards(session: Session, values: Tensor) -> list[float]:
-    """Return the values of all samples in the order of their numbers."""
-    every = session.gather(values.detach().double())
-    world = len(every) // len(values)
-    return every.view(world, -1).T.flatten().tolist()
-
-
 @dataclass(frozen=True)
-class _Weights:
+class Weights:
     """Per sample of the batch: the clipped advantage, and 1/std of the rewards behind it."""
 
     advantage: Tensor
     inverse: Tensor
 
 
-def _minibatch(
-    policy: Policy,
-    batch: Batch,
-    trajectories: list[Trajectory],
-    chosen: set[int],
-    weights: _Weights,
-) -> Iterator[MicroBatchLoss]:
-    """Yield the losses of one optimiser step: one per micro-batch and action."""
-    for trajectory in trajectories:
-        own = [i for i, row in enumerate(trajectory.rows) if row in chosen]
-        if not own:
-            continue
-        rows, count = [trajectory.rows[i] for i in own], len(trajectory.rows)
-        complete = len(own) == count
-        run = trajectory.run if complete else policy.session.begin(batch, rows)
-        index = torch.tensor(own)
-        for action in trajectory.actions:
-            if not complete:
-                before = select(action.before, index, count)
-                after, log_prob = select((action.after, action.log_prob), index, count)
-                action = Action(before, after, log_prob)
-            loss, metrics = _action_loss(policy, run, action, weights.advantage[rows])
-            yield MicroBatchLoss(loss.sum() / (len(trajectory.actions) * len(chosen)), metrics)
-        if policy.final_step == "pathwise":
-            loss = _pathwise_loss(policy, batch, run, trajectory, index, weights.inverse[rows])
-            yield MicroBatchLoss(loss.sum() / len(chosen))
+@dataclass(frozen=True)
+class PPO:
+    """The part of a policy-gradient trainer in an update; see `sampler.training.online.Method`."""
+
+    policy: Policy
+
+    @property
+    def session(self) -> Session:
+        return self.policy.session
+
+    @property
+    def passes(self) -> int:
+        return self.policy.trainer.passes
+
+    @property
+    def steps(self) -> int:
+        return self.policy.trainer.minibatches
+
+    def collect(self, batch: Batch, rows: Sequence[int]) -> Trajectory:
+        return self.policy.rollout(batch, rows)
+
+    def weigh(self, batch: Batch, rewards: list[float], state: Any) -> tuple[Weights, Any]:
+        trainer = self.policy.trainer
+        if trainer.advantage == "group":
+            advantages, inverse, state = per_group(batch.prompts, rewards)
+        else:
+            advantages, inverse, state = per_prompt(
+                batch.prompts, rewards, state, trainer.buffer, trainer.min_count
+            )
+        limit, double = trainer.max_advantage, torch.float64
+        advantage = torch.tensor(advantages, dtype=double).clamp(-limit, limit)
+        return Weights(advantage, torch.tensor(inverse, dtype=double)), state
+
+    def losses(
+        self, batch: Batch, collected: Trajectory, weights: Weights
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        run, advantage = collected.run, weights.advantage[collected.rows]
+        for action in collected.actions:
+            loss, metrics = _action_loss(self.policy, run, action, advantage)
+            yield loss / len(collected.actions), metrics
+        if self.policy.final_step == "pathwise":
+            yield _pathwise_loss(self.policy, batch, collected, weights.inverse), {}
 
 
 def _action_loss(
@@ -142,19 +108,17 @@ def _kl(policy: Policy, run: Run, before: Snapshot, span: Span, move: Move) -> T
     return 0.5 * square / policy.divisor(mean)
 
 
-def _pathwise_loss(
-    policy: Policy, batch: Batch, run: Run, trajectory: Trajectory, index: Tensor, inverse: Tensor
-) -> Tensor:
+def _pathwise_loss(policy: Policy, batch: Batch, trajectory: Trajectory, inverse: Tensor) -> Tensor:
     """−r(decode f(x_{T−1})) per sample at fixed x_{T−1}, in the units of the score terms.
 
     Those are divided by the rewards' std, the number of actions, and the elements ("mean").
     """
-    final = select(trajectory.final, index, len(trajectory.rows))
-    span = spans(run.levels)[final.index]
-    move, state, nfe = policy.move(run, final, span)
+    final = to_device(trajectory.final, trajectory.run.snapshot.x.device)
+    span = spans(trajectory.run.levels)[final.index]
+    move, state, nfe = policy.move(trajectory.run, final, span)
     last = apply_move(final, move, state, nfe)
     x = settle(policy.session.method.finish(last.x, last.sampler))
-    prompts = [batch.prompts[trajectory.rows[i]] for i in index.tolist()]
+    prompts = [batch.prompts[row] for row in trajectory.rows]
     scores = policy.session.scores(policy.session.decoder("hard")(x), prompts).total
     units = policy.divisor(x) * max(1, len(trajectory.actions))
-    return -scores * inverse.to(scores) / units
+    return -scores * inverse[trajectory.rows].to(scores) / units

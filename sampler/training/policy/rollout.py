@@ -14,6 +14,7 @@ from sampler.core.loop import apply_move
 from sampler.core.noise import Noise
 from sampler.core.trajectory import Run
 from sampler.training.batches import Batch
+from sampler.training.online import Collected
 from sampler.training.policy.base import FinalStep, PolicyBase
 from sampler.training.session import Session
 from sampler.types import Lin, Move, Snapshot, Span, spans
@@ -28,20 +29,12 @@ class Action:
     log_prob: Tensor
 
 
-@dataclass(frozen=True)
-class Trajectory:
-    """B samples of a batch: their numbers, run, actions, snapshot before the last map, rewards.
+@dataclass(frozen=True, kw_only=True)
+class Trajectory(Collected):
+    """Images with the actions that led to them, and the snapshot before the last map."""
 
-    parts: scores of the parts of a composite reward.
-    """
-
-    rows: list[int]
-    run: Run
     actions: list[Action]
     final: Snapshot
-    reward: Tensor
-    parts: dict[str, Tensor]
-    nfe: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,16 @@ class Policy:
             snapshot = following
         images = self.session.decoder("hard")(image)
         reward, parts = self.session.score(images, [batch.prompts[row] for row in rows])
-        return Trajectory(list(rows), run, actions, final, reward, parts, sum(snapshot.nfe))
+        return Trajectory(
+            rows=list(rows),
+            run=run,
+            x0=image,
+            reward=reward,
+            parts=parts,
+            nfe=sum(snapshot.nfe),
+            actions=actions,
+            final=final,
+        )
 
     def move(self, run: Run, snapshot: Snapshot, span: Span) -> tuple[Move, Any, tuple[int, ...]]:
         """Return the sampler's move from a snapshot, the rule's next state, and the NFE so far."""
@@ -103,20 +105,6 @@ class Policy:
         mean = Lin.of(action.mean).tensor()
         noise = Noise(run.snapshot.seeds).draw(span.index, mean, "reward")
         return mean + action.std * noise
-
-
-def select(tree: Any, index: Tensor, rows: int) -> Any:
-    """Select rows of every tensor [B, ...] in a tree, and the seeds and NFE of a snapshot."""
-
-    def take(leaf: Any) -> Any:
-        batched = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == rows
-        return leaf[index.to(leaf.device)] if batched else leaf
-
-    picked = map_tree(take, tree)
-    if isinstance(tree, Snapshot):
-        seeds, nfe = ([v[i] for i in index.tolist()] for v in (tree.seeds, tree.nfe))
-        return picked._replace(seeds=tuple(seeds), nfe=tuple(nfe))
-    return picked
 
 
 def to_device(tree: Any, device: torch.device | str) -> Any:

@@ -59,10 +59,11 @@ class DDPO(PolicyBase):
     )
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
-        from sampler.training.policy.ppo import policy_updates
+        from sampler.training.online import online_updates
+        from sampler.training.policy.ppo import PPO
         from sampler.training.policy.rollout import Policy
 
-        return policy_updates(Policy(self, session), batch, state)
+        return online_updates(PPO(Policy(self, session)), batch, state)
 
 
 @register("trainer", "rlcm")
@@ -117,8 +118,9 @@ class RLCM(PolicyBase):
             )
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
-        from sampler.training.policy.ppo import policy_updates
+        from sampler.training.online import online_updates
+        from sampler.training.policy.ppo import PPO
         from sampler.training.policy.rollout import Policy
 
         policy = Policy(self, session, self.final_step, self.explore_std)
-        return policy_updates(policy, batch, state)
+        return online_updates(PPO(policy), batch, state)
