@@ -33,6 +33,14 @@ RESERVED: Mapping[str, str] = {
 }
 
 
+def class_named(name: str) -> type | None:
+    """Pipeline class of the installed diffusers, None for another name."""
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    return found if isinstance(found, type) else None
+
+
 def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
     """Named parameters of a pipeline class's call, without self."""
     found = inspect.signature(cls.__call__).parameters.values()

@@ -127,12 +127,10 @@ class Source:
 
     def _check_inputs(self, names: Iterable[str]) -> None:
         """Raise ValueError for inputs that the model's class does not take, without loading it."""
-        import diffusers
+        from sampler.pipelines.call_arguments import check_names, class_named
 
-        from sampler.pipelines.call_arguments import check_names
-
-        cls = getattr(diffusers, fingerprint.pipeline_of(self.config.model), None)
-        if isinstance(cls, type):
+        cls = class_named(fingerprint.pipeline_of(self.config.model))
+        if cls is not None:
             check_names(cls, names)
 
     def _spec(self, kind: str) -> Any:
