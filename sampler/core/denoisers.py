@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from operator import is_
 from typing import Any
 
@@ -28,6 +29,14 @@ class BatchedDenoiser:
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         """Raw output [R, ...] of the network for x [R, ...] and their conditions."""
         raise NotImplementedError
+
+    def apart(self, model: str) -> bool:
+        """Return True for a model that is called once for each branch, within `context`."""
+        return False
+
+    def context(self, level: Level, model: str, branch: str) -> AbstractContextManager[None]:
+        """Context of the call of one branch."""
+        return nullcontext()
 
     def mixed_rows(self, model: str) -> int:
         """Rows of the network per sample of a branch with a negative prompt.
@@ -60,11 +69,12 @@ class BatchedDenoiser:
         model.
         """
         level, count = span.now, x.shape[0]
-        names_of: dict[tuple[str, Any], list[str]] = {}
+        names_of: dict[tuple[str, Any, str], list[str]] = {}
         for name, branch in branches.items():
-            names_of.setdefault((branch.model, branch.mixing), []).append(name)
+            own = name if self.apart(branch.model) else ""
+            names_of.setdefault((branch.model, branch.mixing, own), []).append(name)
         outs: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for (model, mixing), names in names_of.items():
+        for (model, mixing, own), names in names_of.items():
             if model not in self.models:
                 known = ", ".join(self.models)
                 raise ValueError(f"Unknown model {model!r}; this denoiser has {known}.")
@@ -77,11 +87,12 @@ class BatchedDenoiser:
             rows = [rows for _, rows in evaluated]
             cond = self._stacked([branches[name].cond for name, _ in evaluated], rows)
             given = (_cat(parts), _cat_level(level, rows), cond)
-            if mixing is None:
-                out = self.forward(*given, model)
-            else:
-                negative = [_take(branches[name].negative, own) for name, own in evaluated]
-                out = self.forward_mixed(*given, stack(negative), mixing, model)
+            with self.context(level, model, own) if own else nullcontext():
+                if mixing is None:
+                    out = self.forward(*given, model)
+                else:
+                    negative = [_take(branches[name].negative, part) for name, part in evaluated]
+                    out = self.forward_mixed(*given, stack(negative), mixing, model)
             half = out.dtype in HALF_DTYPES and x.dtype is not torch.float64
             if not half:  # half precision is converted where it is first used
                 out = out.to(x.dtype)

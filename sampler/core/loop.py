@@ -167,6 +167,8 @@ class Loop:
             raise ValueError(
                 f"{method.name}: all samples of a run need the same levels; give them as floats."
             )
+        if begin_run := getattr(self.denoiser, "begin_run", None):
+            begin_run()
         grid = method.levels(tuple(Level(*level) for level in levels))
         x, state = settle(method.start(x, grid[0]))
         zeros = (0,) * len(seeds)

@@ -236,6 +236,19 @@ class Adapter(BatchedDenoiser):
     def _hooked(self) -> bool:
         return any(getattr(self.network, name, None) is not None for name in HOOKS)
 
+    def apart(self, model: str) -> bool:
+        return getattr(self.networks[model], "is_cache_enabled", False)
+
+    def context(self, level: Level, model: str, branch: str) -> AbstractContextManager[None]:
+        # The names of stock pipelines; a cache keeps the residuals of each context apart.
+        return self.network_at(level, model).cache_context(branch)
+
+    def begin_run(self) -> None:
+        """Clear what caches inside the networks have kept of the last run."""
+        for network in self.networks.values():
+            if getattr(network, "is_cache_enabled", False):
+                network._reset_stateful_cache()
+
     def mixed_rows(self, model: str) -> int:
         return layout_of(self.networks[model]).rows
 

@@ -3,10 +3,12 @@
 import logging
 
 import pytest
+import torch
 from diffusers import FirstBlockCacheConfig
 
 import sampler
 from tests import tiny
+from tests.families import FAMILIES
 from tests.guidance.stock import STOCK, Rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -45,3 +47,31 @@ def test_without_a_cache_the_rule_stays_as_it_is(caplog):
     with caplog.at_level(logging.INFO, "sampler"), sampler.guide(tiny.flux(), ADAPTIVE) as calls:
         assert calls.rule.compact == "rows"
     assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["Flux", "Qwen-Image"])
+def test_the_engine_beside_a_cache_makes_the_images_of_the_stock_pipeline(name):
+    """Each branch is called in its own context, and nothing is kept from run to run."""
+    family = FAMILIES[name]
+    pipe = family.build()
+    engine, rule = sampler.load(pipe), {**family_rule(pipe), "scale": 3.0}
+    run = {"steps": 4, "sampler": "ddim", "guidance": rule, "output": "latent"}
+    run |= {"height": 32, "width": 64, "seeds": [7, 8], "negative": "blurry"}
+    prompts = list(family.prompts)
+    plain = engine.generate(prompts, **run).latents
+    counted = Rows(pipe.transformer)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+    cached = engine.generate(prompts, **run)
+    assert counted.rows == [2] * 8 and cached.nfe == [8, 8]
+    assert not torch.equal(cached.latents, plain)  # the cache is at work
+    assert torch.equal(engine.generate(prompts, **run).latents, cached.latents)
+    given = {"num_inference_steps": 4, "height": 32, "width": 64, "true_cfg_scale": 3.0}
+    draws = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+    given |= {**family.call, "negative_prompt": ["blurry"] * 2, "output_type": "latent"}
+    stock = pipe(prompt=prompts, generator=draws, **given)[0]
+    assert torch.allclose(family.latents(cached.latents), stock.float(), atol=1e-5)
+
+
+def family_rule(pipe):
+    rule = sampler.load(pipe).pipeline.default_guidance
+    return rule if rule["name"] == "cfg" else {"name": "cfg"}
