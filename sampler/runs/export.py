@@ -11,21 +11,25 @@ from typing import Any
 
 from sampler.core import durable
 from sampler.core.errors import UsageError
+from sampler.runs.exported import cell_of, protected
 from sampler.runs.folder import RunFolder
 from sampler.runs.records import flat, images, records
 
 SHARD = 1000  # images
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def export_csv(run: RunFolder, path: Path) -> int:
-    """Write one line per image; a "'" protects text that a spreadsheet would run as a formula."""
+    """Write one line per image, as a table that is a prompt file of the same images.
+
+    A "'" protects text that a spreadsheet would run as a formula.
+    """
     rows = [flat(record) for record in records(run)]
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, _columns(rows), restval="")
     writer.writeheader()
     for row in rows:
-        writer.writerow({_safe(key): _safe(value) for key, value in row.items()})
+        cells = {key: cell_of(key, value) for key, value in row.items()}
+        writer.writerow({protected(key): protected(value) for key, value in cells.items()})
     durable.write_file(path, buffer.getvalue().encode())
     return len(rows)
 
@@ -72,11 +76,7 @@ def _columns(rows: list[dict[str, Any]], safe: bool = True) -> list[str]:
     found: dict[str, None] = {}
     for row in rows:
         found.update(dict.fromkeys(row))
-    return [_safe(name) if safe else name for name in found]
-
-
-def _safe(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return [protected(name) if safe else name for name in found]
 
 
 def _typed(pyarrow: Any, values: list[Any]) -> Any:

@@ -62,12 +62,14 @@ def parse_line(raw: RawLine, limits: Limits, extra: set[str] | None = None) -> P
     extra: receives the names of unknown columns, which become `meta_NAME`; None refuses them.
     Raises UsageError: `where: key: problem (did you mean ...)`.
     """
-    where, cells, text, _ = raw
+    where, cells, text = raw[:3]
     if isinstance(cells, SamplerError):
         raise cells
     plain: dict[str, Any] = {}
     for key, value in cells.items():
         if value is None or (text and not str(value).strip()):
+            if key == "prompt" and raw.empty_prompt:
+                plain[key] = ""
             continue
         if isinstance(value, str):
             value = value.replace("\r\n", "\n")

@@ -1,4 +1,4 @@
-"""Readers of prompt files: text, csv, tsv, jsonl and parquet to lines that are not checked yet.
+"""Readers of prompt files: text, jsonl and parquet to lines that are not checked yet.
 
 Each reads the chunks of one file, as `readline` returns them, and yields `RawLine`. A line that is
 invalid by itself carries its error in place of its cells, so that `--on-bad-row skip` can leave it
@@ -7,7 +7,6 @@ out. What makes the rest of a file unreadable is raised.
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import json
@@ -15,7 +14,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from sampler import registry
 from sampler.config.formats import no_constant, unique
 from sampler.core.errors import SamplerError, UsageError, first_line
 from sampler.runs.option_lines import line_cells
@@ -28,13 +26,15 @@ class RawLine(NamedTuple):
     """One line of a prompt file, not checked yet.
 
     where: "file:line"; cells: by column, or the error of the line; text: all cells are text, to be
-    read as numbers where a column is one; axes: values of a sweep that are already in the cells.
+    read as numbers where a column is one; axes: values of a sweep that are already in the cells;
+    empty_prompt: an empty text cell is a prompt.
     """
 
     where: str
     cells: Mapping[str, Any] | SamplerError
     text: bool = False
     axes: Mapping[str, Any] = {}
+    empty_prompt: bool = False
 
 
 Reader = Callable[[Iterable[bytes], str], Iterator[RawLine]]
@@ -131,59 +131,6 @@ def _json_object(text: str, where: str) -> dict[str, Any] | SamplerError:
 def _is_blank(cells: Mapping[str, Any]) -> bool:
     """Check for a row of nulls, which is how pandas writes a blank row of a spreadsheet."""
     return bool(cells) and all(value is None for value in cells.values())
-
-
-def read_separated(delimiter: str) -> Reader:
-    """Reader of csv or tsv; rows of empty cells, as spreadsheets write them, are left out."""
-
-    def read(chunks: Iterable[bytes], name: str) -> Iterator[RawLine]:
-        csv.field_size_limit(MAX_LINE)
-        reader = csv.reader(_decoded(text_lines(chunks, name)), delimiter=delimiter, strict=True)
-        first, header = 1, None
-        try:
-            for cells in reader:
-                where, first = f"{name}:{first}", reader.line_num + 1
-                if header is None:
-                    header = _header(cells, name)
-                elif any(cell.strip() for cell in cells):
-                    yield RawLine(where, _row(header, cells, where), True)
-        except csv.Error as error:
-            problem = "a quote is never closed" if "end of data" in str(error) else str(error)
-            raise UsageError(f"{name}:{first}: {problem}.") from None
-        if header is None:
-            raise UsageError(f"{name}:1: the file is empty; it needs a header with 'prompt'.")
-
-    return read
-
-
-def _header(cells: list[str], name: str) -> list[str]:
-    header = [cell.strip() for cell in cells]
-    if "prompt" not in header:
-        shown = [repr(cell)[1:-1][:40] for cell in header[:20]]  # without line breaks
-        hint = registry.suggestion("prompt", shown) if header else ""
-        raise UsageError(f"{name}:1: the header needs a column 'prompt'{hint}.")
-    if twice := [cell for cell in header if cell and header.count(cell) > 1]:
-        raise UsageError(f"{name}:1: the column {twice[0]!r:.60} is given twice.")
-    return header
-
-
-def _row(header: list[str], cells: list[str], where: str) -> dict[str, str] | SamplerError:
-    """Cells by column; columns without a name, as spreadsheets leave them, must be empty."""
-    if len(cells) != len(header):
-        return UsageError(f"{where}: {len(cells)} cells, but the header has {len(header)}.")
-    for number, (column, cell) in enumerate(zip(header, cells, strict=True), 1):
-        if not column and cell.strip():
-            return UsageError(
-                f"{where}: cell {number} is {cell!r:.40}, but its column has no name."
-            )
-    return {column: cell for column, cell in zip(header, cells, strict=True) if column}
-
-
-def _decoded(lines: Iterable[tuple[str, str | SamplerError]]) -> Iterator[str]:
-    for _, text in lines:
-        if isinstance(text, SamplerError):
-            raise text
-        yield text
 
 
 def read_parquet(stream: BinaryIO, name: str) -> Iterator[RawLine]:

@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sampler.runs.cells import STRATEGIES
+from sampler.runs.exported import AXIS, strategy_columns
 from sampler.runs.folder import RunFolder
 from sampler.runs.metadata import scale_of
 
@@ -81,14 +83,14 @@ def counts(run: RunFolder) -> dict[str, int]:
 
 
 def flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten a record for a table: strategies by name, meta and axes as columns."""
+    """Flatten a record for a table: fields of strategies, meta and axes as columns."""
     cells = {key: value for key, value in record.items() if key not in ("meta", "axes")}
     cells["lines"] = ";".join(map(str, record["lines"]))
     cells["warnings"] = "; ".join(record["warnings"])
-    for kind in ("sampler", "guidance"):
-        cells[kind] = record[kind]["name"]
+    for kind in STRATEGIES:
+        cells |= strategy_columns(kind, record[kind])
     cells |= {name: _plain(value) for name, value in record["meta"].items()}
-    return cells | {f"axis_{name}": _plain(value) for name, value in record["axes"].items()}
+    return cells | {f"{AXIS}{name}": _plain(value) for name, value in record["axes"].items()}
 
 
 def shown(value: Any) -> str:

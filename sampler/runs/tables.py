@@ -22,9 +22,9 @@ from sampler.runs.readers import (
     prompt_lines,
     read_jsonl,
     read_parquet,
-    read_separated,
     read_txt,
 )
+from sampler.runs.separated import read_separated
 
 STDIN = "-"
 PARQUET, PARQUET_MAGIC = "parquet", b"PAR1"
