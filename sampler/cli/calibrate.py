@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sampler.cli.options import Debug, ModelOptions, Quiet, takes_model_options
+from sampler.cli.options import Debug, ModelOptions, Quiet, expanded, takes_model_options
 from sampler.cli.report import Report
 
 app = typer.Typer(
@@ -16,7 +16,10 @@ app = typer.Typer(
 Prompts = Annotated[
     str, typer.Option("--prompts", metavar="FILE", help="Text file, one prompt per line.")
 ]
-Out = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="JSON file to write.")]
+Out = Annotated[
+    Path,
+    typer.Option("-o", "--out", metavar="FILE", callback=expanded, help="JSON file to write."),
+]
 Seed = Annotated[int, typer.Option(help="Image i has seed SEED + i.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 
@@ -37,7 +40,8 @@ def momentum(
     seed: Seed = 0,
     batch_size: BatchSize = 8,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="PNG plot of the errors to write.")
+        Path | None,
+        typer.Option(metavar="FILE", callback=expanded, help="PNG plot of the errors to write."),
     ] = None,
     quiet: Quiet = False,
     debug: Debug = False,

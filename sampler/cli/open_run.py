@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from sampler.runs import fingerprint
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import Model, model_differences
 from sampler.runs.location import RunLocation
+from sampler.runs.relocation import model_again
 from sampler.runs.store import LocalStore, open_store
 
 if TYPE_CHECKING:
@@ -28,12 +30,23 @@ def open_run(where: str, location: RunLocation | None = None) -> RunFolder:
     return RunFolder(store)
 
 
+def split_key(what: str) -> tuple[str, str]:
+    """(run folder, key) of RUN#KEY; (path, "") of a path, which may hold # too."""
+    path = os.path.expanduser(what)
+    where, mark, key = path.rpartition("#")
+    return (path, "") if os.path.exists(path) or not mark else (where, key)
+
+
 def config_of(run: RunFolder) -> Config:
-    """Recorded configuration of a run: its model, output and error policy."""
+    """Recorded configuration of a run: its model, output and error policy.
+
+    Paths of the model are those of today, if the run or the files have moved.
+    """
     tree: dict[str, Any] = {
         name: run.config[name] for name in ("model", "output", "errors") if name in run.config
     }
-    return checked(tree, {(): f"{run.store.where}/run.json"})
+    config = checked(tree, {(): f"{run.store.where}/run.json"})
+    return replace(config, model=model_again(config.model, run))
 
 
 def engine_of(run: RunFolder, model: ModelConfig) -> Engine:

@@ -51,6 +51,11 @@ def complete_names(*kinds: str) -> Callable[[str], list[str]]:
     return complete
 
 
+def expanded(path: Path | None) -> Path | None:
+    """The path with the user's folder for ~, which shells leave in --out=~/x."""
+    return path and path.expanduser()
+
+
 Run = Annotated[str, typer.Argument(help="Run folder or its URL.")]
 Json = Annotated[bool, message_option("--json", help="Print JSON Lines events.")]
 Quiet = Annotated[bool, message_option("-q", "--quiet", help="No progress, no notes.")]
@@ -67,7 +72,10 @@ Download = Annotated[
 ConfigFiles = Annotated[
     list[Path] | None,
     configuration_option(
-        "-c", "--config", help="YAML, TOML or JSON file; repeatable, later files win."
+        "-c",
+        "--config",
+        callback=lambda paths: [path.expanduser() for path in paths or ()],
+        help="YAML, TOML or JSON file; repeatable, later files win.",
     ),
 ]
 Assignments = Annotated[

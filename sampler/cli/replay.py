@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sampler.cli.options import Debug, Json, ModelOptions, Quiet, takes_model_options
+from sampler.cli.options import Debug, Json, ModelOptions, Quiet, expanded, takes_model_options
 from sampler.cli.report import Report
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @takes_model_options(leave_out=("drop_encoders",))
 def command(
     what: Annotated[str, typer.Argument(help="RUN#KEY (or RUN#NUMBER), or an image.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", callback=expanded, help="File to write.")
+    ] = None,
     *,
     model: ModelOptions,
     as_json: Json = False,
@@ -30,16 +32,19 @@ def command(
     """Regenerate an image; bit-identical from its run folder, which records its batch."""
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
+        from sampler.cli.open_run import split_key
         from sampler.core.durable import write_file
         from sampler.core.errors import UsageError
 
-        where, mark, key = what.partition("#")
-        if not mark:
-            where, key = _home(Path(what))
-        path = out or Path(f"replay-{(key or Path(what).stem)[:10]}.png")
+        before = None
+        where, key = split_key(what)
+        if not key:
+            image = Path(where)
+            where, key = _home(image)
+            before = image.read_bytes()
+        path = out or Path(f"replay-{key[:10]}.png")
         if path.exists():
             raise UsageError(f"{path} exists; name another file with -o.")
-        before = None if mark else Path(what).read_bytes()
         if where:
             data, before = _from_run(where, key, model)
         else:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sampler.cli.options import Debug, Json, Run
+from sampler.cli.options import Debug, Json, Run, expanded
 from sampler.cli.report import Report, counted
 
 
@@ -31,8 +31,8 @@ def grid(
         for number, data in enumerate(sheets(found, x, y, columns)):
             name = f"grids/{number:03d}.png"
             found.store.put(name, data)
-            report.event("grid", file=f"{run}/{name}")
-            report.result(f"{run}/{name}")
+            report.event("grid", file=f"{found.store.where}/{name}")
+            report.result(f"{found.store.where}/{name}")
 
 
 def gallery(
@@ -48,14 +48,16 @@ def gallery(
 
         found = open_run(run)
         found.store.put("gallery.html", page(found).encode())
-        report.event("gallery", file=f"{run}/gallery.html")
-        report.result(f"{run}/gallery.html")
+        report.event("gallery", file=f"{found.store.where}/gallery.html")
+        report.result(f"{found.store.where}/gallery.html")
 
 
 def export(
     run: Run,
     to: Annotated[Literal["csv", "parquet", "webdataset"], typer.Option(help="Format to write.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="File or folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", callback=expanded, help="File or folder.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -67,7 +69,7 @@ def export(
 
         found = open_run(run)
         name = "shards" if to == "webdataset" else f"results.{to}"
-        path = out or (Path(name) if "://" in run else Path(run) / name)
+        path = out or (Path(name) if "://" in run else Path(found.store.where) / name)
         writers = {
             "csv": export.export_csv,
             "parquet": export.export_parquet,

@@ -24,17 +24,17 @@ def command(
     """Show the records of a run, or the record inside an image."""
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
-        from sampler.cli.open_run import open_run
+        from sampler.cli.open_run import open_run, split_key
         from sampler.runs.metadata import read_metadata
 
-        where, mark, key = what.partition("#")
-        if not mark and os.path.isfile(what):
-            with open(what, "rb") as stream:
-                _show(read_metadata(stream.read()), report)
-        elif mark:
+        where, key = split_key(what)
+        if key:
             _show_job(open_run(where), key, report)
+        elif os.path.isfile(where):
+            with open(where, "rb") as stream:
+                _show(read_metadata(stream.read()), report)
         else:
-            _show_all(open_run(what), errors, report)
+            _show_all(open_run(where), errors, report)
 
 
 def _show_job(run: RunFolder, key: str, report: Report) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sampler.cli.options import Debug, ModelOptions, Quiet, takes_model_options
+from sampler.cli.options import Debug, ModelOptions, Quiet, expanded, takes_model_options
 from sampler.cli.report import Report, explained, redacted
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @takes_model_options(leave_out=("drop_encoders",))
 def command(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for saved runs.")] = Path("runs"),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", callback=expanded, help="Folder for saved runs.")
+    ] = Path("runs"),
     *,
     model: ModelOptions,
     quiet: Quiet = False,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def read_file(path: Path) -> Layer:
         tree["prompts"] = {"texts": prompts}
     elif isinstance(prompts, dict):
         tree["prompts"] = {
-            key: str(path.parent / value) if _is_path(key, value) else value
+            key: str(path.parent / expanduser(value)) if _is_path(key, value) else value
             for key, value in prompts.items()
         }
     return Layer(tree, {key: f"{path}:{line}" for key, line in lines.items()})

@@ -10,10 +10,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
+from os.path import expanduser
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Le, Lt
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from sampler import registry
 from sampler.config import yaml as strict_yaml
@@ -26,6 +27,7 @@ STRATEGIES = ("sampler", "guidance")
 KeyPath = strict_yaml.Path
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+FilePath = Annotated[str, AfterValidator(expanduser)]
 Pixels = Annotated[int, Ge(8), Le(16384)]
 
 
@@ -58,10 +60,10 @@ class PromptsConfig:
     keep records unknown columns as meta_NAME.
     """
 
-    file: str | None = None
+    file: FilePath | None = None
     texts: tuple[str, ...] | None = None
     format: TableFormat | None = None
-    wildcards: str | None = None
+    wildcards: FilePath | None = None
     expand: Expand = "none"
     on_bad_row: OnBadRow = "error"
     extra_columns: ExtraColumns = "error"
@@ -78,7 +80,7 @@ class OutputConfig:
     that a power failure can lose the latest images.
     """
 
-    dir: str | None = None
+    dir: FilePath | None = None
     format: Literal["png"] = "png"
     metadata: Metadata = "full"
     name_template: str | None = None

@@ -28,7 +28,7 @@ def open_image(source: str | Path | bytes) -> Generator[Image, None, None]:
 
     name = "The image" if isinstance(source, bytes) else str(source)
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        file = io.BytesIO(source) if isinstance(source, bytes) else Path(source).expanduser()
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height} pixels"

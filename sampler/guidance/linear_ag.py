@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from os.path import expanduser
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from sampler.core.binding import GuidanceContext
@@ -152,7 +153,7 @@ class LinearAG(GuidanceBase):
 
 @cache
 def _loaded(path: str) -> Coefficients:
-    return Coefficients.load(path)
+    return Coefficients.load(expanduser(path))
 
 
 def default_policy(steps: int) -> tuple[int, ...]:

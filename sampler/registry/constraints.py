@@ -200,7 +200,8 @@ def allowed(hint: Any) -> str:
         bounds = words(hint)
         if any(isinstance(c, Predicate) for c in get_args(hint)):
             return bounds
-        return allowed(get_args(hint)[0]) + (" of " if bounds.startswith("at ") else " ") + bounds
+        noun = allowed(get_args(hint)[0])
+        return f"{noun}{' of' * bounds.startswith('at ')} {bounds}" if bounds else noun
     if get_origin(hint) is Literal:
         *others, last = map(repr, get_args(hint))
         return (

@@ -52,6 +52,7 @@ class RunFolder:
             self.model = Model(**{**run["model"], "native": tuple(native) if native else None})
             self.output = OutputOptions(**run["output"])
             self.config: dict[str, Any] = run["config"]
+            self.origin: dict[str, str] = run.get("origin", {})
             self.hash: str = plan["hash"]
             self.total: int = plan["jobs"]
             self.lines: int = plan["lines"]

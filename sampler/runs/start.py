@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -91,6 +92,7 @@ def write_plan(store: Store, planned: PlannedRun, plan: Plan, batches: Sequence[
         "output": asdict(planned.output),
         "config": planned.config,
         "versions": library_versions(),
+        "origin": {"cwd": os.getcwd(), "folder": _absolute(store.where)},
     }
     store.put(RUN, _dump(facts, indent=1))
 
@@ -132,6 +134,10 @@ def _job_differences(run: RunFolder, index: int, new: Job, plan: Plan) -> list[s
 def _short(value: Any) -> str:
     text = value.get("name", "?") if isinstance(value, dict) else value
     return str(text)[:40]
+
+
+def _absolute(where: str) -> str:
+    return where if "://" in where else os.path.abspath(where)
 
 
 def _ranges(indices: Iterable[int]) -> list[int]:

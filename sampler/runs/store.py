@@ -184,10 +184,12 @@ class ObjectStore:
 
 
 def open_store(where: str | Path, worker: int | str = 0, fsync: bool = True) -> Store:
-    """Open the store of a path or URL."""
+    """Open the store of a path or URL. A path may begin with ~, and may be a link to a folder."""
     if "://" in str(where) and not str(where).startswith("file://"):
         return ObjectStore(str(where), str(worker))
-    root = Path(str(where).removeprefix("file://"))
+    root = Path(str(where).removeprefix("file://")).expanduser()
+    if root.is_symlink():  # links inside of a run folder are refused
+        root = root.resolve()
     return LocalStore(root, int(worker), fsync)
 
 

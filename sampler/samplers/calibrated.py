@@ -67,7 +67,7 @@ def look_up(spec: str, fingerprint: str, key: Key) -> float:
     not calibrated.
     """
     name = spec.partition(":")[2]
-    path = BUNDLED if name == "bundled" else Path(name)
+    path = BUNDLED if name == "bundled" else Path(name).expanduser()
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         known = [

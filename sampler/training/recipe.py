@@ -23,7 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sampler import registry
 from sampler.config.layers import Layer, merged
 from sampler.config.model import ModelConfig
-from sampler.config.schema import KeyPath, first_problem, source_of
+from sampler.config.schema import FilePath, KeyPath, first_problem, source_of
 from sampler.core.errors import SamplerError, UsageError
 from sampler.rewards.python import has_python
 from sampler.training.settings import settings_from
@@ -36,7 +36,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 class Prompts:
     """file: a prompt file; texts: the prompts themselves, or mappings like its rows."""
 
-    file: str | None = None
+    file: FilePath | None = None
     texts: tuple[str | dict[str, Any], ...] | None = None
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -45,7 +45,7 @@ class Prompts:
 class Output:
     """dir: the run folder."""
 
-    dir: str = "runs/tune"
+    dir: FilePath = "runs/tune"
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 

@@ -10,6 +10,7 @@ from sampler.core.errors import IncompleteError, MemoryLimitError, ModelError
 from sampler.core.loop import Loop
 from sampler.runs.folder import RunFolder
 from sampler.runs.location import RunLocation
+from sampler.runs.relocation import groups_again
 from sampler.runs.stop import StopFlag
 from sampler.workers import claims
 from sampler.workers.work import JournalLines, Tally, WorkOptions, dtype_of, work
@@ -67,7 +68,7 @@ def _check(run: RunFolder, engine: Loop) -> None:
     adapter = engine.pipeline
     if adapter.frames is not None:
         raise ValueError("A run folder holds images, and this pipeline generates videos.")
-    for settings in run.groups:
+    for settings in groups_again(run):
         if engine.hosted or settings.inputs:
             engine.as_hosted().check_stock(settings, run.jobs())
             continue

@@ -17,6 +17,7 @@ from sampler.config.model import ModelConfig
 from sampler.core.errors import SamplerError, UsageError, first_line
 from sampler.core.loop import Loop
 from sampler.runs.folder import RunFolder
+from sampler.runs.relocation import absolute
 from sampler.runs.stop import StopFlag
 from sampler.runs.store import open_store
 from sampler.workers.execute import check_dtype
@@ -101,7 +102,7 @@ def execute_on_ray(
         _connect(ray, address)
     try:
         where = run.store.where if "://" in run.store.where else os.path.abspath(run.store.where)
-        pool = _Pool(ray, where, model, options, load)
+        pool = _Pool(ray, where, absolute(model), options, load)
         pool.finish(missing, stop, lambda lines: (tally.count(lines), on_written(lines)))
         tally.stopped = stop()
     finally:

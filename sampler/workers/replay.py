@@ -15,6 +15,7 @@ from sampler.core.loop import Loop
 from sampler.runs import metadata, png
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import Job, JobSettings, canonical
+from sampler.runs.relocation import groups_again
 from sampler.workers.batch_runner import BatchRunner, GeneratedImage, Outcome
 from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.work import dtype_of
@@ -27,7 +28,7 @@ def from_run(run: RunFolder, engine: Loop, index: int) -> bytes:
     jobs = run.jobs_of(batch.jobs)
     micro = {batch.group: int(entry.get("micro") or len(jobs))}
     runner = BatchRunner(engine, PromptCache(engine.pipeline), micro=micro)
-    pixels = _pixels(runner.batch(jobs, run.groups)[list(batch.jobs).index(index)])
+    pixels = _pixels(runner.batch(jobs, groups_again(run))[list(batch.jobs).index(index)])
     job = run.job(index)
     settings = run.groups[job.group]
     size = (pixels.shape[0], pixels.shape[1])

@@ -17,6 +17,7 @@ from sampler.core.loop import Loop
 from sampler.runs import metadata
 from sampler.runs.folder import Check, RunFolder
 from sampler.runs.jobs import Job
+from sampler.runs.relocation import groups_again
 from sampler.runs.writer import ImageWriter, WriteItem, failed_name
 from sampler.workers.batch_runner import BatchRunner, Failure, GeneratedImage, Outcome, Stopped
 from sampler.workers.prompt_cache import PromptCache
@@ -111,6 +112,7 @@ def work(
         options.on_oom,
         options.on_nonfinite,
     )
+    groups = groups_again(run)
     with ImageWriter(run.store, options.writer_threads, written) as writer:
         try:
             for number in batches:
@@ -118,7 +120,7 @@ def work(
                     raise Stopped
                 batch = run.batches[number]
                 jobs = run.jobs_of(batch.jobs)
-                outcomes = runner.batch(jobs, run.groups)
+                outcomes = runner.batch(jobs, groups)
                 wanted = set(missing.get(number, batch.jobs))
                 writer.put([_item(run, engine, number, job, outcome)
                             for job, outcome in zip(jobs, outcomes, strict=True)
