@@ -91,7 +91,7 @@ class Adaptive(GuidanceBase):
     def __post_init__(self) -> None:
         if self.turn is not None and not self._period():
             raise ValueError("adaptive: turn is looked at when a row is refreshed; give refresh.")
-        inner = type(self.rule).name
+        inner: str = self.rule.name
         if inner == "cfg_pp" and self.after == "drop":
             raise ValueError(
                 "adaptive: after = 'drop' takes the conditional prediction, which breaks cfg_pp's "

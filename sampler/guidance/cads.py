@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from annotated_types import Ge, Le
 
@@ -128,11 +128,12 @@ class CADS(GuidanceBase):
     def _altered(self, cond: Any, span: Span, seeds: Tensor) -> Any:
         if not isinstance(cond, Mapping):
             return self._noised(cond, None, span, seeds, 0)
-        mask = next((cond[name] for name in MASKS if cond.get(name) is not None), None)
-        found = {**cond, STATES: self._noised(cond[STATES], mask, span, seeds, 0)}
+        given = cast("Mapping[str, Any]", cond)
+        mask = next((given[name] for name in MASKS if given.get(name) is not None), None)
+        found = {**given, STATES: self._noised(given[STATES], mask, span, seeds, 0)}
         for name in POOLED if self.pooled else ():
-            if name in cond:
-                found[name] = self._noised(cond[name], None, span, seeds, 1)
+            if name in given:
+                found[name] = self._noised(given[name], None, span, seeds, 1)
         return found
 
     def _noised(self, y: Tensor, mask: Any, span: Span, seeds: Tensor, part: int) -> Tensor:
@@ -141,12 +142,13 @@ class CADS(GuidanceBase):
 
         from sampler.core.noise import Noise
 
-        noise = Noise(tuple(seeds.tolist())).draw(2 * span.index + part, y.float(), "cads")
+        rows: list[int] = cast(Any, seeds).tolist()
+        noise = Noise(tuple(rows)).draw(2 * span.index + part, y.float(), "cads")
         if self.form == "cads":
             level = gamma(1 - span.index / span.total, self.tau1, self.tau2)
             return annealed(y, noise, level, self.noise_scale, self.rescale, mask)
         # Φ(n) is uniform; where it lies in the share it is spread over −1..1.
-        chance = torch.special.ndtr(noise)
+        chance: Tensor = cast(Any, torch.special).ndtr(noise)
         spread = (2 * chance / self.share - 1) if self.share else chance
         std = _statistics(y.float(), mask)[1]
         chosen = (chance < self.share) & _valid(y, mask)
@@ -200,5 +202,7 @@ def _valid(y: Tensor, mask: Any) -> Tensor:
 
 
 def _has_states(cond: Any) -> bool:
-    states: Any = cond.get(STATES) if isinstance(cond, Mapping) else cond
-    return hasattr(states, "ndim") and states.ndim > 1 and states.is_floating_point()
+    import torch
+
+    states = cast("Mapping[str, Any]", cond).get(STATES) if isinstance(cond, Mapping) else cond
+    return isinstance(states, torch.Tensor) and states.ndim > 1 and states.is_floating_point()

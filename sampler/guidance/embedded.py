@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from sampler.core.adapter import PipelineAdapter
 from sampler.core.binding import GuidanceContext
@@ -52,7 +52,8 @@ class Embedded(GuidanceBase):
         return self, context.adapter.with_guidance_scale(cond, self.scale)
 
     def start(self, cond: Cond) -> Any:
-        told = cond.cond if isinstance(cond.cond, Mapping) else {}
+        given: Any = cond.cond
+        told = cast("Mapping[str, Any]", given if isinstance(given, Mapping) else {})
         if not {"timestep_cond", "guidance"} & told.keys():
             raise ValueError(
                 "embedded: the conditions carry no scale; this rule works in `generate`, on models "

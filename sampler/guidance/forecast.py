@@ -148,7 +148,7 @@ class Forecast(GuidanceBase):
         branches = self.rule.plan(x, span, cond, state.rule)
         if due is True:
             return branches
-        found = {}
+        found: dict[str, Branch] = {}
         for name, branch in branches.items():
             rows = due if branch.rows is None else due & branch.rows
             if rows.any():

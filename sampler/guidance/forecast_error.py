@@ -70,7 +70,7 @@ class ErrorCriterion:
             return ErrorState()
         rms, weight = history.miss(pred, clock, space)
         rows = pred.x.shape[0]
-        weight = torch.from_numpy(weight).expand(rows)
+        weight = torch.as_tensor(weight).expand(rows)
         if not isinstance(fresh, bool):
             weight = torch.where(fresh, math.nan, weight)
         curvature = rms / recorded(weight, Lin.of(pred.x).like)
@@ -93,7 +93,7 @@ class ErrorCriterion:
         d, between = clock - times[:, 0], times[:, 0] - times[:, 1]
         gain = abs(gain_of(kind, span))
         curvature = state.curvature.detach().to("cpu", torch.float64)
-        return curvature * torch.from_numpy(d * (d + between)) * gain
+        return curvature * torch.as_tensor(d * (d + between)) * gain
 
 
 def gain_of(kind: str, span: Span) -> float:

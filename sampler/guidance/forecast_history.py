@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from sampler.guidance.spaces import choose, in_space
 from sampler.types import Level, Lin, Prediction
@@ -95,7 +95,7 @@ class History(NamedTuple):
             return weights[0].tolist()
         like = Lin.of(self.values[0]).like
         dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
-        return list(torch.from_numpy(weights.T.copy()).to(like.device, dtype))
+        return list(torch.tensor(weights.T, dtype=dtype, device=like.device))
 
 
 def mixed(due: Any, yes: Prediction, no: Prediction) -> Prediction:
@@ -117,7 +117,7 @@ def _pushed(values: tuple[Any, ...], value: Lin, due: Any, size: int | None) -> 
 def _clocks(clocks: Any, clock: float, due: Any, fresh: Any, shape: tuple[int, int]) -> Any:
     rows, size = shape
     if isinstance(clocks, tuple) and due is True and isinstance(fresh, bool):
-        return (clock, *clocks)[:size]
+        return (clock, *cast("tuple[float, ...]", clocks))[:size]
     import torch
 
     if isinstance(clocks, tuple):

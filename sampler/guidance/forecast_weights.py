@@ -8,7 +8,7 @@ its weight is 0.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 # Above this Σ|w| an order of 2 or more extrapolates its nodes' noise more than their curve: three
 # neighbouring nodes, two steps ahead, have 17.
@@ -67,7 +67,8 @@ def windowed(steps: int, warmup: int, window: float, growth: float, last: int) -
     step i where (steps left out since the last evaluation + 1) mod floor(window) is 0; `window`
     grows by `growth` at each of these.
     """
-    found, skipped = [], 0
+    found: list[bool] = []
+    skipped = 0
     for step in range(steps):
         due = step < warmup or (skipped + 1) % int(window) == 0
         if due and step >= warmup:
@@ -93,4 +94,4 @@ def _lagrange(clocks: Any, target: float) -> Any:
 def _basis(times: Any, degree: int, horizon: float) -> Any:
     from numpy.polynomial.chebyshev import chebvander
 
-    return chebvander(2 * times / horizon - 1, degree)
+    return cast(Any, chebvander)(2 * times / horizon - 1, degree)

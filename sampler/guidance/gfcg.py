@@ -163,4 +163,8 @@ def inside_later(interval: Any, window: Any, span: Span) -> bool:
 def _conditions(classes: Any, reference: Tensor) -> Any:
     if callable(classes):
         return classes(reference)
-    return map_tree(lambda leaf: leaf[reference.to(leaf.device)], classes)
+
+    def picked(leaf: Tensor) -> Tensor:
+        return leaf[reference.to(leaf.device)]
+
+    return map_tree(picked, classes)

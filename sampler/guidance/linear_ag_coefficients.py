@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sampler.core.errors import ModelError
 
@@ -67,8 +67,9 @@ class Coefficients:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["format"] != FORMAT:
                 raise ValueError(f"format is {document['format']!r}")
-            rows = [tuple(map(tuple, document[name])) for name in ("cond", "uncond")]
-            return Coefficients(rows[0], rows[1], document["keys"])
+            return Coefficients(
+                _rows(document["cond"]), _rows(document["uncond"]), document["keys"]
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"{path} is no LinearAG coefficients file ({error}); make one with "
@@ -93,11 +94,16 @@ class Coefficients:
                 )
 
 
+def _rows(values: list[list[float]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in values)
+
+
 def agree(fitted: Any, found: Any) -> bool:
     """Compare two values of a key, numbers in lists to what float32 levels differ by
     between processors: a schedule is a float32 product of a thousand factors."""
     if isinstance(fitted, (list, tuple)) and isinstance(found, (list, tuple)):
-        return len(fitted) == len(found) and all(map(agree, fitted, found))
+        a, b = cast("Sequence[Any]", fitted), cast("Sequence[Any]", found)
+        return len(a) == len(b) and all(map(agree, a, b))
     if isinstance(fitted, float) and isinstance(found, float):
         return abs(fitted - found) <= LEVELS
     return fitted == found
@@ -132,15 +138,19 @@ def solve(
     steps = gram.shape[0] // 2
     # row i: feature i as a combination of the real c and u
     features = torch.eye(2 * steps, dtype=torch.float64)
-    cond, uncond = [], []
+    cond: list[tuple[float, ...]] = []
+    uncond: list[tuple[float, ...]] = []
     for t in range(steps):
         used = features[[*range(t + 1), *range(steps, steps + t)]]
         matrix, target = used @ gram @ used.T, used @ gram[:, steps + t]
         damping = ridge * matrix.trace() / len(used)
         matrix = matrix + damping * torch.eye(len(used), dtype=torch.float64)
-        weights = torch.linalg.lstsq(matrix, target[:, None], driver="gelsd").solution[:, 0]
-        cond.append(tuple(weights[: t + 1].tolist()))
-        uncond.append(tuple(weights[t + 1 :].tolist()))
+        weights: Tensor = (
+            cast(Any, torch.linalg).lstsq(matrix, target[:, None], driver="gelsd").solution[:, 0]
+        )
+        numbers: list[float] = cast(Any, weights).tolist()
+        cond.append(tuple(numbers[: t + 1]))
+        uncond.append(tuple(numbers[t + 1 :]))
         if policy is not None and not policy[t]:
             features[steps + t] = weights @ used
     if policy is not None:

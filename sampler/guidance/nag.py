@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from annotated_types import Ge, Gt, Le
 
@@ -67,10 +67,8 @@ class NAG(GuidanceBase):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rule", build("guidance", self.rule))
-        if type(self.rule).name in ("nag", "forecast", "sum"):
-            raise ValueError(
-                f"nag: rule = {type(self.rule).name!r} cannot be inside; put nag inside it."
-            )
+        if self.rule.name in ("nag", "forecast", "sum"):
+            raise ValueError(f"nag: rule = {self.rule.name!r} cannot be inside; put nag inside it.")
 
     @property
     def off(self) -> bool:
@@ -79,7 +77,9 @@ class NAG(GuidanceBase):
 
     @property
     def needs(self) -> frozenset[str]:
-        own = frozenset() if self.off or self.negative is not None else frozenset({"uncond"})
+        own: frozenset[str] = (
+            frozenset() if self.off or self.negative is not None else frozenset({"uncond"})
+        )
         return self.rule.needs | own
 
     @property
@@ -157,10 +157,14 @@ def guided(
     wide = torch.promote_types(positive.dtype, torch.float32)
     p, n = positive.to(wide), negative.to(wide)
     away = p + (scale - 1) * (p - n)
-    most = tau * p.norm(order, -1, keepdim=True)
-    length = away.norm(order, -1, keepdim=True)
+    most, length = tau * _norm(p, order), _norm(away, order)
     clipped = torch.where(length > most, most / length, torch.ones_like(length))
     return (alpha * clipped * away + (1 - alpha) * p).to(positive.dtype)
+
+
+def _norm(values: Tensor, order: int) -> Tensor:
+    """Norms [..., 1] over the last dimension."""
+    return cast(Any, values).norm(order, -1, keepdim=True)
 
 
 def _mixed(positive: Tensor, negative: Tensor, settings: Any) -> Tensor:
@@ -178,9 +182,8 @@ class Reported:
         scale, tau, _, norm = self.settings
         order = 1 if norm == "l1" else 2
         away = positive + (scale - 1) * (positive - negative)
-        lengths = (v.float().norm(order, -1) for v in (away, positive))
-        long, short = lengths
-        self.shares.append((long > tau * short).float().mean().detach())
+        clipped = _norm(away.float(), order) > tau * _norm(positive.float(), order)
+        self.shares.append(clipped.float().mean().detach())
         return guided(positive, negative, *self.settings)
 
     def close(self) -> None:

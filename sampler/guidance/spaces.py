@@ -7,6 +7,7 @@ cosines and ratios of standard deviations do not: such a rule names its space, "
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from sampler_kernels import gram, leaves, map_tree, recorded, where
@@ -49,7 +50,7 @@ def choose_state(rows: Tensor, new: Any, old: Any) -> Any:
     """
     if len(leaves(new)) != len(leaves(old)):
         return new
-    return map_tree(lambda a, b: _choose_leaf(rows, a, b), new, old)
+    return map_tree(partial(_choose_leaf, rows), new, old)
 
 
 def _choose_leaf(rows: Tensor, new: Any, old: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from sampler.core.binding import GuidanceContext, bind_guidance
 from sampler.guidance.spaces import in_space
 from sampler.registry import register
-from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span
+from sampler.types import Branch, Cond, Guidance, GuidanceBase, Prediction, Span
 
 
 @register("guidance", "sum")
@@ -39,12 +39,12 @@ class Sum(GuidanceBase):
     )
 
     def __post_init__(self) -> None:
-        rules = self.rules
-        if not isinstance(rules, tuple) or len(rules) < 2:
+        rules: tuple[Guidance, ...] = self.rules
+        if type(rules) is not tuple or len(rules) < 2:
             raise ValueError("sum: rules must be a list of at least two guidance rules.")
         taken: dict[str, str] = {}
         for rule in rules:
-            name = type(rule).name
+            name = rule.name
             if name in ("none", "sum", "student", "cfg_pp"):
                 raise ValueError(f"sum: {name!r} has no direction of its own; leave it out.")
             if name == "forecast":
@@ -65,7 +65,7 @@ class Sum(GuidanceBase):
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Sum, Cond]:
         """Every rule bound to the run; see `sampler.core.binding`."""
-        rules = []
+        rules: list[Any] = []
         for rule in self.rules:
             rule, cond = bind_guidance(rule, context, cond)
             rules.append(rule)
@@ -85,7 +85,7 @@ class Sum(GuidanceBase):
         self, x: Any, preds: Mapping[str, Prediction], span: Span, state: Any
     ) -> tuple[Prediction, Any]:
         cond = preds["cond"]
-        total, states = cond.out, []
+        total, states = cond.out, list[Any]()
         for rule, inner in zip(self.rules, state, strict=True):
             pred, after = rule.combine(x, preds, span, inner)
             if pred is not cond:
@@ -94,6 +94,6 @@ class Sum(GuidanceBase):
         return cond.like(total), tuple(states)
 
 
-def _direction(rule: Any) -> str:
+def _direction(rule: Guidance) -> str:
     """Return what a rule pushes away from: a branch other than "cond", or its own term."""
-    return min(rule.needs - {"cond"}, default=type(rule).name)
+    return min(rule.needs - {"cond"}, default=rule.name)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sampler.registry.constraints import check_fields, hints, on_construction, type_text, words
 
@@ -48,7 +48,7 @@ def register(kind: str, name: str) -> Callable[[T], T]:
             cls.__qualname__,
         ):
             raise ValueError(f"The {kind} {name!r} is registered already, by {known.__module__}.")
-        if not hasattr(cls, "__dataclass_fields__"):
+        if not is_dataclass(cast(Any, cls)):
             raise ValueError(f"The {kind} {name!r} must be a (frozen) dataclass.")
         cls.name = name  # pyright: ignore[reportAttributeAccessIssue]
         table[name] = cls if known is cls else on_construction(_complete)(cls)
@@ -95,19 +95,20 @@ def build(kind: str, spec: Any) -> Any:
             f"A {kind} is a name, a mapping with 'name', or an instance, not {spec!r:.60}; "
             f"names: {known}."
         )
-    if not isinstance(spec.get("name"), str):
+    given = dict(cast("Mapping[Any, Any]", spec))
+    name = given.pop("name", None)
+    if not isinstance(name, str):
         raise ValueError(f"A {kind} mapping needs 'name', one of {', '.join(names(kind))}.")
-    cls = lookup(kind, spec["name"])
+    cls = lookup(kind, name)
     allowed = {f.name: f for f in fields(cls) if f.init}
-    given = {key: value for key, value in spec.items() if key != "name"}
     for key in given:
         if key not in allowed:
             raise ValueError(
-                f"{kind} {spec['name']!r} has no field {key!r}{suggestion(str(key), allowed)}."
+                f"{kind} {name!r} has no field {key!r}{suggestion(str(key), allowed)}."
             )
     for key, entry in allowed.items():
         if key not in given and _is_required(entry):
-            raise ValueError(f"{kind} {spec['name']!r} needs the field {key!r}.")
+            raise ValueError(f"{kind} {name!r} needs the field {key!r}.")
     return cls(**given)
 
 
@@ -117,11 +118,11 @@ def _complete(strategy: Any) -> None:
     for entry in nested:
         value, kind = getattr(strategy, entry.name), entry.metadata["kind"]
         if isinstance(value, (list, tuple)):
-            built = tuple(build(kind, item) for item in value)
+            built = tuple(build(kind, item) for item in cast("Sequence[Any]", value))
         else:
             built = None if value is entry.default is None else build(kind, value)
         object.__setattr__(strategy, entry.name, built)
-    check_fields(strategy, type(strategy).name, skip=[f.name for f in nested])
+    check_fields(strategy, strategy.name, skip=[f.name for f in nested])
 
 
 def _is_required(entry: Field[Any]) -> bool:
@@ -133,14 +134,14 @@ def spec_of(strategy: Any) -> Any:
 
     An object that is no dataclass stands for itself.
     """
-    if not hasattr(strategy, "__dataclass_fields__"):
+    if not is_dataclass(strategy):
         return strategy
     cls: Any = type(strategy)
     spec: dict[str, Any] = {"name": cls.name}
     for entry in fields(cls):
         value = getattr(strategy, entry.name)
         if isinstance(value, tuple) and entry.metadata.get("kind"):
-            spec[entry.name] = [spec_of(item) for item in value]
+            spec[entry.name] = [spec_of(item) for item in cast("tuple[Any, ...]", value)]
         else:
             spec[entry.name] = spec_of(value) if _is_strategy(value) else value
     return spec

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache, wraps
 from math import isfinite
@@ -24,6 +24,7 @@ from typing import (
     Literal,
     TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -91,7 +92,7 @@ def check_fields(instance: Any, name: str, skip: Iterable[str] = ()) -> None:
         value = getattr(instance, entry.name)
         if value is entry.default or not entry.init or entry.name in skip:
             continue
-        checked = checked_value(type(instance), entry.name, value, name)
+        checked = checked_value(instance.__class__, entry.name, value, name)
         if checked is not value:
             object.__setattr__(instance, entry.name, checked)
 
@@ -178,7 +179,7 @@ def words(hint: Any) -> str:
 
 
 def _bounds(constraints: Iterable[Any]) -> str:
-    found = {type(c): c for c in constraints}
+    found: dict[type, Any] = {type(c): c for c in constraints}
     low, high = found.get(Ge), found.get(Le)
     if low and high:
         return f"from {_number(low.ge)} to {_number(high.le)}"
@@ -246,7 +247,9 @@ def _has(hint: Any, marker: type) -> bool:
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+    if not isinstance(value, (list, tuple)):
+        return value
+    return tuple(map(_tuples, cast("Sequence[Any]", value)))
 
 
 def _is_tensor(value: Any) -> bool:

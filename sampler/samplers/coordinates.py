@@ -123,7 +123,7 @@ def weighted(coefficients: Sequence[Any], history: Sequence[Any]) -> Lin:
 
 
 def _refuse_no_signal(span: Span) -> None:
-    if isinstance(span.now.alpha, float) and span.now.alpha == 0:
+    if isinstance(span.now.alpha, float) and span.now.alpha == 0.0:
         raise ValueError("At alpha = 0 only the Euler step exists: no history can be used.")
 
 
@@ -133,6 +133,6 @@ def _on_flow(level: Level) -> bool:
 
 
 def _ratio(top: Any, bottom: Any) -> Any:
-    if isinstance(bottom, float) and bottom == 0:
+    if isinstance(bottom, float) and bottom == 0.0:
         return math.inf
     return top / bottom

@@ -97,7 +97,7 @@ class GradientEstimation(SamplerBase):
             return Move(span.next.alpha * pred.x0, 0.0, ())
         f = slope(pred, span)
         if not state:
-            no_node = isinstance(span.now.alpha, float) and span.now.alpha == 0
+            no_node = isinstance(span.now.alpha, float) and span.now.alpha == 0.0
             return Move(euler(pred, span), 0.0, () if no_node else (f,))
         e = self.gamma * f + (1 - self.gamma) * Lin.of(state[0])
         return Move(advance(pred, span, e), 0.0, (f,))

@@ -187,7 +187,7 @@ def line(pred: Prediction, span: Span, e: Lin | None = None, k: Any = 1.0) -> Li
     (alpha' − c·alpha)·(e − D), which is the same number where there is none.
     """
     (_, a, s), (_, a_next, s_next) = span.now, span.next
-    if isinstance(s_next, float) and s_next == 0:
+    if isinstance(s_next, float) and s_next == 0.0:
         return a_next * pred.x0
     kept = k * s_next
     if e is not None and pred.direction is None:

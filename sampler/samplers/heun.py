@@ -60,9 +60,9 @@ class Heun(SamplerBase):
 
 def _no_noise(level: Level) -> bool:
     """Return True if nothing can be evaluated at a level."""
-    return bool(level.sigma == 0 if isinstance(level.sigma, float) else (level.sigma == 0).all())
+    return bool(level.sigma == 0.0 if isinstance(level.sigma, float) else (level.sigma == 0).all())
 
 
 def _no_signal(span: Span) -> bool:
     alpha = span.now.alpha
-    return space_of(span) == "eps" and isinstance(alpha, float) and alpha == 0
+    return space_of(span) == "eps" and isinstance(alpha, float) and alpha == 0.0

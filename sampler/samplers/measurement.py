@@ -71,10 +71,14 @@ class Measurement:
                 f"reddiff: the image is {width} x {height}, the run {size[1]} x {size[0]}; "
                 f"give width={width}, height={height}."
             )
+
+        def forward(z: Tensor) -> Any:
+            return self.forward(adapter.decode(z) * 2 - 1)
+
         latents = adapter.latents_of((self.init / 2 + 0.5).clamp(0, 1))
         return replace(
             self,
-            forward=lambda z: self.forward(adapter.decode(z) * 2 - 1),
+            forward=forward,
             init=latents,
             decoded=True,
         )

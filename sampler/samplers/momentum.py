@@ -95,7 +95,7 @@ def bound_number(method: Any, context: SamplerContext) -> float | str | None:
 
 def damped(beta: Any, velocity: Any, e: Lin) -> Lin:
     """(1 − beta)·velocity + beta·e; e itself at the start (None) and without momentum."""
-    if velocity is None or (isinstance(beta, float) and beta == 1):
+    if velocity is None or (isinstance(beta, float) and beta == 1.0):
         return e
     return (1 - beta) * Lin.of(velocity) + beta * e
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from annotated_types import Gt, Le
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sampler.registry.constraints import checked
 
+_linalg: Any = torch.linalg  # whose functions have no types
 _HERE = "sampler.samplers.operators"
 # name in a configuration -> (module, class)
 OPERATORS = {
@@ -40,17 +41,18 @@ def build(spec: Any) -> Any:
     Raises ValueError for an unknown name or field.
     """
     if isinstance(spec, (list, tuple)):
-        return Compose(tuple(build(part) for part in spec))
+        return Compose(tuple(map(build, cast("Sequence[Any]", spec))))
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
         return spec
-    name = spec.get("name")
+    settings = cast("Mapping[str, Any]", spec)
+    name: Any = settings.get("name")
     if name not in OPERATORS:
         raise ValueError(f"Unknown operator {name!r}; one of {', '.join(OPERATORS)}.")
     module, cls = OPERATORS[name]
     operator = getattr(importlib.import_module(module), cls)
-    given = {k: v for k, v in spec.items() if k != "name"}
+    given = {k: v for k, v in settings.items() if k != "name"}
     allowed = [f.name for f in fields(operator)]
     if wrong := sorted(set(given) - set(allowed)):
         raise ValueError(
@@ -103,7 +105,7 @@ class Inpaint:
         object.__setattr__(self, "_known", mask)
 
     def A(self, x: Tensor) -> Tensor:
-        known: Tensor = self._known  # pyright: ignore[reportAttributeAccessIssue]
+        known: Tensor = cast(Any, self)._known
         if known.shape[-2:] != x.shape[-2:] or (
             known.ndim == 3 and len(known) not in (1, x.shape[1])
         ):
@@ -160,7 +162,7 @@ class Matrix:
                 f"not {tuple(self.matrix.shape)}."
             )
         if self.inverse is None:
-            object.__setattr__(self, "inverse", torch.linalg.pinv(self.matrix))
+            object.__setattr__(self, "inverse", _linalg.pinv(self.matrix))
 
     def A(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.matrix.to(x).T
@@ -185,14 +187,14 @@ class CompressedSensing:
         size = torch.Size(self.shape).numel()
         generator = torch.Generator().manual_seed(self.seed)
         draws = torch.randn(size, max(1, round(self.ratio * size)), generator=generator)
-        rows = torch.linalg.qr(draws).Q.T.contiguous()
+        rows: Tensor = _linalg.qr(draws).Q.T.contiguous()
         object.__setattr__(self, "_matrix", Matrix(rows, tuple(self.shape), rows.T.contiguous()))
 
     def A(self, x: Tensor) -> Tensor:
-        return self._matrix.A(x)  # pyright: ignore[reportAttributeAccessIssue]
+        return cast(Any, self)._matrix.A(x)
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        return self._matrix.A_dagger(y)  # pyright: ignore[reportAttributeAccessIssue]
+        return cast(Any, self)._matrix.A_dagger(y)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from sampler.core.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_table
 from sampler.registry.constraints import Positive, checked
+
+_fft: Any = torch.fft  # whose functions have no types
+_linalg: Any = torch.linalg
 
 
 @checked("hdr")
@@ -40,13 +43,13 @@ class PhaseRetrieval:
     pad: Annotated[int, Ge(0)] = 64
 
     def A(self, x: Tensor) -> Tensor:
-        x = torch.fft.ifftshift(F.pad(x, (self.pad,) * 4), dim=(-2, -1))
-        spectrum = torch.fft.fftshift(torch.fft.fft2(x, norm="ortho"), dim=(-2, -1))
+        x = _fft.ifftshift(F.pad(x, (self.pad,) * 4), dim=(-2, -1))
+        spectrum: Tensor = _fft.fftshift(_fft.fft2(x, norm="ortho"), dim=(-2, -1))
         return spectrum.abs()
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        spectrum = torch.fft.ifftshift(y, dim=(-2, -1)).to(torch.complex(y[:0], y[:0]).dtype)
-        x = torch.fft.fftshift(torch.fft.ifft2(spectrum, norm="ortho"), dim=(-2, -1)).abs()
+        spectrum = _fft.ifftshift(y, dim=(-2, -1)).to(torch.complex(y[:0], y[:0]).dtype)
+        x: Tensor = _fft.fftshift(_fft.ifft2(spectrum, norm="ortho"), dim=(-2, -1)).abs()
         return x[..., self.pad : x.shape[-2] - self.pad, self.pad : x.shape[-1] - self.pad]
 
 
@@ -76,7 +79,7 @@ class JPEG:
         rounded = scaled + (scaled.round() - scaled).detach()
         blocks = cosine.T @ (rounded * table) @ cosine
         ycc = blocks.permute(0, 1, 2, 4, 3, 5).reshape(batch, 3, height, width)
-        back = torch.linalg.inv(colour.double()).to(x)
+        back: Tensor = _linalg.inv(colour.double()).to(x)
         return torch.einsum("ij,bjhw->bihw", back, ycc) / 127.5
 
     def A_dagger(self, y: Tensor) -> Tensor:

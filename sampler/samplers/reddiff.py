@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 from annotated_types import DocInfo, Ge, Lt, Predicate
 
@@ -40,7 +40,7 @@ class Fit(NamedTuple):
     mu: Any
     first: Any
     second: Any
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     x0: Any
     total: Any
     averaged: int
@@ -197,7 +197,7 @@ class REDDiff(SamplerBase):
 
     @property
     def _measurement(self) -> Measurement:
-        return self._measured  # pyright: ignore[reportAttributeAccessIssue]
+        return cast(Any, self)._measured
 
 
 def _shared_noise(index: int, like: Any) -> Any:
