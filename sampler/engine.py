@@ -106,8 +106,10 @@ class Engine(Loop):
         rule_spec, grid = registry.spec_of(rule), adapter.grid(steps, size)
         method = bind_sampler(method, SamplerContext(adapter, grid, rule_spec, size))
         if out is not None:
-            if image is not None or output != "pil":
-                raise ValueError("out= stores images of prompts; leave out image= and output=.")
+            if image is not None or output != "pil" or graph is True:
+                raise ValueError(
+                    "out= stores images of prompts; leave out image=, output= and graph=."
+                )
             if adapter.frames is not None:
                 raise ValueError("out= stores images, and this pipeline generates videos.")
             request = GenerateRequest(jobs, size, steps, method, rule, cut)

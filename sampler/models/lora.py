@@ -39,6 +39,7 @@ _ALGORITHMS = {
     "on_input": "an IA3",
     "base_model.model.": "an adapter of the library peft, without the pipeline's prefixes",
 }
+_UP = ".lora_up.weight"  # of kohya's files, which have an alpha for every layer
 _PAIRS = {
     ".lora_A.": ".lora_B.",
     ".lora_down.": ".lora_up.",
@@ -161,7 +162,8 @@ def _load_all(parts: dict[str, nn.Module], loras: Sequence[tuple[Path, float]], 
             except (ModelError, MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # any error of the loaders on an unknown layout
-                raise _unfitting(path, tensors, target, _reason(error, tensors)) from error
+                foreign = [key for key in tensors if "lora" not in key] or tensors
+                raise _unfitting(path, foreign, target, _reason(error, tensors)) from error
             if unused := _unused(tensors, parts, name):
                 more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
                 why = f"no layer takes its tensor {unused[0]}{more}"
@@ -181,10 +183,16 @@ def _load_all(parts: dict[str, nn.Module], loras: Sequence[tuple[Path, float]], 
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Refuses non-finite weights, and a factor without the other of its pair."""
+    """Refuses non-finite weights, a factor without its twin, and an alpha without its layer."""
+    layers = {key[:k] for key in tensors if not key.endswith(".alpha")
+              for k, letter in enumerate(key) if letter == "."}  # fmt: skip
     for key, tensor in tensors.items():
         if not bool(tensor.float().isfinite().all()):
             raise ModelError(f"{path} has nan or infinity in {key}; it is damaged.")
+        if key.endswith(".alpha") and tensor.numel() != 1:
+            raise ModelError(f"{path} has {tuple(tensor.shape)} in {key}, which is one number.")
+        if key.endswith(".alpha") and key.removesuffix(".alpha") not in layers:
+            raise ModelError(f"{path} has {key} without the layer's weights; it is incomplete.")
         for one, other in _PAIRS.items():
             for first, second in ((one, other), (other, one)):
                 twin = key.replace(first, second)
@@ -195,14 +203,16 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors with alpha/rank folded into B where the alphas differ between layers.
 
-    The stock loaders of UNets and text encoders apply one alpha to all attention layers then.
+    The stock loaders of UNets and text encoders apply one alpha to all attention layers then, also
+    to a layer without one, whose alpha is its rank.
     """
     alphas = {k: float(v) for k, v in tensors.items() if k.endswith(".alpha")}
-    if len(set(alphas.values())) < 2:
+    complete = len(alphas) in (0, sum(key.endswith(_UP) for key in tensors))
+    if len(set(alphas.values())) < 2 and complete:
         return tensors
     folded = {k: v for k, v in tensors.items() if k not in alphas}
     for key, alpha in alphas.items():
-        up = f"{key.removesuffix('.alpha')}.lora_up.weight"
+        up = key.removesuffix(".alpha") + _UP
         if up not in folded:
             return tensors
         folded[up] = tensors[up].float() * (alpha / tensors[up].shape[1])
@@ -214,12 +224,12 @@ def _unused(tensors: dict[str, Tensor], parts: dict[str, nn.Module], name: str) 
 
     Loaders of transformers split and scale tensors; there the numbers of elements are compared.
     """
-    loaded = [
-        parameter.detach().cpu()
-        for part in parts.values()
-        for key, parameter in part.named_parameters()
-        if f".{name}" in key
-    ]
+    loaded: list[Tensor] = []
+    for key, parameter in (p for part in parts.values() for p in part.named_parameters()):
+        if f".{name}" in key and parameter.device.type == "meta":
+            raise ModelError(f"The file is incomplete: it has no values for {key}.")
+        if f".{name}" in key:
+            loaded.append(parameter.detach().cpu())
     shapes: dict[torch.Size, list[Tensor]] = {}
     for parameter in loaded:
         shapes.setdefault(parameter.shape, []).append(parameter)

@@ -142,7 +142,9 @@ def _check_text(text: str | None, key: str, where: str, limits: Limits) -> None:
         return
     if len(text) > limits.max_prompt_chars:
         limit = limits.max_prompt_chars
-        raise UsageError(f"{where}: {key}: the text has more than {limit} characters.")
+        raise UsageError(
+            f"{where}: {key}: the text has more than {limit} characters (limits.max_prompt_chars)."
+        )
     if bad := _FORBIDDEN.search(text):
         code = ord(bad[0])
         raise UsageError(f"{where}: {key}: holds the control character U+{code:04X}.")

@@ -63,13 +63,17 @@ def line_settings(
         {name: planned(name, value) for name, value in {**base.inputs, **line.inputs}.items()},
     )
     if settings.steps > limits.max_steps:
-        raise ValueError(f"steps: {settings.steps} is more than {limits.max_steps}.")
+        raise ValueError(
+            f"steps: {settings.steps} is more than {limits.max_steps} (limits.max_steps)."
+        )
     for name in ("height", "width"):
         if (value := getattr(settings, name)) and value % 8:
             raise ValueError(f"{name} = {value} must be a multiple of 8.")
     pixels = (settings.height or 0) * (settings.width or 0)
     if pixels > limits.max_pixels or max(settings.height or 0, settings.width or 0) > 65_536:
-        raise ValueError(f"width, height: more than {limits.max_pixels} pixels.")
+        raise ValueError(
+            f"width, height: more than {limits.max_pixels} pixels (limits.max_pixels)."
+        )
     return settings
 
 

@@ -118,6 +118,7 @@ FIELDS = {
     "prompts.wildcards": ("words", NEITHER),
     "prompts.expand": ("random", NEITHER),
     "prompts.on_bad_row": ("skip", NEITHER),
+    "prompts.extra_columns": ("keep", NEITHER),
     "output.dir": ("elsewhere", NEITHER),
     "output.format": ("png", NEITHER),
     "output.metadata": ("none", NEITHER),
