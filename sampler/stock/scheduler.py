@@ -27,6 +27,9 @@ from sampler.stock.requested_grid import requested_grid
 from sampler.stock.step_seeds import NOT_PASSED, step_seeds
 from sampler.types import Level, SamplerBase, Span, spans
 
+# Arguments of the steps of Euler and Heun schedulers, with the values that change nothing.
+_NEUTRAL = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
+
 
 def scheduler(sampler: Any, base: Any) -> SamplerScheduler:
     """Build a scheduler from a sampler (name, {"name": ..., field: ...} or instance).
@@ -159,14 +162,19 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         use_clipped_model_output: bool | None = None,
         generator: Any = NOT_PASSED,
         return_dict: bool = True,
+        **others: Any,
     ) -> SchedulerOutput | tuple[Tensor]:
         """Take one step; noise is seeded at the first step of a run, see `step_seeds`.
 
         Channels of a learned variance are dropped. Raises ValueError for a timestep that is not the
         next one of the grid, for eta, which is a setting of the sampler, for a two-evaluation
-        sampler that takes over a run midway, and for a pipeline made for levels of another kind.
+        sampler that takes over a run midway, for a pipeline made for levels of another kind, for
+        timesteps that differ within the batch, and for other arguments of the replaced scheduler's
+        `step`, unless they change nothing.
         """
         self._refuse(eta, use_clipped_model_output, return_dict)
+        self._refuse_others(others)
+        timestep = _common(timestep)
         index = self._first(timestep) if self._index is None else self._index
         if index >= len(self._spans) or float(timestep) != self._t[index]:
             raise ValueError(
@@ -222,6 +230,17 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
                 f"for its own steps, and the replaced scheduler has {self.schedule.process} "
                 "levels; start from the scheduler that the pipeline came with."
             )
+
+    def _refuse_others(self, others: Mapping[str, Any]) -> None:
+        """Raise ValueError for an argument of another scheduler's `step` that changes the step."""
+        for name, value in others.items():
+            neutral = name in _NEUTRAL and value == _NEUTRAL[name]
+            if value is not None and not neutral:
+                raise ValueError(
+                    f"{name} is an argument of {self.config['base'].get('_class_name')}.step that "
+                    f"{self.method.name} has no place for; keep the scheduler that the pipeline "
+                    "came with."
+                )
 
     def _check_start(self, index: int) -> None:
         inside = index and self._spans[index].now not in self._grid
@@ -279,3 +298,16 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         if self._x is not None and torch.equal(self._x.to(sample.dtype), sample):
             return self._x
         return sample.float()
+
+
+def _common(timestep: Any) -> Any:
+    """The timestep of a batch. Raises ValueError for samples at different ones."""
+    if not isinstance(timestep, Tensor) or timestep.numel() == 1:
+        return timestep
+    first = timestep.flatten()[0]
+    if bool((timestep != first).any()):
+        raise ValueError(
+            "The samples of this batch are at different timesteps, and a drop-in scheduler takes "
+            "one step for all; keep the scheduler that the pipeline came with."
+        )
+    return first

@@ -381,3 +381,21 @@ def test_refusals(tmp_path):
 
     with pytest.raises(ValueError, match="not known"):
         sampler.scheduler("ghvb", ScoreSdeVeScheduler())
+
+
+def test_other_arguments_of_a_step_are_neutral_or_refused_by_name():
+    drop = sampler.scheduler("ab", EulerDiscreteScheduler(**tiny.BETAS))
+    x = torch.randn(2, 4, 8, 8)
+    drop.set_timesteps(4)
+    t = drop.timesteps[0]
+    plain = drop.step(x, t, x).prev_sample
+    neutral = {"s_churn": 0.0, "s_noise": 1.0, "per_token_timesteps": None}
+    drop.set_timesteps(4)
+    assert torch.equal(drop.step(x, t.expand(2), x, **neutral).prev_sample, plain)
+    drop.set_timesteps(4)
+    for name, value in (("s_churn", 0.5), ("per_token_timesteps", x), ("r_timestep", t)):
+        with pytest.raises(ValueError, match=f"{name} is an argument of EulerDiscreteSched"):
+            drop.step(x, t, x, **{name: value})
+    with pytest.raises(ValueError, match="at different timesteps"):
+        drop.step(x, drop.timesteps[:2], x)
+    assert torch.equal(drop.step(x, t, x).prev_sample, plain)
