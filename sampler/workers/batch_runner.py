@@ -23,6 +23,7 @@ from sampler.core.binding import SamplerContext, bind_sampler
 from sampler.core.errors import SamplerError
 from sampler.core.images import to_pixels
 from sampler.core.loop import Loop
+from sampler.core.prompt_weights import UNREAD, has_weights
 from sampler.runs.jobs import Job, JobSettings
 from sampler.types import Snapshot
 from sampler.workers.prompt_cache import PromptCache
@@ -152,8 +153,8 @@ class BatchRunner:
             if b in failures:
                 outcomes.append(failures[b])
                 continue
-            truncated = self.cache.warning(job.prompt)
-            warnings = tuple(note for note in (truncated, notes.get(b)) if note)
+            found = (self.cache.warning(job.prompt), self._unread(job), notes.get(b))
+            warnings = tuple(note for note in found if note)
             outcomes.append(GeneratedImage(pixels[b], nfe[b], ms, len(jobs), warnings))
         return outcomes
 
@@ -167,14 +168,21 @@ class BatchRunner:
         images, nfe = engine.call_stock(samples, settings[0], rule, self._watch_stock)
         ms = round(1000 * (time.perf_counter() - started) / len(samples))
         outcomes: list[Outcome] = []
-        for image, count in zip(images, nfe, strict=True):
+        for job, image, count in zip(jobs, images, nfe, strict=True):
             if getattr(image, "mode", "") in ("RGB", "L"):
                 pixels = np.asarray(image.convert("RGB"))
-                outcomes.append(GeneratedImage(pixels, count, ms, len(jobs)))
+                unread = self._unread(job)
+                warnings = (unread,) if unread else ()
+                outcomes.append(GeneratedImage(pixels, count, ms, len(jobs), warnings))
             else:
                 message = f"the pipeline made {type(image).__name__}, and run folders hold images"
                 outcomes.append(Failure("exception", "output", message))
         return outcomes
+
+    def _unread(self, job: Job) -> str | None:
+        """Warning for prompt weights that the pipeline takes as text."""
+        reads = getattr(self.engine.pipeline, "prompt_weights", None) is not None
+        return UNREAD if not reads and has_weights((job.prompt, job.negative_prompt)) else None
 
     def _watch_stock(self, snapshot: Snapshot) -> None:
         """Raise Stopped on request, and an error where a sample stops being finite."""
