@@ -58,7 +58,8 @@ def test_every_option_is_read_by_its_command(name):
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         options = getattr(parameter.annotation, "__metadata__", ())
         declared = [(option.default, *(option.param_decls or ())) for option in options]
-        given = {flag for names in declared for flag in names if isinstance(flag, str)}
+        names = [name for one in declared for name in one if isinstance(name, str)]
+        given = {flag for name in names for flag in name.split("/")}
         given = given or {f"--{parameter.name.replace('_', '-')}"}
         callback = any(option.callback for option in options)
         if parameter.name not in read and not given & flags and not callback:
