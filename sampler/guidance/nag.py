@@ -33,8 +33,8 @@ class NAG(GuidanceBase):
         z = α·z̃·min(1, τ/ρ) + (1 − α)·z⁺
 
     For few-step models, whose images CFG spoils or whose scale is an input. In UNets the
-    cross-attention alone is done twice, and a sample costs one row. Transformers take two rows:
-    both prompts go through the network, and the image's tokens attend to both.
+    cross-attention alone is done twice, for one evaluation. Transformers take two evaluations: both
+    prompts go through the network, and the image's tokens attend to both.
 
     rule: the rule inside, which plans everything else: "none", `embedded`, `student`, or one with
         an unconditional branch, whose conditional branch is guided.

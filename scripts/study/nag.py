@@ -70,7 +70,7 @@ def _made(engine: Any, rule: Any, seed: int, count: int) -> tuple[Any, dict[str,
     negative = None if rule is INNER else f"on a {AVOIDED} background"
     options: dict[str, Any] = {"steps": 4, "output": "tensor", "batch_size": 16}
     began = time.process_time()
-    made = engine.generate(texts, negative, seeds=1000 * seed, guidance=rule, **options)
+    made = engine.generate(texts, negative=negative, seeds=1000 * seed, guidance=rule, **options)
     spent = (time.process_time() - began) / count
     rows = sum(made.nfe) / count
     return made.images, {"images": count, "rows": rows, "cpu_seconds_per_image": round(spent, 4)}
