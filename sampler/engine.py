@@ -22,6 +22,7 @@ from sampler.core.batch import (
 from sampler.core.binding import SamplerContext, bind_sampler
 from sampler.core.graphs import graphed
 from sampler.core.loop import Loop
+from sampler.core.spacings import count_of
 from sampler.registry.constraints import as_int
 from sampler.workers.from_python import GenerateRequest, generate_into
 
@@ -53,6 +54,7 @@ class Engine(Loop):
         out: Any = None,
         graph: bool | Literal["auto"] = False,
         inputs: Mapping[str, Any] | None = None,
+        grid: Any = None,
     ) -> Result:
         """Generate n images per prompt, in the order of the prompts.
 
@@ -70,20 +72,30 @@ class Engine(Loop):
         is None. graph: replay a CUDA graph of the first batch for those that follow; "auto": where
         that is possible and pays. The images are the same. inputs: further arguments of the stock
         pipeline's call by name (IP-Adapter images, ...); with them that call makes the images, as
-        for classes without an adapter (`HostedEngine.generate`).
+        for classes without an adapter (`HostedEngine.generate`). grid: the levels instead of the
+        model's own: a name ("karras", "beta", ...), {"name": ..., setting: ...}, or a list, whose
+        length is then the number of steps; see `Schedule.grid`.
 
         Raises, before any network call, ValueError for an empty prompt list, counts that do not
         match, and what the strategies and the schedule reject; UsageError without a pipeline, and
         for graph = True without a CUDA device. With out also IncompleteError (failed images),
         RunFolderError (a folder of another plan, or in use), StorageError and MemoryLimitError.
         """
+        steps = count_of(grid) or steps
         if inputs is not None:
             hosted: Any = self.as_hosted()
             return hosted.generate(
                 prompts, negative=negative, seeds=seeds, n=n, steps=steps, height=height,
                 width=width, sampler=sampler, guidance=guidance, batch_size=batch_size,
                 output=output, progress=progress, image=image,
-                strength=strength, out=out, graph=graph, inputs=inputs,
+                strength=strength, out=out, graph=graph, inputs=inputs, grid=grid,
+            )  # fmt: skip
+        if grid is not None:
+            return self.with_grid(grid).generate(
+                prompts, negative=negative, seeds=seeds, n=n, steps=steps, height=height,
+                width=width, sampler=sampler, guidance=guidance, batch_size=batch_size,
+                output=output, progress=progress, image=image, strength=strength, out=out,
+                graph=graph,
             )  # fmt: skip
         adapter, started = self.pipeline, time.perf_counter()
         method, rule = self.build_sampler(sampler), self.build_guidance(guidance)
@@ -103,8 +115,8 @@ class Engine(Loop):
                 stacklevel=2,
             )
         size = adapter.size(height, width)
-        rule_spec, grid = registry.spec_of(rule), adapter.grid(steps, size)
-        method = bind_sampler(method, SamplerContext(adapter, grid, rule_spec, size))
+        rule_spec, levels = registry.spec_of(rule), adapter.grid(steps, size)
+        method = bind_sampler(method, SamplerContext(adapter, levels, rule_spec, size))
         if out is not None:
             if image is not None or output != "pil" or graph is True:
                 raise ValueError(
@@ -112,7 +124,7 @@ class Engine(Loop):
                 )
             if adapter.frames is not None:
                 raise ValueError("out= stores images, and this pipeline generates videos.")
-            request = GenerateRequest(jobs, size, steps, method, rule, cut)
+            request = GenerateRequest(jobs, size, steps, method, rule, cut, adapter.spacing)
             return generate_into(self, str(out), request, progress)
         latents: list[torch.Tensor] = []
         images: list[torch.Tensor] = []
@@ -143,6 +155,7 @@ class Engine(Loop):
             **{"n": 1, "steps": steps, "height": size[0], "width": size[1]},
             **{"sampler": registry.spec_of(method), "guidance": rule_spec},
             **{"batch_size": cut, "output": output},
+            **({} if adapter.spacing is None else {"grid": adapter.spacing}),
             **({} if image is None else {"image": image, "strength": strength}),
         }
         return Result(

@@ -14,7 +14,7 @@ from sampler.cli.report import Report
 Row = dict[str, Any]
 
 
-@takes_model_options(leave_out=("path", "drop_encoders"))
+@takes_model_options(leave_out=("path", "drop_encoders", "grid"))
 def command(
     path: Annotated[
         str | None,

@@ -33,7 +33,8 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
         # Its tensors are too small to share: a second thread costs more in waiting than it gives.
         torch.set_num_threads(1)
     try:
-        return sampler.load(model.path, download=download, **load_arguments(model))
+        engine = sampler.load(model.path, download=download, **load_arguments(model))
+        return engine.with_grid(model.grid)
     except (SamplerError, ValueError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:

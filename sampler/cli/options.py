@@ -168,7 +168,7 @@ def _parameter(key: str, name: str) -> inspect.Parameter:
         metavar=entry.metadata["metavar"],
         callback=_check_device if name == "device" else None,
     )
-    kind = list[str] if kind == tuple[str, ...] else kind
+    kind = {tuple[str, ...]: list[str]}.get(kind, str if name == "grid" else kind)
     annotation = Annotated[kind | None, option]
     return inspect.Parameter(
         key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation

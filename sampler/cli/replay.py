@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sampler.runs.folder import RunFolder
 
 
-@takes_model_options(leave_out=("drop_encoders",))
+@takes_model_options(leave_out=("drop_encoders", "grid"))
 def command(
     what: Annotated[str, typer.Argument(help="RUN#KEY (or RUN#NUMBER), or an image.")],
     out: Annotated[

@@ -21,7 +21,7 @@ from sampler.cli.options import (
 from sampler.cli.report import Report
 
 
-@takes_model_options()
+@takes_model_options(leave_out=("grid",))
 def command(
     run: Run,
     retry_errors: Annotated[

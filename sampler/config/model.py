@@ -47,8 +47,9 @@ class ModelConfig:
     path: a diffusers folder, a Hub id or a .safetensors file; null is the bundled model. config:
     folder with the configurations of a single file. dtype, device, attention: auto is the default
     of `sampler.load`. lora: PATH or PATH:weight each. student: folder of a student made by
-    `sampler finetune`; its sampler, guidance and steps become the defaults. drop_encoders: encode
-    all texts of a run first and free the text encoders before denoising.
+    `sampler finetune`; its sampler, guidance and steps become the defaults. grid: noise levels
+    instead of the model's own, see `Schedule.grid`; recorded with every image. drop_encoders:
+    encode all texts of a run first and free the text encoders before denoising.
     """
 
     path: str | None = _option(
@@ -82,6 +83,13 @@ class ModelConfig:
     vae_tiling: bool = _option(False, "value", "Decode large images in tiles.")
     vae_slicing: bool = _option(False, "none", "Decode one image at a time.")
     compile: bool = _option(False, "value", "Compile the repeated blocks of the network.")
+    grid: str | dict[str, Any] | list[float] | None = _option(
+        None,
+        "none",
+        "Grid of noise levels: karras, beta, ...; or numbers.",
+        metavar="NAME|SIGMA,...",
+        load=False,
+    )
     drop_encoders: bool = _option(
         False, "none", "Free the text encoders before denoising.", load=False
     )

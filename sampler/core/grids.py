@@ -90,12 +90,6 @@ def consistency_timesteps(steps: int, count: int, origin: int) -> list[int]:
     return [known[math.floor(i)] for i in np.linspace(0, origin, steps, endpoint=False)]
 
 
-def karras(low: float, high: float, steps: int, rho: float) -> list[float]:
-    """Ramp of sigma/alpha from high to low: Karras et al. (2022), arXiv:2206.00364, eq. 5."""
-    a, b = high ** (1 / rho), low ** (1 / rho)
-    return [(a + u * (b - a)) ** rho for u in np.linspace(0, 1, steps).tolist()]
-
-
 @dataclass(frozen=True)
 class FlowSpread:
     """Spacing of a flow-matching scheduler's times in 0..1; `count` times in training.

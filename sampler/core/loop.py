@@ -91,6 +91,16 @@ class Loop:
         """Call the stock pipeline; return one image per job and their NFE."""
         raise NotImplementedError
 
+    def with_grid(self: L, spacing: Any) -> L:
+        """Return the same engine with another grid of levels; None keeps its own.
+
+        Raises ValueError for an unknown grid, UsageError without a pipeline.
+        """
+        if spacing is None:
+            return self
+        pipeline = self.pipeline.with_grid(spacing)
+        return type(self)(self.denoiser, pipeline, self.sampler, self.guidance)
+
     def build_sampler(self, spec: Any) -> Sampler:
         """Build a sampler; None is the engine's own."""
         return self.sampler if spec is None else registry.build("sampler", spec)

@@ -33,7 +33,7 @@ import torch
 from sampler_kernels import Lin
 from torch import Tensor
 
-from sampler.core import grids
+from sampler.core import grids, spacings
 from sampler.core.grids import dynamic_mu
 from sampler.core.schedulers import SCHEDULERS
 from sampler.registry.constraints import as_int
@@ -41,6 +41,7 @@ from sampler.types import Level, Prediction
 
 Spacing = Literal["leading", "trailing", "linspace", "karras"]
 Final = Literal["zero", "sigma_min"]
+PLAIN = ("leading", "trailing", "linspace")
 SPACINGS = ("leading", "trailing", "linspace", "karras")
 MAX_STEPS = 1000
 
@@ -53,8 +54,6 @@ _SIGMA_UNITS = ("Euler", "Heun", "LMS", "KDPM2")
 _FINAL_SIGMA_MIN = ("DEIS", "SASolver")
 # Settings that change the levels in unsupported ways: {name: harmless values}.
 _UNKNOWN: dict[str, tuple[Any, ...]] = {
-    "use_exponential_sigmas": (False,),
-    "use_beta_sigmas": (False,),
     "use_lu_lambdas": (False,),
     "trained_betas": (),
     "interpolation_type": ("linear",),
@@ -85,6 +84,7 @@ class Schedule:
     follows the image size, None for a static one.
     origin: number of timesteps that a latent consistency model was distilled on, 0 for other
     models. timestep_scaling: s = timestep_scaling·t in its boundary factors, see `predict`.
+    ramp: "exponential" or "beta_sigmas" as the default of `grid`, "karras" on flow models.
     """
 
     process: Literal["vp", "edm", "flow", "consistency"]
@@ -108,6 +108,7 @@ class Schedule:
     dynamic: Mapping[str, Any] | None = None
     origin: int = 0
     timestep_scaling: float = 10.0
+    ramp: str | None = None
 
     @staticmethod
     def from_config(config: Mapping[str, Any], scheduler: str = "") -> Schedule:
@@ -182,6 +183,7 @@ class Schedule:
             round_karras=open_end and not (cosine and name.startswith("DPMSolver")),
             sigma_min=config.get("sigma_min") if sigma_units else None,
             sigma_max=config.get("sigma_max") if sigma_units else None,
+            ramp=_ramp_of(config),
         )
 
     @staticmethod
@@ -202,10 +204,15 @@ class Schedule:
     def flow(config: Mapping[str, Any], name: str = "FlowMatchEulerDiscreteScheduler") -> Schedule:
         """Build a flow-matching schedule; its shift is static or follows the image size (`mu`).
 
-        Raises ValueError for Karras' ramp over flow times.
+        Raises ValueError for a ramp over flow times in schedulers that shift it once more.
         """
-        if config.get("use_karras_sigmas"):
-            raise ValueError(f"{name}: use_karras_sigmas is not supported for flow matching.")
+        ramp = "karras" if config.get("use_karras_sigmas") else _ramp_of(config)
+        if ramp is not None and "FlowMatchEuler" not in name:
+            raise ValueError(
+                f"{name}: use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas are not "
+                "supported for flow matching here; use grid = 'karras', 'exponential' or "
+                "'beta_sigmas'."
+            )
         names = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
         wanted = (*names, "time_shift_type")
         dynamic = bool(config.get("use_dynamic_shifting"))
@@ -226,6 +233,7 @@ class Schedule:
             shift=config.get("flow_shift") or config.get("shift") or 1.0,
             terminal=config.get("shift_terminal") or None,
             dynamic={n: config[n] for n in wanted if n in config} if dynamic else None,
+            ramp=ramp,
         )
 
     def level(self, t: float) -> Level:
@@ -264,35 +272,46 @@ class Schedule:
     def grid(
         self,
         steps: int,
-        spacing: Spacing | None = None,
+        spacing: Any = None,
         final: Final | None = None,
         mu: float | None = None,
         sigmas: Sequence[float] | None = None,
     ) -> tuple[Level, ...]:
         """Return the steps + 1 levels of a run, noisy first; the last is never evaluated.
 
-        spacing: "leading", "trailing", "linspace" or "karras"; final: "zero" (alpha = 1,
-        sigma = 0) or "sigma_min" (the least noise of training; of a flow model that of the
-        scheduler, else of the last step); both default to the scheduler's own. mu: shift exponent
-        of a flow model with dynamic shifting. sigmas: `steps` flow times before the shift, instead
-        of the scheduler's.
+        spacing: "leading", "trailing", "linspace", "karras", a name of `spacings`, {"name": ...,
+        setting: ...}, `steps` numbers (noise, or timesteps), or {"sigmas" | "timesteps" | "times":
+        numbers}: sigma/alpha, on flow models sigma after the shift, times before it. final: "zero"
+        (alpha = 1, sigma = 0) or "sigma_min" (the least noise of training; of a flow model that of
+        the scheduler, else of the last step); both default to the scheduler's own. mu: shift
+        exponent of a flow model with dynamic shifting. sigmas: `steps` flow times before the
+        shift, instead of the scheduler's.
 
         Raises ValueError for steps outside 1..1000 (or more than the training steps), an unknown
         spacing, and a first level without signal under an eps-prediction.
         """
         steps = as_int(steps, "steps")
-        limit = min(MAX_STEPS, self.train_steps - (self.open_end and self.process == "vp"))
+        one_more = self.open_end and self.process == "vp" and spacing in (None, *PLAIN)
+        limit = min(MAX_STEPS, self.train_steps - one_more)
         distilled = self.origin > 0 and spacing is None
         limit = min(limit, self.origin) if distilled else limit
         if not 1 <= steps <= limit:
             raise ValueError(f"steps = {steps} must lie in 1..{limit}.")
-        if spacing not in (None, *SPACINGS):
-            raise ValueError(f"spacing = {spacing!r} must be one of {', '.join(SPACINGS)}.")
+        chosen = None
+        if not isinstance(spacing, str | None) or spacing not in (None, *SPACINGS):
+            chosen = spacings.parsed(spacing)
+        elif spacing == "karras" and self.process == "flow":
+            chosen = spacings.parsed("karras")
         if final not in (None, "zero", "sigma_min"):
             raise ValueError(f"final = {final!r} must be 'zero' or 'sigma_min'.")
         if sigmas is not None and (self.process != "flow" or len(sigmas) != steps):
             raise ValueError(f"sigmas are {steps} flow times, for flow matching only.")
-        if self.process == "flow":
+        if isinstance(chosen, spacings.Listed):
+            levels = self._listed_levels(steps, chosen, mu)
+        elif chosen is not None:
+            found = spacings.places(chosen.name, self._axis(mu), steps, chosen.options)
+            levels = self._placed(found)
+        elif self.process == "flow":
             levels = self._flow_levels(steps, mu, sigmas)
         elif self.process == "edm":
             levels = [Level(0.25 * math.log(s), 1.0, s) for s in self._ramp(steps, 1.0, 1.0)]
@@ -300,7 +319,9 @@ class Schedule:
             times = grids.consistency_timesteps(steps, self.train_steps, self.origin)
             levels = [self.level(t) for t in times]
         elif spacing == "karras" or (spacing is None and self.karras):
-            levels = self._karras_levels(steps)
+            levels = self._ramp_levels(steps, "karras", as_stock=spacing is None)
+        elif spacing is None and self.ramp is not None:
+            levels = self._ramp_levels(steps, self.ramp)
         else:
             levels = [self.level(t) for t in self._timesteps(steps, spacing or self.spacing)]
         if levels[0].alpha == 0 and self.prediction == "eps":
@@ -370,16 +391,17 @@ class Schedule:
             steps, self.train_steps, spacing, self.offset, self.open_end, self.sigma_units
         )
 
-    def _ramp(self, steps: int, low: float, high: float) -> list[float]:
+    def _ramp(self, steps: int, low: float, high: float, name: str = "karras") -> list[float]:
         low = low if self.sigma_min is None else self.sigma_min
-        return grids.karras(
-            low, high if self.sigma_max is None else self.sigma_max, steps, self.rho
-        )
+        high = high if self.sigma_max is None else self.sigma_max
+        options = spacings.options_of(name, {"rho": self.rho} if name == "karras" else None)
+        return spacings.RAMPS[name](low, high, steps, options) if steps > 1 else [high]
 
-    def _karras_levels(self, steps: int) -> list[Level]:
-        """Karras' ramp; t by interpolation in log(sigma/alpha).
+    def _ramp_levels(self, steps: int, name: str, as_stock: bool = False) -> list[Level]:
+        """A ramp of sigma/alpha; t by interpolation in log(sigma/alpha).
 
         Its ends are those of the table or, for Euler schedulers, of the plain grid's levels.
+        as_stock: times are rounded even where that repeats one.
         """
         ratios = self._ratios()
         known = ratios[np.isfinite(ratios)]
@@ -389,28 +411,109 @@ class Schedule:
             index = np.arange(len(ratios))
             noisy, clean = (float(np.interp(times[i], index, ratios)) for i in (0, -1))
             ends = (clean, min(noisy, float(known[-1])))
-        sigmas = self._ramp(steps, *ends)
-        times = [self.time_of(s) for s in sigmas]
-        timesteps = [round(t) for t in times] if self.round_karras else times
-        return [_from_ratio(t, s) for t, s in zip(timesteps, sigmas, strict=True)]
+        sigmas = self._ramp(steps, *ends, name)
+        return self._placed([spacings.Place(s) for s in sigmas], as_stock)
+
+    def _axis(self, mu: float | None) -> spacings.Axis:
+        """The training levels, for named grids."""
+        N = self.train_steps
+        if self.process == "flow":
+            shift = self._shift(mu)
+
+            def shifted(place: float) -> float:
+                time = (place + 1) / N
+                return shift * time / (1 + (shift - 1) * time)
+
+            table = [shifted(j) for j in range(N)]
+            return spacings.Axis(table, shifted, N - 1, N * table[0] - 1, self.prediction)
+        if self.process == "edm":
+            table = self._ramp(N, 0.002, 80.0)[::-1]
+        else:
+            table = self._ratios().tolist()
+        logs = np.log(table)
+
+        def between(place: float) -> float:
+            low = math.floor(place)
+            if low == place:
+                return table[low]
+            if math.isinf(table[low + 1]):  # alpha falls to 0 along a line
+                alpha = (low + 1 - place) / math.sqrt(1 + table[low] ** 2)
+                return math.sqrt(1 - alpha * alpha) / alpha
+            return math.exp(logs[low] + (place - low) * (logs[low + 1] - logs[low]))
+
+        ends = (self.sigma_min, self.sigma_max)
+        return spacings.Axis(table, between, N - 1, 0, self.prediction, ends)
+
+    def _placed(self, found: Sequence[spacings.Place], as_stock: bool = False) -> list[Level]:
+        """Levels of places; times are rounded where they stay distinct, or `as_stock`."""
+        if self.process == "flow":
+            noise = self._stretched([place.noise for place in found])
+            return [self.level_of(self.train_steps * s, s) for s in noise]
+        if self.process == "edm":
+            return [Level(0.25 * math.log(p.noise), 1.0, p.noise) for p in found]
+        times = [self.time_of(p.noise) if p.time is None else p.time for p in found]
+        whole = [round(t) for t in times]
+        exact = all(t == w for t, w in zip(times, whole, strict=True))
+        if exact and found[0].time is not None:
+            return [self.level(t) for t in whole]
+        distinct = as_stock or len(set(whole)) == len(whole)
+        if self.round_karras and found[0].time is None and distinct:
+            times = whole
+        return [_from_ratio(t, p.noise) for t, p in zip(times, found, strict=True)]
+
+    def _listed_levels(self, steps: int, listed: spacings.Listed, mu: float | None) -> list[Level]:
+        """Levels given as numbers; ValueError for another number of them, or one out of range."""
+        unit, values = listed
+        if len(values) != steps:
+            raise ValueError(f"grid: {len(values)} levels are {len(values)} steps, not {steps}.")
+        axis = self._axis(mu)
+        if unit == "times" and self.process != "flow":
+            raise ValueError("grid: 'times' are flow times before the shift; use 'timesteps'.")
+        if unit == "times" or (unit == "timesteps" and self.process == "vp"):
+            top = 1.0 if unit == "times" else self.train_steps - 1
+            if values[0] > top:
+                raise ValueError(f"grid: {values[0]:g} must be at most {top:g} here.")
+            at = [self.train_steps * v - 1 if unit == "times" else v for v in values]
+            return self._placed([spacings.Place(axis.noise(t), t) for t in at])
+        if unit == "timesteps":
+            values = tuple(self.level(t).sigma for t in values)
+        if self.process == "flow" and values[0] > 1:
+            raise ValueError(f"grid: sigma = {values[0]:g} of a flow model must be at most 1.")
+        return self._placed([spacings.Place(v) for v in values])
+
+    def _stretched(self, sigmas: list[float]) -> list[float]:
+        if self.terminal is None or sigmas[-1] >= 1:
+            return sigmas
+        factor = (1 - self.terminal) / (1 - sigmas[-1])
+        return [1 - (1 - s) * factor for s in sigmas]
+
+    def _shift(self, mu: float | None) -> float:
+        """Shift of the flow times. Raises ValueError for a dynamic one without `mu`."""
+        if self.dynamic is None:
+            return self.shift
+        if mu is None:
+            raise ValueError("This flow model shifts its grid by the image size: give mu.")
+        return mu if self.dynamic.get("time_shift_type") == "linear" else math.exp(mu)
 
     def _flow_levels(
         self, steps: int, mu: float | None, sigmas: Sequence[float] | None
     ) -> list[Level]:
-        shift = self.shift
-        if self.dynamic is not None:
-            if mu is None:
-                raise ValueError("This flow model shifts its grid by the image size: give mu.")
-            shift = mu if self.dynamic.get("time_shift_type") == "linear" else math.exp(mu)
         spread = grids.FlowSpread(
             self.train_steps,
-            shift,
+            self._shift(mu),
             self.dynamic is None,
             self.open_end,
             self.from_zero,
             self.terminal,
         )
         times, timesteps = spread.times(steps, sigmas)
+        if (
+            self.ramp is not None
+        ):  # between the ends of the shifted times, as in the stock scheduler
+            options = spacings.options_of(self.ramp)
+            ramp = spacings.RAMPS[self.ramp]
+            times = ramp(times[-1], times[0], steps, options) if steps > 1 else times
+            timesteps = [self.train_steps * s for s in times]
         return [self.level_of(t, s) for t, s in zip(timesteps, times, strict=True)]
 
     def _last(self, final: str, evaluated: Level) -> Level:
@@ -436,6 +539,13 @@ def clipped(pred: Prediction, x: Tensor, config: Mapping[str, Any], scheduler: s
     x0 = pred.x0.tensor().clamp(-reach, reach)
     keeps = scheduler.startswith("DDIM")
     return Prediction.from_x0(x, x0, pred.level, eps=pred.eps if keeps else None)
+
+
+def _ramp_of(config: Mapping[str, Any]) -> str | None:
+    """The ramp that a scheduler's configuration asks for beside Karras'."""
+    if config.get("use_exponential_sigmas"):
+        return "exponential"
+    return "beta_sigmas" if config.get("use_beta_sigmas") else None
 
 
 def _from_ratio(t: float, ratio: float) -> Level:

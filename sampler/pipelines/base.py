@@ -22,6 +22,7 @@ from sampler.core.denoisers import BatchedDenoiser, stack
 from sampler.core.errors import ModelError
 from sampler.core.locks import exclusive
 from sampler.core.schedule import Schedule
+from sampler.core.spacings import parsed
 from sampler.pipelines.negative import TEXT, layout_of, mixed, paired
 from sampler.types import Cond, Level, Prediction
 
@@ -87,6 +88,7 @@ class Adapter(BatchedDenoiser):
     student: Mapping[str, Any] | None = None  # manifest of the model "student"
     frames: int | None = None  # of a video
     levels: str = ""
+    spacing: Any = None  # grid instead of the scheduler's own, see `Schedule.grid`
 
     def __init__(self, pipe: Any, weak: Any = None) -> None:
         self.pipe = pipe
@@ -208,7 +210,18 @@ class Adapter(BatchedDenoiser):
 
     def grid(self, steps: int, size: tuple[int, int]) -> tuple[Level, ...]:
         """Return the levels of a run for this image size; raises what `Schedule.grid` raises."""
-        return self.schedule.grid(steps)
+        return self.schedule.grid(steps, spacing=self.spacing)
+
+    def with_grid(self, spacing: Any) -> Adapter:
+        """Return the adapter with another grid of levels, None for the scheduler's own.
+
+        Raises ValueError for an unknown grid.
+        """
+        if spacing is not None:
+            parsed(spacing)
+        twin = copy.copy(self)
+        twin.spacing = spacing
+        return twin
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Shape of one latent, without the batch."""

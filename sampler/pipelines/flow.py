@@ -49,6 +49,8 @@ class FlowTransformer(Adapter):
 
     def grid(self, steps: int, size: tuple[int, int]) -> tuple[Level, ...]:
         mu = None if self.schedule.dynamic is None else self.mu(steps, size)
+        if self.spacing is not None:
+            return self.schedule.grid(steps, spacing=self.spacing, mu=mu)
         sigmas = self.stock_times(steps) if steps > 0 else None  # the schedule rejects other steps
         return self.schedule.grid(steps, mu=mu, sigmas=sigmas)
 

@@ -65,7 +65,8 @@ def model_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> li
 class JobSettings:
     """Settings that the jobs of a batch share; `sampler` and `guidance` are complete specs.
 
-    inputs: planned arguments of a stock pipeline's call by name (`sampler.core.inputs`).
+    inputs: planned arguments of a stock pipeline's call by name (`sampler.core.inputs`). grid:
+    levels instead of the model's own, see `Schedule.grid`.
     """
 
     steps: int
@@ -74,11 +75,12 @@ class JobSettings:
     sampler: Mapping[str, Any]
     guidance: Mapping[str, Any]
     inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    grid: Any = None
 
     def plain(self) -> dict[str, Any]:
-        """Return plain data for `plan.json`, without inputs where there are none."""
-        found = asdict(self)
-        return found if self.inputs else {k: v for k, v in found.items() if k != "inputs"}
+        """Return plain data for `plan.json`, without inputs and grid where there are none."""
+        left_out = {"inputs": not self.inputs, "grid": self.grid is None}
+        return {k: v for k, v in asdict(self).items() if not left_out.get(k)}
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def shared_record(settings: JobSettings, model: Model) -> dict[str, Any]:
         "sampler": settings.sampler,
         "guidance": settings.guidance,
         **({"inputs": _recorded(settings.inputs)} if settings.inputs else {}),
+        **({} if settings.grid is None else {"grid": settings.grid}),
         "strategies": {
             **_versions("sampler", settings.sampler),
             **_versions("guidance", settings.guidance),

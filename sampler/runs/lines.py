@@ -1,8 +1,8 @@
 """One line of a prompt file, checked.
 
-A line may set: prompt, negative_prompt, seed, n, width, height, steps, scale, sampler, guidance,
-their fields (`sampler.order`, `guidance.rule.scale`), arguments of a stock pipeline's call
-(`input.strength`), tag, and `meta_*`, which is copied along.
+A line may set: prompt, negative_prompt, seed, n, width, height, steps, scale, grid, sampler,
+guidance, the fields of the last two (`sampler.order`, `guidance.rule.scale`), arguments of a stock
+pipeline's call (`input.strength`), tag, and `meta_*`, which is copied along.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class PromptLine(BaseModel):
     scale: Annotated[float, Ge(0)] | None = None
     sampler: str | dict[str, Any] | None = None
     guidance: str | dict[str, Any] | None = None
+    grid: str | dict[str, Any] | list[float] | None = None
     tag: Annotated[str, MaxLen(1000)] | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
     fields: dict[str, Any] = Field(default_factory=dict)

@@ -91,8 +91,9 @@ class Planner:
 
     def _group(self, line: PromptLine, where: str) -> int:
         given = (line.steps, line.width, line.height, line.scale)
-        if line.sampler is not None or line.guidance is not None or line.fields:
-            given = (*given, canonical([line.sampler, line.guidance, line.fields]))
+        own = [line.sampler, line.guidance, line.fields, line.grid]
+        if any(value is not None and value != {} for value in own):
+            given = (*given, canonical(own))
         if line.inputs:
             given = (*given, _plain_inputs(line.inputs, where))
         if given not in self._resolved:

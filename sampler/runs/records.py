@@ -36,6 +36,7 @@ def records(run: RunFolder) -> Iterator[dict[str, Any]]:
             "height": entry.get("h", settings.height),
             "sampler": dict(settings.sampler),
             "guidance": dict(settings.guidance),
+            **({} if settings.grid is None else {"grid": settings.grid}),
             "scale": scale_of(settings.guidance),
             "nfe": entry.get("nfe"),
             "ms": entry.get("ms"),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sampler import registry
 from sampler.config.schema import Limits
 from sampler.core.inputs import planned
+from sampler.core.spacings import count_of
 from sampler.runs.jobs import JobSettings, canonical
 from sampler.runs.lines import PromptLine
 
@@ -54,13 +55,15 @@ def line_settings(
             sampler = _with_field(sampler, rest.split("."), value)
         else:
             guidance = _with_field(guidance, rest.split("."), value)
+    grid = base.grid if line.grid is None else line.grid
     settings = JobSettings(
-        line.steps or base.steps,
+        count_of(grid) or line.steps or base.steps,
         line.height or base.height or (native[0] if native else None),
         line.width or base.width or (native[1] if native else None),
         complete_spec("sampler", sampler),
         complete_spec("guidance", guidance),
         {name: planned(name, value) for name, value in {**base.inputs, **line.inputs}.items()},
+        grid,
     )
     if settings.steps > limits.max_steps:
         raise ValueError(

@@ -103,7 +103,14 @@ class Source:
         except ValueError as error:
             raise UsageError(str(error)) from None
         defaults = RunDefaults(
-            JobSettings(run.steps, run.height, run.width, **strategies, inputs=config.inputs),
+            JobSettings(
+                run.steps,
+                run.height,
+                run.width,
+                **strategies,
+                inputs=config.inputs,
+                grid=config.model.grid,
+            ),
             run.negative_prompt or "",
             run.seed if run.seed is not None or not self.axes else 0,
             run.n,

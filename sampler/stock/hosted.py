@@ -22,6 +22,7 @@ from sampler.core.batch import DEFAULT_BATCH, Output, Result, Sample, expand
 from sampler.core.errors import ModelError, UsageError
 from sampler.core.inputs import opened, planned
 from sampler.core.locks import exclusive
+from sampler.core.spacings import count_of
 from sampler.engine import Engine
 from sampler.pipelines.call_arguments import arguments, check_names, default_of, required
 from sampler.registry.constraints import as_int
@@ -45,6 +46,7 @@ class StockCall:
     sampler: Sampler
     guidance: Guidance
     output: Output = "pil"
+    grid: Any = None
 
 
 class HostedEngine(Engine):
@@ -67,6 +69,12 @@ class HostedEngine(Engine):
     start = steps = predict = run = run_to_end = _refused  # pyright: ignore
 
     @torch.no_grad()
+    def with_grid(self, spacing: Any) -> HostedEngine:
+        """Return the engine itself without a grid. Raises UsageError for one."""
+        if spacing is not None:
+            raise UsageError("A hosted engine takes its grid in generate(..., grid=...).")
+        return self
+
     def generate(
         self,
         prompts: str | int | Sequence[str | int],
@@ -87,6 +95,7 @@ class HostedEngine(Engine):
         out: Any = None,
         graph: Any = False,
         inputs: Mapping[str, Any] | None = None,
+        grid: Any = None,
     ) -> Result:
         """Generate n images per prompt by the pipeline's own call; see `Engine.generate`.
 
@@ -101,6 +110,7 @@ class HostedEngine(Engine):
         if graph is True:
             raise UsageError("A hosted engine records no CUDA graph; leave graph out.")
         started, given = time.perf_counter(), dict(inputs or {})
+        steps = count_of(grid) or steps
         if image is not None:  # image to image
             given |= {"image": image, "strength": strength}
         jobs = expand(prompts, negative, seeds, n, self.pipeline.takes_classes)
@@ -115,7 +125,7 @@ class HostedEngine(Engine):
             for name, value in (("height", height), ("width", width))
         )
         rule, method = self.build_guidance(guidance), self.build_sampler(sampler)
-        shared = StockCall(as_int(steps, "steps"), size, method, rule, output)  # pyright: ignore
+        shared = StockCall(as_int(steps, "steps"), size, method, rule, output, grid)  # pyright: ignore
         self.check(shared, jobs)
         if out is not None:
             if output != "pil":
@@ -139,6 +149,7 @@ class HostedEngine(Engine):
             **{"n": 1, "steps": shared.steps, "height": size[0], "width": size[1]},
             **{"sampler": registry.spec_of(method), "guidance": registry.spec_of(rule)},
             **{"batch_size": cut, "output": output},
+            **({} if grid is None else {"grid": grid}),
             "inputs": {name: [own[name] for own in per_job] for name in given},
         }
         if not given:
@@ -182,7 +193,7 @@ class HostedEngine(Engine):
             raise ValueError(f'{cls.__name__} takes no prompt; give "" as the prompt.')
         if any(job.negative for job in jobs) and "negative_prompt" not in known:
             raise ValueError(f"{cls.__name__} takes no negative prompt.")
-        scheduler(shared.sampler, self.pipeline.pipe.scheduler)
+        scheduler(shared.sampler, self.pipeline.pipe.scheduler, shared.grid)
         with guide(self._twin(shared), shared.guidance):
             pass
 
@@ -252,7 +263,7 @@ class HostedEngine(Engine):
         pipe = self.pipeline.pipe
         twin = copy.copy(pipe)
         try:
-            vars(twin)["scheduler"] = scheduler(shared.sampler, pipe.scheduler)
+            vars(twin)["scheduler"] = scheduler(shared.sampler, pipe.scheduler, shared.grid)
         except ValueError as error:
             raise ModelError(f"{type(pipe).__name__} cannot be hosted: {error}") from None
         return twin
@@ -288,7 +299,9 @@ class HostedEngine(Engine):
 
 def _shared(settings: JobSettings, rule: Guidance) -> StockCall:
     method = registry.build("sampler", settings.sampler)
-    return StockCall(settings.steps, (settings.height, settings.width), method, rule)
+    return StockCall(
+        settings.steps, (settings.height, settings.width), method, rule, grid=settings.grid
+    )
 
 
 def _batches(

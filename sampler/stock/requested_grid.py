@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 from sampler.core.schedule import Schedule
 from sampler.types import Level
@@ -15,16 +16,25 @@ def requested_grid(
     times: list[float] | None,
     sigmas: list[float] | None,
     mu: float | None,
+    spacing: Any = None,
 ) -> tuple[Level, ...]:
     """Return the levels for `num_inference_steps`, timesteps, sigmas and mu; see `set_timesteps`.
 
+    spacing: the drop-in's own grid; then sigmas give the number of steps only.
+
     Raises ValueError for lengths that differ, levels that do not fall, timesteps together with
-    sigmas on a vp schedule, and what `Schedule.grid` raises.
+    sigmas on a vp schedule, timesteps together with a grid, and what `Schedule.grid` raises.
     """
     lengths = {len(values) for values in (times, sigmas) if values is not None}
     if len(lengths | ({int(steps)} if steps is not None else set())) > 1:
         raise ValueError("num_inference_steps, timesteps and sigmas must agree in length.")
     count = lengths.pop() if lengths else int(steps or 0)
+    if spacing is not None:
+        if times is not None:
+            raise ValueError(
+                "This scheduler was made with a grid: leave out timesteps, or make it without."
+            )
+        return schedule.grid(count, spacing=spacing, mu=mu)
     if times is None:
         grid = schedule.grid(count, mu=mu, sigmas=sigmas)
     elif schedule.process == "flow":

@@ -23,6 +23,7 @@ from sampler import registry
 from sampler.core.binding import at_schedule
 from sampler.core.noise import Noise
 from sampler.core.schedule import Schedule, clipped
+from sampler.core.spacings import count_of
 from sampler.stock.requested_grid import requested_grid
 from sampler.stock.step_seeds import NOT_PASSED, step_seeds
 from sampler.types import Level, SamplerBase, Span, spans
@@ -31,10 +32,13 @@ from sampler.types import Level, SamplerBase, Span, spans
 _NEUTRAL = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
 
 
-def scheduler(sampler: Any, base: Any) -> SamplerScheduler:
+def scheduler(sampler: Any, base: Any, grid: Any = None) -> SamplerScheduler:
     """Build a scheduler from a sampler (name, {"name": ..., field: ...} or instance).
 
-    base: the scheduler it replaces. Raises ValueError for a base whose levels are not supported,
+    base: the scheduler it replaces. grid: the levels instead of its own, see `Schedule.grid`; a
+    pipeline that passes sigmas gives their number only.
+
+    Raises ValueError for a base whose levels are not supported, for a grid that they do not have,
     and for a sampler that a stock pipeline cannot run: one that starts from an x of its own
     (reddiff), or that cannot be written into a configuration file.
     """
@@ -46,10 +50,10 @@ def scheduler(sampler: Any, base: Any) -> SamplerScheduler:
         )
     config = {**base.config, "_class_name": name}
     if isinstance(base, SamplerScheduler):
-        config = base.config["base"]
+        config, grid = base.config["base"], grid or base.config["grid"]
     spec = registry.spec_of(registry.build("sampler", sampler))
     try:
-        plain = json.loads(json.dumps({"sampler": spec, "base": dict(config)}))
+        plain = json.loads(json.dumps({"sampler": spec, "base": dict(config), "grid": grid}))
     except TypeError as error:
         raise ValueError(
             f"{spec['name']} in a pipeline must be plain data, to be saved with it: {error}."
@@ -61,13 +65,15 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
     """Drop-in scheduler; mutable, as pipelines expect. `set_timesteps` starts a new run.
 
     sampler: {"name": ..., field: ...}; base: the configuration of the replaced scheduler, with its
-    "_class_name".
+    "_class_name"; grid: a named grid or a list of levels, None for the scheduler's own.
     """
 
     config_name = "scheduler_config.json"
 
     @register_to_config
-    def __init__(self, sampler: Any = "ddim", base: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, sampler: Any = "ddim", base: Mapping[str, Any] | None = None, grid: Any = None
+    ) -> None:
         if base is None:
             raise ValueError("Build a drop-in with sampler.scheduler(name, pipe.scheduler).")
         self.schedule = Schedule.from_config(base, str(base.get("_class_name", "")))
@@ -79,7 +85,10 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
             )
         self.method = at_schedule(self.method, self.schedule)
         self.timesteps = torch.arange(self.schedule.train_steps - 1, -1, -1)
-        trial = self.schedule.grid(4, mu=1.0 if self.schedule.dynamic else None)
+        self._spacing = grid
+        count = count_of(grid) or 4
+        mu = None if self.schedule.dynamic is None else 1.0
+        trial = self.schedule.grid(count, spacing=grid, mu=mu)
         self.method.levels(trial)  # refuses levels of another process
         # evaluations per requested timestep; pipelines skip that many when they start midway
         self.order = self.method.evaluations
@@ -130,14 +139,16 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         sigmas: flow times before the shift. timesteps: on a vp model the levels follow them; on a
         flow model the network receives them as they are, at the levels of `sigmas` or, without
         those, of timesteps / N, shifted, as in the stock scheduler. mu: exponent of a dynamic
-        shift.
+        shift. With a grid of the drop-in's own, sigmas give the number of steps only.
 
         Raises ValueError for lengths that differ, levels that do not fall, timesteps together with
         sigmas on a vp model, and what `Schedule.grid` raises.
         """
         times = None if timesteps is None else [float(t) for t in timesteps]
         given = None if sigmas is None else [float(s) for s in sigmas]
-        self._grid = requested_grid(self.schedule, num_inference_steps, times, given, mu)
+        self._grid = requested_grid(
+            self.schedule, num_inference_steps, times, given, mu, self._spacing
+        )
         self._spans = spans(self.method.levels(self._grid))
         self.num_inference_steps = len(self._grid) - 1
         t_of_spans = [span.now.t for span in self._spans]

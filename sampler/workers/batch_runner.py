@@ -127,7 +127,8 @@ class BatchRunner:
         started, settings = time.perf_counter(), groups[jobs[0].group]
         if self.engine.hosted or settings.inputs:
             return self._run_hosted(jobs, [groups[job.group] for job in jobs], started)
-        adapter = self.engine.pipeline
+        engine = self.engine.with_grid(settings.grid)
+        adapter = engine.pipeline
         rule = _rule([groups[job.group].guidance for job in jobs], adapter.device)
         size = adapter.size(settings.height, settings.width)
         grid = adapter.grid(settings.steps, size)
@@ -143,7 +144,7 @@ class BatchRunner:
                 size,
             )
             x, nfe = sample_batch(
-                self.engine, samples, size, settings.steps, method, rule, cond, watch.step
+                engine, samples, size, settings.steps, method, rule, cond, watch.step
             )
             images, failures, notes = self._decode(x, watch)
             pixels = to_pixels(images)

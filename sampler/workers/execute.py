@@ -65,13 +65,13 @@ def check_dtype(run: RunFolder, engine: Loop) -> None:
 
 def _check(run: RunFolder, engine: Loop) -> None:
     """Raise ValueError, before anything is computed, for what would fail every image of a group."""
-    adapter = engine.pipeline
-    if adapter.frames is not None:
+    if engine.pipeline.frames is not None:
         raise ValueError("A run folder holds images, and this pipeline generates videos.")
     for settings in groups_again(run):
         if engine.hosted or settings.inputs:
             engine.as_hosted().check_stock(settings, run.jobs())
             continue
+        adapter = engine.with_grid(settings.grid).pipeline
         size = adapter.size(settings.height, settings.width)
         grid = adapter.grid(settings.steps, size)
         rule = registry.build("guidance", settings.guidance)

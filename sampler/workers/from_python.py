@@ -40,6 +40,7 @@ class GenerateRequest:
     guidance: Guidance
     batch_size: int
     inputs: Sequence[Mapping[str, Any]] = ()
+    grid: Any = None
 
 
 class Images(Sequence[Image.Image]):
@@ -80,7 +81,7 @@ def generate_into(
         kind: complete_spec(kind, registry.spec_of(strategy))
         for kind, strategy in (("sampler", request.sampler), ("guidance", request.guidance))
     }
-    defaults = RunDefaults(JobSettings(request.steps, *request.size, **specs))
+    defaults = RunDefaults(JobSettings(request.steps, *request.size, **specs, grid=request.grid))
     planner = Planner(model_in_memory(engine), defaults, request.batch_size)
     lines = (
         RawLine(
@@ -137,6 +138,7 @@ def _result(
         "width": request.size[1],
         **specs,
         "batch_size": request.batch_size,
+        **({} if request.grid is None else {"grid": request.grid}),
         "out": out,
     }
     if any(request.inputs):

@@ -43,7 +43,7 @@ def from_record(engine: Loop, body: dict[str, Any]) -> bytes:
     try:
         settings = JobSettings(
             record["steps"], record["height"], record["width"],
-            record["sampler"], record["guidance"], _inputs(record),
+            record["sampler"], record["guidance"], _inputs(record), record.get("grid"),
         )  # fmt: skip
         job = Job(0, body["key"], 0, 0, record["prompt"], record["negative_prompt"], record["seed"])
     except KeyError as error:

@@ -298,8 +298,8 @@ def test_an_image_prompt_is_refused():
 
 
 def test_a_scheduler_without_known_levels_is_a_model_error():
-    scheduler = EulerDiscreteScheduler(**tiny.BETAS, use_exponential_sigmas=True)
-    with pytest.raises(sampler.SamplerError, match="use_exponential_sigmas") as caught:
+    scheduler = EulerDiscreteScheduler(**tiny.BETAS, interpolation_type="log_linear")
+    with pytest.raises(sampler.SamplerError, match="interpolation_type") as caught:
         adapt(tiny.sd(scheduler=scheduler))
     assert caught.value.code == 6
 

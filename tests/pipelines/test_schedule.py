@@ -234,12 +234,15 @@ def test_no_signal_and_eps_is_refused_with_the_way_out():
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
-        ("EulerDiscreteScheduler", {"use_beta_sigmas": True}),
+        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}),
         ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
         ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
         ("DDIMScheduler", {"trained_betas": [0.1, 0.2]}),
         ("DDIMScheduler", {"beta_schedule": "sigmoid"}),
-        ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True}),
+        (
+            "UniPCMultistepScheduler",
+            {"prediction_type": "flow_prediction", "use_karras_sigmas": True},
+        ),
         ("EDMEulerScheduler", {"sigma_schedule": "exponential"}),
     ],
 )

@@ -144,6 +144,24 @@ def test_a_random_seed_is_drawn_once_and_recorded(capsys, tmp_path, monkeypatch)
     assert len(list(Path("runs").iterdir())) == 2, "without -o, every call draws"
 
 
+def test_a_grid_is_an_option_an_axis_a_column_and_part_of_the_record(capsys, tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,grid\na fox,\na fox,karras\n")
+    line = ("generate", "--prompts", tmp_path / "p.csv", "--seed", 1, "--steps", 2)
+    assert run(capsys, *line, "--grid", "beta", "-o", tmp_path / "r")[0] == 0
+    found = [json.loads(run(capsys, "show", f"{tmp_path / 'r'}#{k}")[1])["grid"] for k in range(2)]
+    assert found == ["beta", "karras"]
+    file = next((tmp_path / "r/images").glob("000001-*"))
+    assert json.loads(run(capsys, "show", file)[1])["record"]["grid"] == "karras"
+    code, out, _ = run(capsys, "replay", f"{tmp_path / 'r'}#1", "-o", tmp_path / "again.png")
+    assert code == 0 and (tmp_path / "again.png").read_bytes() == file.read_bytes()
+    swept = ("sweep", "a fox", "--axis", "grid=simple,beta", "--seed", 1, "--steps", 2)
+    assert run(capsys, *swept, "-o", tmp_path / "s")[0] == 0
+    images = [path.read_bytes() for path in (tmp_path / "s/images").iterdir()]
+    assert len(images) == 2 and len(set(images)) == 2
+    code, _, err = run(capsys, "generate", "a", "--grid", "kaaras", "-o", tmp_path / "bad")
+    assert code == 2 and "did you mean 'karras'?" in err and not (tmp_path / "bad").exists()
+
+
 def test_grids_have_a_cell_for_every_combination(capsys, folder):
     code, out, _ = run(capsys, "grid", folder / "sweep")
     assert code == 0 and len(out.splitlines()) == 1

@@ -1,0 +1,328 @@
+"""Named grids: levels at places of the training table, or on a ramp between its ends.
+
+Noise is sigma/alpha, on flow models sigma after the shift. i = 0 .. n − 1, table T_j rising, j = 0
+.. N − 1, lo and hi its ends, u = i/(n − 1):
+
+    simple            T at N − 1 − floor(i·N/n)
+    sgm_uniform       times from t_hi to t_lo in n + 1 points, without the last
+    normal            the same in n points
+    ddim_uniform      T at 1 + (n − 1 − i)·floor(N/n)
+    karras            (hi^{1/rho} + u·(lo^{1/rho} − hi^{1/rho}))^rho
+    exponential       from hi to lo in equal steps of the logarithm
+    polyexponential   lo·(hi/lo)^{(1 − u)^rho}
+    beta              T at round(PPF(1 − i/n; alpha, beta)·(N − 1)): Beta Sampling, arXiv:2407.12173
+    beta_sigmas       lo + PPF(1 − u; alpha, beta)·(hi − lo), as diffusers has it
+    kl_optimal        tan(u·atan(lo) + (1 − u)·atan(hi))
+    linear_quadratic  hi·(1 − c): linear to 0.025 over n//2 steps, then quadratic to 1 (Mochi)
+    ays_*             the published levels of Align Your Steps, arXiv:2404.14507
+
+A run has exactly n levels, all different: where rounding to the table would repeat one, the whole
+grid is not rounded. With n = 1 it is the noisiest level.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+_NUMBERS = re.compile(r"[-+.\deE]*\d[-+.\deE]*(\s*,\s*[-+.\deE]*\d[-+.\deE]*)*")
+MOST_SIGMA = 200  # a list of numbers that starts above it holds timesteps
+
+Ramp = Callable[[float, float, int, Mapping[str, float]], list[float]]
+
+# NVIDIA's published noise levels, 11 for 10 steps.
+AYS: Mapping[str, tuple[float, ...]] = {
+    "ays_sd15": (
+        14.6146412293, 6.4745760956, 3.8636745985, 2.694615152, 1.8841921177, 1.3943805092,
+        0.9642583904, 0.6523686016, 0.3977456272, 0.1515232662, 0.0291671582,
+    ),
+    "ays_sdxl": (
+        14.6146412293, 6.3184485287, 3.7681790315, 2.1811480769, 1.3405244945, 0.8620721141,
+        0.5550693289, 0.3798540708, 0.2332364134, 0.1114188177, 0.0291671582,
+    ),
+    "ays_svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Training levels of a model: noise of every training time, rising.
+
+    noise(t): at a place of the table, 0 .. N − 1, also between two. first, last: the places from
+    which and to which `sgm_uniform` and `normal` go. kind: prediction of the model. ends: (low,
+    high) of the ramps where a configuration has others than the table's.
+    """
+
+    table: Sequence[float]
+    noise: Callable[[float], float]
+    first: float
+    last: float
+    kind: str = "eps"
+    ends: tuple[float | None, float | None] = (None, None)
+
+    @property
+    def low(self) -> float:
+        return self.table[0] if self.ends[0] is None else self.ends[0]
+
+    @property
+    def high(self) -> float:
+        known = next(v for v in reversed(self.table) if math.isfinite(v))
+        return known if self.ends[1] is None else self.ends[1]
+
+
+class Place(NamedTuple):
+    """A level: its noise, and its place in the table where the grid has chosen that."""
+
+    noise: float
+    time: float | None = None
+
+
+def _simple(n: int, N: int, options: Mapping[str, float]) -> list[float]:
+    return [N - 1 - i * N / n for i in range(n)]
+
+
+def _ddim_uniform(n: int, N: int, options: Mapping[str, float]) -> list[float]:
+    step = N // n if 1 + (n - 1) * (N // n) < N else (N - 2) / (n - 1)
+    return [1 + i * step for i in range(n)][::-1]
+
+
+def _beta(n: int, N: int, options: Mapping[str, float]) -> list[float]:
+    at = [1 - i / n for i in range(n)]
+    return [p * (N - 1) for p in beta_quantiles(at, options["alpha"], options["beta"])]
+
+
+def _ceil(t: float) -> int:
+    return math.ceil(t - 1e-9)
+
+
+# name -> (places before rounding, how they are rounded)
+_PLACES: Mapping[str, tuple[Callable[..., list[float]], Callable[[float], int]]] = {
+    "simple": (_simple, _ceil),
+    "ddim_uniform": (_ddim_uniform, round),
+    "beta": (_beta, round),
+}
+# Extra points of evenly spaced times that are left out at the end.
+_TIMES = {"sgm_uniform": 1, "normal": 0}
+
+
+def _shares(n: int) -> list[float]:
+    step = 1 / (n - 1)  # as np.linspace has them
+    return [*(i * step for i in range(n - 1)), 1.0]
+
+
+def karras(low: float, high: float, n: int, options: Mapping[str, float]) -> list[float]:
+    """Karras et al. (2022), arXiv:2206.00364, eq. 5."""
+    power = 1 / options["rho"]
+    return [(high**power + u * (low**power - high**power)) ** options["rho"] for u in _shares(n)]
+
+
+def polyexponential(low: float, high: float, n: int, options: Mapping[str, float]) -> list[float]:
+    """k-diffusion's polyexponential ramp; rho = 1 is the exponential one."""
+    return [low * (high / low) ** ((1 - u) ** options["rho"]) for u in _shares(n)]
+
+
+def beta_sigmas(low: float, high: float, n: int, options: Mapping[str, float]) -> list[float]:
+    """Quantiles of a beta distribution over the noise, as diffusers' use_beta_sigmas."""
+    at = [1 - u for u in _shares(n)]
+    found = beta_quantiles(at, options["alpha"], options["beta"])
+    return [low + p * (high - low) for p in found]
+
+
+def _kl_optimal(low: float, high: float, n: int, options: Mapping[str, float]) -> list[float]:
+    return [math.tan(u * math.atan(low) + (1 - u) * math.atan(high)) for u in _shares(n)]
+
+
+def _linear_quadratic(low: float, high: float, n: int, options: Mapping[str, float]) -> list[float]:
+    half = n // 2
+    rest = half - 0.025 * n
+    square = rest / (half * (n - half) ** 2)
+    slope = 0.025 / half - 2 * rest / (n - half) ** 2
+    curve = [
+        0.025 * i / half if i < half else square * i * i + slope * i + square * half * half
+        for i in range(n)
+    ]
+    return [high * (1 - c) for c in curve]
+
+
+RAMPS: Mapping[str, Ramp] = {
+    "karras": karras,
+    "exponential": polyexponential,
+    "polyexponential": polyexponential,
+    "beta_sigmas": beta_sigmas,
+    "kl_optimal": _kl_optimal,
+    "linear_quadratic": _linear_quadratic,
+}
+NAMES = ("simple", "sgm_uniform", "normal", "ddim_uniform", "beta", *RAMPS, *AYS)
+_FIELDS: Mapping[str, Mapping[str, float]] = {
+    "karras": {"rho": 7.0},
+    "polyexponential": {"rho": 1.0},
+    "beta": {"alpha": 0.6, "beta": 0.6},
+    "beta_sigmas": {"alpha": 0.6, "beta": 0.6},
+}
+
+
+def options_of(name: str, given: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Return the settings of a named grid with their defaults.
+
+    Raises ValueError for a setting that it does not have, and for one that is not above 0.
+    """
+    known = {"exponential": {"rho": 1.0}, **_FIELDS}.get(name, {})
+    for key, value in (given or {}).items():
+        allowed = _FIELDS.get(name, {})
+        if key not in allowed:
+            has = f"has {', '.join(allowed)}" if allowed else "has no settings"
+            raise ValueError(f"grid: {name!r} has no setting {key!r:.60}; it {has}.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
+            raise ValueError(f"grid: {key} = {value!r:.60} of {name!r} must be a number above 0.")
+    return {**known, **(given or {})}
+
+
+class Listed(NamedTuple):
+    """Levels given as numbers; unit: "sigmas" (noise), "timesteps", or "times" before the shift."""
+
+    unit: str
+    values: tuple[float, ...]
+
+
+class Named(NamedTuple):
+    """A grid by name, with its settings."""
+
+    name: str
+    options: dict[str, float]
+
+
+def parsed(spec: Any) -> Listed | Named:
+    """Read a grid: a name, {"name": ..., setting: ...}, numbers (also as text), or {UNIT: numbers}.
+
+    A 0 at the end of numbers is left out: it is the end of every run. Numbers alone are timesteps
+    if the first one is above 200, else sigmas. Raises ValueError for anything else.
+    """
+    if isinstance(spec, str):
+        numbers = _NUMBERS.fullmatch(spec.strip())
+        spec = {"name": spec} if numbers is None else [float(v) for v in spec.split(",")]
+    if isinstance(spec, Mapping):
+        if len(spec) == 1 and (unit := next(iter(spec))) in ("sigmas", "timesteps", "times"):
+            return _listed(unit, spec[unit])
+        options = {key: value for key, value in spec.items() if key != "name"}
+        name = spec.get("name")
+        if name not in NAMES:
+            hint = f" (did you mean {close[0]!r}?)" if (close := _close(name)) else ""
+            raise ValueError(
+                f"grid: {name!r:.60} is not known{hint}; use one of {', '.join(NAMES)}, or "
+                "{'sigmas': [...]}, {'timesteps': [...]} or {'times': [...]}."
+            )
+        return Named(name, options_of(name, options))
+    if isinstance(spec, Sequence):
+        return _listed("", spec)
+    raise ValueError(f"grid: {spec!r:.60} must be a name, a mapping with 'name', or numbers.")
+
+
+def count_of(spec: Any) -> int | None:
+    """Number of steps of a grid that lists its levels, None for others."""
+    found = None if spec is None else parsed(spec)
+    return len(found.values) if isinstance(found, Listed) else None
+
+
+def _listed(unit: str, values: Any) -> Listed:
+    many = isinstance(values, Sequence) and not isinstance(values, str)
+    numbers: list[Any] = list(values) if many else [values]
+    for value in numbers:
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not good or not math.isfinite(value) or value < 0:
+            raise ValueError(f"grid: {value!r:.60} must be a number of at least 0.")
+    found = tuple(float(v) for v in numbers)
+    found = found[:-1] if found and found[-1] == 0 else found
+    if not found:
+        raise ValueError("grid: a list needs at least one level above 0.")
+    if bad := [(a, b) for a, b in pairwise(found) if b >= a]:
+        raise ValueError(
+            f"grid: {bad[0][1]:g} after {bad[0][0]:g}: the levels of a list must fall."
+        )
+    return Listed(unit or ("timesteps" if found[0] > MOST_SIGMA else "sigmas"), found)
+
+
+def _close(name: Any) -> list[str]:
+    return difflib.get_close_matches(str(name), NAMES, 1)
+
+
+def places(name: str, axis: Axis, n: int, options: Mapping[str, float]) -> list[Place]:
+    """Return the n levels of a named grid, noisy first. Raises ValueError for `ays_*` elsewhere."""
+    if name in AYS:
+        return [Place(v) for v in _align_your_steps(name, axis, n)]
+    N = len(axis.table)
+    if name in RAMPS:
+        ramp = RAMPS[name]
+        return [Place(v) for v in (ramp(axis.low, axis.high, n, options) if n > 1 else [axis.high])]
+    if n == 1:
+        return [Place(axis.table[-1], N - 1)]
+    if name in _TIMES:
+        count = n + _TIMES[name]
+        width = axis.last - axis.first
+        times = [axis.first + i * width / (count - 1) for i in range(n)]
+        return [Place(axis.noise(t), t) for t in times]
+    choose, rounded = _PLACES[name]
+    exact = choose(n, N, options)
+    whole = [rounded(t) for t in exact]
+    if len(set(whole)) == n:
+        return [Place(axis.table[j], j) for j in whole]
+    return [Place(axis.noise(t), t) for t in exact]
+
+
+def _align_your_steps(name: str, axis: Axis, n: int) -> list[float]:
+    published = AYS[name]
+    kind = "v" if name == "ays_svd" else "eps"
+    ends = zip((published[0], published[-1]), (axis.high, axis.low), strict=True)
+    if axis.kind != kind or any(abs(own / end - 1) > 0.01 for end, own in ends):
+        raise ValueError(
+            f"grid = {name!r} is made for another model: for {kind}-predictions on levels from "
+            f"{published[0]:.4g} to {published[-1]:.4g}, and this one has {axis.kind}-predictions "
+            f"on {axis.high:.4g} to {axis.low:.4g}; use 'karras' or 'beta'."
+        )
+    import numpy as np
+
+    at = np.linspace(0, 1, n + 1)[:n]
+    return np.exp(np.interp(at, np.linspace(0, 1, len(published)), np.log(published))).tolist()
+
+
+def beta_quantiles(shares: Sequence[float], a: float, b: float) -> list[float]:
+    """Quantiles of the beta distribution with parameters a and b, by bisection of its integral."""
+    import numpy as np
+
+    target = np.asarray(shares, dtype=np.float64)
+    low, high = np.zeros_like(target), np.ones_like(target)
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = _beta_integral(middle, a, b) > target
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    found = (low + high) / 2
+    return np.where(target <= 0, 0.0, np.where(target >= 1, 1.0, found)).tolist()
+
+
+def _beta_integral(x: Any, a: float, b: float) -> Any:
+    """Regularised incomplete beta function, by its continued fraction on the side that converges.
+
+    Press et al., Numerical Recipes, 3rd edition, section 6.4.
+    """
+    import numpy as np
+
+    flip = x > (a + 1) / (a + b + 2)
+    p, q = np.where(flip, b, a), np.where(flip, a, b)
+    y = np.where(flip, 1 - x, x)
+    front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    with np.errstate(divide="ignore"):
+        scale = np.exp(front + p * np.log(y) + q * np.log1p(-y)) / p
+    c, d = np.ones_like(y), 1 / (1 - (p + q) * y / (p + 1))
+    h = d.copy()
+    for m in range(1, 60):
+        even = m * (q - m) * y / ((p + 2 * m - 1) * (p + 2 * m))
+        odd = -(p + m) * (p + q + m) * y / ((p + 2 * m) * (p + 2 * m + 1))
+        for term in (even, odd):
+            d, c = 1 / (1 + term * d), 1 + term / c
+            h = h * d * c
+    part = np.where(y > 0, scale * h, 0.0)
+    return np.where(flip, 1 - part, part)
