@@ -124,7 +124,7 @@ class Engine(Loop):
                 )
             if adapter.frames is not None:
                 raise ValueError("out= stores images, and this pipeline generates videos.")
-            request = GenerateRequest(jobs, size, steps, method, rule, cut, adapter.spacing)
+            request = GenerateRequest(jobs, size, steps, method, rule, cut, grid=adapter.spacing)
             return generate_into(self, str(out), request, progress)
         latents: list[torch.Tensor] = []
         images: list[torch.Tensor] = []

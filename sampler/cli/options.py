@@ -168,7 +168,10 @@ def _parameter(key: str, name: str) -> inspect.Parameter:
         metavar=entry.metadata["metavar"],
         callback=_check_device if name == "device" else None,
     )
-    kind = {tuple[str, ...]: list[str]}.get(kind, str if name == "grid" else kind)
+    if kind == tuple[str, ...]:
+        kind = list[str]
+    elif name == "grid":
+        kind = str
     annotation = Annotated[kind | None, option]
     return inspect.Parameter(
         key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation

@@ -59,6 +59,7 @@ class HostedEngine(Engine):
         rule = guidance or hosted.default_guidance
         super().__init__(self._refused, hosted, sampler or hosted.default_sampler, rule)  # pyright: ignore
         self._one_generator = False
+        self._spacing: Any = None
 
     def _refused(self, *_: Any, **__: Any) -> NoReturn:
         raise UsageError(
@@ -68,13 +69,13 @@ class HostedEngine(Engine):
 
     start = steps = predict = run = run_to_end = _refused  # pyright: ignore
 
-    @torch.no_grad()
     def with_grid(self, spacing: Any) -> HostedEngine:
-        """Return the engine itself without a grid. Raises UsageError for one."""
-        if spacing is not None:
-            raise UsageError("A hosted engine takes its grid in generate(..., grid=...).")
-        return self
+        """Return the same engine with another default grid of levels; None keeps its own."""
+        twin = copy.copy(self)
+        twin._spacing = self._spacing if spacing is None else spacing
+        return twin
 
+    @torch.no_grad()
     def generate(
         self,
         prompts: str | int | Sequence[str | int],
@@ -110,6 +111,7 @@ class HostedEngine(Engine):
         if graph is True:
             raise UsageError("A hosted engine records no CUDA graph; leave graph out.")
         started, given = time.perf_counter(), dict(inputs or {})
+        grid = self._spacing if grid is None else grid
         steps = count_of(grid) or steps
         if image is not None:  # image to image
             given |= {"image": image, "strength": strength}
@@ -131,8 +133,9 @@ class HostedEngine(Engine):
             if output != "pil":
                 raise ValueError("out= stores images; leave out output=.")
             request = GenerateRequest(
-                jobs, size, shared.steps, method, rule, cut, [dict(own) for own in per_job]
-            )
+                jobs, shared.size, shared.steps, method, rule, cut,
+                [dict(own) for own in per_job], grid,
+            )  # fmt: skip
             return generate_into(self, str(out), request, progress)
         made: list[Any] = []
         nfe: list[int] = []
