@@ -69,7 +69,7 @@ def test_they_are_listed_and_a_broken_one_is_told_with_its_distribution(site, tm
     events = [json.loads(line) for line in done.stdout.splitlines()]
     listed = {(e["kind"], e["name"]): e for e in events if e["t"] == "entry"}
     assert {("sampler", "ddim"), ("guidance", "cfg"), ("reward", "brightness")} <= set(listed)
-    plugged = listed["sampler", "gradient_estimation"]
+    plugged = listed["sampler", "extrapolated_ddim"]
     assert plugged["fields"] == [{"name": "gamma", "type": "float", "default": 2.0, "range": ""}]
     assert "2306.04848" in plugged["reference"] and plugged["summary"].startswith("DDIM along")
     assert {("guidance", "cfg_plus_plus"), ("reward", "sharpness")} <= set(listed)
@@ -83,10 +83,10 @@ def test_they_are_used_by_name_and_fields_are_checked(site, tmp_path):
     code = (
         "from sampler.cli import main\n"
         "call = ['generate', 'a fox', '--steps', '3', '--seed', '1', '-q']\n"
-        "ours = [*call, '--guidance', 'cfg_plus_plus', '--sampler', 'gradient_estimation']\n"
+        "ours = [*call, '--guidance', 'cfg_plus_plus', '--sampler', 'extrapolated_ddim']\n"
         "assert main([*ours, '--set', 'sampler.gamma=1.5', '-o', 'out']) == 0\n"
         "assert main([*ours, '--set', 'sampler.gama=1', '-o', 'wrong']) == 2\n"
-        "assert main([*call, '--sampler', 'gradient_estimatoin', '-o', 'wrong']) == 2\n"
+        "assert main([*call, '--sampler', 'extrapolated_dimd', '-o', 'wrong']) == 2\n"
         "assert main([*call, '--sampler', 'unfinished', '-o', 'wrong']) == 2\n"
         "tune = ['finetune', '--reward', 'sharpness', '--prompts', 'p.txt', '-o', 'tuned']\n"
         "assert main([*tune, '--dry-run', '--set', 'fit.batch=1', '--set', 'fit.steps=2']) == 0"
@@ -95,12 +95,12 @@ def test_they_are_used_by_name_and_fields_are_checked(site, tmp_path):
     done = python(site, code, tmp_path)
     image, *tuned = done.stdout.splitlines()
     record = read_record((tmp_path / image).read_bytes())["record"]
-    assert record["sampler"] == {"name": "gradient_estimation", "gamma": 1.5}
+    assert record["sampler"] == {"name": "extrapolated_ddim", "gamma": 1.5}
     assert record["guidance"] == {"name": "cfg_plus_plus", "lam": 0.6}
     assert tuned[1].startswith("Dry run: ")
     wrong, name, broken = [line for line in done.stderr.splitlines() if "sampler: " in line]
     assert "has no field 'gama' (did you mean 'gamma'?)" in wrong
-    assert "(did you mean 'gradient_estimation'?)" in name
+    assert "(did you mean 'extrapolated_ddim'?)" in name
     assert "'unfinished' of halfway failed to load" in broken
     assert not (tmp_path / "wrong").exists() and not (tmp_path / "tuned").exists()
 
@@ -109,7 +109,7 @@ def test_they_obey_the_laws(site):
     """The registry of another process names them too, so the law tests find them by themselves."""
     laws = [sys.executable, "-m", "pytest", "tests/laws", "-n", "0", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*laws, "-k", "gradient_estimation or cfg_plus_plus", "--durations=0"],
+        [*laws, "-k", "extrapolated_ddim or cfg_plus_plus", "--durations=0"],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
         env={**os.environ, "PYTHONPATH": str(site)},
     )  # fmt: skip
@@ -122,10 +122,10 @@ def test_they_obey_the_laws(site):
 def plugged(site, monkeypatch):
     monkeypatch.syspath_prepend(str(site))
     from sampler_extras.cfg_plus_plus import CFGPlusPlus
-    from sampler_extras.gradient_estimation import GradientEstimation
+    from sampler_extras.extrapolated_ddim import ExtrapolatedDDIM
     from sampler_extras.sharpness import Sharpness
 
-    return GradientEstimation, CFGPlusPlus, Sharpness
+    return ExtrapolatedDDIM, CFGPlusPlus, Sharpness
 
 
 def test_the_equations_are_those_of_the_papers(plugged):

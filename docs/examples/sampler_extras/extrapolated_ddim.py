@@ -5,8 +5,8 @@ from sampler import Move, Prediction, SamplerBase, Span
 
 
 @dataclass(frozen=True)
-class GradientEstimation(SamplerBase):
-    """DDIM along an average of the last two eps, e = gamma·eps + (1 − gamma)·eps_before.
+class ExtrapolatedDDIM(SamplerBase):
+    """DDIM along an extrapolation of the last two eps, e = gamma·eps + (1 − gamma)·eps_before.
 
     x' = alpha'·(x − sigma·e)/alpha + sigma'·e,   written as DDIM's step and what e adds to it
     gamma: 1 is DDIM, 2 the paper's choice; 1.5 on equal steps is Adams-Bashforth of order 2.

@@ -1,0 +1,121 @@
+"""Losses on clean latents: forward-process and preference objectives, direct alignment."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from sampler_kernels import settle
+from torch import Tensor
+
+from sampler.objectives.samples import broadcast, per_sample
+from sampler.types import Prediction
+
+
+def _x0(value: Prediction | Tensor) -> Tensor:
+    return settle(value.x0) if isinstance(value, Prediction) else value
+
+
+def nft_loss(
+    pred: Prediction | Tensor,
+    old: Prediction | Tensor,
+    x0: Tensor,
+    r: Tensor,
+    beta: float,
+    floor: float = 1e-5,
+) -> Tensor:
+    """Loss of DiffusionNFT without its factor A_max, [B].
+
+        D± = D_old ± beta·(D − D_old)
+        loss = 1/beta·[r·mean((D₊ − x0)²)/n₊ + (1 − r)·mean((D₋ − x0)²)/n₋]
+        n± = max(mean|D± − x0|, floor), without gradient
+
+    pred, old: predictions at the same x, or estimates of x0 [B, ...]; x0 [B, ...]; r [B] in
+    [0, 1], see `optimality`; beta above 0.
+
+    Source: DiffusionNFT (Zheng et al., 2025), arXiv:2509.16117, and its published code.
+    """
+    new_x0, old_x0 = _x0(pred), _x0(old).detach()
+
+    def branch(sign: int) -> Tensor:
+        error = old_x0 + sign * beta * (new_x0 - old_x0) - x0
+        with torch.no_grad():
+            scale = per_sample(error.abs().double()).clamp(min=floor).to(error.dtype)
+        return per_sample(error * error) / scale
+
+    return (r * branch(1) + (1 - r) * branch(-1)) / beta
+
+
+def matching_log_prob(
+    pred: Prediction,
+    x0: Tensor,
+    eps: Tensor,
+    weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = "ghuber",
+    power: float = 0.25,
+) -> Tensor:
+    """Weighted matching error as a log-probability, [B].
+
+        log p = −w(sigma, e),   e = mean((out − out*)²)
+
+        uniform  e                    t  sigma·e                   t2  sigma²·e
+        huber    sigma·(sqrt(e + 1e-10) − 1e-5)
+        ghuber   sigma/power·((e + 1e-10)^power − 1e-10^power)
+
+    out is the network's output in its own parametrisation and out* the exact one for x0 and eps
+    [B, ...]; sigma is that of `pred.level`. Raises ValueError for an unknown weighting.
+
+    Source: advantage-weighted matching (Xue et al., 2025), arXiv:2509.25050, and its code.
+    """
+    level = pred.level
+    alpha, sigma = broadcast(level.alpha, x0), broadcast(level.sigma, x0)
+    exact = {
+        "eps": lambda: eps,
+        "x0": lambda: x0,
+        "v": lambda: alpha * eps - sigma * x0,
+        "velocity": lambda: eps - x0,
+    }[pred.kind]()
+    e = per_sample((settle(pred.out) - exact) ** 2)
+    s = level.sigma
+    if weighting == "uniform":
+        return -e
+    if weighting == "t":
+        return -s * e
+    if weighting == "t2":
+        return -s * s * e
+    if weighting == "huber":
+        return -s * ((e + 1e-10).sqrt() - 1e-5)
+    if weighting == "ghuber":
+        return -s / power * ((e + 1e-10) ** power - 1e-10**power)
+    raise ValueError(
+        f"matching_log_prob: weighting = {weighting!r} is none of uniform, t, t2, huber, ghuber."
+    )
+
+
+def dpo_loss(error: Tensor, base_error: Tensor, beta: float) -> Tensor:
+    """Diffusion-DPO's loss of pairs, [P].
+
+        loss = −log sigmoid(−beta/2·[(e_w − e_w^base) − (e_l − e_l^base)])
+
+    error, base_error [P, 2]: mean squared errors of the trained and the base model, the winner's
+    first, both at the same level and noise.
+
+    Source: Diffusion-DPO (Wallace et al., 2023), arXiv:2311.12908, eq. 14.
+    """
+    gain = error - base_error
+    return -torch.nn.functional.logsigmoid(-beta / 2 * (gain[:, 0] - gain[:, 1]))
+
+
+def direct_align(velocity: Tensor, image: Tensor, noise: Tensor, start: Any, end: Any) -> Tensor:
+    """Estimate of the image after one Euler step, with the known noise removed, [B, ...].
+
+        x = (1 − start)·image + start·noise
+        x̂0 = (x + (end − start)·velocity − end·noise)/(1 − end)
+
+    It equals image + w·(D − image) with w = (start − end)/(start·(1 − end)), D the estimate of x0.
+    velocity: the network's output at (x, start). start, end: numbers in (0, 1), or [B].
+
+    Source: SRPO (Shen et al., 2025), arXiv:2509.06942, eq. 7 to 9.
+    """
+    a, b = broadcast(start, image), broadcast(end, image)
+    x = (1 - a) * image + a * noise
+    return (x + (b - a) * velocity - b * noise) / (1 - b)

@@ -1,0 +1,88 @@
+"""Scores of evaluations from detections and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def geneval_correct(
+    boxes: Mapping[str, Sequence[Sequence[float]]],
+    colours: Mapping[str, Sequence[str]],
+    metadata: Mapping[str, Any],
+) -> bool:
+    """Correctness of an image by GenEval's rules.
+
+    boxes: {class: [[x0, y0, x1, y1, score], ...]}, the surest first; colours: {class: a colour per
+    box}; metadata: {"include": [{"class", "count", "color"?, "position"? [relation, index]}],
+    "exclude": [{"class", "count"}]}. Of each included class the first `count` boxes are looked at:
+    they have to exist, to have the colour, and to lie in the relation to the boxes of the included
+    object `index`. An excluded class has fewer than `count` boxes.
+
+    Source: GenEval (Ghosh et al., 2023), arXiv:2310.11513.
+    """
+    correct = True
+    matched: list[Sequence[Sequence[float]] | None] = []
+    for wanted in metadata.get("include", ()):
+        name, count = wanted["class"], wanted["count"]
+        found = list(boxes.get(name, ()))[:count]
+        right = len(found) >= count
+        if right and "color" in wanted:
+            right = list(colours.get(name, ()))[:count].count(wanted["color"]) >= count
+        if right and wanted.get("position"):
+            relation, index = wanted["position"]
+            others = matched[index]
+            right = others is not None and all(
+                relation in _relations(a, b) for a in found for b in others
+            )
+        correct &= right
+        matched.append(found if right else None)
+    return correct and all(
+        len(boxes.get(e["class"], ())) < e["count"] for e in metadata.get("exclude", ())
+    )
+
+
+def _relations(a: Sequence[float], b: Sequence[float], threshold: float = 0.1) -> set[str]:
+    """Relations of box a to box b: the part of the offset of the centres that exceeds
+    threshold·(sum of the sizes), over the offset's length, has to be beyond 1/2."""
+    first, second = np.asarray(a[:4]).reshape(2, 2), np.asarray(b[:4]).reshape(2, 2)
+    offset = first.mean(0) - second.mean(0)
+    size = np.abs(np.diff(first, axis=0))[0] + np.abs(np.diff(second, axis=0))[0]
+    revised = np.maximum(np.abs(offset) - threshold * size, 0) * np.sign(offset)
+    if np.all(np.abs(revised) < 1e-3):  # pixels
+        return set()
+    dx, dy = revised / np.linalg.norm(offset)
+    near = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {name for name, holds in near.items() if holds}
+
+
+def score_questions(
+    order: Sequence[int], parents: Mapping[Any, Sequence[int]], answers: Sequence[Any]
+) -> float:
+    """DPG-Bench score of one image: share of questions answered yes with all ancestors yes.
+
+    order: question ids; parents: {id: [parent ids]}, 0 for none; answers: a number per question in
+    that order, or several such lists (one per crop), whose scores are averaged. The result does not
+    depend on the order: an answer counts 0 where any ancestor is no, at any depth (the released
+    script looks at the direct parents, in file order). Raises ValueError for a cycle.
+
+    Source: ELLA (Hu et al., 2024), arXiv:2403.05135, section 4.
+    """
+    if len(answers) and isinstance(answers[0], Sequence):
+        return sum(score_questions(order, parents, a) for a in answers) / len(answers)
+    own = dict(zip(order, map(float, answers), strict=True))
+    above = {int(k): [p for p in v if p] for k, v in parents.items()}
+    known: dict[int, float] = {}
+
+    def value(question: int, path: tuple[int, ...]) -> float:
+        if question in path:
+            raise ValueError(f"score_questions: question {question} depends on itself.")
+        if question not in known:
+            path = (*path, question)
+            yes = all(value(parent, path) for parent in above.get(question, ()))
+            known[question] = own[question] if yes else 0.0
+        return known[question]
+
+    return sum(value(question, ()) for question in order) / len(order)
