@@ -12,6 +12,7 @@ from .registry import build as build
 from .registry import describe as describe
 from .registry import names as names
 from .registry import register as register
+from .samplers.aliases import alias as alias
 from .stock.hook import guide as guide
 from .stock.scheduler import scheduler as scheduler
 from .training.api import finetune as finetune

@@ -24,6 +24,7 @@ from sampler.core.graphs import graphed
 from sampler.core.loop import Loop
 from sampler.core.spacings import count_of
 from sampler.registry.constraints import as_int
+from sampler.samplers.aliases import named
 from sampler.workers.from_python import GenerateRequest, generate_into
 
 
@@ -81,6 +82,8 @@ class Engine(Loop):
         for graph = True without a CUDA device. With out also IncompleteError (failed images),
         RunFolderError (a folder of another plan, or in use), StorageError and MemoryLimitError.
         """
+        sampler, said = named(sampler)
+        grid = said if grid is None else grid
         steps = count_of(grid) or steps
         if inputs is not None:
             hosted: Any = self.as_hosted()

@@ -22,6 +22,7 @@ from sampler.config.model import ModelConfig
 from sampler.config.options import Expand, ExtraColumns, Metadata, OnBadRow, TableFormat
 from sampler.core.errors import SamplerError, UsageError
 from sampler.registry.constraints import allowed, hints, without_none
+from sampler.samplers.aliases import named
 
 STRATEGIES = ("sampler", "guidance")
 KeyPath = strict_yaml.Path
@@ -143,6 +144,10 @@ def checked(tree: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> Config:
     sources: where each key path was set. Raises UsageError: `where: key: problem`.
     """
     try:
+        tree = _with_our_names(tree)
+    except ValueError as error:
+        raise UsageError(f"{source_of(('sampler',), sources)}: {error}") from None
+    try:
         config = _adapter().validate_json(json.dumps(tree))
     except ValidationError as error:
         raise first_problem(error, sources) from None
@@ -152,6 +157,17 @@ def checked(tree: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> Config:
         except ValueError as error:
             raise UsageError(f"{source_of((kind,), sources)}: {error}") from None
     return config
+
+
+def _with_our_names(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tree with a sampler's name of ours, and the grid that another name says."""
+    spec, grid = named(tree.get("sampler"))
+    if spec is tree.get("sampler"):
+        return tree
+    model = tree.get("model") or {}
+    if grid is not None and isinstance(model, Mapping) and model.get("grid") is None:
+        tree = {**tree, "model": {**model, "grid": grid}}
+    return {**tree, "sampler": spec}
 
 
 def strategy_of(config: Config, kind: str, default: Any = None) -> Any:

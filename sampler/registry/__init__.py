@@ -27,6 +27,8 @@ KINDS = {
 # What an object must have to be taken for a strategy of the kind.
 _METHOD = {"sampler": "step", "guidance": "combine", "reward": "__call__", "trainer": "updates"}
 
+R = TypeVar("R", bound=Callable[[Mapping[str, Any]], Mapping[str, Any]])
+_resolvers: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {}
 _registered: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
 
 
@@ -53,6 +55,16 @@ def register(kind: str, name: str) -> Callable[[T], T]:
         cls.name = name  # pyright: ignore[reportAttributeAccessIssue]
         table[name] = cls if known is cls else on_construction(_complete)(cls)
         return cls
+
+    return add
+
+
+def resolver(kind: str) -> Callable[[R], R]:
+    """Decorator of the function that turns specs with unknown names into ours, or leaves them."""
+
+    def add(function: R) -> R:
+        _resolvers[kind] = function
+        return function
 
     return add
 
@@ -99,6 +111,9 @@ def build(kind: str, spec: Any) -> Any:
     name = given.pop("name", None)
     if not isinstance(name, str):
         raise ValueError(f"A {kind} mapping needs 'name', one of {', '.join(names(kind))}.")
+    if name not in table_of and kind in _resolvers:
+        resolved = dict(_resolvers[kind]({"name": name, **given}))
+        name, given = resolved.pop("name"), resolved
     cls = lookup(kind, name)
     allowed = {f.name: f for f in fields(cls) if f.init}
     for key in given:

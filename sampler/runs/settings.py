@@ -13,6 +13,7 @@ from sampler.core.inputs import planned
 from sampler.core.spacings import count_of
 from sampler.runs.jobs import JobSettings, canonical
 from sampler.runs.lines import PromptLine
+from sampler.samplers.aliases import named
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def line_settings(
     native: default (height, width) of the model.
     """
     base, limits = defaults.settings, defaults.limits
-    sampler = _merge(line.sampler, base.sampler)
+    given, said = named(line.sampler)
+    sampler = _merge(given, base.sampler)
     guidance = _merge(line.guidance, base.guidance)
     scale = defaults.scale if line.scale is None else line.scale
     has_own = line.scale is None and _has_scale(line.guidance)
@@ -55,7 +57,7 @@ def line_settings(
             sampler = _with_field(sampler, rest.split("."), value)
         else:
             guidance = _with_field(guidance, rest.split("."), value)
-    grid = base.grid if line.grid is None else line.grid
+    grid = next((g for g in (line.grid, said, base.grid) if g is not None), None)
     settings = JobSettings(
         count_of(grid) or line.steps or base.steps,
         line.height or base.height or (native[0] if native else None),

@@ -1,5 +1,6 @@
 """The samplers: one file per method. A new one is a file and a line here."""
 
+from sampler.samplers.aliases import alias
 from sampler.samplers.ancestral import EulerAncestral
 from sampler.samplers.consistency import Consistency
 from sampler.samplers.ddim import DDIM
@@ -46,4 +47,5 @@ __all__ = [
     "RESMultistep",
     "SASolver",
     "UniPC",
+    "alias",
 ]

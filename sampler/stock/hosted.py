@@ -27,6 +27,7 @@ from sampler.engine import Engine
 from sampler.pipelines.call_arguments import arguments, check_names, default_of, required
 from sampler.registry.constraints import as_int
 from sampler.runs.jobs import JobSettings
+from sampler.samplers.aliases import named
 from sampler.stock.hook import guide
 from sampler.stock.hosted_output import converted, first_value
 from sampler.stock.hosted_pipeline import HostedPipeline
@@ -111,7 +112,8 @@ class HostedEngine(Engine):
         if graph is True:
             raise UsageError("A hosted engine records no CUDA graph; leave graph out.")
         started, given = time.perf_counter(), dict(inputs or {})
-        grid = self._spacing if grid is None else grid
+        sampler, said = named(sampler)
+        grid = next((g for g in (grid, said, self._spacing) if g is not None), None)
         steps = count_of(grid) or steps
         if image is not None:  # image to image
             given |= {"image": image, "strength": strength}

@@ -24,6 +24,7 @@ from sampler.core.binding import at_schedule
 from sampler.core.noise import Noise
 from sampler.core.schedule import Schedule, clipped
 from sampler.core.spacings import count_of
+from sampler.samplers.aliases import named
 from sampler.stock.requested_grid import requested_grid
 from sampler.stock.step_seeds import NOT_PASSED, step_seeds
 from sampler.types import Level, SamplerBase, Span, spans
@@ -51,6 +52,8 @@ def scheduler(sampler: Any, base: Any, grid: Any = None) -> SamplerScheduler:
     config = {**base.config, "_class_name": name}
     if isinstance(base, SamplerScheduler):
         config, grid = base.config["base"], grid or base.config["grid"]
+    sampler, said = named(sampler)
+    grid = said if grid is None else grid
     spec = registry.spec_of(registry.build("sampler", sampler))
     try:
         plain = json.loads(json.dumps({"sampler": spec, "base": dict(config), "grid": grid}))

@@ -415,3 +415,17 @@ def test_no_home_is_named_in_what_is_written(folder):
     for path in (folder / "run").rglob("*"):
         if path.is_file() and path.name not in (".lock", "run.json"):
             assert os.path.expanduser("~") + "/" not in path.read_bytes().decode("latin-1")
+
+
+def test_samplers_by_the_names_of_other_programs(capsys, tmp_path):
+    (tmp_path / "p.csv").write_text(
+        "prompt,sampler\na fox,\na fox,Euler a\na fox,uni_pc_bh2 beta\n"
+    )
+    line = ("generate", "--prompts", tmp_path / "p.csv", "--seed", 1, "--steps", 2)
+    assert run(capsys, *line, "--sampler", "DPM++ 2M Karras", "-o", tmp_path / "r")[0] == 0
+    records = [json.loads(run(capsys, "show", f"{tmp_path / 'r'}#{k}")[1]) for k in range(3)]
+    names = [record["sampler"]["name"] for record in records]
+    assert names == ["dpmpp_2m", "euler_ancestral", "unipc"]
+    assert [record["grid"] for record in records] == ["karras", "karras", "beta"]
+    code, _, err = run(capsys, "generate", "a", "--sampler", "DPM adaptive", "-o", tmp_path / "b")
+    assert code == 2 and "the nearest is 'dpmpp_2m'" in err and not (tmp_path / "b").exists()
