@@ -44,6 +44,7 @@ def load(
     offload: str | None = None,
     vae_tiling: bool = False,
     vae_slicing: bool = False,
+    prompt_weights: bool = False,
     compile: bool = False,
 ) -> Engine:
     """An engine over a diffusers pipeline.
@@ -62,8 +63,10 @@ def load(
     student: a folder that the trainer "f_distill" wrote. attention: "auto" as loaded, "native"
     (torch's own) or "xformers". lora: adapters, as files or folders, pairs of one and a weight,
     or {path: weight}. offload: "model" or "sequential", parts wait in main memory. vae_tiling,
-    vae_slicing: decoding with less memory. compile: the repeated blocks of the network, by
-    torch.compile.
+    vae_slicing: decoding with less memory. prompt_weights: read `(x:1.2)`, `(x)` and `[x]` in the
+    prompts of Stable Diffusion and SDXL as weights (extra `weights`: compel); the weighted
+    prompt is cut at the encoder's length like any other. compile: the repeated blocks of the
+    network, by torch.compile.
 
     The engine's defaults are "ddim" and "cfg" at the scale of the stock pipeline (3 for the bundled
     model); with a student "consistency" and "student". A class without an adapter gives a hosted
@@ -110,7 +113,8 @@ def load(
 
         pipe = pipeline(pipe)
     if type(pipe).__name__ not in supported():
-        given = {"weak": weak, "student": student, "compile": compile or None}
+        given = {"weak": weak, "student": student, "compile": compile or None,
+                 "prompt_weights": prompt_weights or None}  # fmt: skip
         given["attention"] = None if attention == "auto" else attention
         return _hosted(pipe, [name for name, value in given.items() if value is not None])
     build = FlowView if flow else adapt
@@ -120,6 +124,10 @@ def load(
         compile_blocks(adapter.network)
     if weak is not None:
         adapter = build(pipe, _read_weak(weak, adapter.network))
+    if prompt_weights:
+        if offload == "sequential":
+            raise ValueError("prompt_weights does not work with offload = 'sequential'.")
+        adapter = adapter.with_prompt_weights()
     if bundled:
         from sampler.pipelines.classes import BundledClasses
 

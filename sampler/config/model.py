@@ -82,6 +82,7 @@ class ModelConfig:
     offload: Offload | None = _option(None, "none", "Keep parts of the model in main memory.")
     vae_tiling: bool = _option(False, "value", "Decode large images in tiles.")
     vae_slicing: bool = _option(False, "none", "Decode one image at a time.")
+    prompt_weights: bool = _option(False, "value", "Read weights such as (x:1.2) in prompts.")
     compile: bool = _option(False, "value", "Compile the repeated blocks of the network.")
     grid: str | dict[str, Any] | list[float] | None = _option(
         None,

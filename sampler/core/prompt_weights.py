@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 UP = 1.1
-UNREAD = "weights such as (x:1.2) were read as text"
+UNREAD = "weights such as (x:1.2) were read as text; prompt_weights reads them"
 _NUMBER = r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
 _TOKEN = re.compile(rf"\\[()\[\]\\]|[(\[\])]|{_NUMBER}|[^\\()\[\]:]+|[\\:]")
 _EXPLICIT = re.compile(rf"(?<!\\)\([^()]*{_NUMBER}")

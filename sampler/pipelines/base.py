@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from sampler.core.schedule import Schedule
 from sampler.core.spacings import parsed
 from sampler.pipelines.negative import TEXT, layout_of, mixed, paired
 from sampler.types import Cond, Level, Prediction
+
+if TYPE_CHECKING:
+    from sampler.pipelines.prompt_weights import PromptWeights
 
 A = TypeVar("A", bound="type[Adapter]")
 
@@ -89,6 +92,8 @@ class Adapter(BatchedDenoiser):
     frames: int | None = None  # of a video
     levels: str = ""
     spacing: Any = None  # grid instead of the scheduler's own, see `Schedule.grid`
+    takes_weights = False
+    prompt_weights: PromptWeights | None = None  # of prompts, where they are read
 
     def __init__(self, pipe: Any, weak: Any = None) -> None:
         self.pipe = pipe
@@ -240,6 +245,29 @@ class Adapter(BatchedDenoiser):
         """
         with exclusive(*(getattr(self.pipe, name, None) for name in TOKENIZERS)):
             return self.pipe.encode_prompt(*args, **kwargs)
+
+    def with_prompt_weights(self) -> Adapter:
+        """Return the adapter that reads weights such as (x:1.2) in prompts.
+
+        Raises ValueError for a family without CLIP text encoders, and without the library compel.
+        """
+        from sampler.pipelines.prompt_weights import PromptWeights
+
+        if not self.takes_weights:
+            raise ValueError(
+                f"prompt_weights has no effect on {type(self.pipe).__name__}; leave it out."
+            )
+        twin = copy.copy(self)
+        twin.prompt_weights = PromptWeights(self.pipe)
+        return twin
+
+    def plain(self, texts: Sequence[str]) -> list[str]:
+        """Prompts as the text encoder takes them, without the marks of weights that are read."""
+        return list(texts) if self.prompt_weights is None else self.prompt_weights.plain(texts)
+
+    def reweighted(self, states: Tensor, texts: Sequence[str]) -> Tensor:
+        """Text states [B, T, D] with the weights of the prompts, if these are read."""
+        return states if self.prompt_weights is None else self.prompt_weights.applied(states, texts)
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Lock of a batch, for a network whose hooks move or cache tensors between calls."""

@@ -15,6 +15,8 @@ from sampler.types import Cond
 class Kolors(StableDiffusionXL):
     """SDXL in which an empty negative prompt is encoded like any other."""
 
+    takes_weights = False  # another text encoder
+
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:

@@ -67,16 +67,20 @@ class UNetAdapter(Adapter):
 class StableDiffusion(UNetAdapter):
     """UNet with cross-attention on the text encoder's states; eps- or v-prediction."""
 
+    takes_weights = True
+
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
         cond, uncond = self.encode_prompt(
-            list(prompts),
+            self.plain(prompts),
             self.device,
             1,
             guided,
-            negative_prompt=list(negative) if guided else None,
+            negative_prompt=self.plain(negative) if guided else None,
         )
+        cond = self.reweighted(cond, prompts)
+        uncond = self.reweighted(uncond, negative) if guided else None
         return self.with_scale(
             Cond(
                 {"encoder_hidden_states": cond},

@@ -24,16 +24,21 @@ class StableDiffusionXL(UNetAdapter):
     encodes an explicit "").
     """
 
+    takes_weights = True
+
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
         zeros = [self.pipe.config.force_zeros_for_empty_prompt and not text for text in negative]
         cond, uncond, pooled, uncond_pooled = self.encode_prompt(
-            list(prompts),
+            self.plain(prompts),
             device=self.device,
             do_classifier_free_guidance=guided,
-            negative_prompt=None if not guided or all(zeros) else list(negative),
+            negative_prompt=None if not guided or all(zeros) else self.plain(negative),
         )
+        cond = self.reweighted(cond, prompts)
+        if guided and not all(zeros):
+            uncond = self.reweighted(uncond, negative)
         time_ids = torch.tensor([[*size, 0, 0, *size]] * len(prompts), dtype=cond.dtype)
         time_ids = time_ids.to(self.device)
         if not guided:

@@ -289,8 +289,11 @@ def test_files_that_are_not_read_are_noted(model, tmp_path, capsys):  # noqa: F8
     assert "not read: unet/diffusion_pytorch_model.ema.safetensors" in capsys.readouterr().err
 
 
+WITH_A_PIPELINE = {"source", "weak", "student", "prompt_weights"}  # have an effect on one
+
+
 @pytest.mark.parametrize(
-    "name", sorted(set(inspect.signature(sampler.load).parameters) - {"source", "weak", "student"})
+    "name", sorted(set(inspect.signature(sampler.load).parameters) - WITH_A_PIPELINE)
 )
 def test_arguments_of_load_without_effect_on_a_pipeline(name):
     switches = ("vae_tiling", "vae_slicing", "compile", "download")

@@ -100,6 +100,7 @@ FIELDS = {
     "model.offload": ("model", NEITHER),
     "model.vae_tiling": (True, BOTH),
     "model.vae_slicing": (True, NEITHER),
+    "model.prompt_weights": (True, ELSEWHERE),  # of a prompt with weights
     "model.compile": (True, ELSEWHERE),
     "model.drop_encoders": (True, NEITHER),
     "sampler": ({"name": "ab"}, BOTH),
