@@ -259,12 +259,12 @@ def _report_end(run: RunFolder, tally: Tally, report: Report) -> None:
 
 def _print_estimate(planned: PlannedRun, report: Report) -> None:
     """Print what a run would generate and cost, for --dry-run."""
-    plan, template = planned.plan, planned.output.template
+    plan, output = planned.plan, planned.output
     sizes = list(zip(map(len, plan.members), plan.groups, strict=True))
     nfe = sum(count * max_nfe(settings) for count, settings in sizes)
     size = sum(count * _bytes_per_image(settings) for count, settings in sizes)
     names = [
-        image_name(job, plan.groups[job.group], plan.jobs, template)
+        image_name(job, plan.groups[job.group], plan.jobs, output.template, output.encoding.suffix)
         for job in (planned.first, planned.last)
     ]
     batches = len(plan.batches())

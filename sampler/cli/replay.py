@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sampler.config.model import ModelConfig
+    from sampler.runs.encodings import Encoding
     from sampler.runs.folder import RunFolder
 
 
@@ -32,9 +34,10 @@ def command(
     """Regenerate an image; bit-identical from its run folder, which records its batch."""
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
-        from sampler.cli.open_run import split_key
+        from sampler.cli.open_run import open_run, split_key
         from sampler.core.durable import write_file
         from sampler.core.errors import UsageError
+        from sampler.runs.encodings import encoding_of
 
         before = None
         where, key = split_key(what)
@@ -42,13 +45,17 @@ def command(
             image = Path(where)
             where, key = _home(image)
             before = image.read_bytes()
-        path = out or Path(f"replay-{key[:10]}.png")
+            suffix = image.suffix
+        else:
+            suffix = open_run(where).output.encoding.suffix
+        path = out or Path(f"replay-{key[:10]}{suffix}")
+        encoding = encoding_of(path)
         if path.exists():
             raise UsageError(f"{path} exists; name another file with -o.")
         if where:
-            data, before = _from_run(where, key, model)
+            data, before = _from_run(where, key, model, encoding)
         else:
-            data = _from_image(before or b"", model)
+            data = _from_image(before or b"", model, encoding)
         write_file(path, data)
         difference = _difference(data, before)
         report.event("replay", file=str(path), difference=difference)
@@ -71,7 +78,9 @@ def _home(image: Path) -> tuple[str, str]:
     return "", key
 
 
-def _from_run(where: str, key: str, model: ModelOptions) -> tuple[bytes, bytes | None]:
+def _from_run(
+    where: str, key: str, model: ModelOptions, encoding: Encoding
+) -> tuple[bytes, bytes | None]:
     from sampler.cli.open_run import config_of, engine_of, index_of, open_run, with_model
     from sampler.workers.replay import from_run
 
@@ -80,18 +89,19 @@ def _from_run(where: str, key: str, model: ModelOptions) -> tuple[bytes, bytes |
     entry = run.results().entries.get(run.key(index), {})
     dtype = {"dtype": entry["dtype"]} if run.model.dtype == "auto" and "dtype" in entry else {}
     config = with_model(config_of(run), {**dtype, **model})
-    data = from_run(run, engine_of(run, config.model), index)
+    encoding = replace(encoding, quality=run.output.quality)
+    data = from_run(run, engine_of(run, config.model), index, encoding)
     return data, run.store.read(entry["file"]) if entry.get("file") else None
 
 
-def _from_image(data: bytes, model: ModelOptions) -> bytes:
+def _from_image(data: bytes, model: ModelOptions, encoding: Encoding) -> bytes:
     from sampler.cli.models import load_engine
     from sampler.runs.metadata import read_record
     from sampler.workers.replay import from_record
 
     body = read_record(data)
     config = recorded_model(body["record"]["model"], body.get("dtype", "auto"), model)
-    return from_record(load_engine(config), body)
+    return from_record(load_engine(config), body, encoding)
 
 
 def recorded_model(recorded: Mapping[str, Any], dtype: str, given: ModelOptions) -> ModelConfig:
@@ -150,7 +160,7 @@ def _difference(data: bytes, before: bytes | None) -> int | None:
     """Largest difference of a pixel in 8-bit levels."""
     import numpy as np
 
-    from sampler.runs.png import decode
+    from sampler.runs.encodings import decode
 
     if before is None:
         return None

@@ -10,6 +10,7 @@ Expand = Literal["none", "random", "all"]
 OnBadRow = Literal["error", "skip"]
 ExtraColumns = Literal["error", "keep"]
 Metadata = Literal["full", "basic", "none"]
+ImageFormat = Literal["png", "jpeg", "webp"]
 Task = Literal["inpaint", "superres", "deblur", "denoise", "hdr", "jpeg"]
 Preset = Literal["apg_paper", "classic", "draft"]
 

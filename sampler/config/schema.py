@@ -19,7 +19,14 @@ from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from sampler import registry
 from sampler.config import yaml as strict_yaml
 from sampler.config.model import ModelConfig
-from sampler.config.options import Expand, ExtraColumns, Metadata, OnBadRow, TableFormat
+from sampler.config.options import (
+    Expand,
+    ExtraColumns,
+    ImageFormat,
+    Metadata,
+    OnBadRow,
+    TableFormat,
+)
 from sampler.core.errors import SamplerError, UsageError
 from sampler.registry.constraints import allowed, hints, without_none
 from sampler.samplers.aliases import named
@@ -75,14 +82,16 @@ class PromptsConfig:
 class OutputConfig:
     """Output section.
 
-    dir: run folder or URL; null creates one below runs/. metadata: embedded in every image.
+    dir: run folder or URL; null creates one below runs/. quality: of jpeg and webp; null is 95.
+    metadata: embedded in every image.
     name_template: file names from {index} {key} {seed} {slug} {sampler} {guidance} {axis:NAME}.
     flagged: policy for images that a safety checker flags. fsync: false skips flushing to disk, so
     that a power failure can lose the latest images.
     """
 
     dir: FilePath | None = None
-    format: Literal["png"] = "png"
+    format: ImageFormat = "png"
+    quality: Annotated[int, Ge(1), Le(100)] | None = None
     metadata: Metadata = "full"
     name_template: str | None = None
     flagged: Literal["keep", "blur", "drop"] = "keep"

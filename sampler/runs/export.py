@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from sampler.core import durable
@@ -53,14 +53,15 @@ def export_parquet(run: RunFolder, path: Path) -> int:
 
 
 def export_webdataset(run: RunFolder, folder: Path) -> int:
-    """Write finished images to shards 000000.tar ... as NUMBER.png, .txt (prompt) and .json."""
+    """Write finished images to shards 000000.tar ... with .txt (prompt) and .json."""
     durable.make_folder(folder)
     count = shard = 0
     members: list[tuple[str, bytes]] = []
     for record, data in images(run):
         name = f"{record['index']:06d}"
         body = json.dumps(record, ensure_ascii=False).encode()
-        members += [(f"{name}.png", data), (f"{name}.txt", record["prompt"].encode()),
+        suffix = PurePath(record["file"]).suffix
+        members += [(f"{name}{suffix}", data), (f"{name}.txt", record["prompt"].encode()),
                     (f"{name}.json", body)]  # fmt: skip
         count += 1
         if count % SHARD == 0:

@@ -17,8 +17,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sampler.config.options import ImageFormat
 from sampler.core.errors import RunFolderError, UsageError
 from sampler.runs import journal, names
+from sampler.runs.encodings import QUALITY, Encoding
 from sampler.runs.jobs import Job, JobSettings, Model
 from sampler.runs.metadata import Metadata
 from sampler.runs.plan import Batch, Cell
@@ -31,11 +33,21 @@ Check = Literal["size", "hash"]
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Output settings of a run. flagged: policy for images that a safety checker flags."""
+    """Output settings of a run. flagged: policy for images that a safety checker flags.
+
+    format, quality: of the files; no part of an image's key.
+    """
 
     metadata: Metadata = "full"
     template: str | None = None
     flagged: Literal["keep", "blur", "drop"] = "keep"
+    format: ImageFormat = "png"
+    quality: int = QUALITY
+
+    @property
+    def encoding(self) -> Encoding:
+        """Encoding of the files."""
+        return Encoding(self.format, self.quality)
 
 
 class RunFolder:
@@ -96,7 +108,8 @@ class RunFolder:
 
     def name(self, job: Job) -> str:
         """File name of a job's image, relative to the folder."""
-        return names.image_name(job, self.groups[job.group], self.total, self.output.template)
+        group, output = self.groups[job.group], self.output
+        return names.image_name(job, group, self.total, output.template, output.encoding.suffix)
 
     def results(self) -> journal.Results:
         """Read the journals."""

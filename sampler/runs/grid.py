@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 from sampler.core.errors import UsageError
 from sampler.core.image_files import MAX_PIXELS
-from sampler.runs import fonts, png
+from sampler.runs import fonts
+from sampler.runs.encodings import decode
 from sampler.runs.folder import RunFolder
 from sampler.runs.records import cells, shown
 
@@ -131,7 +132,7 @@ def drawn(sheet: Sheet) -> bytes:
 
 
 def _small(data: bytes) -> Image.Image:
-    image = Image.fromarray(png.decode(data)[0])
+    image = Image.fromarray(decode(data)[0])
     if max(image.size) < SMALL:
         factor = -(-SMALL // max(image.size))
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)

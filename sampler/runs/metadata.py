@@ -12,12 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from sampler.core.errors import UsageError
-from sampler.runs import png
+from sampler.runs.encodings import PARAMETERS, decode
+from sampler.runs.encodings import RECORD as CHUNK
 from sampler.runs.jobs import Job, JobSettings, Model, canonical, key_of, record_of
 
 Metadata = Literal["full", "basic", "none"]
-CHUNK = "sampler"
-PARAMETERS = "parameters"
 MAX_RECORD = 256 * 1024
 LIBRARIES = ("diffusion-sampler", "torch", "diffusers", "transformers")
 
@@ -77,7 +76,7 @@ def read_metadata(data: bytes) -> dict[str, Any]:
     Returns {"key", "record", "libraries"}, or {"key", "seed", "sampler", "guidance"} of `basic`.
     Raises UsageError for a file that is not an image, holds nothing, or is damaged.
     """
-    _, found = png.decode(data)
+    _, found = decode(data)
     if CHUNK not in found:
         raise UsageError("The image holds no record of its generation.")
     try:

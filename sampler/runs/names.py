@@ -47,7 +47,13 @@ def check_template(template: str) -> None:
         raise UsageError("--name-template needs {index} or {key}, so that names differ.")
 
 
-def image_name(job: Job, settings: JobSettings, total: int, template: str | None = None) -> str:
+def image_name(
+    job: Job,
+    settings: JobSettings,
+    total: int,
+    template: str | None = None,
+    suffix: str = ".png",
+) -> str:
     """Path such as `images/000012-3f9a1c20d4.png` in the run folder, with forward slashes."""
     stem = f"{job.index:06d}-{job.key[:10]}"
     if template:
@@ -55,7 +61,7 @@ def image_name(job: Job, settings: JobSettings, total: int, template: str | None
         if len(stem) > MAX_NAME:
             stem = f"{stem[: MAX_NAME - 11]}-{job.key[:10]}"
     folder = f"images/{job.index // FOLDER_OF:04d}" if total > LARGE else "images"
-    return f"{folder}/{stem}.png"
+    return f"{folder}/{stem}{suffix}"
 
 
 def _value(name: str, job: Job, settings: JobSettings) -> str:

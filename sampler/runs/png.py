@@ -11,13 +11,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sampler.core.image_files import open_image
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT = 2**20
@@ -37,9 +38,12 @@ def encode(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
     return b"".join([SIGNATURE, *chunks, _chunk(b"IDAT", data), _chunk(b"IEND", b"")])
 
 
-def decode(data: bytes) -> tuple[np.ndarray, dict[str, str]]:
+def decode(
+    data: bytes, more_texts: Callable[[Image], dict[str, str]] = lambda image: {}
+) -> tuple[np.ndarray, dict[str, str]]:
     """Decode an image file (PNG, JPEG, WebP) into pixels [H, W, 3] and texts.
 
+    more_texts: reads those that are not in text chunks.
     Raises UsageError for other files, damaged ones, and those above the limits.
     """
     import numpy as np
@@ -52,7 +56,7 @@ def decode(data: bytes) -> tuple[np.ndarray, dict[str, str]]:
             for key, value in image.info.items()
             if isinstance(value, (str, PngImagePlugin.iTXt)) and len(value) <= MAX_TEXT
         }
-        return np.asarray(image.convert("RGB")), texts
+        return np.asarray(image.convert("RGB")), {**texts, **more_texts(image)}
 
 
 def _filtered(pixels: np.ndarray) -> bytes:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sampler.bundled import BUNDLED_PARTS
-from sampler.config.schema import STRATEGIES, Config
+from sampler.config.schema import STRATEGIES, Config, OutputConfig
 from sampler.core.errors import UsageError
 from sampler.models.folder import default_strategies
 from sampler.models.source import find_source
 from sampler.runs import fingerprint, tables
 from sampler.runs.axes import Axis, sweep
+from sampler.runs.encodings import QUALITY
 from sampler.runs.folder import OutputOptions
 from sampler.runs.jobs import JobSettings, Model
 from sampler.runs.names import check_template
@@ -69,7 +70,7 @@ class Source:
             name: asdict(getattr(self.config, name)) for name in ("model", "output", "errors")
         }
         sections["axes"] = [asdict(axis) for axis in self.axes]
-        options = OutputOptions(output.metadata, output.name_template, output.flagged)
+        options = _output_options(output)
         planner = self._planner(model)
         planned = plan_run(planner, self._lines(), options, sections)
         if planner.drawn is not None:
@@ -167,3 +168,16 @@ def _notes(planner: Planner, run_is_random: bool) -> Iterator[str]:
             f"{lines} {{a|b}} or __name__, which stay text; --expand random or all reads them as "
             "templates"
         )
+
+
+def _output_options(output: OutputConfig) -> OutputOptions:
+    """Output options of a run. Raises UsageError for a quality of a lossless format."""
+    if output.quality is not None and output.format == "png":
+        raise UsageError("output.quality belongs to output.format jpeg or webp; PNG is lossless.")
+    return OutputOptions(
+        output.metadata,
+        output.name_template,
+        output.flagged,
+        output.format,
+        output.quality or QUALITY,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sampler.runs.encodings import SUFFIXES
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import key_of, record_of
 
@@ -39,7 +40,7 @@ def findings(run: RunFolder) -> Iterator[Finding]:
         elif run.digest(name) != entry["sha256"]:
             yield Finding("content", name, "the content is not what was written")
     for name in sorted(sizes.keys() - known):
-        if name.endswith(".png"):
+        if name.endswith(tuple(SUFFIXES.values())):
             yield Finding("unknown", name, "no record in the journal")
 
 

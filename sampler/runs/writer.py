@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sampler.runs import journal, png
+from sampler.runs import journal
+from sampler.runs.encodings import Encoding
 from sampler.runs.store import Store
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class WriteItem:
     line: dict[str, Any]
     pixels: np.ndarray | None = None
     texts: dict[str, str] | None = None
+    encoding: Encoding = Encoding()
 
 
 def failed_name(index: int) -> str:
@@ -117,7 +119,7 @@ class ImageWriter:
     def _stored(self, item: WriteItem) -> dict[str, Any]:
         line = item.line
         if item.pixels is not None:
-            data = png.encode(item.pixels, item.texts or {})
+            data = item.encoding.encode(item.pixels, item.texts or {})
             self._store.put(line["file"], data)
             digest = hashlib.sha256(data).hexdigest()
             return {**line, "sha256": digest, "bytes": len(data)}

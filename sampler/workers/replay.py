@@ -12,7 +12,8 @@ import numpy as np
 
 from sampler.core.errors import IncompleteError, UsageError
 from sampler.core.loop import Loop
-from sampler.runs import metadata, png
+from sampler.runs import metadata
+from sampler.runs.encodings import Encoding
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import Job, JobSettings, canonical
 from sampler.runs.relocation import groups_again
@@ -21,7 +22,7 @@ from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.work import dtype_of
 
 
-def from_run(run: RunFolder, engine: Loop, index: int) -> bytes:
+def from_run(run: RunFolder, engine: Loop, index: int, encoding: Encoding) -> bytes:
     """File content of an image; its planned batch is computed in full."""
     entry = run.results().entries.get(run.key(index), {})
     batch = next(batch for batch in run.batches if index in batch.jobs)
@@ -34,10 +35,10 @@ def from_run(run: RunFolder, engine: Loop, index: int) -> bytes:
     size = (pixels.shape[0], pixels.shape[1])
     libraries, dtype = metadata.library_versions(), dtype_of(engine)
     texts = metadata.texts(job, settings, run.model, size, run.output.metadata, libraries, dtype)
-    return png.encode(pixels, texts)
+    return encoding.encode(pixels, texts)
 
 
-def from_record(engine: Loop, body: dict[str, Any]) -> bytes:
+def from_record(engine: Loop, body: dict[str, Any], encoding: Encoding) -> bytes:
     """File content of an image from its record (`metadata.read_record`), computed alone."""
     record = body["record"]
     try:
@@ -49,7 +50,7 @@ def from_record(engine: Loop, body: dict[str, Any]) -> bytes:
     except KeyError as error:
         raise UsageError(f"The record lacks {error}.") from None
     (outcome,) = BatchRunner(engine, PromptCache(engine.pipeline)).batch([job], [settings])
-    return png.encode(_pixels(outcome), {metadata.CHUNK: canonical(body)})
+    return encoding.encode(_pixels(outcome), {metadata.CHUNK: canonical(body)})
 
 
 def _inputs(record: dict[str, Any]) -> dict[str, Any]:

@@ -184,4 +184,4 @@ def _item(run: RunFolder, engine: Loop, batch: int, job: Job, outcome: Outcome) 
         "h": height,
         "warnings": list(outcome.warnings),
     }
-    return WriteItem(line, outcome.pixels, texts)
+    return WriteItem(line, outcome.pixels, texts, run.output.encoding)

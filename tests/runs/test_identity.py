@@ -21,7 +21,7 @@ import sampler
 from sampler.cli import main
 from sampler.config.model import ModelConfig
 from sampler.config.schema import Config
-from sampler.runs import metadata, png
+from sampler.runs import encodings, metadata
 from sampler.runs.fingerprint import model_of
 from sampler.workers.in_memory import model_in_memory
 from tests import tiny
@@ -56,7 +56,7 @@ def image(where, folder, tree, *options):
     prompts = [] if "prompts" in tree else [PROMPT]
     assert main(["generate", *prompts, "-c", str(config), "-o", str(where), "-q", *options]) == 0
     (first, *_) = sorted((where / "images").iterdir())
-    pixels, texts = png.decode(first.read_bytes())
+    pixels, texts = encodings.decode(first.read_bytes())
     job = json.loads((where / "jobs.jsonl").read_text().splitlines()[0])
     if metadata.CHUNK in texts:
         assert metadata.read_record(first.read_bytes())["key"] == job["key"]
@@ -81,6 +81,7 @@ def schema():
 
 
 BOTH, NEITHER = "key and pixels", "neither"
+FILE = "the pixels of the file, within the loss of its format"
 # Changes of the key without a change of these pixels, with the reason.
 ELSEWHERE = "the key: other numbers on another machine or at another size"
 # {key of the configuration: (value of `BASE` changed to, what changes)}
@@ -121,7 +122,8 @@ FIELDS = {
     "prompts.on_bad_row": ("skip", NEITHER),
     "prompts.extra_columns": ("keep", NEITHER),
     "output.dir": ("elsewhere", NEITHER),
-    "output.format": ("png", NEITHER),
+    "output.format": ("jpeg", FILE),
+    "output.quality": (50, FILE),
     "output.metadata": ("none", NEITHER),
     "output.name_template": ("{seed}-{index}", NEITHER),
     "output.flagged": ("blur", NEITHER),  # of an image that no safety checker flags
@@ -173,6 +175,8 @@ def test_a_key_changes_with_the_pixels(name, files, base, tmp_path):
         tree["model"] = {"path": str(folder), key: value}
     else:
         tree[section] = {**tree.get(section, {}), key: value}
+    if name == "output.quality":
+        tree["output"]["format"] = "webp"
     if section == "prompts" and key not in ("file", "texts"):
         tree["prompts"].setdefault("texts", [PROMPT])
     (tmp_path / "runs").mkdir()
@@ -180,8 +184,8 @@ def test_a_key_changes_with_the_pixels(name, files, base, tmp_path):
     found, pixels = image(tmp_path / "runs", folder, tree, *options)
     different = pixels.shape != base[1].shape or not np.array_equal(pixels, base[1])
     assert {"key": found != base[0], "pixels": different} == {
-        "key": what != NEITHER,
-        "pixels": what == BOTH,
+        "key": what not in (NEITHER, FILE),
+        "pixels": what in (BOTH, FILE),
     }
 
 

@@ -1,0 +1,110 @@
+"""Image files in PNG, JPEG and WebP, with the same texts in each.
+
+PNG has them as text chunks. JPEG and WebP have the web-UI text in EXIF's UserComment, where web
+UIs look for it, and the record in an XMP packet.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from sampler.config.options import ImageFormat
+from sampler.core.errors import UsageError
+from sampler.runs import png
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+RECORD, PARAMETERS = "sampler", "parameters"  # names of the texts
+SUFFIXES: Mapping[ImageFormat, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+QUALITY = 95
+MAX_SEGMENT = 65_000  # bytes of EXIF or XMP: a JPEG segment holds 65,533 with its header
+_EXIF_IFD, _USER_COMMENT, _UNICODE = 0x8769, 0x9286, b"UNICODE\0"
+_PACKET = (
+    '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
+    ' xmlns:sampler="urn:diffusion-sampler"><sampler:record>{}</sampler:record></rdf:Description>'
+    '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+)
+_PACKED = re.compile(r"<sampler:record>(.*?)</sampler:record>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Format of image files. quality: 1 to 100, of JPEG and WebP."""
+
+    format: ImageFormat = "png"
+    quality: int = QUALITY
+
+    @property
+    def suffix(self) -> str:
+        return SUFFIXES[self.format]
+
+    def encode(self, pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
+        """Encode an RGB image [H, W, 3] of uint8; equal pixels and texts give equal bytes.
+
+        A text that no segment of a JPEG holds is left out; the run's journal has the record.
+        """
+        if self.format == "png":
+            return png.encode(pixels, texts)
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        options: dict[str, Any] = {"subsampling": 0} if self.format == "jpeg" else {"method": 4}
+        Image.fromarray(pixels).save(
+            buffer, self.format, quality=self.quality, **_segments(texts), **options
+        )
+        return buffer.getvalue()
+
+
+def encoding_of(path: str | PurePath) -> Encoding:
+    """Encoding that a file name asks for; PNG without an ending. Raises UsageError for others."""
+    suffix = PurePath(path).suffix.lower().replace(".jpeg", ".jpg") or ".png"
+    known: dict[str, ImageFormat] = {ending: name for name, ending in SUFFIXES.items()}
+    if suffix not in known:
+        raise UsageError(f"{path}: images are written as {', '.join(known)}.")
+    return Encoding(known[suffix])
+
+
+def decode(data: bytes) -> tuple[np.ndarray, dict[str, str]]:
+    """Decode an image file into pixels [H, W, 3] and texts.
+
+    Raises UsageError for other files, damaged ones, and those above the limits.
+    """
+    return png.decode(data, _texts_of)
+
+
+def _segments(texts: Mapping[str, str]) -> dict[str, bytes]:
+    """EXIF and XMP of the texts, as options of Pillow."""
+    from PIL.Image import Exif
+
+    found: dict[str, bytes] = {}
+    if PARAMETERS in texts:
+        exif = Exif()
+        comment = _UNICODE + texts[PARAMETERS].encode("utf-16-be")
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
+        found["exif"] = exif.tobytes()
+    if RECORD in texts:
+        found["xmp"] = _PACKET.format(html.escape(texts[RECORD], quote=False)).encode()
+    return {name: data for name, data in found.items() if len(data) <= MAX_SEGMENT}
+
+
+def _texts_of(image: Image) -> dict[str, str]:
+    """Texts in the EXIF and XMP of an image."""
+    found: dict[str, str] = {}
+    packet = image.info.get("xmp", b"")
+    if isinstance(packet, bytes) and len(packet) <= png.MAX_TEXT:
+        record = _PACKED.search(packet.decode("utf-8", "replace"))
+        found |= {RECORD: html.unescape(record[1])} if record else {}
+    comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+    is_text = isinstance(comment, bytes) and comment.startswith(_UNICODE)
+    if is_text and len(comment) <= png.MAX_TEXT:
+        found[PARAMETERS] = comment.removeprefix(_UNICODE).decode("utf-16-be", "replace")
+    return found
