@@ -32,7 +32,8 @@ class CFGPP(GuidanceBase):
         paper does.
 
     The sampler must follow a direction (`follows_direction`): ddim, ab, ghvb, nesterov, dpmpp_2m
-    and heavy_ball over ab or dpmpp_2m do.
+    and heavy_ball over ab or dpmpp_2m do. `sampler.guide` serves the rule in pipelines whose
+    scheduler is DDIM without noise or Euler, as `cfg` with that scale.
     """
 
     strength: Fraction = 0.6
@@ -68,6 +69,11 @@ class CFGPP(GuidanceBase):
             return uncond, state
         target = uncond.like(uncond.out + self._strength(span) * (cond.out - uncond.out))
         return replace(target, direction=uncond.eps), state
+
+    def scale_of_cfg(self, span: Span) -> float:
+        """Scale of `cfg` that makes the same first-order step: λ·alpha'·σ/(alpha'·σ − alpha·σ')."""
+        (_, a, s), (_, a_next, s_next) = span.now, span.next
+        return self._strength(span) * a_next * s / (a_next * s - a * s_next)
 
     def _strength(self, span: Span) -> float:
         if self.reference_steps is None:

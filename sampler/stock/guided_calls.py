@@ -25,6 +25,7 @@ from sampler.core.errors import ModelError
 from sampler.core.schedule import Schedule
 from sampler.guidance.spaces import in_space
 from sampler.pipelines.base import processes
+from sampler.stock.first_order import AsCFG, served
 from sampler.stock.forms import Form, Unsolved, solve, tolerance
 from sampler.stock.interception import Call, intercept
 from sampler.stock.negative_calls import GUIDANCE_ON, NegativeCalls
@@ -127,6 +128,10 @@ class GuidedCalls:
         token = _active.set(self)
         try:
             refuse_call(kwargs)
+            if isinstance(self.rule, AsCFG):
+                served(self.rule.rule, self.pipe.scheduler)
+                if kwargs.get("eta"):
+                    raise ValueError("cfg_pp: inside sampler.guide the step has no noise; eta = 0.")
             self.read_schedule()
             self._begin(None)
             with intercept(self.pipe.scheduler, self._scheduler_step, "step"):

@@ -16,6 +16,7 @@ from typing import Any
 from sampler import registry
 from sampler.core.caches import beside_caches
 from sampler.core.errors import ModelError
+from sampler.stock.first_order import served
 from sampler.stock.guided_calls import GuidedCalls
 from sampler.stock.interception import intercept
 from sampler.stock.negative_calls import NegativeCalls, negative_of
@@ -54,11 +55,7 @@ def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
             f"Guidance {built.name!r} needs {min(extra)!r}, which a stock pipeline does not have; "
             "use sampler.load(pipe).generate(...)."
         )
-    if getattr(built, "sets_direction", False):
-        raise ValueError(
-            f"Guidance {built.name!r} keeps a direction apart from its target, and a stock "
-            "scheduler reads one output; use sampler.load(pipe).generate(...)."
-        )
+    built = served(built, pipe.scheduler)
     built.start(Cond())  # a rule that needs classes or a classifier raises here
     negative = None if text is None else NegativeCalls(pipe, text)
     hook = GuidedCalls(pipe, networks, beside_caches(built, networks), negative)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import sampler
+from scripts.study.nag import table as nag_table
 
 TEMPLATE = Path(__file__).with_name("guidance.md")
 Row = Mapping[str, Any]
@@ -29,6 +30,7 @@ def write_document(path: Path, folder: Path) -> None:
     text = TEMPLATE.read_text(encoding="utf-8")
     filled = {
         **tables,
+        "table_nag": "\n".join(nag_table(read(folder / "nag.csv"))),
         "table_apg_steps": _apg_steps(read(folder / "apg_steps.csv")),
         "rules": _rules(),
         "targets": _targets(rows, overhead, real),

@@ -73,7 +73,7 @@ def _made(engine: Any, rule: Any, seed: int, count: int) -> tuple[Any, dict[str,
     made = engine.generate(texts, negative=negative, seeds=1000 * seed, guidance=rule, **options)
     spent = (time.process_time() - began) / count
     rows = sum(made.nfe) / count
-    return made.images, {"images": count, "rows": rows, "cpu_seconds_per_image": round(spent, 4)}
+    return made.images, {"images": count, "nfe": rows, "cpu_seconds_per_image": round(spent, 4)}
 
 
 def _measured(model: Any, images: torch.Tensor, plain: torch.Tensor) -> dict[str, float]:
@@ -93,12 +93,12 @@ def _measured(model: Any, images: torch.Tensor, plain: torch.Tensor) -> dict[str
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """The lines of the table in docs/guidance.md: means of the seeds."""
     names = {"sky_blue": 1, "concept": 3, "ssim": 3, "saturation": 3, "clipped": 1}
-    lines = ["| s, τ, α | rows | sky blue | concept | SSIM | saturation | clipped | CPU s |"]
+    lines = ["| s, τ, α | NFE | sky blue | concept | SSIM | saturation | clipped | CPU s |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name in dict.fromkeys(row["rule"] for row in rows):
         own = [row for row in rows if row["rule"] == name]
         means = {k: sum(float(row[k]) for row in own) / len(own) for k in own[0] if k != "rule"}
-        cells = [name, f"{means['rows']:g}"]
+        cells = [name, f"{means['nfe']:g}"]
         for key, digits in names.items():
             share = key in ("sky_blue", "clipped")
             cells.append(f"{100 * means[key]:.1f} %" if share else f"{means[key]:.{digits}f}")

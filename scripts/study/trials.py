@@ -4,8 +4,9 @@
 
 The bundled model, 20 DDIM steps, three seeds. Easy prompts are those that the model was trained
 on. Hard ones, in turn: two styles at once, two concepts at once (right if the image is taken for
-either of them), and a long sentence. Accuracy: concept and background as asked. SSIM is to `cfg`
-at scale 3 with the same prompt and seed. Float32, one thread, batches of 8.
+either of them), and two concepts with a style each, as long as the text encoder takes. Accuracy:
+concept and background as asked. SSIM is to `cfg` at scale 3 with the same prompt and seed. Float32,
+one thread, batches of 8.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def easy(count: int, start: int) -> list[Asked]:
 
 
 def hard(count: int, start: int) -> list[Asked]:
-    """Two styles, two concepts and long sentences, in turn."""
+    """Two styles, two concepts, and two concepts with styles, in turn."""
     names, looks, found = concepts(), styles(), list[Asked]()
     for i, p in enumerate(prompts(count, start), start):
         look, other = looks[i % len(looks)], looks[(i + 1) % len(looks)]
@@ -67,9 +68,9 @@ def hard(count: int, start: int) -> list[Asked]:
         texts = (
             f"a {look} {other} {names[p.concept]} {ground}",
             f"a {names[p.concept]} and a {names[second]} {ground}",
-            f"a simple clear drawing of one {look} {names[p.concept]} {ground}",
+            f"a {look} {names[p.concept]} and a {other} {names[second]} {ground}",
         )
-        right = (p.concept, second) if i % 3 == 1 else (p.concept,)
+        right = (p.concept, second) if i % 3 else (p.concept,)
         found.append(Asked(texts[i % 3], right, p.background))
     return found
 

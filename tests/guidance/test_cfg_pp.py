@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 
 import sampler
 from sampler import registry
@@ -121,5 +122,35 @@ def test_what_is_refused():
         for method in ("unipc", "heun", heavy):
             with pytest.raises(ValueError, match="no place for a direction"):
                 run(method, rule, vp_grid(8), noise(1))
-    with pytest.raises(ValueError, match="direction apart"), sampler.guide(tiny.sd(), "cfg_pp"):
+    pipe, forecast = tiny.sd(), {"name": "forecast", "rule": "cfg_pp"}
+    with pytest.raises(ValueError, match="direction apart"), sampler.guide(pipe, forecast):
         pass
+    ddim = pipe.scheduler
+    pipe.scheduler = UniPCMultistepScheduler.from_config(ddim.config)
+    with pytest.raises(ValueError, match="direction apart"), sampler.guide(pipe, "cfg_pp"):
+        pass
+    pipe.scheduler = ddim
+    with sampler.guide(pipe, "cfg_pp"), pytest.raises(ValueError, match="eta = 0"):
+        pipe("a fox", num_inference_steps=2, eta=0.5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("build", [tiny.sd, tiny.sd3])
+def test_a_stock_pipeline_with_a_first_order_scheduler_makes_the_images_of_the_engine(build):
+    """DDIM's step and Euler's on a flow; the steps divide the training steps."""
+    pipe = build()
+    rule = {"name": "cfg_pp", "strength": 0.6}
+    given = {"num_inference_steps": 5, "height": 32, "width": 32, "output_type": "latent"}
+    prompts = ["a fox", "two green apples"]
+
+    def call():
+        draws = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        return pipe(prompts, generator=draws, guidance_scale=3.0, **given)[0]
+
+    plain = call()
+    with sampler.guide(pipe, rule) as calls:
+        stock = call()
+    run = {"steps": 5, "height": 32, "width": 32, "output": "latent", "sampler": "ddim"}
+    ours = sampler.load(pipe).generate(prompts, seeds=[1, 2], guidance=rule, **run)
+    assert torch.allclose(stock, ours.latents, atol=1e-4) and calls.nfe == ours.nfe == [10, 10]
+    assert (stock - plain).norm() > 1e-3 * plain.norm()
