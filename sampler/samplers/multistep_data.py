@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -142,6 +143,12 @@ class DPMSolverPP3MSDE(DataMultistep):
     )
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
+        if span.index == 0 and 1 < span.total < SHORT_RUN and self.stochastic:
+            warnings.warn(
+                f"dpmpp_3m_sde overshoots in runs of fewer than {SHORT_RUN} steps (this one has "
+                f"{span.total}); use more, or er_sde.",
+                stacklevel=2,
+            )
         k, fresh = share("sde", span, self.eta)
         rule = _halved if self.weights == "published" else weights
         e, history = extrapolated(pred, span, state, 3, rule, k)

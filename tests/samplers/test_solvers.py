@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -440,6 +441,15 @@ def test_state_holds_order_plus_one_latents_at_most():
             )
         held = str(state).count("tensor(")
         assert held == order - 1, name
+
+
+def test_a_short_run_of_3m_sde_warns():
+    with pytest.warns(UserWarning, match="dpmpp_3m_sde overshoots in runs of fewer than 15 steps"):
+        run("dpmpp_3m_sde", vp_grid(10), noise())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run("dpmpp_3m_sde", vp_grid(15), noise())
+        run(named("dpmpp_3m_sde", eta=0.0), vp_grid(10), noise())
 
 
 def test_places():
