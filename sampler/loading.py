@@ -99,7 +99,7 @@ def load(
     files = {"config": config, "revision": revision, "variant": variant, "vae": vae}
     if isinstance(source, (str, Path)):
         found = _found(source, download, files)
-        pipe = _read(found, dtype, device, lora_pairs(lora), offload, vae_tiling, vae_slicing)
+        pipe: Any = _read(found, dtype, device, lora_pairs(lora), offload, vae_tiling, vae_slicing)
     else:
         given = {**files, "dtype": dtype, "device": device, "lora": lora, "offload": offload}
         flags = {"download": download, "vae_tiling": vae_tiling, "vae_slicing": vae_slicing,

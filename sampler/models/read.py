@@ -57,7 +57,8 @@ def read_pipeline(source: ModelSource, dtype: Any) -> Any:
     with quiet(), whole(source.single or folder):
         parts: dict[str, Any] = {}
         if source.vae is not None:
-            parts["vae"] = opened(source.vae, lambda: _vae(source, dtype))
+            path = source.vae
+            parts["vae"] = opened(path, lambda: _vae(path, source, dtype))
         if source.single is not None:
             pipe = opened(source.single, lambda: _single_file(source, dtype, parts))
         else:
@@ -85,18 +86,19 @@ def _single_file(source: ModelSource, dtype: Any, parts: dict[str, Any]) -> Any:
     return cls.from_pretrained(folder, use_safetensors=True, **parts, **options)
 
 
-def _vae(source: ModelSource, dtype: Any) -> Any:
+def _vae(path: Path, source: ModelSource, dtype: Any) -> Any:
     """The VAE that stands in for the pipeline's own."""
     import diffusers
+    from diffusers.models.auto_model import AutoModel
 
     options: dict[str, Any] = {"local_files_only": True, "torch_dtype": dtype}
-    if source.vae.is_dir():
-        return diffusers.AutoModel.from_pretrained(str(source.vae), use_safetensors=True, **options)
+    if path.is_dir():
+        return AutoModel.from_pretrained(str(path), use_safetensors=True, **options)
     cls: Any = getattr(diffusers, source.parts["vae"][1])
     if not hasattr(cls, "from_single_file"):
         raise ModelError(f"diffusers reads no single file of a {cls.__name__}; give a folder.")
     config = str(source.folder)
-    return cls.from_single_file(str(source.vae), config=config, subfolder="vae", **options)
+    return cls.from_single_file(str(path), config=config, subfolder="vae", **options)
 
 
 def opened(path: Path, read: Callable[[], T]) -> T:

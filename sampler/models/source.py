@@ -111,10 +111,10 @@ def find_source(
     path and options: of `sampler.load`. Raises ModelError for a model that is missing, unsafe or
     incomplete, and ValueError for an option that has no effect on it.
     """
-    bundled = path is None or path in BUNDLED_PARTS
-    root = FOLDER / "pipeline" if bundled else _located(path, revision)
+    path = FOLDER / "pipeline" if path is None or path in BUNDLED_PARTS else path
+    root = _located(path, revision)
     one = is_file(root)
-    if revision is not None and (bundled or Path(path).expanduser().exists()):
+    if revision is not None and Path(path).expanduser().exists():
         raise ValueError("revision goes with the name of a model on the Hub; leave it out.")
     if variant is not None and one:
         raise ValueError("variant goes with a folder; a single file is what it is.")

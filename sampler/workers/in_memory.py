@@ -34,7 +34,7 @@ def model_in_memory(engine: Loop) -> Model:
             for key, tensor in _tensors(part):
                 digest.update(f"\n{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 flat = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
-                digest.update(flat.numpy())
+                digest.update(flat.numpy().data)
     settings = {
         "pipe": _plain(getattr(pipe, "config", {})),
         "student": getattr(adapter, "student", None),
@@ -50,8 +50,10 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """State of a module by name, also of one whose weights accelerate keeps in its hooks."""
     kept: dict[str, torch.Tensor] = {}
     for prefix, part in module.named_modules():
-        weights = getattr(getattr(part, "_hf_hook", None), "weights_map", None)
-        for name, tensor in part.named_parameters(recurse=False) if weights is not None else ():
+        weights: Any = getattr(getattr(part, "_hf_hook", None), "weights_map", None)
+        if weights is None:
+            continue
+        for name, tensor in part.named_parameters(recurse=False):
             if tensor.device.type == "meta":
                 kept[f"{prefix}.{name}".lstrip(".")] = weights[name]
     yield from sorted({**module.state_dict(), **kept}.items())
@@ -61,7 +63,8 @@ def _facts(part: Any) -> dict[str, Any]:
     """Everything about a component but its tensors, as plain data."""
     facts: dict[str, Any] = {"config": _plain(getattr(part, "config", None))}
     if isinstance(part, torch.nn.Module):
-        facts["how"] = [fact for module in part.named_modules() for fact in _how(*module)]
+        modules: dict[str, Any] = dict(part.named_modules())
+        facts["how"] = [fact for name in modules for fact in _how(name, modules[name])]
     elif hasattr(part, "get_vocab"):
         facts["words"] = _words(part)
     elif hasattr(part, "to_dict"):
@@ -69,7 +72,7 @@ def _facts(part: Any) -> dict[str, Any]:
     return facts
 
 
-def _how(name: str, module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+def _how(name: str, module: Any) -> Iterator[tuple[str, Any]]:
     """Facts of how a module computes: LoRA weights, attention, tiles, compilation."""
     if hasattr(module, "scaling") and hasattr(module, "active_adapters"):
         active = module.active_adapters
