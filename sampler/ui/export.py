@@ -37,6 +37,9 @@ def shell(config: Config) -> str:
     dashes = any(text.startswith("-") for text in texts)  # such prompts go after `--`
     parts += () if dashes else texts
     for name, value in changed(config.model).items():
+        if not isinstance(value, (str, bool, tuple)):  # a grid of numbers or with settings
+            parts += ["--set", f"model.{name}={yaml_scalar(value)}"]
+            continue
         for one in value if isinstance(value, tuple) else (value,):
             parts += [flag_of(name)] if one is True else [flag_of(name), str(one)]
     for name, value in _run(config).items():
@@ -79,6 +82,7 @@ def python(config: Config, seeds: Sequence[int], batch_size: int) -> str:
         "steps": run.steps,
         "width": run.width,
         "height": run.height,
+        "grid": config.model.grid,
         **{kind: getattr(config, kind) for kind in STRATEGIES},
         "batch_size": batch_size,
     }

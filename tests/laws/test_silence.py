@@ -154,7 +154,8 @@ def test_every_field_of_a_configuration(name, given, tmp_path, capsys, monkeypat
 
 VALUES = {
     "prompt": "a dog", "negative_prompt": "a cat", "seed": 7, "n": 2, "width": 32, "height": 32,
-    "steps": 3, "scale": 2.0, "sampler": "ab", "guidance": "none", "tag": "x", "meta_mood": "calm",
+    "steps": 3, "scale": 2.0, "grid": "karras", "sampler": "ab", "guidance": "none", "tag": "x",
+    "meta_mood": "calm",
     "sampler.eta": 0.5, "guidance.scale": 2.0, "guidance.rescale": 0.5,
 }  # fmt: skip
 
