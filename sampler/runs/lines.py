@@ -8,6 +8,7 @@ pipeline's call (`input.strength`), tag, and `meta_*`, which is copied along.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,18 +124,22 @@ def check_prompt(text: str, where: str) -> str:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a prompt file, or of standard input for "-", without their settings.
+    """Prompts of a prompt file, or of standard input for "-"; warns of settings in other columns.
 
     Raises UsageError, with file and line, for a file that is missing or not UTF-8, for control
     characters, over-long lines, and a file without prompts.
     """
-    prompts = []
+    prompts, unused = [], dict[str, None]()
     for where, cells, *_ in read_table(path):
         if isinstance(cells, SamplerError):
             raise cells
+        unused.update(dict.fromkeys(name for name in cells if name != "prompt"))
         prompts.append(check_prompt(str(cells.get("prompt", "")), where))
     if not prompts:
         raise UsageError(f"{path}: there is no prompt in it.")
+    if unused:
+        columns = ", ".join(f"{name!s:.40}" for name in [*unused][:10])
+        warnings.warn(f"{path}: only the prompts are used here, not {columns}", stacklevel=2)
     return prompts
 
 

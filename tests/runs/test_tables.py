@@ -125,6 +125,14 @@ def test_lines_may_hold_the_options_of_other_tools(tmp_path, text, cells):
     assert row.cells == cells and row.text
 
 
+def test_settings_that_only_runs_read_are_noted_elsewhere(tmp_path, recwarn):
+    (tmp_path / "p.csv").write_text("prompt,seed,tag\na,1,x\n")
+    (tmp_path / "p.txt").write_text("a fox\n")
+    assert lines.read_prompts(tmp_path / "p.txt") == ["a fox"] and not recwarn
+    assert lines.read_prompts(tmp_path / "p.csv") == ["a"]
+    assert "only the prompts are used here, not seed, tag" in str(recwarn[0].message)
+
+
 def test_blank_rows_and_columns_of_spreadsheets_are_no_prompts(tmp_path):
     (tmp_path / "p.csv").write_text("prompt,seed,,\na fox,1,,\n,,,\n  ,,,\n\na dog,2,, \n")
     assert [(job.prompt, job.seed) for job in planned(tmp_path / "p.csv", "csv")] == [
