@@ -127,6 +127,8 @@ MISTAKES = [
     ("validate unknown.yaml", 2, "did you mean 'steps'"),
     # prompt files
     ("generate --prompts nowhere.txt", 2, "nowhere.txt: no such file"),
+    ("generate a -o s3://bucket/run", 2, "s3://bucket/run cannot be opened: Install s3fs"),
+    ("generate a -o nowhere://run", 2, "nowhere://run cannot be opened: Protocol not known"),
     ("generate --prompts empty.txt", 2, "There is no prompt"),
     ("generate --prompts folder", 2, "folder: is a directory"),
     ("generate --prompts latin.txt", 2, "latin.txt:2: this is not UTF-8"),

@@ -77,7 +77,7 @@ def generate(source: Source, options: RunOptions, report: Report) -> None:
     )
     if not (options.dry_run or known):
         source = replace(source, defaults=_defaults(load()))
-    if where is not None and not options.new:
+    if where is not None and not (options.new or options.dry_run):
         source = replace(source, drawn=recorded_config(where).get(DRAWN))
     location = location_for(where or "", options.executor, config.output.fsync)
     planned = source.plan(model) if location.rank == 0 else None

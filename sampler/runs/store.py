@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from sampler.core import durable
-from sampler.core.errors import SamplerError, StorageError
+from sampler.core.errors import SamplerError, StorageError, UsageError, first_line
 from sampler.runs import journal
 
 JournalLines = Iterable[Mapping[str, Any]]
@@ -117,7 +117,10 @@ class ObjectStore:
         import fsspec
 
         self.url = url.rstrip("/")
-        self._fs, root = fsspec.core.url_to_fs(self.url)
+        try:
+            self._fs, root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:  # no such protocol, or its package is missing
+            raise UsageError(f"{self.url} cannot be opened: {first_line(error)}.") from None
         self._root = root.rstrip("/")
         self._worker = f"{worker}-{uuid.uuid4().hex[:8]}"
         self._segments = 0
