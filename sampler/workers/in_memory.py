@@ -39,6 +39,8 @@ def model_in_memory(engine: Loop) -> Model:
         "pipe": _plain(getattr(pipe, "config", {})),
         "student": getattr(adapter, "student", None),
     }
+    if getattr(adapter, "prompt_weights", None) is not None:
+        settings["prompt_weights"] = True
     digest.update(_text(settings).encode())
     path = getattr(getattr(pipe, "config", None), "_name_or_path", None)
     label = str(path).rstrip("/").rpartition("/")[2] if path else type(pipe).__name__

@@ -454,5 +454,7 @@ def test_further_networks_in_memory(files):
     other = model_in_memory(sampler.load(tiny.sd(), weak=tiny.sd(seed=2).unet)).identity
     student = model_in_memory(sampler.load("bundled-student", device="cpu")).identity
     bundled = model_in_memory(sampler.load(device="cpu")).identity
-    found = [plain, weak, other, student, bundled]
+    weighted = sampler.load(tiny.sd())
+    weighted.pipeline.prompt_weights = object()  # that the library compel is there or not
+    found = [plain, weak, other, student, bundled, model_in_memory(weighted).identity]
     assert all(found.count(one) == 1 for one in found)
