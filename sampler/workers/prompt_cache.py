@@ -64,8 +64,8 @@ class PromptCache:
         """Warning for a prompt that the encoder truncates; None if it fits."""
         tokenizer = getattr(self._adapter.pipe, "tokenizer", None)
         limit = getattr(tokenizer, "model_max_length", None)
-        if getattr(self._adapter, "prompt_weights", None) is not None:
-            (prompt,) = self._adapter.prompt_weights.plain([prompt])
+        if (weights := getattr(self._adapter, "prompt_weights", None)) is not None:
+            (prompt,) = weights.plain([prompt])
         if tokenizer is None or not isinstance(limit, int) or limit > 10**6:
             return None
         if len(prompt) <= (limit - 2) // 2:
