@@ -141,7 +141,9 @@ def load(
     rule = {**adapter.default_guidance, **({"scale": BUNDLED_SCALE} if bundled else {})}
     engine = Engine(adapter, adapter, adapter.default_sampler, rule)
     if not flow:  # the pipeline itself has other levels
-        engine.host = lambda: _hosted(pipe, [], engine.sampler, engine.guidance)
+        if "match_norm" in rule:  # the stock pipeline's latents are tokens
+            rule["match_norm"] = [-1]
+        engine.host = lambda: _hosted(pipe, [], engine.sampler, rule)
     return engine
 
 

@@ -71,6 +71,12 @@ def check_names(cls: type, names: Iterable[str]) -> None:
             raise ValueError(f"inputs: {cls.__name__} has no argument {name!r:.60}{hint}.")
 
 
+def takes_images(name: str) -> bool:
+    """Return True for the name of an argument that takes images."""
+    named = "image" in name or name in ("video", "mask")
+    return named and not any(part in name for part in ("guid", "num_", "embeds", "latent", "scale"))
+
+
 def required(cls: type, given: Iterable[str]) -> list[str]:
     """Names of arguments without a default that are neither set by the engine nor given."""
     found = arguments(cls)

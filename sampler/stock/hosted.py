@@ -24,7 +24,13 @@ from sampler.core.inputs import opened, planned
 from sampler.core.locks import exclusive
 from sampler.core.spacings import count_of
 from sampler.engine import Engine
-from sampler.pipelines.call_arguments import arguments, check_names, default_of, required
+from sampler.pipelines.call_arguments import (
+    arguments,
+    check_names,
+    default_of,
+    required,
+    takes_images,
+)
 from sampler.registry.constraints import as_int
 from sampler.runs.jobs import JobSettings
 from sampler.samplers.aliases import named
@@ -59,7 +65,7 @@ class HostedEngine(Engine):
         hosted = HostedPipeline(pipe)
         rule = guidance or hosted.default_guidance
         super().__init__(self._refused, hosted, sampler or hosted.default_sampler, rule)  # pyright: ignore
-        self._one_generator = False
+        self._one_at_a_time = False
         self._spacing: Any = None
 
     def _refused(self, *_: Any, **__: Any) -> NoReturn:
@@ -194,6 +200,8 @@ class HostedEngine(Engine):
         for name, value in zip(("height", "width"), shared.size, strict=True):
             if value is not None and name not in known:
                 raise ValueError(f"{cls.__name__} takes no {name}; its inputs decide the size.")
+        if self.pipeline.takes_classes and any(not j.prompt.isdecimal() for j in jobs):
+            raise ValueError(f"{cls.__name__} takes the numbers of classes as prompts.")
         if "prompt" not in known and "class_labels" not in known and any(j.prompt for j in jobs):
             raise ValueError(f'{cls.__name__} takes no prompt; give "" as the prompt.')
         if any(job.negative for job in jobs) and "negative_prompt" not in known:
@@ -234,9 +242,10 @@ class HostedEngine(Engine):
     ) -> tuple[list[Any], list[int]]:
         """Call the pipeline on some jobs with the same inputs; (one value per job, their NFE).
 
-        Pipelines that take one random generator are called once per job, which is told once.
+        Pipelines that take one prompt or generator are called once per job, which is told once; so
+        are those that encode an image, whose noise would be that of the first job for all.
         """
-        if len(jobs) > 1 and self._one_generator:
+        if len(jobs) > 1 and (self._one_at_a_time or self._encodes(inputs)):
             parts = [self.call([job], shared, inputs, on_step) for job in jobs]
             return [v for values, _ in parts for v in values], [c for _, nfe in parts for c in nfe]
         twin, given = self._twin(shared), self._arguments(jobs, shared, inputs)
@@ -245,20 +254,24 @@ class HostedEngine(Engine):
                 hook.on_step = on_step
                 out = twin(**given)
         except (TypeError, AttributeError, ValueError) as error:
-            if (
-                self._one_generator
-                or not isinstance(given.get("generator"), list)
-                or ("enerator" not in str(error))
-            ):
+            one_only = "enerator" in str(error) or "list of prompts" in str(error)
+            if self._one_at_a_time or not one_only:
                 raise
-            self._one_generator = True
+            self._one_at_a_time = True
             log.warning(
-                "%s takes one random generator: images are made one at a time.",
+                "%s takes one prompt and one random generator: images are made one at a time.",
                 type(twin).__name__,
             )
             return self.call(jobs, shared, inputs, on_step)
         values = converted(first_value(out), shared.output, len(jobs))
         return values, hook.nfe
+
+    def _encodes(self, inputs: Mapping[str, Any]) -> bool:
+        """Return True if an image among the inputs may go through the VAE."""
+        pipe, seen = self.pipeline.pipe, {"control_image", "ip_adapter_image"}
+        if "control_image" not in arguments(type(pipe)) and "controlnet" in pipe.components:
+            seen.add("image")
+        return any(takes_images(name) for name in set(inputs) - seen)
 
     def _networks(self) -> list[Any]:
         return [p for p in self.pipeline.pipe.components.values() if isinstance(p, torch.nn.Module)]
@@ -282,9 +295,9 @@ class HostedEngine(Engine):
         generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
         given: dict[str, Any] = {
             "prompt": [job.prompt for job in jobs],
-            "class_labels": [int(job.prompt) if job.prompt.isdecimal() else 0 for job in jobs],
+            "class_labels": [int(j.prompt) for j in jobs] if hosted.takes_classes else None,
             "num_inference_steps": shared.steps,
-            "generator": generators[0] if self._one_generator else generators,
+            "generator": generators,
             "output_type": {"pil": "pil", "tensor": "pt", "latent": "latent"}[shared.output],
             **{k: v for k, v in zip(("height", "width"), shared.size, strict=True) if v},
         }
@@ -298,6 +311,9 @@ class HostedEngine(Engine):
             given[hosted.scale_argument] = float(own) if guided else 1.0
         if hosted.makes_audio:
             given.pop("output_type")
+        if self._one_at_a_time:
+            for name in {"prompt", "negative_prompt", "generator"} & set(given):
+                given[name] = given[name][0]
         given = {name: value for name, value in given.items() if name in known}
         return {**given, **{name: opened(name, value) for name, value in inputs.items()}}
 

@@ -43,7 +43,7 @@ class HostedPipeline:
         except ValueError as error:
             raise ModelError(f"{name} cannot be hosted: {error}") from None
         known = arguments(type(pipe))
-        self.takes_classes = "class_labels" in known
+        self.takes_classes = "class_labels" in known and "prompt" not in known
         self.makes_audio = any(part in name for part in _AUDIO)
         self.scale_argument: str | None = None
         if "true_cfg_scale" in known:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionInpaintPipeline
 
 import sampler
 from tests import tiny
@@ -34,16 +35,21 @@ def pixels(images):
     return np.stack([np.asarray(image, dtype=np.float64) for image in images])
 
 
-def stock(pipe, inputs, more, scale=4.0, prompts=PROMPTS, steps=5):
-    return pipe(
-        prompt=prompts,
-        guidance_scale=scale,
-        num_inference_steps=steps,
-        generator=[torch.Generator().manual_seed(s) for s in SEEDS[: len(prompts)]],
-        output_type="latent",
-        **inputs,
-        **more,
-    ).images
+def stock(pipe, inputs, more, scale=4.0, steps=5):
+    """Latents of one call per image: in a batch, images are encoded with the first generator."""
+    made = [
+        pipe(
+            prompt=prompt,
+            guidance_scale=scale,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+            **inputs,
+            **more,
+        ).images
+        for prompt, seed in zip(PROMPTS, SEEDS, strict=True)
+    ]
+    return torch.cat(made)
 
 
 def hosted(engine, inputs, more, **options):
@@ -181,6 +187,35 @@ def test_folders_are_hosted(tmp_path):
     wanted = hosted(sampler.load(pipe), inputs, SIZE)
     engine = sampler.load(tmp_path, device="cpu")
     assert engine.hosted and torch.equal(hosted(engine, inputs, SIZE).latents, wanted.latents)
+
+
+class OneAtATime(StableDiffusionInpaintPipeline):
+    def __call__(
+        self,
+        prompt=None,
+        image=None,
+        mask_image=None,
+        num_inference_steps=3,
+        guidance_scale=7.5,
+        generator=None,
+        output_type="pil",
+    ):
+        if isinstance(generator, list):
+            raise TypeError("randn(): argument 'generator' must be torch.Generator, not list")
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        return super().__call__(**given, height=32, width=32)
+
+
+def test_pipelines_of_one_generator_are_called_once_per_image(caplog):
+    pipe = inpaint()
+    engine = sampler.load(OneAtATime(**pipe.components, requires_safety_checker=False))
+    inputs = {"image": picture(), "mask_image": half_mask()}
+    counted = Rows(pipe.unet)
+    found = [hosted(engine, inputs, {}).latents for _ in range(2)]
+    assert set(counted.rows) == {2} and torch.equal(*found)
+    wanted = hosted(sampler.load(pipe), inputs, SIZE).latents
+    assert (found[0] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert sum("one at a time" in record.message for record in caplog.records) == 1
 
 
 WRONG = {
