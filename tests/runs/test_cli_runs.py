@@ -286,6 +286,18 @@ def test_the_prompt_file_is_read_and_planned_once(tmp_path, monkeypatch, where):
     assert counts == {"read_table": 1, "Planner.jobs": 1}
 
 
+def test_a_prompt_file_is_planned_once(capsys, tmp_path, monkeypatch):
+    """Also without -o, where the name of the folder comes from the plan."""
+    from sampler.runs import planner
+
+    parsed, parse = [], planner.parse_line
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(planner, "parse_line", lambda *a: parsed.append(a) or parse(*a))
+    (tmp_path / "p.txt").write_text("a fox\na dog\n")
+    assert run(capsys, "generate", "--prompts", "p.txt", "--steps", 1)[0] == 0
+    assert len(parsed) == 2
+
+
 def test_a_run_without_a_folder_finds_its_own_again(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = ("generate", "a Fox, running", "--steps", 1)
