@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -98,8 +99,9 @@ class Loop:
         """
         if spacing is None:
             return self
-        pipeline = self.pipeline.with_grid(spacing)
-        return type(self)(self.denoiser, pipeline, self.sampler, self.guidance)
+        twin = copy.copy(self)
+        twin._pipeline = self.pipeline.with_grid(spacing)
+        return twin
 
     def build_sampler(self, spec: Any) -> Sampler:
         """Build a sampler; None is the engine's own."""
