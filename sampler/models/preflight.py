@@ -23,8 +23,9 @@ MAX_INDEX = 2**18  # bytes; real ones have a few hundred
 MAX_CONFIG = 2**24  # bytes; a tokenizer_config.json with many added tokens has a few hundred KB
 MAX_DEPTH = 64
 
-# "stable_diffusion" is diffusers' own module of the safety checker.
-_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+# Modules of diffusers itself: the safety checker, and the text encoder of Kolors.
+_OWN = ("stable_diffusion", "kolors")
+_LIBRARIES = ("diffusers", "transformers", *_OWN)
 _POINTER = b"version https://git-lfs"
 CONFIG = "config.json"
 _NO_WEIGHTS = re.compile(r"(Tokenizer|Scheduler|Processor|FeatureExtractor)(Fast|Pil)?$")

@@ -264,3 +264,25 @@ def test_shards_are_whole(model):
         *[sampler.load(f, device="cpu").generate("a fox", seeds=1, steps=2, output="latent").latents
           for f in (folder, model("Stable Diffusion 1.x"))]
     )  # fmt: skip
+
+
+def test_kolors_whose_text_encoder_is_a_module_of_diffusers(tmp_path):
+    """As published: ChatGLM and its sentencepiece tokenizer from diffusers.pipelines.kolors."""
+    pipe = FAMILIES["Kolors"].build()
+    for part in ("unet", "vae", "text_encoder", "scheduler"):
+        getattr(pipe, part).save_pretrained(tmp_path / part)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(_pieces(257))
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    index = {
+        "_class_name": "KolorsPipeline",
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "text_encoder": ["kolors", "ChatGLMModel"],
+        "tokenizer": ["kolors", "ChatGLMTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert find_source(tmp_path).unused() == []
+    (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(_pieces(120))
+    refused(tmp_path, "120 tokens", "takes 257")
