@@ -95,12 +95,11 @@ def rules():
 
 
 def scale_of(spec):
-    if "scale" in spec:
-        return spec["scale"]
-    inner = spec.get("rule")
-    if isinstance(inner, dict):
-        return scale_of(inner)
-    return 7.5 if spec["name"] == "apg" else 3.0
+    """The scale of a rule or of the one inside; the model's own where there is none."""
+    rule = sampler.build("guidance", spec)
+    while rule is not None and not hasattr(rule, "scale"):
+        rule = getattr(rule, "rule", None)
+    return 3.0 if rule is None else rule.scale
 
 
 @pytest.fixture(scope="module")
