@@ -150,6 +150,7 @@ class GuidedCalls:
     def _begin(self, times: Any) -> None:
         """Begin a run; `set_timesteps` makes a new tensor for each."""
         self._times, self.form, self._index, self._state = times, None, 0, None
+        self._read: tuple[Any, list[float], list[float]] | None = None
         self._expected: list[Answer] = []
         self._next: Tensor | None = None
         self._coupled = [couples_rows(network) for network in self.networks]
@@ -389,22 +390,35 @@ class GuidedCalls:
         return self._planned[2]
 
     def _time_ahead(self) -> float:
-        times = self.pipe.scheduler.timesteps
-        return float(times[min(self._position + self._index, len(times) - 1)])
+        times, _ = self._numbers()
+        return times[min(self._position + self._index, len(times) - 1)]
+
+    def _numbers(self) -> tuple[list[float], list[float]]:
+        """Timesteps and sigmas of the run, copied to the host once; no sigmas where it has none."""
+        scheduler = self.pipe.scheduler
+        if self._read is None or self._read[0] is not scheduler.timesteps:
+            times, sigmas = scheduler.timesteps.tolist(), getattr(scheduler, "sigmas", ())
+            known = len(sigmas) == len(times) + 1
+            self._read = (
+                scheduler.timesteps,
+                times,
+                torch.as_tensor(sigmas).tolist() if known else [],
+            )
+        return self._read[1], self._read[2]
 
     def span(self, x: Tensor, timestep: Any) -> Span:
         """Locate this step in the run: by position, since rounded timesteps may repeat."""
-        times, t = self.pipe.scheduler.timesteps, _number(timestep)
-        if self._index == 0:
-            self._position = position_of(times, t)  # later than 0 for image-to-image
+        times, _ = self._numbers()
+        if self._index == 0:  # later than 0 for image-to-image
+            self._position = position_of(self.pipe.scheduler.timesteps, _number(timestep))
         position = min(self._position + self._index, len(times) - 1)
         now, after = self._level(position), self._level(position + 1)
         return Span(self._index, now, after, len(times) - self._position)
 
     def _level(self, position: int) -> Level:
-        times, sigmas = self.pipe.scheduler.timesteps, getattr(self.pipe.scheduler, "sigmas", ())
+        times, sigmas = self._numbers()
         t = float(times[position]) if position < len(times) else 0
-        sigma = float(sigmas[position]) if len(sigmas) == len(times) + 1 else math.nan
+        sigma = sigmas[position] if sigmas else math.nan
         if self.schedule.process == "edm":
             return Level(t, 1.0, sigma)
         if not math.isnan(sigma):
@@ -414,9 +428,9 @@ class GuidedCalls:
     def _count(self, form: Form) -> None:
         """Add the evaluated rows of this step to `nfe`."""
         for answer, count in zip(self._answers, form.used, strict=True):
-            for rows in answer.evaluated.view(count, -1) if count else ():
-                for row in rows.nonzero()[:, 0].tolist():
-                    self.nfe[row] += answer.cost
+            per_row = answer.evaluated.view(count, -1).sum(0).tolist() if count else ()
+            for row, rows in enumerate(per_row):
+                self.nfe[row] += rows * answer.cost
 
     def _outputs(
         self, form: Form, blocks: Sequence[Tensor], branches: Mapping[str, Branch]

@@ -249,7 +249,10 @@ def _row(pipe: Any, plain: torch.Tensor) -> Row:
     cells = [tried(attempt, pipe, plain) for attempt in (engine, guide, drop_in)]
     if cls.__name__ in supported() and not cells[0].startswith("native"):
         cells[0] = f"native; hosted: {cells[0]}"
-    return Row(cls.__name__, *cells, tuple(filter(takes_images, arguments(cls))))
+    engine_kind, guided, dropped = cells
+    return Row(
+        cls.__name__, engine_kind, guided, dropped, tuple(filter(takes_images, arguments(cls)))
+    )
 
 
 def page(rows: list[Row]) -> str:
