@@ -231,3 +231,32 @@ def test_a_drop_in_with_a_grid_is_the_engine_bit_for_bit():
         pipe("a fox", timesteps=[900, 500, 100, 1], **call)
     again = sampler.scheduler("ddim", pipe.scheduler)
     assert again.config["grid"] == "beta"
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_a_table_without_signal_at_its_end(name):
+    """Zero terminal SNR: time-based grids start at alpha = 0, ramps at the last level above it."""
+    config = {**BETAS, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    known = sampler.Schedule.from_config(config, "DDIMScheduler")
+    for n in (1, 2, 20, 999, 1000):
+        grid = known.grid(n, spacing=name)
+        ratios = [v.sigma / v.alpha if v.alpha else math.inf for v in grid]
+        assert len(grid) == n + 1 and all(b < a for a, b in pairwise(ratios)), n
+        assert len({level.t for level in grid[:-1]}) == n
+        assert all(0 <= level.t <= 999 for level in grid)
+
+
+def test_a_run_does_not_start_at_a_middle_level():
+    """From alpha = 0 the first step has no middle level, so that pipelines' cuts fall into one."""
+    drop = sampler.scheduler("res_2s", tiny.sd3().scheduler, grid="simple")
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for begin, fits in ((2, False), (1, True)):
+        drop.set_timesteps(4)
+        assert len(drop.timesteps) == 6 and drop.order == 2
+        drop.set_begin_index(begin)
+        noised = drop.scale_noise(x, drop.timesteps[begin : begin + 1], x.flip(-1))
+        if fits:
+            drop.step(x, drop.timesteps[begin], noised)
+            continue
+        with pytest.raises(ValueError, match="the cut falls between the two evaluations"):
+            drop.step(x, drop.timesteps[begin], noised)
