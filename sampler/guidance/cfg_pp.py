@@ -31,9 +31,10 @@ class CFGPP(GuidanceBase):
         used, which keeps the mean scale and may exceed 1 (warned of). None uses λ as it is, as the
         paper does.
 
-    The sampler must follow a direction (`follows_direction`): ddim, ab, ghvb, nesterov, dpmpp_2m
-    and heavy_ball over ab or dpmpp_2m do. `sampler.guide` serves the rule in pipelines whose
-    scheduler is DDIM without noise or Euler, as `cfg` with that scale.
+    The sampler must follow a direction (`follows_direction`): ddim, euler_ancestral, ab, ghvb,
+    nesterov, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, res_multistep, er_sde, deis,
+    gradient_estimation and heavy_ball over ab or dpmpp_2m do. `sampler.guide` serves the rule in
+    pipelines whose scheduler is DDIM without noise or Euler, as `cfg` with that scale.
     """
 
     strength: Fraction = 0.6
