@@ -19,7 +19,7 @@ class Interrupt(MetaPathFinder):
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.argv = ["sampler", *{arguments!r}]
-from sampler.__main__ import main
+from sampler.cli.entry import main
 sys.meta_path.insert(0, Interrupt())
 code = main()
 print("not interrupted", file=sys.stderr)
@@ -39,7 +39,7 @@ def python(code, *arguments, **environment):
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        ("sampler.cli", ["list"]),
+        ("sampler.cli.commands", ["list"]),
         ("typer", ["list", "samplers"]),
         ("pydantic", ["generate", "a fox"]),
         ("sampler.cli.batch", ["generate", "a fox"]),
@@ -71,7 +71,7 @@ def test_an_interrupt_is_an_event_too():
 
 AT_CALL = """
 import os, signal, sys
-from sampler.__main__ import main
+from sampler.cli.entry import main
 
 class Finalized:
     def __del__(self):
@@ -99,7 +99,7 @@ def test_an_interrupt_inside_a_command_is_one_sentence(line):
 def test_an_interrupt_while_python_shuts_down_prints_nothing():
     code = (
         "import atexit, os, signal, sys\n"
-        "from sampler.__main__ import main\n"
+        "from sampler.cli.entry import main\n"
         "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
         "sys.argv = ['sampler', 'list']\n"
         "sys.exit(main())\n"

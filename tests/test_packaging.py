@@ -57,7 +57,7 @@ def test_the_wheel_holds_the_code_the_model_and_the_licences(wheel):
     assert "sampler/bundled/pipeline/model_index.json" in names
     assert any("LICENSE.noto-emoji" in name for name in names)
     metadata = [name for name in names if name.endswith("entry_points.txt")]
-    assert b"sampler = sampler.__main__:main" in zipfile.ZipFile(wheel).read(metadata[0])
+    assert b"sampler = sampler.cli.entry:main" in zipfile.ZipFile(wheel).read(metadata[0])
 
 
 def test_the_bundled_folder_is_small(wheel):

@@ -10,7 +10,7 @@ from sampler_kernels import use_backend
 from sampler_kernels.choice import requested
 from typer.testing import CliRunner
 
-from sampler.cli import app
+from sampler.cli.commands import app
 from sampler.core.benchmark import CASES, Step, cost
 from scripts.bench import gpu, gpu_networks
 from scripts.bench import kernels as bench

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sampler
-from sampler.cli import app, main
+from sampler.cli import main
+from sampler.cli.commands import app
 from sampler.config.model import MODEL_OPTIONS, ModelConfig
 from sampler.config.options import FINETUNE, GENERATE
 from sampler.config.schema import Config, RunConfig
