@@ -61,7 +61,7 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
         items = [_encode(v, tensors) for v in value]
         kind = type(value)
-        if hasattr(kind, "_fields"):
+        if is_named_tuple(kind):
             return {"named": f"{kind.__module__}:{kind.__qualname__}", "items": items}
         return {"list" if kind is list else "tuple": items}
     raise TypeError(f"A strategy's state cannot be saved: it holds {type(value).__name__}.")
@@ -80,10 +80,15 @@ def _decode(tree: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
     return kind(_decode(v, tensors) for v in tree[kind.__name__])
 
 
+def is_named_tuple(kind: Any) -> bool:
+    """Return True for a class of NamedTuples."""
+    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
 def _named(path: str) -> Any:
     """Find a state's NamedTuple among the imported modules; a file must not import code."""
     module, name = path.split(":")
     found = getattr(sys.modules.get(module), name, None)
-    if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
+    if not is_named_tuple(found):
         raise ValueError(f"unknown state type {path}; import its strategy first")
     return found

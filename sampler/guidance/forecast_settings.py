@@ -92,7 +92,7 @@ def refuse_span(rule: Any, span: Span, state: Any) -> None:
     """Raises ValueError for a step that cannot be forecast, or has nothing to forecast from."""
     if span.index == 0 and span.total:
         refuse_steps(rule, span.total)
-    if hasattr(span.now.sigma, "ndim"):
+    if not isinstance(span.now.sigma, (float, int)):
         raise ValueError(
             "forecast: all samples of a run need the same levels; give them as floats."
         )

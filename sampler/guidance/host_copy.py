@@ -17,7 +17,9 @@ _COPY = "_sampler_host_copy"
 
 def start_copy(flags: Any) -> None:
     """Queue a copy of flags [B] to the CPU, once; nothing to do for numbers and CPU tensors."""
-    if isinstance(flags, float) or flags.device.type == "cpu" or hasattr(flags, _COPY):
+    if isinstance(flags, float) or flags.device.type == "cpu":
+        return
+    if getattr(flags, _COPY, None) is not None:
         return
     copy = _pinned(flags)
     copy.copy_(flags, non_blocking=True)

@@ -76,7 +76,7 @@ def _single_file(source: ModelSource, dtype: Any, parts: dict[str, Any]) -> Any:
     folder, path = source.folder, str(source.single)
     options: dict[str, Any] = {"local_files_only": True, "torch_dtype": dtype}
     cls: Any = getattr(diffusers, source.pipeline)
-    if not hasattr(cls, "from_single_file"):
+    if not _reads_single_files(cls):
         raise ModelError(f"diffusers reads no single file of a pipeline like {folder}.")
     if source.whole:
         return cls.from_single_file(path, config=str(folder), **options, **parts)
@@ -84,6 +84,10 @@ def _single_file(source: ModelSource, dtype: Any, parts: dict[str, Any]) -> Any:
     network: Any = getattr(diffusers, source.parts[name][1])
     parts[name] = network.from_single_file(path, config=str(folder), subfolder=name, **options)
     return cls.from_pretrained(folder, use_safetensors=True, **parts, **options)
+
+
+def _reads_single_files(cls: type) -> bool:
+    return hasattr(cls, "from_single_file")
 
 
 def _vae(path: Path, source: ModelSource, dtype: Any) -> Any:
@@ -95,7 +99,7 @@ def _vae(path: Path, source: ModelSource, dtype: Any) -> Any:
     if path.is_dir():
         return AutoModel.from_pretrained(str(path), use_safetensors=True, **options)
     cls: Any = getattr(diffusers, source.parts["vae"][1])
-    if not hasattr(cls, "from_single_file"):
+    if not _reads_single_files(cls):
         raise ModelError(f"diffusers reads no single file of a {cls.__name__}; give a folder.")
     config = str(source.folder)
     return cls.from_single_file(str(path), config=config, subfolder="vae", **options)

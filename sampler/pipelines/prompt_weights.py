@@ -57,7 +57,7 @@ class PromptWeights:
         from compel.embeddings_provider import EmbeddingsProvider, ReturnedEmbeddingsType
 
         kind = ReturnedEmbeddingsType.LAST_HIDDEN_STATES_NORMALIZED
-        if hasattr(self.pipe, "text_encoder_2"):  # SDXL
+        if "text_encoder_2" in self.pipe.components:  # SDXL
             kind = ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
         found: list[Tensor] = []
         for tokenizer, encoder in self.names:

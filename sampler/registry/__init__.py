@@ -163,7 +163,8 @@ def spec_of(strategy: Any) -> Any:
 
 
 def _is_strategy(value: Any) -> bool:
-    return is_dataclass(value) and hasattr(value, "name") and not isinstance(value, type)
+    named = isinstance(getattr(value, "name", None), str)
+    return named and is_dataclass(value) and not isinstance(value, type)
 
 
 def describe(kind: str, name: str) -> dict[str, Any]:

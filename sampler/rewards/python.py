@@ -71,10 +71,10 @@ def _found(spec: str, allow_python: bool) -> Any:
         raise UsageError(
             f"The reward {spec!r} failed to import with {type(error).__name__}: {first_line(error)}"
         ) from error
-    if not hasattr(code, name):
+    found = getattr(code, name, None)
+    if found is None:
         near = registry.suggestion(name, [key for key in vars(code) if not key.startswith("_")])
         raise UsageError(f"The reward {spec!r} was not found: {module} has no {name!r}{near}.")
-    found = getattr(code, name)
     try:
         found = found() if isinstance(found, type) else found
     except Exception as error:

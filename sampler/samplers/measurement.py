@@ -115,9 +115,10 @@ def measurement(operator: Any, y: Any, init: Any, data_range: Any) -> Measuremen
         return apply(x if gain == 1 and shift == 0 else x * gain + shift)
 
     if init is None:
-        if not hasattr(operator, "A_dagger"):
+        pseudo_inverse: Any = getattr(operator, "A_dagger", None)
+        if pseudo_inverse is None:
             raise ValueError("reddiff: this operator has no A_dagger(y); give init, the start.")
-        init = (operator.A_dagger(y) - shift) / gain
+        init = (pseudo_inverse(y) - shift) / gain
     with torch.no_grad():
         seen = forward(init)
     if seen.shape[1:] != y.shape[1:]:

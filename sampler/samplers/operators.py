@@ -75,7 +75,7 @@ def measure(
     """
     from sampler.core.noise import Noise
 
-    y = operator.A(x) if hasattr(operator, "A") else operator(x)
+    y = getattr(operator, "A", operator)(x)
     if sigma == 0:
         return y
     width = data_range[1] - data_range[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from sampler.core.errors import UsageError
 
 def first_value(out: Any) -> Any:
     """The images, frames or audio of a pipeline's output."""
-    if hasattr(out, "to_tuple"):
-        return out.to_tuple()[0]
+    if isinstance(out, Mapping):  # a BaseOutput of diffusers
+        return next(iter(out.values()))
     return out[0] if isinstance(out, tuple) else out
 
 

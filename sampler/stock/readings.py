@@ -9,7 +9,7 @@ whether they hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,8 +106,8 @@ def tensor_of(raw: Any) -> Tensor | None:
     """The first value of a network's answer as one tensor, None for answers of other kinds."""
     if isinstance(raw, Tensor):
         return raw
-    value = next(iter(raw.values())) if hasattr(raw, "values") else raw
-    value = value[0] if isinstance(raw, tuple) and not hasattr(raw, "values") else value
+    value = next(iter(raw.values())) if isinstance(raw, Mapping) else raw
+    value = value[0] if isinstance(raw, tuple) else value
     if isinstance(value, list) and value and all(isinstance(one, Tensor) for one in value):
         same = all(one.shape == value[0].shape for one in value)
         return torch.stack(value) if same else None
@@ -118,7 +118,7 @@ def replaced(raw: Any, value: Tensor) -> Any:
     """The network's answer with another first value."""
     if isinstance(raw, Tensor):
         return value
-    if hasattr(raw, "values"):
+    if isinstance(raw, Mapping):
         first = next(iter(raw.keys()))
         old = raw[first]
         new = list(value) if isinstance(old, list) else value
@@ -128,7 +128,7 @@ def replaced(raw: Any, value: Tensor) -> Any:
 
 def is_single(raw: Any) -> bool:
     """Return True if an answer holds one value for every row and nothing else that has rows."""
-    values = list(raw.values()) if hasattr(raw, "values") else raw
+    values = list(raw.values()) if isinstance(raw, Mapping) else raw
     if isinstance(raw, Tensor):
         return True
     return not any(isinstance(value, (Tensor, list, tuple)) for value in list(values)[1:])

@@ -67,18 +67,18 @@ def _facts(part: Any) -> dict[str, Any]:
     if isinstance(part, torch.nn.Module):
         modules: dict[str, Any] = dict(part.named_modules())
         facts["how"] = [fact for name in modules for fact in _how(name, modules[name])]
-    elif hasattr(part, "get_vocab"):
+    elif callable(getattr(part, "get_vocab", None)):
         facts["words"] = _words(part)
-    elif hasattr(part, "to_dict"):
-        facts["config"] = _plain(part.to_dict())
+    elif callable(to_dict := getattr(part, "to_dict", None)):
+        facts["config"] = _plain(to_dict())
     return facts
 
 
 def _how(name: str, module: Any) -> Iterator[tuple[str, Any]]:
     """Facts of how a module computes: LoRA weights, attention, tiles, compilation."""
-    if hasattr(module, "scaling") and hasattr(module, "active_adapters"):
-        active = module.active_adapters
-        yield f"{name} lora", [(key, module.scaling.get(key)) for key in active]
+    active, scaling = (getattr(module, key, None) for key in ("active_adapters", "scaling"))
+    if active is not None and isinstance(scaling, Mapping):
+        yield f"{name} lora", [(key, scaling.get(key)) for key in active]
     if (processor := getattr(module, "processor", None)) is not None:
         backend = getattr(processor, "_attention_backend", None)
         yield f"{name} attention", (type(processor).__name__, str(backend))
@@ -102,7 +102,8 @@ def _words(tokenizer: Any) -> dict[str, Any]:
 
 def _plain(config: Any) -> dict[str, Any]:
     """A configuration without the names of paths and versions, which change no image."""
-    config = config.to_dict() if hasattr(config, "to_dict") else config
+    to_dict = getattr(config, "to_dict", None)
+    config = to_dict() if callable(to_dict) else config
     if not isinstance(config, Mapping):
         return {}
     dropped = ("transformers_version", "torch_dtype", "dtype", "use_slicing")

@@ -86,7 +86,7 @@ def build_networks(adapter: Any, options: NetworkOptions, probe: Probe) -> Itera
     """Build the networks of a run; `probe` shows the shapes of the features."""
     with ExitStack() as stack:
         teacher = adapter.network
-        if hasattr(teacher, "peft_config"):
+        if getattr(teacher, "peft_config", None):
             raise ValueError("f_distill: the teacher carries LoRAs; fuse or remove them first.")
         first = teacher if options.init is None else read_network(teacher, Path(options.init))
         student, lora = _trainable_copy(first, options.student, options, stack)
