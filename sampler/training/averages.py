@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from sampler.models.trainable_lora import Adapter
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,13 @@ class Averaged:
 
     def enable(self) -> None:
         self.adapter.enable()
+
+    @contextmanager
+    def evaluated(self, value: T) -> Iterator[T]:
+        """Put the average "ema", where there is one, in place for the time of a context."""
+        average = self.averages.get("ema")
+        with nullcontext() if average is None else average.in_place():
+            yield value
 
     def tensors(self) -> dict[str, Tensor]:
         """Return copies of the weights and their averages, as "old.NAME", on the CPU."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -42,13 +42,15 @@ class MicroBatchLoss:
 class TrainerBase:
     """Defaults of a trainer; a strategy is a frozen dataclass that overrides what differs.
 
-    needs_reward: whether a run without a reward is refused.
+    needs_reward: whether a run without a reward is refused. averages: names of averages of the
+    LoRA that the trainer keeps.
     """
 
     name: ClassVar[str] = ""
     reference: ClassVar[str] = ""
     defaults: ClassVar[Defaults]
     needs_reward: ClassVar[bool] = True
+    averages: ClassVar[tuple[str, ...]] = ()
 
     @property
     def images_per_prompt(self) -> int:
@@ -65,31 +67,42 @@ class TrainerBase:
     def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
         """Write the files that the run needs into `out`; the main process calls it first."""
 
+    @contextmanager
     def trainable(
         self, session: Session, prompts: list[str], out: Path, settings: Settings
-    ) -> AbstractContextManager[Trainable]:
+    ) -> Iterator[Trainable]:
         """Put what is trained in place for the time of a context: a LoRA on the network."""
         from sampler.models.lora_files import lora_pairs
         from sampler.models.start_lora import read_factors
         from sampler.models.trainable_lora import adapted
+        from sampler.training.averages import Average, Averaged
 
         rank, alpha, targets = settings.rank or 1, settings.alpha or 1.0, settings.targets or ()
         seed, network = derived(settings.seed, 0, "adapter"), session.pipeline.network
         start = None
         if settings.init_lora is not None:
             start = read_factors(session.pipeline.pipe, network, lora_pairs(settings.init_lora))
-        return adapted(network, rank, alpha, targets, seed, start)
+        names = (*self.averages, *(("ema",) if settings.ema else ()))
+        with adapted(network, rank, alpha, targets, seed, start) as adapter:
+            averages = {name: Average.of(adapter.parameters) for name in names}
+            yield Averaged(adapter, averages)
 
     def evaluation_session(self, session: Session) -> AbstractContextManager[Session]:
-        """Give the session that an evaluation samples with, for the time of a context."""
-        return nullcontext(session)
+        """Give the session that an evaluation samples with: under the average "ema", if any."""
+        return session.trainable.evaluated(session)
 
     def save(self, session: Session, out: Path, manifest: dict[str, Any]) -> Path:
-        """Write the result below `out` and return its folder."""
+        """Write the result below `out` and return its folder.
+
+        With an average it is that one, and the last weights are beside it in lora_last/.
+        """
         from sampler.models.trainable_lora import save_lora
 
-        prefix = session.pipeline.network_name
-        return save_lora(session.trainable, prefix, out / "lora", manifest).parent
+        prefix, trained = session.pipeline.network_name, session.trainable
+        if "ema" in trained.averages:
+            save_lora(trained.adapter, prefix, out / "lora_last", manifest)
+        with trained.evaluated(session):
+            return save_lora(trained.adapter, prefix, out / "lora", manifest).parent
 
     def start(self) -> Any:
         """Return the first state: plain data, saved with the checkpoints."""

@@ -13,10 +13,11 @@ from sampler.core.errors import IncompleteError
 from sampler.registry import spec_of
 from sampler.rewards.base import NonFiniteScore
 from sampler.training import batches, checkpoint, evaluate
+from sampler.training.averages import warm_decay
 from sampler.training.base import TrainerBase
 from sampler.training.journal import Journal
 from sampler.training.optimise import NonFinite, Optimiser, run_update
-from sampler.training.session import Session, Trainable
+from sampler.training.session import Session
 from sampler.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class FitLoop:
     ) -> None:
         self.session, self.trainer, self.prompts = session, trainer, prompts
         self.out, self.settings, self.accelerator = out, settings, accelerator
-        self.trainable: Trainable = session.trainable
+        self.trainable: Any = session.trainable
         self.progress, self.main = progress, accelerator.is_main_process
         adam = torch.optim.AdamW(
             self.trainable.parameters.values(),
@@ -118,6 +119,8 @@ class FitLoop:
             )
             record |= metrics
             self.skips = 0
+            if settings.ema:
+                self.trainable.averages["ema"].follow(warm_decay(settings.ema, self.done))
         except (NonFinite, NonFiniteScore) as error:
             record["skipped"] = str(error)
             self.skips += 1

@@ -44,8 +44,8 @@ class Method(Protocol, Generic[C]):
 
     collect: samples and scores images, called without gradient. weigh: from all rewards in the
     order of the samples, what the losses need of them, and the trainer's next state. losses: the
-    terms of the loss of each sample [B], with their metrics; they are summed. passes: over the
-    batch; steps: optimiser steps per pass.
+    terms of the loss of each sample [B], with their metrics; they are summed. after: called once
+    the optimiser has made all its steps. passes: over the batch; steps: optimiser steps per pass.
     """
 
     @property
@@ -59,6 +59,7 @@ class Method(Protocol, Generic[C]):
     def losses(
         self, batch: Batch, collected: C, weights: Any
     ) -> Iterator[tuple[Tensor, dict[str, Any]]]: ...
+    def after(self, state: Any) -> None: ...
 
 
 def online_updates(method: Method[Any], batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
@@ -84,6 +85,7 @@ def online_updates(method: Method[Any], batch: Batch, state: Any) -> Iterator[Mi
                     yield MicroBatchLoss(loss.sum() / count, found)
             yield MicroBatchLoss(None, metrics, step=True, state=state)
             metrics = {}
+    method.after(state)
 
 
 def gather_rewards(session: Session, values: Tensor) -> list[float]:

@@ -48,6 +48,8 @@ class Settings:
     max_skips: updates in a row with a loss, gradient or score that is not finite, after which the
     run stops.
     checkpoint_every: updates; the newest `keep` are kept.
+    ema: decay of a moving average of the LoRA, 0 is off; it is evaluated and saved as lora/, and
+    the last weights as lora_last/.
     eval_every: updates, 0 is never; eval_prompts: the first 8 training prompts by
     default, with the seeds 0, 1, ...
     stop_reward, patience, max_drift: stop at this evaluation reward; after this number of
@@ -80,6 +82,7 @@ class Settings:
     max_skips: Count = 5
     checkpoint_every: Count = 10
     keep: Count = 2
+    ema: Annotated[float, Ge(0), Lt(1), DocInfo("0 is off")] = 0.0
     eval_every: Annotated[int, Ge(0), DocInfo("0 is never")] = 0
     eval_prompts: tuple[str, ...] | None = None
     stop_reward: float | None = None

@@ -71,8 +71,9 @@ def test_adapter_off_gives_the_base_images_while_it_is_trained(engine, tmp_path)
     assert found == [True, True, True, True]
 
 
-@pytest.mark.parametrize("trainer", ["alignprop", "ddpo", "rlcm"])
-def test_a_run_that_breaks_goes_on_bit_equal(engine, tmp_path, trainer):
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+@pytest.mark.parametrize("trainer", ["alignprop", "ddpo", "rlcm", "nft", "awm"])
+def test_a_run_that_breaks_goes_on_bit_equal(engine, tmp_path, trainer, ema):
     class Broken(Exception):
         pass
 
@@ -87,16 +88,16 @@ def test_a_run_that_breaks_goes_on_bit_equal(engine, tmp_path, trainer):
     reward.differentiable = True
     breaks = 0
     whole = tmp_path / "whole"
-    world.tune(engine, whole, trainer, reward, updates=5, seed=4)
+    world.tune(engine, whole, trainer, reward, updates=5, seed=4, ema=ema)
     calls.clear()
     breaks = 4
     cut = tmp_path / "cut"
     with pytest.raises(sampler.SamplerError, match="'reward' failed with Broken"):
-        world.tune(engine, cut, trainer, reward, updates=5, seed=4)
+        world.tune(engine, cut, trainer, reward, updates=5, seed=4, ema=ema)
     # three updates were done and the last even checkpoint was the second's: nothing is lost
     assert [p.name for p in checkpoint.complete(cut / "checkpoints")] == ["000002", "000003"]
     assert not getattr(engine.pipeline.network, "peft_config", None)
-    world.tune(engine, cut, trainer, reward, updates=5, seed=4)
+    world.tune(engine, cut, trainer, reward, updates=5, seed=4, ema=ema)
     assert world.curve(cut) == world.curve(whole) and len(world.curve(cut)) == 5
     assert world.weights(cut) == world.weights(whole)
 
@@ -187,12 +188,15 @@ def flat_moment(out):
     return torch.cat([found.optimizer[k].flatten() for k in keys])
 
 
-@pytest.mark.parametrize("trainer", ["alignprop", "ddpo"])
+@pytest.mark.parametrize("trainer", ["alignprop", "ddpo", "nft", "awm"])
 def test_micro_batches_do_not_change_the_gradient(engine, tmp_path, trainer):
     grads = []
-    for micro in (5, 2, 1):  # the last micro-batch of 2 is short
+    batch = 6 if trainer in ("nft", "awm") else 5
+    for micro in (batch, 4, 1):  # the last micro-batch of 4 is short
         out = tmp_path / str(micro)
-        world.tune(engine, out, trainer, updates=1, batch=5, micro=micro, clip=0)
+        spec = {**world.TRAINERS[trainer]}
+        spec.pop("passes", None)
+        world.tune(engine, out, spec, updates=1, batch=batch, micro=micro, clip=0)
         grads.append(flat_moment(out))
     for other in grads[1:]:
         assert (other - grads[0]).norm() <= 1e-4 * grads[0].norm() > 0
@@ -224,7 +228,7 @@ def test_minibatches_are_steps_on_a_part_of_the_batch(engine, tmp_path):
 
 
 @pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl, tiny.pixart])
-@pytest.mark.parametrize("trainer", ["alignprop", "ddpo", "rlcm"])
+@pytest.mark.parametrize("trainer", ["alignprop", "ddpo", "rlcm", "nft", "awm"])
 def test_pipelines(tmp_path, build, trainer):
     report = world.tune(world.engine(build), tmp_path, trainer, updates=1)
     assert report.log[0]["grad_norm"] > 0

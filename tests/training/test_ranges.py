@@ -17,15 +17,22 @@ SETTINGS = {
     "updates": FROM_0, "batch": COUNT, "micro": COUNT, "seed": FROM_0, "steps": COUNT,
     "height": COUNT, "width": COUNT, "lr": POSITIVE, "lr_end": ([0, 1], [-TINY, 1 + TINY]),
     "betas": ([(0, 0), (1 - TINY,) * 2], [(-TINY, 0), (0, 1), (0.9,)]), "eps": POSITIVE,
-    "weight_decay": NONNEGATIVE, "clip": NONNEGATIVE, "rank": COUNT, "alpha": COUNT,
+    "weight_decay": NONNEGATIVE, "clip": NONNEGATIVE, "rank": COUNT, "alpha": POSITIVE,
     "max_skips": COUNT, "checkpoint_every": COUNT, "keep": COUNT, "eval_every": FROM_0,
-    "patience": COUNT, "max_drift": NONNEGATIVE, "stop_reward": ([-1e9, 1e9], ["1"]),
+    "ema": DECAY, "patience": COUNT, "max_drift": NONNEGATIVE, "stop_reward": ([-1e9, 1e9], ["1"]),
 }  # fmt: skip
 POLICY = {
     "clip_range": POSITIVE, "max_advantage": POSITIVE, "buffer": ([16], [0]), "min_count": COUNT,
     "group_size": COUNT, "minibatches": COUNT, "passes": COUNT, "kl_beta": NONNEGATIVE,
 }  # fmt: skip
+MATCHING = {
+    "group_size": ([2], [1]), "max_advantage": POSITIVE, "times": COUNT, "shift": POSITIVE,
+    "low": ([0, 0.5], [-TINY, 1 + TINY]), "high": ([0.5, 1], [0, 1 + TINY]), "kl": NONNEGATIVE,
+    "minibatches": COUNT, "passes": COUNT,
+}  # fmt: skip
 TRAINERS = {
+    "nft": {**MATCHING, "beta": POSITIVE},
+    "awm": {**MATCHING, "power": POSITIVE, "clip_range": POSITIVE},
     "alignprop": {
         "k": COUNT, "low": FROM_0, "high": FROM_0, "mean": ([TINY, 1 - TINY], [0, 1]),
         "std": POSITIVE, "value": ([-1e9, 1e9], ["1"]), "loss_scale": POSITIVE, "lv": ([0], [-1]),

@@ -14,6 +14,8 @@ SHORT = {"steps": 2, "batch": 2, "lr": 1e-2, "height": 16, "width": 16, "checkpo
 TRAINERS = {
     "alignprop": {"name": "alignprop", "truncation": "fixed", "k": 1},
     "ddpo": {"name": "ddpo", "min_count": 2, "buffer": 4},
+    "nft": {"name": "nft", "group_size": 2, "times": 2, "memory": "slow"},
+    "awm": {"name": "awm", "group_size": 2, "times": 2, "passes": 2},
     "rlcm": {"name": "rlcm", "min_count": 2, "buffer": 4, "clip_range": 0.01, "passes": 2},
 }
 

@@ -173,6 +173,8 @@ class FDistill(TrainerBase):
         return real, own if self.warmup else None
 
     def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
+        if settings.ema:
+            raise ValueError("f_distill: fit.ema is of trainers of a LoRA; set ema in trainer.")
         if settings.init_lora is not None:
             raise ValueError(
                 "f_distill: fit.init_lora is of trainers of a LoRA on the model itself; give a "

@@ -72,6 +72,9 @@ class PPO:
         if self.policy.final_step == "pathwise":
             yield _pathwise_loss(self.policy, batch, collected, weights.inverse), {}
 
+    def after(self, state: Any) -> None:
+        """Do nothing: the next batch is sampled by the trained weights themselves."""
+
 
 def _action_loss(
     policy: Policy, run: Run, action: Action, advantage: Tensor

@@ -1,0 +1,1 @@
+"""Trainers on the forward process: DiffusionNFT and advantage-weighted matching."""

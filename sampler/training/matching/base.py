@@ -1,0 +1,98 @@
+"""Base of the trainers that match clean latents of their own samples on the forward process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import DocInfo, Ge
+
+from sampler.registry.constraints import Count, Fraction, Positive
+from sampler.training.base import TrainerBase
+from sampler.training.matching.levels import Law, grid_levels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sampler.training.session import Session
+    from sampler.types import Level, Prediction
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Predictions for B noised samples at one level.
+
+    new has the graph; old and base are those of the weights that sampled and of the base model,
+    base None where it is not needed. x0, eps: what the samples were made of. joint: the mean
+    log-ratio over all levels [B], where the trainer asks for it.
+    """
+
+    new: Prediction
+    old: Prediction
+    base: Prediction | None
+    x0: Tensor
+    eps: Tensor
+    level: Level
+    joint: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MatchingBase(TrainerBase):
+    """Base of `nft` and `awm`; its fields are described there."""
+
+    group_size: Annotated[int, Ge(2), DocInfo("advantages are those within a group")] = 8
+    std: Literal["batch", "group", "none"] = "batch"
+    max_advantage: Positive = 5.0
+    times: Count = 4
+    law: Law = "grid"
+    shift: Positive = 1.0
+    low: Fraction = 0.0
+    high: Fraction = 1.0
+    memory: Literal["on_policy", "slow", "fast"] = "on_policy"
+    kl: Annotated[float, Ge(0), DocInfo("0 is off")] = 1e-4
+    minibatches: Count = 1
+    passes: Count = 1
+    train_rule: Literal["cond", "sampling"] = "cond"
+    few_step: bool = False
+
+    averages: ClassVar[tuple[str, ...]] = ("old",)
+
+    def __post_init__(self) -> None:
+        if self.low >= self.high:
+            raise ValueError(f"{self.name}: low = {self.low:g} must be below high = {self.high:g}.")
+
+    @property
+    def images_per_prompt(self) -> int:
+        return self.group_size
+
+    def start(self) -> Any:
+        return {"steps": 0}
+
+    def check(self, session: Session) -> None:
+        """Raise ValueError for a few-step model, and for a range without levels."""
+        pipeline = session.pipeline
+        student = pipeline.student is not None or pipeline.default_sampler == "consistency"
+        if student and not self.few_step:
+            raise ValueError(
+                f"{self.name}: matching blurs few-step models, which no longer denoise in small "
+                "steps; train their teacher, or set few_step = true."
+            )
+        if self.law == "grid":
+            grid_levels(session, self.low, self.high)
+
+    def loss(self, matched: Matched, advantage: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each sample [B] at one level, and the same at the old weights."""
+        raise NotImplementedError
+
+    @property
+    def joint(self) -> bool:
+        """True where the loss takes one ratio for all levels together."""
+        return False
+
+    def log_ratio(self, matched: Matched) -> Tensor:
+        """Return the log-ratio of each sample [B] at one level."""
+        raise NotImplementedError
+
+    def kl_weight(self, sigma: float) -> float:
+        """Return the factor of the distance to the base model at a flow level."""
+        return self.kl

@@ -1,0 +1,152 @@
+"""Clean samples under the old weights, noised again and matched under the new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sampler_kernels import settle
+from torch import Tensor
+
+from sampler import registry
+from sampler.core.noise import Noise
+from sampler.objectives import group_advantages, old_decay
+from sampler.training.averages import Average
+from sampler.training.batches import Batch
+from sampler.training.matching.base import Matched, MatchingBase
+from sampler.training.matching.levels import flow_sigma, matching_levels
+from sampler.training.online import Collected
+from sampler.training.session import Session
+from sampler.types import Level, Prediction, Snapshot, Span
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The part of a matching trainer in an update; see `sampler.training.online.Method`."""
+
+    trainer: MatchingBase
+    session: Session
+
+    @property
+    def passes(self) -> int:
+        return self.trainer.passes
+
+    @property
+    def steps(self) -> int:
+        return self.trainer.minibatches
+
+    @property
+    def old(self) -> Average:
+        return self.session.trainable.averages["old"]
+
+    def collect(self, batch: Batch, rows: Sequence[int]) -> Collected:
+        session, run = self.session, self.session.begin(batch, rows)
+        with self.old.in_place():
+            x0, last = session.engine.run_to_end(*run)
+        images = session.decoder("hard")(x0)
+        reward, parts = session.score(images, [batch.prompts[row] for row in rows])
+        return Collected(
+            rows=list(rows), run=run, x0=x0, reward=reward, parts=parts, nfe=sum(last.nfe)
+        )
+
+    def weigh(self, batch: Batch, rewards: list[float], state: Any) -> tuple[Tensor, Any]:
+        advantages = group_advantages(batch.prompts, rewards, std=self.trainer.std)
+        limit = self.trainer.max_advantage
+        steps = self.passes * self.steps
+        return torch.from_numpy(advantages).clamp(-limit, limit), {"steps": state["steps"] + steps}
+
+    def after(self, state: Any) -> None:
+        """Move the old weights towards the new ones, after the last optimiser step."""
+        self.old.follow(old_decay(state["steps"], self.trainer.memory))
+
+    def losses(
+        self, batch: Batch, collected: Collected, weights: Tensor
+    ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        trainer = self.trainer
+        law, limits = trainer.law, (trainer.low, trainer.high)
+        levels = matching_levels(self.session, batch, law, trainer.times, trainer.shift, *limits)
+        advantage = weights[collected.rows].to(collected.x0)
+        joint = self._joint(collected, levels)
+        for number, level in enumerate(levels):
+            matched = self._matched(collected, level, number, joint)
+            loss, before = trainer.loss(matched, advantage)
+            metrics = {
+                "gain": (loss - before).detach(),
+                "deviation": _distance(matched.new, matched.old).detach(),
+                "x0_norm": collected.x0.square().flatten(1).mean(1),
+            }
+            if matched.base is not None:
+                kl = _distance(matched.new, matched.base)
+                loss = loss + trainer.kl_weight(flow_sigma(level)) * kl
+                metrics["kl"] = kl.detach()
+            yield loss / len(levels), metrics
+
+    def _joint(self, collected: Collected, levels: Sequence[Level]) -> Tensor | None:
+        """Return the mean log-ratio over all levels [B], where the trainer asks for it."""
+        if not self.trainer.joint or len(levels) == 1:
+            return None
+        if self._unchanged():
+            return torch.zeros(len(collected.rows)).to(collected.x0)
+        ratios = []
+        with torch.no_grad():
+            for number, level in enumerate(levels):
+                matched = self._matched(collected, level, number, None, based=False)
+                ratios.append(self.trainer.log_ratio(matched))
+        return torch.stack(ratios).mean(0)
+
+    def _matched(
+        self,
+        collected: Collected,
+        level: Level,
+        number: int,
+        joint: Tensor | None,
+        based: bool = True,
+    ) -> Matched:
+        """Noise the samples to a level and predict; the reference weights come first.
+
+        They are put in place of the trained ones, which must not happen between the forward and
+        the backward pass of those.
+        """
+        x0 = collected.x0
+        eps = Noise(collected.run.snapshot.seeds).draw(number, x0, "renoise")
+        x = level.alpha * x0 + level.sigma * eps
+        same = self._unchanged()
+        old = None if same else self._reference(collected, x, level, self.old.in_place())
+        base = None
+        if based and self.trainer.kl:
+            base = self._reference(collected, x, level, self.session.reference())
+        new = self._predict(collected, x, level)
+        return Matched(new, _detached(new) if old is None else old, base, x0, eps, level, joint)
+
+    def _unchanged(self) -> bool:
+        """True where the trained weights are the old ones, as in a first on-policy step."""
+        return all(torch.equal(self.old.parameters[k], v) for k, v in self.old.values.items())
+
+    def _reference(
+        self, collected: Collected, x: Tensor, level: Level, place: AbstractContextManager[None]
+    ) -> Prediction:
+        with torch.no_grad(), place:
+            return _detached(self._predict(collected, x, level))
+
+    def _predict(self, collected: Collected, x: Tensor, level: Level) -> Prediction:
+        """Predict at a level by the training's rule, every sample as at the first step of a run."""
+        run, span = collected.run, Span(0, level, level)
+        guided = self.trainer.train_rule == "sampling"
+        rule = run.rule if guided else registry.build("guidance", "none")
+        zeros = (0,) * len(x)
+        start = Snapshot(0, x, (), rule.start(run.cond), run.snapshot.seeds, zeros)
+        return self.session.engine.predict(start, span, run.cond, rule)[0]
+
+
+def _detached(pred: Prediction) -> Prediction:
+    """Return a prediction with the same values, evaluated, without graph."""
+    out = settle(pred.out).detach()
+    return Prediction.of(pred.kind, settle(pred.x).detach(), out, pred.level)
+
+
+def _distance(a: Prediction, b: Prediction) -> Tensor:
+    """Mean squared distance of two outputs [B]."""
+    return (settle(a.out) - settle(b.out)).square().flatten(1).mean(1)
