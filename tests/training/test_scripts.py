@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -31,6 +32,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float32():
+    """Without autocast: where bfloat16 is emulated, the trainings would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
+        yield
 
 
 @pytest.fixture(scope="module")
