@@ -26,7 +26,7 @@ from sampler.runs.metadata import Metadata
 from sampler.runs.plan import Batch, Cell
 from sampler.runs.store import Store
 
-FORMAT = 1
+FORMAT = 2  # 1: before lines and NFE were called so
 RUN, PLAN, JOBS = "run.json", "plan.json", "jobs.jsonl"
 Check = Literal["size", "hash"]
 
@@ -59,7 +59,10 @@ class RunFolder:
         run, plan = _json(store, RUN), _json(store, PLAN)
         try:
             if run["v"] != FORMAT:
-                raise RunFolderError(f"{store.where} is a run folder of format {run['v']}.")
+                raise RunFolderError(
+                    f"{store.where} is a run folder of format {run['v']}, of another version of this "
+                    f"package, which reads format {FORMAT}; choose a new folder with -o."
+                )
             native = run["model"].get("native")
             self.model = Model(**{**run["model"], "native": tuple(native) if native else None})
             self.output = OutputOptions(**run["output"])

@@ -151,6 +151,14 @@ def test_damaged_facts_are_one_sentence(done):
         path.write_bytes(good)
 
 
+def test_a_folder_of_another_version_is_refused_by_its_format(done):
+    path = done.store.root / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "v": 1}))
+    with pytest.raises(SamplerError, match="run folder of format 1, .* reads format 2") as caught:
+        RunFolder(done.store)
+    assert caught.value.code == 4
+
+
 def test_random_corruptions_are_found_and_exactly_those_repaired(done):
     root, rng = done.store.root, random.Random(3)
     whole = pictures(root)
