@@ -60,8 +60,8 @@ class RunFolder:
         try:
             if run["v"] != FORMAT:
                 raise RunFolderError(
-                    f"{store.where} is a run folder of format {run['v']}, of another version of this "
-                    f"package, which reads format {FORMAT}; choose a new folder with -o."
+                    f"{store.where} is a run folder of format {run['v']}, of another version; "
+                    f"this one reads format {FORMAT}, so choose a new folder with -o."
                 )
             native = run["model"].get("native")
             self.model = Model(**{**run["model"], "native": tuple(native) if native else None})
