@@ -103,7 +103,8 @@ def call_on_rows(
     def part(value: Any) -> Any:
         if isinstance(value, list) and len(value) == batch:
             tensors = [one for one in value if isinstance(one, Tensor) and one.ndim]
-            if not tensors or any(len(one) % batch for one in tensors):  # a list of samples
+            samples = isinstance(x, list) or any(len(one) % batch for one in tensors)
+            if samples or not tensors:  # else tensors of the whole batch, such as residuals
                 return [value[row] for row in rows.tolist()]
         return map_tree(cut, value)
 
