@@ -140,7 +140,7 @@ def test_every_page_is_in_the_navigation(site):
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 def test_a_browser_asks_nobody_else(site):
-    """Also what scripts load: every request of a few pages and of a search is for a file here."""
+    """Also what scripts load: every request of a few pages is for a file here."""
     from playwright.sync_api import sync_playwright
 
     asked, errors = [], []
@@ -154,10 +154,6 @@ def test_a_browser_asks_nobody_else(site):
         for name in ("index", "reference/sampler/ghvb", "samplers", "papers"):
             page.goto((Path(site) / f"{name}.html").as_uri())
             page.wait_for_load_state("load")
-        page.locator("input.md-search__input").fill("oversaturation")
-        page.locator(".md-search-result__link").first.wait_for(timeout=120_000)
-        found = page.locator(".md-search-result__list").inner_text()
         browser.close()
-    assert "High guidance without oversaturation" in found
     assert len(asked) > 10 and not [url for url in asked if not url.startswith(("file:", "data:"))]
     assert not errors
