@@ -94,7 +94,7 @@ class Family:
         return {**(own if own["name"] == "cfg" else {"name": "cfg"}), "scale": scale}
 
     def stock(self, pipe, scale=3.0, output="latent", rows=(0, 1), copied=True):
-        """What the stock pipeline makes of some of the prompts: latents, or images for "pt".
+        """Run the stock pipeline on some of the prompts: latents, or images for "pt".
 
         copied: of a copy of it, since the call leaves traces (its scale, its scheduler).
         """

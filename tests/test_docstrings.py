@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("sampler", "kernels", "scripts")
+FOLDERS = ("sampler", "kernels", "scripts", "tests", "docs")
 QUESTIONS = {"What", "Whether", "How", "Where", "When", "Which", "Who", "Whose", "Why"}
 
 

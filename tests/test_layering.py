@@ -1,4 +1,4 @@
-"""Who may import whom, read from the syntax trees and from the table in docs/how_it_works.md.
+"""Import rules, read from the syntax trees and from the table in docs/how_it_works.md.
 
 Every import counts: inside a function, under TYPE_CHECKING, of a module or of a name. There is no
 list of exceptions.

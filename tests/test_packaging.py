@@ -1,4 +1,4 @@
-"""What is shipped: the wheel, its contents, its use from another folder, and the pins."""
+"""Contents of the distribution: the wheel, its use from another folder, and the pins."""
 
 import os
 import re

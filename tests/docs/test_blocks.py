@@ -150,7 +150,7 @@ class Parsed(Exception):
 
 
 def parses(call):
-    """Whether a program of typer or argparse gets as far as doing something."""
+    """Return whether a program of typer or argparse gets as far as doing something."""
 
     def stop(*_, **__):
         raise Parsed

@@ -1,4 +1,4 @@
-"""What a page points at exists: files, headings, pictures, tests, and options of ours."""
+"""Targets of links exist: files, headings, pictures, tests, and options of ours."""
 
 import re
 from dataclasses import fields

@@ -61,7 +61,7 @@ def test_examples_use_no_deprecated_argument():
 
 
 class Page(HTMLParser):
-    """What a page fetches, what it leads to, and its anchors."""
+    """Files that a page fetches, its links, and its anchors."""
 
     def __init__(self, text):
         super().__init__()

@@ -149,7 +149,7 @@ def test_cfg_zero():
 
 
 def decisions(rule, c, u):
-    """Which rows are asked for at each step [T, B], and the guided outputs."""
+    """Rows evaluated at each step [T, B], and the guided outputs."""
     state, asked, outs = rule.start(Cond()), [], []
     for t in range(c.shape[0]):
         branches = rule.plan(c[t], span(t), Cond(), state)

@@ -42,7 +42,7 @@ class Spy:
         network.forward = spied
 
     def seen(self, latents):
-        """How often the network saw each image, of whose latents [B, ...] there is one a step."""
+        """Count the evaluations of each image, from its latents [B, ...] of every step."""
         found = [0] * len(latents[0])
         for row in self.rows:
             owners = [b for x in latents for b in range(len(x)) if torch.equal(x[b], row)]

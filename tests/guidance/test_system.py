@@ -1,4 +1,4 @@
-"""What must hold across all rules: counts, batches, state, spaces, an exact test-bed, refusals."""
+"""Laws across all rules: counts, batches, state, spaces, an exact test-bed, refusals."""
 
 import math
 import warnings
@@ -232,7 +232,7 @@ def test_holding_keeps_the_run_closer_to_full_guidance_than_dropping():
 
 
 def steps_of(rule, cosines, kind="eps"):
-    """Which steps evaluate u, for one row whose cosines are given."""
+    """Steps that evaluate u, for one row whose cosines are given."""
     rule = sampler.build("guidance", {"name": "adaptive", **rule})
     state, asked = rule.start(Cond()), []
     for t, gamma in enumerate(cosines):

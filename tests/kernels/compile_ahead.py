@@ -87,7 +87,7 @@ def described(value, path, fixed, hints, generic=False, aligned=True):
 
 
 def read(ptx, arch):
-    """What matters of a PTX text: widths of memory accesses, roundings, spills."""
+    """Facts of a PTX text: widths of memory accesses, roundings, spills."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")
         path.write_text(ptx)

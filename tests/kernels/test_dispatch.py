@@ -1,4 +1,4 @@
-"""Who computes: what is asked for, what is possible, and what is said when the two differ."""
+"""Choice of the backend: requested, possible, and the message when the two differ."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What only a GPU can show: rounding, races, real launch counts, graphs, bandwidth.
+"""Tests that need a GPU: rounding, races, real launch counts, graphs, bandwidth.
 
 `python -m pytest tests/kernels/test_gpu.py -m gpu` on a machine with a CUDA or ROCm device.
 """

@@ -1,4 +1,4 @@
-"""What a step launches, program by program, and how often its formulas are walked on the way.
+"""Launches of a step, program by program, and the walks of its formulas on the way.
 
 programs.json is written by `python -m tests.kernels.test_programs`, where a change is intended.
 """

@@ -107,7 +107,7 @@ def given(files):  # noqa: F811
 
 
 def outcome(tree, where, capsys):
-    """What a configuration leads to: exit code and sentence, or everything that is recorded."""
+    """Return the outcome of a configuration: exit code and sentence, or all that is recorded."""
     where.mkdir()
     (where / "c.json").write_text(json.dumps(tree))
     prompts = [] if "prompts" in tree else ["a fox"]

@@ -1,4 +1,4 @@
-"""What every registered strategy is run on: a small world with exact answers.
+"""Test bed of every registered strategy: a small world with exact answers.
 
 A strategy that cannot be built from its name alone gets an example in EXAMPLES; a new one that
 has neither fails `test_every_strategy_is_covered`.

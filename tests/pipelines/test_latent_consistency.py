@@ -30,7 +30,7 @@ def lcm(prediction="epsilon", size=16, **options):
 
 
 def stock(pipe, steps, scale, monkeypatch, output):
-    """What the stock call makes of our noise between the steps."""
+    """Run the stock call with our noise between the steps."""
     drawn = iter(range(steps))
 
     def noise(shape, **_):

@@ -1,4 +1,4 @@
-"""How pipelines are loaded and used in practice: adapters, offloading, tiles, quantised modules,
+"""Loading and use of pipelines in practice: adapters, offloading, tiles, quantised modules,
 compiled blocks, single files. All of it keeps working under the engine, the hook and the drop-in.
 """
 

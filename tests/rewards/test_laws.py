@@ -1,4 +1,4 @@
-"""What every reward promises, over the whole catalogue; what the guard refuses."""
+"""Laws of every reward, over the whole catalogue; what the guard refuses."""
 
 import json
 import sys

@@ -36,7 +36,7 @@ def done(tmp_path):
 
 
 def again(run, **options):
-    """What making the run once more writes."""
+    """Run once more and return the files that are written."""
     made = engine()
     _, tally = make(run.store.root, TABLE, made, work_options=WorkOptions(**options))
     return tally.done, made.pipeline.batches

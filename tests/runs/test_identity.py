@@ -33,7 +33,7 @@ PROMPT = "a red fox"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """What people have beside a model: a LoRA, a VAE, weaker weights, prompt files."""
+    """Files that people have beside a model: a LoRA, a VAE, weaker weights, prompt files."""
     from tests.training.test_lora import tuned
 
     root = tmp_path_factory.mktemp("identity")

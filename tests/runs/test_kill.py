@@ -29,7 +29,7 @@ def in_child(action):
 
 
 def state_of(where):
-    """What a reader of a finished run sees: images, and how often each key is recorded as ok."""
+    """Contents of a finished run: images, and how often each key is recorded as ok."""
     lines = (where / "journal.jsonl").read_bytes().split(b"\n")
     keys = Counter()
     for line in lines:
@@ -52,7 +52,7 @@ def whole(tmp_path_factory):
 
 
 def count_points(where):
-    """How many system calls of POINTS a run makes."""
+    """Count the system calls of POINTS in a run."""
     calls = []
     child_report = where.parent / "calls"
 

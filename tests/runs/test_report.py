@@ -1,4 +1,4 @@
-"""What is told while a run goes on, and the limits on images that are read."""
+"""Messages of a running run, and the limits on images that are read."""
 
 import io
 import json

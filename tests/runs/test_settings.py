@@ -1,4 +1,4 @@
-"""What a run may be told besides its prompts: presets, TOML, JSON, offline, secrets, encoders."""
+"""Settings of a run besides its prompts: presets, TOML, JSON, offline, secrets, encoders."""
 
 import json
 import os

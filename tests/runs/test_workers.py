@@ -27,7 +27,7 @@ LEASE = 0.8
 
 
 def as_rank(where, rank, world=2, pause=0.01, group="g"):
-    """What one rank does, in this process."""
+    """Run one rank in this process."""
     location = RunLocation(str(where), rank, world, group)
     with open_locked(location) as store:
         run = planned(store, TABLE, 2) if rank == 0 else wait_for_plan(store)

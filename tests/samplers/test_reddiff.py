@@ -130,7 +130,7 @@ def test_no_signal_at_the_first_level():
 
 
 class Physics:
-    """What deepinv's physics answer: A and A_dagger on images in [0, 1]."""
+    """Stand-in for deepinv's physics: A and A_dagger on images in [0, 1]."""
 
     def __init__(self, mask):
         self.mask = mask

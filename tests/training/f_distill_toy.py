@@ -20,7 +20,7 @@ SCHEDULE = sampler.Schedule.from_config(
 
 
 class Toy:
-    """What `Step` needs of a session, without a pipeline; one noise level, at which the best
+    """Stand-in for the session of `Step`, without a pipeline; one noise level, at which the best
     estimate of a Gaussian is linear in x in every parametrisation."""
 
     def __init__(self, kind, share, rows=96):

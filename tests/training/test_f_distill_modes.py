@@ -1,4 +1,4 @@
-"""What the divergences do to a student, on problems with known answers."""
+"""Effect of the divergences on a student, on problems with known answers."""
 
 import math
 

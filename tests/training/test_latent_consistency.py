@@ -25,7 +25,7 @@ SIZE = {"height": 24, "width": 40}
 
 
 def optimal(x, level, mu, s, kind):
-    """What the best network of this kind says where data are N(mu, s²)."""
+    """Prediction of the best network of this kind where data are N(mu, s²)."""
     a, sigma = level.alpha, level.sigma
     x0 = mu + a * s**2 / (a**2 * s**2 + sigma**2) * (x - a * mu)
     eps = (x - a * x0) / sigma

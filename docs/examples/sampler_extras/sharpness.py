@@ -4,7 +4,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sharpness:
-    """How sharp an image [3, H, W] in [0, 1] is: the variance of its Laplacian.
+    """Sharpness of an image [3, H, W] in [0, 1]: the variance of its Laplacian.
 
     score = mean (d − mean d)²,   d = Y(up) + Y(down) + Y(left) + Y(right) − 4·Y,
     Y = 0.299·R + 0.587·G + 0.114·B,   over the pixels that have all four neighbours.
