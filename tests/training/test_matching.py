@@ -14,7 +14,7 @@ from sampler.engine import Engine
 from sampler.models.trainable_lora import adapted
 from sampler.objectives import matching_log_prob, old_decay
 from sampler.training import checkpoint
-from sampler.training.averages import Average, Averaged
+from sampler.training.averages import Average, Averaged, warm_decay
 from sampler.training.batches import batch
 from sampler.training.matching.levels import flow_sigma, level_at, matching_levels
 from sampler.training.matching.trainers import AWM, NFT
@@ -192,6 +192,10 @@ def _checkpoint(out, update):
     folder = out / "checkpoints" / f"{update:06d}"
     state = json.loads((folder / "state.json").read_text())
     return checkpoint.Checkpoint(update, load_file(folder / "adapter.safetensors"), {}, state)
+
+
+def test_an_average_warms_up():
+    assert [warm_decay(0.9, n) for n in (0, 1, 8, 10**6)] == [1 / 10, 2 / 11, 9 / 18, 0.9]
 
 
 @pytest.mark.parametrize("trainer", ["nft", "awm"])
