@@ -14,6 +14,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# The first call after a fork replaces torch's thread pool, and two threads that make it at once
+# race (pytorch's "Invalid thread pool!"): tests fork, and transformers reads weights on threads.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
