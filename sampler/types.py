@@ -259,6 +259,10 @@ class Sampler(Protocol):
     def stochastic(self) -> bool: ...
     @property
     def evaluations(self) -> int: ...
+    @property
+    def follows_direction(self) -> bool: ...
+    def bind(self, context: Any) -> Sampler: ...
+    def with_schedule(self, schedule: Any) -> Sampler: ...
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]: ...
     def start(self, x: Tensor, level: Level) -> tuple[Any, Any]: ...
     def step(self, x: Tensor, pred: Prediction, span: Span, state: Any) -> Move: ...
@@ -273,6 +277,12 @@ class Guidance(Protocol):
 
     @property
     def needs(self) -> frozenset[str]: ...
+    @property
+    def sets_direction(self) -> bool: ...
+    @property
+    def graph_refusal(self) -> str: ...
+    def check(self, adapter: Any) -> None: ...
+    def bind(self, context: Any, cond: Cond) -> tuple[Guidance, Cond]: ...
     def start(self, cond: Cond) -> Any: ...
     def plan(self, x: Tensor, span: Span, cond: Cond, state: Any) -> Mapping[str, Branch]: ...
     def combine(
@@ -304,6 +314,18 @@ class SamplerBase:
         """Return whether moves may have std > 0."""
         return False
 
+    def bind(self, context: Any) -> Any:
+        """The sampler completed for a run of `generate` (a calibrated number, a decoder).
+
+        context: `sampler.core.binding.SamplerContext`. Raises ValueError for a run that the sampler
+        cannot do, before the network is called.
+        """
+        return self
+
+    def with_schedule(self, schedule: Any) -> Any:
+        """The sampler with the times of levels between those of the grid, from a `Schedule`."""
+        return self
+
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
         """The grid to walk, from the grid asked for; noisy first."""
         return grid
@@ -327,6 +349,27 @@ class GuidanceBase:
     def needs(self) -> frozenset[str]:
         """Names that must be there: "cond", "uncond", and those of further models ("weak")."""
         return frozenset({"cond"})
+
+    @property
+    def sets_direction(self) -> bool:
+        """Return True if predictions have a direction apart from their target."""
+        return False
+
+    @property
+    def graph_refusal(self) -> str:
+        """Reason that runs cannot be CUDA graphs; "" where they can."""
+        return ""
+
+    def check(self, adapter: Any) -> None:
+        """Raise ValueError for a `PipelineAdapter` that the rule cannot run on."""
+
+    def bind(self, context: Any, cond: Cond) -> tuple[Any, Cond]:
+        """(rule, conditions) completed for a run of `generate`: a classifier, further conditions.
+
+        context: `sampler.core.binding.GuidanceContext`. Raises ValueError for a run that the rule
+        cannot do, before the network is called. A rule with rules inside binds them too.
+        """
+        return self, cond
 
     def start(self, cond: Cond) -> Any:
         """The first state of a run over these conditions."""

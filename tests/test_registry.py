@@ -2,6 +2,7 @@
 
 from dataclasses import MISSING, dataclass, fields
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -86,6 +87,56 @@ def test_third_parties_by_entry_point_and_a_broken_one(monkeypatch):
     assert type(sampler.build("sampler", {"name": "plugged", "gain": 2.0})).name == "plugged"
     with pytest.raises(ValueError, match="'broken' of .* failed to load"):
         sampler.build("sampler", "broken")
+
+
+def test_the_bases_have_the_defaults_of_all_methods():
+    method, rule, cond = Plugged(), sampler.GuidanceBase(), sampler.Cond("c")
+    assert method.bind(None) is method and method.with_schedule(None) is method
+    assert (method.evaluations, method.follows_direction, method.stochastic) == (1, False, False)
+    assert rule.bind(None, cond) == (rule, cond) and rule.check(None) is None
+    assert (rule.sets_direction, rule.graph_refusal) == (False, "")
+
+
+@dataclass(frozen=True)
+class OwnStep:
+    """A sampler without the base; `evaluations` is a field of its own."""
+
+    evaluations: int
+
+    def step(self, x: Any, pred: Any, span: Any, state: Any) -> sampler.Move:
+        return sampler.Move(span.next.alpha * pred.x0 + span.next.sigma * pred.eps)
+
+
+class OwnCombine:
+    """A rule without the base, with a `bind` of its own."""
+
+    name = "own_combine"
+
+    def bind(self, context: Any, cond: sampler.Cond) -> tuple[Any, sampler.Cond]:
+        return self, sampler.Cond("bound")
+
+    def combine(self, x: Any, preds: Any, span: Any, state: Any) -> Any:
+        return preds["cond"], state
+
+
+def test_a_strategy_without_the_base_gets_what_it_lacks():
+    rule = sampler.build("guidance", OwnCombine())
+    assert rule.needs == {"cond"} and not rule.sets_direction and rule.check(None) is None
+    assert rule.name == "own_combine" and rule.bind(None, sampler.Cond())[1].cond == "bound"
+    method = sampler.build("sampler", OwnStep(1))
+    assert method.evaluations == 1 and method.bind(None) is method
+    levels = [sampler.Level(t, 1 - t / 10, t / 10) for t in (9, 5, 1)]
+    engine = sampler.Engine(sampler.denoiser(lambda x, t, c: 0.5 * x, "eps"))
+    x = torch.ones(1, 2)
+    assert torch.equal(
+        engine.run(x, levels, None, method, rule), engine.run(x, levels, None, "ddim", "none")
+    )
+
+
+def test_an_object_that_cannot_get_the_defaults_is_refused():
+    with pytest.raises(ValueError, match="derive its class from sampler.SamplerBase") as error:
+        sampler.build("sampler", SimpleNamespace(step=None))
+    assert "\n" not in str(error.value)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sampler.types import Cond, Level, Prediction
 
@@ -17,18 +18,20 @@ if TYPE_CHECKING:
 Size = tuple[int, int]  # (height, width) in pixels
 
 
-@runtime_checkable
-class ClassReader(Protocol):
-    """Classifier of a model's images, for rules that steer by classes.
+class ClassReader(ABC):
+    """Base of the classifiers of a model's images, for rules that steer by classes."""
 
-    target(prompts): the class that each of B prompts asks for, int [B]. conditions(prompts, size):
-    a function of classes [B] to the conditions [B, ...] of the same prompts with these classes.
-    classify(x0): logits [B, K] of latents [B, ...], differentiable.
-    """
+    @abstractmethod
+    def target(self, prompts: Sequence[str]) -> Tensor:
+        """The class that each of B prompts asks for, int [B]."""
 
-    def target(self, prompts: Sequence[str]) -> Tensor: ...
-    def conditions(self, prompts: Sequence[str], size: Size) -> Callable[[Tensor], Any]: ...
-    def classify(self, x0: Tensor) -> Tensor: ...
+    @abstractmethod
+    def conditions(self, prompts: Sequence[str], size: Size) -> Callable[[Tensor], Any]:
+        """A function of classes [B] to the conditions [B, ...] of the same prompts with these."""
+
+    @abstractmethod
+    def classify(self, x0: Tensor) -> Tensor:
+        """Logits [B, K] of latents [B, ...], differentiable."""
 
 
 class PipelineAdapter(Protocol):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sampler_kernels import map_tree, settle, use_backend
+from sampler_kernels import leaves, settle, use_backend
 from sampler_kernels.counting import count_launches, dry_run
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -141,7 +141,7 @@ def seconds(fn: Callable[[], Any], repeats: int = 40, warm: int = 3) -> float:
     """The fastest of some calls, after a few to warm up: other programs only ever add time."""
     for _ in range(warm):
         fn()
-    times = []
+    times: list[float] = []
     for _ in range(repeats):
         begin = time.perf_counter()
         fn()
@@ -182,17 +182,15 @@ class _Ops(TorchDispatchMode):
     """Counts torch operations that a GPU would have to be launched for, and their traffic."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]
         self.launches = 0
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        outs: list[Tensor] = []
-        ins: list[Tensor] = []
-        map_tree(lambda v: outs.append(v) if isinstance(v, Tensor) else None, [out])
-        map_tree(lambda v: ins.append(v) if isinstance(v, Tensor) else None, list(args))
+        outs = [leaf for leaf in leaves([out]) if isinstance(leaf, Tensor)]
+        ins = [leaf for leaf in leaves(list(args)) if isinstance(leaf, Tensor)]
         allocates = name.startswith(("empty", "zeros", "new_"))
         if func.is_view or allocates or all(t.numel() <= 1 for t in outs):
             return out

@@ -1,8 +1,6 @@
-"""Completion of strategies before a run of `generate`.
+"""Contexts in which strategies are completed before a run of `generate`.
 
-A strategy with a method `bind` receives the context of the run before the network is called, and
-returns itself completed (with a classifier, the conditions of further classes, a calibrated
-number), or raises ValueError.
+`SamplerBase.bind` and `GuidanceBase.bind` receive them before the network is called.
 """
 
 from __future__ import annotations
@@ -10,13 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any
 
 from sampler.core.adapter import PipelineAdapter
-from sampler.types import Cond, Guidance, Level, Sampler
-
-if TYPE_CHECKING:
-    from sampler.core.schedule import Schedule
+from sampler.types import Level, Sampler
 
 
 @dataclass(frozen=True)
@@ -52,42 +47,11 @@ class SamplerContext:
         return model_name(self.adapter)
 
 
-@runtime_checkable
-class BindableGuidance(Protocol):
-    """Rule that completes itself for a run."""
-
-    def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Guidance, Cond]: ...
-
-
-@runtime_checkable
-class BindableSampler(Protocol):
-    """Sampler that completes itself for a run."""
-
-    def bind(self, context: SamplerContext) -> Sampler: ...
-
-
-@runtime_checkable
-class ScheduledSampler(Protocol):
-    """Sampler that evaluates at levels between those of the grid."""
-
-    def with_schedule(self, schedule: Schedule) -> Sampler: ...
-
-
-def bind_guidance(rule: Guidance, context: GuidanceContext, cond: Cond) -> tuple[Guidance, Cond]:
-    """Return the rule and the conditions to run with; unchanged for a rule without `bind`."""
-    return rule.bind(context, cond) if isinstance(rule, BindableGuidance) else (rule, cond)
-
-
 def bind_sampler(method: Sampler, context: SamplerContext) -> Sampler:
     """Return the sampler to run with. Raises ValueError for a grid that it cannot walk."""
-    bound = method.bind(context) if isinstance(method, BindableSampler) else method
+    bound = method.bind(context)
     bound.levels(tuple(context.levels))
     return bound
-
-
-def at_schedule(method: Sampler, schedule: Schedule) -> Sampler:
-    """Return the sampler with the times of its middle levels; unchanged for one without them."""
-    return method.with_schedule(schedule) if isinstance(method, ScheduledSampler) else method
 
 
 def model_name(adapter: PipelineAdapter) -> str:

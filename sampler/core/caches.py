@@ -34,7 +34,7 @@ def cache_of(network: Any) -> str:
 
 
 def _whole_batches(rule: Any, cache: str) -> Any:
-    name = type(rule).name
+    name: str = rule.name
     if name in ("forecast", "gfcg"):
         raise ValueError(
             f"{name}: a cache is enabled on this network ({cache}); it counts calls and keeps "

@@ -25,7 +25,7 @@ from torch import Tensor
 from sampler.core.errors import UsageError, first_line
 from sampler.core.loop import Loop, apply_move, seeded
 from sampler.core.trajectory import Run
-from sampler.types import Branch, Cond, Guidance, Sampler, Snapshot, Span, spans
+from sampler.types import Branch, Cond, Guidance, Prediction, Sampler, Snapshot, Span, spans
 
 AUTO_MIN_BATCHES = 5
 """Batches from which "auto" captures: a capture costs about three runs."""
@@ -77,7 +77,7 @@ class GraphedRuns:
             self._refuse(f"the sampler {method.name!r} draws noise at every step", None)
         if method.stochastic or self.failed:
             return self.engine.run_to_end(*run)
-        if reason := getattr(rule, "graph_refusal", ""):
+        if reason := rule.graph_refusal:
             self._refuse(reason, None)
             return self.engine.run_to_end(*run)
         cond = seeded(cond, snap)
@@ -173,7 +173,9 @@ class StepGraphs:
 
     def _step(self, snap: Snapshot, span: Span, branches: Mapping[str, Branch]) -> Snapshot:
         nfe = list(snap.nfe)
-        preds = self.engine.denoiser(snap.x, span, branches, nfe) if branches else {}
+        preds: Mapping[str, Prediction] = {}
+        if branches:
+            preds = self.engine.denoiser(snap.x, span, branches, nfe)
         pred, guidance = self.rule.combine(snap.x, preds, span, snap.guidance)
         move = self.method.step(snap.x, pred, span, snap.sampler)
         return apply_move(snap, move, guidance, tuple(nfe))
@@ -181,12 +183,18 @@ class StepGraphs:
     def _capture(
         self, key: str, snap: Snapshot, span: Span, branches: Mapping[str, Branch]
     ) -> None:
-        inputs = map_tree(lambda v: v if id(v) in self.own else clone(v), _inputs(snap, branches))
+        def copied(value: Any) -> Any:
+            return value if id(value) in self.own else clone(value)
+
+        inputs = map_tree(copied, _inputs(snap, branches))
         x, state, guidance, conds = inputs
         begin = snap._replace(x=x, sampler=state, guidance=guidance)
         passed = {
             id(leaf): Passed(i) for i, leaf in enumerate(leaves(inputs)) if isinstance(leaf, Tensor)
         }
+
+        def named(value: Any) -> Any:
+            return passed.get(id(value), value)
 
         def step() -> tuple[Any, tuple[int, ...]]:
             # Copied inside the graph: the denoiser caches what it derives from conditions, and a
@@ -198,7 +206,7 @@ class StepGraphs:
             after = self._step(begin, span, asked)
             outputs = [after.x, after.sampler, after.guidance]
             nfe = tuple(b - a for a, b in zip(snap.nfe, after.nfe, strict=True))
-            return map_tree(lambda v: passed.get(id(v), v), outputs), nfe
+            return map_tree(named, outputs), nfe
 
         try:
             replay, (outputs, nfe) = self.capture(step)

@@ -7,9 +7,9 @@ a folder of frames {"folder": PATH, "sha256": ...}.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from sampler.core.errors import UsageError
@@ -31,16 +31,16 @@ def planned(name: str, value: Any) -> Any:
     for arguments that take images. Raises UsageError for a file that is missing, is no image, or
     has other content than a recorded one.
     """
-    if isinstance(value, Mapping) and ("file" in value or "folder" in value):
-        found = planned(name, f"file:{value.get('file') or value.get('folder')}")
+    if _names_files(value):
+        where = value.get("file") or value.get("folder")
+        found = planned(name, f"file:{where}")
         if value.get("sha256") not in (None, found["sha256"]):
             raise UsageError(
-                f"input {name}: {value.get('file') or value.get('folder')} is not the file that "
-                "was recorded; its content has changed."
+                f"input {name}: {where} is not the file that was recorded; its content has changed."
             )
         return found
     if isinstance(value, (list, tuple)):
-        return type(value)([planned(name, one) for one in value])
+        return _each(planned, name, value)
     if not isinstance(value, (str, Path)):
         return value
     path = _path(name, value)
@@ -54,6 +54,16 @@ def planned(name: str, value: Any) -> Any:
         with open_image(path):
             pass
     return {"file": str(path.resolve()), "sha256": _digest(path)}
+
+
+def _names_files(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Return True for a planned file or folder."""
+    return isinstance(value, Mapping) and ("file" in value or "folder" in value)
+
+
+def _each(change: Callable[[str, Any], Any], name: str, values: Any) -> Any:
+    """The list or tuple of changed values."""
+    return type(values)([change(name, one) for one in values])
 
 
 def _path(name: str, value: str | Path) -> Path | None:
@@ -97,8 +107,8 @@ def opened(name: str, value: Any) -> Any:
     Raises UsageError for content that has changed since it was planned.
     """
     if isinstance(value, (list, tuple)):
-        return type(value)([opened(name, one) for one in value])
-    if not isinstance(value, Mapping) or not {"file", "folder"} & set(value):
+        return _each(opened, name, value)
+    if not _names_files(value):
         return value
     planned(name, value)
     if "folder" in value:

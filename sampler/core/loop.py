@@ -246,8 +246,7 @@ def apply_move(snapshot: Snapshot, move: Move, guidance: Any, nfe: tuple[int, ..
 
 def _check_direction(rule: Guidance, method: Sampler) -> None:
     """Raise ValueError for a rule whose direction the sampler would drop."""
-    follows = getattr(method, "follows_direction", False)
-    if getattr(rule, "sets_direction", False) and not follows:
+    if rule.sets_direction and not method.follows_direction:
         raise ValueError(
             f"{rule.name}: {method.name!r} has no place for a direction apart from the target; use "
             "ddim, ab, ghvb or dpmpp_2m."

@@ -12,7 +12,10 @@ class _AnyConditions(dict[str, Any]):
     """Conditions of every name, for a plan of which the names of the branches are read alone."""
 
     def __missing__(self, name: str) -> Any:
-        return lambda *_: None
+        def absent(*_: Any) -> None:
+            return None
+
+        return absent
 
 
 UNKNOWN = Cond(extra=_AnyConditions())
@@ -20,7 +23,7 @@ UNKNOWN = Cond(extra=_AnyConditions())
 
 def inner_rules(rule: Any) -> Iterator[str]:
     """The names of a rule and of all rules inside it."""
-    yield type(rule).name
+    yield rule.name
     for inner in (getattr(rule, "rule", None), *(getattr(rule, "rules", None) or ())):
         if inner is not None:
             yield from inner_rules(inner)

@@ -8,7 +8,7 @@ finished (sigma = 0) keeps x and its history, so that each is what it would be a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from sampler_kernels import Lin, map_tree, settle
@@ -89,7 +89,7 @@ def _moves(method: Sampler, group: Group, now: Level, after: Level) -> bool:
     """Return True if a sample is stepped: also for the second evaluation of a step."""
     if now.sigma == 0:
         return False
-    return now != after or (getattr(method, "evaluations", 1) > 1 and bool(group.state))
+    return now != after or (method.evaluations > 1 and bool(group.state))
 
 
 def _of_part(group: Group, rows: list[int]) -> Group:
@@ -107,5 +107,9 @@ def _of_part(group: Group, rows: list[int]) -> Group:
 def of_rows(level: Level, count: int | None = None) -> list[Level]:
     """The levels of the samples, as floats; count: their number, by default that of the sigmas."""
     count = len(level.sigma) if count is None else count
-    columns = [v.tolist() if isinstance(v, Tensor) else [v] * count for v in level]
+    columns = [_column(v, count) for v in level]
     return [Level(*values) for values in zip(*columns, strict=True)]
+
+
+def _column(value: Any, count: int) -> list[float]:
+    return cast(Any, value).tolist() if isinstance(value, Tensor) else [value] * count

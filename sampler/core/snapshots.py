@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -57,10 +58,11 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
     if isinstance(value, dict):
-        return {"dict": {str(k): _encode(v, tensors) for k, v in value.items()}}
+        entries = cast("dict[Any, Any]", value)
+        return {"dict": {str(k): _encode(v, tensors) for k, v in entries.items()}}
     if isinstance(value, (list, tuple)):
-        items = [_encode(v, tensors) for v in value]
-        kind = type(value)
+        items = [_encode(v, tensors) for v in cast("Sequence[Any]", value)]
+        kind = cast(Any, type(cast(Any, value)))
         if is_named_tuple(kind):
             return {"named": f"{kind.__module__}:{kind.__qualname__}", "items": items}
         return {"list" if kind is list else "tuple": items}
@@ -76,13 +78,14 @@ def _decode(tree: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
         return {k: _decode(v, tensors) for k, v in tree["dict"].items()}
     if "named" in tree:
         return _named(tree["named"])(*(_decode(v, tensors) for v in tree["items"]))
-    kind = list if "list" in tree else tuple
+    kind: Any = list if "list" in tree else tuple
     return kind(_decode(v, tensors) for v in tree[kind.__name__])
 
 
 def is_named_tuple(kind: Any) -> bool:
     """Return True for a class of NamedTuples."""
-    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
+    is_tuple = isinstance(kind, type) and issubclass(kind, tuple)
+    return is_tuple and hasattr(cast(Any, kind), "_fields")
 
 
 def _named(path: str) -> Any:

@@ -28,7 +28,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _NUMBERS = re.compile(r"[-+.\deE]*\d[-+.\deE]*(\s*,\s*[-+.\deE]*\d[-+.\deE]*)*")
 MOST_SIGMA = 200  # a list of numbers that starts above it holds timesteps
@@ -206,10 +210,11 @@ def parsed(spec: Any) -> Listed | Named:
         numbers = _NUMBERS.fullmatch(spec.strip())
         spec = {"name": spec} if numbers is None else [float(v) for v in spec.split(",")]
     if isinstance(spec, Mapping):
-        if len(spec) == 1 and (unit := next(iter(spec))) in ("sigmas", "timesteps", "times"):
-            return _listed(unit, spec[unit])
-        options = {key: value for key, value in spec.items() if key != "name"}
-        name = spec.get("name")
+        given = cast("Mapping[Any, Any]", spec)
+        if len(given) == 1 and (unit := next(iter(given))) in ("sigmas", "timesteps", "times"):
+            return _listed(unit, given[unit])
+        options = {key: value for key, value in given.items() if key != "name"}
+        name = given.get("name")
         if name not in NAMES:
             hint = f" (did you mean {close[0]!r}?)" if (close := _close(name)) else ""
             raise ValueError(
@@ -230,7 +235,7 @@ def count_of(spec: Any) -> int | None:
 
 def _listed(unit: str, values: Any) -> Listed:
     many = isinstance(values, Sequence) and not isinstance(values, str)
-    numbers: list[Any] = list(values) if many else [values]
+    numbers: list[Any] = list(cast("Sequence[Any]", values)) if many else [values]
     for value in numbers:
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not good or not math.isfinite(value) or value < 0:
@@ -312,12 +317,12 @@ def _beta_integral(x: Any, a: float, b: float) -> Any:
 
     flip = x > (a + 1) / (a + b + 2)
     p, q = np.where(flip, b, a), np.where(flip, a, b)
-    y = np.where(flip, 1 - x, x)
+    y = cast("NDArray[np.float64]", np.where(flip, 1 - x, x))
     front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
     with np.errstate(divide="ignore"):
         scale = np.exp(front + p * np.log(y) + q * np.log1p(-y)) / p
-    c, d = np.ones_like(y), 1 / (1 - (p + q) * y / (p + 1))
-    h = d.copy()
+    c = np.ones_like(y)
+    h = d = 1 / (1 - (p + q) * y / (p + 1))
     for m in range(1, 60):
         even = m * (q - m) * y / ((p + 2 * m - 1) * (p + 2 * m))
         odd = -(p + m) * (p + q + m) * y / ((p + 2 * m) * (p + 2 * m + 1))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sampler import registry
 from sampler.core.adapter import PipelineAdapter
-from sampler.core.binding import GuidanceContext, bind_guidance
+from sampler.core.binding import GuidanceContext
 from sampler.core.caches import beside_caches
 from sampler.core.images import start_from
 from sampler.core.loop import Loop
@@ -75,7 +75,7 @@ def conditions(
     spec = registry.spec_of(method)
     context = GuidanceContext(adapter, list(prompts), list(negative), spec, levels, size)
     rule = beside_caches(rule, [getattr(adapter, "network", None)])
-    return bind_guidance(rule, context, cond)
+    return rule.bind(context, cond)
 
 
 def first_noise(

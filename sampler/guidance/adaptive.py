@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from annotated_types import DocInfo, Ge, Le
 
-from sampler.core.binding import GuidanceContext, bind_guidance
+from sampler.core.binding import GuidanceContext
 from sampler.core.regime import regime
 from sampler.guidance.adaptive_state import Decision, advance, initial
 from sampler.guidance.host_copy import start_copy, wait
@@ -115,7 +115,7 @@ class Adaptive(GuidanceBase):
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Adaptive, Cond]:
         """The inner rule bound to the run; see `sampler.core.binding`."""
-        rule, cond = bind_guidance(self.rule, context, cond)
+        rule, cond = self.rule.bind(context, cond)
         return (self if rule is self.rule else replace(self, rule=rule)), cond
 
     def start(self, cond: Cond) -> AdaptiveState:
@@ -165,7 +165,7 @@ class Adaptive(GuidanceBase):
     @property
     def sets_direction(self) -> bool:
         """Return True if the inner rule keeps a direction apart from its target."""
-        return getattr(self.rule, "sets_direction", False)
+        return self.rule.sets_direction
 
     def regime(self, x: Any, span: Span, state: AdaptiveState) -> dict[str, Any]:
         """The branches that g is made of; see `sampler.core.regime.regime`.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from annotated_types import Ge, Le
 
-from sampler.core.binding import GuidanceContext, bind_guidance
+from sampler.core.binding import GuidanceContext
 from sampler.core.regime import inner_rules, regime
 from sampler.registry import build, register
 from sampler.registry.constraints import Fraction, Nonnegative
@@ -83,13 +83,13 @@ class CADS(GuidanceBase):
     @property
     def sets_direction(self) -> bool:
         """Return True if the inner rule keeps a direction apart from its target."""
-        return getattr(self.rule, "sets_direction", False)
+        return self.rule.sets_direction
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[CADS, Cond]:
         """The rule inside bound to the run; see `sampler.core.binding`."""
         if context.adapter.takes_classes:
             raise ValueError("cads: this model is conditioned on classes, not on text.")
-        rule, cond = bind_guidance(self.rule, context, cond)
+        rule, cond = self.rule.bind(context, cond)
         return (self if rule is self.rule else replace(self, rule=rule)), cond
 
     def start(self, cond: Cond) -> Any:

@@ -44,11 +44,14 @@ class CFGPP(GuidanceBase):
         "CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models "
         "(Chung et al., 2024), arXiv:2406.08070, algorithm 1"
     )
-    sets_direction: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"uncond"} if is_zero(self.strength) else {"cond", "uncond"})
+
+    @property
+    def sets_direction(self) -> bool:
+        return True
 
     def plan(self, x: Any, span: Span, cond: Cond, state: Any) -> Mapping[str, Branch]:
         strength = self._strength(span)

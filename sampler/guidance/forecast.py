@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Le
 
-from sampler.core.binding import GuidanceContext, bind_guidance
+from sampler.core.binding import GuidanceContext
 from sampler.core.regime import inner_rules, regime
 from sampler.guidance.forecast_decision import Decision
 from sampler.guidance.forecast_history import History, mixed
@@ -118,7 +118,7 @@ class Forecast(GuidanceBase):
     @property
     def sets_direction(self) -> bool:
         """Return True if the inner rule keeps a direction apart from its target."""
-        return getattr(self.rule, "sets_direction", False)
+        return self.rule.sets_direction
 
     @property
     def graph_refusal(self) -> str:
@@ -134,7 +134,7 @@ class Forecast(GuidanceBase):
         """
         refuse_sampler(context)
         refuse_steps(self, len(context.levels))
-        rule, cond = bind_guidance(self.rule, context, cond)
+        rule, cond = self.rule.bind(context, cond)
         return (self if rule is self.rule else replace(self, rule=rule)), cond
 
     def start(self, cond: Cond) -> ForecastState:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from annotated_types import Ge, Gt, Le
 
-from sampler.core.binding import GuidanceContext, bind_guidance
+from sampler.core.binding import GuidanceContext
 from sampler.core.regime import regime
 from sampler.guidance.gates import Interval, Window, active, is_one, is_zero
 from sampler.registry import build, register
@@ -63,7 +63,6 @@ class NAG(GuidanceBase):
         "Normalized Attention Guidance: Universal Negative Guidance for Diffusion Models "
         "(Chen et al., 2025), arXiv:2505.21179, algorithm 1"
     )
-    graph_refusal: ClassVar[str] = "the rule 'nag' hooks the network's attention"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rule", build("guidance", self.rule))
@@ -83,9 +82,14 @@ class NAG(GuidanceBase):
         return self.rule.needs | own
 
     @property
+    def graph_refusal(self) -> str:
+        """Reason that runs cannot be CUDA graphs."""
+        return "the rule 'nag' hooks the network's attention"
+
+    @property
     def sets_direction(self) -> bool:
         """Return True if the inner rule keeps a direction apart from its target."""
-        return getattr(self.rule, "sets_direction", False)
+        return self.rule.sets_direction
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[NAG, Cond]:
         """The rule inside bound to the run, and the negative prompt encoded.
@@ -107,7 +111,7 @@ class NAG(GuidanceBase):
                 )
         if "uncond" not in self.rule.needs:  # the prompts are this rule's own
             context = replace(context, negative=[""] * count)
-        rule, cond = bind_guidance(self.rule, context, cond)
+        rule, cond = self.rule.bind(context, cond)
         return (self if rule is self.rule else replace(self, rule=rule)), cond
 
     def start(self, cond: Cond) -> Any:

@@ -44,7 +44,7 @@ class Student(GuidanceBase):
         Raises ValueError as `check` does, for a negative prompt, and for a time that the student
         was not trained at.
         """
-        baked = self.check(context.adapter)
+        baked = self._baked(context.adapter)
         if any(context.negative):
             raise ValueError(
                 f"student: a negative prompt has no effect, guidance is inside the weights: {baked}"
@@ -59,9 +59,13 @@ class Student(GuidanceBase):
             )
         return self, cond
 
-    def check(self, adapter: PipelineAdapter) -> str:
-        """Return the baked-in guidance. Raises ValueError without a student or with a scale."""
-        manifest = getattr(adapter, "student", None)
+    def check(self, adapter: PipelineAdapter) -> None:
+        """Raises ValueError without a student or with a scale, before a run is begun."""
+        self._baked(adapter)
+
+    def _baked(self, adapter: PipelineAdapter) -> str:
+        """Return the baked-in guidance; ValueError as of `check`."""
+        manifest = adapter.student
         if manifest is None:
             raise ValueError(
                 "student: no student is loaded; make one with `sampler finetune --trainer "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from sampler.core.binding import GuidanceContext, bind_guidance
+from sampler.core.binding import GuidanceContext
 from sampler.guidance.spaces import in_space
 from sampler.registry import register
 from sampler.types import Branch, Cond, Guidance, GuidanceBase, Prediction, Span
@@ -67,7 +67,7 @@ class Sum(GuidanceBase):
         """Every rule bound to the run; see `sampler.core.binding`."""
         rules: list[Any] = []
         for rule in self.rules:
-            rule, cond = bind_guidance(rule, context, cond)
+            rule, cond = rule.bind(context, cond)
             rules.append(rule)
         return replace(self, rules=tuple(rules)), cond
 

@@ -1,4 +1,4 @@
-"""Class readers (`sampler.core.adapter.ClassReader`) for the rules `gfcg` and `classifier`."""
+"""Readers of classes for the rules `gfcg` and `classifier`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler.core.adapter import PipelineAdapter, Size
+from sampler.core.adapter import ClassReader, PipelineAdapter, Size
 from sampler.core.loop import Loop
 
 Images = Callable[[Tensor], Tensor]
 
 
-class CandidateClasses:
+class CandidateClasses(ClassReader):
     """Classes given as prompts; `classifier`: images [B, 3, H, W] in [0, 1] -> logits [B, K].
 
     Raises ValueError for fewer than two candidates.
@@ -44,7 +44,7 @@ class CandidateClasses:
         return self.classifier(self.adapter.decode(x0))
 
 
-class BundledClasses:
+class BundledClasses(ClassReader):
     """Concepts of the bundled model: "a red apple on blue" against the same with another one."""
 
     def __init__(self, adapter: PipelineAdapter) -> None:

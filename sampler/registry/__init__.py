@@ -13,8 +13,10 @@ from functools import cache
 from typing import Any, TypeVar, cast
 
 from sampler.registry.constraints import check_fields, hints, on_construction, type_text, words
+from sampler.types import GuidanceBase, SamplerBase
 
 T = TypeVar("T", bound=type)
+Strategy = TypeVar("Strategy")
 
 # kind -> (package whose import registers our own, entry-point group of third parties)
 KINDS = {
@@ -26,6 +28,8 @@ KINDS = {
 
 # What an object must have to be taken for a strategy of the kind.
 _METHOD = {"sampler": "step", "guidance": "combine", "reward": "__call__", "trainer": "updates"}
+
+_BASES: dict[str, type] = {"sampler": SamplerBase, "guidance": GuidanceBase}
 
 R = TypeVar("R", bound=Callable[[Mapping[str, Any]], Mapping[str, Any]])
 _resolvers: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {}
@@ -97,7 +101,7 @@ def build(kind: str, spec: Any) -> Any:
     """
     # Instances first: the loop calls this at every step.
     if not isinstance(spec, (str, Mapping, type)) and hasattr(spec, _METHOD.get(kind, "")):
-        return spec
+        return with_defaults(kind, spec)
     table_of = _load(kind)
     if isinstance(spec, str):
         spec = {"name": spec}
@@ -124,7 +128,27 @@ def build(kind: str, spec: Any) -> Any:
     for key, entry in allowed.items():
         if key not in given and _is_required(entry):
             raise ValueError(f"{kind} {name!r} needs the field {key!r}.")
-    return cls(**given)
+    return with_defaults(kind, cls(**given))
+
+
+def with_defaults(kind: str, strategy: Strategy) -> Strategy:
+    """The strategy; a class without the base of its kind gets the base's methods that it lacks.
+
+    Raises ValueError for an object whose class cannot get them.
+    """
+    base = _BASES.get(kind, object)
+    if isinstance(strategy, base):
+        return strategy
+    lacking = {name for name in vars(base) if not name.startswith("_")} - set(dir(strategy))
+    try:
+        for name in lacking:
+            setattr(type(strategy), name, vars(base)[name])
+    except TypeError:
+        raise ValueError(
+            f"A {kind} has the method {min(lacking)!r}, and {strategy!r:.60} has not; derive its "
+            f"class from sampler.{base.__name__}."
+        ) from None
+    return strategy
 
 
 def _complete(strategy: Any) -> None:

@@ -43,7 +43,7 @@ def served(rule: Guidance, scheduler: Any) -> Guidance:
     Raises ValueError for a rule that keeps a direction apart from its target elsewhere: a stock
     scheduler reads one output.
     """
-    if not getattr(rule, "sets_direction", False):
+    if not rule.sets_direction:
         return rule
     name = type(scheduler).__name__
     if type(rule).name == "cfg_pp" and name in SCHEDULERS:

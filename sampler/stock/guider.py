@@ -19,8 +19,7 @@ from sampler_kernels import settle
 from torch import Tensor
 
 from sampler import registry
-from sampler.core.binding import BindableGuidance
-from sampler.types import Cond, Guidance, Level, Prediction, Span
+from sampler.types import Cond, Guidance, GuidanceBase, Level, Prediction, Span
 
 
 class RuleGuider(BaseGuidance):
@@ -105,7 +104,7 @@ def _needs_more(rule: Any) -> str:
     if rule.name == "forecast":
         return "it leaves whole steps out, and a guider is given a prediction at every one"
     inner = getattr(rule, "rule", None)
-    if isinstance(rule, BindableGuidance) and inner is None:
+    if type(rule).bind is not GuidanceBase.bind and inner is None:
         return "it has to be bound to a model"
     if getattr(rule, "interval", None) is not None:
         return "an interval of noise levels is not known to a guider (window is)"

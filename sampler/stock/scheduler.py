@@ -20,7 +20,6 @@ from sampler_kernels import Lin, settle
 from torch import Tensor
 
 from sampler import registry
-from sampler.core.binding import at_schedule
 from sampler.core.noise import Noise
 from sampler.core.schedule import Schedule, clipped
 from sampler.core.spacings import count_of
@@ -86,7 +85,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
                 f"{self.method.name} starts from an x of its own, which a stock pipeline does not "
                 "use; use engine.generate."
             )
-        self.method = at_schedule(self.method, self.schedule)
+        self.method = self.method.with_schedule(self.schedule)
         self.timesteps = torch.arange(self.schedule.train_steps - 1, -1, -1)
         self._spacing = grid
         count = count_of(grid) or 4

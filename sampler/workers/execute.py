@@ -75,8 +75,7 @@ def _check(run: RunFolder, engine: Loop) -> None:
         size = adapter.size(settings.height, settings.width)
         grid = adapter.grid(settings.steps, size)
         rule = registry.build("guidance", settings.guidance)
-        if (check := getattr(rule, "check", None)) is not None:
-            check(adapter)
+        rule.check(adapter)
         if missing := rule.needs - {"cond", "uncond", *adapter.models}:
             raise ValueError(f"Guidance {rule.name!r} needs the model {min(missing)!r}.")
         method = registry.build("sampler", settings.sampler)
