@@ -132,6 +132,7 @@ class Engine(Loop):
         latents: list[torch.Tensor] = []
         images: list[torch.Tensor] = []
         nfe: list[int] = []
+        errors: list[float] = []
         graphs = graphed(self, graph, -(-len(jobs) // cut))
         with torch.no_grad():
             x0 = None
@@ -141,13 +142,15 @@ class Engine(Loop):
                 part = jobs[first : first + cut]
                 clean = None if x0 is None else (x0[first : first + cut], strength)
                 with adapter.exclusive():
-                    x, counted = sample_batch(
-                        self, part, size, steps, method, rule, clean=clean, graphs=graphs
-                    )
+                    done = sample_batch(
+                        self, part, size, steps, method, rule, clean=clean, graphs=graphs,
+                        estimate=True,
+                    )  # fmt: skip
                     if output != "latent":
-                        images.append(adapter.decode(x).cpu())
-                latents.append(x)
-                nfe.extend(counted)
+                        images.append(adapter.decode(done.latents).cpu())
+                latents.append(done.latents)
+                nfe.extend(done.nfe)
+                errors.extend(done.solver_error or ())
                 if progress is not None:
                     progress(len(nfe), len(jobs))
         seeds = [job.seed for job in jobs]
@@ -168,4 +171,5 @@ class Engine(Loop):
             nfe=nfe,
             config=config,
             seconds=time.perf_counter() - started,
+            solver_error=errors or None,
         )

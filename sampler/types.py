@@ -338,6 +338,20 @@ class SamplerBase:
         """The result [B, ...] from the last x and state."""
         return x
 
+    def step_with_error(
+        self, x: Tensor, pred: Prediction, span: Span, state: Any
+    ) -> tuple[Move, Lin | None]:
+        """(move of `step`, mean of the next higher order − its mean [B, ...]), for `solver_error`.
+
+        The second is None where no estimate can be formed. The state may hold one prediction more
+        than that of `step`.
+        """
+        return self.step(x, pred, span, state), None
+
+    def step(self, x: Tensor, pred: Prediction, span: Span, state: Any) -> Move:
+        """The move from `span.now` to `span.next`."""
+        raise NotImplementedError
+
 
 class GuidanceBase:
     """The defaults of a rule; a strategy is a frozen dataclass that overrides what differs."""

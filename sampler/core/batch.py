@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from sampler.core.adapter import PipelineAdapter
 from sampler.core.graphs import GraphedRuns
 from sampler.core.images import as_images, check_strength, steps_left, to_pixels
 from sampler.core.loop import Loop
+from sampler.core.solver_error import error_of, with_error
 from sampler.core.trajectory import begin
 from sampler.registry.constraints import as_int
 from sampler.types import MAX_SEED, Cond, Guidance, Sampler, Snapshot
@@ -38,6 +39,16 @@ class Result:
     images: PIL images, a tensor [B, 3, H, W] in [0, 1], or None for output="latent";
     latents [B, ...]; seeds; nfe: network evaluations, counted; config: plain data with which
     `generate(**config)` gives the same images; seconds: wall time.
+
+    solver_error: estimate of the error that the finite number of steps makes, in units of x (rms
+    over the elements of x), to compare numbers of steps and samplers:
+
+        sum over steps of ‖x'_{p+1} − x'_p‖/sqrt(D)
+
+    x'_p is the step as taken, x'_{p+1} that of the next order: one more stored prediction, no
+    evaluation. For `unipc` and `sa_solver` it is ‖corrected − predicted‖. It is mostly above the
+    true error, and does not rank the images of one run. None where the sampler has no estimate, or
+    the run too few steps for one, and for images in a run folder and of hosted pipelines.
     """
 
     images: Any
@@ -46,6 +57,15 @@ class Result:
     nfe: list[int]
     config: dict[str, Any]
     seconds: float
+    solver_error: list[float] | None = None
+
+
+class Sampled(NamedTuple):
+    """latents [B, ...] of a batch; NFE and `Result.solver_error`, one entry per row."""
+
+    latents: Tensor
+    nfe: tuple[int, ...]
+    solver_error: tuple[float, ...] | None = None
 
 
 @torch.no_grad()
@@ -60,15 +80,16 @@ def sample_batch(
     on_step: Callable[[Snapshot], None] | None = None,
     clean: tuple[Tensor, float] | None = None,
     graphs: GraphedRuns | None = None,
-) -> tuple[Tensor, tuple[int, ...]]:
-    """Sample some jobs; return their latents [B, ...] and the NFE of each.
+    estimate: bool = False,
+) -> Sampled:
+    """Sample some jobs; with `estimate` also their solver error.
 
     cond: their conditions, where they are encoded already. on_step receives every snapshot, unless
     `graphs` replays the run. clean: latents [B, ...] to start from and the strength of the noise
     on them, instead of noise alone.
     """
     if clean is not None and steps_left(steps, clean[1]) == 0:
-        return clean[0], (0,) * len(jobs)
+        return Sampled(clean[0], (0,) * len(jobs))
     run = begin(
         engine,
         [job.prompt for job in jobs],
@@ -81,8 +102,10 @@ def sample_batch(
         cond,
         clean,
     )
+    if estimate:
+        run = with_error(run)
     x, last = engine.run_to_end(*run, on_step=on_step) if graphs is None else graphs(run)
-    return x, last.nfe
+    return Sampled(x, last.nfe, error_of(last))
 
 
 def clean_latents(

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 from sampler.registry import register
 from sampler.registry.constraints import Fraction, Nonnegative
 from sampler.samplers.coordinates import is_flow
-from sampler.samplers.exponential import falling, line, share
-from sampler.types import Level, Move, Prediction, SamplerBase, Span
+from sampler.samplers.exponential import Share, falling, line, next_order, share
+from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 
 @register("sampler", "euler_ancestral")
@@ -52,6 +52,15 @@ class EulerAncestral(SamplerBase):
         return falling("euler_ancestral", grid)
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
-        policy = "flow" if self.form == "auto" and is_flow(span) else "eta"
-        k, fresh = share(policy, span, self.eta)
+        k, fresh = self._share(span)
         return Move(line(pred, span, k=k), self.s_noise * span.next.sigma * fresh, state)
+
+    def step_with_error(
+        self, x: Any, pred: Prediction, span: Span, state: Any
+    ) -> tuple[Move, Lin | None]:
+        move = self.step(x, pred, span, state)
+        return next_order(move, pred, span, state, 1, self._share(span).k)
+
+    def _share(self, span: Span) -> Share:
+        policy = "flow" if self.form == "auto" and is_flow(span) else "eta"
+        return share(policy, span, self.eta)

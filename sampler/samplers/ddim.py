@@ -10,7 +10,8 @@ from sampler_kernels import sqrt
 
 from sampler.registry import register
 from sampler.samplers.coordinates import euler
-from sampler.types import Level, Move, Prediction, SamplerBase, Span
+from sampler.samplers.exponential import next_order, share
+from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 
 @register("sampler", "ddim")
@@ -49,6 +50,12 @@ class DDIM(SamplerBase):
         tau = self.eta**2 * (1 - _share(a, b) ** 2)
         mean = b.alpha * pred.x0 + b.sigma * sqrt(1 - tau) * pred.eps
         return Move(mean, b.sigma * sqrt(tau), state)
+
+    def step_with_error(
+        self, x: Any, pred: Prediction, span: Span, state: Any
+    ) -> tuple[Move, Lin | None]:
+        k = share("eta", span, self.eta).k
+        return next_order(self.step(x, pred, span, state), pred, span, state, 1, k)
 
 
 def _share(a: Level, b: Level) -> Any:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import DocInfo, Ge, Le
 
 from sampler.registry import register
 from sampler.samplers.coordinates import advance, euler, log_snr, slope, weighted
-from sampler.samplers.exponential import falling, places, refuse_rows, weights
+from sampler.samplers.exponential import History, falling, places, refuse_rows, weights
 from sampler.samplers.multistep_data import SHORT_RUN
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
@@ -55,12 +55,28 @@ class DEIS(SamplerBase):
             return Move(euler(pred, span), 0.0, ())
         known = ((u, pred.eps), *state)[: self.order]
         left = span.total - span.index if 0 < span.total < SHORT_RUN else self.order
-        used = known[:left]
-        kept = known[: self.order - 1]
-        if len(used) == 1:
-            return Move(euler(pred, span), 0.0, kept)
-        w = weights(places([u for u, _ in used], end), u - end)
-        return Move(advance(pred, span, weighted(w, [e for _, e in used]), "eps"), 0.0, kept)
+        return Move(_mean(pred, span, known[:left]), 0.0, known[: self.order - 1])
+
+    def step_with_error(
+        self, x: Any, pred: Prediction, span: Span, state: Any
+    ) -> tuple[Move, Lin | None]:
+        move, u = self.step(x, pred, span, state), log_snr(span.now)
+        if not math.isfinite(u) or span.next.sigma == 0:
+            return move, None
+        known = ((u, pred.eps), *state)[: self.order + 1]
+        move = replace(move, state=known[: self.order])
+        if len(known) <= self.order:
+            return move, None
+        return move, _mean(pred, span, known) - Lin.of(move.mean)
+
+
+def _mean(pred: Prediction, span: Span, known: History) -> Lin:
+    """x' of the polynomial through these values (lambda, eps), newest first."""
+    if len(known) == 1:
+        return euler(pred, span)
+    u, end = log_snr(span.now), log_snr(span.next)
+    w = weights(places([u for u, _ in known], end), u - end)
+    return advance(pred, span, weighted(w, [e for _, e in known]), "eps")
 
 
 @register("sampler", "gradient_estimation")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -27,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 from sampler_kernels import sqrt
 
 from sampler.samplers.coordinates import euler, is_flow, log_snr
-from sampler.types import Level, Lin, Prediction, Span
+from sampler.types import Level, Lin, Move, Prediction, Span
 
 Clock = Literal["auto", "snr", "sigma"]
 History = tuple[tuple[float, Any], ...]  # (u, D), newest first
@@ -237,6 +238,31 @@ def extrapolated(
         return None, known[: order - 1]
     w = rule(places([u for u, _ in known], end), effective(end - now, k))
     return combined(w, [value for _, value in known]), known[: order - 1]
+
+
+def next_order(
+    move: Move,
+    pred: Prediction,
+    span: Span,
+    history: History,
+    order: int,
+    k: Any = 1.0,
+    clock: Clock = "snr",
+) -> tuple[Move, Lin | None]:
+    """(move with one more value in its history, mean of order + 1 with the exact kernel − mean).
+
+        (alpha' − c·alpha)·(e_{p+1} − e_p)
+
+    for a move of `order` p made with `history`. The second is None without p + 1 values, and where
+    the step ends at sigma' = 0, which is D in every order.
+    """
+    if span.now.sigma * span.next.alpha == span.next.sigma * span.now.alpha:
+        return replace(move, state=history), None  # a repeated level is no node
+    e, kept = extrapolated(pred, span, history, order + 1, weights, k, clock)
+    move = replace(move, state=kept)
+    if e is None or len(history) < order or span.next.sigma == 0:
+        return move, None
+    return move, line(pred, span, e, k) - Lin.of(move.mean)
 
 
 def falling(name: str, grid: tuple[Level, ...]) -> tuple[Level, ...]:

@@ -19,6 +19,7 @@ from sampler.samplers.exponential import (
     flat,
     line,
     moments,
+    next_order,
     share,
     solved,
     weights,
@@ -39,6 +40,8 @@ class DataMultistep(SamplerBase):
 
     follows_direction: ClassVar[bool] = True
     eta: float = 0.0
+    order: int = 2
+    clock: Clock = "snr"
 
     @property
     def convergence(self) -> float | None:
@@ -51,6 +54,13 @@ class DataMultistep(SamplerBase):
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
         """The grid itself. Raises ValueError for a level that is not below the one before."""
         return falling(self.name, grid)
+
+    def step_with_error(
+        self, x: Any, pred: Prediction, span: Span, state: Any
+    ) -> tuple[Move, Lin | None]:
+        k, clock = share("sde", span, self.eta).k, "snr" if self.stochastic else self.clock
+        move = self.step(x, pred, span, state)
+        return next_order(move, pred, span, state, self.order, k, clock)
 
 
 def second_order(
@@ -141,6 +151,7 @@ class DPMSolverPP3MSDE(DataMultistep):
     reference: ClassVar[str] = (
         "DPM-Solver++ (Lu et al., 2022), arXiv:2211.01095; k-diffusion's sample_dpmpp_3m_sde"
     )
+    order = 3
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         if span.index == 0 and 1 < span.total < SHORT_RUN and self.stochastic:

@@ -138,6 +138,12 @@ class UniPC(SamplerBase):
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         return unipc(pred, span, state, self.order, self.variant, self.clock)
 
+    def step_with_error(
+        self, x: Any, pred: Prediction, span: Span, state: Any
+    ) -> tuple[Move, Lin | None]:
+        move = self.step(x, pred, span, state)
+        return move, move.state.x - pred.x if state and move.state else None
+
 
 @register("sampler", "sa_solver")
 @dataclass(frozen=True)
@@ -211,6 +217,16 @@ class SASolver(SamplerBase):
         history = state.history if state else ()
         history = ((clock_of(span, "snr")(span.now), pred.x0), *history)
         return self._predicted(x, pred, span, history[: self._kept], number, left)
+
+    def step_with_error(
+        self, x: Any, pred: Prediction, span: Span, state: Any
+    ) -> tuple[Move, Lin | None]:
+        move = self.step(x, pred, span, state)
+        arrived = state and state.level != span.now  # not the second evaluation of `pece`
+        if not (arrived and self.corrector_order and move.state):
+            return move, None
+        again = self.pece and span.now == span.next
+        return move, Lin.of(move.mean if again else move.state.x) - pred.x
 
     @property
     def _kept(self) -> int:

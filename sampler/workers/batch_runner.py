@@ -143,10 +143,10 @@ class BatchRunner:
                 "uncond" in rule.needs,
                 size,
             )
-            x, nfe = sample_batch(
+            done = sample_batch(
                 engine, samples, size, settings.steps, method, rule, cond, watch.step
             )
-            images, failures, notes = self._decode(x, watch)
+            images, failures, notes = self._decode(done.latents, watch)
             pixels = to_pixels(images)
         ms = round(1000 * (time.perf_counter() - started) / len(samples))
         outcomes: list[Outcome] = []
@@ -156,7 +156,7 @@ class BatchRunner:
                 continue
             found = (self.cache.warning(job.prompt), self._unread(job), notes.get(b))
             warnings = tuple(note for note in found if note)
-            outcomes.append(GeneratedImage(pixels[b], nfe[b], ms, len(jobs), warnings))
+            outcomes.append(GeneratedImage(pixels[b], done.nfe[b], ms, len(jobs), warnings))
         return outcomes
 
     def _run_hosted(

@@ -174,8 +174,8 @@ def _images(count: int) -> Iterator[torch.Tensor]:
     for first in range(0, count, 2):
         jobs = [Sample(text, "", first) for text in texts[first : first + 2]]
         with torch.no_grad():
-            x, _ = sample_batch(made, jobs, SIZE, STEPS, made.sampler, made.guidance)
-            yield adapter.decode(x)
+            done = sample_batch(made, jobs, SIZE, STEPS, made.sampler, made.guidance)
+            yield adapter.decode(done.latents)
 
 
 def _unsynced(where: Path) -> RunLocation:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from sampler import registry
+from sampler.core.solver_error import error_of, with_error
+from sampler.core.trajectory import Run
 from tests.kernels.canary import both, buildable, engine, flow_levels, gap, vp_levels, watched
 from tests.laws.world import FLOW_ONLY
 
@@ -63,6 +65,21 @@ def worst(monkeypatch, method, rule, dtype, size):
 def test_sampler_with_cfg(monkeypatch, name, dtype, size):
     """Nothing but sums and multiples: the same bits."""
     assert worst(monkeypatch, name, "cfg", dtype, size) == 0
+
+
+@pytest.mark.parametrize("name", ["ddim", "res_multistep", "sa_solver"])
+def test_the_sum_of_errors(monkeypatch, name):
+    model, cond = engine(torch.float32, "v", ROWS, "cfg")
+    canary = watched(monkeypatch)
+    x = torch.randn((ROWS, 1000), generator=torch.Generator().manual_seed(1))
+    first = model.start(x, vp_levels(5), cond, SAMPLERS[name], RULES["cfg"])
+    snap, levels, *rest = with_error(Run(*first, cond, SAMPLERS[name], RULES["cfg"]))
+    while snap.index < len(levels) - 1:
+        right, mine = both(lambda s: model.steps(s, levels, *rest), snap)
+        assert gap(right, mine) <= 1e-6
+        snap = right
+    canary.check()
+    assert error_of(snap) is not None
 
 
 @pytest.mark.parametrize(("dtype", "size"), EVERY, ids=str)
