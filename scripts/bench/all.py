@@ -167,7 +167,7 @@ def _rows() -> tuple[str, str, str]:
     head = ["rule", "NFE per image", "saved", "accuracy", "Fréchet distance", "SSIM to cfg 3"]
     text = (
         "NFE per image of 20 steps on the bundled model, counted, and the quality of the "
-        "images (docs/guidance.md names the points).\n\n" + table(head, body)
+        "images (docs/guidance_study.md names the points).\n\n" + table(head, body)
     )
     return "Evaluations saved", "python -m scripts.study.guidance", text
 

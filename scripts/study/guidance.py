@@ -1,4 +1,4 @@
-"""The guidance study of docs/guidance.md, on the bundled model: images, figures and the document.
+"""The guidance study of docs/guidance_study.md, on the bundled model: images, figures and the document.
 
     python -m scripts.study.guidance images --out runs/study_guidance   # resumable
     python -m scripts.study.guidance overhead                          # cost of the rules alone
@@ -102,7 +102,7 @@ def held(fitted: Coefficients) -> Coefficients:
 @app.command()
 def report(out: Out, docs: Annotated[Path, typer.Option(help="Where it goes.")] = DOCS) -> None:
     """Measure all existing images; write the CSV, the figures and the document."""
-    from scripts.study.guidance_document import write_document
+    from scripts.study.guidance_document import write_documents
     from scripts.study.guidance_figures import write_figures
 
     found = [(point, _load(out / _folder_name(point))) for point in POINTS]
@@ -112,7 +112,7 @@ def report(out: Out, docs: Annotated[Path, typer.Option(help="Where it goes.")] 
     folder = docs / "figures"
     _write(folder / "guidance_study.csv", rows)
     write_figures(folder, rows, {p.name: v["images"] for p, v in loaded})
-    write_document(docs / "guidance.md", folder)
+    write_documents(docs, folder)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""docs/guidance.md from its template and the CSV files of the study: no number is typed by hand."""
+"""Pages on guidance from their templates and the CSV files of the study: no number typed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sampler
 from scripts.study.nag import table as nag_table
 from scripts.study.trials import table as trials_table
 
-TEMPLATE = Path(__file__).with_name("guidance.md")
+PAGES = ("guidance.md", "guidance_study.md")
 Row = Mapping[str, Any]
 
 
@@ -21,14 +21,13 @@ def read(path: Path) -> list[dict[str, Any]]:
         return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def write_document(path: Path, folder: Path) -> None:
-    """docs/guidance.md from its template and the CSV files of a figures folder."""
+def write_documents(docs: Path, folder: Path) -> None:
+    """The pages in docs/ from the templates beside this file and the CSVs of a figures folder."""
     measured = read(folder / "guidance_study.csv")
     rows = {row["point"]: row for row in measured}
     overhead = read(folder / "guidance_overhead.csv")
     real = read(folder / "guidance_real.csv")[0]
     tables = {f"table_{study}": _table(measured, study) for study in "abc"}
-    text = TEMPLATE.read_text(encoding="utf-8")
     filled = {
         **tables,
         "table_trials": "\n".join(trials_table(read(folder / "trials.csv"))),
@@ -43,9 +42,11 @@ def write_document(path: Path, folder: Path) -> None:
         "real_saturation": f"{real['saturation']:.3f}",
         "real_clipped": f"{100 * real['clipped']:.1f} %",
     }
-    for key, value in filled.items():
-        text = text.replace(f"@{key}@", value)
-    path.write_text(text, encoding="utf-8")
+    for page in PAGES:
+        text = Path(__file__).with_name(page).read_text(encoding="utf-8")
+        for key, value in filled.items():
+            text = text.replace(f"@{key}@", value)
+        (docs / page).write_text(text, encoding="utf-8")
 
 
 def _table(rows: list[dict[str, Any]], study: str) -> str:

@@ -17,7 +17,7 @@ APG: dict[str, Any] = {"name": "apg", "r_rel": 0.0586, "momentum": 0.0}
 
 @dataclass(frozen=True)
 class Point:
-    """name: its row in the CSV; study: a, b or c (see docs/guidance.md); spec: the rule."""
+    """name: its row in the CSV; study: a, b or c (see docs/guidance_study.md); spec: the rule."""
 
     name: str
     study: str

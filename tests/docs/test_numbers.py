@@ -98,8 +98,9 @@ def test_the_table_of_reliability(tmp_path, monkeypatch):
 
 def test_the_page_of_guidance(tmp_path):
     """After a new CSV: `python -m scripts.study.guidance report`."""
-    study_guidance_document.write_document(tmp_path / "guidance.md", FIGURES)
-    assert (tmp_path / "guidance.md").read_text(encoding="utf-8") == read("docs/guidance.md")
+    study_guidance_document.write_documents(tmp_path, FIGURES)
+    for page in study_guidance_document.PAGES:
+        assert (tmp_path / page).read_text(encoding="utf-8") == read(f"docs/{page}")
 
 
 def lines_of(page):
