@@ -231,4 +231,4 @@ class Adaptive(GuidanceBase):
 
 _ASKED = Cond()  # for the names of a plan's branches alone
 HOLD_REFRESH = 3
-"""Steps between refreshes of a held direction: the best of a first trial (see docs/guidance_study.md)."""
+"""Steps between refreshes of a held direction: the best of a trial (docs/guidance_study.md)."""

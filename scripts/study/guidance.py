@@ -1,4 +1,4 @@
-"""The guidance study of docs/guidance_study.md, on the bundled model: images, figures and the document.
+"""The guidance study of docs/guidance_study.md, on the bundled model: images, figures, pages.
 
     python -m scripts.study.guidance images --out runs/study_guidance   # resumable
     python -m scripts.study.guidance overhead                          # cost of the rules alone

@@ -1,4 +1,4 @@
-"""Pages on guidance from their templates and the CSV files of the study: no number typed by hand."""
+"""Pages on guidance from templates and the CSV files of the study: no number typed by hand."""
 
 from __future__ import annotations
 
