@@ -148,6 +148,14 @@ def command(
     mask: Annotated[
         str | None, image_option(metavar="FILE", help="Mask image; white pixels are inpainted.")
     ] = None,
+    init_image: Annotated[
+        str | None,
+        image_option(metavar="FILE", help="Image to start from; with --mask, to inpaint."),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        image_option(help="How much of --init-image is changed, up to 1; default: 0.6."),
+    ] = None,
     inputs: Annotated[
         list[str] | None,
         image_option(
@@ -224,13 +232,14 @@ def command(
         if context.info_name == "sweep" and not axis:
             raise UsageError("sweep needs --axis NAME=VALUES, such as --axis scale=1..7:2.")
         _forbid_network(offline, download)
+        start, defaults = tasks.init_settings(init_image, mask, strength, task or image)
         options = {
-            **tasks.settings(task, image, mask),
+            **(start or tasks.settings(task, image, mask)),
             **assigned(context, GENERATE),
             **model_settings(model),
         }
-        options |= assigned_inputs(inputs or [])
-        settings = _settings(preset, config or [], sets or [], options)
+        options |= assigned_inputs(inputs or [], start)
+        settings = _settings(preset, config or [], sets or [], options, defaults)
         if prompts and prompts_file is None:
             settings = replace(settings, prompts=replace(settings.prompts, file=None, texts=None))
         axes = [parse_axis(text) for text in axis or []]
@@ -252,16 +261,21 @@ def _forbid_network(offline: bool, download: bool) -> None:
 
 
 def _settings(
-    preset: Preset | None, files: list[Path], sets: list[str], options: dict[str, tuple[str, Any]]
+    preset: Preset | None,
+    files: list[Path],
+    sets: list[str],
+    options: dict[str, tuple[str, Any]],
+    defaults: dict[str, Any],
 ) -> Config:
-    """Merge all layers; the settings that a student was trained for are below them."""
+    """Merge all layers; defaults and the settings that a student was trained for are below them."""
     import os
 
     from sampler.bundled import BUNDLED_STUDENT
     from sampler.config import layers
     from sampler.models.student_files import BUNDLED, student_run
 
-    lower = [layers.read_file(path) for path in [*layers.preset_files(preset), *files]]
+    lower = [layers.Layer(defaults, {})]
+    lower += [layers.read_file(path) for path in [*layers.preset_files(preset), *files]]
     lower += layers.from_environment(os.environ)
     upper = layers.from_sets(sets), layers.from_options(options)
     settings = layers.resolve(lower, *upper)

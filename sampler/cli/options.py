@@ -92,8 +92,13 @@ Executor = Annotated[
 Address = Annotated[str | None, execution_option(help="Ray cluster address; default: local.")]
 
 
-def assigned_inputs(texts: list[str]) -> dict[str, tuple[str, Any]]:
-    """Values of `--input NAME=VALUE` options, as `assigned` returns them. Raises UsageError."""
+def assigned_inputs(
+    texts: list[str], others: Mapping[str, tuple[str, Any]]
+) -> dict[str, tuple[str, Any]]:
+    """Values of `--input NAME=VALUE` options, as `assigned` returns them.
+
+    others: options that set inputs too. Raises UsageError for another form and a name given twice.
+    """
     from sampler.core.errors import UsageError
     from sampler.runs.cells import scalar
 
@@ -105,6 +110,8 @@ def assigned_inputs(texts: list[str]) -> dict[str, tuple[str, Any]]:
             raise UsageError(f"--input takes NAME=VALUE, not {text!r:.60}.")
         if f"--input {name}" in found:
             raise UsageError(f"--input {name} is given twice.")
+        if twin := next((o for o, (key, _) in others.items() if key == f"inputs.{name}"), None):
+            raise UsageError(f"--input {name} and {twin} are the same; give one of them.")
         found[f"--input {name}"] = (f"inputs.{name}", scalar(value))
     return found
 

@@ -1,4 +1,4 @@
-"""Image restoration from files: the settings behind `sampler generate --task`.
+"""Settings behind options with image files: `sampler generate --task` and `--init-image`.
 
 Everything is plain data, so it is stored in a configuration, a run folder and a record like any
 other setting. Needs no torch: sizes are read from the headers of the files.
@@ -36,7 +36,10 @@ def settings(task: Task | None, image: str | None, mask: str | None) -> dict[str
     """
     if task is None:
         if image is not None or mask is not None:
-            raise UsageError(f"--image and --mask need --task: {', '.join(OPERATORS)}.")
+            raise UsageError(
+                f"--image and --mask need --task: {', '.join(OPERATORS)}; or give --init-image and "
+                "--mask."
+            )
         return {}
     if image is None:
         raise UsageError(f"--task {task} needs --image FILE.")
@@ -45,9 +48,7 @@ def settings(task: Task | None, image: str | None, mask: str | None) -> dict[str
     width, height = _size(image)
     operator = dict(OPERATORS[task])
     if mask is not None:
-        if _size(mask) != (width, height):
-            wrong = " x ".join(map(str, _size(mask)))
-            raise UsageError(f"--mask is {wrong} pixels, --image {width} x {height}.")
+        _check_mask(mask, "--image", (width, height))
         operator["mask"] = str(Path(mask).resolve())
     factor = operator.get("factor", 1)
     spec = {**BASE, "operator": operator, "y": str(Path(image).resolve())}
@@ -56,6 +57,44 @@ def settings(task: Task | None, image: str | None, mask: str | None) -> dict[str
         "--image width": ("run.width", width * factor),
         "--image height": ("run.height", height * factor),
     }
+
+
+def init_settings(
+    init_image: str | None, mask: str | None, strength: float | None, restored: str | None
+) -> tuple[dict[str, tuple[str, Any]], dict[str, Any]]:
+    """Options of image to image and inpainting, and the tree of settings that are their defaults.
+
+    init_image: file of the input `image` of the stock pipeline's call; mask: of its `mask_image`,
+    white where the image is painted anew; strength: part of the noise levels, in (0, 1]; restored:
+    value of --task or --image, None without them. The default strength of image to image is that of
+    `Engine.generate`; the default size of inpainting is that of the image, as a multiple of 8.
+    Raises UsageError for options that do not go together, a missing file, and a mask of another
+    size.
+    """
+    if init_image is None:
+        if strength is not None:
+            raise UsageError("--strength needs --init-image FILE.")
+        return {}, {}
+    if restored is not None:
+        raise UsageError("--init-image goes without --task and --image, which restore an image.")
+    if strength is not None and not 0 < strength <= 1:
+        raise UsageError(f"--strength is {strength:g}; it must be above 0 and at most 1.")
+    width, height = _size(init_image)
+    start = str(Path(init_image).expanduser().resolve())
+    options: dict[str, tuple[str, Any]] = {"--init-image": ("inputs.image", start)}
+    if strength is not None:
+        options["--strength"] = ("inputs.strength", strength)
+    if mask is None:
+        return options, {"inputs": {"strength": 0.6}}
+    _check_mask(mask, "--init-image", (width, height))
+    options["--mask"] = ("inputs.mask_image", str(Path(mask).expanduser().resolve()))
+    return options, {"run": {"width": max(width // 8, 1) * 8, "height": max(height // 8, 1) * 8}}
+
+
+def _check_mask(mask: str, option: str, size: tuple[int, int]) -> None:
+    if _size(mask) != size:
+        wrong, right = (" x ".join(map(str, one)) for one in (_size(mask), size))
+        raise UsageError(f"--mask is {wrong} pixels, {option} {right}.")
 
 
 def _size(path: str) -> tuple[int, int]:

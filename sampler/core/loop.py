@@ -75,7 +75,10 @@ class Loop:
         if self.hosted:
             return self
         if self.host is None:
-            raise UsageError("inputs need a stock pipeline: use sampler.load(pipe).")
+            raise UsageError(
+                "inputs are arguments of a stock pipeline's call, which this engine does not use; "
+                "load a pipeline without a student, other than bundled-flow."
+            )
         return self.host()
 
     def check_stock(self, settings: Any, jobs: Iterable[Any]) -> None:

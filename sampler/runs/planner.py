@@ -31,7 +31,8 @@ class Planner:
 
     dedupe: equal jobs are generated once. on_skip: receives the error of an invalid line, which is
     then left out; None raises it. keep_extra: record unknown columns as `meta_NAME`.
-    check_inputs(names): raises ValueError for inputs that the pipeline does not take.
+    check_inputs(names): True if a call with these inputs takes a size; raises ValueError for inputs
+    that the pipeline does not take.
 
     unexpanded: number of lines with template syntax that stays text; extra: columns that were kept;
     drawn: random number of the run, None if no seed needs one.
@@ -48,7 +49,7 @@ class Planner:
         wildcards: Wildcards | None = None,
         on_skip: Callable[[SamplerError], None] | None = None,
         keep_extra: bool = False,
-        check_inputs: Callable[[Iterable[str]], None] | None = None,
+        check_inputs: Callable[[Iterable[str]], bool] | None = None,
     ) -> None:
         self.plan = Plan(batch_size, dedupe)
         self.model = model
@@ -98,13 +99,18 @@ class Planner:
             given = (*given, _plain_inputs(line.inputs, where))
         if given not in self._resolved:
             try:
-                settings = line_settings(line, self._defaults, self.model.native)
-                if settings.inputs and self._check_inputs is not None:
-                    self._check_inputs(settings.inputs)
+                settings = line_settings(line, self._defaults, self._native(line))
             except (ValueError, RecursionError, UsageError) as error:
                 raise UsageError(f"{where}: {error}") from None
             self._resolved[given] = self._add_group(settings)
         return self._resolved[given]
+
+    def _native(self, line: PromptLine) -> tuple[int, int] | None:
+        """Return the default size of the model, None where the inputs of a line decide the size."""
+        names = {*self._defaults.settings.inputs, *line.inputs}
+        if names and self._check_inputs is not None and not self._check_inputs(names):
+            return None
+        return self.model.native
 
     def _add_group(self, settings: JobSettings) -> int:
         text = canonical(asdict(settings))

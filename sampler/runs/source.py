@@ -133,13 +133,15 @@ class Source:
             on_skip=(lambda error: self.skipped.append(str(error))) if skip else None,
         )
 
-    def _check_inputs(self, names: Iterable[str]) -> None:
-        """Raise ValueError for inputs that the model's class does not take, without loading it."""
-        from sampler.pipelines.call_arguments import check_names, class_named
+    def _check_inputs(self, names: Iterable[str]) -> bool:
+        """Return True if the call that takes the inputs takes a size, without loading the model.
+
+        Raises ValueError for inputs that no class for the model takes.
+        """
+        from sampler.pipelines.call_arguments import arguments, class_named, serving_class
 
         cls = class_named(fingerprint.pipeline_of(self.config.model))
-        if cls is not None:
-            check_names(cls, names)
+        return cls is None or "height" in arguments(serving_class(cls, names))
 
     def _spec(self, kind: str) -> Any:
         """Strategy of the run: as given, or the model's default with the given fields."""

@@ -29,7 +29,9 @@ from sampler.pipelines.call_arguments import (
     check_names,
     default_of,
     required,
+    serving_class,
     takes_images,
+    with_class,
 )
 from sampler.registry.constraints import as_int
 from sampler.runs.jobs import JobSettings
@@ -67,6 +69,7 @@ class HostedEngine(Engine):
         super().__init__(self._refused, hosted, sampler or hosted.default_sampler, rule)  # pyright: ignore
         self._one_at_a_time = False
         self._spacing: Any = None
+        self._others: dict[type, HostedEngine] = {}
 
     def _refused(self, *_: Any, **__: Any) -> NoReturn:
         raise UsageError(
@@ -81,6 +84,21 @@ class HostedEngine(Engine):
         twin = copy.copy(self)
         twin._spacing = self._spacing if spacing is None else spacing
         return twin
+
+    def serving(self, inputs: Iterable[str]) -> HostedEngine:
+        """Return the engine whose call takes inputs of these names: this one, or one over the same
+        components by the class for image to image or inpainting, see `serving_class`.
+
+        Raises ValueError for names that no class takes.
+        """
+        pipe = self.pipeline.pipe
+        cls = serving_class(type(pipe), inputs)
+        if cls is type(pipe):
+            return self
+        if cls not in self._others:
+            other = HostedEngine(with_class(pipe, cls), self.sampler, self.guidance)
+            self._others[cls] = other
+        return self._others[cls].with_grid(self._spacing)
 
     @torch.no_grad()
     def generate(
@@ -108,8 +126,10 @@ class HostedEngine(Engine):
         """Generate n images per prompt by the pipeline's own call; see `Engine.generate`.
 
         inputs: further arguments of that call by name, each once for all or a list with one per
-        prompt; files, "file:" URLs and folders of frames are opened. image, strength: the inputs of
-        that name. latents is None. config holds files with the hash of their content.
+        prompt; files, "file:" URLs and folders of frames are opened. Where the class has no such
+        arguments, its class for image to image or inpainting is called (`serving`). image,
+        strength: the inputs of that name. latents is None. config holds files with the hash of
+        their content.
 
         Raises ValueError for names that the call does not have or that the engine sets, UsageError
         for files that are missing or no images, and for graph; with out, what `Engine.generate`
@@ -123,8 +143,9 @@ class HostedEngine(Engine):
         steps = count_of(grid) or steps
         if image is not None:  # image to image
             given |= {"image": image, "strength": strength}
+        engine = self.serving(given)
         jobs = expand(prompts, negative, seeds, n, self.pipeline.takes_classes)
-        per_job = self.inputs_of(given, len(jobs) // n, n)
+        per_job = engine.inputs_of(given, len(jobs) // n, n)
         cut = DEFAULT_BATCH if batch_size is None else as_int(batch_size, "batch_size")
         if cut < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1.")
@@ -136,7 +157,7 @@ class HostedEngine(Engine):
         )
         rule, method = self.build_guidance(guidance), self.build_sampler(sampler)
         shared = StockCall(as_int(steps, "steps"), size, method, rule, output, grid)  # pyright: ignore
-        self.check(shared, jobs)
+        engine.check(shared, jobs)
         if out is not None:
             if output != "pil":
                 raise ValueError("out= stores images; leave out output=.")
@@ -148,7 +169,7 @@ class HostedEngine(Engine):
         made: list[Any] = []
         nfe: list[int] = []
         for rows in _batches(jobs, per_job, cut):
-            values, counted = self.call([jobs[k] for k in rows], shared, per_job[rows[0]])
+            values, counted = engine.call([jobs[k] for k in rows], shared, per_job[rows[0]])
             made.extend(values)
             nfe.extend(counted)
             if progress is not None:
@@ -212,11 +233,11 @@ class HostedEngine(Engine):
 
     def check_stock(self, settings: JobSettings, jobs: Iterable[Any]) -> None:
         """Raise for what every call of a run with these settings would fail on."""
-        check_names(type(self.pipeline.pipe), settings.inputs)
+        engine = self.serving(settings.inputs)
         rule = self.build_guidance(settings.guidance)
         job = next(iter(jobs))
         first = Sample(job.prompt, job.negative_prompt, job.seed)
-        self.check(_shared(settings, rule), [first])
+        engine.check(_shared(settings, rule), [first])
 
     def call_stock(
         self,
@@ -226,10 +247,11 @@ class HostedEngine(Engine):
         on_step: Callable[[Snapshot], None],
     ) -> tuple[list[Any], list[int]]:
         """Call the pipeline on the jobs of a batch; neighbours without a negative prompt apart."""
+        engine = self.serving(settings.inputs)
         images: list[Any] = []
         nfe: list[int] = []
         for _, part in itertools.groupby(jobs, lambda job: bool(job.negative)):
-            made, counted = self.call([*part], _shared(settings, rule), settings.inputs, on_step)
+            made, counted = engine.call([*part], _shared(settings, rule), settings.inputs, on_step)
             images, nfe = images + made, nfe + counted
         return images, nfe
 

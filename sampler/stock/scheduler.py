@@ -20,6 +20,7 @@ from sampler_kernels import Lin, settle
 from torch import Tensor
 
 from sampler import registry
+from sampler.core.errors import SamplerError
 from sampler.core.noise import Noise
 from sampler.core.schedule import Schedule, clipped
 from sampler.core.spacings import count_of
@@ -183,7 +184,8 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         next one of the grid, for eta, which is a setting of the sampler, for a two-evaluation
         sampler that takes over a run midway, for a pipeline made for levels of another kind, for
         timesteps that differ within the batch, and for other arguments of the replaced scheduler's
-        `step`, unless they change nothing.
+        `step`, unless they change nothing; SamplerError at the last step for a result that is not
+        finite.
         """
         self._refuse(eta, use_clipped_model_output, return_dict)
         self._refuse_others(others)
@@ -209,12 +211,20 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         x, self._state = settle((mean, move.state))
         if index == len(self._spans) - 1:
             x = settle(self.method.finish(x, self._state))
+            self._check_finite(x)
         self._index, self._x = index + 1, x
         out = x.to(sample.dtype)
         return SchedulerOutput(prev_sample=out) if return_dict else (out,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return alpha·x0 + sigma·noise, each sample at its timestep."""
+        """Return alpha·x0 + sigma·noise, each sample at its timestep.
+
+        Raises ValueError without a timestep: image to image at a strength below 1/steps.
+        """
+        if not timesteps.numel():
+            raise ValueError(
+                f"The strength leaves none of {len(self._grid) - 1} steps; raise strength or steps."
+            )
         self._noised = True
         levels = [self._level(t) for t in timesteps.reshape(-1)]
         shape = (-1, *(1,) * (original_samples.ndim - 1))
@@ -254,6 +264,13 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
                     f"{self.method.name} has no place for; keep the scheduler that the pipeline "
                     "came with."
                 )
+
+    def _check_finite(self, x: Tensor) -> None:
+        if not bool(x.isfinite().all()):
+            raise SamplerError(
+                f"The latents are not finite after the last step of {self.method.name}; load the "
+                "pipeline in float32, or use another sampler or a lower guidance scale."
+            )
 
     def _check_start(self, index: int) -> None:
         inside = index and self._spans[index].now not in self._grid

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -253,3 +254,21 @@ def test_what_a_hosted_engine_cannot_do_is_refused(tmp_path):
         hosted(
             engine, {"image": picture(), "mask_image": half_mask()}, SIZE, guidance="autoguidance"
         )
+
+
+def test_inputs_choose_the_class_of_the_call():
+    pipe = tiny.sd()
+    pipe.to(torch.float16)
+    engine: Any = sampler.load(pipe).as_hosted()
+    start = engine.serving(["image"])
+    masked = engine.serving(["image", "mask_image", "strength"])
+    assert engine.serving(["ip_adapter_image"]) is engine
+    assert [type(one.pipeline.pipe).__name__ for one in (start, masked)] == [
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+    ]
+    for one in (start, masked):
+        assert one.pipeline.pipe.components == pipe.components
+        assert one.pipeline.pipe.unet.dtype == torch.float16
+    with pytest.raises(ValueError, match="StableDiffusionPipeline has no argument 'imaeg'"):
+        engine.serving(["imaeg"])

@@ -399,3 +399,14 @@ def test_other_arguments_of_a_step_are_neutral_or_refused_by_name():
     with pytest.raises(ValueError, match="at different timesteps"):
         drop.step(x, drop.timesteps[:2], x)
     assert torch.equal(drop.step(x, t, x).prev_sample, plain)
+
+
+def test_a_result_that_is_not_finite_is_an_error():
+    drop_in = sampler.scheduler("ddim", tiny.sd().scheduler)
+    drop_in.set_timesteps(2)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    broken = torch.zeros_like(x)
+    broken[1, 0, 0, 0] = float("nan")
+    x = drop_in.step(broken, drop_in.timesteps[0], x).prev_sample
+    with pytest.raises(sampler.SamplerError, match="not finite after the last step of ddim"):
+        drop_in.step(broken, drop_in.timesteps[1], x)
