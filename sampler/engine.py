@@ -21,6 +21,7 @@ from sampler.core.batch import (
 )
 from sampler.core.binding import SamplerContext, bind_sampler
 from sampler.core.graphs import graphed
+from sampler.core.images import strength_of
 from sampler.core.loop import Loop
 from sampler.core.spacings import count_of
 from sampler.registry.constraints import as_int
@@ -51,7 +52,7 @@ class Engine(Loop):
         output: Output = "pil",
         progress: Callable[[int, int], None] | None = None,
         image: Any = None,
-        strength: float = 0.6,
+        strength: float | None = None,
         out: Any = None,
         graph: bool | Literal["auto"] = False,
         inputs: Mapping[str, Any] | None = None,
@@ -68,7 +69,7 @@ class Engine(Loop):
         in batches of another size. output: "pil", "tensor" ([B, 3, H, W] in [0, 1]) or "latent"
         (images is None). progress(images done, total) is called after every batch. image: a file, a
         PIL image or a tensor [B or 1, 3, H, W] in [0, 1] to start from, noised to the last
-        floor(strength·steps) of the steps (image to image); strength 0 returns it. out: a run
+        floor(strength·steps) of the steps (image to image; 0.6); strength 0 returns it. out: a run
         folder to write, or to resume where it exists; images are read from it lazily, and latents
         is None. graph: replay a CUDA graph of the first batch for those that follow; "auto": where
         that is possible and pays. The images are the same. inputs: further arguments of the stock
@@ -78,9 +79,10 @@ class Engine(Loop):
         length is then the number of steps; see `Schedule.grid`.
 
         Raises, before any network call, ValueError for an empty prompt list, counts that do not
-        match, and what the strategies and the schedule reject; UsageError without a pipeline, and
-        for graph = True without a CUDA device. With out also IncompleteError (failed images),
-        RunFolderError (a folder of another plan, or in use), StorageError and MemoryLimitError.
+        match, a strength without image, and what the strategies and the schedule reject; UsageError
+        without a pipeline, and for graph = True without a CUDA device. With out also
+        IncompleteError (failed images), RunFolderError (a folder of another plan, or in use),
+        StorageError and MemoryLimitError.
         """
         sampler, said = named(sampler)
         grid = said if grid is None else grid
@@ -101,6 +103,7 @@ class Engine(Loop):
                 graph=graph,
             )  # fmt: skip
         adapter, started = self.pipeline, time.perf_counter()
+        strength = strength_of(image, strength)
         method, rule = self.build_sampler(sampler), self.build_guidance(guidance)
         jobs = expand(prompts, negative, seeds, n, adapter.takes_classes)
         if output not in ("pil", "tensor", "latent"):

@@ -156,6 +156,9 @@ def test_numbers_of_numpy_and_torch_are_numbers():
         ({"batch_size": "4"}, "batch_size = '4' must be an integer"),
         ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
         ({"height": 32.5}, "height = 32.5 must be an integer"),
+        ({"strength": 0.5}, "strength = 0.5 has no effect without image"),
+        ({"strength": 0.5, "grid": "karras"}, "strength = 0.5 has no effect without image"),
+        ({"strength": 0.5, "inputs": {}}, "strength = 0.5 has no effect without image"),
         ({"strength": "x", "image": torch.zeros(1, 3, 32, 32)}, "strength = 'x' must be a number"),
     ],
 )

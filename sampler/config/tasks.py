@@ -12,7 +12,7 @@ from typing import Any
 
 from sampler.config.options import Task
 from sampler.core.errors import UsageError
-from sampler.core.image_files import open_image
+from sampler.core.image_files import DEFAULT_STRENGTH, open_image
 
 # RED-Diff in the latents of a pipeline: lr of the published examples; their lam of 0.25 costs the
 # bundled model 3 to 6 dB (docs/samplers.md).
@@ -85,7 +85,7 @@ def init_settings(
     if strength is not None:
         options["--strength"] = ("inputs.strength", strength)
     if mask is None:
-        return options, {"inputs": {"strength": 0.6}}
+        return options, {"inputs": {"strength": DEFAULT_STRENGTH}}
     _check_mask(mask, "--init-image", (width, height))
     options["--mask"] = ("inputs.mask_image", str(Path(mask).expanduser().resolve()))
     return options, {"run": {"width": max(width // 8, 1) * 8, "height": max(height // 8, 1) * 8}}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64 * 10**6
+DEFAULT_STRENGTH = 0.6  # of image to image: part of the steps
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sampler.core.image_files import open_image
+from sampler.core.image_files import DEFAULT_STRENGTH, open_image
 from sampler.core.noise import initial
 from sampler.registry.constraints import as_float
 from sampler.types import Level
@@ -67,6 +67,18 @@ def start_from(
 def steps_left(steps: int, strength: float) -> int:
     """Number of the last steps that a start at this strength leaves: floor(strength·steps)."""
     return min(steps, int(float(strength) * steps + 1e-9))
+
+
+def strength_of(image: Any, strength: float | None) -> float:
+    """Return the strength of a start from `image`, DEFAULT_STRENGTH if it is None.
+
+    Raises ValueError for a strength without an image.
+    """
+    if image is None and strength is not None:
+        raise ValueError(
+            f"strength = {strength!r:.40} has no effect without image, the image to start from."
+        )
+    return DEFAULT_STRENGTH if strength is None else strength
 
 
 def check_strength(strength: float) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from sampler import registry
 from sampler.core.batch import DEFAULT_BATCH, Output, Result, Sample, expand
 from sampler.core.errors import ModelError, UsageError
+from sampler.core.images import strength_of
 from sampler.core.inputs import opened, planned
 from sampler.core.locks import exclusive
 from sampler.core.spacings import count_of
@@ -117,7 +118,7 @@ class HostedEngine(Engine):
         output: Output = "pil",
         progress: Callable[[int, int], None] | None = None,
         image: Any = None,
-        strength: float = 0.6,
+        strength: float | None = None,
         out: Any = None,
         graph: Any = False,
         inputs: Mapping[str, Any] | None = None,
@@ -131,9 +132,9 @@ class HostedEngine(Engine):
         strength: the inputs of that name. latents is None. config holds files with the hash of
         their content.
 
-        Raises ValueError for names that the call does not have or that the engine sets, UsageError
-        for files that are missing or no images, and for graph; with out, what `Engine.generate`
-        raises.
+        Raises ValueError for names that the call does not have or that the engine sets, and for a
+        strength without image; UsageError for files that are missing or no images, and for graph;
+        with out, what `Engine.generate` raises.
         """
         if graph is True:
             raise UsageError("A hosted engine records no CUDA graph; leave graph out.")
@@ -141,7 +142,10 @@ class HostedEngine(Engine):
         sampler, said = named(sampler)
         grid = next((g for g in (grid, said, self._spacing) if g is not None), None)
         steps = count_of(grid) or steps
+        strength = strength_of(image, strength)
         if image is not None:  # image to image
+            if twice := [name for name in ("image", "strength") if name in given]:
+                raise ValueError(f"{twice[0]} is given twice; leave it out of inputs.")
             given |= {"image": image, "strength": strength}
         engine = self.serving(given)
         jobs = expand(prompts, negative, seeds, n, self.pipeline.takes_classes)

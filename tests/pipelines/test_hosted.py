@@ -272,3 +272,7 @@ def test_inputs_choose_the_class_of_the_call():
         assert one.pipeline.pipe.unet.dtype == torch.float16
     with pytest.raises(ValueError, match="StableDiffusionPipeline has no argument 'imaeg'"):
         engine.serving(["imaeg"])
+    with pytest.raises(ValueError, match="strength = 0.5 has no effect without image"):
+        engine.generate("a", strength=0.5, inputs={"image": picture()})
+    with pytest.raises(ValueError, match="image is given twice; leave it out of inputs"):
+        engine.generate("a", image=picture(), inputs={"image": picture()})
