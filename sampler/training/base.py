@@ -53,6 +53,11 @@ class TrainerBase:
     averages: ClassVar[tuple[str, ...]] = ()
 
     @property
+    def scheduled(self) -> bool:
+        """True where an update depends on the length of the run, which then cannot change."""
+        return False
+
+    @property
     def images_per_prompt(self) -> int:
         """Number of images of each prompt in a batch."""
         return 1

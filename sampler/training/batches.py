@@ -15,7 +15,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Batch:
-    """The samples of one update; this process has rank, rank + world, rank + 2·world, ..."""
+    """The samples of one update; this process has rank, rank + world, rank + 2·world, ...
+
+    progress: share of the run's updates that are done, 0 to 1.
+    """
 
     update: int
     seed: int
@@ -23,6 +26,7 @@ class Batch:
     seeds: tuple[int, ...]
     rank: int = 0
     world: int = 1
+    progress: float = 0.0
 
     @property
     def rows(self) -> list[int]:
@@ -42,6 +46,7 @@ def batch(
     group: int = 1,
     rank: int = 0,
     world: int = 1,
+    progress: float = 0.0,
 ) -> Batch:
     """Return the batch of an update: `count` samples, `group` of them per prompt.
 
@@ -54,7 +59,7 @@ def batch(
         random.Random(derived(seed, turn, "order")).shuffle(order)
         chosen += [prompts[order[position]]] * group
     seeds = tuple(derived(seed, update, f"row {row}") for row in range(count))
-    return Batch(update, seed, tuple(chosen), seeds, rank, world)
+    return Batch(update, seed, tuple(chosen), seeds, rank, world, progress)
 
 
 def derived(seed: int, update: int, purpose: str) -> int:

@@ -81,7 +81,7 @@ def fit(
         make_folder(out)
     with Lock(out) if main else nullcontext():
         if main:
-            write_config(out, run_config(session, trainer, prompts, settings))
+            write_config(out, run_config(session, trainer, prompts, settings), trainer.scheduled)
         if settings.log_with:
             accelerator.init_trackers("sampler")
         accelerator.wait_for_everyone()
@@ -140,7 +140,7 @@ def run_config(
     return json.loads(json.dumps(config, default=by_name))
 
 
-def write_config(out: Path, config: dict[str, Any]) -> None:
+def write_config(out: Path, config: dict[str, Any], scheduled: bool = False) -> None:
     """Write config.json. Raises SamplerError (4) where the folder has another run's."""
     path = out / "config.json"
     if path.is_file():
@@ -148,7 +148,7 @@ def write_config(out: Path, config: dict[str, Any]) -> None:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             before = {}
-        if different := changed(before, config):
+        if different := changed(before, config, scheduled):
             raise RunFolderError(
                 f"{out} holds another run; it differs in {', '.join(different[:5])}. Choose "
                 "another folder, or the settings of that run to resume it."

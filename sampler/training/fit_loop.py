@@ -106,6 +106,7 @@ class FitLoop:
             self.trainer.images_per_prompt,
             self.accelerator.process_index,
             self.accelerator.num_processes,
+            progress,
         )
         record: dict[str, Any] = {"kind": "update", "update": self.done + 1, "lr": rate}
         try:

@@ -139,8 +139,11 @@ RESUMABLE = (
 )
 
 
-def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the settings in which two records of runs differ, as "section.key"."""
+def changed(before: dict[str, Any], now: dict[str, Any], scheduled: bool = False) -> list[str]:
+    """Return the settings in which two records of runs differ, as "section.key".
+
+    scheduled: the trainer's updates depend on the length of the run, as the learning rate may.
+    """
     found = []
     for section in sorted({*before, *now}):
         old, new = before.get(section), now.get(section)
@@ -150,8 +153,8 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         elif old != new:
             found.append(section)
     free = {f"fit.{key}" for key in RESUMABLE}
-    if now.get("fit", {}).get("lr_end") != 1.0:
-        free.discard("fit.updates")  # the learning rate is a function of it
+    if scheduled or now.get("fit", {}).get("lr_end") != 1.0:
+        free.discard("fit.updates")
     return [key for key in found if key not in free]
 
 

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from sampler.core.noise import initial
 from sampler.core.schedule import Schedule
 from sampler.training.f_distill.heads import Probe
 from sampler.training.session import Session
+from sampler.training.times import time_of
 from sampler.types import Level
 
 # Rules that depend on the step or on earlier steps: a single noised image has neither.
 _STATEFUL_RULES = ("adaptive", "linear_ag", "gfcg", "student")
-
-
-def time_of(schedule: Schedule, fraction: float) -> float:
-    """Return the training time at a fraction in 0..1 of all of them; 1 is pure noise."""
-    if schedule.process == "edm":  # its times are ln(sigma)/4
-        low, high = (math.log(s or 1.0) / 4 for s in (schedule.sigma_min, schedule.sigma_max))
-        return low + fraction * (high - low)
-    if schedule.process == "flow":
-        return fraction * schedule.train_steps
-    return round(fraction * (schedule.train_steps - 1))
 
 
 def student_levels(timesteps: Sequence[float], schedule: Schedule) -> tuple[Level, ...]:

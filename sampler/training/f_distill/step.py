@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,8 +28,8 @@ from sampler.training.f_distill.losses import (
     matching_loss,
 )
 from sampler.training.f_distill.networks import Distilled
-from sampler.training.f_distill.setup import time_of
 from sampler.training.session import Session
+from sampler.training.times import TimeLaw, Uniform, level_of
 from sampler.types import Branch, Cond, Guidance, Level, Prediction, Snapshot, Span
 
 # Numbers of a sample's noises in the stream "renoise"; the student's own steps use "step".
@@ -38,12 +38,16 @@ PERTURB, DENOISE, DISCRIMINATE = 0, 1, 2
 
 @dataclass(frozen=True)
 class Objective:
-    """levels: of the student, noisy first; gan_weight: of the adversarial loss; ema: decay."""
+    """levels: of the student, noisy first; gan_weight: of the adversarial loss; ema: decay.
+
+    law: of the levels of training, within the times of `weighting`.
+    """
 
     levels: tuple[Level, ...]
     weighting: Weighting
     gan_weight: float
     ema: float
+    law: TimeLaw = field(default_factory=Uniform)
 
 
 @dataclass(frozen=True)
@@ -146,10 +150,12 @@ class Step:
         prompts = tuple(self.batch.prompts[n] for n in rows)
         seeds = tuple(self.batch.seeds[n] for n in rows)
         rule, cond = self.session.encode(prompts)
-        low, high = self.objective.weighting.times
-        fractions = tuple(low + (high - low) * self.random(n, "time").random() for n in rows)
         schedule, device = self.pipeline.schedule, self.pipeline.device
-        levels = [schedule.level(time_of(schedule, value)) for value in fractions]
+        low, high = self.objective.weighting.times
+        law, progress = self.objective.law, self.batch.progress
+        shares = [law.share(self.random(n, "time").random(), progress, schedule) for n in rows]
+        fractions = tuple(low + (high - low) * share for share in shares)
+        levels = [level_of(schedule, value) for value in fractions]
         level = Level(*(torch.tensor(v, device=device) for v in zip(*levels, strict=True)))
         return MicroBatch(tuple(rows), prompts, seeds, cond, rule, level, fractions)
 

@@ -16,6 +16,7 @@ from sampler.registry.constraints import Count, Nonnegative
 from sampler.training.base import MicroBatchLoss, TrainerBase
 from sampler.training.batches import Batch, derived
 from sampler.training.settings import Decay, Defaults
+from sampler.training.times import time_law
 
 if TYPE_CHECKING:
     from sampler.training.f_distill.data import LatentSet
@@ -75,12 +76,13 @@ class FDistill(TrainerBase):
         average, which is saved.
     low, high: clamp of the ratio. bins, memory: number of noise-level bins of its normalisation,
         and the EMA decay of their means.
-    times: the range of noise levels, as fractions of the training times.
+    times: the range of noise levels, as fractions of the training times. law: their law within
+        it, "uniform" or another of `sampler/training/times.py`.
     features: names of the teacher's modules that the heads read; () is a UNet's bottleneck, or the
         middle block of a transformer.
 
     Deviations from the authors' code: all gradients are clipped as the settings say; noise levels
-    are drawn uniformly in t for every kind of schedule.
+    are by default drawn uniformly in t for every kind of schedule.
     """
 
     divergence: Divergence = "js"
@@ -99,6 +101,7 @@ class FDistill(TrainerBase):
     bins: Count = 10
     memory: Decay = 0.0
     times: TimeRange = (0.001, 0.999)
+    law: Any = "uniform"
     features: tuple[str, ...] = ()
 
     needs_reward: ClassVar[bool] = False
@@ -127,6 +130,11 @@ class FDistill(TrainerBase):
             raise ValueError("f_distill: init needs student = 'full', a LoRA is the teacher's.")
         if self.needs_samples and self.samples < 1:
             raise ValueError("f_distill: samples must be at least 1, or give data.")
+        object.__setattr__(self, "law", time_law(self.law, "f_distill: law"))
+
+    @property
+    def scheduled(self) -> bool:
+        return self.law.scheduled
 
     @property
     def needs_samples(self) -> bool:
@@ -210,7 +218,7 @@ class FDistill(TrainerBase):
         from sampler.training.f_distill.step import Objective, Step
 
         weighting = Weighting(self.divergence, self.low, self.high, self.times, self.memory)
-        objective = Objective(self.levels(session), weighting, self.gan_weight, self.ema)
+        objective = Objective(self.levels(session), weighting, self.gan_weight, self.ema, self.law)
         return Step(objective, session, batch)
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
 from sampler.core.errors import UsageError
+from sampler.training.times import LogitNormal
 from sampler.types import Level
 
 if TYPE_CHECKING:
@@ -35,15 +34,14 @@ def matching_levels(
     divided by their number is in low..high, one of each stratum. sigma is the level of a flow; a
     variance-preserving model gets the one of the same ratio sigma/(1 − sigma).
     """
-    draw = batch.random("levels")
+    draw, schedule = batch.random("levels"), session.pipeline.schedule
     shares = [(k + draw.random()) / count for k in range(count)]
     if law == "grid":
         chosen = grid_levels(session, low, high)
         return [chosen[int(p * len(chosen))] for p in shares]
     if law == "logit_normal":
-        shares = [1 / (1 + math.exp(-NormalDist().inv_cdf(max(p, 1e-9)))) for p in shares]
+        shares = [LogitNormal().share(p, batch.progress, schedule) for p in shares]
     sigmas = [1 - (low + (high - low) * f) for f in shares]
-    schedule = session.pipeline.schedule
     return [level_at(schedule, shift * s / (1 + (shift - 1) * s)) for s in sigmas]
 
 
