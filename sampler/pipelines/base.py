@@ -23,7 +23,8 @@ from sampler.core.errors import ModelError
 from sampler.core.locks import exclusive
 from sampler.core.schedule import Schedule
 from sampler.core.spacings import parsed
-from sampler.pipelines.negative import TEXT, layout_of, mixed, paired
+from sampler.pipelines.layouts import layout_of
+from sampler.pipelines.negative import TEXT, mixed, paired
 from sampler.types import Cond, Level, Prediction
 
 if TYPE_CHECKING:

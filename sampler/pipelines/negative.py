@@ -15,72 +15,23 @@ removed after the call; processors are not replaced.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from sampler.pipelines.layouts import ImageTokens, Layout, layout_of
+
 Mixing = Callable[[Tensor, Tensor], Tensor]  # of attention outputs [R, tokens, channels]
 
 # Inputs that are text, by name; the others of a negative row are those of the positive one, since
 # pooled texts modulate the image's tokens too.
 TEXT = re.compile(r"encoder_.*|text_embedding_mask.*|states|mask|prompt_embeds.*")
-_ONES = 32  # Z-Image fills its sequences to multiples of this
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Attention of a class of networks.
-
-    attentions: pattern of the names of modules in which image tokens attend to text. image: where
-    the image's tokens are in their output. rows: rows of the network per sample. pooling: module
-    whose output modulates the image's tokens by the pooled text; negative rows get the positive's.
-    """
-
-    attentions: str
-    image: Literal["all", "first", "last", "after text"] = "all"
-    rows: int = 2
-    pooling: str = ""
-
-
-_JOINT = r"transformer_blocks\.\d+\.attn"
-LAYOUTS: Mapping[str, Layout] = {
-    "UNet2DConditionModel": Layout(r".*\.attn2", rows=1),
-    "PixArtTransformer2DModel": Layout(r"transformer_blocks\.\d+\.attn2"),
-    "SanaTransformer2DModel": Layout(r"transformer_blocks\.\d+\.attn2"),
-    "HunyuanDiT2DModel": Layout(r"blocks\.\d+\.attn2", pooling="time_extra_emb"),
-    "WanTransformer3DModel": Layout(r"blocks\.\d+\.attn2"),
-    "SD3Transformer2DModel": Layout(_JOINT, "first"),
-    "QwenImageTransformer2DModel": Layout(_JOINT, "last"),
-    "FluxTransformer2DModel": Layout(rf"(single_)?{_JOINT}", "last"),
-    "Flux2Transformer2DModel": Layout(rf"(single_)?{_JOINT}", "last"),
-    "AuraFlowTransformer2DModel": Layout(rf"(joint|single)_{_JOINT}", "last"),
-    "Lumina2Transformer2DModel": Layout(r"layers\.\d+\.attn", "after text"),
-    "ZImageTransformer2DModel": Layout(r"layers\.\d+\.attention", "first"),
-}
-
-
-def layout_of(network: Any) -> Layout:
-    """The layout of a network's attention.
-
-    Raises ValueError for a network without one and for a compiled one, whose attention is out of
-    reach.
-    """
-    name = type(network).__name__
-    if any(getattr(m, "_compiled_call_impl", None) is not None for m in network.modules()):
-        raise ValueError("nag: the network is compiled; load it without compile.")
-    if name not in LAYOUTS:
-        raise ValueError(
-            f"nag: the attention of {name} is none of cross-attention, dual-stream and "
-            f"single-stream as they are known here; networks with one: {', '.join(LAYOUTS)}."
-        )
-    return LAYOUTS[name]
 
 
 @contextmanager
@@ -93,7 +44,7 @@ def mixed(network: Any, mixing: Mixing, negative: Any = None) -> Iterator[None]:
     """
     layout = layout_of(network)
     call = _Call(network, layout, mixing, negative)
-    handles = [network.register_forward_pre_hook(call.begin, with_kwargs=True)]
+    handles = [network.register_forward_pre_hook(call.places.read, with_kwargs=True)]
     for name, module in network.named_modules():
         if name and name == layout.pooling:
             handles.append(module.register_forward_hook(_first_half))
@@ -138,17 +89,8 @@ class _Call:
     def __init__(self, network: Any, layout: Layout, mixing: Any, negative: Any) -> None:
         self.network, self.layout, self.mixing, self.negative = network, layout, mixing, negative
         self.modes: list[_Attention] = []
-        self.count, self.texts = 0, list[int]()
+        self.places = ImageTokens(layout)
         self.mixes, self.processor = 0, ""
-
-    def begin(self, network: Any, args: Any, kwargs: Any) -> None:
-        """Read the number of image tokens from the network's inputs."""
-        if self.layout.image != "all":
-            named = [kwargs[name] for name in ("hidden_states", "x") if name in kwargs]
-            self.count = image_tokens(network, (*args, *named)[0])
-        if self.layout.image == "after text":
-            mask = args[3] if len(args) > 3 else kwargs["encoder_attention_mask"]
-            self.texts = mask.sum(1).tolist()
 
     def enter(self, module: Any, args: Any, kwargs: Any) -> None:
         self.processor = type(getattr(module, "processor", module)).__name__
@@ -204,24 +146,11 @@ class _Call:
 
     def _image(self, tokens: Tensor) -> Tensor | None:
         """Places [2R, N] of the image's tokens; None for all."""
-        where, rows = self.layout.image, tokens.shape[0]
-        if where == "all":
+        if self.layout.image == "all":
             return None
-        first = self.texts or [0 if where == "first" else tokens.shape[1] - self.count] * rows
-        steps = torch.arange(self.count, device=tokens.device)
+        first = self.places.first(tokens.shape[0], tokens.shape[1])
+        steps = torch.arange(self.places.count, device=tokens.device)
         return torch.tensor(first, device=tokens.device)[:, None] + steps
-
-
-def image_tokens(network: Any, sample: Any) -> int:
-    """Number of image tokens that a network makes of its samples."""
-    if isinstance(sample, (list, tuple)):  # Z-Image: [C, F, H, W] each
-        _, frames, height, width = sample[0].shape
-        count = frames * (height // 2) * (width // 2)
-        return count + -count % _ONES
-    if sample.ndim == 3:
-        return sample.shape[1]
-    patch = network.config.patch_size
-    return (sample.shape[-2] // patch) * (sample.shape[-1] // patch)
 
 
 def _tokens(out: Tensor) -> Tensor:

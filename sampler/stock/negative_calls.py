@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sampler.core.denoisers import cat_rows
 from sampler.pipelines.base import adapt
-from sampler.pipelines.negative import layout_of, mixed
+from sampler.pipelines.layouts import layout_of
+from sampler.pipelines.negative import mixed
 from sampler.stock.interception import Call
 from sampler.stock.readings import replaced, tensor_of
 from sampler.stock.stock_calls import sample_of

@@ -15,7 +15,8 @@ import sampler
 from sampler import registry
 from sampler.guidance.nag import guided
 from sampler.pipelines import negative as layouts
-from sampler.pipelines.negative import LAYOUTS, mixed
+from sampler.pipelines.layouts import LAYOUTS
+from sampler.pipelines.negative import mixed
 from sampler.types import Cond, Level
 from tests.families import FAMILIES, SEEDS
 from tests.tiny import sd, sd3
