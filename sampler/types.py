@@ -57,7 +57,9 @@ class Prediction:
 
     `out` is the value in the network's own parametrisation `kind`: "eps", "v", "x0" or
     "velocity". `direction`, where a rule sets it, replaces `eps` alone: samplers take the target
-    from `.x0` and the direction from `.eps` (CFG++ keeps the two apart).
+    from `.x0` and the direction from `.eps` (CFG++ keeps the two apart). `seen`: answer to the
+    `Watch` of a branch, maps {layer: [R, N, T]} of N image tokens on T text tokens, in the rows
+    that were evaluated.
 
     x0 = (x − sigma·eps) / alpha;   x0 = alpha·x − sigma·v;   x0 = x − sigma·velocity (flow).
     """
@@ -67,6 +69,7 @@ class Prediction:
     kind: str
     level: Level
     direction: Lin | None = None
+    seen: Any = None
 
     @staticmethod
     def of(kind: str, x: Values, out: Values, level: Level) -> Prediction:
@@ -211,6 +214,7 @@ class Branch:
     so that cond − uncond is 0 there. A branch whose mask is empty is the same as no branch.
     `negative`: condition tree of a negative prompt inside the attention, None for none; `mixing`
     is then a function of the attention outputs (positive, negative) [R, tokens, channels].
+    `watch`: a request to record the attention of this branch, answered in `Prediction.seen`.
     """
 
     cond: Any = None
@@ -218,6 +222,18 @@ class Branch:
     rows: Any = None
     negative: Any = None
     mixing: Any = None
+    watch: Watch | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Request to record the attention of a branch to its text, for one evaluation.
+
+    score: None for the probabilities themselves; else a function of {branch: Prediction} of the
+    same evaluation to a score [B] whose derivative weighs them (Grad-SAM), one backward pass.
+    """
+
+    score: Any = None
 
 
 class Snapshot(NamedTuple):

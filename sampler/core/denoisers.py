@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from operator import is_
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from sampler_kernels import leaves, map_tree
 from torch import Tensor
 
-from sampler.types import KINDS, Branch, Level, Prediction, Span
+from sampler.types import KINDS, Branch, Level, Prediction, Span, Watch
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -54,6 +56,18 @@ class BatchedDenoiser:
         """Raw output [R, ...] with `mixing` between the attention to `cond` and to `negative`."""
         raise NotImplementedError
 
+    def recording(
+        self,
+        blocks: Sequence[str] = (),
+        attention: bool | Literal["grad"] = False,
+        model: str = "main",
+    ) -> AbstractContextManager[Any]:
+        """Record what a network does; ValueError for a denoiser that is a function."""
+        raise ValueError(
+            "recording: this denoiser is a function, whose attention cannot be reached; use "
+            "sampler.load(pipe)."
+        )
+
     def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
         """Interpret the raw output as a Prediction."""
         raise NotImplementedError
@@ -74,6 +88,7 @@ class BatchedDenoiser:
             own = name if self.apart(branch.model) else ""
             names_of.setdefault((branch.model, branch.mixing, own), []).append(name)
         outs: dict[str, tuple[Tensor, Tensor | None]] = {}
+        answers: dict[str, Any] = {}
         for (model, mixing, own), names in names_of.items():
             if model not in self.models:
                 known = ", ".join(self.models)
@@ -88,18 +103,59 @@ class BatchedDenoiser:
             cond = self._stacked([branches[name].cond for name, _ in evaluated], rows)
             given = (_cat(parts), _cat_level(level, rows), cond)
             with self.context(level, model, own) if own else nullcontext():
-                if mixing is None:
-                    out = self.forward(*given, model)
-                else:
+                call = partial(self.forward, *given, model)
+                if mixing is not None:
                     negative = [_take(branches[name].negative, part) for name, part in evaluated]
-                    out = self.forward_mixed(*given, stack(negative), mixing, model)
+                    call = partial(self.forward_mixed, *given, stack(negative), mixing, model)
+                watched = [n for n in names if branches[n].watch is not None]
+                if watched:
+                    split = dict(zip([name for name, _ in evaluated], parts, strict=True))
+                    out, seen = self._watched(call, split, branches[watched[0]].watch, level, model)
+                    answers |= {name: seen[name] for name in watched if name in seen}
+                else:
+                    out = call()
             half = out.dtype in HALF_DTYPES and x.dtype is not torch.float64
             if not half:  # half precision is converted where it is first used
                 out = out.to(x.dtype)
             cut = out.split_with_sizes([part.shape[0] for part in parts])
             for (name, which), part in zip(evaluated, cut, strict=True):
                 outs[name] = (part, which)
-        return self._filled(x, branches, outs, level)
+        found = self._filled(x, branches, outs, level)
+        return found | {name: replace(found[name], seen=seen) for name, seen in answers.items()}
+
+    def _watched(
+        self,
+        call: Callable[[], Tensor],
+        parts: Mapping[str, Tensor],
+        watch: Watch | None,
+        level: Level,
+        model: str,
+    ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+        """Output of a call, and the maps {branch: {layer: [R, N, T]}} of a recording of it.
+
+        parts: x of the branches, in the order in which they are stacked.
+        """
+        score = None if watch is None else watch.score
+        sizes = [part.shape[0] for part in parts.values()]
+        with self.recording((), True if score is None else "grad", model) as recording:
+            if score is None:
+                out = call()
+                maps = {name: found[-1] for name, found in recording.attention.items()}
+            else:
+                with torch.enable_grad():
+                    out = call()
+                    outs = zip(parts.items(), out.split_with_sizes(sizes), strict=True)
+                    preds = {
+                        name: self.predict(x, part.to(x.dtype), level, model)
+                        for (name, x), part in outs
+                    }
+                    maps = recording.weighted(score(preds))
+                out = out.detach()
+        # A call on [positive; negative] rows begins with the positive ones.
+        cut = {layer: found[: sum(sizes)].split_with_sizes(sizes) for layer, found in maps.items()}
+        return out, {
+            name: {layer: rows[k] for layer, rows in cut.items()} for k, name in enumerate(parts)
+        }
 
     def _stacked(self, conds: list[Any], rows: list[Tensor | None]) -> Any:
         """Concatenate the conditions of the evaluated rows, one branch after the other.

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from sampler.core.schedule import Schedule
 from sampler.core.spacings import parsed
 from sampler.pipelines.layouts import layout_of
 from sampler.pipelines.negative import TEXT, mixed, paired
+from sampler.pipelines.recording import INPUT, Recording, blocks_of, recorded
+from sampler.pipelines.words import tokens_of
 from sampler.types import Cond, Level, Prediction
 
 if TYPE_CHECKING:
@@ -94,6 +96,8 @@ class Adapter(BatchedDenoiser):
     levels: str = ""
     spacing: Any = None  # grid instead of the scheduler's own, see `Schedule.grid`
     takes_weights = False
+    # Tokenizers whose tokens are columns of the text states, and their first column.
+    text_tokens: tuple[tuple[str, int], ...] = ()
     prompt_weights: PromptWeights | None = None  # of prompts, where they are read
 
     def __init__(self, pipe: Any, weak: Any = None) -> None:
@@ -293,6 +297,57 @@ class Adapter(BatchedDenoiser):
 
     def mixed_rows(self, model: str) -> int:
         return layout_of(self.networks[model]).rows
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks that can be recorded: "input", then those of the network."""
+        return (INPUT, *blocks_of(self.network))
+
+    def recording(
+        self,
+        blocks: Sequence[str] = (),
+        attention: bool | Literal["grad"] = False,
+        model: str = "main",
+    ) -> AbstractContextManager[Recording]:
+        """Record what a network does inside a `with` statement, by this thread.
+
+            with adapter.recording(("up.0",), attention=True) as seen:
+                engine.generate("a fox", steps=4)
+            seen.blocks["up.0"][0]      # [R, C, h, w] of the first step
+
+        blocks: names out of `blocks`. attention: also the probabilities of image tokens on text
+        tokens, in the layers inside these blocks, of the whole network where none is named. Images
+        are bit-equal with and without; with "grad" the network computes with these probabilities,
+        rounded differently, so that scores can be differentiated (`Recording.weighted`).
+
+        Raises ValueError for an unknown block, and for a network whose attention is not torch's or
+        is not known here.
+        """
+        return recorded(self.networks[model], blocks, attention)
+
+    def word_tokens(self, prompts: Sequence[str], word: str) -> list[list[int]]:
+        """Columns of the text states that hold a word, for each prompt.
+
+        All its occurrences, without regard to case. Raises ValueError for a prompt without it, and
+        for a family whose text states are not the tokens of the prompt.
+        """
+        if not self.text_tokens:
+            raise ValueError(
+                f"{type(self.pipe).__name__}: the columns of its prompt's words are not known; "
+                "word maps are for Stable Diffusion, SDXL, SD3 and Flux."
+            )
+        found: list[list[int]] = [[] for _ in prompts]
+        for name, first in self.text_tokens:
+            tokenizer = getattr(self.pipe, name)
+            if tokenizer is None:
+                continue
+            with exclusive(tokenizer):
+                for row, text in zip(found, self.plain(prompts), strict=True):
+                    row += [first + at for at in tokens_of(tokenizer, text, word)]
+        for row, text in zip(found, prompts, strict=True):
+            if not row:
+                raise ValueError(f"The word {word!r:.40} is not in the prompt {text!r:.60}.")
+        return [sorted(set(row)) for row in found]
 
     def check_mixed(self) -> None:
         """Raise ValueError for a network whose attention cannot hold a negative prompt."""

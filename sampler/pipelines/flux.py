@@ -23,6 +23,7 @@ class Flux(FlowTransformer):
     """
 
     scale_argument = "true_cfg_scale"
+    text_tokens = (("tokenizer_2", 0),)
 
     def stock_times(self, steps: int) -> list[float] | None:
         return None if self.schedule.open_end else self.linear_times(steps)

@@ -68,6 +68,7 @@ class StableDiffusion(UNetAdapter):
     """UNet with cross-attention on the text encoder's states; eps- or v-prediction."""
 
     takes_weights = True
+    text_tokens = (("tokenizer", 0),)
 
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]

@@ -20,6 +20,7 @@ class StableDiffusion3(FlowTransformer):
     """
 
     max_shift = 1.16
+    text_tokens = (("tokenizer", 0), ("tokenizer_3", 77))  # CLIP's states come first
 
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]

@@ -25,6 +25,7 @@ class StableDiffusionXL(UNetAdapter):
     """
 
     takes_weights = True
+    text_tokens = (("tokenizer", 0), ("tokenizer_2", 0))  # either may be missing
 
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
