@@ -3,6 +3,7 @@
 from sampler.training.alignprop.trainer import AlignProp
 from sampler.training.f_distill.trainer import FDistill
 from sampler.training.matching.trainers import AWM, NFT
+from sampler.training.policy.grpo import GRPO
 from sampler.training.policy.trainers import DDPO, RLCM
 
-__all__ = ["AWM", "DDPO", "NFT", "RLCM", "AlignProp", "FDistill"]
+__all__ = ["AWM", "DDPO", "GRPO", "NFT", "RLCM", "AlignProp", "FDistill"]

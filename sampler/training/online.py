@@ -44,8 +44,9 @@ class Method(Protocol, Generic[C]):
 
     collect: samples and scores images, called without gradient. weigh: from all rewards in the
     order of the samples, what the losses need of them, and the trainer's next state. losses: the
-    terms of the loss of each sample [B], with their metrics; they are summed. after: called once
-    the optimiser has made all its steps. passes: over the batch; steps: optimiser steps per pass.
+    terms of the loss of each sample [B], None for one without gradient, with their metrics; they
+    are summed. after: called once the optimiser has made all its steps. passes: over the batch;
+    steps: optimiser steps per pass.
     """
 
     @property
@@ -58,7 +59,7 @@ class Method(Protocol, Generic[C]):
     def weigh(self, batch: Batch, rewards: list[float], state: Any) -> tuple[Any, Any]: ...
     def losses(
         self, batch: Batch, collected: C, weights: Any
-    ) -> Iterator[tuple[Tensor, dict[str, Any]]]: ...
+    ) -> Iterator[tuple[Tensor | None, dict[str, Any]]]: ...
     def after(self, state: Any) -> None: ...
 
 
@@ -82,7 +83,7 @@ def online_updates(method: Method[Any], batch: Batch, state: Any) -> Iterator[Mi
             count = sum(len(part.rows) for part in step) * batch.world
             for part in step:
                 for loss, found in method.losses(batch, part, weights):
-                    yield MicroBatchLoss(loss.sum() / count, found)
+                    yield MicroBatchLoss(None if loss is None else loss.sum() / count, found)
             yield MicroBatchLoss(None, metrics, step=True, state=state)
             metrics = {}
     method.after(state)

@@ -128,7 +128,7 @@ def test_a_step_is_the_policy_gradient_and_advantages_are_limited(session):
 
         object.__setattr__(session, "reward", Fixed())
         total = [torch.zeros_like(p) for p in parameters]
-        for update in online_updates(PPO(Policy(trainer, session)), rows, {}):
+        for update in online_updates(PPO(trainer, Policy(trainer, session)), rows, {}):
             if update.loss is not None:
                 grads = torch.autograd.grad(update.loss, parameters, allow_unused=True)
                 pairs = zip(total, grads, strict=True)

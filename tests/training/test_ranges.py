@@ -25,6 +25,10 @@ POLICY = {
     "clip_range": POSITIVE, "max_advantage": POSITIVE, "buffer": ([16], [0]), "min_count": COUNT,
     "group_size": COUNT, "minibatches": COUNT, "passes": COUNT, "kl_beta": NONNEGATIVE,
 }  # fmt: skip
+GROUP = {
+    "clip_range": POSITIVE, "threshold": POSITIVE, "max_advantage": POSITIVE,
+    "group_size": ([2], [1]), "minibatches": COUNT, "passes": COUNT, "kl_beta": NONNEGATIVE,
+}  # fmt: skip
 MATCHING = {
     "group_size": ([2], [1]), "max_advantage": POSITIVE, "times": COUNT, "shift": POSITIVE,
     "low": ([0, 0.5], [-TINY, 1 + TINY]), "high": ([0.5, 1], [0, 1 + TINY]), "kl": NONNEGATIVE,
@@ -38,6 +42,7 @@ TRAINERS = {
         "std": POSITIVE, "value": ([-1e9, 1e9], ["1"]), "loss_scale": POSITIVE, "lv": ([0], [-1]),
         "anchor": NONNEGATIVE,
     },
+    "grpo": GROUP,
     "ddpo": POLICY,
     "rlcm": {**POLICY, "explore_std": POSITIVE},
     "f_distill": {

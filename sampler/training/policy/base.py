@@ -36,12 +36,6 @@ class PolicyBase(TrainerBase):
     """Base of policy-gradient trainers; its fields are described in `DDPO`."""
 
     clip_range: Positive = 1e-4
-    max_advantage: Positive = 10.0
-    reduction: Reduction = "mean"
-    advantage: Advantage = "per_prompt"
-    buffer: Count = 32
-    min_count: Count = 16
-    group_size: Count = 1
     minibatches: Count = 1
     passes: Count = 1
     kl_beta: Annotated[float, Ge(0), DocInfo("0 is off")] = 0.0
@@ -49,21 +43,10 @@ class PolicyBase(TrainerBase):
 
     stochastic_sampler: ClassVar[str]  # a suggestion, for error messages
 
-    def __post_init__(self) -> None:
-        if self.min_count > self.buffer:
-            raise ValueError(
-                f"{self.name}: min_count = {self.min_count} can never be reached by a buffer of "
-                f"{self.buffer}."
-            )
-        if self.advantage == "group" and self.group_size < 2:
-            raise ValueError(f"{self.name}: advantage = 'group' needs group_size of at least 2.")
-
     @property
-    def images_per_prompt(self) -> int:
-        return self.group_size
-
-    def start(self) -> Any:
-        return {}  # ring buffers of rewards, by prompt
+    def by_mean(self) -> bool:
+        """True where log-probabilities are divided by the number of elements of a latent."""
+        return True
 
     def check(self, session: Session) -> None:
         """Raise ValueError for a sampler whose moves have no density."""
@@ -83,6 +66,63 @@ class PolicyBase(TrainerBase):
     def needs_actions(self) -> bool:
         """True where the sampler's noise is all that the trainer learns from."""
         return True
+
+
+@dataclass(frozen=True)
+class PPOBase(PolicyBase):
+    """Base of `ddpo` and `rlcm`: advantages of a ring buffer per prompt, or of a group."""
+
+    max_advantage: Positive = 10.0
+    reduction: Reduction = "mean"
+    advantage: Advantage = "per_prompt"
+    buffer: Count = 32
+    min_count: Count = 16
+    group_size: Count = 1
+
+    def __post_init__(self) -> None:
+        if self.min_count > self.buffer:
+            raise ValueError(
+                f"{self.name}: min_count = {self.min_count} can never be reached by a buffer of "
+                f"{self.buffer}."
+            )
+        if self.advantage == "group" and self.group_size < 2:
+            raise ValueError(f"{self.name}: advantage = 'group' needs group_size of at least 2.")
+
+    @property
+    def by_mean(self) -> bool:
+        return self.reduction == "mean"
+
+    @property
+    def images_per_prompt(self) -> int:
+        return self.group_size
+
+    def start(self) -> Any:
+        return {}  # ring buffers of rewards, by prompt
+
+
+@dataclass(frozen=True)
+class GroupBase(PolicyBase):
+    """Base of `grpo`: advantages within the images of a prompt; its fields are described there."""
+
+    ratio: Literal["plain", "guard", "dppo"] = "guard"
+    reweigh: bool = False
+    threshold: Positive = 1e-6
+    group_size: Annotated[int, Ge(2), DocInfo("advantages are those within a group")] = 8
+    std: Literal["batch", "group", "none"] = "batch"
+    max_advantage: Positive = 5.0
+    same_noise: bool = False
+    kl_space: Literal["x", "v"] = "x"
+
+    def __post_init__(self) -> None:
+        if self.reweigh and self.ratio != "guard":
+            raise ValueError(
+                f"grpo: reweigh belongs to ratio = 'guard' and has no effect with {self.ratio!r}; "
+                "set it to false."
+            )
+
+    @property
+    def images_per_prompt(self) -> int:
+        return self.group_size
 
 
 def noisy_steps(session: Session) -> list[int]:

@@ -16,6 +16,7 @@ from sampler.core.trajectory import Run
 from sampler.objectives import clipped_loss
 from sampler.training.batches import Batch
 from sampler.training.policy.advantages import per_group, per_prompt
+from sampler.training.policy.base import PPOBase
 from sampler.training.policy.rollout import Action, Policy, Trajectory, to_device
 from sampler.training.session import Session
 from sampler.types import Lin, Move, Snapshot, Span, spans
@@ -33,6 +34,7 @@ class Weights:
 class PPO:
     """The part of a policy-gradient trainer in an update; see `sampler.training.online.Method`."""
 
+    trainer: PPOBase
     policy: Policy
 
     @property
@@ -41,17 +43,17 @@ class PPO:
 
     @property
     def passes(self) -> int:
-        return self.policy.trainer.passes
+        return self.trainer.passes
 
     @property
     def steps(self) -> int:
-        return self.policy.trainer.minibatches
+        return self.trainer.minibatches
 
     def collect(self, batch: Batch, rows: Sequence[int]) -> Trajectory:
         return self.policy.rollout(batch, rows)
 
     def weigh(self, batch: Batch, rewards: list[float], state: Any) -> tuple[Weights, Any]:
-        trainer = self.policy.trainer
+        trainer = self.trainer
         if trainer.advantage == "group":
             advantages, inverse, state = per_group(batch.prompts, rewards)
         else:

@@ -46,9 +46,12 @@ class Policy:
     final_step: FinalStep = "drop"
     explore_std: float = 0.0
 
-    def rollout(self, batch: Batch, rows: Sequence[int]) -> Trajectory:
-        """Sample some images of a batch and score them; called under no_grad."""
-        run = self.session.begin(batch, rows)
+    def rollout(self, batch: Batch, rows: Sequence[int], run: Run | None = None) -> Trajectory:
+        """Sample some images of a batch and score them; called under no_grad.
+
+        run: their start, where it is not that of the session.
+        """
+        run = run or self.session.begin(batch, rows)
         snapshot, actions = run.snapshot, []
         final, image = snapshot, snapshot.x
         for span in spans(run.levels):
@@ -98,7 +101,7 @@ class Policy:
 
     def divisor(self, x: Tensor) -> int:
         """Return the divisor of log-probabilities: the elements of a sample, or 1."""
-        return x[0].numel() if self.trainer.reduction == "mean" else 1
+        return x[0].numel() if self.trainer.by_mean else 1
 
     def _noised(self, run: Run, action: Move, span: Span) -> Tensor:
         """Draw the noise of an action whose move has none."""

@@ -10,7 +10,7 @@ from sampler.registry import register
 from sampler.registry.constraints import Positive
 from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch
-from sampler.training.policy.base import FinalStep, PolicyBase
+from sampler.training.policy.base import FinalStep, PPOBase
 from sampler.training.settings import Defaults
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @register("trainer", "ddpo")
 @dataclass(frozen=True)
-class DDPO(PolicyBase):
+class DDPO(PPOBase):
     """Denoising diffusion policy optimisation: PPO on ancestral sampling, for any reward.
 
         rho = exp(log pi_theta(x_{i+1}|x_i) − log pi_old(x_{i+1}|x_i)),   A = (r − mean r)/std r
@@ -63,12 +63,12 @@ class DDPO(PolicyBase):
         from sampler.training.policy.ppo import PPO
         from sampler.training.policy.rollout import Policy
 
-        return online_updates(PPO(Policy(self, session)), batch, state)
+        return online_updates(PPO(self, Policy(self, session)), batch, state)
 
 
 @register("trainer", "rlcm")
 @dataclass(frozen=True)
-class RLCM(PolicyBase):
+class RLCM(PPOBase):
     """Reinforcement learning of consistency models: PPO on few-step consistency sampling.
 
         mean_i = alpha_{i+1}·f(x_i),   std_i = sigma_{i+1},   f the consistency map
@@ -123,4 +123,4 @@ class RLCM(PolicyBase):
         from sampler.training.policy.rollout import Policy
 
         policy = Policy(self, session, self.final_step, self.explore_std)
-        return online_updates(PPO(policy), batch, state)
+        return online_updates(PPO(self, policy), batch, state)

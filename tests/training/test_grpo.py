@@ -1,0 +1,296 @@
+"""grpo: ratios, losses and KL against their formulas, windows, resume, storage, refusals."""
+
+import math
+
+import pytest
+import torch
+
+import sampler
+from sampler import registry
+from sampler.core.noise import Noise
+from sampler.core.trajectory import Run
+from sampler.engine import Engine
+from sampler.models.trainable_lora import adapted
+from sampler.objectives import sde_window
+from sampler.training.batches import batch
+from sampler.training.policy.group import GroupPolicy, action_loss
+from sampler.training.policy.grpo import GRPO
+from sampler.training.policy.rollout import Action, Policy
+from sampler.training.policy.window import Window
+from sampler.training.session import Session
+from sampler.types import Level, Snapshot
+from tests import tiny, tiny_transformers
+from tests.training import world
+
+NOW, NEXT = Level(900, 0.1, 0.9), Level(600, 0.4, 0.6)
+S = 0.6 * math.sin(0.7 * math.pi / 2)
+ADVANTAGE = torch.tensor([2.0, -1.0, 0.5, -3.0], dtype=torch.float64)
+BASE = (0.1, 0.4)
+
+
+class Weights:
+    """Two numbers, trained; the base model's are others."""
+
+    def __init__(self, values):
+        self.theta = torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
+        self.kept = self.theta.data
+
+    def disable(self):
+        self.theta.data = torch.tensor(BASE, dtype=torch.float64)
+
+    def enable(self):
+        self.theta.data = self.kept
+
+
+def velocity(theta, x, level):
+    return theta[0] * x + theta[1] * level.sigma
+
+
+def mean_of(theta, x):
+    v = velocity(theta, x, NOW)
+    x0, eps = x - NOW.sigma * v, x + NOW.alpha * v
+    return NEXT.alpha * x0 + math.sqrt(NEXT.sigma**2 - S**2) * eps
+
+
+def toy(trainer, new, old=(0.3, -0.2)):
+    """(loss [4], metrics, weights, x, noise) of one action of cps, a linear velocity."""
+    weights = Weights(new)
+
+    def network(x, level=None, cond=None):
+        return velocity(weights.theta, x, level)
+
+    engine = Engine(sampler.denoiser(network, "velocity"), sampler="cps")
+    session = Session(
+        engine, None, engine.sampler, engine.guidance, 2, (16, 16), 4, trainable=weights
+    )
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    start = Snapshot(0, x, (), (), (5, 6, 7, 8), (0,) * 4)
+    levels = (NOW, NEXT, Level(0, 1.0, 0.0))
+    run = Run(start, levels, sampler.Cond(), engine.sampler, engine.guidance)
+    z = Noise(start.seeds).draw(0, x)
+    after = mean_of(torch.tensor(old, dtype=torch.float64), x) + S * z
+    log_old = -0.5 * z.square().mean(1) - math.log(S) - 0.5 * math.log(2 * math.pi)
+    action = Action(start, after, log_old)
+    loss, metrics = action_loss(trainer, Policy(trainer, session), run, action, ADVANTAGE)
+    return loss, metrics, weights, x, z
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ratio": "plain", "clip_range": 0.005},
+        {"ratio": "guard", "clip_range": 0.005},
+        {"ratio": "guard", "clip_range": 0.005, "reweigh": True},
+        {"ratio": "dppo", "threshold": 1e-3},
+        {"ratio": "plain", "kl_beta": 0.7},
+        {"ratio": "guard", "kl_beta": 0.7, "kl_space": "v"},
+    ],
+)
+def test_gradients_are_those_of_the_formulas(fields):
+    """Off policy, on samples of different x: some are clipped, some are not."""
+    old = (0.3, -0.2)
+    trainer = GRPO(**fields)
+    loss, metrics, weights, x, z = toy(trainer, (0.36, -0.22))
+    (ours,) = torch.autograd.grad(loss.sum(), weights.theta)
+    theta = weights.theta
+    mean, before = mean_of(theta, x), mean_of(torch.tensor(old, dtype=torch.float64), x)
+    gap = mean - before
+    log_ratio = ((z * S).square() - (before + S * z - mean).square()).mean(1) / (2 * S * S)
+    if trainer.ratio == "guard":
+        log_ratio = (z * gap).mean(1)
+    ratio, a = log_ratio.exp(), ADVANTAGE
+    if trainer.ratio == "dppo":
+        away = (gap.square().mean(1) / (2 * S * S) >= 1e-3) & ((ratio - 1) * a > 0)
+        wanted, clipped = torch.where(away, 0.0, -a * ratio), away
+    else:
+        clip = trainer.clip_range
+        wanted = torch.maximum(-a * ratio, -a * ratio.clamp(1 - clip, 1 + clip))
+        clipped = (ratio - 1).abs() > clip
+    wanted = wanted / 0.3 if trainer.reweigh else wanted
+    if trainer.kl_beta:
+        kl = (mean - mean_of(BASE, x)).square().mean(1) / (2 * S * S)
+        if trainer.kl_space == "v":
+            kl = (velocity(theta, x, NOW) - velocity(BASE, x, NOW)).square().mean(1)
+        wanted = wanted + 0.7 * kl
+    torch.testing.assert_close(loss, wanted, rtol=1e-9, atol=1e-9)
+    (wanted,) = torch.autograd.grad(wanted.sum(), theta)
+    torch.testing.assert_close(ours, wanted, rtol=1e-8, atol=1e-9)
+    assert metrics["clipped"].bool().tolist() == clipped.tolist()
+    if "clip_range" in fields or trainer.ratio == "dppo":
+        assert 0 < clipped.sum() < 4
+
+
+FAMILIES = (
+    *(getattr(tiny, name) for name in ("sd", "sdxl", "sd3", "pixart", "flux")),
+    *(getattr(tiny_transformers, name) for name in ("flux2", "sana", "z_image", "qwen_image")),
+    *(getattr(tiny_transformers, name) for name in ("lumina2", "aura_flow", "hunyuan_dit")),
+    tiny_transformers.kolors,
+)
+
+
+@pytest.mark.parametrize(
+    ("build", "ratio"),
+    [*((build, "guard") for build in FAMILIES), (tiny.sd, "dppo"), (tiny.sd3, "plain")],
+)
+def test_the_ratio_at_unchanged_weights_is_exactly_one(tmp_path, build, ratio):
+    """Two micro-batches, a whole one for each optimiser step; a LoRA that is not zero."""
+    spec = {**world.TRAINERS["grpo"], "passes": 1, "ratio": ratio}
+    size = {"height": 32, "width": 32} if build is tiny_transformers.sana else {}
+    report = world.tune(world.engine(build), tmp_path, spec, updates=2, batch=4, micro=2, **size)
+    for record in report.log:
+        assert record["ratio"] == 1.0 and record["ratio_std"] == 0.0
+        assert record["ratio_first"] == 0.0 and record["clipped"] == 0.0
+        assert record["grad_norm"] > 0
+
+
+def test_only_the_first_share_of_an_update_has_the_first_ratio(tmp_path):
+    spec = {**world.TRAINERS["grpo"], "minibatches": 2}
+    (record,) = world.tune(world.engine(), tmp_path, spec, updates=1, batch=4).log
+    assert record["ratio_first"] == 0.0 and record["ratio_std"] > 0
+
+
+def session_of(engine, method, steps, **options):
+    return Session(
+        engine, registry.build("reward", "brightness"), registry.build("sampler", method),
+        engine.guidance, steps, (16, 16), 4, **options,
+    )  # fmt: skip
+
+
+def test_windows_are_functions_of_the_update():
+    session = session_of(world.engine(), "cps", 8)
+
+    def steps(update, **fields):
+        return Window(**fields).applied(session, update).method.noisy
+
+    moving = {"size": 2, "every": 3}
+    assert [steps(u, **moving) for u in (0, 2, 3, 6)] == [(0, 2), (0, 2), (1, 3), (2, 4)]
+    assert steps(9, **moving) == (3, 4) and steps(15, **moving) == (0, 2)
+    still = {**moving, "roll_back": False}
+    assert steps(100, **still) == (2, 4)
+    late = [steps(u, size=2, every=1, within=1.0, roll_back=False) for u in range(9)]
+    assert late[:6] == [(u, u + 2) for u in range(6)] and late[-1] == (5, 7)  # cps ends without
+    drawn = [steps(u, size=2, strategy="random")[0] for u in range(12)]
+    assert drawn == [sde_window(u, 2, 4, 25, "random")[0] for u in range(12)]
+    assert set(drawn) == {0, 1, 2}
+
+
+def test_a_trajectory_keeps_the_latents_of_its_window_alone():
+    """At most window + 1 latents of a sample, whatever the number of steps."""
+    engine = world.engine()
+    with adapted(engine.pipeline.network, 2, 2, ["to_q"], 0) as adapter, torch.no_grad():
+        trainer = GRPO(group_size=2, window={"size": 2, "every": 1})
+        session = session_of(engine, "cps", 12, trainable=adapter)
+        session = Window.of(trainer.window).applied(session, 3)
+        rows = batch(["a dog", "a cat"], 4, 3, 0, 2)
+        found = GroupPolicy(trainer, Policy(trainer, session)).collect(rows, rows.rows)
+    assert [action.before.index for action in found.actions] == [3, 4]
+    latents = [found.x0, found.run.snapshot.x, found.final.x]
+    latents += [x for action in found.actions for x in (action.before.x, action.after)]
+    stored = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in latents}
+    assert sum(stored.values()) <= 3.2 * found.actions[0].after.nbytes
+
+
+def test_same_noise_is_one_start_for_a_group():
+    engine = world.engine()
+    rows = batch(["a dog", "a cat"], 4, 0, 0, 2)
+    for same in (False, True):
+        trainer = GRPO(group_size=2, same_noise=same, window=None)
+        method = GroupPolicy(trainer, Policy(trainer, session_of(engine, "cps", 2)))
+        with torch.no_grad():
+            (first, *_) = method.collect(rows, rows.rows).actions
+        x = first.before.x
+        assert torch.equal(x[0], x[1]) == torch.equal(x[2], x[3]) == same
+        assert not torch.equal(x[0], x[2]) and not torch.equal(first.after[0], first.after[1])
+
+
+def test_groups_of_equal_rewards_cost_no_evaluation(tmp_path):
+    """Nor do they move the weights; with a KL they are evaluated."""
+    engine, calls = world.engine(), []
+    forward = engine.pipeline.network.forward
+
+    def counted(*arguments, **options):
+        calls.append(torch.is_grad_enabled())
+        return forward(*arguments, **options)
+
+    engine.pipeline.network.forward = counted
+
+    def reward(images, prompts):
+        return torch.full((len(images),), 0.1)
+
+    spec = {**world.TRAINERS["grpo"], "group_size": 4}
+    options = {"batch": 4, "weight_decay": 0.0, "updates": 1}
+    (record,) = world.tune(engine, tmp_path / "plain", spec, reward, **options).log
+    assert record["flat_groups"] == 1.0 and record["grad_norm"] == 0.0 and not any(calls)
+    (record,) = world.tune(engine, tmp_path / "kl", {**spec, "kl_beta": 1.0}, reward, **options).log
+    assert record["kl"] >= 0.0 and any(calls)
+
+
+def test_a_run_that_is_cut_between_windows_goes_on_bit_equal(tmp_path):
+    engine = world.engine()
+    spec = {**world.TRAINERS["grpo"], "window": {"size": 1, "every": 1, "within": 0.75}}
+    options = {"steps": 4, "guidance": "none"}
+    world.tune(engine, tmp_path / "whole", spec, updates=3, **options)
+    for updates in (1, 3):
+        world.tune(engine, tmp_path / "cut", spec, updates=updates, **options)
+    assert world.curve(tmp_path / "cut") == world.curve(tmp_path / "whole")
+    assert world.weights(tmp_path / "cut") == world.weights(tmp_path / "whole")
+
+
+def test_a_ratio_that_rounding_moves_is_told(tmp_path, monkeypatch):
+    trainer = GRPO(window=None)
+    method = GroupPolicy(trainer, Policy(trainer, session_of(world.engine(), "cps", 2)))
+    with pytest.warns(UserWarning, match="off 1 by 2.0e-03 .* torch.float32 and micro-batches of"):
+        method._first_ratio(torch.tensor([1.0, 1.002]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "problem"),
+    [
+        ({"group_size": 1}, {}, "group_size = 1 must be an integer of at least 2"),
+        ({"window": {"size": 3}}, {"steps": 4}, "window.size = 3 is longer than the 2 steps"),
+        ({"window": {"size": 0}}, {}, "grpo: window: size = 0 must be"),
+        ({"window": {"siz": 1}}, {}, "no key 'siz' .did you mean 'size'"),
+        ({}, {"sampler": "ddim"}, "draws none; use cps, flow_sde"),
+        ({}, {"sampler": {"name": "ddim", "eta": 1.0}}, "'ddim' cannot draw noise in a window"),
+        ({}, {"sampler": {"name": "cps", "noisy": [0, 1]}}, "noisy = \\[0, 1\\] choose the steps"),
+        ({}, {"sampler": "flow_sde"}, "flow_sde needs a flow-matching model"),
+        ({"ratio": "plain", "reweigh": True}, {}, "reweigh belongs to ratio = 'guard'"),
+        ({"group_size": 4}, {}, "multiple of 4"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence(tmp_path, monkeypatch, fields, settings, problem):
+    engine = world.engine()
+
+    def never(*arguments, **options):
+        raise AssertionError("the network was called")
+
+    monkeypatch.setattr(engine.pipeline, "forward", never)
+    spec = {**world.TRAINERS["grpo"], **fields}
+    with pytest.raises((ValueError, sampler.SamplerError), match=problem) as error:
+        world.tune(engine, tmp_path, spec, updates=1, **settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_it_learns_from_a_reward_that_is_a_black_box(tmp_path, sign):
+    """More than 3 standard errors, of the same prompts and seeds; brighter or darker as asked."""
+    engine = world.engine(tiny.sd, tiny_vae=True)
+
+    def reward(images, prompts):
+        return sign * images.numpy().mean((1, 2, 3))
+
+    spec = {"name": "grpo", "group_size": 16, "window": {"within": 1.0}}
+    options = {"batch": 48, "steps": 3, "lr": 3e-2, "guidance": "none", "rank": 4, "alpha": 8}
+    world.tune(engine, tmp_path, spec, reward, updates=9, **options)
+    scores = []
+    for _ in range(2):
+        made = engine.generate(
+            world.PROMPTS * 6, seeds=list(range(18)), steps=3, height=16, width=16,
+            sampler="cps", guidance="none", output="tensor",
+        )  # fmt: skip
+        scores.append(sign * made.images.mean((1, 2, 3)))
+        if len(scores) == 1:
+            sampler.models.lora.load_lora(engine, tmp_path)
+    gain = scores[1] - scores[0]
+    assert gain.mean() > 3 * gain.std() / math.sqrt(len(gain))
