@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sampler import __version__, registry
+from sampler import __version__
 from sampler.cli import (
     bench,
     calibrate,
@@ -103,6 +103,8 @@ def _report(arguments: Sequence[str] | None) -> Report:
 
 def _with_suggestion(text: str) -> str:
     """A parser's message, with the nearest choice for a misspelt one."""
+    from sampler import registry
+
     found = _NOT_ONE_OF.search(text)
     if found is None:
         return text

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from sampler import registry
 from sampler.config.model import ModelConfig, flag_of
 
 # Options by panel of `--help`.
@@ -37,6 +36,8 @@ def _set_color(when: str) -> str:
 def _check_device(name: str | None) -> str | None:
     """Refuse a misspelt device before torch is imported; loading checks that it is present."""
     if name is not None and name.partition(":")[0] not in _DEVICES:
+        from sampler import registry
+
         raise typer.BadParameter(f"{name!r:.40}{registry.suggestion(name, _DEVICES)}.")
     return name
 
@@ -45,6 +46,8 @@ def complete_names(*kinds: str) -> Callable[[str], list[str]]:
     """Shell completion with the registered names of some kinds."""
 
     def complete(incomplete: str) -> list[str]:
+        from sampler import registry
+
         names = [name for kind in kinds for name in registry.names(kind)]
         return [name for name in names if name.startswith(incomplete)]
 

@@ -2,7 +2,6 @@
 docs/performance.md from the committed CSV files.
 
     python -m scripts.bench.all families      docs/figures/families_overhead.csv, about two minutes
-    python -m scripts.bench.all startup       docs/figures/startup.csv, under a minute
     python -m scripts.bench.all document      docs/performance.md
 
 `families`: a step of the engine and of the stock pipeline on the tests' tiny random pipelines, in
@@ -76,29 +75,6 @@ def _seconds(run: Callable[[], Any]) -> float:
     started = time.process_time()
     run()
     return time.process_time() - started
-
-
-def startup(pairs: int) -> Iterator[dict[str, Any]]:
-    """Wall time of `sampler --help`, against the smallest typer program; interleaved."""
-    import tempfile
-
-    from scripts.bench.overhead import machine
-    from scripts.bench.startup import BARE, OURS, seconds
-
-    with tempfile.TemporaryDirectory() as folder:
-        bare = Path(folder) / "bare.py"
-        bare.write_text(BARE)
-        commands = {
-            "the smallest typer program": [sys.executable, str(bare), "--help"],
-            "sampler --help": [sys.executable, "-c", OURS, "--help"],
-            "sampler list samplers": [sys.executable, "-c", OURS, "list", "samplers"],
-        }
-        for command in commands.values():
-            seconds(command)
-        rows = [{k: seconds(v) for k, v in commands.items()} for _ in range(pairs)]
-    for name in commands:
-        middle = round(1000 * median(row[name] for row in rows))
-        yield {"command": name, "ms": middle, "pairs": pairs, **machine()}
 
 
 def read(name: str) -> list[dict[str, str]]:
@@ -193,31 +169,28 @@ def _saving() -> tuple[str, str, str]:
 
 def _rest() -> tuple[str, str, str]:
     start = read("startup.csv")
-    body = [[f"{r['command']}, wall", r["ms"], "ms"] for r in start]
+    body = [[f"{r['command']}, CPU", r["cpu_ms"], "ms"] for r in start]
+    body += [[f"{r['command']}, CPU / {r['against']}", r["cpu_ratio"], "ratio"] for r in start]
     body += [[r["measure"], r["value"], r["unit"]] for r in read("finetune_bench.csv")]
     text = table(["measure", "value", "unit"], body)
     title = "Start-up, training step, memory"
-    command = "python -m scripts.bench.all startup; python -m scripts.bench.finetune"
+    command = "python -m scripts.bench.startup; python -m scripts.bench.finetune"
     return title, command, text + f"\nStart-up: {_where(start[0])}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["families", "startup", "document"])
+    parser.add_argument("what", choices=["families", "document"])
     parser.add_argument("--pairs", type=int, default=5, help="how often each side is measured (5)")
     options = parser.parse_args()
     if options.what == "document":
         (ROOT / "docs" / "performance.md").write_text(document(), encoding="utf-8")
         return
-    measure, name = {
-        "families": (families, "families_overhead.csv"),
-        "startup": (startup, "startup.csv"),
-    }[options.what]
     rows = []
-    for row in measure(options.pairs):
+    for row in families(options.pairs):
         rows.append(row)
         print(list(row.values())[:4], flush=True)
-    with (FIGURES / name).open("w", newline="", encoding="utf-8") as file:
+    with (FIGURES / "families_overhead.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
