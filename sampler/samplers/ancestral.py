@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 from sampler.registry import register
 from sampler.registry.constraints import Fraction, Nonnegative
 from sampler.samplers.coordinates import is_flow
-from sampler.samplers.exponential import Share, falling, line, next_order, share
+from sampler.samplers.exponential import falling, line, next_order
+from sampler.samplers.shares import Share, share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 

@@ -2,7 +2,7 @@
 
 With D = 1 − E^{-1} the backward difference, Adams-Bashforth for equal steps is the series
 sum_j GAMMA[j]·D^j cut after D^{r−1}; heavy-ball velocities v = beta/(beta + (1 − beta)·D)·f turn
-it into the one of GHVB. Those of unequal steps are in `exponential.py`.
+it into the one of GHVB. those of unequal steps are in `multistep_weights.py`.
 """
 
 from __future__ import annotations

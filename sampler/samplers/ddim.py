@@ -10,7 +10,8 @@ from sampler_kernels import sqrt
 
 from sampler.registry import register
 from sampler.samplers.coordinates import euler
-from sampler.samplers.exponential import next_order, share
+from sampler.samplers.exponential import next_order
+from sampler.samplers.shares import share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 

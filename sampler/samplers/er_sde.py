@@ -10,7 +10,9 @@ from annotated_types import Ge, Le
 
 from sampler.registry import register
 from sampler.registry.constraints import Nonnegative
-from sampler.samplers.exponential import falling, gauss, line, log_er, refuse_rows, share
+from sampler.samplers.exponential import falling, line
+from sampler.samplers.multistep_weights import gauss
+from sampler.samplers.shares import log_er, refuse_rows, share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 

@@ -20,7 +20,7 @@ from sampler.samplers.coordinates import (
     space_of,
     weighted,
 )
-from sampler.samplers.exponential import places, weights
+from sampler.samplers.multistep_weights import places, weights
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 

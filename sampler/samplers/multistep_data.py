@@ -11,19 +11,9 @@ from annotated_types import DocInfo, Ge, Le
 
 from sampler.registry import register
 from sampler.registry.constraints import Nonnegative
-from sampler.samplers.exponential import (
-    Clock,
-    History,
-    extrapolated,
-    falling,
-    flat,
-    line,
-    moments,
-    next_order,
-    share,
-    solved,
-    weights,
-)
+from sampler.samplers.exponential import Clock, History, extrapolated, falling, line, next_order
+from sampler.samplers.multistep_weights import flat, moments, solved, weights
+from sampler.samplers.shares import share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 Eta = Annotated[float, Ge(0), DocInfo("0 is deterministic")]

@@ -18,22 +18,10 @@ from annotated_types import Ge, Le
 
 from sampler.registry import register
 from sampler.registry.constraints import Nonnegative
-from sampler.samplers.exponential import (
-    Clock,
-    History,
-    carried,
-    clock_of,
-    combined,
-    effective,
-    falling,
-    flat,
-    places,
-    refuse_rows,
-    share,
-    simple,
-    weights,
-)
+from sampler.samplers.exponential import Clock, History, carried, clock_of, combined, falling
 from sampler.samplers.momentum import damped
+from sampler.samplers.multistep_weights import flat, places, simple, weights
+from sampler.samplers.shares import effective, refuse_rows, share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 Compat = Literal["clean", "published"]

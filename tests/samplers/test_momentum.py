@@ -10,7 +10,7 @@ from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 import sampler
 from sampler.samplers.coefficients import adams_bashforth, ghvb
-from sampler.samplers.exponential import places, weights
+from sampler.samplers.multistep_weights import places, weights
 from sampler.types import Level, Prediction, Span
 from tests.analytic import flow_grid, mixture, sigma_grid, vp_grid
 from tests.samplers.golden import arrays

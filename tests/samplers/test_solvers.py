@@ -15,7 +15,8 @@ from scipy.integrate import quad, solve_ivp
 import sampler
 from sampler import registry
 from sampler.samplers.er_sde import ERSDE
-from sampler.samplers.exponential import moments, places, share, simple, weights
+from sampler.samplers.multistep_weights import moments, places, simple, weights
+from sampler.samplers.shares import share
 from sampler.types import Level, Prediction, Span, settle, spans
 from tests.analytic import flow_grid, mixture, sigma_grid, vp_grid
 from tests.samplers.test_golden_solvers import FOLDER
