@@ -170,11 +170,14 @@ class Move:
     """A step: x' = mean + std·noise. Whoever runs the loop draws the noise.
 
     `mean` [B, ...]; `std` a float or [B]; `state` is what the sampler wants to be given next time.
+    `over`: the interval (lambda, lambda') of the samples' Brownian paths that the noise is, or a
+    list with one per sample; None for noise of this step alone (`sampler.core.brownian`).
     """
 
     mean: Any
     std: Any = 0.0
     state: Any = ()
+    over: Any = None
 
     def log_prob(self, x_next: Values) -> Tensor:
         """log N(x_next; mean, std²·I) per row [B], summed over the row's D elements.

@@ -62,7 +62,8 @@ def test_describe_tells_fields_and_reference():
             "type": "float",
             "default": 0.0,
             "range": "from 0 to 1 (0 is deterministic)",
-        }
+        },
+        {"name": "noise", "type": "Literal['step', 'path']", "default": "step", "range": ""},
     ]
     assert "2010.02502" in told["reference"] and told["summary"]
 

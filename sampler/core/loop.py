@@ -242,7 +242,8 @@ def apply_move(snapshot: Snapshot, move: Move, guidance: Any, nfe: tuple[int, ..
     """Second half of a step: draw the noise of a move and evaluate the next snapshot."""
     x = Lin.of(move.mean)
     if not isinstance(move.std, (int, float)) or move.std != 0:
-        x = x + move.std * Lin.of(Noise(snapshot.seeds).draw(snapshot.index, x.like))
+        noise = Noise(snapshot.seeds).of_move(snapshot.index, x.like, move.over)
+        x = x + move.std * Lin.of(noise)
     x, state, guidance = settle((x, move.state, guidance))
     return Snapshot(snapshot.index + 1, x, state, guidance, snapshot.seeds, nfe)
 

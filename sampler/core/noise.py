@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sampler.core.brownian import Interval, increment
+
 INITIAL = -1
 
 # The stream is part of the Philox key, so streams are independent.
-STREAMS = {"step": 0, "start": 1, "reddiff": 2, "renoise": 3, "reward": 4, "cads": 5}
+STREAMS = {"step": 0, "start": 1, "reddiff": 2, "renoise": 3, "reward": 4, "cads": 5, "path": 6}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,26 @@ class Noise:
         shape = tuple(like.shape[1:])
         rows = torch.stack([_draw(seed, index, stream, shape) for seed in self.seeds])
         return rows.to(like)
+
+    def of_move(
+        self, index: int, like: Tensor, over: Interval | list[Interval | None] | None
+    ) -> Tensor:
+        """Draw noise [B, ...] for the move of step `index`, where `Move.over` says from.
+
+        over: an interval of the Brownian paths of all samples, a list of one per sample, or None
+        for numbers of this step alone.
+        """
+        intervals = over if isinstance(over, list) else [over] * len(self.seeds)
+        alone = self.draw(index, like) if None in intervals else torch.empty_like(like)
+        for row, (seed, interval) in enumerate(zip(self.seeds, intervals, strict=True)):
+            if interval is not None:
+                alone[row] = _on_path(seed, index, interval, tuple(like.shape[1:]))
+        return alone
+
+
+def _on_path(seed: int, index: int, over: Interval, shape: tuple[int, ...]) -> Tensor:
+    found = increment(over, lambda node: _draw(seed, node, "path", shape))
+    return _draw(seed, index, "step", shape) if found is None else found
 
 
 def initial(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:

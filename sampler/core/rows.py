@@ -57,6 +57,7 @@ def step_rows(
     now, after = of_rows(span.now, count), of_rows(span.next, count)
     out, direction = settle((pred.out, pred.direction))
     mean, std, kept = x, torch.zeros(count, dtype=torch.float64), list[Group]()
+    over: list[Any] = [None] * count
     for group in state.groups:
         parts: dict[Any, list[int]] = {}
         for row in group.rows:
@@ -81,8 +82,10 @@ def step_rows(
             moved, after_state = settle((move.mean, move.state))
             mean = mean.index_copy(0, at, moved.to(mean.dtype))
             std[rows] = float(move.std)
+            for row in rows:
+                over[row] = move.over
             kept.append(Group(own.rows, own.moves + (a != b), after_state))
-    return Move(mean, std.to(x) if bool(std.any()) else 0.0, Groups(tuple(kept)))
+    return Move(mean, std.to(x) if bool(std.any()) else 0.0, Groups(tuple(kept)), over)
 
 
 def _moves(method: Sampler, group: Group, now: Level, after: Level) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sampler import registry
 from sampler.core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class Coefficients:
         """
         for key, value in found.items():
             fitted = self.keys.get(key)
+            if key == "sampler" and fitted is not None:  # with the defaults of later fields
+                fitted = registry.spec_of(registry.build("sampler", fitted))
             if fitted is not None and value is not None and not agree(fitted, value):
                 differ = f"{key} = {fitted!r:.80}, not {value!r:.80}"
                 if key == "levels":  # their numbers would say nothing

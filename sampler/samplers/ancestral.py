@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 from sampler.registry import register
 from sampler.registry.constraints import Fraction, Nonnegative
 from sampler.samplers.coordinates import is_flow
-from sampler.samplers.exponential import falling, line, next_order
-from sampler.samplers.shares import Share, share
+from sampler.samplers.exponential import falling, line, next_order, noisy
+from sampler.samplers.shares import NoiseKind, Share, share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 
@@ -28,11 +28,13 @@ class EulerAncestral(SamplerBase):
     eta: 0 (DDIM) to 1 (default).
     s_noise: factor on the noise; 1 keeps the level's amount.
     form: "auto" (default) has the second k on flow models; "vp" the first one everywhere.
+    noise: as for `ddim`.
     """
 
     eta: Fraction = 1.0
     s_noise: Nonnegative = 1.0
     form: Literal["auto", "vp"] = "auto"
+    noise: NoiseKind = "step"
 
     follows_direction: ClassVar[bool] = True
     reference: ClassVar[str] = (
@@ -54,7 +56,7 @@ class EulerAncestral(SamplerBase):
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         k, fresh = self._share(span)
-        return Move(line(pred, span, k=k), self.s_noise * span.next.sigma * fresh, state)
+        return noisy(self, line(pred, span, k=k), span, fresh, state)
 
     def step_with_error(
         self, x: Any, pred: Prediction, span: Span, state: Any

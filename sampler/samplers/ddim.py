@@ -11,7 +11,7 @@ from sampler_kernels import sqrt
 from sampler.registry import register
 from sampler.samplers.coordinates import euler
 from sampler.samplers.exponential import next_order
-from sampler.samplers.shares import share
+from sampler.samplers.shares import NoiseKind, interval, share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 
@@ -27,9 +27,12 @@ class DDIM(SamplerBase):
     (alpha = 1 − sigma) the step with eta = 0 is Euler's.
 
     eta: 0 (default, the paper's DDIM) is deterministic, 1 is ancestral (DDPM); 0 to 1.
+    noise: "step" (default), drawn for every step; "path", the increment of a Brownian path per
+        image, which makes runs of other numbers of steps similar.
     """
 
     eta: Annotated[float, Ge(0), Le(1), DocInfo("0 is deterministic")] = 0.0
+    noise: NoiseKind = "step"
 
     follows_direction: ClassVar[bool] = True
     reference: ClassVar[str] = (
@@ -50,7 +53,7 @@ class DDIM(SamplerBase):
             return Move(euler(pred, span), 0.0, state)
         tau = self.eta**2 * (1 - _share(a, b) ** 2)
         mean = b.alpha * pred.x0 + b.sigma * sqrt(1 - tau) * pred.eps
-        return Move(mean, b.sigma * sqrt(tau), state)
+        return Move(mean, b.sigma * sqrt(tau), state, interval(span, self.noise))
 
     def step_with_error(
         self, x: Any, pred: Prediction, span: Span, state: Any

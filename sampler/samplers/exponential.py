@@ -15,15 +15,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from sampler.samplers.coordinates import euler, is_flow, log_snr
 from sampler.samplers.multistep_weights import places, weights
-from sampler.samplers.shares import effective, refuse_rows
+from sampler.samplers.shares import NoiseKind, effective, interval, refuse_rows
 from sampler.types import Level, Lin, Move, Prediction, Span
 
 Clock = Literal["auto", "snr", "sigma"]
 History = tuple[tuple[float, Any], ...]  # (u, D), newest first
+
+
+class Noisy(Protocol):
+    """Settings of the noise of a sampler."""
+
+    @property
+    def s_noise(self) -> float: ...
+    @property
+    def noise(self) -> NoiseKind: ...
 
 
 def clock_of(span: Span, clock: Clock) -> Callable[[Level], float]:
@@ -51,6 +60,12 @@ def line(pred: Prediction, span: Span, e: Lin | None = None, k: Any = 1.0) -> Li
     whole = isinstance(k, float) and k == 1.0
     first = euler(pred, span) if whole else a_next * pred.x0 + kept * pred.eps
     return first if e is None else first + (a_next - kept * a / s) * (e - pred.x0)
+
+
+def noisy(settings: Noisy, mean: Lin, span: Span, fresh: Any, state: Any) -> Move:
+    """The move with noise of std s_noise·sigma'·fresh, fresh = sqrt(1 − k²)."""
+    std = settings.s_noise * span.next.sigma * fresh
+    return Move(mean, std, state, interval(span, settings.noise))
 
 
 def carried(x: Any, span: Span, e: Lin, k: Any = 1.0) -> Lin:

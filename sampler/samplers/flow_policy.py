@@ -21,6 +21,7 @@ from sampler_kernels import sqrt
 
 from sampler.registry import register
 from sampler.samplers.coordinates import euler, is_flow
+from sampler.samplers.shares import NoiseKind, interval
 from sampler.types import Level, Move, Prediction, SamplerBase, Span, spans
 
 
@@ -29,11 +30,12 @@ class _FlowPolicy(SamplerBase):
     """Common part; a subclass gives the deviation of a step.
 
     noise_level: eta. noisy: (first, end), the steps first to end − 1 draw noise and all others are
-    DDIM steps; None: all steps draw.
+    DDIM steps; None: all steps draw. noise: as for `ddim`.
     """
 
     noise_level: Annotated[float, Ge(0), DocInfo("0 is DDIM")] = 0.7
     noisy: tuple[int, int] | None = None
+    noise: NoiseKind = "step"
 
     def __post_init__(self) -> None:
         if self.noisy is not None and not 0 <= self.noisy[0] < self.noisy[1]:
@@ -68,7 +70,7 @@ class _FlowPolicy(SamplerBase):
             return Move(euler(pred, span), 0.0, state)
         s = self.deviation(span)
         mean = span.next.alpha * pred.x0 + self.direction(span, s) * pred.eps
-        return Move(mean, s, state)
+        return Move(mean, s, state, interval(span, self.noise))
 
 
 @register("sampler", "cps")
@@ -84,6 +86,7 @@ class CPS(_FlowPolicy):
     noise_level: eta, 0 to 1; 0.7 by default, 0.8 in published recipes.
     noisy: (first, end), the steps first to end − 1 draw noise and all others are DDIM steps; None
         (default): all steps draw.
+    noise: as for `ddim`.
     """
 
     noise_level: Annotated[float, Ge(0), Le(1), DocInfo("0 is DDIM")] = 0.7
@@ -147,6 +150,7 @@ class FlowSDE(_FlowSDE):
     noise_level: eta, at least 0; 0.7 by default, as in the published code.
     noisy: (first, end), the steps first to end − 1 draw noise and all others are DDIM steps; None
         (default): all steps draw.
+    noise: as for `ddim`.
     coefficient: "euler" (default) is the published c; "exact" is c = sqrt(sigma'² − s²), with s at
         most sigma', which leaves no noise.
     """
@@ -172,6 +176,7 @@ class DanceSDE(_FlowSDE):
     noise_level: eta, at least 0; 0.7 by default, 0.3 in the published recipe for Flux.
     noisy: (first, end), the steps first to end − 1 draw noise and all others are DDIM steps; None
         (default): all steps draw.
+    noise: as for `ddim`.
     coefficient: "euler" (default) is the published c; "exact" is c = sqrt(sigma'² − s²), with s at
         most sigma', which leaves no noise.
     """

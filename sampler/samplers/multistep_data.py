@@ -11,9 +11,17 @@ from annotated_types import DocInfo, Ge, Le
 
 from sampler.registry import register
 from sampler.registry.constraints import Nonnegative
-from sampler.samplers.exponential import Clock, History, extrapolated, falling, line, next_order
+from sampler.samplers.exponential import (
+    Clock,
+    History,
+    extrapolated,
+    falling,
+    line,
+    next_order,
+    noisy,
+)
 from sampler.samplers.multistep_weights import flat, moments, solved, weights
-from sampler.samplers.shares import share
+from sampler.samplers.shares import NoiseKind, share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 Eta = Annotated[float, Ge(0), DocInfo("0 is deterministic")]
@@ -101,11 +109,13 @@ class DPMSolverPP2MSDE(DataMultistep):
     eta: amount of noise, at least 0; 1 (default) is the SDE of the paper, 0 is `dpmpp_2m`.
     s_noise: factor on the noise; 1 keeps the level's amount.
     solver_type: "midpoint" (default), as above; "heun" has the weights of the exact kernel.
+    noise: as for `ddim`.
     """
 
     eta: Eta = 1.0
     s_noise: Nonnegative = 1.0
     solver_type: Solver = "midpoint"
+    noise: NoiseKind = "step"
 
     reference: ClassVar[str] = (
         "DPM-Solver++ (Lu et al., 2022), arXiv:2211.01095, eq. 14; k-diffusion's "
@@ -115,7 +125,7 @@ class DPMSolverPP2MSDE(DataMultistep):
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         k, fresh = share("sde", span, self.eta)
         e, history = extrapolated(pred, span, state, 2, RULES[self.solver_type], k)
-        return Move(line(pred, span, e, k), self.s_noise * span.next.sigma * fresh, history)
+        return noisy(self, line(pred, span, e, k), span, fresh, history)
 
 
 @register("sampler", "dpmpp_3m_sde")
@@ -131,12 +141,13 @@ class DPMSolverPP3MSDE(DataMultistep):
 
     weights: "published" (default) has c_2 = 1/2, as every published code; it is second order, and
         damps at few steps. "exact", c_2 = 1, is third order.
-    eta, s_noise: as for `dpmpp_2m_sde`; eta 0 is the deterministic method.
+    eta, s_noise, noise: as for `dpmpp_2m_sde`; eta 0 is the deterministic method.
     """
 
     eta: Eta = 1.0
     s_noise: Nonnegative = 1.0
     weights: Literal["published", "exact"] = "published"
+    noise: NoiseKind = "step"
 
     reference: ClassVar[str] = (
         "DPM-Solver++ (Lu et al., 2022), arXiv:2211.01095; k-diffusion's sample_dpmpp_3m_sde"
@@ -153,7 +164,7 @@ class DPMSolverPP3MSDE(DataMultistep):
         k, fresh = share("sde", span, self.eta)
         rule = _halved if self.weights == "published" else weights
         e, history = extrapolated(pred, span, state, 3, rule, k)
-        return Move(line(pred, span, e, k), self.s_noise * span.next.sigma * fresh, history)
+        return noisy(self, line(pred, span, e, k), span, fresh, history)
 
 
 @register("sampler", "res_multistep")
@@ -168,7 +179,7 @@ class RESMultistep(DataMultistep):
 
     order: 1 (DDIM) to 3; 2 by default.
     eta: amount of noise, at least 0; 0 (default) is deterministic, 1 is res_multistep_ancestral.
-    s_noise: as for `dpmpp_2m_sde`.
+    s_noise, noise: as for `dpmpp_2m_sde`.
     clock: "auto" (default), −ln sigma on flow models and lambda elsewhere; or "snr", "sigma" for
         one of them. With eta above 0 it is always lambda.
     """
@@ -177,6 +188,7 @@ class RESMultistep(DataMultistep):
     eta: Eta = 0.0
     s_noise: Nonnegative = 1.0
     clock: Clock = "auto"
+    noise: NoiseKind = "step"
 
     reference: ClassVar[str] = (
         "Refined Exponential Solver (Zhang et al., 2023), arXiv:2308.02157; ComfyUI's res_multistep"
@@ -190,7 +202,7 @@ class RESMultistep(DataMultistep):
         k, fresh = share("sde", span, self.eta)
         clock = "snr" if self.stochastic else self.clock
         e, history = extrapolated(pred, span, state, self.order, weights, k, clock)
-        return Move(line(pred, span, e, k), self.s_noise * span.next.sigma * fresh, history)
+        return noisy(self, line(pred, span, e, k), span, fresh, history)
 
 
 def _halved(places: Sequence[float], H: float) -> tuple[float, ...]:

@@ -18,10 +18,10 @@ from annotated_types import Ge, Le
 
 from sampler.registry import register
 from sampler.registry.constraints import Nonnegative
-from sampler.samplers.exponential import Clock, History, carried, clock_of, combined, falling
+from sampler.samplers.exponential import Clock, History, carried, clock_of, combined, falling, noisy
 from sampler.samplers.momentum import damped
 from sampler.samplers.multistep_weights import flat, places, simple, weights
-from sampler.samplers.shares import effective, refuse_rows, share
+from sampler.samplers.shares import NoiseKind, effective, refuse_rows, share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 Compat = Literal["clean", "published"]
@@ -153,6 +153,7 @@ class SASolver(SamplerBase):
         diffusers.
     pece: whether the network is evaluated again after every correction: 2n − 1 evaluations.
     s_noise: factor on the noise; 1 keeps the level's amount.
+    noise: as for `ddim`.
     """
 
     predictor_order: Annotated[int, Ge(1), Le(5)] = 3
@@ -162,6 +163,7 @@ class SASolver(SamplerBase):
     simple_order_2: bool = False
     pece: bool = False
     s_noise: Nonnegative = 1.0
+    noise: NoiseKind = "step"
 
     reference: ClassVar[str] = "SA-Solver (Xue et al., 2023), arXiv:2309.05019, Algorithm 1"
 
@@ -245,6 +247,6 @@ class SASolver(SamplerBase):
         p = max(1, min(self.predictor_order, len(history), left - 1))
         e = target(history[:p], clock_of(span, "snr")(span.next), k, self._rule())
         mean = carried(x, span, e, k)
-        std = self.s_noise * span.next.sigma * fresh
-        drawn = mean if std else None
-        return Move(mean, std, Before(x, span.now, history, k, drawn, number, p))
+        drawn = mean if self.s_noise * fresh else None
+        state = Before(x, span.now, history, k, drawn, number, p)
+        return noisy(self, mean, span, fresh, state)

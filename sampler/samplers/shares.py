@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sampler_kernels import sqrt
 
+from sampler.samplers.coordinates import log_snr
 from sampler.types import Span
+
+# Noise of a step alone, or the increment of one Brownian path in lambda = ln(alpha/sigma).
+NoiseKind = Literal["step", "path"]
 
 
 class Share(NamedTuple):
@@ -80,6 +84,14 @@ def log_er(rho: float) -> float:
     """ln(e^{rho^0.3} + 10) of ER-SDE's default noise function, for any rho."""
     power = rho**0.3
     return power + math.log1p(10 * math.exp(-power))
+
+
+def interval(span: Span, noise: NoiseKind) -> tuple[float, float] | None:
+    """(lambda, lambda') of a step whose noise is part of a path, None for noise of its own."""
+    if noise == "step":
+        return None
+    refuse_rows(span)
+    return log_snr(span.now), log_snr(span.next)
 
 
 def effective(h: float, k: float) -> float:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sampler.core.binding import SamplerContext
 from sampler.samplers.coordinates import is_flow, log_snr
-from sampler.samplers.exponential import carried, falling, line
-from sampler.samplers.shares import KEPT, Share, effective, refuse_rows, share
+from sampler.samplers.exponential import carried, falling, line, noisy
+from sampler.samplers.shares import KEPT, NoiseKind, Share, effective, refuse_rows, share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class TwoStage(SamplerBase):
     policy: ClassVar[str] = "sde"
     eta: float
     s_noise: float
+    noise: NoiseKind
     _schedule: ClassVar[Any] = None  # an instance's own: the times of middle levels
 
     @property
@@ -81,7 +82,7 @@ class TwoStage(SamplerBase):
             return self._second(pred, Span(span.index, state.level, span.next), span, state)
         if undivided(span):
             k, fresh = share(self.policy, span, self.eta)
-            return Move(line(pred, span, k=k), self.s_noise * span.next.sigma * fresh, ())
+            return noisy(self, line(pred, span, k=k), span, fresh, ())
         return self._first(pred, span)
 
     def place(self, span: Span) -> float:
@@ -94,8 +95,9 @@ class TwoStage(SamplerBase):
 
     def _first(self, pred: Prediction, span: Span) -> Move:
         k, fresh = share(self.policy, span, self.eta)
-        mean, std = line(pred, span, k=k), self.s_noise * span.next.sigma * fresh
-        return Move(mean, std, Half(pred.x, pred.x0, span.now, mean if std else None, k))
+        mean = line(pred, span, k=k)
+        drawn = mean if self.s_noise * fresh else None
+        return noisy(self, mean, span, fresh, Half(pred.x, pred.x0, span.now, drawn, k))
 
     def _second(self, pred: Prediction, whole: Span, span: Span, half: Half) -> Move:
         k, _ = share(self.policy, whole, self.eta)
@@ -108,7 +110,7 @@ class TwoStage(SamplerBase):
         if half.mean is not None:
             drawn = pred.x - Lin.of(half.mean)
             mean = mean + (kept * span.next.sigma / span.now.sigma) * drawn
-        return Move(mean, self.s_noise * span.next.sigma * fresh, ())
+        return noisy(self, mean, span, fresh, ())
 
     def _rest(self, span: Span, half: Half, k: float) -> Share:
         """k_2 = k/k_1 and sqrt(1 − k_2²) of the second half."""

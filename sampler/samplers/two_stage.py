@@ -11,9 +11,9 @@ from annotated_types import Gt, Le
 from sampler.registry import register
 from sampler.registry.constraints import Fraction, Nonnegative
 from sampler.samplers.coordinates import is_flow, log_snr
-from sampler.samplers.exponential import carried, line
+from sampler.samplers.exponential import carried, line, noisy
 from sampler.samplers.multistep_weights import flat, weights
-from sampler.samplers.shares import Share, effective, refuse_rows, share
+from sampler.samplers.shares import NoiseKind, Share, effective, refuse_rows, share
 from sampler.samplers.stages import Half, TwoStage, ratio, undivided
 from sampler.types import Move, Prediction, Span
 
@@ -37,12 +37,14 @@ class RES2S(TwoStage):
     r: place of the middle level, above 0 to 1; 0.5 by default. With 1, the end of the step, it is
         the exponential Heun method (exp_heun_2_x0).
     solver_type: "phi_2" (default) or "phi_1", as above.
+    noise: as for `ddim`.
     """
 
     eta: Nonnegative = 0.0
     s_noise: Nonnegative = 1.0
     r: Middle = 0.5
     solver_type: Literal["phi_1", "phi_2"] = "phi_2"
+    noise: NoiseKind = "step"
 
     reference: ClassVar[str] = (
         "Refined Exponential Solver (Zhang et al., 2023), arXiv:2308.02157; SEEDS (Gonzalez et "
@@ -67,12 +69,13 @@ class DPMSolverPPSDE(TwoStage):
     them; codes that draw two independent ones lose contrast. At eta 1 it is `res_2s` with phi_1 and
     eta 1.
 
-    eta: amount of noise, 0 to 1 (default). s_noise, r: as for `res_2s`.
+    eta: amount of noise, 0 to 1 (default). s_noise, r, noise: as for `res_2s`.
     """
 
     eta: Fraction = 1.0
     s_noise: Nonnegative = 1.0
     r: Middle = 0.5
+    noise: NoiseKind = "step"
 
     policy: ClassVar[str] = "eta"
     reference: ClassVar[str] = (
@@ -102,11 +105,12 @@ class DPMSolverPP2S(TwoStage):
     k as for `euler_ancestral`, rho_d = k·rho' the level that is stepped down to: the middle lies
     half way to it. n steps cost 2n − 1 evaluations.
 
-    eta: amount of noise, 0 (default, deterministic) to 1. s_noise: as for `res_2s`.
+    eta: amount of noise, 0 (default, deterministic) to 1. s_noise, noise: as for `res_2s`.
     """
 
     eta: Fraction = 0.0
     s_noise: Nonnegative = 1.0
+    noise: NoiseKind = "step"
 
     reference: ClassVar[str] = (
         "DPM-Solver++ (Lu et al., 2022), arXiv:2211.01095, Algorithm 1; k-diffusion's "
@@ -124,7 +128,7 @@ class DPMSolverPP2S(TwoStage):
         whole = Span(span.index, state.level, span.next) if state else span
         k, fresh = self._share(whole)
         mean = carried(state.x, whole, pred.x0, k) if state else line(pred, span, k=k)
-        return Move(mean, self.s_noise * span.next.sigma * fresh, ())
+        return noisy(self, mean, whole, fresh, ())
 
     def _share(self, span: Span) -> Share:
         return share("flow" if is_flow(span) else "eta", span, self.eta)

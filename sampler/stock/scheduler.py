@@ -207,7 +207,8 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         move = self.method.step(x, pred, span, self._state)
         mean = Lin.of(move.mean)
         if move.std != 0:
-            mean = mean + move.std * Lin.of(Noise(self._seeds).draw(index, x))
+            noise = Noise(self._seeds).of_move(index, x, move.over)
+            mean = mean + move.std * Lin.of(noise)
         x, self._state = settle((mean, move.state))
         if index == len(self._spans) - 1:
             x = settle(self.method.finish(x, self._state))
