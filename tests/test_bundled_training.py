@@ -14,9 +14,10 @@ from torch import nn
 from typer import Typer
 from typer.testing import CliRunner
 
-from sampler.bundled import FOLDER
+from sampler.bundled import FOLDER, judge
 from scripts.bundled import checkpoint as bundled_checkpoint
 from scripts.bundled import train as train_bundled
+from scripts.bundled import train_judge
 from scripts.bundled.classifier_task import ClassifierTask
 from scripts.bundled.emoji_data import EmojiData, draw_sprites
 from scripts.bundled.loop import Plan, averaged, train
@@ -96,7 +97,11 @@ def classifier_task(data, folder):
     return ClassifierTask(data, 4, 0)
 
 
-@pytest.mark.parametrize("make", [vae_task, classifier_task, unet_task])
+def judge_task(data, folder):
+    return ClassifierTask(data, 4, 11, judge.Judge, autocast=False)
+
+
+@pytest.mark.parametrize("make", [vae_task, classifier_task, judge_task, unet_task])
 def test_an_interrupted_run_resumes_bit_for_bit(make, data, tmp_path):
     plan = Plan(1e-3, images=24, batch_size=4, warmup=2, checkpoint_steps=2)
     whole = train(make(data, tmp_path), plan, tmp_path / "whole")
@@ -186,3 +191,15 @@ def test_all_stages_make_a_bundle_that_loads_and_is_reported(sprites, tmp_path):
     assert "weak sibling, scale 1" in (tmp_path / "report.md").read_text()
     configs = (tmp_path / "bundle").rglob("*.json")
     assert not any(str(tmp_path) in path.read_text() for path in configs)
+
+
+def test_the_judge_is_written_rounded_with_its_report(sprites, tmp_path):
+    app = Typer()
+    app.command()(train_judge.main)
+    options = ["--images", "8", "--batch-size", "4", "--measured", "8"]
+    result = CliRunner().invoke(app, ["--data", str(sprites), "--out", str(tmp_path), *options])
+    assert result.exit_code == 0, result.output
+    network = judge.load(tmp_path / "judge")
+    assert not network.training and all(p.dtype == torch.float32 for p in network.parameters())
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert set(figures) == {"concept", "style", "background", "images"}

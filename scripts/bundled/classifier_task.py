@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,21 +22,33 @@ SEPARATE_STREAM = 7
 
 
 class ClassifierTask:
-    """Label-smoothed cross entropy on composites; a third noisy, a fifth slightly blurred."""
+    """Label-smoothed cross entropy on composites; a third noisy, a fifth slightly blurred.
 
-    def __init__(self, data: EmojiData, batch_size: int, seed: int) -> None:
+    network: class of the classifier, built from the numbers of concepts, styles and backgrounds.
+    autocast: compute in bfloat16, which is slower than float32 on a CPU without AMX.
+    """
+
+    def __init__(
+        self,
+        data: EmojiData,
+        batch_size: int,
+        seed: int,
+        network: Callable[[int, int, int], nn.Module] = SmallClassifier,
+        autocast: bool = True,
+    ) -> None:
         torch.manual_seed(seed)
+        self.autocast = autocast
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.device = data.sprites.device
         sizes = (len(data.concepts), len(data.styles), len(data.backgrounds))
-        model = SmallClassifier(*sizes).to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        model = network(*sizes).to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.modules = nn.ModuleDict({"classifier": model})
 
     def loss(self, step: int) -> Tensor:
         """Return 1 / 0.3 / 0.3 weighted cross entropies of batch ``step``."""
         batch = self.data.batch(self.batch_size, self.seed, step)
         images = self._augmented((batch.images + 1) / 2, step)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             logits = self.modules["classifier"](images)
         concept = F.cross_entropy(logits.concept.float(), batch.concept, label_smoothing=0.05)
         style = F.cross_entropy(logits.style.float(), batch.style)
@@ -61,7 +74,7 @@ class ClassifierTask:
 
 @torch.no_grad()
 def accuracy(
-    model: SmallClassifier, data: EmojiData, images: int, seed: int, batch: int = 256
+    model: nn.Module, data: EmojiData, images: int, seed: int, batch: int = 256
 ) -> dict[str, float]:
     """Return each head's accuracy on ``images`` fresh clean composites."""
     correct, seen = dict.fromkeys(("concept", "style", "background"), 0), 0
