@@ -184,7 +184,7 @@ def test_importing_is_light(module):
 def test_every_public_name_exists():
     import sampler
 
-    assert len(sampler.__all__) == 30
+    assert len(sampler.__all__) == 31
     assert all(getattr(sampler, name).__doc__ for name in sampler.__all__)
     with pytest.raises(AttributeError, match="No sampler attribute lod"):
         sampler.lod  # noqa: B018

@@ -14,6 +14,7 @@ from sampler.cli import (
     bench,
     calibrate,
     doctor,
+    evaluate,
     finetune,
     generate,
     list,
@@ -54,6 +55,7 @@ def _options(
 app.command("generate")(generate.command)
 app.command("sweep", help=generate.SWEEP)(generate.command)
 app.command("finetune")(finetune.command)
+app.command("eval")(evaluate.command)
 app.command("resume")(resume.command)
 app.command("verify")(verify.command)
 app.command("replay")(replay.command)

@@ -45,6 +45,7 @@ from sampler.config.options import (
 
 if TYPE_CHECKING:
     from sampler.config.schema import Config
+    from sampler.runs.source import Source
 
 SWEEP = """Generate images for every combination of the values of one or more --axis options.
 
@@ -223,29 +224,60 @@ def command(
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
         from sampler.cli import batch
-        from sampler.config import tasks
-        from sampler.config.options import GENERATE
         from sampler.core.errors import UsageError
-        from sampler.runs.axes import parse_axis
-        from sampler.runs.source import Source
 
         if context.info_name == "sweep" and not axis:
             raise UsageError("sweep needs --axis NAME=VALUES, such as --axis scale=1..7:2.")
-        _forbid_network(offline, download)
-        start, defaults = tasks.init_settings(init_image, mask, strength, task or image)
-        options = {
-            **(start or tasks.settings(task, image, mask)),
-            **assigned(context, GENERATE),
-            **model_settings(model),
-        }
-        options |= assigned_inputs(inputs or [], start)
-        settings = _settings(preset, config or [], sets or [], options, defaults)
-        if prompts and prompts_file is None:
-            settings = replace(settings, prompts=replace(settings.prompts, file=None, texts=None))
-        axes = [parse_axis(text) for text in axis or []]
-        source = Source(settings, prompts or (), axes, fingerprint == "fast", scale=scale)
+        source = source_of(
+            context, prompts, prompts_file, axis,
+            task=task, image=image, mask=mask, init_image=init_image, strength=strength,
+            inputs=inputs, model=model, download=download, offline=offline,
+            fingerprint=fingerprint, config=config, preset=preset, sets=sets, scale=scale,
+        )  # fmt: skip
         run = batch.RunOptions(executor, address, new, dry_run, download, extend=extend)
         batch.generate(source, run, report)
+
+
+def source_of(
+    context: typer.Context,
+    prompts: list[str] | None,
+    prompts_file: str | None,
+    axis: list[str] | None,
+    *,
+    inputs: list[str] | None,
+    model: ModelOptions,
+    download: bool,
+    offline: bool,
+    fingerprint: str,
+    config: ConfigFiles,
+    preset: Preset | None,
+    sets: Assignments,
+    scale: float | None,
+    task: Task | None = None,
+    image: str | None = None,
+    mask: str | None = None,
+    init_image: str | None = None,
+    strength: float | None = None,
+) -> Source:
+    """Inputs of the plan of a command line with the options of `generate`. Raises UsageError."""
+    from sampler.config import tasks
+    from sampler.config.options import GENERATE
+    from sampler.runs.axes import parse_axis
+    from sampler.runs.source import Source
+
+    _forbid_network(offline, download)
+    start, defaults = tasks.init_settings(init_image, mask, strength, task or image)
+    options = {
+        **(start or tasks.settings(task, image, mask)),
+        **assigned(context, GENERATE),
+        **model_settings(model),
+    }
+    options |= assigned_inputs(inputs or [], start)
+    settings = _settings(preset, config or [], sets or [], options, defaults)
+    if prompts and prompts_file is None:
+        settings = replace(settings, prompts=replace(settings.prompts, file=None, texts=None))
+    axes = [parse_axis(text) for text in axis or []]
+    return Source(settings, prompts or (), axes, fingerprint == "fast", scale=scale)
 
 
 def _forbid_network(offline: bool, download: bool) -> None:

@@ -122,10 +122,15 @@ def assigned_inputs(
 def assigned(context: typer.Context, keys: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
     """Values of the options of a command line that set a configuration key.
 
-    keys: {option: key}. Returns {option: (key, value)}; value is None for an option not given.
+    keys: {option: key}; options that the command lacks are left out. Returns {option: (key,
+    value)}; value is None for an option not given.
     """
-    names = {option: p.name for p in context.command.params for option in p.opts}
-    return {option: (key, context.params[str(names[option])]) for option, key in keys.items()}
+    names = {option: str(p.name) for p in context.command.params for option in p.opts}
+    return {
+        option: (key, context.params[names[option]])
+        for option, key in keys.items()
+        if option in names
+    }
 
 
 # Values of the model options of a command line by field of ModelConfig; only those that are given.
@@ -155,6 +160,34 @@ def takes_model_options(
             command(**given, model={k: v for k, v in values.items() if v is not None})
 
         wrapper.__signature__ = inspect.Signature([*parameters()])  # pyright: ignore
+        return wrapper
+
+    return decorator
+
+
+def takes_options_of(
+    other: Callable[..., None], leave_out: tuple[str, ...]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator of a command: its parameter `options: dict[str, Any]` becomes the options of
+    another command, by parameter name, but those of `leave_out` and those that it has itself."""
+
+    def decorator(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        added = {
+            name: parameter
+            for name, parameter in inspect.signature(other, eval_str=True).parameters.items()
+            if name not in (*leave_out, *own)
+        }
+
+        @wraps(command)
+        def wrapper(**given: Any) -> None:
+            options = {name: given.pop(name) for name in added}
+            command(**given, options=options)
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        every = [p.replace(kind=keyword) for n, p in own.items() if n != "options"]
+        every += added.values()
+        wrapper.__signature__ = inspect.Signature(every)  # pyright: ignore
         return wrapper
 
     return decorator

@@ -35,7 +35,8 @@ class Report:
     """Output streams of one command.
 
     as_json: stdout is JSON Lines events, not plain results. muted: errors only, for the processes
-    of a run other than the first.
+    of a run other than the first. results: False leaves out plain results, of a command inside of
+    another one.
     """
 
     as_json: bool = False
@@ -43,10 +44,11 @@ class Report:
     verbose: bool = False
     debug: bool = False
     muted: bool = False
+    results: bool = True
 
     def result(self, text: str) -> None:
         """Print a result, unless stdout is for events."""
-        if not self.as_json and not self.muted:
+        if self.results and not self.as_json and not self.muted:
             print("\n".join(map(printable, text.split("\n"))), flush=True)
 
     def event(self, kind: str, /, **content: Any) -> None:

@@ -16,10 +16,10 @@ from sampler.registry.constraints import as_float
 from sampler.types import Level
 
 
-def read(path: str | Path) -> Tensor:
-    """Read an image file as [1, 3, H, W] in [0, 1], float32, rotated by its EXIF tag.
+def read(path: str | Path | bytes) -> Tensor:
+    """Read an image file, or the bytes of one, as [1, 3, H, W] in [0, 1], float32.
 
-    Raises UsageError for a file that is missing or no image.
+    It is rotated by its EXIF tag. Raises UsageError for a file that is missing or no image.
     """
     return _pixels(path, "RGB").permute(2, 0, 1)[None]
 
@@ -101,7 +101,7 @@ def _rounded(images: Tensor) -> Tensor:
     return (images * 255).nan_to_num_(0).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _pixels(path: str | Path, mode: str) -> Tensor:
+def _pixels(path: str | Path | bytes, mode: str) -> Tensor:
     from PIL import ImageOps
 
     with open_image(path) as file:

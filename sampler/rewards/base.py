@@ -51,6 +51,11 @@ class RewardBase:
     def differentiable(self) -> bool:
         return True
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Return False for a reward of the pixels alone."""
+        return True
+
     def check(self) -> None:
         """Load what the reward needs. Raises SamplerError (6) for missing files."""
 
@@ -61,6 +66,14 @@ class RewardBase:
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return scores [B]."""
         raise NotImplementedError
+
+
+class PixelReward(RewardBase):
+    """Base of the rewards that depend on the pixels alone."""
+
+    @property
+    def reads_prompt(self) -> bool:
+        return False
 
 
 class FunctionReward(RewardBase):

@@ -40,6 +40,10 @@ class ClassifierLogProbability(RewardBase):
     dtype: Dtype = "float32"
     download: bool = False
 
+    @property
+    def reads_prompt(self) -> bool:
+        return self.label is None
+
     @cached_property
     def _network(self) -> Any:
         if self.path == BUNDLED:

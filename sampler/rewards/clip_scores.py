@@ -143,6 +143,10 @@ class Aesthetic(_ClipReward):
 
     reference: ClassVar[str] = "improved-aesthetic-predictor (Schuhmann, 2022)"
 
+    @property
+    def reads_prompt(self) -> bool:
+        return False
+
     @cached_property
     def _head(self) -> Any:
         from sampler.rewards.encoders import read_weights

@@ -23,6 +23,10 @@ class _Wrapper(RewardBase):
     def differentiable(self) -> bool:
         return as_reward(self.reward).differentiable
 
+    @property
+    def reads_prompt(self) -> bool:
+        return as_reward(self.reward).reads_prompt
+
     def check(self) -> None:
         as_reward(self.reward).check()
 
@@ -60,6 +64,10 @@ class WeightedSum(RewardBase):
     @property
     def differentiable(self) -> bool:
         return all(as_reward(r).differentiable for r in self.rewards)
+
+    @property
+    def reads_prompt(self) -> bool:
+        return any(as_reward(r).reads_prompt for r in self.rewards)
 
     def check(self) -> None:
         for reward in self.rewards:

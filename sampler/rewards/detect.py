@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Lt
 
 from sampler.core.errors import UsageError
 from sampler.registry import register, suggestion
-from sampler.rewards.base import Dtype, RewardBase
+from sampler.rewards.base import Dtype, PixelReward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @register("reward", "object_count")
 @dataclass(frozen=True)
-class ObjectCount(RewardBase):
+class ObjectCount(PixelReward):
     """−|n̂ − n|, n̂ the number of objects of a class found by a detector.
 
         soft: n̂ = Σ over queries of p(class)              differentiable

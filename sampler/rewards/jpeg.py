@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 
 from sampler.core.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_table
 from sampler.registry import register
-from sampler.rewards.base import RewardBase, score_dtype
+from sampler.rewards.base import PixelReward, score_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def jpeg_kilobytes(images: Tensor) -> Tensor:
 
 @register("reward", "compressibility")
 @dataclass(frozen=True)
-class Compressibility(RewardBase):
+class Compressibility(PixelReward):
     """Minus the size of the image as a JPEG of quality 95, in kB: smooth images score high."""
 
     reference: ClassVar[str] = (
@@ -55,7 +55,7 @@ class Compressibility(RewardBase):
 
 @register("reward", "incompressibility")
 @dataclass(frozen=True)
-class Incompressibility(RewardBase):
+class Incompressibility(PixelReward):
     """The size of the image as a JPEG of quality 95, in kB: busy images score high."""
 
     reference: ClassVar[str] = Compressibility.reference
@@ -70,7 +70,7 @@ class Incompressibility(RewardBase):
 
 @register("reward", "soft_compressibility")
 @dataclass(frozen=True)
-class SoftCompressibility(RewardBase):
+class SoftCompressibility(PixelReward):
     """Minus a differentiable estimate of the JPEG size, in kB.
 
         c = DCT of the 8 x 8 blocks of Y, and of Cb and Cr averaged over 2 x 2 pixels

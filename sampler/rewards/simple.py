@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from annotated_types import Gt, Le
 
 from sampler.registry import register
-from sampler.rewards.base import RewardBase, score_dtype
+from sampler.rewards.base import PixelReward, RewardBase, score_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ _NAMED = re.compile(rf"\bon (?:an? )?({'|'.join(sorted(COLOURS, key=len, reverse
 
 @register("reward", "brightness")
 @dataclass(frozen=True)
-class Brightness(RewardBase):
+class Brightness(PixelReward):
     """Mean of all values of the image, 0 (black) to 1 (white)."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -46,7 +46,7 @@ class Brightness(RewardBase):
 
 @register("reward", "colourfulness")
 @dataclass(frozen=True)
-class Colourfulness(RewardBase):
+class Colourfulness(PixelReward):
     """Colourfulness on values of 0 to 255: 0 is grey, above 100 is extreme.
 
         rg = R − G,   yb = (R + G)/2 − B

@@ -34,9 +34,9 @@ class Source:
 
     fast: fingerprint the model from a sample of each file. defaults: sampler and guidance of a
     model whose defaults are known only after a load. scale: guidance scale over the
-    configuration's; None leaves it. drawn: random number of a run to go on with. skipped: errors of
-    lines that were left out; notes: what a user has to know about the others. Both are filled by
-    `plan`.
+    configuration's; None leaves it. drawn: random number of a run to go on with. lines: instead of
+    the prompts of the command line and the configuration. skipped: errors of lines that were left
+    out; notes: what a user has to know about the others. Both are filled by `plan`.
     """
 
     config: Config
@@ -46,6 +46,7 @@ class Source:
     defaults: Mapping[str, Any] | None = None
     scale: float | None = None
     drawn: int | None = None
+    lines: Sequence[RawLine] | None = None
     skipped: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
 
@@ -72,7 +73,7 @@ class Source:
         sections["axes"] = [asdict(axis) for axis in self.axes]
         options = _output_options(output)
         planner = self._planner(model)
-        planned = plan_run(planner, self._lines(), options, sections)
+        planned = plan_run(planner, self.read_lines(), options, sections)
         if planner.drawn is not None:
             sections[DRAWN] = planner.drawn
         self.notes.extend(_notes(planner, self.config.run.seed == "random"))
@@ -83,8 +84,11 @@ class Source:
         given = [getattr(self.config, kind) for kind in STRATEGIES]
         return all(isinstance(spec, str) or (spec and "name" in spec) for spec in given)
 
-    def _lines(self) -> Iterator[RawLine]:
+    def read_lines(self) -> Iterator[RawLine]:
         """Yield prompts of the command line, then those of the file or the configuration."""
+        if self.lines is not None:
+            yield from self.lines
+            return
         prompts = self.config.prompts
         texts = self.prompts or (() if prompts.file else prompts.texts or ())
         lines: Iterator[RawLine] = (
@@ -92,7 +96,7 @@ class Source:
         )
         if prompts.file is not None:
             lines = itertools.chain(lines, tables.read_table(prompts.file, prompts.format))
-        return sweep(lines, list(self.axes)) if self.axes else lines
+        yield from sweep(lines, list(self.axes)) if self.axes else lines
 
     def _planner(self, model: Model) -> Planner:
         config, run = self.config, self.config.run

@@ -1,0 +1,1 @@
+"""Scores of finished images with clustered and paired intervals."""

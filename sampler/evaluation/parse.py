@@ -1,0 +1,135 @@
+"""Scorers from names: `classifier`, `classifier:head=background`, `frechet:reference=FOLDER`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sampler import registry
+from sampler.core.errors import UsageError
+from sampler.evaluation.features import SetMeasure, distance, diversity
+from sampler.evaluation.scorers import (
+    STATISTICS,
+    ImageScorer,
+    JudgeScorer,
+    RewardScorer,
+    Statistic,
+)
+from sampler.rewards.python import reward_from
+from sampler.runs.cells import scalar
+
+Scorer = ImageScorer | SetMeasure
+
+# Names of published protocols, and what of them a run here does not have.
+PROTOCOLS: Mapping[str, str] = {
+    "fid": "Inception-v3 features, their reference set and 10,000 to 50,000 images; "
+    "frechet:features=FOLDER:reference=FOLDER is the same distance under its own name",
+    "kid": "Inception-v3 features and their reference set; "
+    "kernel:features=FOLDER:reference=FOLDER is the same distance under its own name",
+    "inception_score": "Inception-v3 class probabilities of 50,000 images",
+    "geneval": "its 553 prompts, Mask2Former, CLIP ViT-L/14 and 4 images per prompt",
+    "dpg": "its 1,065 prompts, mPLUG-large and 4 images per prompt",
+    "t2i_compbench": "its prompts, BLIP-VQA, UniDet and CLIP",
+    "clip_score": "a fixed CLIP model and scale; clip names the model it is given",
+}
+_ALIASES = {
+    "dpg_bench": "dpg",
+    "dpgbench": "dpg",
+    "is": "inception_score",
+    "clipscore": "clip_score",
+}
+
+DEFAULTS = (*STATISTICS, "diversity", "vendi")
+_FEATURES: Mapping[str, Callable[..., SetMeasure]] = {
+    "frechet": distance,
+    "fd_inf": distance,
+    "kernel": distance,
+    "diversity": diversity,
+    "vendi": diversity,
+}
+
+
+def scorer_names() -> list[str]:
+    """Names of all scorers: rewards, the judge, statistics and measures of sets."""
+    return sorted({*registry.names("reward"), "judge", *STATISTICS, *_FEATURES})
+
+
+def scorers_from(specs: Sequence[Any], allow_python: bool = False) -> list[Scorer]:
+    """Build the scorers of a list of names, mappings, rewards or functions; commas separate names.
+
+    Raises UsageError for unknown names and options, two scorers of one label, and names of
+    published protocols, which are printed only for a run that follows the protocol.
+    """
+    texts = [
+        part for spec in specs for part in (spec.split(",") if isinstance(spec, str) else [spec])
+    ]
+    found = [_built(one, allow_python) for one in texts if one != ""]
+    labels = [scorer.label for scorer in found]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UsageError(f"The scorer {twice[0]!r} is given twice.")
+    return found
+
+
+def with_defaults(scorers: Sequence[Scorer]) -> list[Scorer]:
+    """Add the measures of every evaluation: saturation, clipped values, sharpness, diversity."""
+    labels = {scorer.label for scorer in scorers}
+    return [*scorers, *(s for s in scorers_from(DEFAULTS) if s.label not in labels)]
+
+
+def _built(spec: Any, allow_python: bool) -> Scorer:
+    if not isinstance(spec, str):
+        reward = reward_from(spec, allow_python)
+        options = (
+            {k: v for k, v in spec.items() if k != "name"} if isinstance(spec, Mapping) else {}
+        )
+        return RewardScorer(reward, _label(reward.name, options))
+    name, *parts = spec.strip().split(":")
+    _refuse_protocol(name)
+    if name not in scorer_names():
+        if ":" in spec:
+            return RewardScorer(reward_from(spec.strip(), allow_python), parts[-1])
+        near = registry.suggestion(name, scorer_names())
+        raise UsageError(f"There is no scorer {name!r:.60}{near}.")
+    options = _options(name, parts)
+    if name in _FEATURES:
+        if wrong := [key for key in options if key not in ("features", "reference")]:
+            raise UsageError(f"{name} has no option {wrong[0]!r:.40}; features=, reference=.")
+        given = {"source" if k == "features" else k: str(v) for k, v in options.items()}
+        if name in ("diversity", "vendi") and "reference" in given:
+            raise UsageError(f"{name} has no option 'reference': it needs none.")
+        return _FEATURES[name](name, **given)
+    if name == "judge" or name in STATISTICS:
+        if options:
+            raise UsageError(f"{name} has no options.")
+        return JudgeScorer() if name == "judge" else Statistic(name, STATISTICS[name])
+    try:
+        return RewardScorer(reward_from({"name": name, **options}), _label(name, options))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _refuse_protocol(name: str) -> None:
+    key = name.lower().replace("-", "_")
+    key = _ALIASES.get(key, key)
+    if key in PROTOCOLS:
+        raise UsageError(
+            f"{name!r} is the name of a protocol, which is {PROTOCOLS[key]}: without it a number "
+            "of that name would not be comparable."
+        )
+
+
+def _options(name: str, parts: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{name}: {part!r:.60} must be OPTION=VALUE.")
+        if key in found:
+            raise UsageError(f"{name}: {key} is given twice.")
+        found[key] = scalar(value)
+    return found
+
+
+def _label(name: str, options: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{key}={str(value).rpartition('/')[2]}" for key, value in options.items())
+    return f"{name}({shown})" if shown else name

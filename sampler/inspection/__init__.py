@@ -1,1 +1,0 @@
-"""Inspections of a loaded model: features, attention, denoiser, training images, realism, loss."""

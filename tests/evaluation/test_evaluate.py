@@ -1,0 +1,295 @@
+"""`sampler.evaluate` on run folders and on folders of other images."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sampler
+from sampler import registry
+from sampler.bundled import FOLDER, classifier, judge, prompts
+from sampler.core.errors import SamplerError, UsageError
+from sampler.evaluation import features, scoring
+from sampler.evaluation.intervals import interval
+from sampler.evaluation.lines import evaluation_lines, seed_of
+from sampler.evaluation.parse import scorers_from
+from sampler.evaluation.scorers import clipped, saturation, sharpness
+from sampler.runs.readers import RawLine
+
+TEXTS = [p.text for p in prompts(8, start=20)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Run folders of two settings with shared seeds: 8 prompts, 2 images each."""
+    engine, root = sampler.load(dtype="float32"), tmp_path_factory.mktemp("runs")
+    seeds = [seed_of(text, k) for text in TEXTS for k in range(2)]
+    for name, scale in (("three", 3), ("four", 4)):
+        guidance = {"name": "cfg", "scale": scale}
+        engine.generate(
+            TEXTS, n=2, seeds=seeds, steps=2, guidance=guidance, out=root / name, batch_size=16
+        )
+    return root
+
+
+@pytest.fixture
+def run(runs, tmp_path):
+    return shutil.copytree(runs / "three", tmp_path / "run")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of images of unknown origin, of two sizes."""
+    draw = np.random.default_rng(0)
+    for k in range(5):
+        side = 24 if k % 2 else 32
+        pixels = draw.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+    (tmp_path / "notes.md").write_text("no image")
+    return tmp_path
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != ".lock"}
+
+
+def test_the_same_evaluation_writes_the_same_bytes_and_scores_nothing_again(run, monkeypatch):
+    sampler.evaluate(run, ["judge", "brightness"])
+    before = content(run)
+    assert {"eval.md", "eval.json", "eval.csv"} < set(before)
+    monkeypatch.setattr(scoring, "_chunk", None)
+    sampler.evaluate(run, ["judge", "brightness"])
+    assert content(run) == before
+
+
+def test_scores_of_a_stopped_evaluation_are_those_of_one_that_was_not(run, monkeypatch):
+    monkeypatch.setattr(scoring, "CHUNK", 4)
+    sampler.evaluate(run, "judge")
+    whole = content(run)
+    (path,) = run.glob("scores-judge-*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    for cut in (0, 2, 7):
+        path.write_bytes(b"".join(lines[:cut]) + lines[cut][: len(lines[cut]) // 2])
+        sampler.evaluate(run, "judge")
+        again = content(run)
+        assert {k: v for k, v in again.items() if k != path.name} == {
+            k: v for k, v in whole.items() if k != path.name
+        }
+
+
+def test_a_further_scorer_leaves_images_and_scores_alone(run):
+    sampler.evaluate(run, "brightness")
+    before = {
+        p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and "eval" not in p.name
+    }
+    found = sampler.evaluate(run, "brightness,judge")
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert [r.scorer for r in found.rows][:4] == [
+        "brightness", "judge", "judge.concept", "judge.background"
+    ]  # fmt: skip
+
+
+def test_rows_are_means_over_prompts_of_what_the_scorer_says(run):
+    found = sampler.evaluate(run, "classifier")
+    pictures = found.scored.source.pictures
+    images = torch.cat([sampler.core.images.read(p.read()) for p in pictures])
+    wanted = sampler.build("reward", "classifier")(images, [p.prompt for p in pictures])
+    assert found.scored.images["classifier"] == pytest.approx(wanted.tolist(), rel=1e-5)
+    by_prompt = wanted.double().view(8, 2).mean(1).numpy()
+    row = found["classifier"]
+    assert row.mean == pytest.approx(by_prompt.mean(), rel=1e-5)
+    assert row.interval == pytest.approx(interval(by_prompt), rel=1e-5)
+    assert (row.prompts, row.images) == (8, 16)
+    header = found.plain()
+    assert header["nfe_per_image"] == 4 and header["steps"] == 2 and header["dtype"] == ["float32"]
+    assert header["fingerprint"].startswith("tensors:") and "judge" not in header["scorers"]
+
+
+def test_a_regenerated_image_is_scored_again(run):
+    first = sampler.evaluate(run, "brightness").scored.images["brightness"]
+    lines = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    path = run / lines[0]["file"]
+    Image.new("RGB", (64, 64), "white").save(path)
+    import hashlib
+
+    lines[0] |= {"bytes": path.stat().st_size,
+                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}  # fmt: skip
+    (run / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    second = sampler.evaluate(run, "brightness").scored.images["brightness"]
+    assert sum(a != b for a, b in zip(first, second, strict=True)) == 1 and max(second) == 1
+
+
+def test_a_scorer_with_other_weights_has_a_file_of_its_own(run, monkeypatch):
+    sampler.evaluate(run, "judge")
+    other = judge.load()
+    other.heads["concept"].weight.add_(1e-3)
+    monkeypatch.setattr("sampler.evaluation.scorers.load", lambda: other)
+    sampler.evaluate(run, "judge")
+    assert len([*run.glob("scores-judge-*.jsonl")]) == 2
+
+
+def test_paired_intervals_are_at_least_twice_as_narrow(runs):
+    found = sampler.evaluate(runs / "three", "judge", against=runs / "four")
+    other = sampler.evaluate(runs / "four", "judge")
+    row = found["saturation"]
+    width = row.difference.interval[1] - row.difference.interval[0]
+    sides = [r.interval[1] - r.interval[0] for r in (row, other["saturation"])]
+    assert 2 * width < np.hypot(*sides)
+    assert row.mean - row.other == pytest.approx(row.difference.mean)
+    assert row.difference.wins + row.difference.ties + row.difference.losses == 8
+    assert found["drift"].mean > 0 and found["drift"].other is None
+    assert found["vendi(bundled classifier)"].difference is not None
+    assert "| shown |" in found.markdown()
+
+
+def test_a_comparison_is_cut_to_what_both_have_and_says_so(runs, tmp_path):
+    part = tmp_path / "part"
+    part.mkdir()
+    source = sampler.evaluate(runs / "four").scored.source
+    rows = []
+    for k, picture in enumerate(source.pictures[:6]):
+        (part / f"{k}.png").write_bytes(picture.read())
+        rows.append({"file_name": f"{k}.png", "text": picture.prompt, "seed": picture.seed})
+    (part / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = sampler.evaluate(runs / "four", "judge", against=part, out=tmp_path / "out")
+    assert found["judge"].images == 6 and found["judge"].difference.mean == 0
+    assert found["judge"].difference.ties == 3 and found["drift"].mean == 0
+    assert any("10 of 16 images have no partner" in note for note in found.notes)
+    assert not [*part.glob("scores-*")]  # a folder that is not ours
+    for row in rows:
+        row["seed"] += 1
+    (part / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = sampler.evaluate(runs / "four", "judge", against=part, out=tmp_path / "out")
+    assert any("no seed is shared" in note for note in found.notes)
+
+
+def test_images_of_unknown_origin_are_scored_without_prompts(folder):
+    before = sorted(folder.iterdir())
+    found = sampler.evaluate(folder, "brightness")
+    assert (found["brightness"].images, found["brightness"].prompts) == (5, 5)
+    assert any("the prompt of 5 of 5 images is not known" in note for note in found.notes)
+    assert sorted(folder.iterdir()) == before
+    pixels = np.asarray(Image.open(folder / "3.png"), dtype=np.float64) / 255
+    names = [p.name for p in found.scored.source.pictures]
+    assert found.scored.images["brightness"][names.index("3.png")] == pytest.approx(pixels.mean())
+
+
+def test_a_scorer_that_reads_prompts_refuses_images_without_one(folder):
+    with pytest.raises(UsageError, match=r"'judge' reads prompts, and 0.png has none"):
+        sampler.evaluate(folder, "judge")
+    (folder / "0.txt").write_text("a fox on a red background")
+    with pytest.raises(UsageError, match="1.png has none"):
+        sampler.evaluate(folder, {"name": "sum", "rewards": ["brightness", "classifier"]})
+    sampler.evaluate(folder, {"name": "classifier", "label": "fox"})
+
+
+def test_prompts_of_images_are_read_from_what_lies_beside_or_inside(runs, folder):
+    inside = sampler.evaluate(runs / "three").scored.source.pictures[0]
+    (folder / "own.png").write_bytes(inside.read())
+    (folder / "0.txt").write_text("a cat\n")
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text("parameters", "a dog\nNegative prompt: blur\nSteps: 20, Seed: 12, CFG scale: 3")
+    Image.new("RGB", (16, 16)).save(folder / "ui.png", pnginfo=text)
+    found = {p.name: (p.prompt, p.seed) for p in sampler.evaluate(folder).scored.source.pictures}
+    assert found["own.png"] == (inside.prompt, inside.seed)
+    assert found["0.png"] == ("a cat", None) and found["ui.png"] == ("a dog", 12)
+    assert found["1.png"] == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("scorers", "words"),
+    [
+        ("fid", "is the name of a protocol"),
+        ("GenEval", "is the name of a protocol"),
+        ("dpg-bench", "is the name of a protocol"),
+        ("brigthness", "did you mean 'brightness'"),
+        ("judge:head=style", "has no options"),
+        ("classifier:haed=style", "haed"),
+        ("brightness,brightness", "given twice"),
+        ("frechet:features=nowhere", "needs reference=FOLDER"),
+        ("kernel", "needs reference=FOLDER"),
+        ("vendi:reference=x", "needs none"),
+        ("classifier:head", "must be OPTION=VALUE"),
+        ("module:function", "allow-python"),
+    ],
+)
+def test_a_wrong_scorer_is_refused_in_a_sentence(scorers, words):
+    with pytest.raises((SamplerError, ValueError), match=words) as caught:
+        scorers_from([scorers])
+    assert str(caught.value).count("\n") == 0
+
+
+def test_the_judge_is_no_reward_and_another_network_than_the_classifier():
+    assert "judge" not in registry.names("reward")
+    first, second = classifier.load(), judge.load()
+    assert set(first.state_dict()) != set(second.state_dict())
+    assert (FOLDER / "judge" / "model.safetensors").stat().st_size < 2**20
+    names = json.loads((FOLDER / "judge" / "config.json").read_text())["concepts"]
+    assert tuple(names) == sampler.bundled.concepts()
+    assert second.features(torch.rand(2, 3, 40, 50)).shape == (2, 192)
+
+
+def test_statistics_of_pixels():
+    images = torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    images[0, :, :5] = 1.0
+    values = images.numpy()
+    assert saturation(images).numpy() == pytest.approx((values.max(1) - values.min(1)).mean((1, 2)))
+    outer = (values < 0.005) | (values > 0.995)
+    assert clipped(images).numpy() == pytest.approx(outer.mean((1, 2, 3)))
+    grey = np.tensordot([0.299, 0.587, 0.114], values, (0, 1))
+    inner = grey[:, 1:-1, 1:-1]
+    laplacian = (
+        grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:] - 4 * inner
+    )
+    assert sharpness(images).numpy() == pytest.approx(laplacian.var((1, 2), ddof=1), rel=1e-4)
+
+
+def test_distances_of_sets(folder):
+    found = sampler.evaluate(folder, ["frechet", f"kernel:reference={folder}"])
+    assert found["kernel(bundled classifier)"].mean == pytest.approx(
+        sampler.metrics.kernel_distance(
+            *[features._of_folder(str(folder), features.Extractor())] * 2
+        )
+    )
+    images = [sampler.core.images.read(p) for p in sorted(folder.glob("*.png"))]
+    seen = torch.cat([classifier.load().features(image) for image in images])
+    wanted = classifier.frechet_distance(
+        *classifier.feature_statistics(seen), *classifier.reference_statistics()
+    )
+    row = found["frechet(bundled classifier)"]
+    assert row.mean == pytest.approx(wanted, rel=1e-4) and row.interval is None
+    kernel = sampler.metrics.kernel_distance(seen, seen)
+    assert found["kernel(bundled classifier)"].mean == pytest.approx(kernel, rel=1e-4)
+    assert any("biased below 10,000 images" in note for note in found.notes)
+
+
+def test_the_extrapolated_distance_removes_the_bias_of_few_images():
+    """Features and reference of one Gaussian: the distance in the limit is 0."""
+    draw = torch.Generator().manual_seed(1)
+    sample = torch.randn(400, 6, generator=draw)
+    unit = classifier.Statistics(torch.zeros(6).double(), torch.eye(6).double())
+    plain = classifier.frechet_distance(*classifier.feature_statistics(sample), *unit)
+    assert abs(features.extrapolate(sample, unit)) < 0.5 * plain
+
+
+def test_seeds_depend_on_the_prompt_alone_and_a_shuffled_file_gives_the_same_lines():
+    lines = [
+        RawLine(f"file:{k}", {"prompt": text, "steps": "3"}, True) for k, text in enumerate(TEXTS)
+    ]
+    first = evaluation_lines(lines, 3)
+    random.Random(0).shuffle(lines)
+    again = evaluation_lines(lines[:5], 3)
+    cells = [line.cells for line in first]
+    assert len(first) == 24 and [line.cells for line in evaluation_lines(lines, 3)] == cells
+    assert all(line.cells in cells for line in again)
+    assert cells[0] == {"prompt": min(TEXTS), "steps": "3", "seed": seed_of(min(TEXTS), 0)}
+    assert len({line.cells["seed"] for line in first}) == 24
+    assert seed_of("a", 0, 1) != seed_of("a", 0, 0)
+    with pytest.raises(UsageError, match="--repeats and --seed"):
+        evaluation_lines([RawLine("file:1", {"prompt": "a", "seed": "3"}, True)], 2)
