@@ -1,4 +1,7 @@
-"""`sampler bench`: kernel launches and memory traffic of a step, and the cost of whole runs."""
+"""`sampler bench`: kernel launches and memory traffic of a step, and the cost of whole runs.
+
+`sampler bench solvers`: how near samplers come to a run of many steps, per evaluation.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,36 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from sampler.cli.options import Debug, Json, ModelOptions, takes_model_options
+from sampler.cli.options import Debug, Json, ModelOptions, Quiet, takes_model_options
 from sampler.cli.report import Report
 
 Row = dict[str, Any]
+Model = Annotated[
+    str | None,
+    typer.Argument(help="Model folder, file or Hub id; default: bundled.", metavar="MODEL"),
+]
 
 
+class _RunsByDefault(TyperGroup):
+    """`sampler bench MODEL` is `sampler bench runs MODEL`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = bool(args) and (args[0] in self.commands or args[0] in ("-h", "--help"))
+        return super().parse_args(ctx, args if own else ["runs", *args])
+
+
+app = typer.Typer(
+    cls=_RunsByDefault,
+    help="Measure a model: the cost of runs (default) and the accuracy of samplers.",
+)
+
+
+@app.command("runs")
 @takes_model_options(leave_out=("path", "drop_encoders", "grid"))
 def command(
-    path: Annotated[
-        str | None,
-        typer.Argument(help="Model folder, file or Hub id; default: bundled.", metavar="MODEL"),
-    ] = None,
+    path: Model = None,
     steps: Annotated[int, typer.Option(help="Sampling steps of the timed runs.", min=1)] = 20,
     kernels_only: Annotated[
         bool, typer.Option("--kernels", help="Count kernel launches only; load no model.")
@@ -38,6 +58,61 @@ def command(
             _print_table(
                 report, "run", f"one image in {steps} steps", list(runs(path, steps, model))
             )
+
+
+@app.command("solvers")
+@takes_model_options(leave_out=("path", "drop_encoders", "grid"))
+def solvers(
+    path: Model = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", metavar="FILE", help="Text file, one prompt per line."),
+    ] = None,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(help="Sampler by any of its names; repeatable; default: the usual ones."),
+    ] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Sampling steps; repeatable; default: 8 and 20.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="Grid of levels by name; repeatable; default: the model's own."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Image i has seed SEED + i.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    *,
+    model: ModelOptions,
+) -> None:
+    """Compare samplers with runs of ten times the most steps, per number of evaluations.
+
+    distance: of the latents to that run's, relative to it; a deterministic sampler is compared with
+    the solution of the ODE, a stochastic one with its own long run on the same noise. spread: size
+    of the latents relative to that run's. solver_error: the estimate that each run makes itself.
+    """
+    report = Report(as_json=as_json, quiet=quiet, debug=debug)
+    with report.errors():
+        from sampler.calibration import solvers as calibration
+        from sampler.cli.models import load_engine, model_config
+        from sampler.runs.lines import read_prompts
+
+        texts = read_prompts(prompts) if prompts else ["a fox"]
+        rows: list[Row] = []
+        for found in calibration.measured(
+            load_engine(model_config({**model, "path": path})),
+            texts,
+            samplers=sampler or calibration.SAMPLERS,
+            steps=steps or (8, 20),
+            grids=grid or (None,),
+            seed=seed,
+            batch_size=batch_size,
+            progress=lambda done: report.note(f"{done} runs"),
+        ):
+            rows.append(calibration.row_of(found))
+        _print_table(report, "solver", f"distance to a long run, {len(texts)} images", rows)
 
 
 def arithmetic() -> Iterator[Row]:
