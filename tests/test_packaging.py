@@ -299,8 +299,8 @@ def test_floors_are_the_documented_ones():
     floors = {r.name: str(r.specifier) for r in requirements()}
     assert (floors["torch"], floors["transformers"], floors["diffusers"]) == (
         ">=2.10",
-        ">=5.3",
-        ">=0.38",
+        ">=5.6",
+        ">=0.41",
     )
     assert "torchvision" not in floors
     wanted = {"triton", "xformers", "fast", "data", "track", "ray", "ui", "docs", "dev"}
