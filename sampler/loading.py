@@ -17,7 +17,9 @@ from sampler.config.model import DTYPES, OFFLOADS
 from sampler.core.errors import ModelError, first_line
 from sampler.engine import Engine
 from sampler.models import preflight, student_files
+from sampler.models.controlnet import controlnet_paths, with_controlnets
 from sampler.models.folder import HUB_ID
+from sampler.models.ip_adapter import IP_ADAPTER, apply_ip_adapters, has_ip_adapter
 from sampler.models.lora_files import lora_pairs
 from sampler.models.source import ModelSource, find_source
 
@@ -41,6 +43,8 @@ def load(
     config: str | Path | None = None,
     vae: str | Path | None = None,
     lora: Any = None,
+    controlnet: Any = None,
+    ip_adapter: Any = None,
     offload: str | None = None,
     vae_tiling: bool = False,
     vae_slicing: bool = False,
@@ -50,23 +54,25 @@ def load(
     """An engine over a diffusers pipeline.
 
     source: None or "bundled" for the model inside this package, "bundled-lcm" for its few-step
-    student (1 to 8 steps of the sampler "consistency"), "bundled-student" for the one that
-    makes an image in one evaluation, "bundled-flow" for the same model on flow matching's
-    levels; a folder in the diffusers layout; the name of a model on the Hugging Face Hub, from
-    the local cache unless download=True; or a DiffusionPipeline, which is used as it is and not
-    modified. A .safetensors file is read with the configurations of the folder `config`. vae:
-    another VAE of the same latents, as the folder of the component or a single file in its
-    original layout. revision: of a Hub model. dtype: "float32", "float16", "bfloat16" or a
-    torch.dtype; by default what is stored on a GPU, float32 on a CPU. variant: of the weight
-    files, such as "fp16". device: by default a GPU where there is one. weak: a second, weaker
-    network for Autoguidance, as a folder or a module; the bundled model brings its own.
-    student: a folder that the trainer "f_distill" wrote. attention: "auto" as loaded, "native"
-    (torch's own) or "xformers". lora: adapters, as files or folders, pairs of one and a weight,
-    or {path: weight}. offload: "model" or "sequential", parts wait in main memory. vae_tiling,
-    vae_slicing: decoding with less memory. prompt_weights: read `(x:1.2)`, `(x)` and `[x]` in the
-    prompts of Stable Diffusion and SDXL as weights (extra `weights`: compel); the weighted
-    prompt is cut at the encoder's length like any other. compile: the repeated blocks of the
-    network, by torch.compile.
+    student (1 to 8 steps of the sampler "consistency"), "bundled-student" for the one that makes an
+    image in one evaluation, "bundled-flow" for the same model on flow matching's levels; a folder
+    in the diffusers layout; the name of a model on the Hugging Face Hub, from the local cache
+    unless download=True; or a DiffusionPipeline, which is used as it is and not modified. A
+    .safetensors file is read with the configurations of the folder `config`. vae: another VAE of
+    the same latents, as the folder of the component or a single file in its original layout.
+    revision: of a Hub model. dtype: "float32", "float16", "bfloat16" or a torch.dtype; by default
+    what is stored on a GPU, float32 on a CPU. variant: of the weight files, such as "fp16". device:
+    by default a GPU where there is one. weak: a second, weaker network for Autoguidance, as a
+    folder or a module; the bundled model brings its own. student: a folder that the trainer
+    "f_distill" wrote. attention: "auto" as loaded, "native" (torch's own) or "xformers". lora:
+    adapters, as files or folders, pairs of one and a weight, or {path: weight}. controlnet: folder
+    of a ControlNet, or several; the control image is the input "control_image". ip_adapter:
+    IP-Adapters as lora, each with its scale, beside the folder "image_encoder"; the image prompt is
+    the input "ip_adapter_image". With either, the engine is hosted. offload: "model" or
+    "sequential", parts wait in main memory. vae_tiling, vae_slicing: decoding with less memory.
+    prompt_weights: read `(x:1.2)`, `(x)` and `[x]` in the prompts of Stable Diffusion and SDXL as
+    weights (extra `weights`: compel); the weighted prompt is cut at the encoder's length like any
+    other. compile: the repeated blocks of the network, by torch.compile.
 
     The engine's defaults are "ddim" and "cfg" at the scale of the stock pipeline (3 for the bundled
     model); with a student "consistency" and "student". A class without an adapter gives a hosted
@@ -89,19 +95,26 @@ def load(
         raise ValueError(f"weak has no effect on {BUNDLED_LCM}, which is not guided; leave it out.")
     if source == BUNDLED_STUDENT and student is None:
         student = student_files.BUNDLED
+    extras = {"controlnet": controlnet_paths(controlnet),
+              "ip_adapter": lora_pairs(ip_adapter, IP_ADAPTER)}  # fmt: skip
+    hosted = next((name for name, value in extras.items() if value), None)
+    if hosted is not None and (few_steps or flow):
+        raise ValueError(f"{hosted} does not work with {source}; load the model bundled.")
     if bundled:
         if flow and student is not None:
             raise ValueError(
                 f"student has no effect on {BUNDLED_FLOW}, which has other levels; leave it out."
             )
         source = FOLDER / "pipeline"
-        weak = FOLDER / "weak" if weak is None and not few_steps else weak
+        weak = FOLDER / "weak" if weak is None and not few_steps and hosted is None else weak
     files = {"config": config, "revision": revision, "variant": variant, "vae": vae}
     if isinstance(source, (str, Path)):
         found = _found(source, download, files)
-        pipe: Any = _read(found, dtype, device, lora_pairs(lora), offload, vae_tiling, vae_slicing)
+        place = {"device": device, "offload": offload, "tiling": vae_tiling, "slicing": vae_slicing}
+        pipe: Any = _read(found, dtype, lora_pairs(lora), **extras, **place)
     else:
-        given = {**files, "dtype": dtype, "device": device, "lora": lora, "offload": offload}
+        given = {**files, "dtype": dtype, "device": device, "lora": lora, "offload": offload,
+                 "controlnet": controlnet, "ip_adapter": ip_adapter}  # fmt: skip
         flags = {"download": download, "vae_tiling": vae_tiling, "vae_slicing": vae_slicing,
                  "compile": compile, "attention": attention != "auto"}  # fmt: skip
         given.update((name, value or None) for name, value in flags.items())
@@ -112,11 +125,12 @@ def load(
         from sampler.models.few_step import pipeline
 
         pipe = pipeline(pipe)
-    if type(pipe).__name__ not in supported():
+    if type(pipe).__name__ not in supported() or has_ip_adapter(pipe):
         given = {"weak": weak, "student": student, "compile": compile or None,
                  "prompt_weights": prompt_weights or None}  # fmt: skip
         given["attention"] = None if attention == "auto" else attention
-        return _hosted(pipe, [name for name, value in given.items() if value is not None])
+        rule = {"name": "cfg", "scale": BUNDLED_SCALE} if bundled else None
+        return _hosted(pipe, [n for n, value in given.items() if value is not None], None, rule)
     build = FlowView if flow else adapt
     adapter = build(pipe)
     set_attention(adapter.network, attention)
@@ -164,23 +178,30 @@ def _hosted(pipe: Any, unused: list[str], sampler: Any = None, guidance: Any = N
 def _read(
     source: ModelSource,
     dtype: Any,
-    device: Any,
     loras: list[tuple[Path, float]],
+    *,
+    controlnet: list[Path],
+    ip_adapter: list[tuple[Path, float]],
+    device: Any,
     offload: str | None,
-    vae_tiling: bool,
-    vae_slicing: bool,
+    tiling: bool,
+    slicing: bool,
 ) -> Any:
-    """The pipeline of a source on its device, with LoRAs and the options of its VAE."""
+    """The pipeline of a source on its device, with adapters and the options of its VAE."""
     from sampler.models.lora import apply_loras
     from sampler.models.options import place, set_vae
     from sampler.models.read import opened, read_pipeline, refuse_unknown
 
     refuse_unknown(source)
     pipe = read_pipeline(source, _dtype(dtype, _device(device), source))
+    if controlnet:
+        pipe = with_controlnets(pipe, controlnet)
     if loras:
         apply_loras(pipe, loras)
+    if ip_adapter:
+        apply_ip_adapters(pipe, ip_adapter)
     opened(source.folder, lambda: place(pipe, _device(device), offload))
-    set_vae(pipe, vae_tiling, vae_slicing)
+    set_vae(pipe, tiling, slicing)
     return pipe
 
 

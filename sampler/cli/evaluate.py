@@ -20,7 +20,7 @@ _LEFT_OUT = (
     "executor", "address", "dry_run", "task", "image", "mask", "init_image", "strength",
 )  # fmt: skip
 _SOURCE = (
-    "prompts_file", "inputs", "download", "offline",
+    "prompts_file", "inputs", "control_image", "control_scale", "ip_image", "download", "offline",
     "fingerprint", "config", "preset", "sets", "scale",
 )  # fmt: skip
 

@@ -157,6 +157,18 @@ def command(
         float | None,
         image_option(help="How much of --init-image is changed, up to 1; default: 0.6."),
     ] = None,
+    control_image: Annotated[
+        list[str] | None,
+        image_option(metavar="FILE", help="Control image of --controlnet; repeatable, in order."),
+    ] = None,
+    control_scale: Annotated[
+        list[float] | None,
+        image_option(help="Weight of --controlnet, 0 or more; repeatable, in order."),
+    ] = None,
+    ip_image: Annotated[
+        list[str] | None,
+        image_option(metavar="FILE", help="Image prompt of --ip-adapter; repeatable, in order."),
+    ] = None,
     inputs: Annotated[
         list[str] | None,
         image_option(
@@ -231,6 +243,7 @@ def command(
         source = source_of(
             context, prompts, prompts_file, axis,
             task=task, image=image, mask=mask, init_image=init_image, strength=strength,
+            control_image=control_image, control_scale=control_scale, ip_image=ip_image,
             inputs=inputs, model=model, download=download, offline=offline,
             fingerprint=fingerprint, config=config, preset=preset, sets=sets, scale=scale,
         )  # fmt: skip
@@ -258,6 +271,9 @@ def source_of(
     mask: str | None = None,
     init_image: str | None = None,
     strength: float | None = None,
+    control_image: list[str] | None = None,
+    control_scale: list[float] | None = None,
+    ip_image: list[str] | None = None,
 ) -> Source:
     """Inputs of the plan of a command line with the options of `generate`. Raises UsageError."""
     from sampler.config import tasks
@@ -267,8 +283,11 @@ def source_of(
 
     _forbid_network(offline, download)
     start, defaults = tasks.init_settings(init_image, mask, strength, task or image)
+    start |= tasks.adapter_settings(control_image, control_scale, ip_image)
+    restored = {} if init_image is not None else tasks.settings(task, image, mask)
     options = {
-        **(start or tasks.settings(task, image, mask)),
+        **start,
+        **restored,
         **assigned(context, GENERATE),
         **model_settings(model),
     }

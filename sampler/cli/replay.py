@@ -150,10 +150,12 @@ def recorded_model(recorded: Mapping[str, Any], dtype: str, given: ModelOptions)
 
 
 def _weights(recorded: Mapping[str, Any], *names: str) -> str:
-    """The weights of a record's LoRAs, as a remark."""
-    if not any(name.endswith("lora") for name in names) or "lora" not in recorded:
-        return ""
-    return f", in this order with the weights {', '.join(str(w) for _, w in recorded['lora'])}"
+    """The weights of a record's LoRAs or IP-Adapters, as a remark."""
+    for kind in ("lora", "ip_adapter"):
+        if any(name.endswith(kind) for name in names) and kind in recorded:
+            weights = ", ".join(str(weight) for _, weight in recorded[kind])
+            return f", in this order with the weights {weights}"
+    return ""
 
 
 def _difference(data: bytes, before: bytes | None) -> int | None:

@@ -46,10 +46,11 @@ class ModelConfig:
 
     path: a diffusers folder, a Hub id or a .safetensors file; null is the bundled model. config:
     folder with the configurations of a single file. dtype, device, attention: auto is the default
-    of `sampler.load`. lora: PATH or PATH:weight each. student: folder of a student made by
-    `sampler finetune`; its sampler, guidance and steps become the defaults. grid: noise levels
-    instead of the model's own, see `Schedule.grid`; recorded with every image. drop_encoders:
-    encode all texts of a run first and free the text encoders before denoising.
+    of `sampler.load`. lora: PATH or PATH:weight each. controlnet: folders; ip_adapter: PATH or
+    PATH:scale each; with either, the stock pipeline's call makes the images. student: folder of a
+    student made by `sampler finetune`; its sampler, guidance and steps become the defaults. grid:
+    noise levels instead of the model's own, see `Schedule.grid`; recorded with every image.
+    drop_encoders: encode all texts of a run first and free the text encoders before denoising.
     """
 
     path: str | None = _option(
@@ -67,6 +68,15 @@ class ModelConfig:
     )
     lora: tuple[str, ...] = _option(
         (), "files", "LoRA file or folder to load; repeatable.", metavar="PATH[:WEIGHT]"
+    )
+    controlnet: tuple[str, ...] = _option(
+        (), "files", "ControlNet of the control image; repeatable.", metavar="DIR"
+    )
+    ip_adapter: tuple[str, ...] = _option(
+        (),
+        "files",
+        "IP-Adapter of the image prompt; repeatable.",
+        metavar="PATH[:SCALE]",
     )
     student: str | None = _option(
         None, "files", "One-step student made by `finetune`.", metavar="DIR"

@@ -1,4 +1,4 @@
-"""Settings behind options with image files: `sampler generate --task` and `--init-image`.
+"""Settings behind the options of `sampler generate` that take image files.
 
 Everything is plain data, so it is stored in a configuration, a run folder and a record like any
 other setting. Needs no torch: sizes are read from the headers of the files.
@@ -6,13 +6,14 @@ other setting. Needs no torch: sizes are read from the headers of the files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sampler.config.options import Task
 from sampler.core.errors import UsageError
-from sampler.core.image_files import DEFAULT_STRENGTH, open_image
+from sampler.core.image_files import DEFAULT_STRENGTH, image_size
 
 # RED-Diff in the latents of a pipeline: lr of the published examples; their lam of 0.25 costs the
 # bundled model 3 to 6 dB (docs/samplers.md).
@@ -45,7 +46,7 @@ def settings(task: Task | None, image: str | None, mask: str | None) -> dict[str
         raise UsageError(f"--task {task} needs --image FILE.")
     if (mask is None) == (task == "inpaint"):
         raise UsageError("--mask FILE goes with --task inpaint, and only with it.")
-    width, height = _size(image)
+    width, height = image_size(image)
     operator = dict(OPERATORS[task])
     if mask is not None:
         _check_mask(mask, "--image", (width, height))
@@ -67,9 +68,8 @@ def init_settings(
     init_image: file of the input `image` of the stock pipeline's call; mask: of its `mask_image`,
     white where the image is painted anew; strength: part of the noise levels, in (0, 1]; restored:
     value of --task or --image, None without them. The default strength of image to image is that of
-    `Engine.generate`; the default size of inpainting is that of the image, as a multiple of 8.
-    Raises UsageError for options that do not go together, a missing file, and a mask of another
-    size.
+    `Engine.generate`. Raises UsageError for options that do not go together, a missing file, and a
+    mask of another size.
     """
     if init_image is None:
         if strength is not None:
@@ -79,28 +79,51 @@ def init_settings(
         raise UsageError("--init-image goes without --task and --image, which restore an image.")
     if strength is not None and not 0 < strength <= 1:
         raise UsageError(f"--strength is {strength:g}; it must be above 0 and at most 1.")
-    width, height = _size(init_image)
-    start = str(Path(init_image).expanduser().resolve())
-    options: dict[str, tuple[str, Any]] = {"--init-image": ("inputs.image", start)}
+    size = image_size(init_image)
+    options: dict[str, tuple[str, Any]] = {"--init-image": ("inputs.image", _absolute(init_image))}
     if strength is not None:
         options["--strength"] = ("inputs.strength", strength)
     if mask is None:
         return options, {"inputs": {"strength": DEFAULT_STRENGTH}}
-    _check_mask(mask, "--init-image", (width, height))
-    options["--mask"] = ("inputs.mask_image", str(Path(mask).expanduser().resolve()))
-    return options, {"run": {"width": max(width // 8, 1) * 8, "height": max(height // 8, 1) * 8}}
+    _check_mask(mask, "--init-image", size)
+    options["--mask"] = ("inputs.mask_image", _absolute(mask))
+    return options, {}
+
+
+def adapter_settings(
+    control_images: list[str] | None, scales: list[float] | None, ip_images: list[str] | None
+) -> dict[str, tuple[str, Any]]:
+    """Options of the images of ControlNets and IP-Adapters, one each, in the adapters' order.
+
+    scales: factors of the ControlNets' residuals, 0 or more. Raises UsageError for a missing file
+    and for other scales.
+    """
+    found: dict[str, tuple[str, Any]] = {}
+    if bad := [scale for scale in scales or () if not 0 <= scale < math.inf]:
+        raise UsageError(f"--control-scale is {bad[0]:g}; it must be a number of 0 or more.")
+    if scales:
+        found["--control-scale"] = ("inputs.controlnet_conditioning_scale", _one(scales))
+    for option, name, files in (
+        ("--control-image", "control_image", control_images),
+        ("--ip-image", "ip_adapter_image", ip_images),
+    ):
+        if files:
+            for file in files:
+                image_size(file)
+            found[option] = (f"inputs.{name}", _one([_absolute(file) for file in files]))
+    return found
+
+
+def _one(values: list[Any]) -> Any:
+    """The list, or its only item."""
+    return values[0] if len(values) == 1 else values
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def _check_mask(mask: str, option: str, size: tuple[int, int]) -> None:
-    if _size(mask) != size:
-        wrong, right = (" x ".join(map(str, one)) for one in (_size(mask), size))
+    if image_size(mask) != size:
+        wrong, right = (" x ".join(map(str, one)) for one in (image_size(mask), size))
         raise UsageError(f"--mask is {wrong} pixels, {option} {right}.")
-
-
-def _size(path: str) -> tuple[int, int]:
-    """(width, height) of an image file after its EXIF rotation, read from the header."""
-    from PIL import ExifTags
-
-    with open_image(path) as file:
-        turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # a quarter turn
-        return (file.height, file.width) if turned else file.size

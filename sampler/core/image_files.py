@@ -18,6 +18,15 @@ MAX_PIXELS = 64 * 10**6
 DEFAULT_STRENGTH = 0.6  # of image to image: part of the steps
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of an image file after its EXIF rotation, read from the header."""
+    from PIL import ExifTags
+
+    with open_image(path) as file:
+        turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # a quarter turn
+        return (file.height, file.width) if turned else file.size
+
+
 @contextmanager
 def open_image(source: str | Path | bytes) -> Generator[Image, None, None]:
     """Open a PNG, JPEG or WebP file, or the bytes of one; nothing is decoded yet.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from sampler.core.errors import UsageError
-from sampler.core.image_files import open_image
+from sampler.core.image_files import image_size, open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,6 +64,22 @@ def _names_files(value: Any) -> TypeGuard[Mapping[str, Any]]:
 def _each(change: Callable[[str, Any], Any], name: str, values: Any) -> Any:
     """The list or tuple of changed values."""
     return type(values)([change(name, one) for one in values])
+
+
+def size_of(value: Any) -> tuple[int, int] | None:
+    """(height, width) of the image that an input names, as multiples of 8; None for other inputs.
+
+    A list counts by its first item. Raises UsageError for a file that is missing or no image.
+    """
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    path = value.get("file") if isinstance(value, Mapping) else value
+    if isinstance(path, str) and not isinstance(value, Mapping):
+        path = _path("image", path)
+    if not isinstance(path, (str, Path)) or Path(path).suffix.lower() not in IMAGES:
+        return None
+    width, height = image_size(path)
+    return max(height // 8, 1) * 8, max(width // 8, 1) * 8
 
 
 def _path(name: str, value: str | Path) -> Path | None:

@@ -26,27 +26,27 @@ LoraSource = str | Path | tuple[str | Path, float]
 Loras = LoraSource | Sequence[LoraSource] | Mapping[str | Path, float]
 
 
-def lora_pairs(loras: Loras | None) -> list[tuple[Path, float]]:
+def lora_pairs(loras: Loras | None, what: str = "A LoRA") -> list[tuple[Path, float]]:
     """(path, weight) of LoRAs given as paths, "PATH:weight", pairs, or {path: weight}.
 
-    Raises ValueError for a weight that is not a finite number.
+    what: how errors call them. Raises ValueError for a weight that is not a finite number.
     """
     if loras is None:
         return []
     if isinstance(loras, (str, Path)) or (isinstance(loras, tuple) and _is_pair(loras)):
-        return [_pair(loras)]
-    return [_pair(one) for one in (loras.items() if isinstance(loras, Mapping) else loras)]
+        return [_pair(loras, what)]
+    return [_pair(one, what) for one in (loras.items() if isinstance(loras, Mapping) else loras)]
 
 
-def parse_lora(text: str) -> tuple[str, float]:
+def parse_lora(text: str, what: str = "A LoRA") -> tuple[str, float]:
     """(path, weight) of "PATH" or "PATH:weight". Raises ValueError for another weight."""
     path, colon, weight = text.rpartition(":")
     if not colon or Path(text).expanduser().exists():
         return text, 1.0
     try:
-        return path, _weight(weight)
+        return path, _weight(weight, what)
     except ValueError:
-        raise ValueError(f"A LoRA is PATH or PATH:weight, not {text!r:.80}.") from None
+        raise ValueError(f"{what} is PATH or PATH:weight, not {text!r:.80}.") from None
 
 
 def lora_file(source: Path) -> Path:
@@ -72,16 +72,17 @@ def _is_pair(value: Any) -> bool:
     return len(value) == 2 and not isinstance(value[1], (str, Path, tuple))
 
 
-def _pair(given: Any) -> tuple[Path, float]:
+def _pair(given: Any, what: str) -> tuple[Path, float]:
     if isinstance(given, str):
-        given = parse_lora(given)
+        given = parse_lora(given, what)
     path, weight = given if isinstance(given, (tuple, list)) else (given, 1.0)
-    return Path(path).expanduser(), _weight(weight)
+    return Path(path).expanduser(), _weight(weight, what)
 
 
-def _weight(value: Any) -> float:
+def _weight(value: Any, what: str) -> float:
     if not math.isfinite(weight := float(value)):
-        raise ValueError(f"The weight of a LoRA must be finite, not {value!r:.40}.")
+        name = what[:1].lower() + what[1:]
+        raise ValueError(f"The weight of {name} must be finite, not {value!r:.40}.")
     return weight
 
 

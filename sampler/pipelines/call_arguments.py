@@ -71,53 +71,6 @@ def check_names(cls: type, names: Iterable[str]) -> None:
             raise ValueError(f"inputs: {cls.__name__} has no argument {name!r:.60}{hint}.")
 
 
-def serving_class(cls: type, names: Iterable[str]) -> type:
-    """Return the class whose call takes inputs of these names over the components of `cls`.
-
-    That is `cls`, or the class that diffusers' AutoPipelineForInpainting (with a mask_image) or
-    AutoPipelineForImage2Image finds for it. Raises ValueError for names that neither takes, and for
-    an image that its call needs and that is not among them.
-    """
-    names, found = set(names), cls
-    if not names <= set(arguments(cls)):
-        other = _counterpart(cls, "mask_image" in names)
-        found = other if other is not None and names <= set(arguments(other)) else cls
-    check_names(found, names)
-    if found is not cls or "Inpaint" in cls.__name__:
-        for name in ("image", "mask_image", "control_image"):
-            if name in arguments(found) and name not in names:
-                raise ValueError(f"{found.__name__} needs the input {name!r}: give it in inputs.")
-    return found
-
-
-def _counterpart(cls: type, masked: bool) -> type | None:
-    """Class of the same family in diffusers' table of inpainting or image to image, if any."""
-    from diffusers.pipelines import auto_pipeline
-
-    target: Mapping[Any, type] = auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING
-    if masked:
-        target = auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING
-    tables = (
-        auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
-        auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
-        auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING,
-    )
-    families = (name for table in tables for name, one in table.items() if one is cls)
-    return next((target[name] for name in families if name in target), None)
-
-
-def with_class(pipe: Any, cls: type) -> Any:
-    """Return a pipeline of another class over the components and the state of `pipe`.
-
-    Unlike `from_pipe`, it converts no component to another data type.
-    """
-    given = {**pipe.config, **pipe.components}
-    wanted = inspect.signature(cls).parameters
-    made = cls(**{name: value for name, value in given.items() if name in wanted})
-    vars(made).update((k, value) for k, value in vars(pipe).items() if k not in vars(made))
-    return made
-
-
 def takes_images(name: str) -> bool:
     """Return True for the name of an argument that takes images."""
     named = "image" in name or name in ("video", "mask")

@@ -21,8 +21,10 @@ from typing import Any
 from sampler.bundled import BUNDLED, BUNDLED_FLOW, BUNDLED_PARTS, FOLDER
 from sampler.config.model import ModelConfig, changed
 from sampler.core.errors import UsageError
+from sampler.models.controlnet import controlnet_name, controlnet_paths
 from sampler.models.folder import native_size
-from sampler.models.lora_files import lora_file, parse_lora
+from sampler.models.ip_adapter import IP_ADAPTER, ip_adapter_files
+from sampler.models.lora_files import lora_file, lora_pairs, parse_lora
 from sampler.models.source import ModelSource, component_files, find_source
 from sampler.models.student_files import student_digest
 from sampler.runs.jobs import Model
@@ -85,6 +87,15 @@ def _options(model: ModelConfig, source: ModelSource, fast: bool) -> dict[str, A
         cache = _Cache()
         found["lora"] = [[cache.hash(lora_file(Path(path).expanduser()), False), weight]
                          for path, weight in map(parse_lora, model.lora)]  # fmt: skip
+    for folder in controlnet_paths(model.controlnet):
+        controlnet_name(folder)
+        named = [(path.name, path) for path in component_files(folder)]
+        found.setdefault("controlnet", []).append(_hashed(named, fast))
+    for path, weight in lora_pairs(model.ip_adapter, IP_ADAPTER):
+        files = ip_adapter_files(path)
+        encoder = component_files(files.encoder, "transformers")
+        named = [("weights", files.weights), *((path.name, path) for path in encoder)]
+        found.setdefault("ip_adapter", []).append([_hashed(named, fast), weight])
     if model.student is not None:
         found["student"] = student_digest(model.student)
     return found

@@ -31,8 +31,8 @@ class Planner:
 
     dedupe: equal jobs are generated once. on_skip: receives the error of an invalid line, which is
     then left out; None raises it. keep_extra: record unknown columns as `meta_NAME`.
-    check_inputs(names): True if a call with these inputs takes a size; raises ValueError for inputs
-    that the pipeline does not take.
+    default_size(inputs): (height, width) of a call with these inputs, None where it takes none;
+    raises ValueError for inputs that the pipeline does not take.
 
     unexpanded: number of lines with template syntax that stays text; extra: columns that were kept;
     drawn: random number of the run, None if no seed needs one.
@@ -49,14 +49,14 @@ class Planner:
         wildcards: Wildcards | None = None,
         on_skip: Callable[[SamplerError], None] | None = None,
         keep_extra: bool = False,
-        check_inputs: Callable[[Iterable[str]], bool] | None = None,
+        default_size: Callable[[Mapping[str, Any]], tuple[int, int] | None] | None = None,
     ) -> None:
         self.plan = Plan(batch_size, dedupe)
         self.model = model
         self._defaults = defaults
         self._expand, self._wildcards = expand, wildcards or Wildcards()
         self._on_skip = on_skip
-        self._check_inputs = check_inputs
+        self._default_size = default_size
         self._groups: dict[str, int] = {}
         self._resolved: dict[Any, int] = {}
         self._keys: list[Keys] = []
@@ -106,11 +106,10 @@ class Planner:
         return self._resolved[given]
 
     def _native(self, line: PromptLine) -> tuple[int, int] | None:
-        """Return the default size of the model, None where the inputs of a line decide the size."""
-        names = {*self._defaults.settings.inputs, *line.inputs}
-        if names and self._check_inputs is not None and not self._check_inputs(names):
-            return None
-        return self.model.native
+        """Return the default size of a line, None where the pipeline decides it."""
+        if self._default_size is None:
+            return self.model.native
+        return self._default_size({**self._defaults.settings.inputs, **line.inputs})
 
     def _add_group(self, settings: JobSettings) -> int:
         text = canonical(asdict(settings))

@@ -16,7 +16,8 @@ from sampler.models.lora_files import parse_lora
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import JobSettings
 
-MODEL_PATHS = ("path", "config", "vae", "student", "weak")  # and lora, a list of PATH[:WEIGHT]
+MODEL_PATHS = ("path", "config", "vae", "student", "weak")  # and controlnet, a list
+WEIGHTED_PATHS = ("lora", "ip_adapter")  # lists of PATH[:WEIGHT]
 _CALIBRATED = "calibrated:"
 
 
@@ -58,8 +59,10 @@ def _with_paths(model: ModelConfig, move: Callable[[str], str]) -> ModelConfig:
         for name in MODEL_PATHS
         if (value := getattr(model, name)) is not None and value not in BUNDLED_PARTS
     }
-    pairs = [(move(path), weight) for path, weight in map(parse_lora, model.lora)]
-    return replace(model, **found, lora=tuple(f"{path}:{weight!r}" for path, weight in pairs))
+    for name in WEIGHTED_PATHS:
+        pairs = [(move(path), weight) for path, weight in map(parse_lora, getattr(model, name))]
+        found[name] = tuple(f"{path}:{weight!r}" for path, weight in pairs)
+    return replace(model, **found, controlnet=tuple(map(move, model.controlnet)))
 
 
 def groups_again(run: RunFolder) -> list[JobSettings]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from sampler.bundled import BUNDLED_PARTS
 from sampler.config.schema import STRATEGIES, Config, OutputConfig
 from sampler.core.errors import UsageError
+from sampler.core.inputs import size_of
+from sampler.models.controlnet import class_with, controlnet_paths
 from sampler.models.folder import default_strategies
 from sampler.models.source import find_source
 from sampler.runs import fingerprint, tables
@@ -133,19 +136,40 @@ class Source:
             expand=prompts.expand,
             wildcards=Wildcards(Path(prompts.wildcards) if prompts.wildcards else None),
             keep_extra=prompts.extra_columns == "keep",
-            check_inputs=self._check_inputs,
+            default_size=partial(self._default_size, model, cache(self._call_class)),
             on_skip=(lambda error: self.skipped.append(str(error))) if skip else None,
         )
 
-    def _check_inputs(self, names: Iterable[str]) -> bool:
-        """Return True if the call that takes the inputs takes a size, without loading the model.
-
-        Raises ValueError for inputs that no class for the model takes.
-        """
-        from sampler.pipelines.call_arguments import arguments, class_named, serving_class
+    def _call_class(self) -> type | None:
+        """Class of the pipeline, with its ControlNets; None for one unknown to diffusers."""
+        from sampler.pipelines.call_arguments import class_named
 
         cls = class_named(fingerprint.pipeline_of(self.config.model))
-        return cls is None or "height" in arguments(serving_class(cls, names))
+        folders = controlnet_paths(self.config.model.controlnet)
+        return class_with(cls, folders) if cls is not None and folders else cls
+
+    def _default_size(
+        self, model: Model, call_class: Callable[[], type | None], inputs: Mapping[str, Any]
+    ) -> tuple[int, int] | None:
+        """Return (height, width) of a call with these inputs, without loading the model.
+
+        That of the image to inpaint or of the control image, as multiples of 8, or the model's;
+        None where the call takes no size. Raises ValueError for inputs that no class for the model
+        takes, and for those that it needs.
+        """
+        section = self.config.model
+        if not (inputs or section.controlnet or section.ip_adapter):
+            return model.native
+        from sampler.pipelines.call_arguments import arguments
+        from sampler.pipelines.serving import check_ip_inputs, serving_class, sized_by
+
+        check_ip_inputs(inputs, bool(section.ip_adapter))
+        cls = call_class()
+        if cls is None:
+            return model.native
+        if "height" not in arguments(serving_class(cls, inputs)):
+            return None
+        return size_of(inputs.get(sized_by(cls, inputs) or "")) or model.native
 
     def _spec(self, kind: str) -> Any:
         """Strategy of the run: as given, or the model's default with the given fields."""

@@ -25,13 +25,19 @@ from sampler.core.inputs import opened, planned
 from sampler.core.locks import exclusive
 from sampler.core.spacings import count_of
 from sampler.engine import Engine
+from sampler.models.ip_adapter import has_ip_adapter
 from sampler.pipelines.call_arguments import (
     arguments,
     check_names,
     default_of,
     required,
-    serving_class,
     takes_images,
+)
+from sampler.pipelines.serving import (
+    check_ip_inputs,
+    own_names,
+    serving_class,
+    sized_by,
     with_class,
 )
 from sampler.registry.constraints import as_int
@@ -93,6 +99,8 @@ class HostedEngine(Engine):
         Raises ValueError for names that no class takes.
         """
         pipe = self.pipeline.pipe
+        inputs = [*inputs]
+        check_ip_inputs(inputs, has_ip_adapter(pipe))
         cls = serving_class(type(pipe), inputs)
         if cls is type(pipe):
             return self
@@ -147,6 +155,7 @@ class HostedEngine(Engine):
             if twice := [name for name in ("image", "strength") if name in given]:
                 raise ValueError(f"{twice[0]} is given twice; leave it out of inputs.")
             given |= {"image": image, "strength": strength}
+        given = own_names(type(self.pipeline.pipe), given)
         engine = self.serving(given)
         jobs = expand(prompts, negative, seeds, n, self.pipeline.takes_classes)
         per_job = engine.inputs_of(given, len(jobs) // n, n)
@@ -214,9 +223,25 @@ class HostedEngine(Engine):
         for name, value in given.items():
             plain = planned(name, value)
             one_each = isinstance(plain, list) and len(plain) == prompts
+            if one_each and prompts > 1 and self._several(name) == prompts:
+                if not isinstance(plain[0], list):
+                    raise ValueError(
+                        f"inputs: {name!r} has {prompts} values for {prompts} prompts and as many "
+                        "adapters; give a list with one list per prompt."
+                    )
             for k, own in enumerate(found):
                 own[name] = plain[k] if one_each else plain
         return [own for own in found for _ in range(n)]
+
+    def _several(self, name: str) -> int:
+        """Number of ControlNets or IP-Adapters that an input has one value each for."""
+        pipe = self.pipeline.pipe
+        if name.startswith("ip_adapter"):
+            layers = getattr(getattr(pipe, "unet", None), "encoder_hid_proj", None)
+            return len(getattr(layers, "image_projection_layers", ()))
+        if name.startswith("control") or name == sized_by(type(pipe), [name]):
+            return len(getattr(getattr(pipe, "controlnet", None), "nets", ()))
+        return 0
 
     def check(self, shared: StockCall, jobs: Sequence[Sample]) -> None:
         """Raise ValueError for what every call would fail on, before the first one."""
@@ -251,11 +276,12 @@ class HostedEngine(Engine):
         on_step: Callable[[Snapshot], None],
     ) -> tuple[list[Any], list[int]]:
         """Call the pipeline on the jobs of a batch; neighbours without a negative prompt apart."""
-        engine = self.serving(settings.inputs)
+        inputs = own_names(type(self.pipeline.pipe), settings.inputs)
+        engine = self.serving(inputs)
         images: list[Any] = []
         nfe: list[int] = []
         for _, part in itertools.groupby(jobs, lambda job: bool(job.negative)):
-            made, counted = engine.call([*part], _shared(settings, rule), settings.inputs, on_step)
+            made, counted = engine.call([*part], _shared(settings, rule), inputs, on_step)
             images, nfe = images + made, nfe + counted
         return images, nfe
 

@@ -12,6 +12,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from tests import tiny
 
@@ -58,3 +60,30 @@ def pix2pix():
 @tiny.seeded
 def pag():
     return StableDiffusionPAGPipeline(**_parts(), pag_applied_layers=["mid"])
+
+
+def save_controlnet(folder, seed=0):
+    """A ControlNet over the network of `tiny.sd`, as a folder."""
+    controlnet(seed=seed).controlnet.save_pretrained(folder)
+
+
+def save_ip_adapter(folder, seed=0):
+    """An IP-Adapter of the network of `tiny.sd` and its image encoder, in the published layout."""
+    torch.manual_seed(seed)
+    unet, width = tiny.sd().unet, 12
+    cross = unet.config.cross_attention_dim
+    encoder = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        image_size=32, patch_size=16, projection_dim=width,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(encoder).save_pretrained(folder / "image_encoder")
+    tensors = {"image_proj.proj.weight": torch.randn(4 * cross, width)}
+    tensors |= {f"image_proj.{name}": torch.zeros(size) for name, size in
+                (("proj.bias", 4 * cross), ("norm.bias", cross))}  # fmt: skip
+    tensors["image_proj.norm.weight"] = torch.ones(cross)
+    names = [name for name in unet.attn_processors if not name.endswith("attn1.processor")]
+    for k, name in enumerate(names):
+        shape = unet.get_submodule(name.removesuffix(".processor")).to_k.weight.shape
+        for part in "kv":
+            tensors[f"ip_adapter.{2 * k + 1}.to_{part}_ip.weight"] = torch.randn(shape)
+    save_file(tensors, folder / "ip-adapter.safetensors")

@@ -31,6 +31,7 @@ from sampler.runs.lines import COLUMNS
 from sampler.runs.source import Source
 from sampler.workers.in_memory import model_in_memory
 from tests import tiny
+from tests.guidance import stock_hosted
 from tests.pipelines import test_lora_files as loras
 from tests.pipelines.test_complete_models import NAMES, folders, model  # noqa: F401
 from tests.runs import test_identity as identity
@@ -93,6 +94,8 @@ GIVEN_WITH = {
     "model.config": ({}, "{files}/model"),
     "model.revision": ({}, "main"),
     "model.variant": ({}, "fp16"),
+    "model.controlnet": ({"inputs": {"control_image": "{files}/a.png"}}, ["{files}/canny"]),
+    "model.ip_adapter": ({"inputs": {"ip_adapter_image": "{files}/a.png"}}, ["{files}/face"]),
 }
 
 
@@ -103,6 +106,10 @@ def given(files):  # noqa: F811
     (files / "extra.csv").write_text("prompt,mood\na fox,calm\n")
     (files / "words" / "x.txt").write_text("a fox\n")
     tiny.sd(seed=5).save_pretrained(files / "other")
+    stock_hosted.picture().save(files / "a.png")
+    stock_hosted.save_controlnet(files / "canny")
+    (files / "face").mkdir()
+    stock_hosted.save_ip_adapter(files / "face")
     return files
 
 

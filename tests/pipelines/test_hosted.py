@@ -262,7 +262,9 @@ def test_inputs_choose_the_class_of_the_call():
     engine: Any = sampler.load(pipe).as_hosted()
     start = engine.serving(["image"])
     masked = engine.serving(["image", "mask_image", "strength"])
-    assert engine.serving(["ip_adapter_image"]) is engine
+    assert engine.serving(["clip_skip"]) is engine
+    with pytest.raises(ValueError, match="'ip_adapter_image' needs an IP-Adapter"):
+        engine.serving(["ip_adapter_image"])
     assert [type(one.pipeline.pipe).__name__ for one in (start, masked)] == [
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",

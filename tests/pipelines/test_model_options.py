@@ -19,7 +19,8 @@ from tests import tiny
 FIELDS = [f.name for f in fields(ModelConfig)]
 OTHER = {  # a value of every field that is not its default
     "path": "m", "config": "c", "revision": "r", "variant": "fp16", "vae": "v",
-    "lora": ("a", "b:2"), "student": "s", "weak": "w", "dtype": "float16", "device": "cpu",
+    "lora": ("a", "b:2"), "controlnet": ("a", "b"), "ip_adapter": ("a", "b:2"),
+    "student": "s", "weak": "w", "dtype": "float16", "device": "cpu",
     "attention": "native", "offload": "model", "vae_tiling": True, "vae_slicing": True,
     "prompt_weights": True, "compile": True, "grid": "karras", "drop_encoders": True,
 }  # fmt: skip

@@ -93,6 +93,8 @@ FIELDS = {
     "model.variant": ("fp16", BOTH),
     "model.vae": ("vae", BOTH),
     "model.lora": (["one"], BOTH),
+    "model.controlnet": (["canny"], BOTH),  # both of them: tests/runs/test_adapters.py
+    "model.ip_adapter": (["face"], BOTH),
     "model.student": ("bundled", BOTH),
     "model.weak": ("weak", BOTH),
     "model.dtype": ("bfloat16", BOTH),
@@ -156,7 +158,8 @@ def test_the_table_of_model_options_says_the_same():
 
 
 CHANGED = [k for k in FIELDS if k not in ("model.student", "model.revision", "model.compile",
-                                          "model.config", "model.weak", "inputs")]  # fmt: skip
+                                          "model.config", "model.weak", "model.controlnet",
+                                          "model.ip_adapter", "inputs")]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHANGED)

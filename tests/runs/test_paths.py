@@ -9,7 +9,7 @@ import pytest
 from sampler.bundled import FOLDER
 from sampler.cli import main
 from sampler.config.model import ModelConfig
-from sampler.runs.relocation import MODEL_PATHS
+from sampler.runs.relocation import MODEL_PATHS, WEIGHTED_PATHS
 
 LINE = ("generate", "a fox", "a dog", "--seed", "1", "--steps", "2", "--batch-size", "1")
 
@@ -167,4 +167,4 @@ def test_every_file_of_a_model_is_looked_for():
     from dataclasses import fields
 
     files = {f.name for f in fields(ModelConfig) if f.metadata["identity"] == "files"}
-    assert files - {"revision", "variant"} == {*MODEL_PATHS, "lora"}
+    assert files - {"revision", "variant"} == {*MODEL_PATHS, *WEIGHTED_PATHS, "controlnet"}
