@@ -7,8 +7,9 @@ take whole micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -36,7 +37,15 @@ class Collected:
     nfe: int
 
 
+class Part(Protocol):
+    """A micro-batch; `rows` are the numbers of what its loss counts."""
+
+    @property
+    def rows(self) -> Sequence[int]: ...
+
+
 C = TypeVar("C", bound=Collected)
+P = TypeVar("P", bound=Part)
 
 
 class Method(Protocol, Generic[C]):
@@ -63,34 +72,80 @@ class Method(Protocol, Generic[C]):
     def after(self, state: Any) -> None: ...
 
 
+@dataclass(frozen=True)
+class Round(Generic[C]):
+    """Images of a batch.
+
+    steps: micro-batches, by optimiser step; rewards: of all samples in the order of their numbers.
+    """
+
+    steps: list[list[C]]
+    rewards: list[float]
+    metrics: dict[str, Any]
+
+
 def online_updates(method: Method[Any], batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
     """Collect and score a batch, then yield the losses of its optimiser steps."""
-    session = method.session
-    share = -(-len(batch.rows) // method.steps)
-    steps = [micro_batches(rows, session.micro) for rows in micro_batches(batch.rows, share)]
-    with torch.no_grad():
-        collected = [[method.collect(batch, rows) for rows in step] for step in steps]
-    everything = [part for step in collected for part in step]
+    found = collected(method.session, batch, method.steps, partial(method.collect, batch))
+    weights, state = method.weigh(batch, found.rewards, state)
+
+    def losses(part: Any) -> Iterator[tuple[Tensor | None, dict[str, Any]]]:
+        return method.losses(batch, part, weights)
+
+    yield from step_losses(batch, method.passes, found.steps, losses, found.metrics, state)
+    method.after(state)
+
+
+@torch.no_grad()
+def collected(
+    session: Session, batch: Batch, steps: int, collect: Callable[[list[int]], C]
+) -> Round[C]:
+    """Collect the samples of this process, cut for a number of optimiser steps."""
+    found = [[collect(rows) for rows in step] for step in cut(batch.rows, steps, session.micro)]
+    everything = [part for step in found for part in step]
     reward = torch.cat([part.reward for part in everything])
-    weights, state = method.weigh(batch, gather_rewards(session, reward), state)
     metrics: dict[str, Any] = {"reward": reward, "nfe": sum(part.nfe for part in everything)}
     for name in everything[0].parts:
         metrics[f"reward_{name}"] = torch.cat([part.parts[name] for part in everything])
-    for number in range(method.passes):
-        order = list(collected)
+    return Round(found, gather_rows(session, reward.double()).tolist(), metrics)
+
+
+def sampled(session: Session, batch: Batch, rows: Sequence[int]) -> Collected:
+    """Sample some images of a batch and score them."""
+    run = session.begin(batch, rows)
+    x0, last = session.engine.run_to_end(*run)
+    reward, parts = session.score(session.decoder("hard")(x0), [batch.prompts[row] for row in rows])
+    return Collected(rows=list(rows), run=run, x0=x0, reward=reward, parts=parts, nfe=sum(last.nfe))
+
+
+def cut(rows: Sequence[int], steps: int, micro: int) -> list[list[list[int]]]:
+    """Cut rows into micro-batches for each of a number of optimiser steps."""
+    return [micro_batches(part, micro) for part in micro_batches(rows, -(-len(rows) // steps))]
+
+
+def step_losses(
+    batch: Batch,
+    passes: int,
+    steps: Sequence[Sequence[P]],
+    losses: Callable[[P], Iterator[tuple[Tensor | None, dict[str, Any]]]],
+    metrics: dict[str, Any],
+    state: Any,
+) -> Iterator[MicroBatchLoss]:
+    """Yield the losses of passes over the steps of a batch, each pass in an order of its own."""
+    for number in range(passes):
+        order = list(steps)
         batch.random(f"pass {number}").shuffle(order)
         for step in order:
             count = sum(len(part.rows) for part in step) * batch.world
             for part in step:
-                for loss, found in method.losses(batch, part, weights):
+                for loss, found in losses(part):
                     yield MicroBatchLoss(None if loss is None else loss.sum() / count, found)
             yield MicroBatchLoss(None, metrics, step=True, state=state)
             metrics = {}
-    method.after(state)
 
 
-def gather_rewards(session: Session, values: Tensor) -> list[float]:
-    """Return the values of all samples in the order of their numbers."""
-    every = session.gather(values.detach().double())
+def gather_rows(session: Session, values: Tensor) -> Tensor:
+    """Return the values [n, ...] of all samples in the order of their numbers."""
+    every = session.gather(values.detach())
     world = len(every) // len(values)
-    return every.view(world, -1).T.flatten().tolist()
+    return every.unflatten(0, (world, len(values))).transpose(0, 1).flatten(0, 1)

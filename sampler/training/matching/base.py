@@ -37,25 +37,19 @@ class Matched:
 
 
 @dataclass(frozen=True)
-class MatchingBase(TrainerBase):
-    """Base of `nft` and `awm`; its fields are described there."""
+class ForwardBase(TrainerBase):
+    """Base of `nft`, `awm` and `dpo`; its fields are described there."""
 
-    group_size: Annotated[int, Ge(2), DocInfo("advantages are those within a group")] = 8
-    std: Literal["batch", "group", "none"] = "batch"
-    max_advantage: Positive = 5.0
+    group_size: Annotated[int, Ge(2), DocInfo("images of a prompt are compared")] = 8
     times: Count = 4
     law: Law = "grid"
     shift: Positive = 1.0
     low: Fraction = 0.0
     high: Fraction = 1.0
-    memory: Literal["on_policy", "slow", "fast"] = "on_policy"
-    kl: Annotated[float, Ge(0), DocInfo("0 is off")] = 1e-4
     minibatches: Count = 1
     passes: Count = 1
     train_rule: Literal["cond", "sampling"] = "cond"
     few_step: bool = False
-
-    averages: ClassVar[tuple[str, ...]] = ("old",)
 
     def __post_init__(self) -> None:
         if self.low >= self.high:
@@ -64,9 +58,6 @@ class MatchingBase(TrainerBase):
     @property
     def images_per_prompt(self) -> int:
         return self.group_size
-
-    def start(self) -> Any:
-        return {"steps": 0}
 
     def check(self, session: Session) -> None:
         """Raise ValueError for a few-step model, and for a range without levels."""
@@ -79,6 +70,21 @@ class MatchingBase(TrainerBase):
             )
         if self.law == "grid":
             grid_levels(session, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class MatchingBase(ForwardBase):
+    """Base of `nft` and `awm`: advantages within a group, under old weights that sample."""
+
+    std: Literal["batch", "group", "none"] = "batch"
+    max_advantage: Positive = 5.0
+    memory: Literal["on_policy", "slow", "fast"] = "on_policy"
+    kl: Annotated[float, Ge(0), DocInfo("0 is off")] = 1e-4
+
+    averages: ClassVar[tuple[str, ...]] = ("old",)
+
+    def start(self) -> Any:
+        return {"steps": 0}
 
     def loss(self, matched: Matched, advantage: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each sample [B] at one level, and the same at the old weights."""

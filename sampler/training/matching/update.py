@@ -18,9 +18,9 @@ from sampler.training.averages import Average
 from sampler.training.batches import Batch
 from sampler.training.matching.base import Matched, MatchingBase
 from sampler.training.matching.levels import flow_sigma, matching_levels
-from sampler.training.online import Collected
+from sampler.training.online import Collected, sampled
 from sampler.training.session import Session
-from sampler.types import Level, Prediction, Snapshot, Span
+from sampler.types import Cond, Guidance, Level, Prediction, Snapshot, Span
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,8 @@ class Matching:
         return self.session.trainable.averages["old"]
 
     def collect(self, batch: Batch, rows: Sequence[int]) -> Collected:
-        session, run = self.session, self.session.begin(batch, rows)
         with self.old.in_place():
-            x0, last = session.engine.run_to_end(*run)
-        images = session.decoder("hard")(x0)
-        reward, parts = session.score(images, [batch.prompts[row] for row in rows])
-        return Collected(
-            rows=list(rows), run=run, x0=x0, reward=reward, parts=parts, nfe=sum(last.nfe)
-        )
+            return sampled(self.session, batch, rows)
 
     def weigh(self, batch: Batch, rewards: list[float], state: Any) -> tuple[Tensor, Any]:
         advantages = group_advantages(batch.prompts, rewards, std=self.trainer.std)
@@ -132,13 +126,26 @@ class Matching:
             return _detached(self._predict(collected, x, level))
 
     def _predict(self, collected: Collected, x: Tensor, level: Level) -> Prediction:
-        """Predict at a level by the training's rule, every sample as at the first step of a run."""
-        run, span = collected.run, Span(0, level, level)
-        guided = self.trainer.train_rule == "sampling"
-        rule = run.rule if guided else registry.build("guidance", "none")
-        zeros = (0,) * len(x)
-        start = Snapshot(0, x, (), rule.start(run.cond), run.snapshot.seeds, zeros)
-        return self.session.engine.predict(start, span, run.cond, rule)[0]
+        run = collected.run
+        rule = run.rule if self.trainer.train_rule == "sampling" else None
+        return predict_at(self.session, run.cond, run.snapshot.seeds, x, level, rule)
+
+
+def predict_at(
+    session: Session,
+    cond: Cond,
+    seeds: tuple[int, ...],
+    x: Tensor,
+    level: Level,
+    rule: Guidance | None = None,
+) -> Prediction:
+    """Predict at a level by a rule, every sample as at the first step of a run.
+
+    Without a rule only the conditional branch is evaluated.
+    """
+    asked = rule or registry.build("guidance", "none")
+    start = Snapshot(0, x, (), asked.start(cond), seeds, (0,) * len(x))
+    return session.engine.predict(start, Span(0, level, level), cond, asked)[0]
 
 
 def _detached(pred: Prediction) -> Prediction:
