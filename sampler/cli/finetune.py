@@ -87,13 +87,13 @@ def command(
 
 
 def _texts(recipe: Recipe) -> list[str]:
-    from sampler.core.errors import UsageError
+    """The prompts of a configuration, after a check that there are some to train on."""
+    from sampler import registry
     from sampler.training.prompts import read_prompts
 
     given = [recipe.prompts.texts, recipe.prompts.file]
     found = [text for prompts in given if prompts for text in read_prompts(prompts)]
-    if not found:
-        raise UsageError("No prompts: give --prompts FILE, or prompts in the configuration.")
+    registry.build("trainer", recipe.trainer).prompts(found)
     return found
 
 
@@ -107,12 +107,12 @@ def _print_plan(recipe: Recipe, texts: list[str], report: Report) -> None:
         "updates": settings.updates,
         "images": settings.updates * settings.batch,
         "steps": steps,
-        "prompts": len(texts),
+        "prompts": len(trainer.prompts(texts)),
     }
     report.event("plan", trainer=trainer.name, **facts)
     report.result(
         f"{trainer.name}: {facts['updates']} updates of {settings.batch} images, {steps} steps "
-        f"each, {len(texts)} prompts, into {recipe.output.dir}"
+        f"each, {facts['prompts']} prompts, into {recipe.output.dir}"
     )
 
 

@@ -2,8 +2,9 @@
 
 from sampler.training.alignprop.trainer import AlignProp
 from sampler.training.f_distill.trainer import FDistill
+from sampler.training.matching.dpo import DPO
 from sampler.training.matching.trainers import AWM, NFT
 from sampler.training.policy.grpo import GRPO
 from sampler.training.policy.trainers import DDPO, RLCM
 
-__all__ = ["AWM", "DDPO", "GRPO", "NFT", "RLCM", "AlignProp", "FDistill"]
+__all__ = ["AWM", "DDPO", "DPO", "GRPO", "NFT", "RLCM", "AlignProp", "FDistill"]

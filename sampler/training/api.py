@@ -36,7 +36,7 @@ def finetune(
     trainer, reward: a name, a mapping or an instance; the reward also a function (images, prompts)
         -> scores, or "module:function" with allow_python.
     prompts: texts, mappings {"prompt": text, "meta_...": value}, or a prompt file. Rewards get the
-        metadata, without "meta_" (`sampler.rewards.base`).
+        metadata, without "meta_" (`sampler.rewards.base`). A trainer on data has its own.
     out: the run folder; the LoRA is written to out/lora.
     updates: number of batches to learn from (20).
     settings: `sampler.training.settings.Settings` or a mapping of its fields.
@@ -62,7 +62,7 @@ def finetune(
     if reward is None and method.needs_reward:
         raise ValueError(f"Trainer {method.name!r} needs a reward.")
     scorer = None if reward is None else reward_from(reward, allow_python)
-    texts = read_prompts(prompts)
+    texts = method.prompts(read_prompts(prompts))
     chosen = settings_from(settings)
     chosen = chosen if updates is None else replace(chosen, updates=updates)
     if scorer is None and (chosen.stop_reward, chosen.patience) != (None, None):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sampler.core.errors import UsageError
 from sampler.training.batches import derived
 from sampler.training.settings import Defaults, Settings
 
@@ -42,14 +43,12 @@ class MicroBatchLoss:
 class TrainerBase:
     """Defaults of a trainer; a strategy is a frozen dataclass that overrides what differs.
 
-    needs_reward: whether a run without a reward is refused. averages: names of averages of the
-    LoRA that the trainer keeps.
+    averages: names of averages of the LoRA that the trainer keeps.
     """
 
     name: ClassVar[str] = ""
     reference: ClassVar[str] = ""
     defaults: ClassVar[Defaults]
-    needs_reward: ClassVar[bool] = True
     averages: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -58,9 +57,20 @@ class TrainerBase:
         return False
 
     @property
+    def needs_reward(self) -> bool:
+        """True where a run without a reward is refused."""
+        return True
+
+    @property
     def images_per_prompt(self) -> int:
         """Number of images of each prompt in a batch."""
         return 1
+
+    def prompts(self, given: list[str]) -> list[str]:
+        """Return the prompts to train on; `given` are those of the run. UsageError for none."""
+        if not given:
+            raise UsageError("No prompts: give a list of texts, or a prompt file (--prompts FILE).")
+        return given
 
     def for_dry_run(self, prompts: int) -> TrainerBase:
         """Return the trainer of a dry run: one update on this number of prompts."""

@@ -16,8 +16,7 @@ from sampler.runs.tables import RawLine, read_table
 def read_prompts(prompts: str | Path | Sequence[str | Mapping[str, Any]]) -> list[str]:
     """Return prompts of a prompt file, or given as texts or as mappings like rows of a file.
 
-    `meta_*` columns become the metadata of a `Prompt`. Raises UsageError for another column, and
-    ValueError for no prompt.
+    `meta_*` columns become the metadata of a `Prompt`. Raises UsageError for another column.
     """
     found: list[str] = []
     for raw in _rows(prompts):
@@ -36,8 +35,6 @@ def read_prompts(prompts: str | Path | Sequence[str | Mapping[str, Any]]) -> lis
         if raw.text:
             metadata = {key: scalar(value) for key, value in metadata.items()}
         found.append(Prompt(line.prompt, metadata) if metadata else line.prompt)
-    if not found:
-        raise ValueError("No prompts: give a list of texts, or a prompt file.")
     return found
 
 

@@ -188,10 +188,10 @@ def flat_moment(out):
     return torch.cat([found.optimizer[k].flatten() for k in keys])
 
 
-@pytest.mark.parametrize("trainer", ["alignprop", "ddpo", "nft", "awm", "grpo"])
+@pytest.mark.parametrize("trainer", ["alignprop", "ddpo", "nft", "awm", "grpo", "dpo"])
 def test_micro_batches_do_not_change_the_gradient(engine, tmp_path, trainer):
     grads = []
-    batch = 6 if trainer in ("nft", "awm", "grpo") else 5
+    batch = 6 if trainer in ("nft", "awm", "grpo", "dpo") else 5
     for micro in (batch, 4, 1):  # the last micro-batch of 4 is short
         out = tmp_path / str(micro)
         spec = {**world.TRAINERS[trainer]}
@@ -228,7 +228,7 @@ def test_minibatches_are_steps_on_a_part_of_the_batch(engine, tmp_path):
 
 
 @pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl, tiny.pixart])
-@pytest.mark.parametrize("trainer", ["alignprop", "ddpo", "rlcm", "nft", "awm", "grpo"])
+@pytest.mark.parametrize("trainer", ["alignprop", "ddpo", "rlcm", "nft", "awm", "grpo", "dpo"])
 def test_pipelines(tmp_path, build, trainer):
     report = world.tune(world.engine(build), tmp_path, trainer, updates=1)
     assert report.log[0]["grad_norm"] > 0

@@ -29,11 +29,11 @@ GROUP = {
     "clip_range": POSITIVE, "threshold": POSITIVE, "max_advantage": POSITIVE,
     "group_size": ([2], [1]), "minibatches": COUNT, "passes": COUNT, "kl_beta": NONNEGATIVE,
 }  # fmt: skip
-MATCHING = {
-    "group_size": ([2], [1]), "max_advantage": POSITIVE, "times": COUNT, "shift": POSITIVE,
-    "low": ([0, 0.5], [-TINY, 1 + TINY]), "high": ([0.5, 1], [0, 1 + TINY]), "kl": NONNEGATIVE,
-    "minibatches": COUNT, "passes": COUNT,
+FORWARD = {
+    "group_size": ([2], [1]), "times": COUNT, "shift": POSITIVE, "minibatches": COUNT,
+    "low": ([0, 0.5], [-TINY, 1 + TINY]), "high": ([0.5, 1], [0, 1 + TINY]), "passes": COUNT,
 }  # fmt: skip
+MATCHING = {**FORWARD, "max_advantage": POSITIVE, "kl": NONNEGATIVE}
 TRAINERS = {
     "nft": {**MATCHING, "beta": POSITIVE},
     "awm": {**MATCHING, "power": POSITIVE, "clip_range": POSITIVE},
@@ -42,6 +42,7 @@ TRAINERS = {
         "std": POSITIVE, "value": ([-1e9, 1e9], ["1"]), "loss_scale": POSITIVE, "lv": ([0], [-1]),
         "anchor": NONNEGATIVE,
     },
+    "dpo": {**FORWARD, "beta": POSITIVE, "anchor": NONNEGATIVE},
     "grpo": GROUP,
     "ddpo": POLICY,
     "rlcm": {**POLICY, "explore_std": POSITIVE},

@@ -16,6 +16,7 @@ TRAINERS = {
     "ddpo": {"name": "ddpo", "min_count": 2, "buffer": 4},
     "nft": {"name": "nft", "group_size": 2, "times": 2, "memory": "slow"},
     "awm": {"name": "awm", "group_size": 2, "times": 2, "passes": 2},
+    "dpo": {"name": "dpo", "group_size": 2, "times": 2},
     "grpo": {"name": "grpo", "group_size": 2, "passes": 2, "window": {"size": 1}},
     "rlcm": {"name": "rlcm", "min_count": 2, "buffer": 4, "clip_range": 0.01, "passes": 2},
 }

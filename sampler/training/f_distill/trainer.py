@@ -104,7 +104,6 @@ class FDistill(TrainerBase):
     law: Any = "uniform"
     features: tuple[str, ...] = ()
 
-    needs_reward: ClassVar[bool] = False
     reference: ClassVar[str] = (
         "One-step Diffusion Models with f-Divergence Distribution Matching (Xu et al., 2025), "
         "arXiv:2502.15681; DMD2: Improved Distribution Matching Distillation (Yin et al., 2024), "
@@ -135,6 +134,10 @@ class FDistill(TrainerBase):
     @property
     def scheduled(self) -> bool:
         return self.law.scheduled
+
+    @property
+    def needs_reward(self) -> bool:
+        return False
 
     @property
     def needs_samples(self) -> bool:

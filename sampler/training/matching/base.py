@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import DocInfo, Ge
 
+from sampler.core.errors import UsageError
 from sampler.registry.constraints import Count, Fraction, Positive
 from sampler.training.base import TrainerBase
 from sampler.training.matching.levels import Law, grid_levels
@@ -102,3 +103,33 @@ class MatchingBase(ForwardBase):
     def kl_weight(self, sigma: float) -> float:
         """Return the factor of the distance to the base model at a flow level."""
         return self.kl
+
+
+@dataclass(frozen=True)
+class PairBase(ForwardBase):
+    """Base of `dpo`: pairs of images, read from `data` or judged by the reward."""
+
+    beta: Positive = 2000.0
+    anchor: Annotated[float, Ge(0), DocInfo("0 is off")] = 0.0
+    data: str | None = None
+
+    @property
+    def images_per_prompt(self) -> int:
+        return self.group_size if self.data is None else 2
+
+    @property
+    def needs_reward(self) -> bool:
+        return self.data is None
+
+    def prompts(self, given: list[str]) -> list[str]:
+        """Return the prompts of the pairs. Raises UsageError for both prompts and pairs."""
+        from sampler.training.matching.pair_files import read_pairs
+
+        if self.data is None:
+            return super().prompts(given)
+        if given:
+            raise UsageError(
+                f"dpo: the prompts of a run on pairs are those of data = {self.data}; leave out "
+                "prompts."
+            )
+        return read_pairs(self.data)
