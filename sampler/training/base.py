@@ -31,6 +31,7 @@ class MicroBatchLoss:
     step: whether the optimiser steps after this micro-batch.
     state: the trainer's state for the next update; the last one that is not None is kept.
     prefix: the optimiser steps the parameters whose names start with it.
+    lr: factor of the run's learning rate in this step.
     """
 
     loss: Tensor | None
@@ -38,6 +39,7 @@ class MicroBatchLoss:
     step: bool = False
     state: Any = None
     prefix: str = ""
+    lr: float = 1.0
 
 
 class TrainerBase:

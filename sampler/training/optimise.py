@@ -42,10 +42,10 @@ class Optimiser:
         """Return the parameters whose names start with a prefix."""
         return [p for name, p in self.trainable.parameters.items() if name.startswith(prefix)]
 
-    def step(self, prefix: str = "") -> float:
+    def step(self, prefix: str = "", factor: float = 1.0) -> float:
         """Step the parameters of a prefix; return their gradient norm before clipping.
 
-        All gradients are cleared afterwards. Raises NonFinite.
+        factor: of the learning rate. All gradients are cleared afterwards. Raises NonFinite.
         """
         parameters = self.of(prefix)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -61,7 +61,12 @@ class Optimiser:
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad * scale if scale < 1 else grad
         self.stepped = True
+        rates = [group["lr"] for group in self.adam.param_groups]
+        for group, rate in zip(self.adam.param_groups, rates, strict=True):
+            group["lr"] = factor * rate
         self.adam.step()
+        for group, rate in zip(self.adam.param_groups, rates, strict=True):
+            group["lr"] = rate
         self.adam.zero_grad()
         return norm
 
@@ -98,7 +103,7 @@ def run_update(
                     numbers[key] = value
             state = state if part.state is None else part.state
             if part.step:
-                norms.append(optimiser.step(part.prefix))
+                norms.append(optimiser.step(part.prefix, part.lr))
     total = session.gather(torch.tensor([loss], dtype=torch.float64)).sum()
     metrics = {"loss": float(total), "grad_norm": max(norms, default=0.0), **numbers}
     for key, values in samples.items():
