@@ -11,6 +11,7 @@ from sampler.objectives.advantages import gdpo_advantages, group_advantages, opt
 from sampler.objectives.few_step import fake_score_loss, mixed_noise, renoised, student_loss
 from sampler.objectives.matching import direct_align, dpo_loss, matching_log_prob, nft_loss
 from sampler.objectives.policy import clipped_loss, dppo_keep, guarded_log_ratio
+from sampler.objectives.proximal import proximal_gamma, proximal_matching_loss
 from sampler.objectives.schedules import matching_times, old_decay, sde_window
 from sampler.objectives.scoring import geneval_correct, score_questions
 
@@ -30,6 +31,8 @@ __all__ = [
     "nft_loss",
     "old_decay",
     "optimality",
+    "proximal_gamma",
+    "proximal_matching_loss",
     "renoised",
     "score_questions",
     "sde_window",

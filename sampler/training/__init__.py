@@ -6,5 +6,6 @@ from sampler.training.matching.dpo import DPO
 from sampler.training.matching.trainers import AWM, NFT
 from sampler.training.policy.grpo import GRPO
 from sampler.training.policy.trainers import DDPO, RLCM
+from sampler.training.prox_matching import ProxMatching
 
-__all__ = ["AWM", "DDPO", "DPO", "GRPO", "NFT", "RLCM", "AlignProp", "FDistill"]
+__all__ = ["AWM", "DDPO", "DPO", "GRPO", "NFT", "RLCM", "AlignProp", "FDistill", "ProxMatching"]

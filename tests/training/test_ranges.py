@@ -52,6 +52,11 @@ TRAINERS = {
         "low": ([TINY, 1], [0, 1 + TINY]), "high": ([1], [1 - TINY]), "bins": COUNT,
         "memory": DECAY, "times": ([(0, 1)], [(-TINY, 1), (0, 1 + TINY), (0.5, 0.5), (0.5,)]),
     },
+    "prox_matching": {
+        "noise": POSITIVE, "gamma": POSITIVE, "pretraining": FROM_0, "stage": COUNT,
+        "stages": COUNT, "fall": ([0, 1], [-TINY, 1 + TINY]), "hidden": COUNT, "layers": COUNT,
+        "beta": POSITIVE, "alpha": NONNEGATIVE, "samples": COUNT,
+    },
 }  # fmt: skip
 REWARDS = {
     "pickscore": {"divisor": POSITIVE},

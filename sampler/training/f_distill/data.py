@@ -47,7 +47,7 @@ class LatentSet:
         """Raise ValueError for a prompt without a sample."""
         if missing := [p for p in prompts if p not in self._by_prompt]:
             raise ValueError(
-                f"f_distill: no sample has the prompt {missing[0]!r:.60}; give prompts that are "
+                f"data: no sample has the prompt {missing[0]!r:.60}; give prompts that are "
                 "captions of the data, or at least as many samples as prompts."
             )
 
@@ -107,13 +107,13 @@ def data_samples(session: Session, source: str, out: Path) -> LatentSet:
             prompts = tuple(map(str, json.loads((stored.metadata() or {})["prompts"])))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UsageError(
-            f"f_distill: data = {source} is neither a folder of images nor a file of latents "
+            f"data = {source} is neither a folder of images nor a file of latents "
             f"with their prompts: {error}.",
         ) from None
     shape = session.pipeline.latent_shape(*session.size)
     if tuple(latents.shape[1:]) != tuple(shape) or len(latents) != len(prompts):
         raise UsageError(
-            f"f_distill: {source} holds {tuple(latents.shape)} latents and {len(prompts)} "
+            f"data: {source} holds {tuple(latents.shape)} latents and {len(prompts)} "
             f"prompts; a latent of this run is {tuple(shape)}.",
         )
     return LatentSet(latents, prompts)
@@ -127,14 +127,14 @@ def _encode_folder(session: Session, folder: Path, out: Path) -> None:
         named = [(folder / entry["file_name"], str(entry["text"])) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f'f_distill: {listing} must have {{"file_name": ..., "text": ...}} per line: {error}.'
+            f'data: {listing} must have {{"file_name": ..., "text": ...}} per line: {error}.'
         ) from None
     latents = []
     for path, _ in named:
         image = read(path)
         if tuple(image.shape[-2:]) != session.size:
             raise UsageError(
-                f"f_distill: {path} is {image.shape[-1]} x {image.shape[-2]} pixels; this run "
+                f"data: {path} is {image.shape[-1]} x {image.shape[-2]} pixels; this run "
                 f"needs {session.size[1]} x {session.size[0]}.",
             )
         with torch.no_grad():
