@@ -96,7 +96,8 @@ class Engine(Loop):
                 strength=strength, out=out, graph=graph, inputs=inputs, grid=grid,
             )  # fmt: skip
         if grid is not None:
-            return self.with_grid(grid).generate(
+            method, rule = self.build_sampler(sampler), self.build_guidance(guidance)
+            return self.with_grid_for(grid, method, rule, steps).generate(
                 prompts, negative=negative, seeds=seeds, n=n, steps=steps, height=height,
                 width=width, sampler=sampler, guidance=guidance, batch_size=batch_size,
                 output=output, progress=progress, image=image, strength=strength, out=out,

@@ -1,1 +1,1 @@
-"""Fits of LinearAG coefficients and momentum numbers to a model."""
+"""Fits of LinearAG coefficients, momentum numbers and grids to a model; measured samplers."""

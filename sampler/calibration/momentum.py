@@ -119,17 +119,16 @@ def chosen(found: Mapping[float, Tensor]) -> float:
 
     found: squared errors [N] of the same N images per number, the default's among them.
     """
-    default = found[DEFAULT]
+    better = (m for m in found if m == DEFAULT or is_better(found[DEFAULT], found[m]))
+    return min(better, key=lambda m: float(found[m].mean()))
 
-    def is_better(number: float) -> bool:
-        gain = default.log() - found[number].log()
-        noise = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else math.inf
-        # no noise can be named where the default diverged; then any finite number is better
-        return bool(gain.mean() > (0.0 if math.isnan(noise) else NOISE * noise))
 
-    return min(
-        (m for m in found if m == DEFAULT or is_better(m)), key=lambda m: float(found[m].mean())
-    )
+def is_better(default: Tensor, other: Tensor) -> bool:
+    """Return True if squared errors [N] are below the default's of the same images beyond noise."""
+    gain = default.log() - other.log()
+    noise = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else math.inf
+    # no noise can be named where the default diverged; then any finite errors are better
+    return bool(gain.mean() > (0.0 if math.isnan(noise) else NOISE * noise))
 
 
 def _entry(key: Key, found: Mapping[float, Tensor]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sampler.cli.options import Debug, ModelOptions, Quiet, expanded, takes_mode
 from sampler.cli.report import Report
 
 app = typer.Typer(
-    help="Fit per-model parameters (LinearAG, momentum number).", no_args_is_help=True
+    help="Fit per-model parameters (LinearAG, momentum number, grid).", no_args_is_help=True
 )
 Prompts = Annotated[
     str, typer.Option("--prompts", metavar="FILE", help="Text file, one prompt per line.")
@@ -77,6 +77,61 @@ def momentum(
         calibration.save(found, out)
         if plot is not None:
             calibration.plot(found, plot)
+        report.result(str(out))
+
+
+@app.command("grid")
+@takes_model_options(leave_out=("drop_encoders", "grid"))
+def grid(
+    prompts: Prompts,
+    out: Out,
+    sampler: Annotated[str, typer.Option(help="Sampler by any of its names.")] = "ddim",
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Sampling steps; repeatable; default: 20.")
+    ] = None,
+    scale: Annotated[
+        list[float] | None,
+        typer.Option(help="Guidance scale; repeatable; default: the model's own."),
+    ] = None,
+    guidance: Annotated[str, typer.Option(help="Guidance rule name.")] = "cfg",
+    seed: Seed = 0,
+    batch_size: BatchSize = 8,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    *,
+    model: ModelOptions,
+) -> None:
+    """Find the grid of noise levels: that of several families nearest to ten times the steps.
+
+    Half of the prompts choose a grid, and the other half must confirm it; else the model's own is
+    kept. The file is valid for this model, sampler, steps and rule only. Use it with
+    --grid calibrated:FILE.
+    """
+    report = Report(quiet=quiet, debug=debug)
+    with report.errors():
+        from sampler.calibration.grids import calibrate_grid
+        from sampler.calibration.momentum import save
+        from sampler.cli.models import load_engine, model_config
+        from sampler.runs.lines import read_prompts
+        from sampler.samplers.aliases import named
+
+        texts = read_prompts(prompts)
+        engine = load_engine(model_config(model))
+        found = calibrate_grid(
+            engine,
+            texts,
+            sampler=named(sampler)[0],
+            steps=steps or [20],
+            guidance=[
+                {"name": guidance, "scale": value} for value in scale or [engine.guidance.scale]
+            ],
+            seed=seed,
+            batch_size=batch_size,
+            progress=lambda done, total: report.note(f"{done} of {total} runs"),
+        )
+        save(found, out)
+        for entry in found["entries"]:
+            report.note(f"{entry['steps']} steps: {entry['grid'] or 'the own grid of the model'}")
         report.result(str(out))
 
 

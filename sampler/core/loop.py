@@ -14,6 +14,8 @@ from torch import Tensor
 
 from sampler import registry
 from sampler.core.adapter import PipelineAdapter
+from sampler.core.binding import model_name
+from sampler.core.calibrated_grid import grid_of
 from sampler.core.errors import UsageError
 from sampler.core.noise import Noise
 from sampler.core.rows import has_levels_of_rows, moves_of_rows, step_rows
@@ -105,6 +107,16 @@ class Loop:
         twin = copy.copy(self)
         twin._pipeline = self.pipeline.with_grid(spacing)
         return twin
+
+    def with_grid_for(self: L, spacing: Any, sampler: Any, guidance: Any, steps: int) -> L:
+        """`with_grid` for a run with these settings, which a calibrated grid is looked up for.
+
+        Raises UsageError where the file has none for them.
+        """
+        if spacing is not None:
+            name = model_name(self.pipeline)
+            spacing = grid_of(spacing, name, sampler, steps, guidance)
+        return self.with_grid(spacing)
 
     def build_sampler(self, spec: Any) -> Sampler:
         """Build a sampler; None is the engine's own."""

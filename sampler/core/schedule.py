@@ -306,6 +306,11 @@ class Schedule:
             raise ValueError(f"final = {final!r} must be 'zero' or 'sigma_min'.")
         if sigmas is not None and (self.process != "flow" or len(sigmas) != steps):
             raise ValueError(f"sigmas are {steps} flow times, for flow matching only.")
+        if isinstance(chosen, spacings.Calibrated):
+            raise ValueError(
+                "grid: 'calibrated:...' is looked up for a sampler, steps and a rule, by generate "
+                f"and in run folders only; give the grid that {chosen.path} holds."
+            )
         if isinstance(chosen, spacings.Listed):
             levels = self._listed_levels(steps, chosen, mu)
         elif chosen is not None:

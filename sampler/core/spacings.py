@@ -200,12 +200,21 @@ class Named(NamedTuple):
     options: dict[str, float]
 
 
-def parsed(spec: Any) -> Listed | Named:
-    """Read a grid: a name, {"name": ..., setting: ...}, numbers (also as text), or {UNIT: numbers}.
+class Calibrated(NamedTuple):
+    """A grid in a file of `sampler calibrate grid`, looked up by `calibrated_grid.grid_of`."""
+
+    path: str
+
+
+def parsed(spec: Any) -> Listed | Named | Calibrated:
+    """Read a grid: a name, {"name": ..., setting: ...}, numbers (also as text), {UNIT: numbers}, or
+    "calibrated:FILE".
 
     A 0 at the end of numbers is left out: it is the end of every run. Numbers alone are timesteps
     if the first one is above 200, else sigmas. Raises ValueError for anything else.
     """
+    if isinstance(spec, str) and spec.startswith("calibrated:"):
+        return Calibrated(spec.removeprefix("calibrated:"))
     if isinstance(spec, str):
         numbers = _NUMBERS.fullmatch(spec.strip())
         spec = {"name": spec} if numbers is None else [float(v) for v in spec.split(",")]

@@ -127,7 +127,9 @@ class BatchRunner:
         started, settings = time.perf_counter(), groups[jobs[0].group]
         if self.engine.hosted or settings.inputs:
             return self._run_hosted(jobs, [groups[job.group] for job in jobs], started)
-        engine = self.engine.with_grid(settings.grid)
+        engine = self.engine.with_grid_for(
+            settings.grid, settings.sampler, settings.guidance, settings.steps
+        )
         adapter = engine.pipeline
         rule = _rule([groups[job.group].guidance for job in jobs], adapter.device)
         size = adapter.size(settings.height, settings.width)

@@ -71,7 +71,9 @@ def _check(run: RunFolder, engine: Loop) -> None:
         if engine.hosted or settings.inputs:
             engine.as_hosted().check_stock(settings, run.jobs())
             continue
-        adapter = engine.with_grid(settings.grid).pipeline
+        adapter = engine.with_grid_for(
+            settings.grid, settings.sampler, settings.guidance, settings.steps
+        ).pipeline
         size = adapter.size(settings.height, settings.width)
         grid = adapter.grid(settings.steps, size)
         rule = registry.build("guidance", settings.guidance)
