@@ -24,6 +24,8 @@ from sampler.core.graphs import graphed
 from sampler.core.images import strength_of
 from sampler.core.loop import Loop
 from sampler.core.spacings import count_of
+from sampler.inspection.attention import Attention, attention
+from sampler.inspection.features import features
 from sampler.registry.constraints import as_int
 from sampler.samplers.aliases import named
 from sampler.workers.from_python import GenerateRequest, generate_into
@@ -177,3 +179,53 @@ class Engine(Loop):
             seconds=time.perf_counter() - started,
             solver_error=errors or None,
         )
+
+    def features(
+        self,
+        images: Any,
+        t: float = 0.15,
+        blocks: Sequence[str] | None = None,
+        pool: int = 2,
+        *,
+        prompt: str = "",
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Features {block: [B, C·pool²]} of images, float32 on the CPU.
+
+            φ = pool(h_block(alpha·z + sigma·n, t, prompt)),   z the encoded image
+
+        images: a file, a PIL image or a tensor [B, 3, H, W] in [0, 1] of a size that the model
+        takes. t: share 0..1 of the training times; 0 adds no noise. blocks: "input" (x itself),
+        "down.i", "mid" and "up.i" of UNets, "blocks.i" of transformers; by default "up.0", or the
+        middle block. pool: cells along each side, over which the block's output is averaged. seed:
+        of the noise n, the same for every image, so that a feature depends on its image alone.
+        batch_size: images per evaluation (8).
+
+        Raises ValueError for an unknown block, a size that the model does not take, and t outside
+        0..1; UsageError for hosted and video pipelines.
+
+        Reference: Diffusion Models Beat GANs on Image Classification (Mukhopadhyay et al., 2023),
+        arXiv:2307.08702.
+        """
+        return features(self, images, t, blocks, pool, prompt, seed, batch_size)
+
+    def attention(
+        self, prompts: str | Sequence[str], words: Any = None, **options: Any
+    ) -> Attention:
+        """Generate images, and for each of them maps {word: [h, w]} of attention to its words.
+
+            H_w = Σ over steps of the mean over layers of  A[:, columns of w] / its mean
+
+        A: attention of the image's tokens to the prompt's, mean over the heads. words: texts for
+        all prompts, or one list of texts per prompt; None is every word of the prompt. options:
+        score, and those of `generate`: negative, seeds, n, steps, height, width, sampler, guidance,
+        batch_size. score: None, the attention itself; "guidance" weighs it with relu(∂s/∂A) of
+        s = ½‖c − u‖² (Grad-SAM, arXiv:2204.11073, one backward pass per step); or a differentiable
+        reward, of the decoded x0. The images are those of `generate`; with a score they differ by
+        rounding.
+
+        Raises ValueError for a word that is not in its prompt, a network whose attention is not
+        known, and a rule without the branches that the score needs; UsageError as `features`.
+        """
+        return attention(self, prompts, words, **options)

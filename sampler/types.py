@@ -42,13 +42,15 @@ class Level(NamedTuple):
 class Span(NamedTuple):
     """One step: number `index` of the run, from level `now` to level `next`.
 
-    `total`: the number of steps of the run, 0 where it is not known.
+    `total`: the number of steps of the run, 0 where it is not known. `noise(stream, like)`: normal
+    noise of the samples at this step, for samplers with `draws`; None for the others.
     """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     now: Level
     next: Level
     total: int = 0
+    noise: Any = None
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,7 @@ class Sampler(Protocol):
 
     name: ClassVar[str]
     reference: ClassVar[str]
+    draws: ClassVar[tuple[str, ...]]
 
     @property
     def convergence(self) -> float | None: ...
@@ -317,6 +320,8 @@ class SamplerBase:
     # Whether a prediction's direction enters as x' = alpha'·x0 + sigma'·direction at the first
     # step; rules that keep one apart from the target refuse other samplers.
     follows_direction: ClassVar[bool] = False
+    # Streams of `sampler.core.noise` that a step draws from, besides the noise of its move.
+    draws: ClassVar[tuple[str, ...]] = ()
 
     @property
     def convergence(self) -> float | None:

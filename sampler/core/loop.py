@@ -17,7 +17,7 @@ from sampler.core.adapter import PipelineAdapter
 from sampler.core.binding import model_name
 from sampler.core.calibrated_grid import grid_of
 from sampler.core.errors import UsageError
-from sampler.core.noise import Noise
+from sampler.core.noise import Noise, with_noise
 from sampler.core.rows import has_levels_of_rows, moves_of_rows, step_rows
 from sampler.registry.constraints import as_int
 from sampler.types import (
@@ -146,6 +146,7 @@ class Loop:
         totals = moves_of_rows(levels, snapshot.x.shape[0]) if own else ()
         for span in spans(levels)[snapshot.index :]:
             pred, state, nfe = self.predict(snapshot, span, cond, rule)
+            span = with_noise(span, method, snapshot.seeds)
             if own:
                 move = step_rows(method, snapshot.x, pred, span, snapshot.sampler, totals)
             else:

@@ -8,18 +8,22 @@ image; the noise of the steps comes from numpy's counter-based Philox.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sampler.core.brownian import Interval, increment
+from sampler.types import Sampler, Span
 
 INITIAL = -1
 
 # The stream is part of the Philox key, so streams are independent.
-STREAMS = {"step": 0, "start": 1, "reddiff": 2, "renoise": 3, "reward": 4, "cads": 5, "path": 6}
+STREAMS = {
+    **{"step": 0, "start": 1, "reddiff": 2, "renoise": 3, "reward": 4, "cads": 5},
+    **{"path": 6, "y": 7, "x": 8},
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,32 @@ class Noise:
 def _on_path(seed: int, index: int, over: Interval, shape: tuple[int, ...]) -> Tensor:
     found = increment(over, lambda node: _draw(seed, node, "path", shape))
     return _draw(seed, index, "step", shape) if found is None else found
+
+
+@dataclass(frozen=True)
+class StepNoise:
+    """Noise of one step for a sampler with `draws`, called as `span.noise(stream, like)`."""
+
+    noise: Noise
+    index: int
+    streams: tuple[str, ...]
+
+    def __call__(self, stream: str, like: Tensor) -> Tensor:
+        """Draw noise [B, ...] shaped and typed as `like`; KeyError for an undeclared stream."""
+        if stream not in self.streams:
+            raise KeyError(f"The stream {stream!r} is not among the sampler's draws.")
+        return self.noise.draw(self.index, like, stream)
+
+    def of(self, rows: Sequence[int]) -> StepNoise:
+        """Return the noise of some of the samples."""
+        return replace(self, noise=Noise(tuple(self.noise.seeds[row] for row in rows)))
+
+
+def with_noise(span: Span, method: Sampler, seeds: Sequence[int]) -> Span:
+    """Return the span as a sampler receives it: with noise of these seeds where it draws."""
+    if not method.draws:
+        return span
+    return span._replace(noise=StepNoise(Noise(tuple(seeds)), span.index, method.draws))
 
 
 def initial(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:

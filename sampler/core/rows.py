@@ -78,7 +78,8 @@ def step_rows(
                 a,
                 None if direction is None else Lin.of(direction[at]),
             )
-            move = method.step(x[at], part, Span(own.moves, a, b, total), own.state)
+            noise = None if span.noise is None else span.noise.of(rows)
+            move = method.step(x[at], part, Span(own.moves, a, b, total, noise), own.state)
             moved, after_state = settle((move.mean, move.state))
             mean = mean.index_copy(0, at, moved.to(mean.dtype))
             std[rows] = float(move.std)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,8 @@ def evaluate(
     Raises UsageError (2) for images and scorers that do not fit, ModelError (6) for missing
     weights.
     """
-    single = isinstance(scorers, (str, Mapping)) or callable(scorers)
-    given = scorers_from([scorers] if single else [*scorers], allow_python)
+    several = isinstance(scorers, (list, tuple))
+    given = scorers_from(scorers if several else [scorers], allow_python)
     chosen, tick = with_defaults(given), progress or (lambda done, total: None)
     first = open_pictures(images)
     second = None if against is None else open_pictures(against)

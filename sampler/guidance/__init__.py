@@ -8,6 +8,7 @@ from sampler.guidance.cfg import CFG
 from sampler.guidance.cfg_pp import CFGPP
 from sampler.guidance.cfg_zero import CFGZero
 from sampler.guidance.classifier import ClassifierGuidance
+from sampler.guidance.data import Data
 from sampler.guidance.embedded import Embedded
 from sampler.guidance.forecast import Forecast
 from sampler.guidance.gfcg import GFCG
@@ -28,6 +29,7 @@ __all__ = [
     "Autoguidance",
     "CFGZero",
     "ClassifierGuidance",
+    "Data",
     "Embedded",
     "Forecast",
     "LinearAG",

@@ -93,6 +93,7 @@ class Adapter(BatchedDenoiser):
     classes: ClassReader | None = None  # for rules with a classifier (`classes.py`)
     student: Mapping[str, Any] | None = None  # manifest of the model "student"
     frames: int | None = None  # of a video
+    clamps = True  # images to [0, 1], see `unclamped`
     levels: str = ""
     spacing: Any = None  # grid instead of the scheduler's own, see `Schedule.grid`
     takes_weights = False
@@ -417,7 +418,17 @@ class Adapter(BatchedDenoiser):
         """Decode unscaled latents; images in [0, 1]."""
         with exclusive(vae):
             images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
-        return (images / 2 + 0.5).clamp(0, 1)
+        return self.in_range(images / 2 + 0.5)
+
+    def unclamped(self) -> Adapter:
+        """Return the same adapter, whose `decode` leaves values outside [0, 1], with gradients."""
+        twin = copy.copy(self)  # shares the networks; only the last step differs
+        twin.clamps = False
+        return twin
+
+    def in_range(self, images: Tensor) -> Tensor:
+        """Clamp images to [0, 1], except those of an `unclamped` adapter."""
+        return images.clamp(0, 1) if self.clamps else images
 
     def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
         return self.schedule.predict(x, out, level)

@@ -24,7 +24,7 @@ class PixelUNet(Adapter):
         return 2 ** (len(self.network.config.block_out_channels) - 1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return (latents.float() / 2 + 0.5).clamp(0, 1)
+        return self.in_range(latents.float() / 2 + 0.5)
 
     def latents_of(self, images: Tensor) -> Tensor:
         return (images * 2 - 1).to(self.device)

@@ -3,6 +3,7 @@
 from sampler.samplers.aliases import alias
 from sampler.samplers.ancestral import EulerAncestral
 from sampler.samplers.consistency import Consistency
+from sampler.samplers.daps import DAPS
 from sampler.samplers.ddim import DDIM
 from sampler.samplers.deis import DEIS, GradientEstimation
 from sampler.samplers.er_sde import ERSDE
@@ -24,6 +25,7 @@ from sampler.samplers.two_stage import RES2S, DPMSolverPP2S, DPMSolverPPSDE
 
 __all__ = [
     "CPS",
+    "DAPS",
     "DDIM",
     "DEIS",
     "ERSDE",

@@ -52,7 +52,7 @@ class _FlowPolicy(SamplerBase):
     def stochastic(self) -> bool:
         return self.noise_level > 0
 
-    def draws(self, index: int) -> bool:
+    def is_noisy(self, index: int) -> bool:
         """Return whether the step of this index draws noise."""
         inside = self.noisy is None or self.noisy[0] <= index < self.noisy[1]
         return self.noise_level > 0 and inside
@@ -66,7 +66,7 @@ class _FlowPolicy(SamplerBase):
         return sqrt(span.next.sigma**2 - s * s)
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
-        if not self.draws(span.index):
+        if not self.is_noisy(span.index):
             return Move(euler(pred, span), 0.0, state)
         s = self.deviation(span)
         mean = span.next.alpha * pred.x0 + self.direction(span, s) * pred.eps

@@ -14,24 +14,17 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
-from annotated_types import DocInfo, Ge, Lt, Predicate
+from annotated_types import Ge, Lt
 
 from sampler.core.binding import SamplerContext
 from sampler.registry import register
 from sampler.registry.constraints import Nonnegative, Positive
-from sampler.samplers.measurement import Measurement, measurement
+from sampler.samplers.measurement import Measurement, Range, measurement
 from sampler.samplers.weights import WEIGHTS, Weight
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 # torch.optim.Adam with the published betas; the published eps is 1e-8.
 _BETAS = (0.9, 0.99)
-
-
-def _ascends(pair: tuple[float, float]) -> bool:
-    return pair[0] < pair[1]
-
-
-Range = Annotated[tuple[float, float], Predicate(_ascends), DocInfo("(low, high), low < high")]
 
 
 class Fit(NamedTuple):
@@ -103,7 +96,9 @@ class REDDiff(SamplerBase):
     )
 
     def __post_init__(self) -> None:
-        made = measurement(self.operator, self.y, self.init, self.data_range)
+        made = measurement(
+            self.operator, self.y, self.init, self.data_range, self.name, needs_start=True
+        )
         object.__setattr__(self, "_measured", made)
 
     @property

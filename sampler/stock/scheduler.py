@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sampler import registry
 from sampler.core.errors import SamplerError
-from sampler.core.noise import Noise
+from sampler.core.noise import Noise, with_noise
 from sampler.core.schedule import Schedule, clipped
 from sampler.core.spacings import count_of
 from sampler.samplers.aliases import named
@@ -204,7 +204,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         base = self.config["base"]
         pred = self.schedule.predict(x, self._without_variance(model_output, x), span.now)
         pred = clipped(pred, x, base, str(base.get("_class_name", "")))
-        move = self.method.step(x, pred, span, self._state)
+        move = self.method.step(x, pred, with_noise(span, self.method, self._seeds), self._state)
         mean = Lin.of(move.mean)
         if move.std != 0:
             noise = Noise(self._seeds).of_move(index, x, move.over)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,11 +119,10 @@ class Session:
         """
         if clamp == "hard":
             return self.pipeline.decode
-        twin: Any = copy.copy(self.pipeline)  # shares the networks; only the last step differs
-        twin.pixels = _straight_through
-        return twin.decode
+        decode = self.pipeline.unclamped().decode
 
+        def straight_through(latents: Tensor) -> Tensor:
+            images = decode(latents)
+            return images + (images.clamp(0, 1) - images).detach()
 
-def _straight_through(vae: Any, latents: Tensor) -> Tensor:
-    images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5
-    return images + (images.clamp(0, 1) - images).detach()
+        return straight_through

@@ -183,8 +183,9 @@ def test_a_direction_is_followed_or_refused(name):
 
 @pytest.mark.parametrize("method", [{"name": "ddim", "eta": 1.0}, *NAMES], ids=str)
 def test_stochastic_moves_have_a_density_and_follow_their_seeds(method):
-    method = method if isinstance(method, dict) else {"name": method}
-    if method["name"] == "reddiff" or not build(method["name"]).stochastic | (len(method) > 1):
+    given = method if isinstance(method, dict) else spec("sampler", method)
+    method = given if isinstance(given, dict) else {"name": given}
+    if method["name"] == "reddiff" or not registry.build("sampler", method).stochastic:
         pytest.skip("no noise, or RED-Diff's own")
     levels, x = grid(method["name"], 5), noise(2)
     one = run(method, CFG, levels, x, seeds=[1, 2])

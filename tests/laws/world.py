@@ -30,6 +30,18 @@ EXAMPLES: dict[tuple[str, str], Any] = {
     ("guidance", "embedded"): None,  # needs a network with that input: tests/pipelines
     ("guidance", "gfcg"): None,  # these need a classifier: tests/guidance
     ("guidance", "classifier"): None,
+    ("guidance", "data"): {
+        "name": "data",
+        "operator": "denoise",
+        "y": torch.full((1, *SHAPE), 0.3),
+        "noise": 0.5,
+    },
+    ("sampler", "daps"): {
+        "name": "daps",
+        "operator": "denoise",
+        "y": torch.full((1, *SHAPE), 0.3),
+        "noise": 0.5,
+    },
     ("sampler", "reddiff"): {
         "name": "reddiff",
         "operator": "denoise",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sampler.core.loop import apply_move
-from sampler.core.noise import Noise
+from sampler.core.noise import Noise, with_noise
 from sampler.core.trajectory import Run
 from sampler.training.batches import Batch
 from sampler.training.session import Session
@@ -128,6 +128,7 @@ class Window:
             with torch.no_grad(), session.reference():
                 base, _, _ = session.engine.predict(snapshot, span, run.cond, run.rule)
             distance = (pred.eps.tensor() - base.eps.tensor()).square().flatten(1).mean(1)
+        span = with_noise(span, session.method, snapshot.seeds)
         move = session.method.step(snapshot.x, pred, span, snapshot.sampler)
         return apply_move(snapshot, move, state, nfe), distance
 

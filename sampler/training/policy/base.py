@@ -55,6 +55,11 @@ class PolicyBase(TrainerBase):
                 f"{self.name} learns from the sampler's noise, and {session.method.name!r} with "
                 f"these settings draws none; use {self.stochastic_sampler}."
             )
+        if session.method.draws:
+            raise ValueError(
+                f"{self.name} needs the density of the sampler's moves, and {session.method.name!r}"
+                f" draws further noise within a step; use {self.stochastic_sampler}."
+            )
         if self.needs_actions and not noisy_steps(session):
             raise ValueError(
                 f"{self.name} learns from the sampler's noise, and {session.method.name!r} draws "

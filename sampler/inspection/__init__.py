@@ -1,0 +1,1 @@
+"""Inspections of a loaded model: features, attention, denoiser, training images, realism, loss."""
