@@ -26,8 +26,8 @@ class DPO(PairBase):
 
     out is the network's output at x = alpha·x0 + sigma·eps and out* the exact one; both images of
     a pair have the same level and the same noise and are evaluated together; base is the model
-    without the LoRA. The pairs are those of `data`, or the best and the worst image of each group
-    of samples by the reward; a group of equal rewards has none.
+    without the LoRA. The pairs are those of the field data, or the best and the worst image of
+    each group of samples by the reward; a group of equal rewards has none.
 
     beta: above 0; published recipes have 2000 to 5000. The strength of the pull to the base model.
     anchor: weight of the chosen image's own error, against a fall of both margins, which is the
