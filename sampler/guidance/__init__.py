@@ -15,6 +15,7 @@ from sampler.guidance.gfcg import GFCG
 from sampler.guidance.linear_ag import LinearAG
 from sampler.guidance.nag import NAG
 from sampler.guidance.none import Unguided
+from sampler.guidance.reward import RewardGuidance
 from sampler.guidance.student import Student
 from sampler.guidance.sum import Sum
 
@@ -33,6 +34,7 @@ __all__ = [
     "Embedded",
     "Forecast",
     "LinearAG",
+    "RewardGuidance",
     "Student",
     "Sum",
     "Unguided",

@@ -30,6 +30,7 @@ EXAMPLES: dict[tuple[str, str], Any] = {
     ("guidance", "embedded"): None,  # needs a network with that input: tests/pipelines
     ("guidance", "gfcg"): None,  # these need a classifier: tests/guidance
     ("guidance", "classifier"): None,
+    ("guidance", "reward"): None,  # it needs a decoder: tests/guidance
     ("guidance", "data"): {
         "name": "data",
         "operator": "denoise",
