@@ -3,6 +3,7 @@
 from sampler.guidance.adaptive import Adaptive
 from sampler.guidance.apg import APG
 from sampler.guidance.autoguidance import Autoguidance
+from sampler.guidance.blend import Blend
 from sampler.guidance.cads import CADS
 from sampler.guidance.cfg import CFG
 from sampler.guidance.cfg_pp import CFGPP
@@ -28,6 +29,7 @@ __all__ = [
     "NAG",
     "Adaptive",
     "Autoguidance",
+    "Blend",
     "CFGZero",
     "ClassifierGuidance",
     "Data",

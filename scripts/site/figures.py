@@ -60,6 +60,9 @@ def settings(kind: str, name: str) -> tuple[str, dict[str, Any]]:
         spec = run["sampler"]
         operator = {**spec["operator"], "mask": str(ROOT / spec["operator"]["mask"])}
         run["sampler"] = {**spec, "operator": operator, "y": str(ROOT / spec["y"])}
+    if name == "blend":
+        files = {key: str(ROOT / run["guidance"][key]) for key in ("image", "mask")}
+        run["guidance"] = run["guidance"] | files
     return model, run
 
 

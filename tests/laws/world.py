@@ -24,6 +24,12 @@ EXAMPLES: dict[tuple[str, str], Any] = {
     ("guidance", "cfg_zero"): {"name": "cfg_zero", "zero_init_steps": 0},  # no flow model here
     # the runs of these laws are short, and their steps large
     ("guidance", "forecast"): {"name": "forecast", "warmup": 2, "tolerance": 0.2},
+    ("guidance", "blend"): {
+        "name": "blend",
+        "image": torch.full((1, *SHAPE), 0.3),
+        "mask": torch.tensor([[0.0, 1.0], [0.25, 1.0]]),
+        "rule": {"name": "cfg", "scale": 3.0},
+    },
     ("guidance", "cads"): None,  # its conditions are text states: tests/guidance
     ("guidance", "nag"): None,  # it needs a network with attention: tests/guidance
     ("guidance", "linear_ag"): None,  # fitted for one grid: tests/guidance
