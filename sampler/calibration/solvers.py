@@ -141,7 +141,7 @@ def name_of(spec: Any) -> str:
     """A sampler as text: its name and the settings that are given."""
     if not isinstance(spec, Mapping):
         return str(spec)
-    return " ".join(str(value) for value in spec.values())
+    return " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in spec.values())
 
 
 def _rms(values: Tensor) -> float:

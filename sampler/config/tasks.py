@@ -16,7 +16,7 @@ from sampler.core.errors import UsageError
 from sampler.core.image_files import DEFAULT_STRENGTH, image_size
 
 # RED-Diff in the latents of a pipeline: lr of the published examples; their lam of 0.25 costs the
-# bundled model 3 to 6 dB (docs/samplers.md).
+# bundled model 3 to 6 dB (docs/restoring.md).
 BASE = {"name": "reddiff", "space": "image", "lr": 0.25, "lam": 0.05}
 OPERATORS: Mapping[Task, dict[str, Any]] = {
     "inpaint": {"name": "inpaint"},

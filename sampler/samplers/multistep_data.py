@@ -11,6 +11,7 @@ from annotated_types import DocInfo, Ge, Le
 
 from sampler.registry import register
 from sampler.registry.constraints import Nonnegative
+from sampler.samplers.coordinates import is_flow
 from sampler.samplers.exponential import (
     Clock,
     History,
@@ -31,6 +32,9 @@ RULES = {"midpoint": flat, "heun": weights}
 
 # Stock and published DPM-Solver++ end with a first-order step in runs shorter than this.
 SHORT_RUN = 15
+# Below these numbers of steps the bundled model misses prompts that it meets with others
+# (docs/samplers.md, quality against evaluations).
+LEAST_3M, LEAST_RES = 25, 8
 
 
 class DataMultistep(SamplerBase):
@@ -136,7 +140,7 @@ class DPMSolverPP3MSDE(DataMultistep):
         e = m + M_1(H)·d_1 + c_2·M_2(H)·d_2,   m + d_1·s + d_2·s² through the three, step = 0..1
         M_m(H) = ∫ e^{Hs}·s^m ds / ∫ e^{Hs} ds over 0..1,   H = (1 + eta)·h
 
-    The step is that of `dpmpp_2m_sde`; the first is of order 1, the second of order 2. Use 15
+    The step is that of `dpmpp_2m_sde`; the first is of order 1, the second of order 2. Use 25
     steps or more: with fewer it overshoots.
 
     weights: "published" (default) has c_2 = 1/2, as every published code; it is second order, and
@@ -155,12 +159,8 @@ class DPMSolverPP3MSDE(DataMultistep):
     order = 3
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
-        if span.index == 0 and 1 < span.total < SHORT_RUN and self.stochastic:
-            warnings.warn(
-                f"dpmpp_3m_sde overshoots in runs of fewer than {SHORT_RUN} steps (this one has "
-                f"{span.total}); use more, or er_sde.",
-                stacklevel=2,
-            )
+        if self.stochastic:
+            _warn_below(LEAST_3M, "dpmpp_3m_sde overshoots", span, "er_sde")
         k, fresh = share("sde", span, self.eta)
         rule = _halved if self.weights == "published" else weights
         e, history = extrapolated(pred, span, state, 3, rule, k)
@@ -199,10 +199,22 @@ class RESMultistep(DataMultistep):
         return None if self.stochastic else float(min(self.order, 2))
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
+        if is_flow(span) and self.order > 1:
+            _warn_below(LEAST_RES, "res_multistep overshoots on flow models", span, "unipc")
         k, fresh = share("sde", span, self.eta)
         clock = "snr" if self.stochastic else self.clock
         e, history = extrapolated(pred, span, state, self.order, weights, k, clock)
         return noisy(self, line(pred, span, e, k), span, fresh, history)
+
+
+def _warn_below(least: int, what: str, span: Span, instead: str) -> None:
+    """Warn at the first of several steps, if a run has fewer than `least`."""
+    if span.index == 0 and 1 < span.total < least:
+        warnings.warn(
+            f"{what} in runs of fewer than {least} steps (this one has {span.total}); use more, or "
+            f"{instead}.",
+            stacklevel=3,
+        )
 
 
 def _halved(places: Sequence[float], H: float) -> tuple[float, ...]:

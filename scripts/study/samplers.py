@@ -1,4 +1,4 @@
-"""The figures of docs/samplers.md: the studies below, then `plots` for its pictures and tables.
+"""The figures of docs/samplers.md and docs/restoring.md: the studies below, then `plots`.
 
 Every study adds rows to docs/figures/samplers_<study>.csv as they are made. The long ones go on
 where they were stopped (`--minutes` stops them in good time), the others start afresh. `inverse`
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-SHORT = ("mixture", "orders", "times")
+SHORT = ("mixture", "orders", "times", "grids")
 LONG = ("bundled", "tuning", "inverse", "calibrated")
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 
@@ -85,6 +85,34 @@ def orders() -> Iterable[dict[str, Any]]:
         yield {"sampler": name, "grid": kind, "error at 320": errors[-1], "order": observed[-1]}
 
 
+def grids() -> Iterable[dict[str, Any]]:
+    """Errors of the candidates of `sampler calibrate grid`, on the bundled model with UniPC."""
+    import json
+
+    import sampler
+    from sampler.calibration.grids import calibrate_grid
+    from sampler.calibration.solvers import name_of
+
+    prompts = Path(__file__).parents[2].joinpath("configs", "calibration.txt").read_text()
+    found = calibrate_grid(
+        sampler.load(),
+        prompts.splitlines()[:8],
+        sampler="unipc",
+        steps=(8, 20),
+        guidance=[{"name": "cfg", "scale": 3.0}],
+    )
+    for entry in found["entries"]:
+        for text, error in entry["errors"].items():
+            grid = json.loads(text)
+            yield {
+                "steps": entry["steps"],
+                "grid": "own" if grid is None else name_of(grid),
+                "error": error,
+                "chosen": int(grid == entry["grid"]),
+                "prompts": entry["prompts"],
+            }
+
+
 def rows_of(study: str, images: int | None) -> Iterable[dict[str, Any]]:
     """Yield the rows of a study that are missing in its file; `images` per point."""
     from scripts.study import (
@@ -99,6 +127,8 @@ def rows_of(study: str, images: int | None) -> Iterable[dict[str, Any]]:
         return samplers_mixture.study()
     if study == "orders":
         return orders()
+    if study == "grids":
+        return grids()
     if study == "bundled":
         return samplers_bundled.study(done, **count)
     if study == "tuning":
@@ -123,7 +153,7 @@ def main() -> None:
         from scripts.study.samplers_tables import write
 
         draw(FIGURES, stored)
-        write(FIGURES.parent / "samplers.md", stored)
+        write(FIGURES.parent, stored)
     elif options.study == "sheets":
         from scripts.study import samplers_sheets
 

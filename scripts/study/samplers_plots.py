@@ -1,4 +1,4 @@
-"""The pictures of docs/samplers.md, from the studies' files."""
+"""The pictures of docs/samplers.md and docs/restoring.md, from the studies' files."""
 
 from __future__ import annotations
 

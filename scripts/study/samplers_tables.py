@@ -1,4 +1,4 @@
-"""The tables of docs/samplers.md, written between their markers from the studies' files."""
+"""The tables of samplers.md, restoring.md and howto/calibrate.md, from the studies' files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ Row = dict[str, str]
 Stored = Callable[[str], list[Row]]
 
 
-def write(page: Path, stored: Stored) -> None:
-    """Rewrite every table of the page.
+def write(docs: Path, stored: Stored) -> None:
+    """Rewrite every table of the pages in `docs`, between its markers.
 
     Raises ValueError for a marker whose study has no rows, and for a table without a marker.
     """
-    tables = {
-        name: table(rows) for name, (study, table) in TABLES.items() if (rows := stored(study))
-    }
+    for page, tables in TABLES.items():
+        found = {name: table(rows) for name, (study, table) in tables.items()
+                 if (rows := stored(study))}  # fmt: skip
+        _write(docs / page, found)
+
+
+def _write(page: Path, tables: dict[str, list[str]]) -> None:
     text = page.read_text(encoding="utf-8")
     pattern = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end of table -->", re.DOTALL)
     found = pattern.findall(text)
@@ -79,6 +83,36 @@ def bundled(cell: Callable[[Row], str]) -> Callable[[list[Row]], list[str]]:
                 for name in dict.fromkeys(r["sampler"] for r in rows)
             ],
         )
+
+    return table
+
+
+def quality(model: str) -> Table:
+    """Distance or spread, and prompts recognised, per sampler and number of steps; all seeds."""
+
+    def cell(rows: list[Row]) -> str:
+        right, images = (sum(int(r[key]) for r in rows) for key in ("right", "images"))
+        values = [float(r["distance"] or r["spread"]) for r in rows]
+        mean, low, high = sum(values) / len(values), min(values), max(values)
+        text = f"{mean:.2f} ({low:.2f}–{high:.2f})"
+        return text if right == images else f"{text}, {right} of {images}"
+
+    def table(rows: list[Row]) -> list[str]:
+        cells: dict[str, dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        for row in rows:
+            if row["model"] == model:
+                name = f"{row['sampler']}, {row['grid']}" if row["grid"] else row["sampler"]
+                cells[name][int(row["steps"])].append(row)
+        steps = sorted({n for found in cells.values() for n in found})
+        lines = [
+            (
+                f"`{name}`",
+                "distance" if next(iter(found.values()))[0]["distance"] else "spread",
+                *(cell(found[n]) if n in found else "" for n in steps),
+            )
+            for name, found in cells.items()
+        ]
+        return grid(("sampler", "measure", *(f"{n} steps" for n in steps)), lines)
 
     return table
 
@@ -184,6 +218,24 @@ def calibrated(rows: list[Row]) -> list[str]:
     )
 
 
+def grids(rows: list[Row]) -> list[str]:
+    """Error of every candidate, one column per number of steps; the chosen one is bold."""
+    steps = sorted({int(r["steps"]) for r in rows})
+    found = {(r["grid"], int(r["steps"])): r for r in rows}
+
+    def cell(row: Row) -> str:
+        text = f"{float(row['error']):.3f}"
+        return f"**{text}**" if row["chosen"] == "1" else text
+
+    return grid(
+        ("grid", *(f"{n} steps" for n in steps)),
+        [
+            (f"`{name}`", *(cell(found[name, n]) for n in steps))
+            for name in dict.fromkeys(r["grid"] for r in rows)
+        ],
+    )
+
+
 def _mean(shares: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, shares)) / len(shares))
 
@@ -196,18 +248,28 @@ def _is_calmed(row: Row) -> bool:
     return row["method"].startswith("reddiff, ")
 
 
-# marker on the page -> (study, table)
-TABLES: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
-    "mixture": ("mixture", mixture),
-    "orders": ("orders", orders),
-    "accuracy": ("bundled", bundled(accuracy)),
-    "frechet": ("bundled", bundled(frechet)),
-    "distance": ("bundled", bundled(distance)),
-    "psnr": ("inverse", inverse("psnr", 2)),
-    "ssim": ("inverse", inverse("ssim", 3)),
-    "ceiling": ("inverse", ceiling),
-    "settings": ("inverse", settings),
-    "calmed": ("inverse", calmed),
-    "times": ("times", times),
-    "calibrated": ("calibrated", calibrated),
+Table = Callable[[list[Row]], list[str]]
+# page -> marker on it -> (study, table)
+TABLES: dict[str, dict[str, tuple[str, Table]]] = {
+    "samplers.md": {
+        "quality_vp": ("quality", quality("bundled")),
+        "quality_flow": ("quality", quality("bundled-flow")),
+        "mixture": ("mixture", mixture),
+        "orders": ("orders", orders),
+        "accuracy": ("bundled", bundled(accuracy)),
+        "frechet": ("bundled", bundled(frechet)),
+        "distance": ("bundled", bundled(distance)),
+    },
+    "howto/calibrate.md": {
+        "grids": ("grids", grids),
+        "calibrated": ("calibrated", calibrated),
+    },
+    "restoring.md": {
+        "psnr": ("inverse", inverse("psnr", 2)),
+        "ssim": ("inverse", inverse("ssim", 3)),
+        "ceiling": ("inverse", ceiling),
+        "settings": ("inverse", settings),
+        "calmed": ("inverse", calmed),
+        "times": ("times", times),
+    },
 }

@@ -445,12 +445,22 @@ def test_state_holds_order_plus_one_latents_at_most():
 
 
 def test_a_short_run_of_3m_sde_warns():
-    with pytest.warns(UserWarning, match="dpmpp_3m_sde overshoots in runs of fewer than 15 steps"):
+    with pytest.warns(UserWarning, match="dpmpp_3m_sde overshoots in runs of fewer than 25 steps"):
         run("dpmpp_3m_sde", vp_grid(10), noise())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run("dpmpp_3m_sde", vp_grid(15), noise())
+        run("dpmpp_3m_sde", vp_grid(25), noise())
         run(named("dpmpp_3m_sde", eta=0.0), vp_grid(10), noise())
+
+
+def test_a_short_run_of_res_multistep_on_a_flow_model_warns():
+    with pytest.warns(UserWarning, match="overshoots on flow models in runs of fewer than 8"):
+        run("res_multistep", flow_grid(7)[1:], noise())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run("res_multistep", flow_grid(9)[1:], noise())
+        run("res_multistep", vp_grid(5), noise())
+        run(named("res_multistep", order=1), flow_grid(7)[1:], noise())
 
 
 def test_places():

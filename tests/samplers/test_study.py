@@ -20,13 +20,15 @@ def stored(study):
 
 
 def test_the_tables_of_the_page_are_those_of_the_files(tmp_path):
-    page = tmp_path / "samplers.md"
-    shutil.copy(DOCS / "samplers.md", page)
-    samplers_tables.write(page, stored)
-    assert page.read_text() == (DOCS / "samplers.md").read_text()
-    page.write_text("<!-- table: none -->\n<!-- end of table -->")
+    (tmp_path / "howto").mkdir()
+    for name in samplers_tables.TABLES:
+        shutil.copy(DOCS / name, tmp_path / name)
+    samplers_tables.write(tmp_path, stored)
+    for name in samplers_tables.TABLES:
+        assert (tmp_path / name).read_text() == (DOCS / name).read_text()
+    (tmp_path / "samplers.md").write_text("<!-- table: none -->\n<!-- end of table -->")
     with pytest.raises(ValueError, match="markers for"):
-        samplers_tables.write(page, stored)
+        samplers_tables.write(tmp_path, stored)
 
 
 def test_measures():
