@@ -49,6 +49,10 @@ def command(
     prompts: Annotated[
         str | None, typer.Option("--prompts", metavar="FILE", help="Prompt file.")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="PATH", help="Images of the trainer's field data."),
+    ] = None,
     updates: Annotated[int | None, typer.Option(help="Training updates; default: 20.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed; default: 0.")] = None,
     *,

@@ -35,8 +35,8 @@ class Layer:
 def read_file(path: Path) -> Layer:
     """Read a YAML, TOML or JSON file.
 
-    `prompts.file` and `prompts.wildcards` are relative to its folder. Raises UsageError that names
-    the file and the line.
+    `prompts.file`, `prompts.wildcards` and `trainer.data` are relative to its folder. Raises
+    UsageError that names the file and the line.
     """
     try:
         with path.open("rb") as stream:
@@ -60,6 +60,9 @@ def read_file(path: Path) -> Layer:
             key: str(path.parent / expanduser(value)) if _is_path(key, value) else value
             for key, value in prompts.items()
         }
+    trainer: Any = tree.get("trainer")
+    if isinstance(trainer, dict) and isinstance(data := trainer.get("data"), str):
+        tree["trainer"] = {**trainer, "data": str(path.parent / expanduser(data))}
     return Layer(tree, {key: f"{path}:{line}" for key, line in lines.items()})
 
 

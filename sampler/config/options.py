@@ -46,6 +46,7 @@ FINETUNE: Mapping[str, str] = {
     "--trainer": "trainer.name",
     "--reward": "reward",
     "--prompts": "prompts.file",
+    "--data": "trainer.data",
     "--updates": "fit.updates",
     "--seed": "fit.seed",
 }

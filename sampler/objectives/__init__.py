@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from sampler.objectives.advantages import gdpo_advantages, group_advantages, optimality
 from sampler.objectives.few_step import fake_score_loss, mixed_noise, renoised, student_loss
-from sampler.objectives.matching import direct_align, dpo_loss, matching_log_prob, nft_loss
+from sampler.objectives.matching import (
+    denoising_error,
+    direct_align,
+    dpo_loss,
+    matching_log_prob,
+    min_snr_weight,
+    nft_loss,
+)
 from sampler.objectives.policy import clipped_loss, dppo_keep, guarded_log_ratio
 from sampler.objectives.proximal import proximal_gamma, proximal_matching_loss
 from sampler.objectives.schedules import matching_times, old_decay, sde_window
@@ -17,6 +24,7 @@ from sampler.objectives.scoring import geneval_correct, score_questions
 
 __all__ = [
     "clipped_loss",
+    "denoising_error",
     "direct_align",
     "dpo_loss",
     "dppo_keep",
@@ -27,6 +35,7 @@ __all__ = [
     "guarded_log_ratio",
     "matching_log_prob",
     "matching_times",
+    "min_snr_weight",
     "mixed_noise",
     "nft_loss",
     "old_decay",

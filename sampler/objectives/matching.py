@@ -9,7 +9,7 @@ from sampler_kernels import settle
 from torch import Tensor
 
 from sampler.objectives.samples import broadcast, per_sample
-from sampler.types import Prediction
+from sampler.types import Level, Prediction
 
 
 def _x0(value: Prediction | Tensor) -> Tensor:
@@ -46,6 +46,49 @@ def nft_loss(
     return (r * branch(1) + (1 - r) * branch(-1)) / beta
 
 
+def denoising_error(pred: Prediction, x0: Tensor, eps: Tensor) -> Tensor:
+    """Mean squared error of the network's output in its own parametrisation, [B].
+
+        e = mean((out − out*)²),   out* = eps, x0, alpha·eps − sigma·x0 (v) or eps − x0 (velocity)
+
+    pred: at x = alpha·x0 + sigma·eps, of one level or one per sample; x0, eps [B, ...].
+    """
+    level = pred.level
+    alpha, sigma = broadcast(level.alpha, x0), broadcast(level.sigma, x0)
+    exact = {
+        "eps": lambda: eps,
+        "x0": lambda: x0,
+        "v": lambda: alpha * eps - sigma * x0,
+        "velocity": lambda: eps - x0,
+    }[pred.kind]()
+    return per_sample((settle(pred.out) - exact) ** 2)
+
+
+def min_snr_weight(kind: str, level: Level, gamma: float = 5.0) -> Tensor:
+    """Factors of `denoising_error` that weight the error of x0 by min(SNR, gamma), float64 [B].
+
+        eps: min(SNR, gamma)/SNR     x0: min(SNR, gamma)     v, velocity: min(SNR, gamma)·sigma²
+
+    SNR = alpha²/sigma². level: of each sample, tensors [B] or numbers; v with alpha² + sigma² = 1,
+    velocity with alpha + sigma = 1. At alpha = 0 the factor of eps is 1, at sigma = 0 that of x0
+    is gamma. Raises ValueError for an unknown kind.
+
+    Source: Efficient Diffusion Training via Min-SNR Weighting Strategy (Hang et al., 2023),
+    arXiv:2303.09556, for x0; the others by the change of the prediction.
+    """
+    tiny = 1e-20
+    signal, noise = (torch.as_tensor(v, dtype=torch.float64) ** 2 for v in level[1:])
+    signal, noise = signal.clamp(min=tiny), noise.clamp(min=tiny)
+    least = torch.minimum(signal, gamma * noise)
+    if kind == "eps":
+        return least / signal
+    if kind == "x0":
+        return least / noise
+    if kind in ("v", "velocity"):
+        return least
+    raise ValueError(f"min_snr_weight: {kind!r} is none of eps, x0, v, velocity.")
+
+
 def matching_log_prob(
     pred: Prediction,
     x0: Tensor,
@@ -66,16 +109,7 @@ def matching_log_prob(
 
     Source: advantage-weighted matching (Xue et al., 2025), arXiv:2509.25050, and its code.
     """
-    level = pred.level
-    alpha, sigma = broadcast(level.alpha, x0), broadcast(level.sigma, x0)
-    exact = {
-        "eps": lambda: eps,
-        "x0": lambda: x0,
-        "v": lambda: alpha * eps - sigma * x0,
-        "velocity": lambda: eps - x0,
-    }[pred.kind]()
-    e = per_sample((settle(pred.out) - exact) ** 2)
-    s = level.sigma
+    e, s = denoising_error(pred, x0, eps), pred.level.sigma
     if weighting == "uniform":
         return -e
     if weighting == "t":

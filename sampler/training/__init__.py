@@ -1,6 +1,7 @@
-"""Reward fine-tuning and distillation. A new trainer is a file here and a line below."""
+"""Fine-tuning and distillation. A new trainer is a file here and a line below."""
 
 from sampler.training.alignprop.trainer import AlignProp
+from sampler.training.denoise.trainer import Denoise
 from sampler.training.f_distill.trainer import FDistill
 from sampler.training.matching.dpo import DPO
 from sampler.training.matching.trainers import AWM, NFT
@@ -8,4 +9,15 @@ from sampler.training.policy.grpo import GRPO
 from sampler.training.policy.trainers import DDPO, RLCM
 from sampler.training.prox_matching import ProxMatching
 
-__all__ = ["AWM", "DDPO", "DPO", "GRPO", "NFT", "RLCM", "AlignProp", "FDistill", "ProxMatching"]
+__all__ = [
+    "AWM",
+    "DDPO",
+    "DPO",
+    "GRPO",
+    "NFT",
+    "RLCM",
+    "AlignProp",
+    "Denoise",
+    "FDistill",
+    "ProxMatching",
+]

@@ -31,7 +31,8 @@ def finetune(
 ) -> Report:
     """Fine-tune the engine's network for a reward and write a LoRA; resume the run in `out`.
 
-    The trainer "f_distill" writes a one- or few-step student instead and needs no reward.
+    The trainer "f_distill" writes a one- or few-step student instead. It and "denoise", which
+    learns images of your own, need no reward.
 
     trainer, reward: a name, a mapping or an instance; the reward also a function (images, prompts)
         -> scores, or "module:function" with allow_python.
@@ -64,6 +65,7 @@ def finetune(
     scorer = None if reward is None else reward_from(reward, allow_python)
     texts = method.prompts(read_prompts(prompts))
     chosen = settings_from(settings)
+    method.check_settings(chosen)
     chosen = chosen if updates is None else replace(chosen, updates=updates)
     if scorer is None and (chosen.stop_reward, chosen.patience) != (None, None):
         raise ValueError("stop_reward and patience need a reward, and this run has none.")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sampler.models.trainable_lora import Adapter
+if TYPE_CHECKING:
+    from sampler.models.trainable_lora import Adapter
+    from sampler.models.trainable_network import WholeNetwork
+    from sampler.training.data import LatentSet
 
 T = TypeVar("T")
 
@@ -61,10 +64,14 @@ def warm_decay(decay: float, updates: int) -> float:
 
 @dataclass(frozen=True)
 class Averaged:
-    """A LoRA in training with averages of it by name, such as "old" and "ema"."""
+    """Weights in training with averages of them by name, such as "old" and "ema".
 
-    adapter: Adapter
+    adapter: a LoRA, or the whole network; data: what they are trained on, where it is a data set.
+    """
+
+    adapter: Adapter | WholeNetwork
     averages: dict[str, Average]
+    data: LatentSet | None = None
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:

@@ -15,6 +15,9 @@ from sampler.training.settings import Defaults, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sampler.models.trainable_lora import Adapter
+    from sampler.models.trainable_network import WholeNetwork
+    from sampler.training.averages import Averaged
     from sampler.training.batches import Batch
     from sampler.training.session import Session, Trainable
 
@@ -84,25 +87,39 @@ class TrainerBase:
     def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
         """Write the files that the run needs into `out`; the main process calls it first."""
 
-    @contextmanager
+    def check_settings(self, settings: Settings) -> None:
+        """Raise ValueError for settings that are given and that this trainer does not use."""
+
     def trainable(
         self, session: Session, prompts: list[str], out: Path, settings: Settings
-    ) -> Iterator[Trainable]:
-        """Put what is trained in place for the time of a context: a LoRA on the network."""
+    ) -> AbstractContextManager[Trainable]:
+        """Put what is trained in place for the time of a context, with its averages."""
+        return self.averaged(session, settings)
+
+    @contextmanager
+    def averaged(self, session: Session, settings: Settings) -> Iterator[Averaged]:
+        """Make weights trainable for the time of a context, with the averages of the settings."""
+        from sampler.training.averages import Average, Averaged
+
+        names = (*self.averages, *(("ema",) if settings.ema else ()))
+        with self.weights(session, settings) as adapter:
+            averages = {name: Average.of(adapter.parameters) for name in names}
+            yield Averaged(adapter, averages)
+
+    def weights(
+        self, session: Session, settings: Settings
+    ) -> AbstractContextManager[Adapter | WholeNetwork]:
+        """Make weights trainable for the time of a context: by default a LoRA on the network."""
         from sampler.models.lora_files import lora_pairs
         from sampler.models.start_lora import read_factors
         from sampler.models.trainable_lora import adapted
-        from sampler.training.averages import Average, Averaged
 
         rank, alpha, targets = settings.rank or 1, settings.alpha or 1.0, settings.targets or ()
         seed, network = derived(settings.seed, 0, "adapter"), session.pipeline.network
         start = None
         if settings.init_lora is not None:
             start = read_factors(session.pipeline.pipe, network, lora_pairs(settings.init_lora))
-        names = (*self.averages, *(("ema",) if settings.ema else ()))
-        with adapted(network, rank, alpha, targets, seed, start) as adapter:
-            averages = {name: Average.of(adapter.parameters) for name in names}
-            yield Averaged(adapter, averages)
+        return adapted(network, rank, alpha, targets, seed, start)
 
     def evaluation_session(self, session: Session) -> AbstractContextManager[Session]:
         """Give the session that an evaluation samples with: under the average "ema", if any."""
@@ -113,13 +130,18 @@ class TrainerBase:
 
         With an average it is that one, and the last weights are beside it in lora_last/.
         """
+        trained = session.trainable
+        if "ema" in trained.averages:
+            self.save_weights(session, out / "lora_last", manifest)
+        with trained.evaluated(session):
+            return self.save_weights(session, out / "lora", manifest)
+
+    def save_weights(self, session: Session, folder: Path, manifest: dict[str, Any]) -> Path:
+        """Write the trained weights as they are into a folder and return it."""
         from sampler.models.trainable_lora import save_lora
 
-        prefix, trained = session.pipeline.network_name, session.trainable
-        if "ema" in trained.averages:
-            save_lora(trained.adapter, prefix, out / "lora_last", manifest)
-        with trained.evaluated(session):
-            return save_lora(trained.adapter, prefix, out / "lora", manifest).parent
+        adapter, name = session.trainable.adapter, session.pipeline.network_name
+        return save_lora(adapter, name, folder, manifest).parent
 
     def start(self) -> Any:
         """Return the first state: plain data, saved with the checkpoints."""

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 class Batch:
     """The samples of one update; this process has rank, rank + world, rank + 2·world, ...
 
-    progress: share of the run's updates that are done, 0 to 1.
+    progress: share of the run's updates that are done, 0 to 1. numbers: place of each sample's
+    prompt in the run's list.
     """
 
     update: int
@@ -27,6 +28,7 @@ class Batch:
     rank: int = 0
     world: int = 1
     progress: float = 0.0
+    numbers: tuple[int, ...] = ()
 
     @property
     def rows(self) -> list[int]:
@@ -52,14 +54,15 @@ def batch(
 
     Every pass over the prompts has a random order of its own.
     """
-    chosen: list[str] = []
+    numbers: list[int] = []
     for slot in range(update * (count // group), (update + 1) * (count // group)):
         turn, position = divmod(slot, len(prompts))
         order = list(range(len(prompts)))
         random.Random(derived(seed, turn, "order")).shuffle(order)
-        chosen += [prompts[order[position]]] * group
+        numbers += [order[position]] * group
     seeds = tuple(derived(seed, update, f"row {row}") for row in range(count))
-    return Batch(update, seed, tuple(chosen), seeds, rank, world, progress)
+    chosen = tuple(prompts[number] for number in numbers)
+    return Batch(update, seed, chosen, seeds, rank, world, progress, tuple(numbers))
 
 
 def derived(seed: int, update: int, purpose: str) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from sampler.models.proximal import ProximalNetwork
-    from sampler.training.f_distill.data import LatentSet
+    from sampler.training.data import LatentSet
     from sampler.training.session import Session
     from sampler.training.settings import Settings
 
@@ -117,7 +117,8 @@ class ProxMatching(TrainerBase):
 
         Raises ValueError for a prompt without a sample.
         """
-        from sampler.training.f_distill.data import data_samples, teacher_samples
+        from sampler.training.data import data_samples
+        from sampler.training.f_distill.teacher import teacher_samples
 
         if self.data is not None:
             found = data_samples(session, self.data, out / "data.safetensors")

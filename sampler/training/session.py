@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,6 +112,12 @@ class Session:
             yield
         finally:
             self.trainable.enable()
+
+    def network(self) -> Any:
+        """Return the denoiser whose predictions are the network's own, without clipping of x0."""
+        twin: Any = copy.copy(self.pipeline)  # shares the networks
+        twin.predict = lambda x, out, level, model: twin.schedule.predict(x, out, level)
+        return twin
 
     def decoder(self, clamp: str) -> Callable[[Tensor], Tensor]:
         """Return a decoder from latents to images in [0, 1].

@@ -44,6 +44,9 @@ TRAINERS = {
     },
     "dpo": {**FORWARD, "beta": POSITIVE, "anchor": NONNEGATIVE},
     "grpo": GROUP,
+    "denoise": {
+        "gamma": POSITIVE, "dropout": ([0, 1], [-TINY, 1 + TINY]), "count": COUNT,
+    },
     "ddpo": POLICY,
     "rlcm": {**POLICY, "explore_std": POSITIVE},
     "f_distill": {
@@ -69,7 +72,7 @@ REWARDS = {
     "sum": {"weights": ([(-1e9,)], [("1",)])},
 }
 NEEDED = {
-    "fit": {"eval_every": 1},
+    "fit": {"eval_every": 1}, "denoise": {"data": "folder"},
     "pickscore": {"path": "folder"}, "object_count": {"path": "folder", "label": "dog", "count": 1},
     "target": {"reward": "brightness", "value": 1}, "capped": {"reward": "brightness", "value": 1},
     "zscore": {"reward": "brightness", "mean": 0, "std": 1}, "sum": {"rewards": ["brightness"]},

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sampler.models.student import read_network
 from sampler.models.trainable_lora import Adapter, adapted
 from sampler.training.averages import Average
-from sampler.training.f_distill.data import LatentSet
+from sampler.training.data import LatentSet
 from sampler.training.f_distill.heads import FeatureReader, Heads, Probe, default_features
 
 Form = Literal["full", "lora"]

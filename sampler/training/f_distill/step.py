@@ -17,10 +17,11 @@ from torch import Tensor
 
 from sampler.core.errors import SamplerError
 from sampler.core.noise import Noise, initial
+from sampler.objectives import denoising_error
 from sampler.training.averages import warm_decay
 from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch, derived, micro_batches
-from sampler.training.f_distill.data import LatentSet
+from sampler.training.data import LatentSet
 from sampler.training.f_distill.losses import (
     Weighting,
     discriminator_loss,
@@ -195,9 +196,7 @@ class Step:
         """Return the fake score's error per sample [B], in the network's own parametrisation."""
         eps = self.noise(x, part, DENOISE)
         pred = self.evaluate("fake", self.noised(x, part, DENOISE), part.level, part)
-        alpha, sigma = self.alpha_sigma(part, x)
-        target = {"x0": x, "eps": eps, "v": alpha * eps - sigma * x, "velocity": eps - x}[pred.kind]
-        return (pred.out.tensor().float() - target).square().flatten(1).mean(1)
+        return denoising_error(pred, x, eps)
 
     def evaluate(self, model: str, x: Tensor, level: Level, part: MicroBatch) -> Prediction:
         """Evaluate the conditional branch of a network."""

@@ -19,7 +19,7 @@ from sampler.training.settings import Decay, Defaults
 from sampler.training.times import time_law
 
 if TYPE_CHECKING:
-    from sampler.training.f_distill.data import LatentSet
+    from sampler.training.data import LatentSet
     from sampler.training.f_distill.networks import Distilled
     from sampler.training.f_distill.step import Step
     from sampler.training.session import Session
@@ -66,8 +66,8 @@ class FDistill(TrainerBase):
     student, fake: "full" weights, or "lora" with the settings' rank, alpha and targets.
     init: a folder with the student's first weights, such as another student's; None copies the
         teacher.
-    data: a folder of images with metadata.jsonl, or a .safetensors file of latents
-        (sampler/training/f_distill/data.py); None uses `samples` images of the teacher.
+    data: a folder or table of images with captions, or a .safetensors file of latents
+        (sampler/training/data.py); None uses `samples` images of the teacher.
     samples: number of the teacher's images to generate, for the discriminator without data, and
         for the warm-up.
     warmup: number of first updates, in which the student alone learns the teacher's images from
@@ -170,7 +170,8 @@ class FDistill(TrainerBase):
         They are generated where they are not on disk yet. Raises ValueError for a prompt without
         a sample.
         """
-        from sampler.training.f_distill.data import data_samples, teacher_samples
+        from sampler.training.data import data_samples
+        from sampler.training.f_distill.teacher import teacher_samples
 
         own = None
         if self.needs_samples:
@@ -183,7 +184,7 @@ class FDistill(TrainerBase):
             real.check(prompts)
         return real, own if self.warmup else None
 
-    def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
+    def check_settings(self, settings: Settings) -> None:
         if settings.ema:
             raise ValueError("f_distill: fit.ema is of trainers of a LoRA; set ema in trainer.")
         if settings.init_lora is not None:
@@ -191,6 +192,8 @@ class FDistill(TrainerBase):
                 "f_distill: fit.init_lora is of trainers of a LoRA on the model itself; give a "
                 "student's first weights as init."
             )
+
+    def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
         self.samples_of(session, prompts, out, settings)
 
     @contextmanager
