@@ -48,6 +48,7 @@ def finetune(
     the folder of another run, and SamplerError (3) after too many updates that were not finite.
     """
     from sampler.rewards.python import reward_from
+    from sampler.training.evaluate import evaluation_scorers
     from sampler.training.fit import fit
     from sampler.training.session import Session
     from sampler.training.settings import settings_from
@@ -69,6 +70,7 @@ def finetune(
     chosen = chosen if updates is None else replace(chosen, updates=updates)
     if scorer is None and (chosen.stop_reward, chosen.patience) != (None, None):
         raise ValueError("stop_reward and patience need a reward, and this run has none.")
+    evals = evaluation_scorers(chosen, allow_python)
     chosen = chosen.resolved(method.defaults, engine, texts)
     size = engine.pipeline.size(chosen.height, chosen.width)
     engine.pipeline.grid(chosen.steps or 0, size)  # refuses a wrong number of steps early
@@ -81,5 +83,6 @@ def finetune(
         size,
         chosen.micro or 1,
         chosen.negative,
+        evals=evals,
     )
     return fit(session, method, texts, Path(out), chosen, progress)

@@ -13,6 +13,11 @@ from torch import Tensor
 
 from sampler.core.batch import to_output
 from sampler.core.durable import make_folder, write_file
+from sampler.core.errors import UsageError
+from sampler.evaluation.intervals import cluster_means, paired
+from sampler.evaluation.parse import scorers_from
+from sampler.evaluation.scorers import ImageScorer
+from sampler.registry import suggestion
 from sampler.training.batches import micro_batches
 from sampler.training.session import Session
 from sampler.training.settings import Settings
@@ -22,15 +27,17 @@ from sampler.training.settings import Settings
 class Evaluation:
     """Latents [N, ...] and images [N, 3, H, W] of N prompts, and their scores [N] by name.
 
-    "" is the reward itself; others are its parts.
+    "" is the reward itself; others are its parts. watched: scores [N] of `fit.evals`, by column.
     """
 
     latents: Tensor
     images: Tensor
     scores: dict[str, Tensor]
+    watched: dict[str, Tensor]
 
     def record(self, base: Tensor) -> dict[str, Any]:
-        """Return mean and standard deviation of the reward, the means of its parts, and the drift.
+        """Return mean and standard deviation of the reward, the means of its parts and of further
+        scorers, the latters' single scores, and the drift.
 
         drift: E||x_0 − base||² / D, `base` the latents of the base model for the same seeds.
         """
@@ -41,6 +48,10 @@ class Evaluation:
             found["reward_std"] = float(total.std()) if len(total) > 1 else 0.0
             if bad := (~total.isfinite()).nonzero()[:, 0].tolist():
                 found["not_finite"] = bad
+        for name, scores in self.watched.items():
+            found[f"eval_{name}"] = float(scores.mean())
+        if self.watched:  # of each prompt, for paired differences
+            found["evals"] = {name: scores.tolist() for name, scores in self.watched.items()}
         return {**found, "drift": float((self.latents - base).square().mean())}
 
 
@@ -64,12 +75,17 @@ def evaluate(session: Session, prompts: list[str], rewarded: bool = True) -> Eva
         output="tensor",
     )
     scores: dict[str, list[Tensor]] = {}
-    if rewarded and session.reward is not None:
-        for part in micro_batches(range(share), session.micro):
-            with torch.no_grad():
-                found = session.scores(result.images[part], [prompts[rows[i]] for i in part])
-            for name, values in {"": found.total, **found.parts}.items():
-                scores.setdefault(name, []).append(values)
+    watched: dict[str, list[Tensor]] = {}
+    for part in micro_batches(range(share), session.micro) if rewarded else ():
+        images, texts = result.images[part], [prompts[rows[i]] for i in part]
+        with torch.no_grad():
+            if session.reward is not None:
+                found = session.scores(images, texts)
+                for name, values in {"": found.total, **found.parts}.items():
+                    scores.setdefault(name, []).append(values)
+            for scorer in session.evals:
+                for name, values in scorer.columns(images, texts).items():
+                    watched.setdefault(name, []).append(values)
 
     def whole(value: Tensor) -> Tensor:
         every = session.gather(value.to(session.pipeline.device))
@@ -77,8 +93,31 @@ def evaluate(session: Session, prompts: list[str], rewarded: bool = True) -> Eva
             every.unflatten(0, (session.world, share)).transpose(0, 1).flatten(0, 1)[: len(prompts)]
         )
 
-    gathered = {name: whole(torch.cat(values)) for name, values in scores.items()}
-    return Evaluation(whole(result.latents), whole(result.images), gathered)
+    of_reward, of_evals = (
+        {name: whole(torch.cat(values)) for name, values in found.items()}
+        for found in (scores, watched)
+    )
+    return Evaluation(whole(result.latents), whole(result.images), of_reward, of_evals)
+
+
+def evaluation_scorers(settings: Settings, allow_python: bool) -> tuple[ImageScorer, ...]:
+    """Build the scorers of `fit.evals`, before anything is sampled.
+
+    Raises UsageError for unknown ones, measures of sets, and a stop rule that watches none of them.
+    """
+    scorers = scorers_from(settings.evals, allow_python)
+    images = [scorer for scorer in scorers if isinstance(scorer, ImageScorer)]
+    if len(images) < len(scorers):
+        wrong = next(s.label for s in scorers if not isinstance(s, ImageScorer))
+        raise UsageError(f"fit.evals: {wrong!r} is a measure of sets; give scorers of images.")
+    for scorer in images:
+        scorer.check()
+    if settings.stop is not None:
+        name, labels = settings.stop.scorer, [scorer.label for scorer in images]
+        if not any(name == label or name.startswith(f"{label}.") for label in labels):
+            near = suggestion(name, labels) if labels else ""
+            raise UsageError(f"fit.stop: {name!r:.60} is not one of fit.evals{near}.")
+    return tuple(images)
 
 
 def stop_reason(settings: Settings, evaluations: list[dict[str, Any]]) -> str:
@@ -95,12 +134,41 @@ def stop_reason(settings: Settings, evaluations: list[dict[str, Any]]) -> str:
     drift = math.inf if last["drift"] is None else last["drift"]
     if settings.max_drift is not None and drift > settings.max_drift:
         return f"the drift {drift:.4g} exceeds {settings.max_drift:g}"
+    if reason := _became_worse(settings, evaluations):
+        return reason
     if not rewards:
         return ""
     best = max(range(len(rewards)), key=lambda i: rewards[i])
     if settings.patience is not None and len(rewards) - 1 - best >= settings.patience:
         return f"{settings.patience} evaluations brought no better reward"
     return ""
+
+
+def _became_worse(settings: Settings, evaluations: list[dict[str, Any]]) -> str:
+    """Return the reason of `fit.stop` after the last evaluation, or ""."""
+    stop = settings.stop
+    if stop is None or len(evaluations) < 2:
+        return ""
+    first, last = (one.get("evals", {}) for one in (evaluations[0], evaluations[-1]))
+    for scores in (first, last):
+        if stop.scorer not in scores:
+            known = ", ".join(scores)
+            raise UsageError(f"fit.stop: there is no column {stop.scorer!r:.60}, only {known}.")
+    pairs = [
+        (prompt, now, before)
+        for prompt, now, before in zip(
+            settings.eval_prompts or (), last[stop.scorer], first[stop.scorer], strict=True
+        )
+        if now is not None and before is not None
+    ]
+    if not pairs:
+        return ""
+    prompts = [str(prompt) for prompt, *_ in pairs]
+    now, before = (cluster_means(prompts, [pair[k] for pair in pairs])[1] for k in (1, 2))
+    found = paired(now, before)
+    if found.verdict != "lower" or found.mean >= -stop.worse_by:
+        return ""
+    return f"{stop.scorer} fell by {-found.mean:.4g}, more than {stop.worse_by:g}"
 
 
 def save_sheet(images: Tensor, path: Path) -> None:

@@ -37,10 +37,7 @@ class Journal:
 
         JSON has no NaN: a value that is not finite becomes None.
         """
-        record = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in record.items()
-        }
+        record = {key: _finite(value) for key, value in record.items()}
         self.records.append(record)
         if self._active:
             with self._path.open("ab") as file:
@@ -56,6 +53,15 @@ class Journal:
     def evaluations(self) -> list[dict[str, Any]]:
         """Return the records of evaluations, in order."""
         return [r for r in self.records if r.get("kind") == "eval"]
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for every number in it that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from sampler.core.adapter import PipelineAdapter
 from sampler.core.errors import SamplerError
 from sampler.core.trajectory import Run, begin, conditions
 from sampler.engine import Engine
+from sampler.evaluation.scorers import ImageScorer
 from sampler.rewards.base import NonFiniteScore, RewardBase, Scores, check_finite, score_parts
 from sampler.training.batches import Batch
 from sampler.types import Cond, Guidance, Sampler
@@ -42,7 +43,7 @@ class Session:
     steps: sampling steps; size: (height, width) in pixels; micro: samples per network evaluation;
     negative: negative prompt of all samples. gather: concatenates [b, ...] of all processes in
     the order of their ranks; rank, world: of this process, and how many there are. trainable: the
-    weights that are trained.
+    weights that are trained. evals: scorers of evaluations besides the reward.
     """
 
     engine: Engine
@@ -57,6 +58,7 @@ class Session:
     rank: int = 0
     world: int = 1
     trainable: Any = None
+    evals: tuple[ImageScorer, ...] = ()
 
     @property
     def pipeline(self) -> PipelineAdapter:

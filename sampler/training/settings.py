@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,15 @@ class Defaults:
     rank: int
     alpha: float
     lr_end: float = 1.0
+
+
+@checked("fit.stop")
+@dataclass(frozen=True)
+class Stop:
+    """Stop rule: the column of a scorer, and by how much it may become worse."""
+
+    scorer: str
+    worse_by: Nonnegative
 
 
 Decay = Annotated[float, Ge(0), Lt(1)]  # of a moving average
@@ -55,6 +65,9 @@ class Settings:
     stop_reward, patience, max_drift: stop at this evaluation reward; after this number of
     evaluations without a better one; above this mean squared distance of the latents to the base
     model's.
+    evals: scorers of `sampler.evaluate`, by name or mapping, whose means every evaluation logs.
+    stop: {"scorer": ..., "worse_by": ...}, a column of evals: stop once its mean is more than
+    worse_by below the first evaluation's, by paired differences whose 95 % interval leaves out 0.
     log_with: a tracker of accelerate's, such as "tensorboard"; log.jsonl is always written.
     """
 
@@ -88,12 +101,20 @@ class Settings:
     stop_reward: float | None = None
     patience: Count | None = None
     max_drift: Nonnegative | None = None
+    evals: tuple[Any, ...] = ()
+    stop: Any = None
     log_with: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.stop_reward, self.patience, self.max_drift) != (None,) * 3 and not self.eval_every:
+        if self.stop is not None and not isinstance(self.stop, Stop):
+            if not isinstance(self.stop, Mapping) or set(self.stop) != {"scorer", "worse_by"}:
+                raise ValueError('fit: stop must be {"scorer": NAME, "worse_by": NUMBER}.')
+            object.__setattr__(self, "stop", Stop(**self.stop))
+        watched = (self.stop_reward, self.patience, self.max_drift, self.stop, self.evals or None)
+        if watched != (None,) * len(watched) and not self.eval_every:
             raise ValueError(
-                "fit: stop_reward, patience and max_drift need evaluations: set eval_every as well."
+                "fit: stop_reward, patience, max_drift, evals and stop need evaluations: set "
+                "eval_every as well."
             )
 
     def resolved(self, own: Defaults, engine: Any, prompts: list[str]) -> Settings:
@@ -136,6 +157,7 @@ RESUMABLE = (
     "stop_reward",
     "patience",
     "max_drift",
+    "stop",
 )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sampler
+from sampler.core.errors import UsageError
 from sampler.models.trainable_lora import Adapter
 from sampler.training import checkpoint
 from sampler.training.batches import batch
@@ -368,6 +369,67 @@ def test_evaluations_and_stop_rules(engine, tmp_path):
         settings, rewards
     )
     assert "reached 2.5" in stop_reason(Settings(eval_every=1, stop_reward=2.5), rewards)
+
+
+def test_evaluations_log_further_scorers_and_stop_by_them(engine, tmp_path):
+    texts = ["a dog", "a cat", "a fox"]
+    watch = {"eval_every": 1, "eval_prompts": texts, "evals": ["brightness", "saturation"]}
+    report = world.tune(engine, tmp_path / "a", reward="colourfulness", updates=2, **watch)
+    evaluations = [r for r in report.log if r["kind"] == "eval"]
+    assert [len(e["evals"]["brightness"]) for e in evaluations] == [3, 3, 3]
+    for e in evaluations:
+        assert e["eval_saturation"] == pytest.approx(sum(e["evals"]["saturation"]) / 3)
+    again = world.tune(engine, tmp_path / "b", reward="colourfulness", updates=1, **watch)
+    assert again.updates == 1
+    again = world.tune(engine, tmp_path / "b", reward="colourfulness", updates=2, **watch)
+    assert [r for r in again.log if r["kind"] == "eval"] == evaluations
+    assert world.weights(tmp_path / "a") == world.weights(tmp_path / "b")
+
+
+def test_a_run_stops_when_a_watched_score_fell_by_more_than_chance():
+    texts = tuple(f"prompt {k}" for k in range(30))
+    settings = Settings(
+        eval_every=1,
+        eval_prompts=texts,
+        evals=("judge",),
+        stop={"scorer": "judge", "worse_by": 0.2},
+    )
+
+    def log(*shifts):
+        return [
+            {
+                "drift": 0.0,
+                "evals": {"judge": [k / 30 + shift + noise * (-1) ** k for k in range(30)]},
+            }
+            for shift, noise in shifts
+        ]
+
+    assert stop_reason(settings, log((0, 0))) == ""
+    assert stop_reason(settings, log((0, 0), (-0.1, 0))) == ""  # not by enough
+    assert stop_reason(settings, log((0, 0), (-0.3, 2))) == ""  # within the noise of the prompts
+    assert "judge fell by 0.3, more than 0.2" in stop_reason(settings, log((0, 0), (-0.3, 0.1)))
+    broken = log((0, 0), (-0.3, 0.1))
+    broken[1]["evals"]["judge"][3] = None
+    assert "judge fell by" in stop_reason(settings, broken)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"evals": ["judge"]}, "eval_every"),
+        ({"evals": ["frechet"], "eval_every": 1}, "measure of sets"),
+        ({"evals": ["jugde"], "eval_every": 1}, "did you mean 'judge'"),
+        (
+            {"evals": ["judge"], "stop": {"scorer": "jugde", "worse_by": 0}, "eval_every": 1},
+            "fit.stop: 'jugde' is not one of fit.evals (did you mean 'judge'?)",
+        ),
+        ({"stop": {"scorer": "judge", "worse_by": -1}, "eval_every": 1}, "stop"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused_before_sampling(engine, tmp_path, values, words):
+    with pytest.raises((UsageError, ValueError)) as caught:
+        world.tune(engine, tmp_path / "out", **values)
+    assert words in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_batches_are_functions_of_seed_update_and_row():
