@@ -1,5 +1,6 @@
 """The samplers: one file per method. A new one is a file and a line here."""
 
+from sampler.samplers.admm import ADMM
 from sampler.samplers.aliases import alias
 from sampler.samplers.ancestral import EulerAncestral
 from sampler.samplers.consistency import Consistency
@@ -24,6 +25,7 @@ from sampler.samplers.reddiff import REDDiff
 from sampler.samplers.two_stage import RES2S, DPMSolverPP2S, DPMSolverPPSDE
 
 __all__ = [
+    "ADMM",
     "CPS",
     "DAPS",
     "DDIM",

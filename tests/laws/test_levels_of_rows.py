@@ -78,6 +78,9 @@ def test_resuming_and_gradients(name, tmp_path):
     sampler.save_snapshot(snaps[2], tmp_path / "s")
     *_, again = run.steps(sampler.load_snapshot(tmp_path / "s"), walked, *given)
     assert torch.equal(again.x, snaps[-1].x)
+    if not snaps[-1].x.requires_grad:
+        assert name == "admm"  # its start is the measurement's
+        return
     (grad,) = torch.autograd.grad(snaps[-1].x.square().sum(), x)
     assert grad.isfinite().all()
 

@@ -49,6 +49,12 @@ EXAMPLES: dict[tuple[str, str], Any] = {
         "y": torch.full((1, *SHAPE), 0.3),
         "noise": 0.5,
     },
+    ("sampler", "admm"): {
+        "name": "admm",
+        "operator": "denoise",
+        "y": torch.full((1, *SHAPE), 0.3),
+        "noise": 0.5,
+    },
     ("sampler", "reddiff"): {
         "name": "reddiff",
         "operator": "denoise",

@@ -23,7 +23,11 @@ from tests.laws.world import FLOW_ONLY
 SEEDS = (3, 4)
 PROMPTS = ["a red fox", "a blue door"]
 SAMPLERS = [
-    *(name for name in registry.names("sampler") if name not in {"reddiff", "daps", *FLOW_ONLY}),
+    *(
+        name
+        for name in registry.names("sampler")
+        if name not in {"reddiff", "daps", "admm", *FLOW_ONLY}
+    ),
     {"name": "ddim", "eta": 1.0},
     {"name": "ab", "order": 4},
     {"name": "ab", "order": 3, "steps": "variable"},
