@@ -89,6 +89,8 @@ class Engine(Loop):
         sampler, said = named(sampler)
         grid = said if grid is None else grid
         steps = count_of(grid) or steps
+        if inputs is None and out is not None and (frames := getattr(self.pipeline, "frames", 0)):
+            inputs = {"num_frames": frames}
         if inputs is not None:
             hosted: Any = self.as_hosted()
             return hosted.generate(
@@ -131,8 +133,6 @@ class Engine(Loop):
                 raise ValueError(
                     "out= stores images of prompts; leave out image=, output= and graph=."
                 )
-            if adapter.frames is not None:
-                raise ValueError("out= stores images, and this pipeline generates videos.")
             request = GenerateRequest(jobs, size, steps, method, rule, cut, grid=adapter.spacing)
             return generate_into(self, str(out), request, progress)
         latents: list[torch.Tensor] = []

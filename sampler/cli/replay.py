@@ -47,7 +47,7 @@ def command(
             before = image.read_bytes()
             suffix = image.suffix
         else:
-            suffix = open_run(where).output.encoding.suffix
+            suffix = _suffix(open_run(where), key)
         path = out or Path(f"replay-{key[:10]}{suffix}")
         encoding = encoding_of(path)
         if path.exists():
@@ -57,24 +57,41 @@ def command(
         else:
             data = _from_image(before or b"", model, encoding)
         write_file(path, data)
-        difference = _difference(data, before)
+        difference = _difference(data, before, path.suffix)
         report.event("replay", file=str(path), difference=difference)
         report.result(str(path))
         levels = {None: "unknown", 0: "no pixel differs"}.get(difference, f"{difference} levels")
         report.note(f"Compared with the original: {levels}.")
 
 
+def _suffix(run: RunFolder, key: str) -> str:
+    """Ending of the file of an image of a run; that of its format before it is made."""
+    from sampler.cli.open_run import index_of
+
+    entry = run.results().entries.get(run.key(index_of(run, key)), {})
+    return Path(entry["file"]).suffix if entry.get("file") else run.output.encoding.suffix
+
+
 def _home(image: Path) -> tuple[str, str]:
     """(run folder, key) of an image inside its run; ("", key) of any other."""
+    from sampler.cli.open_run import open_run
     from sampler.core.errors import UsageError
+    from sampler.runs.media import MP4, WAV
     from sampler.runs.metadata import read_metadata
 
     if not image.is_file():
         raise UsageError(f"{image}: no such file; RUN#KEY names an image of a run.")
+    folders = [f for f in list(image.resolve().parents)[:3] if (f / "run.json").is_file()]
+    if image.suffix in (MP4, WAV):
+        for folder in folders:
+            name = image.resolve().relative_to(folder).as_posix()
+            for key, entry in open_run(str(folder)).results().entries.items():
+                if entry.get("file") == name:
+                    return str(folder), key
+        raise UsageError(f"{image} is not in its run folder; name it as RUN#KEY.")
     key = str(read_metadata(image.read_bytes())["key"])
-    for folder in list(image.resolve().parents)[:3]:
-        if (folder / "run.json").is_file():
-            return str(folder), key
+    for folder in folders:
+        return str(folder), key
     return "", key
 
 
@@ -89,7 +106,7 @@ def _from_run(
     entry = run.results().entries.get(run.key(index), {})
     dtype = {"dtype": entry["dtype"]} if run.model.dtype == "auto" and "dtype" in entry else {}
     config = with_model(config_of(run), {**dtype, **model})
-    encoding = replace(encoding, quality=run.output.quality)
+    encoding = replace(encoding, quality=run.output.quality, fps=run.output.fps)
     data = from_run(run, engine_of(run, config.model), index, encoding)
     return data, run.store.read(entry["file"]) if entry.get("file") else None
 
@@ -158,14 +175,17 @@ def _weights(recorded: Mapping[str, Any], *names: str) -> str:
     return ""
 
 
-def _difference(data: bytes, before: bytes | None) -> int | None:
-    """Largest difference of a pixel in 8-bit levels."""
+def _difference(data: bytes, before: bytes | None, suffix: str) -> int | None:
+    """Largest difference of a pixel in 8-bit levels; None if it is not known."""
     import numpy as np
 
     from sampler.runs.encodings import decode
+    from sampler.runs.media import MP4, WAV
 
-    if before is None:
+    if before is None or (suffix in (MP4, WAV) and data != before):
         return None
+    if data == before:
+        return 0
     new, old = decode(data)[0], decode(before)[0]
     if new.shape != old.shape:
         return 255

@@ -26,6 +26,7 @@ from sampler.config.options import (
     Metadata,
     OnBadRow,
     TableFormat,
+    VideoFormat,
 )
 from sampler.core.errors import SamplerError, UsageError
 from sampler.registry.constraints import allowed, hints, without_none
@@ -83,6 +84,7 @@ class OutputConfig:
     """Output section.
 
     dir: run folder or URL; null creates one below runs/. quality: of jpeg and webp; null is 95.
+    video, fps: format and frames per second of videos; mp4 needs the extra `video`.
     metadata: embedded in every image.
     name_template: file names from {index} {key} {seed} {slug} {sampler} {guidance} {axis:NAME}.
     flagged: policy for images that a safety checker flags. fsync: false skips flushing to disk, so
@@ -92,6 +94,8 @@ class OutputConfig:
     dir: FilePath | None = None
     format: ImageFormat = "png"
     quality: Annotated[int, Ge(1), Le(100)] | None = None
+    video: VideoFormat = "webp"
+    fps: Annotated[int, Ge(1), Le(240)] = 16
     metadata: Metadata = "full"
     name_template: str | None = None
     flagged: Literal["keep", "blur", "drop"] = "keep"

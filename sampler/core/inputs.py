@@ -69,14 +69,17 @@ def _each(change: Callable[[str, Any], Any], name: str, values: Any) -> Any:
 def size_of(value: Any) -> tuple[int, int] | None:
     """(height, width) of the image that an input names, as multiples of 8; None for other inputs.
 
-    A list counts by its first item. Raises UsageError for a file that is missing or no image.
+    A list counts by its first item, a file that is missing not at all: `planned` names it. Raises
+    UsageError for a file that is no image.
     """
     while isinstance(value, (list, tuple)) and value:
         value = value[0]
     path = value.get("file") if isinstance(value, Mapping) else value
     if isinstance(path, str) and not isinstance(value, Mapping):
         path = _path("image", path)
-    if not isinstance(path, (str, Path)) or Path(path).suffix.lower() not in IMAGES:
+    if not isinstance(path, (str, Path)) or not Path(path).expanduser().is_file():
+        return None
+    if Path(path).suffix.lower() not in IMAGES:
         return None
     width, height = image_size(path)
     return max(height // 8, 1) * 8, max(width // 8, 1) * 8

@@ -94,7 +94,10 @@ class Loop:
         rule: Guidance,
         on_step: Callable[[Snapshot], None],
     ) -> tuple[list[Any], list[int]]:
-        """Call the stock pipeline; return one image per job and their NFE."""
+        """Call the stock pipeline; return what a run folder holds of each job, and their NFE.
+
+        That is pixels of uint8, [H, W, 3] or [F, H, W, 3], a `Sound`, or None for another output.
+        """
         raise NotImplementedError
 
     def with_grid(self: L, spacing: Any) -> L:

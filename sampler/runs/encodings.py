@@ -1,4 +1,4 @@
-"""Image files in PNG, JPEG and WebP, with the same texts in each.
+"""Image files in PNG, JPEG and WebP, videos and sounds, with the same texts in each.
 
 PNG has them as text chunks. JPEG and WebP have the web-UI text in EXIF's UserComment, where web
 UIs look for it, and the record in an XMP packet.
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from sampler.config.options import ImageFormat
+from sampler.config.options import ImageFormat, VideoFormat
 from sampler.core.errors import UsageError
-from sampler.runs import png
+from sampler.runs import media, png
+from sampler.runs.media import Sound
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 RECORD, PARAMETERS = "sampler", "parameters"  # names of the texts
 SUFFIXES: Mapping[ImageFormat, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 QUALITY = 95
+FPS = 16  # of videos
 MAX_SEGMENT = 65_000  # bytes of EXIF or XMP: a JPEG segment holds 65,533 with its header
 _EXIF_IFD, _USER_COMMENT, _UNICODE = 0x8769, 0x9286, b"UNICODE\0"
 _PACKET = (
@@ -38,20 +40,36 @@ _PACKED = re.compile(r"<sampler:record>(.*?)</sampler:record>", re.DOTALL)
 
 @dataclass(frozen=True)
 class Encoding:
-    """Format of image files. quality: 1 to 100, of JPEG and WebP."""
+    """Format of image files. quality: 1 to 100, of JPEG and WebP; video, fps: of videos."""
 
     format: ImageFormat = "png"
     quality: int = QUALITY
+    video: VideoFormat = "webp"
+    fps: int = FPS
 
     @property
     def suffix(self) -> str:
         return SUFFIXES[self.format]
 
-    def encode(self, pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
-        """Encode an RGB image [H, W, 3] of uint8; equal pixels and texts give equal bytes.
+    def suffix_of(self, made: np.ndarray | Sound) -> str:
+        """Ending of the file of an image, a video [F, H, W, 3] or a sound."""
+        if isinstance(made, Sound):
+            return media.WAV
+        return self.suffix if made.ndim == 3 else f".{self.video}"
 
-        A text that no segment of a JPEG holds is left out; the run's journal has the record.
+    def encode(self, pixels: np.ndarray | Sound, texts: Mapping[str, str]) -> bytes:
+        """Encode an RGB image [H, W, 3] of uint8, a video [F, H, W, 3] or a sound.
+
+        Equal ones with equal texts give equal bytes. A text that no segment of a JPEG holds is left
+        out; the run's journal has the record. Raises UsageError where a library is missing.
         """
+        if isinstance(pixels, Sound):
+            return media.encode_wav(pixels, texts)
+        if pixels.ndim == 4 and self.video == "mp4":
+            return media.encode_mp4(pixels, self.fps, texts)
+        if pixels.ndim == 4:
+            quality = None if self.format == "png" else self.quality
+            return media.encode_webp(pixels, self.fps, quality, _segments(texts))
         if self.format == "png":
             return png.encode(pixels, texts)
         from PIL import Image
@@ -64,9 +82,16 @@ class Encoding:
         return buffer.getvalue()
 
 
+def size_of(made: np.ndarray | Sound) -> tuple[int, int]:
+    """(height, width) of an image or a video; (0, 0) of a sound."""
+    return (0, 0) if isinstance(made, Sound) else (made.shape[-3], made.shape[-2])
+
+
 def encoding_of(path: str | PurePath) -> Encoding:
     """Encoding that a file name asks for; PNG without an ending. Raises UsageError for others."""
     suffix = PurePath(path).suffix.lower().replace(".jpeg", ".jpg") or ".png"
+    if suffix in (media.MP4, media.WAV):
+        return Encoding(video="mp4")
     known: dict[str, ImageFormat] = {ending: name for name, ending in SUFFIXES.items()}
     if suffix not in known:
         raise UsageError(f"{path}: images are written as {', '.join(known)}.")

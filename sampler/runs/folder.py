@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sampler.config.options import ImageFormat
+from sampler.config.options import ImageFormat, VideoFormat
 from sampler.core.errors import RunFolderError, UsageError
 from sampler.runs import journal, names
-from sampler.runs.encodings import QUALITY, Encoding
+from sampler.runs.encodings import FPS, QUALITY, Encoding
 from sampler.runs.jobs import Job, JobSettings, Model
 from sampler.runs.metadata import Metadata
 from sampler.runs.plan import Batch, Cell
@@ -43,11 +43,13 @@ class OutputOptions:
     flagged: Literal["keep", "blur", "drop"] = "keep"
     format: ImageFormat = "png"
     quality: int = QUALITY
+    video: VideoFormat = "webp"
+    fps: int = FPS
 
     @property
     def encoding(self) -> Encoding:
         """Encoding of the files."""
-        return Encoding(self.format, self.quality)
+        return Encoding(self.format, self.quality, self.video, self.fps)
 
 
 class RunFolder:
@@ -109,10 +111,11 @@ class RunFolder:
         self._index()
         return self._keys[20 * index : 20 * index + 20].decode()
 
-    def name(self, job: Job) -> str:
-        """File name of a job's image, relative to the folder."""
+    def name(self, job: Job, made: Any) -> str:
+        """File name of what a job made, an image, a video or a sound, relative to the folder."""
         group, output = self.groups[job.group], self.output
-        return names.image_name(job, group, self.total, output.template, output.encoding.suffix)
+        suffix = output.encoding.suffix_of(made)
+        return names.image_name(job, group, self.total, output.template, suffix)
 
     def results(self) -> journal.Results:
         """Read the journals."""

@@ -44,7 +44,7 @@ def parameters(job: Job, settings: JobSettings, model: Model, size: tuple[int, i
         "Sampler": settings.sampler["name"],
         "CFG scale": scale_of(guidance),
         "Seed": job.seed,
-        "Size": f"{size[1]}x{size[0]}",
+        "Size": f"{size[1]}x{size[0]}" if all(size) else None,
         "Model hash": model.fingerprint.partition(":")[2][:10],
         "Model": model.label,
         "Guidance": guidance["name"],

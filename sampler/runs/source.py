@@ -21,6 +21,7 @@ from sampler.runs.axes import Axis, sweep
 from sampler.runs.encodings import QUALITY
 from sampler.runs.folder import OutputOptions
 from sampler.runs.jobs import JobSettings, Model
+from sampler.runs.media import check_video
 from sampler.runs.names import check_template
 from sampler.runs.planner import Planner
 from sampler.runs.readers import RawLine
@@ -201,7 +202,8 @@ def _notes(planner: Planner, run_is_random: bool) -> Iterator[str]:
 
 
 def _output_options(output: OutputConfig) -> OutputOptions:
-    """Output options of a run. Raises UsageError for a quality of a lossless format."""
+    """Output options of a run. Raises UsageError for those that no file can be written with."""
+    check_video(output.video)
     if output.quality is not None and output.format == "png":
         raise UsageError("output.quality belongs to output.format jpeg or webp; PNG is lossless.")
     return OutputOptions(
@@ -210,4 +212,6 @@ def _output_options(output: OutputConfig) -> OutputOptions:
         output.flagged,
         output.format,
         output.quality or QUALITY,
+        output.video,
+        output.fps,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sampler.runs.encodings import SUFFIXES
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import key_of, record_of
+from sampler.runs.media import MP4, WAV
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def findings(run: RunFolder) -> Iterator[Finding]:
         elif run.digest(name) != entry["sha256"]:
             yield Finding("content", name, "the content is not what was written")
     for name in sorted(sizes.keys() - known):
-        if name.endswith(tuple(SUFFIXES.values())):
+        if name.endswith((*SUFFIXES.values(), MP4, WAV)):
             yield Finding("unknown", name, "no record in the journal")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sampler.runs import journal
 from sampler.runs.encodings import Encoding
+from sampler.runs.media import Sound
 from sampler.runs.store import Store
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class WriteItem:
     """One result: its journal line, and its image, if there is one."""
 
     line: dict[str, Any]
-    pixels: np.ndarray | None = None
+    pixels: np.ndarray | Sound | None = None
     texts: dict[str, str] | None = None
     encoding: Encoding = Encoding()
 

@@ -44,7 +44,7 @@ from sampler.registry.constraints import as_int
 from sampler.runs.jobs import JobSettings
 from sampler.samplers.aliases import named
 from sampler.stock.hook import guide
-from sampler.stock.hosted_output import converted, first_value
+from sampler.stock.hosted_output import converted, first_value, stored
 from sampler.stock.hosted_pipeline import HostedPipeline
 from sampler.stock.scheduler import scheduler
 from sampler.types import Guidance, Sampler, Snapshot
@@ -266,6 +266,10 @@ class HostedEngine(Engine):
         rule = self.build_guidance(settings.guidance)
         job = next(iter(jobs))
         first = Sample(job.prompt, job.negative_prompt, job.seed)
+        hosted: Any = self.pipeline
+        if hosted.makes_audio and hosted.sample_rate is None:
+            name = type(self.pipeline.pipe).__name__
+            raise ValueError(f"{name} does not say its sample rate, so no file can be written.")
         engine.check(_shared(settings, rule), [first])
 
     def call_stock(
@@ -275,7 +279,10 @@ class HostedEngine(Engine):
         rule: Guidance,
         on_step: Callable[[Snapshot], None],
     ) -> tuple[list[Any], list[int]]:
-        """Call the pipeline on the jobs of a batch; neighbours without a negative prompt apart."""
+        """Call the pipeline on the jobs of a batch; neighbours without a negative prompt apart.
+
+        Returns what a run folder holds of each, and their NFE; see `hosted_output.stored`.
+        """
         inputs = own_names(type(self.pipeline.pipe), settings.inputs)
         engine = self.serving(inputs)
         images: list[Any] = []
@@ -283,7 +290,9 @@ class HostedEngine(Engine):
         for _, part in itertools.groupby(jobs, lambda job: bool(job.negative)):
             made, counted = engine.call([*part], _shared(settings, rule), inputs, on_step)
             images, nfe = images + made, nfe + counted
-        return images, nfe
+        hosted: Any = self.pipeline
+        rate = hosted.sample_rate if hosted.makes_audio else None
+        return [stored(image, rate) for image in images], nfe
 
     def call(
         self,
@@ -305,6 +314,10 @@ class HostedEngine(Engine):
             with exclusive(*self._networks()), guide(twin, shared.guidance) as hook:
                 hook.on_step = on_step
                 out = twin(**given)
+        except NameError as error:  # classes of diffusers that use a package without asking for it
+            raise ModelError(
+                f"{type(twin).__name__} needs the package {error.name}, which is not installed."
+            ) from error
         except (TypeError, AttributeError, ValueError) as error:
             one_only = "enerator" in str(error) or "list of prompts" in str(error)
             if self._one_at_a_time or not one_only:

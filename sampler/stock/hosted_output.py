@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sampler.core.batch import Output
 from sampler.core.errors import UsageError
+from sampler.runs.media import Sound
 
 
 def first_value(out: Any) -> Any:
@@ -37,6 +38,21 @@ def converted(made: Any, output: Output, count: int) -> list[Any]:
         return list(made.unflatten(0, (count, -1)).cpu())
     kind = type(made).__name__
     raise UsageError(f"The pipeline returned {kind}, which is not one value for each image.")
+
+
+def stored(made: Any, sample_rate: int | None) -> np.ndarray | Sound | None:
+    """Convert one value to pixels of uint8: an image [H, W, 3], a video [F, H, W, 3]; or a sound.
+
+    sample_rate: of the sounds of an audio pipeline, None for images. None for other values.
+    """
+    if sample_rate is not None:
+        values = np.asarray(made.float().cpu() if isinstance(made, Tensor) else made)
+        return Sound(values.reshape(-1, values.shape[-1]), sample_rate)
+    if getattr(made, "mode", "") in ("RGB", "L"):
+        return np.asarray(made.convert("RGB"))
+    if isinstance(made, list) and made and all(hasattr(frame, "convert") for frame in made):
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in made])
+    return None
 
 
 def _frames(frames: list[Any], output: Output) -> Any:

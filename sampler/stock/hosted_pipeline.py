@@ -52,6 +52,16 @@ class HostedPipeline:
             self.scale_argument = "guidance_scale"
 
     @property
+    def sample_rate(self) -> int | None:
+        """Samples per second of the sounds that the pipeline makes, None if it does not say."""
+        for part in (self.pipe, *(getattr(self.pipe, n, None) for n in ("vae", "vocoder", "unet"))):
+            for owner in (part, getattr(part, "config", None)):
+                for name in ("sampling_rate", "sample_rate"):
+                    if isinstance(found := getattr(owner, name, None), int):
+                        return found
+        return None
+
+    @property
     def network(self) -> Any:
         raise UsageError(
             f"{type(self.pipe).__name__} is hosted: its networks are its own, so it cannot be "

@@ -25,6 +25,7 @@ from sampler.core.images import to_pixels
 from sampler.core.loop import Loop
 from sampler.core.prompt_weights import UNREAD, has_weights
 from sampler.runs.jobs import Job, JobSettings
+from sampler.runs.media import Sound
 from sampler.types import Snapshot
 from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.recovery import (
@@ -45,9 +46,12 @@ class _OutOfMemory(Exception):
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """Pixels [H, W, 3] of uint8, network evaluations, milliseconds, and size of the micro-batch."""
+    """Pixels [H, W, 3] of uint8, network evaluations, milliseconds, and size of the micro-batch.
 
-    pixels: np.ndarray
+    pixels: [F, H, W, 3] of a video; a sound.
+    """
+
+    pixels: np.ndarray | Sound
     nfe: int
     ms: int
     micro: int
@@ -64,6 +68,11 @@ class Failure:
 
 
 Outcome = GeneratedImage | Failure
+
+
+def runs_hosted(engine: Loop, settings: JobSettings) -> bool:
+    """Return True if the stock pipeline's own call makes the images of a group."""
+    return engine.hosted or bool(settings.inputs) or engine.pipeline.frames is not None
 
 
 @dataclass
@@ -125,7 +134,7 @@ class BatchRunner:
 
     def _run_batch(self, jobs: Sequence[Job], groups: Sequence[JobSettings]) -> list[Outcome]:
         started, settings = time.perf_counter(), groups[jobs[0].group]
-        if self.engine.hosted or settings.inputs:
+        if runs_hosted(self.engine, settings):
             return self._run_hosted(jobs, [groups[job.group] for job in jobs], started)
         engine = self.engine.with_grid_for(
             settings.grid, settings.sampler, settings.guidance, settings.steps
@@ -172,13 +181,12 @@ class BatchRunner:
         ms = round(1000 * (time.perf_counter() - started) / len(samples))
         outcomes: list[Outcome] = []
         for job, image, count in zip(jobs, images, nfe, strict=True):
-            if getattr(image, "mode", "") in ("RGB", "L"):
-                pixels = np.asarray(image.convert("RGB"))
+            if image is not None:
                 unread = self._unread(job)
                 warnings = (unread,) if unread else ()
-                outcomes.append(GeneratedImage(pixels, count, ms, len(jobs), warnings))
+                outcomes.append(GeneratedImage(image, count, ms, len(jobs), warnings))
             else:
-                message = f"the pipeline made {type(image).__name__}, and run folders hold images"
+                message = "the pipeline made no image, video or sound"
                 outcomes.append(Failure("exception", "output", message))
         return outcomes
 

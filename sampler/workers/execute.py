@@ -13,6 +13,7 @@ from sampler.runs.location import RunLocation
 from sampler.runs.relocation import groups_again
 from sampler.runs.stop import StopFlag
 from sampler.workers import claims
+from sampler.workers.batch_runner import runs_hosted
 from sampler.workers.work import JournalLines, Tally, WorkOptions, dtype_of, work
 
 
@@ -65,10 +66,8 @@ def check_dtype(run: RunFolder, engine: Loop) -> None:
 
 def _check(run: RunFolder, engine: Loop) -> None:
     """Raise ValueError, before anything is computed, for what would fail every image of a group."""
-    if engine.pipeline.frames is not None:
-        raise ValueError("A run folder holds images, and this pipeline generates videos.")
     for settings in groups_again(run):
-        if engine.hosted or settings.inputs:
+        if runs_hosted(engine, settings):
             engine.as_hosted().check_stock(settings, run.jobs())
             continue
         adapter = engine.with_grid_for(

@@ -18,6 +18,7 @@ from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import JobSettings
 from sampler.runs.lines import INPUT
 from sampler.runs.location import RunLocation, open_locked
+from sampler.runs.media import WAV, decode_wav, decode_webp
 from sampler.runs.planner import Planner
 from sampler.runs.readers import RawLine
 from sampler.runs.settings import RunDefaults, complete_spec
@@ -43,22 +44,26 @@ class GenerateRequest:
     grid: Any = None
 
 
-class Images(Sequence[Image.Image]):
-    """Images of a run, each read from its folder on access."""
+class Images(Sequence[Any]):
+    """Images of a run, each read from its folder on access; a video is a list of frames."""
 
     def __init__(self, run: RunFolder, files: Sequence[str]) -> None:
         self._run, self._files = run, files
 
     @overload
-    def __getitem__(self, index: int) -> Image.Image: ...
+    def __getitem__(self, index: int) -> Any: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Image.Image]: ...
-    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
         data = self._run.store.read(self._files[index])
         if data is None:
             raise IncompleteError(f"{self._files[index]} is missing; generate again restores it.")
+        if self._files[index].endswith(WAV):
+            return decode_wav(data)
+        if self._files[index].endswith(".webp"):
+            return decode_webp(data)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return image.convert("RGB")
 

@@ -6,6 +6,7 @@ networks may round differently than in the original batch: about 1e-6, usually n
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import numpy as np
 from sampler.core.errors import IncompleteError, UsageError
 from sampler.core.loop import Loop
 from sampler.runs import metadata
-from sampler.runs.encodings import Encoding
+from sampler.runs.encodings import Encoding, size_of
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import Job, JobSettings, canonical
+from sampler.runs.media import Sound
 from sampler.runs.relocation import groups_again
 from sampler.workers.batch_runner import BatchRunner, GeneratedImage, Outcome
 from sampler.workers.prompt_cache import PromptCache
@@ -32,9 +34,11 @@ def from_run(run: RunFolder, engine: Loop, index: int, encoding: Encoding) -> by
     pixels = _pixels(runner.batch(jobs, groups_again(run))[list(batch.jobs).index(index)])
     job = run.job(index)
     settings = run.groups[job.group]
-    size = (pixels.shape[0], pixels.shape[1])
+    size = size_of(pixels)
     libraries, dtype = metadata.library_versions(), dtype_of(engine)
     texts = metadata.texts(job, settings, run.model, size, run.output.metadata, libraries, dtype)
+    if not isinstance(pixels, Sound) and pixels.ndim == 4:
+        encoding = replace(encoding, format=run.output.format)  # lossless frames, or not
     return encoding.encode(pixels, texts)
 
 
@@ -63,7 +67,7 @@ def _inputs(record: dict[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def _pixels(outcome: Outcome) -> np.ndarray:
+def _pixels(outcome: Outcome) -> np.ndarray | Sound:
     if not isinstance(outcome, GeneratedImage):
         raise IncompleteError(f"The image cannot be generated: {outcome.message}.")
     return outcome.pixels

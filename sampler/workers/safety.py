@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sampler.core.loop import Loop
+from sampler.runs.media import Sound
 from sampler.workers.batch_runner import Failure, GeneratedImage, Outcome
 
 
@@ -18,26 +19,32 @@ def apply_safety_policy(
     engine: Loop, image: GeneratedImage, policy: Literal["keep", "blur", "drop"]
 ) -> Outcome:
     """Check an image; if it is flagged, keep it with a warning, blur it, or return a failure."""
+    if isinstance(image.pixels, Sound):
+        return image
+    frames = image.pixels if image.pixels.ndim == 4 else image.pixels[None]
     pipe: Any = engine.pipeline.pipe
     checker = getattr(pipe, "safety_checker", None)
     extractor = getattr(pipe, "feature_extractor", None)
-    if checker is None or extractor is None or not _is_flagged(pipe, checker, extractor, image):
+    if checker is None or extractor is None or not _is_flagged(pipe, checker, extractor, frames):
         return image
     if policy == "drop":
         return Failure("flagged", "safety_checker", "the safety checker flagged the image")
-    pixels = image.pixels if policy == "keep" else _blurred(image.pixels)
+    pixels = image.pixels
+    if policy == "blur":
+        pixels = np.stack([_blurred(frame) for frame in frames]).reshape(pixels.shape)
     note = f"flagged by the safety checker, {'kept' if policy == 'keep' else 'blurred'}"
     return replace(image, pixels=pixels, warnings=(*image.warnings, note))
 
 
-def _is_flagged(pipe: Any, checker: Any, extractor: Any, image: GeneratedImage) -> bool:
+def _is_flagged(pipe: Any, checker: Any, extractor: Any, frames: np.ndarray) -> bool:
+    """Return True if the checker flags one of the frames [F, H, W, 3]."""
     from PIL import Image
 
-    inputs = extractor([Image.fromarray(image.pixels)], return_tensors="pt").to(pipe.device)
+    inputs = extractor([Image.fromarray(f) for f in frames], return_tensors="pt").to(pipe.device)
     # The checker blackens its input, so it gets a copy.
-    copy = image.pixels[None].astype(np.float32) / 255
+    copy = frames.astype(np.float32) / 255
     _, flags = checker(images=copy, clip_input=inputs.pixel_values.to(pipe.dtype))
-    return bool(flags[0])
+    return any(map(bool, flags))
 
 
 def _blurred(pixels: np.ndarray) -> np.ndarray:

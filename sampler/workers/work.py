@@ -15,6 +15,7 @@ from sampler import registry
 from sampler.core.errors import IncompleteError
 from sampler.core.loop import Loop
 from sampler.runs import metadata
+from sampler.runs.encodings import size_of
 from sampler.runs.folder import Check, RunFolder
 from sampler.runs.jobs import Job
 from sampler.runs.relocation import groups_again
@@ -163,7 +164,7 @@ def _item(run: RunFolder, engine: Loop, batch: int, job: Job, outcome: Outcome) 
         error = {"code": outcome.code, "where": outcome.where, "message": outcome.message}
         status = "skipped" if outcome.code == "flagged" else "error"
         return WriteItem({**line, "status": status, "error": error})
-    height, width, _ = outcome.pixels.shape
+    height, width = size_of(outcome.pixels)
     texts = metadata.texts(
         job,
         run.groups[job.group],
@@ -176,7 +177,7 @@ def _item(run: RunFolder, engine: Loop, batch: int, job: Job, outcome: Outcome) 
     line |= {
         "status": "ok",
         "dtype": dtype_of(engine),
-        "file": run.name(job),
+        "file": run.name(job, outcome.pixels),
         "nfe": outcome.nfe,
         "ms": outcome.ms,
         "micro": outcome.micro,

@@ -10,12 +10,20 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPAGPipeline,
     UNet2DConditionModel,
+    WanImageToVideoPipeline,
+    WanTransformer3DModel,
 )
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 
 from tests import tiny
+from tests.tiny_transformers import wan
 
 
 def picture(seed=0, size=(32, 32)):
@@ -87,3 +95,21 @@ def save_ip_adapter(folder, seed=0):
         for part in "kv":
             tensors[f"ip_adapter.{2 * k + 1}.to_{part}_ip.weight"] = torch.randn(shape)
     save_file(tensors, folder / "ip-adapter.safetensors")
+
+
+@tiny.seeded
+def image_to_video():
+    """Wan 2.1 from an image: the image's latents and its embedding are inputs of the network."""
+    parts = wan().components
+    encoder = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        image_size=32, patch_size=16,
+    )  # fmt: skip
+    network = {**parts["transformer"].config, "in_channels": 10, "image_dim": 16,
+               "added_kv_proj_dim": 24}  # fmt: skip
+    parts["transformer"] = WanTransformer3DModel.from_config(network)
+    return WanImageToVideoPipeline(
+        **{k: v for k, v in parts.items() if k != "transformer_2"},
+        image_encoder=CLIPVisionModel(encoder),
+        image_processor=CLIPImageProcessor(size=32, crop_size=32),
+    )
