@@ -27,6 +27,7 @@ from sampler.core.spacings import count_of
 from sampler.inspection.attention import Attention, attention
 from sampler.inspection.features import features
 from sampler.registry.constraints import as_int
+from sampler.restoration import Restored, restore
 from sampler.samplers.aliases import named
 from sampler.workers.from_python import GenerateRequest, generate_into
 
@@ -179,6 +180,48 @@ class Engine(Loop):
             seconds=time.perf_counter() - started,
             solver_error=errors or None,
         )
+
+    def restore(
+        self,
+        y: Any,
+        *,
+        operator: Any,
+        method: str | None = None,
+        noise: float | None = None,
+        n: int = 8,
+        prompt: str | int = "",
+        steps: int = 50,
+        restorer: Any = None,
+        strength: float | None = None,
+        seeds: int | Sequence[int] | None = None,
+        guidance: Any = None,
+        batch_size: int | None = None,
+        output: Literal["pil", "tensor"] = "pil",
+        allow_python: bool = False,
+    ) -> Restored:
+        """Restore an image from a measurement y = A(x) + noise: n images, their mean and spread.
+
+        y: an image file, a PIL image, or a tensor [1, ...] in the operator's range. operator: a
+        name, {"name": ...}, a list of them, or an object with A (and A_dagger), as for `reddiff`;
+        without A_dagger the image has the model's own size. method: "daps", samples of the
+        posterior; "data", images that fit y; "admm", plug-and-play; "reddiff", one mode; "difface",
+        from the output of another restorer; by default "daps" where the noise is known, else
+        "reddiff". noise: > 0, standard deviation of the measurement's noise in units of [-1, 1];
+        daps, data and admm need it.
+        restorer, strength: of `difface`: a name ("pseudo_inverse", "bicubic", "reddiff"), an image
+        file, a function from images in [0, 1] to images, or "module:function", which needs
+        allow_python; share of the steps that is walked. guidance: the rule for the prompt; by
+        default the engine's, and "none" for the prompt "". The rest as for `generate`.
+
+        Returns `Restored`: images, mean and std [3, H, W] over the n images, seeds, nfe, config,
+        contraction. Raises, before any network call, ValueError for an unknown operator or method,
+        sizes that do not fit, noise <= 0, n < 1, and a method that the operator cannot serve;
+        UsageError for Python code that is not allowed.
+        """
+        return restore(
+            self, y, operator, method, noise, n, prompt, steps, restorer, strength, seeds,
+            guidance, batch_size, output, allow_python,
+        )  # fmt: skip
 
     def features(
         self,

@@ -1,10 +1,10 @@
-"""Rewards given as `module:function`."""
+"""Rewards, and other code, given as `module:function`."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def reward_from(spec: Any, allow_python: bool = False) -> RewardBase:
     found, or that fails when it is imported.
     """
     if is_python(spec):
-        return as_reward(_found(spec, allow_python))
+        return as_reward(code_from("reward", spec, allow_python))
     if isinstance(spec, Mapping):
         spec = {key: _nested(value, allow_python) for key, value in spec.items()}
     return as_reward(registry.build("reward", spec))
@@ -50,10 +50,16 @@ def _nested(value: Any, allow_python: bool) -> Any:
     return reward_from(value, allow_python)
 
 
-def _found(spec: str, allow_python: bool) -> Any:
+def code_from(
+    kind: str, spec: str, allow_python: bool, takes: str = "(images, prompts)"
+) -> Callable[..., Any]:
+    """Import "module:function" for a `kind` of setting; takes: its arguments, for the error.
+
+    Raises UsageError for code that is not allowed, not found, or that fails when it is imported.
+    """
     if not allow_python:
         raise UsageError(
-            f"The reward {spec!r} is Python code: give --allow-python (allow_python=True) to run "
+            f"The {kind} {spec!r} is Python code: give --allow-python (allow_python=True) to run "
             "it.",
         )
     module, _, name = spec.partition(":")
@@ -65,24 +71,24 @@ def _found(spec: str, allow_python: bool) -> Any:
     except Exception as error:
         if isinstance(error, (ModuleNotFoundError, ValueError)) and _is_missing(module, error):
             raise UsageError(
-                f"The reward {spec!r} was not found: {here} has no {module.partition('.')[0]}.py, "
+                f"The {kind} {spec!r} was not found: {here} has no {module.partition('.')[0]}.py, "
                 f"and no module {module!r} is installed."
             ) from error
         raise UsageError(
-            f"The reward {spec!r} failed to import with {type(error).__name__}: {first_line(error)}"
+            f"The {kind} {spec!r} failed to import with {type(error).__name__}: {first_line(error)}"
         ) from error
     found = getattr(code, name, None)
     if found is None:
         near = registry.suggestion(name, [key for key in vars(code) if not key.startswith("_")])
-        raise UsageError(f"The reward {spec!r} was not found: {module} has no {name!r}{near}.")
+        raise UsageError(f"The {kind} {spec!r} was not found: {module} has no {name!r}{near}.")
     try:
         found = found() if isinstance(found, type) else found
     except Exception as error:
         raise UsageError(
-            f"The reward {spec!r} failed with {type(error).__name__}: {first_line(error)}"
+            f"The {kind} {spec!r} failed with {type(error).__name__}: {first_line(error)}"
         ) from error
     if not callable(found):
-        raise UsageError(f"The reward {spec!r} must be a function (images, prompts).")
+        raise UsageError(f"The {kind} {spec!r} must be a function {takes}.")
     return found
 
 

@@ -7,6 +7,7 @@ from sampler.samplers.consistency import Consistency
 from sampler.samplers.daps import DAPS
 from sampler.samplers.ddim import DDIM
 from sampler.samplers.deis import DEIS, GradientEstimation
+from sampler.samplers.difface import DifFace
 from sampler.samplers.er_sde import ERSDE
 from sampler.samplers.flow_policy import CPS, DanceSDE, FlowSDE
 from sampler.samplers.ghvb import GHVB
@@ -41,6 +42,7 @@ __all__ = [
     "DPMSolverPP2MSDE",
     "DPMSolverPP3MSDE",
     "DanceSDE",
+    "DifFace",
     "EulerAncestral",
     "FlowSDE",
     "GradientEstimation",

@@ -115,8 +115,13 @@ class Measurement:
 
         if self.init is None:
             image = torch.zeros(1, 3, *size)
-            with torch.no_grad():
-                self.check(self.forward(image), image)
+            with torch.enable_grad():
+                seen = self.forward(image.requires_grad_())
+            self.check(seen, image)
+            if not seen.requires_grad:
+                raise ValueError(
+                    f"{self.name}: the operator is not differentiable; A(x) has no graph."
+                )
             return replace(self, forward=forward, decoded=True)
         if tuple(self.init.shape[-2:]) != size:
             height, width = self.init.shape[-2:]

@@ -138,7 +138,7 @@ def main():
     install()
     with torch.no_grad(), use_backend("triton"):
         for method in registry.names("sampler"):
-            if method not in {"reddiff", "daps", "admm"}:
+            if method not in {"reddiff", "daps", "admm", "difface"}:
                 step_through("cfg", method, torch.bfloat16)
         for rule in (APG, "adaptive", "cfg_zero", {"name": "cfg", "rescale": 0.7}):
             step_through(rule, "ddim", torch.bfloat16)

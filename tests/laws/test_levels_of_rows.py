@@ -12,6 +12,7 @@ STEPS = 5
 KINDS = ("eps", "v", "x0", "velocity")
 # For every sample, its place in its own grid of STEPS + 1 levels at every level of the run: one
 # moves always, one is finished early, one waits first, one in the middle, one does both.
+OWN_START = ("reddiff", "difface")
 PATHS = (
     (0, 1, 2, 3, 4, 5, 5, 5),
     (0, 3, 5, 5, 5, 5, 5, 5),
@@ -19,7 +20,7 @@ PATHS = (
     (0, 1, 2, 2, 2, 3, 4, 5),
     (0, 0, 1, 2, 4, 5, 5, 5),
 )
-NAMES = [name for name in buildable("sampler") if name != "reddiff"]
+NAMES = [name for name in buildable("sampler") if name not in OWN_START]
 
 
 def engine(kind):
@@ -85,10 +86,11 @@ def test_resuming_and_gradients(name, tmp_path):
     assert grad.isfinite().all()
 
 
-def test_a_sampler_with_a_start_of_its_own_refuses_them():
-    levels = tensors(grid("reddiff", STEPS), (0, 1))
-    with pytest.raises(ValueError, match="reddiff: all samples of a run need the same levels"):
-        engine("eps").run(noise(2), levels, cond(2), spec("sampler", "reddiff"), "none")
+@pytest.mark.parametrize("name", OWN_START)
+def test_a_sampler_with_a_start_of_its_own_refuses_them(name):
+    levels = tensors(grid(name, STEPS), (0, 1))
+    with pytest.raises(ValueError, match=f"{name}: all samples of a run need the same levels"):
+        engine("eps").run(noise(2), levels, cond(2), spec("sampler", name), "none")
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

@@ -55,6 +55,11 @@ EXAMPLES: dict[tuple[str, str], Any] = {
         "y": torch.full((1, *SHAPE), 0.3),
         "noise": 0.5,
     },
+    ("sampler", "difface"): {
+        "name": "difface",
+        "operator": "denoise",
+        "y": torch.full((1, *SHAPE), 0.3),
+    },
     ("sampler", "reddiff"): {
         "name": "reddiff",
         "operator": "denoise",

@@ -26,7 +26,7 @@ SAMPLERS = [
     *(
         name
         for name in registry.names("sampler")
-        if name not in {"reddiff", "daps", "admm", *FLOW_ONLY}
+        if name not in {"reddiff", "daps", "admm", "difface", *FLOW_ONLY}
     ),
     {"name": "ddim", "eta": 1.0},
     {"name": "ab", "order": 4},

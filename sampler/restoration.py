@@ -1,0 +1,124 @@
+"""`engine.restore`: images from a measurement, with their mean and their uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sampler.core.batch import Output, Result, to_output
+from sampler.core.images import as_images
+from sampler.core.loop import Loop
+from sampler.rewards.python import code_from, is_python
+from sampler.samplers import operators
+from sampler.samplers.difface import contraction
+from sampler.samplers.methods import Problem, strategies
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Result of `restore`.
+
+    images: n PIL images, or a tensor [n, 3, H, W] in [0, 1]; mean, std: [3, H, W], over the n
+    images (std 0 for one), in units of [0, 1]; seeds; nfe per image; config: plain settings of the
+    run (operators and measurements as given); contraction: alpha_N²/sigma_N² of `difface`, what is
+    left of the squared error of its restorer, else None; seconds.
+    """
+
+    images: Any
+    mean: Tensor
+    std: Tensor
+    seeds: list[int]
+    nfe: list[int]
+    config: dict[str, Any]
+    contraction: float | None
+    seconds: float
+
+
+def restore(
+    engine: Loop,
+    y: Any,
+    operator: Any,
+    method: str | None,
+    noise: float | None,
+    n: int,
+    prompt: str | int,
+    steps: int,
+    restorer: Any,
+    strength: float | None,
+    seeds: int | Sequence[int] | None,
+    guidance: Any,
+    batch_size: int | None,
+    output: Output,
+    allow_python: bool,
+) -> Restored:
+    """Restore a measurement; see `Engine.restore`."""
+    if output not in ("pil", "tensor"):
+        raise ValueError(f"output = {output!r} must be 'pil' or 'tensor'.")
+    measured = _measured(y)
+    if guidance is None:
+        guidance = "none" if prompt == "" else engine.guidance
+    if is_python(restorer):
+        restorer = code_from("restorer", restorer, allow_python, "(images)")
+    size = engine.pipeline.size(*_size(operators.build(operator), measured))
+    run: dict[str, Any] = {"n": n, "steps": steps, "height": size[0], "width": size[1]}
+    run |= {"seeds": seeds, "batch_size": batch_size, "output": "tensor"}
+    if restorer == "reddiff":
+        problem = Problem(operator, measured, None, guidance)
+        _, sampler, rule = strategies("reddiff", problem)
+        first = _generate(engine, prompt, {**run, "n": 1, "seeds": 0}, sampler, rule)
+        restorer = _constant(first.images)
+    problem = Problem(operator, measured, noise, guidance, restorer, strength)
+    method, sampler, rule = strategies(method, problem)
+    result = _generate(engine, prompt, run, sampler, rule)
+    images: Tensor = result.images
+    left = None
+    if method == "difface":
+        from sampler import registry
+
+        built = registry.build("sampler", sampler)
+        left = contraction(built.levels(engine.pipeline.grid(steps, size)))
+    return Restored(
+        to_output(images, output),
+        images.mean(0),
+        images.std(0, correction=min(1, len(images) - 1)),
+        result.seeds,
+        result.nfe,
+        {**result.config, "method": method},
+        left,
+        result.seconds,
+    )
+
+
+def _generate(
+    engine: Any, prompt: str | int, run: dict[str, Any], sampler: Any, rule: Any
+) -> Result:
+    return engine.generate(prompt, sampler=sampler, guidance=rule, **run)
+
+
+def _measured(y: Any) -> Tensor:
+    """The measurement [1, ...] in the operator's range; image files and PIL images in [-1, 1]."""
+    if isinstance(y, Tensor):
+        if y.ndim < 2 or len(y) != 1:
+            raise ValueError(
+                f"restore: y {tuple(y.shape)} must be one measurement [1, ...]; call it for each."
+            )
+        return y
+    return as_images(y) * 2 - 1
+
+
+def _size(operator: Any, y: Tensor) -> tuple[int | None, int | None]:
+    """(height, width) of the image that was measured; None where the operator does not tell."""
+    pseudo_inverse = getattr(operator, "A_dagger", None)
+    if pseudo_inverse is None:
+        return None, None
+    with torch.no_grad():
+        found = pseudo_inverse(y)
+    return (found.shape[-2], found.shape[-1]) if found.ndim == 4 else (None, None)
+
+
+def _constant(images: Tensor) -> Any:
+    return lambda _: images
