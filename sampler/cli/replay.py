@@ -31,7 +31,11 @@ def command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Regenerate an image; bit-identical from its run folder, which records its batch."""
+    """Regenerate an image; bit-identical from its run folder, which records its batch.
+
+    Images of A1111, Forge and ComfyUI are made again with the sampler, grid and settings that they
+    name, from other noise; --model names the model.
+    """
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.cli.open_run import open_run, split_key
@@ -54,6 +58,8 @@ def command(
             raise UsageError(f"{path} exists; name another file with -o.")
         if where:
             data, before = _from_run(where, key, model, encoding)
+        elif not key:
+            data = _from_foreign(before or b"", model, encoding, report)
         else:
             data = _from_image(before or b"", model, encoding)
         write_file(path, data)
@@ -73,11 +79,12 @@ def _suffix(run: RunFolder, key: str) -> str:
 
 
 def _home(image: Path) -> tuple[str, str]:
-    """(run folder, key) of an image inside its run; ("", key) of any other."""
+    """(run folder, key) of an image inside its run; ("", key) of any other; ("", "") of one of
+    another program."""
     from sampler.cli.open_run import open_run
     from sampler.core.errors import UsageError
     from sampler.runs.media import MP4, WAV
-    from sampler.runs.metadata import read_metadata
+    from sampler.runs.metadata import foreign_metadata, read_metadata
 
     if not image.is_file():
         raise UsageError(f"{image}: no such file; RUN#KEY names an image of a run.")
@@ -89,7 +96,10 @@ def _home(image: Path) -> tuple[str, str]:
                 if entry.get("file") == name:
                     return str(folder), key
         raise UsageError(f"{image} is not in its run folder; name it as RUN#KEY.")
-    key = str(read_metadata(image.read_bytes())["key"])
+    data = image.read_bytes()
+    if foreign_metadata(data) is not None:
+        return "", ""
+    key = str(read_metadata(data)["key"])
     for folder in folders:
         return str(folder), key
     return "", key
@@ -119,6 +129,24 @@ def _from_image(data: bytes, model: ModelOptions, encoding: Encoding) -> bytes:
     body = read_record(data)
     config = recorded_model(body["record"]["model"], body.get("dtype", "auto"), model)
     return from_record(load_engine(config), body, encoding)
+
+
+def _from_foreign(data: bytes, model: ModelOptions, encoding: Encoding, report: Report) -> bytes:
+    from sampler.cli.models import load_engine, model_config
+    from sampler.core.errors import UsageError
+    from sampler.runs.fingerprint import model_of
+    from sampler.runs.metadata import foreign_metadata
+    from sampler.workers.foreign import from_foreign
+
+    found = foreign_metadata(data)
+    if found is None:
+        raise UsageError("The image holds no record of its generation.")
+    if "path" not in model:
+        raise UsageError(f"The image is one of {found.program}; name its model with --model.")
+    if found.unused:
+        report.note(f"Without effect here: {', '.join(found.unused)}.")
+    config = model_config(model)
+    return from_foreign(load_engine(config), model_of(config), found, encoding)
 
 
 def recorded_model(recorded: Mapping[str, Any], dtype: str, given: ModelOptions) -> ModelConfig:

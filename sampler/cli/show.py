@@ -25,14 +25,17 @@ def command(
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
         from sampler.cli.open_run import open_run, split_key
-        from sampler.runs.metadata import read_metadata
+        from sampler.runs.foreign import fields_of
+        from sampler.runs.metadata import foreign_metadata, read_metadata
 
         where, key = split_key(what)
         if key:
             _show_job(open_run(where), key, report)
         elif os.path.isfile(where):
             with open(where, "rb") as stream:
-                _show(read_metadata(stream.read()), report)
+                data = stream.read()
+            found = foreign_metadata(data)
+            _show(read_metadata(data) if found is None else dict(fields_of(found)), report)
         else:
             _show_all(open_run(where), errors, report)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from sampler.core.errors import UsageError
 from sampler.runs.encodings import PARAMETERS, decode
 from sampler.runs.encodings import RECORD as CHUNK
+from sampler.runs.foreign import Foreign, read_foreign
 from sampler.runs.jobs import Job, JobSettings, Model, canonical, key_of, record_of
 
 Metadata = Literal["full", "basic", "none"]
@@ -91,6 +92,15 @@ def read_metadata(data: bytes) -> dict[str, Any]:
     if not matches:
         raise UsageError("The image's record is damaged: it does not match its key.")
     return body
+
+
+def foreign_metadata(data: bytes) -> Foreign | None:
+    """Settings of an image of another program; None for ours, and for images that hold nothing.
+
+    Raises UsageError for a file that is not an image, and for settings that cannot be read.
+    """
+    _, found = decode(data)
+    return None if CHUNK in found else read_foreign(found)
 
 
 def read_record(data: bytes) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def from_run(run: RunFolder, engine: Loop, index: int, encoding: Encoding) -> by
     jobs = run.jobs_of(batch.jobs)
     micro = {batch.group: int(entry.get("micro") or len(jobs))}
     runner = BatchRunner(engine, PromptCache(engine.pipeline), micro=micro)
-    pixels = _pixels(runner.batch(jobs, groups_again(run))[list(batch.jobs).index(index)])
+    pixels = pixels_of(runner.batch(jobs, groups_again(run))[list(batch.jobs).index(index)])
     job = run.job(index)
     settings = run.groups[job.group]
     size = size_of(pixels)
@@ -54,7 +54,7 @@ def from_record(engine: Loop, body: dict[str, Any], encoding: Encoding) -> bytes
     except KeyError as error:
         raise UsageError(f"The record lacks {error}.") from None
     (outcome,) = BatchRunner(engine, PromptCache(engine.pipeline)).batch([job], [settings])
-    return encoding.encode(_pixels(outcome), {metadata.CHUNK: canonical(body)})
+    return encoding.encode(pixels_of(outcome), {metadata.CHUNK: canonical(body)})
 
 
 def _inputs(record: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +67,8 @@ def _inputs(record: dict[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def _pixels(outcome: Outcome) -> np.ndarray | Sound:
+def pixels_of(outcome: Outcome) -> np.ndarray | Sound:
+    """Pixels of a generated image. Raises IncompleteError for one that failed."""
     if not isinstance(outcome, GeneratedImage):
         raise IncompleteError(f"The image cannot be generated: {outcome.message}.")
     return outcome.pixels

@@ -29,12 +29,16 @@ def latents(engine, method, steps):
     return engine.generate(["a", "b"], sampler=method, steps=steps, **options).latents
 
 
+@pytest.fixture(scope="module")
+def exact(engine):
+    return latents(engine, REFERENCE, FINER * max(STEPS))
+
+
 def relative(a, b):
     return float((a - b).double().norm() / b.double().norm())
 
 
-def test_distance_and_spread_are_relative_to_the_long_run(engine, rows):
-    exact = latents(engine, REFERENCE, FINER * max(STEPS))
+def test_distance_and_spread_are_relative_to_the_long_run(engine, rows, exact):
     for row in rows[:6]:
         steps = row.steps // 2 if row.sampler == "heun" else row.steps  # equal cost
         made = latents(engine, row.sampler, steps)
@@ -55,8 +59,7 @@ def test_a_stochastic_sampler_is_compared_with_its_own_long_run(engine, rows):
     assert alone.distance is None and alone.spread > 0
 
 
-def test_the_estimate_is_that_of_the_result_in_units_of_the_long_run(engine, rows):
-    exact = latents(engine, REFERENCE, FINER * max(STEPS))
+def test_the_estimate_is_that_of_the_result_in_units_of_the_long_run(rows, exact):
     scale = float(exact.double().square().mean().sqrt())
     estimate = rows[3].result.solver_error
     assert rows[3].solver_error == pytest.approx(sum(estimate) / 2 / scale, rel=1e-4)
