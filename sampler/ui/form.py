@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sampler.config import layers
@@ -43,8 +43,10 @@ def new_seed() -> int:
     return secrets.randbelow(10**6)
 
 
-def config_of(form: Form, choices: Mapping[str, StrategyChoice], model: ModelConfig) -> Config:
-    """Configuration of one side; choices: {kind: choice}.
+def config_of(
+    form: Form, choices: Mapping[str, StrategyChoice], model: ModelConfig, grid: str | None = ""
+) -> Config:
+    """Configuration of one side; choices: {kind: choice}; grid: that of `--grid`, "" for none.
 
     Raises UsageError and ValueError with the messages of the command line.
     """
@@ -63,6 +65,10 @@ def config_of(form: Form, choices: Mapping[str, StrategyChoice], model: ModelCon
     }
     for kind, one in choices.items():
         options[f"--{kind}"] = (kind, fields.spec(kind, one.name, one.values))
+    if text := (grid or "").strip():
+        options["--grid"] = ("model.grid", text)
+    elif isinstance(model.grid, str):  # it was in the control, and was cleared
+        model = replace(model, grid=None)
     below = layers.Layer({"model": asdict(model)}, {})
     config = layers.resolve([below], [], layers.from_options(options))
     if (count := len(prompts) * config.run.n) > MAX_IMAGES:

@@ -16,7 +16,7 @@ from sampler.runs.metadata import scale_of
 from sampler.runs.stop import StopFlag
 from sampler.ui import pictures
 from sampler.ui.form import Form, config_of, new_seed
-from sampler.ui.parts import Picker, Results, html, picker, results
+from sampler.ui.parts import Picker, Results, grid_picker, html, picker, results
 from sampler.ui.studio import FinishedRun, Preview, Studio, second_rule
 
 SIDES = ("A", "B")
@@ -34,6 +34,7 @@ class Page:
     explain: Callable[[BaseException], str]
     form: dict[str, Any] = field(default_factory=dict[str, Any])
     pickers: dict[str, dict[str, Picker]] = field(default_factory=dict[str, dict[str, Picker]])
+    grids: dict[str, gr.Dropdown] = field(default_factory=dict[str, gr.Dropdown])
     results: dict[str, Results] = field(default_factory=dict[str, Results])
     stops: dict[str | None, StopFlag] = field(default_factory=dict[str | None, StopFlag])
 
@@ -87,12 +88,13 @@ class Page:
         if side == "B":
             first["guidance"] = {"name": second_rule(first["guidance"]["name"])}
         self.pickers[side] = {kind: picker(kind, first[kind], side) for kind in STRATEGIES}
+        self.grids[side] = grid_picker(side, self.studio.config.grid)
 
     def _wire(self, blocks: gr.Blocks) -> None:
         inputs = {self.compare, *self.form.values()}
         for side in SIDES:
             inputs |= {c for p in self.pickers[side].values() for c in p.components()}
-            inputs |= {self.results[side].run}
+            inputs |= {self.results[side].run, self.grids[side]}
         outputs = [self.problem, self.generate, self.stop, self.form["seed"]]
         for own in self.results.values():
             outputs += [own.title, own.pictures, own.save, own.saved, own.run]
@@ -121,6 +123,7 @@ class Page:
                 form,
                 {kind: p.chosen(values) for kind, p in self.pickers[side].items()},
                 self.studio.config,
+                values[self.grids[side]],
             )
             for side in (SIDES if values[self.compare] else SIDES[:1])
         }
@@ -193,11 +196,19 @@ class Page:
 
 
 def strategy_names(config: Config) -> str:
-    """ "ddim, cfg 3"."""
+    """ "ddim, cfg 3, karras"; without a grid where it is the model's own."""
     scale = scale_of(config.guidance)
     scale = default_scale(config.guidance["name"]) if scale is None else scale
     rule = config.guidance["name"] + ("" if scale is None else f" {scale:g}")
-    return f"{config.sampler['name']}, {rule}"
+    grid = config.model.grid
+    names = [config.sampler["name"], rule, *([] if grid is None else [grid_name(grid)])]
+    return ", ".join(names)
+
+
+def grid_name(grid: Any) -> str:
+    """The name of a grid; "own levels" for numbers."""
+    named = grid.get("name") if isinstance(grid, Mapping) else grid
+    return named if isinstance(named, str) else "own levels"
 
 
 def default_scale(rule: str) -> float | None:

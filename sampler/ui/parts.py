@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from sampler import registry
+from sampler.core.spacings import NAMES
 from sampler.ui import fields, pictures
 from sampler.ui.fields import Control
 from sampler.ui.form import StrategyChoice
@@ -69,6 +70,18 @@ def picker(kind: str, spec: Mapping[str, Any], side: str) -> Picker:
         api_visibility="private",
     )
     return Picker(name, controls)
+
+
+def grid_picker(side: str, own: Any) -> gr.Dropdown:
+    """Dropdown of the grids by name, which also takes numbers; own: that of the configuration."""
+    return gr.Dropdown(
+        [("the model's own", ""), *((name, name) for name in NAMES)],
+        value=own if isinstance(own, str) else "",
+        label="Grid of noise levels",
+        elem_id=f"{side}-grid",
+        allow_custom_value=True,
+        interactive=True,
+    )
 
 
 def results(side: str, visible: bool) -> Results:

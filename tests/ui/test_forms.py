@@ -108,6 +108,19 @@ def test_equal_prompts_are_asked_for_once_and_empty_numbers_are_defaults():
     assert (config.run.steps, config.run.seed, config.run.n) == (20, None, 1)
 
 
+def test_a_grid_is_that_of_the_command_line():
+    chosen = {"sampler": StrategyChoice("ddim", {}), "guidance": StrategyChoice("none", {})}
+
+    def grid(text, own=None):
+        return config_of(Form("a", seed=1), chosen, ModelConfig(grid=own), text)
+
+    assert "--grid karras" in shell(grid("karras")) and "grid: karras" in yaml(grid("karras"))
+    assert "grid='karras'" in python(grid("karras"), [1], 1)
+    assert grid("5, 1").model.grid == "5, 1" and grid("").model.grid is None
+    assert grid("", "karras").model.grid is None  # cleared in the control
+    assert grid("", [5.0, 1.0]).model.grid == [5.0, 1.0]
+
+
 def test_the_words_are_read_back_as_the_values_that_they_say():
     for value in ("auto", "true", "1e3", "a b", 3.0, 1e-8, None, [1, 2.5], {"name": "cfg"}, "ä#'"):
         assert from_sets([f"guidance.x={yaml_scalar(value)}"])[0].tree["guidance"]["x"] == value

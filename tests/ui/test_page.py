@@ -94,7 +94,8 @@ def test_generate_compare_save_and_copy(page, studio, tmp_path):
     fill(page, prompts="a fox on a green background", steps=4, seed=7)
     page.locator("#compare input").check()
     page.get_by_role("tab", name="Setting B").click()
-    fill(page, **{"B__guidance__apg__scale": 6})
+    fill(page, **{"B__guidance__apg__scale": 6, "B__grid": "beta"})
+    page.locator("#B-grid input").press("Enter")
     generate(page)
     page.locator("#B-pictures figure.made").wait_for()
     assert page.locator("#A-pictures figure.made").count() == 1
@@ -112,7 +113,7 @@ def test_generate_compare_save_and_copy(page, studio, tmp_path):
     page.locator("#B-copy").get_by_text("Copy as").click()
     page.locator("#B-command").get_by_role("button", name="copy").wait_for()
     line = page.locator("#B-command textarea").input_value()
-    assert "--guidance apg --set guidance.scale=6" in line
+    assert "--guidance apg --set guidance.scale=6" in line and "--grid beta" in line
     assert main([*shlex.split(line)[1:], "-q", "-o", str(tmp_path / "again")]) == 0
     made = [path.read_bytes() for path in (tmp_path / "again" / "images").iterdir()]
     kept = [path.read_bytes() for run in runs for path in (run / "images").iterdir()]
@@ -129,7 +130,7 @@ def test_images_of_other_settings_are_marked(page):
     stale.wait_for(state="detached")
     page.locator("#B-pictures figure.made").wait_for()
     assert stale.count() == 0
-    assert page.locator(".title").last.inner_text() == "B ddim, apg 6"
+    assert page.locator(".title").last.inner_text() == "B ddim, apg 6, beta"
 
 
 def test_wrong_input_is_the_sentence_of_the_command_line(page, capsys):
