@@ -25,6 +25,7 @@ from sampler.cli import (
     ui,
     validate,
     verify,
+    vote,
 )
 from sampler.cli.report import Report
 
@@ -55,6 +56,7 @@ def _options(
 app.command("generate")(generate.command)
 app.command("sweep", help=generate.SWEEP)(generate.command)
 app.command("finetune")(finetune.command)
+app.command("vote")(vote.command)
 app.command("eval")(evaluate.command)
 app.command("resume")(resume.command)
 app.command("verify")(verify.command)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from sampler.core.errors import IncompleteError, SamplerError, UsageError, first_line
@@ -42,10 +43,14 @@ class Scores(NamedTuple):
 
 
 class RewardBase:
-    """Defaults of a reward; a strategy is a frozen dataclass that overrides what differs."""
+    """Defaults of a reward; a strategy is a frozen dataclass that overrides what differs.
+
+    batched: True for a reward that scores whole batches of a training, by `judge`.
+    """
 
     name: str = ""
     reference: ClassVar[str] = ""
+    batched: ClassVar[bool] = False
 
     @property
     def differentiable(self) -> bool:
@@ -58,6 +63,12 @@ class RewardBase:
 
     def check(self) -> None:
         """Load what the reward needs. Raises SamplerError (6) for missing files."""
+
+    def judge(
+        self, images: Tensor, prompts: Sequence[str], run: Path, update: int, show: bool
+    ) -> list[float]:
+        """Return the scores of a whole batch of a training, NaN for one without (see `Votes`)."""
+        raise NotImplementedError
 
     def scored(self, images: Tensor, prompts: Sequence[str]) -> Scores:
         """Return the scores together with those of the parts of a composite reward."""

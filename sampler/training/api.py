@@ -68,8 +68,11 @@ def finetune(
     chosen = settings_from(settings)
     method.check_settings(chosen)
     chosen = chosen if updates is None else replace(chosen, updates=updates)
-    if scorer is None and (chosen.stop_reward, chosen.patience) != (None, None):
-        raise ValueError("stop_reward and patience need a reward, and this run has none.")
+    scores = scorer is not None and not scorer.batched
+    if not scores and (chosen.stop_reward, chosen.patience) != (None, None):
+        raise ValueError(
+            "stop_reward and patience need a reward of single images, and this run has none."
+        )
     evals = evaluation_scorers(chosen, allow_python)
     chosen = chosen.resolved(method.defaults, engine, texts)
     size = engine.pipeline.size(chosen.height, chosen.width)

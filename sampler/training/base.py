@@ -67,6 +67,11 @@ class TrainerBase:
         return True
 
     @property
+    def judges_batches(self) -> bool:
+        """True for a trainer that takes rewards of whole batches, such as votes."""
+        return False
+
+    @property
     def images_per_prompt(self) -> int:
         """Number of images of each prompt in a batch."""
         return 1

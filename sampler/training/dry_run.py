@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sampler import registry
-from sampler.core.errors import IncompleteError
+from sampler.core.errors import IncompleteError, UsageError
 from sampler.training.api import finetune
 from sampler.training.prompts import read_prompts
 from sampler.training.settings import settings_from
@@ -47,6 +47,8 @@ def dry_run(
     SamplerError (3) for a score, loss or gradient that is not finite.
     """
     method, chosen = registry.build("trainer", trainer), settings_from(settings)
+    if getattr(reward, "batched", False):
+        raise UsageError("A dry run asks nobody to vote; time it with another reward.")
     texts = read_prompts(prompts)
     count = method.images_per_prompt if method.images_per_prompt > 1 else min(2, chosen.batch)
     small = replace(

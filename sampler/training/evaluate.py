@@ -79,7 +79,7 @@ def evaluate(session: Session, prompts: list[str], rewarded: bool = True) -> Eva
     for part in micro_batches(range(share), session.micro) if rewarded else ():
         images, texts = result.images[part], [prompts[rows[i]] for i in part]
         with torch.no_grad():
-            if session.reward is not None:
+            if session.reward is not None and not session.reward.batched:
                 found = session.scores(images, texts)
                 for name, values in {"": found.total, **found.parts}.items():
                     scores.setdefault(name, []).append(values)

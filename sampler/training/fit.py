@@ -72,7 +72,13 @@ def fit(
         gather=accelerator.gather,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        out=out,
     )
+    if session.reward is not None and session.reward.batched and not trainer.judges_batches:
+        raise ValueError(
+            f"{trainer.name} scores images one by one, and {session.reward.name!r} judges whole "
+            "batches; use nft, awm or dpo."
+        )
     trainer.check(session)
     if session.reward is not None:
         session.reward.check()

@@ -7,9 +7,11 @@ take whole micro-batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -76,7 +78,8 @@ class Method(Protocol, Generic[C]):
 class Round(Generic[C]):
     """Images of a batch.
 
-    steps: micro-batches, by optimiser step; rewards: of all samples in the order of their numbers.
+    steps: micro-batches, by optimiser step; rewards: of all samples in the order of their numbers,
+    NaN for one that a reward of whole batches left out.
     """
 
     steps: list[list[C]]
@@ -103,18 +106,31 @@ def collected(
     """Collect the samples of this process, cut for a number of optimiser steps."""
     found = [[collect(rows) for rows in step] for step in cut(batch.rows, steps, session.micro)]
     everything = [part for step in found for part in step]
-    reward = torch.cat([part.reward for part in everything])
-    metrics: dict[str, Any] = {"reward": reward, "nfe": sum(part.nfe for part in everything)}
+    metrics: dict[str, Any] = {"nfe": sum(part.nfe for part in everything)}
+    if session.reward is not None and session.reward.batched:
+        own = torch.cat([session.decoder("hard")(part.x0) for part in everything])
+        images, out = gather_rows(session, own), session.out or Path()
+        rewards = session.reward.judge(
+            images, batch.prompts, out, batch.update + 1, session.rank == 0
+        )
+        voted = [value for value in rewards if math.isfinite(value)]
+        mean = sum(voted) / len(voted) if voted else math.nan
+        return Round(found, rewards, {**metrics, "reward": mean, "voted": len(voted)})
+    metrics["reward"] = torch.cat([part.reward for part in everything])
     for name in everything[0].parts:
         metrics[f"reward_{name}"] = torch.cat([part.parts[name] for part in everything])
-    return Round(found, gather_rows(session, reward.double()).tolist(), metrics)
+    rewards = gather_rows(session, metrics["reward"].double()).tolist()
+    return Round(found, rewards, metrics)
 
 
 def sampled(session: Session, batch: Batch, rows: Sequence[int]) -> Collected:
-    """Sample some images of a batch and score them."""
+    """Sample some images of a batch and score them, unless the reward takes whole batches."""
     run = session.begin(batch, rows)
     x0, last = session.engine.run_to_end(*run)
-    reward, parts = session.score(session.decoder("hard")(x0), [batch.prompts[row] for row in rows])
+    reward, parts = x0.new_full((len(rows),), math.nan), {}
+    if session.reward is None or not session.reward.batched:
+        images = session.decoder("hard")(x0)
+        reward, parts = session.score(images, [batch.prompts[row] for row in rows])
     return Collected(rows=list(rows), run=run, x0=x0, reward=reward, parts=parts, nfe=sum(last.nfe))
 
 

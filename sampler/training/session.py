@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -43,7 +44,7 @@ class Session:
     steps: sampling steps; size: (height, width) in pixels; micro: samples per network evaluation;
     negative: negative prompt of all samples. gather: concatenates [b, ...] of all processes in
     the order of their ranks; rank, world: of this process, and how many there are. trainable: the
-    weights that are trained. evals: scorers of evaluations besides the reward.
+    weights that are trained. evals: scorers of evaluations besides the reward. out: the run folder.
     """
 
     engine: Engine
@@ -59,6 +60,7 @@ class Session:
     world: int = 1
     trainable: Any = None
     evals: tuple[ImageScorer, ...] = ()
+    out: Path | None = None
 
     @property
     def pipeline(self) -> PipelineAdapter:

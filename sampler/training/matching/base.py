@@ -57,6 +57,10 @@ class ForwardBase(TrainerBase):
             raise ValueError(f"{self.name}: low = {self.low:g} must be below high = {self.high:g}.")
 
     @property
+    def judges_batches(self) -> bool:
+        return True
+
+    @property
     def images_per_prompt(self) -> int:
         return self.group_size
 

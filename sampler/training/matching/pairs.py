@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -71,8 +72,12 @@ def _of_files(session: Session, source: str, batch: Batch, row: int) -> tuple[Te
 
 
 def _of_group(latents: Tensor, rewards: list[float], size: int, row: int) -> tuple[Tensor, float]:
-    """Return the best and the worst latents of a group; weight 0 where their rewards are equal."""
-    group = range(row * size, (row + 1) * size)
+    """Return the best and the worst latents of a group; weight 0 where their rewards are equal.
+
+    Images without a reward are left out.
+    """
+    rows = range(row * size, (row + 1) * size)
+    group = [i for i in rows if math.isfinite(rewards[i])] or [rows[0]]
     best, worst = max(group, key=rewards.__getitem__), min(group, key=rewards.__getitem__)
     return latents[[best, worst]], float(rewards[best] > rewards[worst])
 

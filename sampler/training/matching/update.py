@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import isfinite, nan
 from typing import Any
 
 import torch
@@ -47,10 +49,15 @@ class Matching:
             return sampled(self.session, batch, rows)
 
     def weigh(self, batch: Batch, rewards: list[float], state: Any) -> tuple[Tensor, Any]:
-        advantages = group_advantages(batch.prompts, rewards, std=self.trainer.std)
+        """Return the clipped advantages [N], NaN for samples without a reward to compare."""
+        scored = Counter(p for p, r in zip(batch.prompts, rewards, strict=True) if isfinite(r))
+        rows = [i for i, r in enumerate(rewards) if isfinite(r) and scored[batch.prompts[i]] > 1]
+        prompts, values = [batch.prompts[i] for i in rows], [rewards[i] for i in rows]
+        advantages = torch.full((len(rewards),), nan, dtype=torch.float64)
+        advantages[rows] = torch.from_numpy(group_advantages(prompts, values, self.trainer.std))
         limit = self.trainer.max_advantage
         steps = self.passes * self.steps
-        return torch.from_numpy(advantages).clamp(-limit, limit), {"steps": state["steps"] + steps}
+        return advantages.clamp(-limit, limit), {"steps": state["steps"] + steps}
 
     def after(self, state: Any) -> None:
         """Move the old weights towards the new ones, after the last optimiser step."""
@@ -63,6 +70,7 @@ class Matching:
         law, limits = trainer.law, (trainer.low, trainer.high)
         levels = matching_levels(self.session, batch, law, trainer.times, trainer.shift, *limits)
         advantage = weights[collected.rows].to(collected.x0)
+        weight, advantage = advantage.isfinite().to(advantage), advantage.nan_to_num(0.0)
         joint = self._joint(collected, levels)
         for number, level in enumerate(levels):
             matched = self._matched(collected, level, number, joint)
@@ -76,7 +84,7 @@ class Matching:
                 kl = _distance(matched.new, matched.base)
                 loss = loss + trainer.kl_weight(flow_sigma(level)) * kl
                 metrics["kl"] = kl.detach()
-            yield loss / len(levels), metrics
+            yield weight * loss / len(levels), metrics
 
     def _joint(self, collected: Collected, levels: Sequence[Level]) -> Tensor | None:
         """Return the mean log-ratio over all levels [B], where the trainer asks for it."""
