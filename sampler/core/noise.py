@@ -22,7 +22,7 @@ INITIAL = -1
 # The stream is part of the Philox key, so streams are independent.
 STREAMS = {
     **{"step": 0, "start": 1, "reddiff": 2, "renoise": 3, "reward": 4, "cads": 5},
-    **{"path": 6, "y": 7, "x": 8},
+    **{"path": 6, "y": 7, "x": 8, "vble": 9},
 }
 
 
