@@ -196,6 +196,16 @@ MISTAKES = [
     ("grid run --x scale", 2, "no axis 'scale'"),
     ("grid run --columns -1", 2, "'--columns'"),
     ("export run --to xls", 2, "is not one of 'csv', 'parquet', 'webdataset'"),
+    # inspections
+    ("inspect featurs", 2, "Did you mean 'features'?"),
+    ("inspect attention fox --word cat --steps 1", 2, "The word 'cat' is not in the prompt 'fox'"),
+    ("inspect attention fox --score brightnes --steps 1", 2, "did you mean 'brightness'"),
+    ("inspect features --images folder --labels p.txt", 2, "folder holds no finished image"),
+    ("inspect features --images run --labels p.txt", 2, "a header is needed with 'file'"),
+    ("inspect features --images run --labels nowhere.csv", 2, "no such file"),
+    ("inspect loss --images nowhere", 2, "nowhere is no folder"),
+    ("inspect basis --images run --t 1", 2, "t = 1.0 is a level without signal"),
+    ("inspect realism --real run --generated run", 2, "at least 16 real and 8 generated"),
     # fine-tuning
     ("finetune -c tune.yaml --reward brightnes", 2, "did you mean 'brightness'"),
     ("finetune -c tune.yaml --trainer ddp", 2, "did you mean 'ddpo'"),

@@ -53,11 +53,10 @@ def command(
     report = Report(as_json=as_json, debug=debug)
     with report.errors():
         title = "arithmetic of one step: kernel launches, bytes per latent element"
-        _print_table(report, "step", title, list(arithmetic()))
+        report.table("step", list(arithmetic()), title=title)
         if not kernels_only:
-            _print_table(
-                report, "run", f"one image in {steps} steps", list(runs(path, steps, model))
-            )
+            timed = list(runs(path, steps, model))
+            report.table("run", timed, title=f"one image in {steps} steps")
 
 
 @app.command("solvers")
@@ -112,7 +111,7 @@ def solvers(
             progress=lambda done: report.note(f"{done} runs"),
         ):
             rows.append(calibration.row_of(found))
-        _print_table(report, "solver", f"distance to a long run, {len(texts)} images", rows)
+        report.table("solver", rows, title=f"distance to a long run, {len(texts)} images")
 
 
 def arithmetic() -> Iterator[Row]:
@@ -160,14 +159,3 @@ def runs(path: str | None, steps: int, model: ModelOptions) -> Iterator[Row]:
 
 def _per_step(row: Row, steps: int) -> Row:
     return {"ms per step": round(1e3 * row["seconds"] / steps, 2)}
-
-
-def _print_table(report: Report, kind: str, title: str, rows: list[Row]) -> None:
-    for row in rows:
-        report.event(kind, **row)
-    names = list(rows[0])
-    cells = [names, *(["" if v is None else str(v) for v in row.values()] for row in rows)]
-    widths = [max(len(line[k]) for line in cells) for k in range(len(names))]
-    report.result(title)
-    for line in cells:
-        report.result("  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)))

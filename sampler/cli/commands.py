@@ -17,6 +17,8 @@ from sampler.cli import (
     evaluate,
     finetune,
     generate,
+    inspect,
+    inspect_sets,
     list,
     replay,
     resume,
@@ -71,6 +73,14 @@ app.command("doctor")(doctor.command)
 app.command("ui")(ui.command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(calibrate.app, name="calibrate")
+_inspect = typer.Typer(help="Look inside a model.", no_args_is_help=True)
+_inspect.command("features")(inspect.features)
+_inspect.command("attention")(inspect.attention)
+_inspect.command("basis")(inspect.basis)
+_inspect.command("memory")(inspect_sets.memory)
+_inspect.command("realism")(inspect_sets.realism)
+_inspect.command("loss")(inspect_sets.loss)
+app.add_typer(_inspect, name="inspect")
 _config = typer.Typer(help="Configuration files.", no_args_is_help=True)
 _config.command("schema")(validate.schema)
 _config.callback()(lambda: None)

@@ -10,7 +10,7 @@ import sys
 import time
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,29 @@ class Report:
         if self.as_json and not self.muted:
             line = {"v": 1, "t": kind, "time": round(time.time(), 3), **content}
             print(json.dumps(line, allow_nan=False), flush=True)
+
+    def table(
+        self,
+        kind: str,
+        rows: Sequence[Mapping[str, Any]],
+        shown: int | None = None,
+        title: str = "",
+    ) -> None:
+        """Print rows of equal fields as an aligned table, and an event per row.
+
+        shown: rows that the table has; a last line tells of the others.
+        """
+        for row in rows:
+            self.event(kind, **row)
+        if title:
+            self.result(title)
+        cells = [list(rows[0]), *([_cell(v) for v in row.values()] for row in rows[:shown])]
+        widths = [max(len(line[k]) for line in cells) for k in range(len(rows[0]))]
+        for line in cells:
+            padded = "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))
+            self.result(f"  {padded}".rstrip())
+        if shown is not None and len(rows) > shown:
+            self.result(f"  ... and {len(rows) - shown} more")
 
     def note(self, text: str) -> None:
         """Print a line on stderr, unless --quiet."""
@@ -138,6 +161,13 @@ class Report:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             bar.add_task("", total=total)
             yield bar
+
+
+def _cell(value: Any) -> str:
+    """Text of a cell; floats with four digits, at least those before the point."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return "" if value is None else str(value)
 
 
 def explained(error: BaseException) -> tuple[str, int]:
