@@ -1,4 +1,4 @@
-"""What the commands of `sampler inspect` share: images to read, tables and files to write."""
+"""Images, tables and files of the commands of `sampler inspect`."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@
 Features: concept (32 classes) and style (4) of real composites, read by ridge probes as in
 `sampler inspect features`; 448 images fit, 192 test, in three draws. Word maps: the concept's word
 in 64 generated images against the foreground by colour distance, beside a centred blob; intervals
-are 1.96 standard errors over the images.
+are 1.96 standard errors over the images. Realism: 256 composites a side against images of the
+bundled model (20 steps) and of its one-step student, with the two controls. Loss: 512 composites.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from torch import Tensor
 
 import sampler
 from sampler.bundled import concepts, prompts
+from sampler.evaluation.features import Extractor
+from sampler.inspection import realism
 from sampler.inspection.attention import region
 from sampler.inspection.classify import block_table
+from sampler.inspection.loss import loss
 from scripts.bundled.emoji_data import EmojiData
 
 SHARES = (0.05, 0.15, 0.3, 0.45, 0.6)
@@ -36,19 +40,26 @@ SCORES: dict[str, Any] = {"attention": None, "guidance": "guidance", "classifier
 def main(
     sprites: Annotated[Path, typer.Option(help="sprites.npz of the training data.")],
     docs: Annotated[Path, typer.Option(help="The folder docs/.")] = Path("docs"),
+    only: Annotated[
+        list[str] | None, typer.Option(help="features, attention, loss, realism; default: all.")
+    ] = None,
 ) -> None:
-    """Write inspect_features.csv and inspect_attention.csv."""
+    """Write inspect_features.csv, inspect_attention.csv, inspect_loss.csv, inspect_realism.csv."""
     torch.set_num_threads(1)
-    engine = sampler.load()
-    figures = docs / "figures"
-    rows = [row for draw in range(DRAWS) for row in features(engine, sprites, draw)]
-    _write(figures / "inspect_features.csv", rows)
-    _write(figures / "inspect_attention.csv", word_maps(engine))
+    engine, data = sampler.load(), EmojiData(sprites)
+    parts = {
+        "features": lambda: [row for draw in range(DRAWS) for row in features(engine, data, draw)],
+        "attention": lambda: word_maps(engine),
+        "loss": lambda: losses(engine, data),
+        "realism": lambda: realism_rows(engine, data),
+    }
+    for name in only or parts:
+        _write(docs / "figures" / f"inspect_{name}.csv", parts[name]())
 
 
-def features(engine: sampler.Engine, sprites: Path, draw: int) -> list[dict[str, Any]]:
+def features(engine: sampler.Engine, data: EmojiData, draw: int) -> list[dict[str, Any]]:
     """Rows of `block_table` on one draw of composites."""
-    images, names = composites(EmojiData(sprites), draw)
+    images, names = composites(data, draw)
     blocks = engine.pipeline.blocks[1:]
     rows = block_table(engine, images, names, SHARES, blocks)
     for row in rows:
@@ -69,6 +80,29 @@ def composites(data: EmojiData, draw: int) -> tuple[Tensor, dict[str, list[str]]
         labels["style"] += [data.styles[k] for k in batch.style[keep]]
         number += 1
     return torch.cat(images)[:IMAGES], {k: v[:IMAGES] for k, v in labels.items()}
+
+
+def losses(engine: sampler.Engine, data: EmojiData) -> list[dict[str, Any]]:
+    """Rows of `loss` on composites with their captions."""
+    batch = data.batch(512, 7, 100)
+    rows = loss(engine, batch.images / 2 + 0.5, batch.captions)
+    return [{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+
+
+def realism_rows(engine: sampler.Engine, data: EmojiData) -> list[dict[str, Any]]:
+    """Rows of `realism` for the bundled model and its one-step student."""
+    real = data.batch(512, 7, 200).images / 2 + 0.5
+    captions = data.batch(256, 7, 201).captions
+    found: list[dict[str, Any]] = []
+    for name, steps in (("bundled", 20), ("bundled-student", 1)):
+        made = sampler.load(name).generate(
+            captions, seeds=0, steps=steps, batch_size=32, output="tensor"
+        )
+        for kind, extract in (("classifier", Extractor()), ("spectrum", realism.log_spectrum)):
+            shares, _ = realism.realism(engine, real, made.images, extract)
+            found += [{"model": name, **row} for row in realism.rows(shares, kind)]
+            print(*found[-3:], sep="\n", flush=True)
+    return found
 
 
 def word_maps(engine: sampler.Engine) -> list[dict[str, Any]]:

@@ -120,7 +120,7 @@ def test_loss_is_the_mean_squared_error_of_x0(engine, images):
     some = images[[0, 1, 12, 13]]
     (row,) = loss(engine, some, texts, (0.3,), seed=3)
     adapter = engine.pipeline
-    z, level = adapter.latents_of(some), adapter.schedule.level(299)
+    z, level = adapter.latents_of(some).detach(), adapter.schedule.level(299)
     noise = Noise((3, 4, 5, 6)).draw(0, z, "start")
     x = level.alpha * z + level.sigma * noise
     both = adapter.encode(texts, [""] * 4, True, (64, 64))
