@@ -11,7 +11,7 @@ import torch
 from sampler_kernels import Lin
 from torch import Tensor
 
-from sampler.core import spacings
+from sampler.core import ramps
 from sampler.core.schedule import Final, Schedule, Spacing
 from sampler.registry.constraints import as_int
 from sampler.types import Level, Prediction
@@ -68,7 +68,7 @@ class ConsistencySchedule(Schedule):
         if not spacing is final is mu is sigmas is None:
             raise ValueError("A consistency model has one grid; give its number of steps only.")
         # the ramp is walked backwards: position k of the table, from its low end
-        table = spacings.karras(self.low, self.high, n, {"rho": self.rho})
+        table = ramps.karras(self.low, self.high, n, {"rho": self.rho})
         chosen = [table[k * (n // steps)] for k in range(steps)]
         return (*(self._level(s) for s in chosen), Level(0, 1.0, 0.0))
 

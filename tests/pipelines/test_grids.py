@@ -10,8 +10,9 @@ import torch
 from scipy.stats import beta
 
 import sampler
-from sampler.core import spacings
-from sampler.core.spacings import NAMES, beta_quantiles
+from sampler.core import ramps, spacings
+from sampler.core.ramps import beta_quantiles
+from sampler.core.spacings import NAMES
 from tests import tiny
 from tests import tiny_transformers as transformers
 from tests.samplers.test_golden_solvers import FOLDER
@@ -59,7 +60,7 @@ def test_named_grids_are_the_published_ones(case, right, times):
         spacing = {"SD1": "ays_sd15", "SDXL": "ays_sdxl", "SVD": "ays_svd"}[table]
     if name == "polyexponential":  # between ends of its own
         options = spacings.options_of(name, {"rho": case["rho"]})
-        found = [*spacings.polyexponential(right[-2], right[0], steps, options), 0.0]
+        found = [*ramps.polyexponential(right[-2], right[0], steps, options), 0.0]
     elif table == "SVD":
         axis = spacings.Axis([0.002, 700.0], lambda t: t, 1, 0, "v")
         found = [p.noise for p in spacings.places(spacing, axis, steps, {})] + [0.0]
