@@ -97,7 +97,7 @@ def _texts(recipe: Recipe) -> list[str]:
 
     given = [recipe.prompts.texts, recipe.prompts.file]
     found = [text for prompts in given if prompts for text in read_prompts(prompts)]
-    registry.build("trainer", recipe.trainer).prompts(found)
+    registry.build("trainer", recipe.trainer).texts(found)
     return found
 
 
@@ -111,7 +111,7 @@ def _print_plan(recipe: Recipe, texts: list[str], report: Report) -> None:
         "updates": settings.updates,
         "images": settings.updates * settings.batch,
         "steps": steps,
-        "prompts": len(trainer.prompts(texts)),
+        "prompts": len(trainer.texts(texts)),
     }
     report.event("plan", trainer=trainer.name, **facts)
     report.result(

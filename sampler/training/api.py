@@ -64,7 +64,7 @@ def finetune(
     if reward is None and method.needs_reward:
         raise ValueError(f"Trainer {method.name!r} needs a reward.")
     scorer = None if reward is None else reward_from(reward, allow_python)
-    texts = method.prompts(read_prompts(prompts))
+    texts = method.texts(read_prompts(prompts))
     chosen = settings_from(settings)
     method.check_settings(chosen)
     chosen = chosen if updates is None else replace(chosen, updates=updates)

@@ -76,11 +76,17 @@ class TrainerBase:
         """Number of images of each prompt in a batch."""
         return 1
 
-    def prompts(self, given: list[str]) -> list[str]:
+    def texts(self, given: list[str]) -> list[str]:
         """Return the prompts to train on; `given` are those of the run. UsageError for none."""
         if not given:
             raise UsageError("No prompts: give a list of texts, or a prompt file (--prompts FILE).")
         return given
+
+    def choose(
+        self, prompts: list[str], count: int, seed: int, update: int, state: Any
+    ) -> list[int] | None:
+        """Return the places of an update's `count` prompts, None for all of them in turn."""
+        return None
 
     def for_dry_run(self, prompts: int) -> TrainerBase:
         """Return the trainer of a dry run: one update on this number of prompts."""

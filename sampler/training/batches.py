@@ -49,13 +49,16 @@ def batch(
     rank: int = 0,
     world: int = 1,
     progress: float = 0.0,
+    places: Sequence[int] | None = None,
 ) -> Batch:
     """Return the batch of an update: `count` samples, `group` of them per prompt.
 
-    Every pass over the prompts has a random order of its own.
+    places: of its prompts, one per group. None takes all prompts in turn; every pass over them has
+    a random order of its own.
     """
-    numbers: list[int] = []
-    for slot in range(update * (count // group), (update + 1) * (count // group)):
+    numbers = [place for place in places or () for _ in range(group)]
+    slots = range(update * (count // group), (update + 1) * (count // group))
+    for slot in slots if places is None else ():
         turn, position = divmod(slot, len(prompts))
         order = list(range(len(prompts)))
         random.Random(derived(seed, turn, "order")).shuffle(order)

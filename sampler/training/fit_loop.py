@@ -98,15 +98,17 @@ class FitLoop:
         rate = (settings.lr or 0.0) * (1 + (lr_end - 1) * progress)
         for group in self.optimiser.adam.param_groups:
             group["lr"] = rate
+        count, group = settings.batch, self.trainer.images_per_prompt
         batch = batches.batch(
             self.prompts,
-            settings.batch,
+            count,
             self.done,
             settings.seed,
-            self.trainer.images_per_prompt,
+            group,
             self.accelerator.process_index,
             self.accelerator.num_processes,
             progress,
+            self.trainer.choose(self.prompts, count // group, settings.seed, self.done, self.state),
         )
         record: dict[str, Any] = {"kind": "update", "update": self.done + 1, "lr": rate}
         try:

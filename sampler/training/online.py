@@ -146,18 +146,28 @@ def step_losses(
     losses: Callable[[P], Iterator[tuple[Tensor | None, dict[str, Any]]]],
     metrics: dict[str, Any],
     state: Any,
+    counts: Sequence[int] | None = None,
 ) -> Iterator[MicroBatchLoss]:
-    """Yield the losses of passes over the steps of a batch, each pass in an order of its own."""
+    """Yield the losses of passes over the steps of a batch, each pass in an order of its own.
+
+    counts: samples of each step over all processes, where these have different numbers; a step of
+    none is left out.
+    """
+    if counts is None:
+        counts = [sum(len(part.rows) for part in step) * batch.world for step in steps]
     for number in range(passes):
-        order = list(steps)
+        order = list(zip(steps, counts, strict=True))
         batch.random(f"pass {number}").shuffle(order)
-        for step in order:
-            count = sum(len(part.rows) for part in step) * batch.world
+        for step, count in order:
+            if not count:
+                continue
             for part in step:
                 for loss, found in losses(part):
                     yield MicroBatchLoss(None if loss is None else loss.sum() / count, found)
             yield MicroBatchLoss(None, metrics, step=True, state=state)
             metrics = {}
+    if metrics:  # of a batch without a step
+        yield MicroBatchLoss(None, metrics, state=state)
 
 
 def gather_rows(session: Session, values: Tensor) -> Tensor:

@@ -24,10 +24,12 @@ SETTINGS = {
 POLICY = {
     "clip_range": POSITIVE, "max_advantage": POSITIVE, "buffer": ([16], [0]), "min_count": COUNT,
     "group_size": COUNT, "minibatches": COUNT, "passes": COUNT, "kl_beta": NONNEGATIVE,
+    "keep": ([None], [1]),
 }  # fmt: skip
 GROUP = {
     "clip_range": POSITIVE, "threshold": POSITIVE, "max_advantage": POSITIVE,
     "group_size": ([2], [1]), "minibatches": COUNT, "passes": COUNT, "kl_beta": NONNEGATIVE,
+    "keep": ([None], [1]),
 }  # fmt: skip
 FORWARD = {
     "group_size": ([2], [1]), "times": COUNT, "shift": POSITIVE, "minibatches": COUNT,

@@ -86,7 +86,7 @@ class Denoise(TrainerBase):
     def needs_reward(self) -> bool:
         return False
 
-    def prompts(self, given: list[str]) -> list[str]:
+    def texts(self, given: list[str]) -> list[str]:
         """Return the captions of the data. Raises UsageError for other prompts."""
         from sampler.training.data import captions
 

@@ -125,12 +125,12 @@ class PairBase(ForwardBase):
     def needs_reward(self) -> bool:
         return self.data is None
 
-    def prompts(self, given: list[str]) -> list[str]:
+    def texts(self, given: list[str]) -> list[str]:
         """Return the prompts of the pairs. Raises UsageError for both prompts and pairs."""
         from sampler.training.matching.pair_files import read_pairs
 
         if self.data is None:
-            return super().prompts(given)
+            return super().texts(given)
         if given:
             raise UsageError(
                 f"dpo: the prompts of a run on pairs are those of data = {self.data}; leave out "

@@ -40,6 +40,9 @@ class PolicyBase(TrainerBase):
     passes: Count = 1
     kl_beta: Annotated[float, Ge(0), DocInfo("0 is off")] = 0.0
     offload: bool = False
+    select: Literal["all", "spread"] = "all"
+    keep: Annotated[int, Ge(2), DocInfo("None grows from half to all")] | None = None
+    prompts: Literal["order", "vade"] = "order"
 
     stochastic_sampler: ClassVar[str]  # a suggestion, for error messages
 
@@ -47,6 +50,45 @@ class PolicyBase(TrainerBase):
     def by_mean(self) -> bool:
         """True where log-probabilities are divided by the number of elements of a latent."""
         return True
+
+    def check_choices(self) -> None:
+        """Raise ValueError for a choice of images that leaves none out, or cannot be made."""
+        size = self.images_per_prompt
+        if self.select == "all":
+            if self.keep is not None:
+                raise ValueError(f"{self.name}: keep belongs to select = 'spread'; set both.")
+        elif size < 2 or (self.keep or 0) > size:
+            raise ValueError(
+                f"{self.name}: select = 'spread' chooses among the images of a prompt: group_size "
+                f"= {size} must be at least 2, and keep at most that."
+            )
+
+    @property
+    def chooses(self) -> bool:
+        """True where images of a group, or prompts, are chosen by their rewards."""
+        return self.select != "all" or self.prompts != "order"
+
+    @property
+    def scheduled(self) -> bool:
+        return self.select == "spread" and self.keep is None
+
+    def start(self) -> Any:
+        if not self.chooses:
+            return self.first_state()
+        return {"own": self.first_state(), "spread": None, "hits": {}, "recent": []}
+
+    def first_state(self) -> Any:
+        """Return the first state of the advantages."""
+        return None
+
+    def choose(
+        self, prompts: list[str], count: int, seed: int, update: int, state: Any
+    ) -> list[int] | None:
+        from sampler.training.policy.selection import informative
+
+        if self.prompts == "order":
+            return None
+        return informative(prompts, count, state["hits"], seed, update)
 
     def check(self, session: Session) -> None:
         """Raise ValueError for a sampler whose moves have no density."""
@@ -92,6 +134,7 @@ class PPOBase(PolicyBase):
             )
         if self.advantage == "group" and self.group_size < 2:
             raise ValueError(f"{self.name}: advantage = 'group' needs group_size of at least 2.")
+        self.check_choices()
 
     @property
     def by_mean(self) -> bool:
@@ -101,7 +144,7 @@ class PPOBase(PolicyBase):
     def images_per_prompt(self) -> int:
         return self.group_size
 
-    def start(self) -> Any:
+    def first_state(self) -> Any:
         return {}  # ring buffers of rewards, by prompt
 
 
@@ -124,6 +167,7 @@ class GroupBase(PolicyBase):
                 f"grpo: reweigh belongs to ratio = 'guard' and has no effect with {self.ratio!r}; "
                 "set it to false."
             )
+        self.check_choices()
 
     @property
     def images_per_prompt(self) -> int:

@@ -48,7 +48,7 @@ class GRPO(GroupBase):
     kl_beta: weight of the KL to the base model. kl_space: "x", mean((mean − mean_base)²)/(2·s²)
         (published code leaves |dt| out of s²: its weight is larger by 1/|dt|), or "v",
         mean((v − v_base)²), v = eps − x0.
-    offload: keep stored trajectories on the CPU.
+    offload: keep stored trajectories on the CPU. select, keep, prompts: as in `ddpo`.
 
     Metrics: `ratio_first`, the largest |rho − 1| of the first share, which is 0 in float32;
     `flat_groups`, the share of samples in groups of equal rewards, which have no gradient.
@@ -83,10 +83,11 @@ class GRPO(GroupBase):
             Window.of(self.window).check(session)
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
-        from sampler.training.online import online_updates
+        from sampler.training.policy.choosing import policy_updates
         from sampler.training.policy.group import GroupPolicy
         from sampler.training.policy.rollout import Policy
 
         if self.window is not None:
             session = Window.of(self.window).applied(session, batch.update)
-        return online_updates(GroupPolicy(self, Policy(self, session)), batch, state)
+        method = GroupPolicy(self, Policy(self, session))
+        return policy_updates(self, method, batch, state)

@@ -40,13 +40,19 @@ class DDPO(PPOBase):
     group_size: images per prompt. minibatches: optimiser steps per pass over a batch; passes:
         number of passes. kl_beta: at least 0, weight of KL to the adapter-off policy.
     offload: keep stored trajectories on the CPU.
+    select: images of a prompt that are trained on, "all", or "spread" (D3S): the `keep` of
+        group_size whose advantages have the greatest variance; groups of equal rewards are left
+        out. keep: at least 2; None grows from half of the group to all of it over the run.
+    prompts: "order" takes all in turn; "vade" takes those whose rewards are least certain to be
+        above the median of recent ones (Thompson sampling of Beta posteriors).
     """
 
     stochastic_sampler: ClassVar[str] = "ddim with eta > 0"
     reference: ClassVar[str] = (
         "Training Diffusion Models with Reinforcement Learning (Black et al., 2023), "
         "arXiv:2305.13301, section 4.3; clipping: PPO (Schulman et al., 2017), arXiv:1707.06347, "
-        "eq. 7"
+        "eq. 7; select: D3S (Wang et al., 2025), arXiv:2509.22115; prompts: VADE (Hu et al., "
+        "2025), arXiv:2511.18902"
     )
     defaults: ClassVar[Defaults] = Defaults(
         steps=50,
@@ -59,11 +65,11 @@ class DDPO(PPOBase):
     )
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
-        from sampler.training.online import online_updates
+        from sampler.training.policy.choosing import policy_updates
         from sampler.training.policy.ppo import PPO
         from sampler.training.policy.rollout import Policy
 
-        return online_updates(PPO(self, Policy(self, session)), batch, state)
+        return policy_updates(self, PPO(self, Policy(self, session)), batch, state)
 
 
 @register("trainer", "rlcm")
@@ -118,9 +124,9 @@ class RLCM(PPOBase):
             )
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
-        from sampler.training.online import online_updates
+        from sampler.training.policy.choosing import policy_updates
         from sampler.training.policy.ppo import PPO
         from sampler.training.policy.rollout import Policy
 
         policy = Policy(self, session, self.final_step, self.explore_std)
-        return online_updates(PPO(self, policy), batch, state)
+        return policy_updates(self, PPO(self, policy), batch, state)
