@@ -55,6 +55,22 @@ def sized_by(cls: type, names: Iterable[str]) -> str | None:
     return next((name for name in (CONTROL, "image") if name in names), None)
 
 
+def image_input(cls: type) -> str | None:
+    """Name of the image that a call over the components of `cls` can start from or follow.
+
+    It is the control image of a ControlNet, else the image of the class itself or of its class for
+    image to image; None where there is none.
+    """
+    if _takes_controlnet(cls):
+        return CONTROL
+    other = cls if "image" in arguments(cls) else _counterpart(cls, False)
+    if other is None or any(
+        name in arguments(other) for name in ("mask_image", CONTROL, "controlnet_image")
+    ):
+        return None
+    return "image" if "image" in arguments(other) else None
+
+
 def controlnet_class(cls: type, union: bool) -> type:
     """Return the class of diffusers that has a ControlNet beside the components of `cls`.
 

@@ -44,6 +44,8 @@ def shell(config: Config) -> str:
             parts += [flag_of(name)] if one is True else [flag_of(name), str(one)]
     for name, value in _run(config).items():
         parts += [_OPTION[f"run.{name}"], str(value)]
+    for name, value in config.inputs.items():
+        parts += ["--input", f"{name}={value}"]
     for kind in STRATEGIES:
         spec = getattr(config, kind)
         parts += [f"--{kind}", spec["name"]]
@@ -59,6 +61,7 @@ def yaml(config: Config) -> str:
     lines = ["version: 1", "prompts:"]
     lines += [f"  - {json.dumps(text, ensure_ascii=False)}" for text in config.prompts.texts or ()]
     sections = {"model": changed(config.model), "run": _run(config)}
+    sections |= {"inputs": config.inputs}
     sections |= {kind: getattr(config, kind) for kind in STRATEGIES}
     for section, values in sections.items():
         if values:
@@ -84,6 +87,7 @@ def python(config: Config, seeds: Sequence[int], batch_size: int) -> str:
         "height": run.height,
         "grid": config.model.grid,
         **{kind: getattr(config, kind) for kind in STRATEGIES},
+        "inputs": config.inputs or None,
         "batch_size": batch_size,
     }
     lines = ["import sampler", "", f"engine = sampler.load({', '.join(load)})"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sampler.config import layers
@@ -19,7 +19,10 @@ MAX_IMAGES = 64  # per side; larger batches belong on the command line
 
 @dataclass(frozen=True)
 class Form:
-    """Input shared by both sides of the page, as typed; an empty number is None."""
+    """Input shared by both sides of the page, as typed; an empty number is None.
+
+    inputs: arguments of the stock pipeline's call, such as the image to start from.
+    """
 
     prompts: str
     negative: str = ""
@@ -28,6 +31,7 @@ class Form:
     steps: Any = 20
     width: Any = None
     height: Any = None
+    inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def config_of(
         "--width": ("run.width", as_int(form.width)),
         "--height": ("run.height", as_int(form.height)),
     }
+    options |= {f"--input {name}": (f"inputs.{name}", v) for name, v in form.inputs.items()}
     for kind, one in choices.items():
         options[f"--{kind}"] = (kind, fields.spec(kind, one.name, one.values))
     if text := (grid or "").strip():

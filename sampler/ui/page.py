@@ -12,6 +12,7 @@ import gradio as gr
 
 from sampler import registry
 from sampler.config.schema import STRATEGIES, Config
+from sampler.core.image_files import DEFAULT_STRENGTH
 from sampler.runs.metadata import scale_of
 from sampler.runs.stop import StopFlag
 from sampler.ui import pictures
@@ -20,6 +21,11 @@ from sampler.ui.parts import Picker, Results, grid_picker, html, picker, results
 from sampler.ui.studio import FinishedRun, Preview, Studio, second_rule
 
 SIDES = ("A", "B")
+LABELS = {  # of the image that a call takes
+    "image": "Start from an image",
+    "control_image": "Control image",
+    "ip_adapter_image": "Image prompt",
+}
 EXAMPLE = "a red apple on a blue background"
 _EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # The style sheet dims images of other settings than those in the form.
@@ -33,6 +39,7 @@ class Page:
     studio: Studio
     explain: Callable[[BaseException], str]
     form: dict[str, Any] = field(default_factory=dict[str, Any])
+    inputs: dict[str, Any] = field(default_factory=dict[str, Any])
     pickers: dict[str, dict[str, Picker]] = field(default_factory=dict[str, dict[str, Picker]])
     grids: dict[str, gr.Dropdown] = field(default_factory=dict[str, gr.Dropdown])
     results: dict[str, Results] = field(default_factory=dict[str, Results])
@@ -71,6 +78,8 @@ class Page:
                 form[name] = gr.Number(
                     None, label=f"{name.title()} in pixels", placeholder="model default"
                 )
+        if self.studio.image_input is not None:
+            self._build_image(self.studio.image_input)
         self.compare = gr.Checkbox(
             label="Compare with setting B at the same seeds", elem_id="compare"
         )
@@ -82,6 +91,28 @@ class Page:
                 with gr.Tab(f"Setting {side}", visible=side == "A") as self.second:
                     self._strategies(side)
 
+    def _build_image(self, name: str) -> None:
+        """Build the fields of the image that a call starts from, or that an adapter follows."""
+        label = LABELS[name]
+        with gr.Accordion(label, open=name != "image", elem_id="start"):
+            self.inputs[name] = gr.Image(
+                show_label=False, type="filepath", sources=["upload", "clipboard"], height=220,
+                elem_id="image",
+            )  # fmt: skip
+            if self.studio.takes_strength:
+                self.inputs["strength"] = gr.Slider(
+                    0.05, 1, DEFAULT_STRENGTH, step=0.05, label="Strength: how much is changed",
+                    elem_id="strength",
+                )  # fmt: skip
+
+    def _given_inputs(self, values: Mapping[Any, Any]) -> dict[str, Any]:
+        """Inputs of the stock pipeline's call; none without an image."""
+        given = {name: values[c] for name, c in self.inputs.items()}
+        name = self.studio.image_input
+        if name is None or given[name] is None:
+            return {}
+        return {**given, name: self.studio.kept(given[name])}
+
     def _strategies(self, side: str) -> None:
         """Pickers of one side; B starts with another guidance rule than A."""
         first = dict(self.studio.defaults)
@@ -91,7 +122,7 @@ class Page:
         self.grids[side] = grid_picker(side, self.studio.config.grid)
 
     def _wire(self, blocks: gr.Blocks) -> None:
-        inputs = {self.compare, *self.form.values()}
+        inputs = {self.compare, *self.form.values(), *self.inputs.values()}
         for side in SIDES:
             inputs |= {c for p in self.pickers[side].values() for c in p.components()}
             inputs |= {self.results[side].run, self.grids[side]}
@@ -117,6 +148,7 @@ class Page:
     def _configs(self, values: Mapping[Any, Any]) -> dict[str, Config]:
         """Configuration of each side, with the same seed."""
         form = Form(**{name: values[c] for name, c in self.form.items()})
+        form = replace(form, inputs=self._given_inputs(values))
         form = form if form.seed is not None else replace(form, seed=new_seed())
         return {
             side: config_of(

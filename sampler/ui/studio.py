@@ -6,6 +6,7 @@ of the command line because the same code generates them.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import threading
@@ -25,7 +26,11 @@ from sampler.config.schema import STRATEGIES, Config
 from sampler.core import durable
 from sampler.core.batch import to_output
 from sampler.core.errors import IncompleteError
+from sampler.core.image_files import open_image
 from sampler.engine import Engine
+from sampler.models.ip_adapter import has_ip_adapter
+from sampler.pipelines.call_arguments import arguments
+from sampler.pipelines.serving import image_input, serving_class
 from sampler.runs.folder import RunFolder
 from sampler.runs.location import RunLocation, check_writable, default_folder, open_locked
 from sampler.runs.records import records
@@ -102,7 +107,10 @@ class PreviewEngine(Engine):
 
 
 class Studio:
-    """Runs of one model. out: folder of saved runs; home: temporary folder of the others."""
+    """Runs of one model. out: folder of saved runs; home: temporary folder of the others.
+
+    image_input: name of the image that the pipeline's call takes, None without one.
+    """
 
     def __init__(self, engine: Engine, model: ModelConfig, out: Path, home: Path) -> None:
         check_writable(str(out))
@@ -110,6 +118,28 @@ class Studio:
         self.model = Source(Config(model=model)).model()
         self.defaults = {kind: registry.spec_of(getattr(engine, kind)) for kind in STRATEGIES}
         self._busy = threading.Lock()
+        takes = engine.hosted or engine.host is not None
+        pipe: Any = engine.pipeline.pipe
+        prompted = takes and has_ip_adapter(pipe)
+        self.image_input = image_input(type(pipe)) if takes else None
+        self.image_input = "ip_adapter_image" if prompted else self.image_input
+        self.takes_strength = self.image_input == "image" and "strength" in arguments(
+            serving_class(type(pipe), ["image"])
+        )
+
+    def kept(self, image: str) -> str:
+        """Copy an uploaded image below the saved runs, where they and copied commands find it.
+
+        Raises UsageError for a file that is no image, and StorageError.
+        """
+        with open_image(image) as file:
+            suffix = f".{str(file.format).lower()}"
+        data = Path(image).read_bytes()
+        path = self.out / "inputs" / f"{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
+        if not path.exists():
+            durable.make_folder(path.parent)
+            durable.write_file(path, data)
+        return str(path.resolve())
 
     def run(
         self, config: Config, on_preview: Callable[[Preview], None], stop: StopFlag
@@ -129,15 +159,15 @@ class Studio:
 
         with self._busy, open_locked(location) as store:
             run = start(store, source.plan(self.model))
-            engine = PreviewEngine(
-                self.engine.denoiser,
-                self.engine.pipeline,
-                self.engine.sampler,
-                self.engine.guidance,
-            ).preview(on_preview, lambda: done[0])
+            engine = self.engine  # the stock pipeline's own call shows no previews
+            if not (engine.hosted or config.inputs):
+                engine = PreviewEngine(
+                    engine.denoiser, engine.pipeline, engine.sampler, engine.guidance
+                ).preview(on_preview, lambda: done[0])
             began = time.monotonic()
             tally = execute(run, lambda: engine, location, WorkOptions(), stop, written)
-            seconds = (time.monotonic() - began - engine.spent) / run.total
+            spent = engine.spent if isinstance(engine, PreviewEngine) else 0.0
+            seconds = (time.monotonic() - began - spent) / run.total
         if tally.stopped:
             shutil.rmtree(folder, ignore_errors=True)
             return None

@@ -24,6 +24,15 @@ def asked(form=None, sampler="ddim", guidance="cfg", **values):
     return config_of(form or Form("a fox", seed=1), chosen, ModelConfig())
 
 
+def test_inputs_are_in_every_copied_text():
+    given = {"image": "/x/a b.png", "strength": 0.5}
+    config = asked(Form("a fox", seed=1, inputs=given))
+    assert config.inputs == given
+    assert "--input 'image=/x/a b.png' --input strength=0.5" in shell(config)
+    assert 'inputs:\n  image: "/x/a b.png"\n  strength: 0.5\n' in yaml(config)
+    assert f"    inputs={given!r},\n" in python(config, [1], 1)
+
+
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_every_field_has_a_control_and_untouched_controls_say_nothing(kind, name):
     found = by_name(kind, name)

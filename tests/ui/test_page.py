@@ -22,6 +22,7 @@ pytest.importorskip("gradio")
 from sampler.core.errors import SamplerError
 from sampler.ui.server import HOST, served
 from sampler.ui.studio import Studio
+from tests.guidance.stock_hosted import picture
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome")
@@ -153,6 +154,23 @@ def test_a_run_can_be_stopped(page):
     page.locator("#A-pictures img[alt=preview]").wait_for()  # and was looked at on the way
     page.locator("#stop").click()
     page.locator("#A-pictures").get_by_text("Stopped.").wait_for()
+
+
+def test_an_image_to_start_from(page, studio, tmp_path):
+    picture(size=(64, 64)).save(tmp_path / "start.png")
+    page.locator("#start").get_by_text("Start from an image").click()
+    page.locator("#image input[type=file]").set_input_files(str(tmp_path / "start.png"))
+    page.locator("#image img").wait_for()
+    fill(page, strength="0.5", steps=4, seed=7, prompts="a fox on a green background")
+    page.locator("#strength input[type=number]").press("Enter")
+    page.locator("#compare input").uncheck()
+    generate(page)
+    page.locator("#A-pictures figure.made").get_by_text("4 NFE · ").wait_for()
+    page.locator("#A-copy").get_by_text("Copy as").click()
+    line = page.locator("#A-command textarea").input_value()
+    (kept,) = (studio.out / "inputs").iterdir()
+    assert f"--input image={kept}" in line and "--input strength=0.5" in line
+    assert main([*shlex.split(line)[1:], "-q", "-o", str(tmp_path / "again")]) == 0
 
 
 def test_the_page_fits_and_asks_nobody_else(page, address):

@@ -15,6 +15,9 @@ from sampler.runs.stop import StopFlag
 from sampler.ui.form import Form, StrategyChoice, config_of
 from sampler.ui.pictures import finished, pending
 from sampler.ui.studio import Studio
+from tests import tiny
+from tests.guidance.stock_hosted import controlnet, image_to_video, inpaint
+from tests.tiny_transformers import wan
 
 ADAPTIVE = {"rule": "{name: apg, scale: 5}", "threshold": 0.9}
 
@@ -109,3 +112,13 @@ def test_what_cannot_be_made_is_a_sentence(studio):
         studio.run(config_of(Form("a", seed=1), chosen, ModelConfig()), print, StopFlag())
     with pytest.raises(SamplerError, match="is a file"):
         Studio(studio.engine, ModelConfig(), Path(__file__), studio.home)
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "strength"),
+    [(tiny.sd, "image", True), (controlnet, "control_image", False), (inpaint, None, False),
+     (image_to_video, "image", False), (wan, None, False)],
+)  # fmt: skip
+def test_the_image_that_a_pipeline_takes(build, name, strength, tmp_path):
+    studio = Studio(sampler.load(build()), ModelConfig(), tmp_path, tmp_path)
+    assert (studio.image_input, studio.takes_strength) == (name, strength)
