@@ -5,26 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from sampler.core.binding import GuidanceContext
+from sampler.guidance.blend_parts import WORD, Parts, check_word, checked, read, sized
 from sampler.guidance.gates import Interval, Window, active
 from sampler.guidance.spaces import in_space
-from sampler.registry import build, register, suggestion
+from sampler.registry import build, register
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span, Watch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-WORD = {"word": "", "map": "attention", "threshold": 0.0}  # fields of a mask by a word
-
-
-class Parts(NamedTuple):
-    """A blend that is ready to run: x0 outside, and the mask or the columns of its word."""
-
-    image: Tensor
-    mask: Tensor | None
-    columns: Sequence[Sequence[int]] = ()
 
 
 @register("guidance", "blend")
@@ -66,7 +57,7 @@ class Blend(GuidanceBase):
     def __post_init__(self) -> None:
         object.__setattr__(self, "rule", build("guidance", self.rule))
         if isinstance(self.mask, Mapping):
-            _check_word(cast("Mapping[str, Any]", self.mask))
+            check_word(cast("Mapping[str, Any]", self.mask))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -100,7 +91,7 @@ class Blend(GuidanceBase):
         shape = adapter.latent_shape(*context.size)
         image: Any = self.image
         if self._is_image(image):
-            image = adapter.latents_of(_sized(_read(image), context.size, "image"))
+            image = adapter.latents_of(sized(read(image), context.size, "image"))
         columns: list[list[int]] = []
         mask = None
         if self._word:
@@ -109,7 +100,7 @@ class Blend(GuidanceBase):
             mask = self._latent_mask(shape, context.size).to(adapter.device)
         bound = replace(self, rule=rule)
         parts = Parts(image.to(adapter.device), mask, columns)
-        object.__setattr__(bound, "_bound", _checked(parts, shape, len(context.prompts)))
+        object.__setattr__(bound, "_bound", checked(parts, shape, len(context.prompts)))
         return bound, cond
 
     def start(self, cond: Cond) -> Any:
@@ -172,7 +163,7 @@ class Blend(GuidanceBase):
         if self._parts is not None:
             return self._parts
         mask = self.mask if self.mask.ndim != 2 else self.mask[None, None]
-        return _checked(Parts(self.image, mask), tuple(x.shape[1:]), x.shape[0])
+        return checked(Parts(self.image, mask), tuple(x.shape[1:]), x.shape[0])
 
     def _is_image(self, value: Any) -> bool:
         return isinstance(value, (str, Path)) or self.space == "image"
@@ -189,7 +180,7 @@ class Blend(GuidanceBase):
             mask = read_mask(mask)
         mask = mask[None, None] if mask.ndim == 2 else mask
         if file or self.space == "image":
-            mask = F.adaptive_avg_pool2d(_sized(mask.float(), size, "mask"), (shape[-2], shape[-1]))
+            mask = F.adaptive_avg_pool2d(sized(mask.float(), size, "mask"), (shape[-2], shape[-1]))
         return mask
 
     @property
@@ -203,60 +194,5 @@ class Blend(GuidanceBase):
         return self.__dict__.get("_bound")
 
 
-def _check_word(mask: Mapping[str, Any]) -> None:
-    if unknown := [key for key in mask if key not in WORD]:
-        raise ValueError(
-            f"blend: mask has no field {unknown[0]!r:.40}{suggestion(unknown[0], [*WORD])}."
-        )
-    found = {**WORD, **mask}
-    if not isinstance(found["word"], str) or not found["word"].strip():
-        raise ValueError("blend: mask needs a word of the prompt, such as {word: apple}.")
-    if found["map"] not in ("attention", "grad"):
-        raise ValueError(f"blend: map = {found['map']!r:.40} must be 'attention' or 'grad'.")
-    if not isinstance(found["threshold"], (int, float)):
-        raise ValueError(f"blend: threshold = {found['threshold']!r:.40} must be a number.")
-
-
 def _mix(mask: Tensor, inside: Lin, outside: Lin) -> Lin:
     return Lin.of(mask * inside.tensor() + (1 - mask) * outside.tensor())
-
-
-def _read(image: Any) -> Tensor:
-    from sampler.core.images import as_images
-
-    return as_images(image)
-
-
-def _sized(images: Tensor, size: tuple[int, int], what: str) -> Tensor:
-    """Images of the run's size. Raises ValueError for another one."""
-    if tuple(images.shape[-2:]) != tuple(size):
-        height, width = images.shape[-2:]
-        raise ValueError(
-            f"blend: the {what} is {width} x {height} pixels, the run {size[1]} x {size[0]}; give "
-            f"one of that size, or width={width}, height={height}."
-        )
-    return images
-
-
-def _checked(parts: Parts, shape: Sequence[int], rows: int) -> Parts:
-    """Parts that fit latents of a shape. Raises ValueError for others."""
-    if tuple(parts.image.shape[1:]) != tuple(shape):
-        raise ValueError(
-            f"blend: the image has shape {tuple(parts.image.shape[1:])}, the model's x "
-            f"{tuple(shape)}; for images and a latent model say space='image'."
-        )
-    for name, value in (("the image", parts.image), ("the mask", parts.mask)):
-        if value is not None and len(value) not in (1, rows):
-            raise ValueError(
-                f"blend: {name} has {len(value)} rows for a batch of {rows}; give one row, or one "
-                "per image of the batch."
-            )
-    mask = parts.mask
-    if mask is not None and (
-        mask.ndim != len(shape) + 1 or tuple(mask.shape[-2:]) != tuple(shape[-2:])
-    ):
-        raise ValueError(
-            f"blend: the mask has shape {tuple(mask.shape)}, which does not cover latents "
-            f"{tuple(shape)}; give [h, w] of that size, or say space='image'."
-        )
-    return parts

@@ -7,8 +7,6 @@ what the network uses. Images are therefore bit-equal with and without recording
 
 from __future__ import annotations
 
-import inspect
-import math
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,9 +16,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.nn.functional import pad
 
+from sampler.pipelines.attention_call import Intercepted, probabilities
 from sampler.pipelines.layouts import LAYOUTS, ImageTokens, layout_of
 
 INPUT = "input"  # the block before all others: the network's input itself
@@ -142,50 +140,6 @@ def recorded(
         call.close()
 
 
-class _Attention(TorchFunctionMode):
-    """Inside, the probabilities of torch's attention are given to `keep`, which may replace it."""
-
-    def __init__(self, keep: Any) -> None:
-        super().__init__()
-        self.keep = keep
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        given = _ARGUMENTS.bind(*args, **(kwargs or {}))
-        given.apply_defaults()
-        own = self.keep(**given.arguments)
-        return func(*args, **(kwargs or {})) if own is None else own
-
-
-def _arguments(
-    query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: Any = None, enable_gqa: bool = False,
-) -> None:  # fmt: skip
-    """Signature of torch's attention, which is a builtin without one."""
-
-
-_ARGUMENTS = inspect.signature(_arguments)
-
-
-def probabilities(
-    query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: float | None, is_causal: bool
-) -> Tensor:
-    """softmax(q·kᵀ·scale + mask) [R, heads, S, K]; half precision is computed in float32."""
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if key.shape[1] != query.shape[1]:  # grouped queries
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    scores = query.to(wide) @ key.to(wide).transpose(-1, -2) * scale
-    if is_causal:
-        attn_mask = torch.ones_like(scores, dtype=torch.bool).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, -torch.inf)
-    elif attn_mask is not None:
-        scores = scores + attn_mask.to(wide)
-    return scores.softmax(-1)
-
-
 class _Call:
     """Hooks of a recording; calls of other threads are not recorded."""
 
@@ -193,7 +147,7 @@ class _Call:
         self.network, self.attention = network, attention
         self.seen, self.thread = Recording(), threading.get_ident()
         self.calls, self.found, self.processor = 0, 0, ""
-        self.modes: list[tuple[_Attention, list[Tensor]]] = []
+        self.modes: list[tuple[Intercepted, list[Tensor]]] = []
         name = type(network).__name__
         self.layout = layout_of(network, "recording") if attention or name in LAYOUTS else None
         self.places = None if self.layout is None else ImageTokens(self.layout)
@@ -255,9 +209,9 @@ class _Call:
         kept: list[Tensor] = []
         cross = self.layout is not None and self.layout.rows == 1
         if cross and kwargs.get("encoder_hidden_states") is None:  # self-attention
-            mode = _Attention(lambda **given: None)
+            mode = Intercepted(lambda **given: None)
         else:
-            mode = _Attention(lambda **given: self._keep(kept, **given))
+            mode = Intercepted(lambda **given: self._keep(kept, **given))
         self.modes.append((mode, kept))
         mode.__enter__()
 
