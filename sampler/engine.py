@@ -190,7 +190,7 @@ class Engine(Loop):
         noise: float | None = None,
         n: int = 8,
         prompt: str | int = "",
-        steps: int = 50,
+        steps: int | None = None,
         restorer: Any = None,
         strength: float | None = None,
         seeds: int | Sequence[int] | None = None,
@@ -205,9 +205,10 @@ class Engine(Loop):
         name, {"name": ...}, a list of them, or an object with A (and A_dagger), as for `reddiff`;
         without A_dagger the image has the model's own size. method: "daps", samples of the
         posterior; "data", images that fit y; "admm", plug-and-play; "reddiff", one mode; "difface",
-        from the output of another restorer; by default "daps" where the noise is known, else
-        "reddiff". noise: > 0, standard deviation of the measurement's noise in units of [-1, 1];
-        daps, data and admm need it.
+        from the output of another restorer; "vble", the autoencoder alone; by default "daps" where
+        the noise is known, else "reddiff". noise: > 0, standard deviation of the measurement's
+        noise in units of [-1, 1]; daps, data, admm and vble need it. steps: of sampling, 50;
+        iterations of vble, 300, which takes one seed and no prompt and understates deviations.
         restorer, strength: of `difface`: a name ("pseudo_inverse", "bicubic", "reddiff"), an image
         file, a function from images in [0, 1] to images, or "module:function", which needs
         allow_python; share of the steps that is walked. guidance: the rule for the prompt; by

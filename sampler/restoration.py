@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from sampler.core.batch import Output, Result, to_output
 from sampler.core.images import as_images
 from sampler.core.loop import Loop
+from sampler.registry.constraints import as_int
 from sampler.rewards.python import code_from, is_python
 from sampler.samplers import operators
 from sampler.samplers.difface import contraction
@@ -23,9 +25,10 @@ class Restored:
     """Result of `restore`.
 
     images: n PIL images, or a tensor [n, 3, H, W] in [0, 1]; mean, std: [3, H, W], over the n
-    images (std 0 for one), in units of [0, 1]; seeds; nfe per image; config: plain settings of the
-    run (operators and measurements as given); contraction: alpha_N²/sigma_N² of `difface`, what is
-    left of the squared error of its restorer, else None; seconds.
+    images (std 0 for one), or over 100 draws of `vble`, in units of [0, 1]; seeds; nfe per image;
+    config: plain settings of the run (operators and measurements as given); contraction:
+    alpha_N²/sigma_N² of `difface`, what is left of the squared error of its restorer, else None;
+    seconds.
     """
 
     images: Any
@@ -46,7 +49,7 @@ def restore(
     noise: float | None,
     n: int,
     prompt: str | int,
-    steps: int,
+    steps: int | None,
     restorer: Any,
     strength: float | None,
     seeds: int | Sequence[int] | None,
@@ -59,6 +62,14 @@ def restore(
     if output not in ("pil", "tensor"):
         raise ValueError(f"output = {output!r} must be 'pil' or 'tensor'.")
     measured = _measured(y)
+    if method == "vble":
+        if prompt != "" or (guidance, restorer, strength) != (None,) * 3:
+            raise ValueError(
+                "restore: vble evaluates no network; leave out prompt, guidance, restorer and "
+                "strength."
+            )
+        return _variational(engine, measured, operator, noise, n, steps, seeds, batch_size, output)
+    steps = 50 if steps is None else steps
     if guidance is None:
         guidance = "none" if prompt == "" else engine.guidance
     if is_python(restorer):
@@ -90,6 +101,51 @@ def restore(
         {**result.config, "method": method},
         left,
         result.seconds,
+    )
+
+
+def _variational(
+    engine: Loop,
+    y: Tensor,
+    operator: Any,
+    noise: float | None,
+    n: int,
+    steps: int | None,
+    seeds: int | Sequence[int] | None,
+    batch_size: int | None,
+    output: Output,
+) -> Restored:
+    """Restore by `sampler.samplers.variational.VBLE`: moments of its draws, n of them as images."""
+    from sampler.samplers.measurement import measurement
+    from sampler.samplers.variational import VBLE
+
+    started = time.perf_counter()
+    if noise is None:
+        raise ValueError("The method 'vble' needs noise, such as 0.05; without it use reddiff.")
+    count = as_int(n, "n")
+    if count < 1:
+        raise ValueError(f"n = {n} must be at least 1.")
+    given = [seeds] if seeds is None or isinstance(seeds, int) else list(seeds)
+    if len(given) != 1:
+        raise ValueError("restore: vble fits one distribution and draws n images; give one seed.")
+    seed = as_int(given[0] or 0, "seeds")
+    options: dict[str, Any] = {"samples": max(count, VBLE.samples)}
+    options |= {} if steps is None else {"iterations": as_int(steps, "steps")}
+    options |= {} if batch_size is None else {"batch": as_int(batch_size, "batch_size")}
+    vble = VBLE(float(noise), **options)
+    made = measurement(operator, y, name="vble", needs_start=True)
+    size = engine.pipeline.size(*_size(operators.build(operator), y))
+    found = vble.restore(engine.pipeline, made, size, [seed], keep=count)
+    config = {"method": "vble", "operator": operator, "y": y, **asdict(vble)}
+    return Restored(
+        to_output(found.images[0], output),
+        found.mean[0],
+        found.std[0],
+        [seed],
+        [0] * count,
+        config,
+        None,
+        time.perf_counter() - started,
     )
 
 

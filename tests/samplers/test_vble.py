@@ -154,3 +154,28 @@ def test_the_standard_deviation_of_each_family():
     one = torch.ones(1, 1)
     for family, std in (("uniform", 1 / math.sqrt(12)), ("gaussian", 1.0), ("point", 0.0)):
         assert float(Posterior(one, one, family).std) == pytest.approx(std)
+
+
+def test_it_restores_by_name():
+    """`engine.restore(method="vble")`: no evaluation, one distribution, n of its draws."""
+    engine = sampler.load(tiny.sd())
+    y = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    run = {"operator": {"name": "superres", "factor": 4}, "method": "vble", "noise": 0.1}
+    run |= {"n": 2, "seeds": 3, "steps": 15, "output": "tensor"}
+    found = engine.restore(y, **run)
+    assert found.nfe == [0, 0] and found.seeds == [3] and found.images.shape == (2, 3, 32, 32)
+    assert found.config["method"] == "vble" and found.config["iterations"] == 15
+    given = measurement(run["operator"], y, name="vble", needs_start=True)
+    direct = VBLE(0.1, iterations=15).restore(engine.pipeline, given, (32, 32), [3], keep=2)
+    assert torch.equal(found.mean, direct.mean[0]) and torch.equal(found.std, direct.std[0])
+    assert torch.equal(found.images, direct.images[0])
+    for change, part in (
+        ({"prompt": "a dog"}, "vble evaluates no network"),
+        ({"strength": 0.4}, "vble evaluates no network"),
+        ({"noise": None}, "needs noise"),
+        ({"noise": -1.0}, "vble: noise = -1.0"),
+        ({"seeds": [1, 2]}, "give one seed"),
+        ({"n": 0}, "n = 0"),
+    ):
+        with pytest.raises(ValueError, match=part):
+            engine.restore(y, **{**run, **change})
