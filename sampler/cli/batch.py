@@ -61,14 +61,22 @@ class RunOptions:
     extend: bool = False
 
 
-def generate(source: Source, options: RunOptions, report: Report) -> None:
-    """Plan a run, and start or resume it. Raises SamplerError and typer.Exit."""
+def generate(
+    source: Source,
+    options: RunOptions,
+    report: Report,
+    on_load: Callable[[Engine], None] | None = None,
+) -> str | None:
+    """Plan a run, and start or resume it; return its folder, None for a dry run.
+
+    on_load: called with the engine once it is loaded. Raises SamplerError and typer.Exit.
+    """
     config, where = source.config, source.config.output.dir
     if options.executor == "torchrun" and (where is None or options.new):
         raise UsageError("--executor torchrun needs -o DIR, the same for every rank, and no --new.")
     if options.extend:
         _check_extendable(where, options)
-    load = engine_loader(config, options.download)
+    load = engine_loader(config, options.download, on_load)
     if options.download:
         load()  # the model has to be in the local cache before it can be planned
     model, given = source.model(), config.model
@@ -92,7 +100,7 @@ def generate(source: Source, options: RunOptions, report: Report) -> None:
     if planned is not None:
         if options.dry_run:
             _print_estimate(planned, report)
-            return
+            return None
         if count := len(planned.plan.duplicates):
             images = "1 image is" if count == 1 else f"{count} images are"
             report.note(f"{images} equal to earlier ones and made once (--no-dedupe repeats them).")
@@ -102,6 +110,7 @@ def generate(source: Source, options: RunOptions, report: Report) -> None:
     with stop_on_signals(report.note) as stop, open_locked(location) as store:
         run = wait_for_plan(store) if planned is None else _started(store, planned, options, report)
         finish(run, location, config, options, report, stop, load)
+    return location.where
 
 
 def _check_extendable(where: str | None, options: RunOptions) -> None:
@@ -133,8 +142,10 @@ def _defaults(engine: Engine) -> dict[str, Any]:
     }
 
 
-def engine_loader(config: Config, download: bool) -> Callable[[], Engine]:
-    """Function that loads the engine of a configuration on its first call."""
+def engine_loader(
+    config: Config, download: bool, on_load: Callable[[Engine], None] | None = None
+) -> Callable[[], Engine]:
+    """Function that loads the engine of a configuration on its first call, and tells on_load."""
     loaded: list[Engine] = []
 
     def load() -> Engine:
@@ -142,6 +153,8 @@ def engine_loader(config: Config, download: bool) -> Callable[[], Engine]:
 
         if not loaded:
             loaded.append(load_engine(config.model, download))
+            if on_load is not None:
+                on_load(loaded[0])
         return loaded[0]
 
     return load

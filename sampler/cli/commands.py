@@ -21,6 +21,7 @@ from sampler.cli import (
     inspect_sets,
     list,
     replay,
+    restore,
     resume,
     sheets,
     show,
@@ -57,6 +58,7 @@ def _options(
 
 app.command("generate")(generate.command)
 app.command("sweep", help=generate.SWEEP)(generate.command)
+app.command("restore")(restore.command)
 app.command("finetune")(finetune.command)
 app.command("vote")(vote.command)
 app.command("eval")(evaluate.command)

@@ -292,7 +292,7 @@ def source_of(
         **model_settings(model),
     }
     options |= assigned_inputs(inputs or [], start)
-    settings = _settings(preset, config or [], sets or [], options, defaults)
+    settings = settings_of(preset, config or [], sets or [], options, defaults)
     if prompts and prompts_file is None:
         settings = replace(settings, prompts=replace(settings.prompts, file=None, texts=None))
     axes = [parse_axis(text) for text in axis or []]
@@ -311,7 +311,7 @@ def _forbid_network(offline: bool, download: bool) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def _settings(
+def settings_of(
     preset: Preset | None,
     files: list[Path],
     sets: list[str],

@@ -14,10 +14,8 @@ from typing import Any
 from sampler.config.options import Task
 from sampler.core.errors import UsageError
 from sampler.core.image_files import DEFAULT_STRENGTH, image_size
+from sampler.samplers.methods import Problem, strategies
 
-# RED-Diff in the latents of a pipeline: lr of the published examples; their lam of 0.25 costs the
-# bundled model 3 to 6 dB (docs/restoring.md).
-BASE = {"name": "reddiff", "space": "image", "lr": 0.25, "lam": 0.05}
 OPERATORS: Mapping[Task, dict[str, Any]] = {
     "inpaint": {"name": "inpaint"},
     "superres": {"name": "superres", "factor": 4},
@@ -29,7 +27,7 @@ OPERATORS: Mapping[Task, dict[str, Any]] = {
 
 
 def settings(task: Task | None, image: str | None, mask: str | None) -> dict[str, tuple[str, Any]]:
-    """Options {option: (configuration key, value)} of a task on an image file.
+    """Options {option: (configuration key, value)} of `generate --task`: the method reddiff.
 
     image: the degraded image; for superres the small one, the result is four times as large.
     mask: for inpaint, an image of the same size, white where it is to be filled.
@@ -44,20 +42,26 @@ def settings(task: Task | None, image: str | None, mask: str | None) -> dict[str
         return {}
     if image is None:
         raise UsageError(f"--task {task} needs --image FILE.")
-    if (mask is None) == (task == "inpaint"):
-        raise UsageError("--mask FILE goes with --task inpaint, and only with it.")
+    measured = operator_of(task, image, mask)
     width, height = image_size(image)
-    operator = dict(OPERATORS[task])
-    if mask is not None:
-        _check_mask(mask, "--image", (width, height))
-        operator["mask"] = str(Path(mask).resolve())
-    factor = operator.get("factor", 1)
-    spec = {**BASE, "operator": operator, "y": str(Path(image).resolve())}
+    factor = measured.get("factor", 1)
+    _, spec, _ = strategies("reddiff", Problem(measured, str(Path(image).resolve())))
     return {
         "--task": ("sampler", spec),
         "--image width": ("run.width", width * factor),
         "--image height": ("run.height", height * factor),
     }
+
+
+def operator_of(task: Task, image: str, mask: str | None) -> dict[str, Any]:
+    """The operator of a task on an image file. Raises UsageError as `settings`."""
+    if (mask is None) == (task == "inpaint"):
+        raise UsageError("--mask FILE goes with --task inpaint, and only with it.")
+    size, found = image_size(image), dict(OPERATORS[task])
+    if mask is not None:
+        _check_mask(mask, "--image", size)
+        found["mask"] = str(Path(mask).resolve())
+    return found
 
 
 def init_settings(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sampler.registry import suggestion
 from sampler.registry.constraints import as_float
@@ -42,9 +42,9 @@ class Problem:
     @property
     def has_holes(self) -> bool:
         """True for inpainting, by name or with the operator's object."""
-        operator: Any = self.operator
-        named = isinstance(operator, Mapping) and "mask" in operator
-        return named or getattr(operator, "mask", None) is not None
+        if isinstance(self.operator, Mapping):
+            return "mask" in cast("Mapping[str, Any]", self.operator)
+        return getattr(self.operator, "mask", None) is not None
 
 
 Strategies = tuple[Any, Any]  # specs of the sampler and of the guidance rule
@@ -64,7 +64,7 @@ class Method:
 
 def _reddiff(problem: Problem) -> Strategies:
     # lr of the published examples; their lam of 0.25 costs the bundled model 3 to 6 dB
-    # (docs/samplers.md).
+    # (docs/restoring.md).
     return {"name": "reddiff", "lr": 0.25, "lam": 0.05, **problem.given}, problem.guidance
 
 

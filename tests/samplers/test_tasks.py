@@ -8,8 +8,8 @@ from PIL import Image
 
 import sampler
 from sampler.cli import main
-from sampler.config import tasks
 from sampler.core import images
+from sampler.samplers.methods import Problem, strategies
 from tests import tiny
 
 
@@ -18,12 +18,16 @@ def write(path, size=(64, 64), colour=(200, 40, 40)):
     return str(path)
 
 
+def spec_of(operator, y):
+    return strategies("reddiff", Problem(operator, y))[1]
+
+
 def test_restored_images_fit_the_measurement(tmp_path):
     """Through the bundled decoder: the result's 4 x 4 means come nearer to y than the start's."""
     small = Image.open("configs/images/apple_small.png")
     small.save(tmp_path / "small.png")
     engine = sampler.load()
-    spec = {**tasks.BASE, "operator": {"name": "superres"}, "y": str(tmp_path / "small.png")}
+    spec = spec_of({"name": "superres"}, str(tmp_path / "small.png"))
     options = {"seeds": [1], "guidance": "none", "output": "tensor"}
     result = engine.generate("a red apple on a blue background", sampler=spec, steps=40, **options)
     y = images.read(tmp_path / "small.png")
@@ -76,6 +80,6 @@ def test_bad_tasks(arguments, part, tmp_path, capsys, monkeypatch):
 
 
 def test_an_image_of_another_size_is_refused(tmp_path):
-    spec = {**tasks.BASE, "operator": "denoise", "y": write(tmp_path / "in.png", (32, 32))}
+    spec = spec_of("denoise", write(tmp_path / "in.png", (32, 32)))
     with pytest.raises(ValueError, match="give width=32, height=32"):
         sampler.load(tiny.sd()).generate("a", sampler=spec, steps=2, height=32, width=48)

@@ -1,0 +1,98 @@
+"""`sampler restore`: files and folders of images as runs, with means and maps of the spread."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sampler.cli import main
+from sampler.runs.restored import WHITE
+
+SMALL = "configs/images/apple_small.png"
+FAST = ["--task", "superres", "--steps", "2", "-n", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two images of different sizes, and their finished run."""
+    where = tmp_path_factory.mktemp("restore")
+    images = where / "images"
+    images.mkdir()
+    Image.open(SMALL).convert("RGB").save(images / "apple.png")
+    Image.new("RGB", (8, 16), (90, 120, 40)).save(images / "green.jpg")
+    (images / "notes.txt").write_text("no image")
+    assert main(["restore", str(images), *FAST, "--noise", "0.1", "-o", str(where / "run")]) == 0
+    return where
+
+
+def pixels(path):
+    return np.asarray(Image.open(path), dtype=float) / 255
+
+
+def test_every_image_of_a_folder_is_restored_with_its_mean_and_spread(folder):
+    run = folder / "run"
+    names = sorted(path.name for path in (run / "images").iterdir())
+    sizes = [Image.open(run / "images" / name).size for name in names]
+    assert sizes == [(64, 64), (64, 64), (32, 64), (32, 64)]
+    plan = json.loads((run / "plan.json").read_text())
+    assert [group["sampler"]["name"] for group in plan["groups"]] == ["daps", "daps"]
+    assert {group["guidance"]["name"] for group in plan["groups"]} == {"none"}
+    assert [group["sampler"]["y"].split("/")[-1] for group in plan["groups"]] == [
+        "apple.png",
+        "green.jpg",
+    ]
+    pair = np.stack([pixels(run / "images" / name) for name in names[:2]])
+    mean, std = (pixels(run / f"restored/000000_apple_{kind}.png") for kind in ("mean", "std"))
+    assert np.abs(mean - pair.mean(0)).max() <= 0.5 / 255 + 1e-9
+    spread = np.sqrt(pair.var(0, ddof=1).mean(-1)) / WHITE
+    assert np.abs(std - spread.clip(0, 1)).max() <= 0.5 / 255 + 1e-9
+    assert std.ndim == 2 and 0 < std.mean() < 1
+
+
+def test_a_run_goes_on_and_is_the_same(folder, capsys):
+    lost = next((folder / "run" / "images").iterdir())
+    before = pixels(lost)
+    lost.unlink()
+    capsys.readouterr()
+    arguments = ["restore", str(folder / "images"), *FAST, "--noise", "0.1"]
+    assert main([*arguments, "-o", str(folder / "run")]) == 0
+    assert np.array_equal(pixels(lost), before)
+    out = capsys.readouterr().out
+    assert "restored/000001_green_std.png" in out and out.count("images/") >= 4
+
+
+def test_difface_says_what_is_left_of_the_error(tmp_path, capsys):
+    command = ["restore", SMALL, *FAST, "--method", "difface", "--strength", "0.5"]
+    assert main([*command, "-o", str(tmp_path / "run")]) == 0
+    assert "of the restorer's squared error is left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["none.png", "--task", "deblur"], "none.png"),
+        (["in.png", "--task", "blur"], "is not one of"),
+        (["in.png", "--task", "inpaint"], "--mask FILE goes with"),
+        (["in.png", "--task", "inpaint", "--mask", "small.png"], "--mask is 16 x 16"),
+        (["in.png", "--task", "deblur", "--method", "dapps"], "Unknown method 'dapps'"),
+        (["in.png", "--task", "deblur", "--method", "data"], "needs noise, such as 0.05"),
+        (["in.png", "--task", "deblur", "--noise", "0"], "must be above 0"),
+        (["in.png", "--task", "deblur", "-n", "0"], "-n"),
+        (["in.png", "--task", "deblur", "--restorer", "bicubic"], "belong to the method 'difface'"),
+        (["empty", "--task", "deblur"], "holds no image"),
+        (
+            ["in.png", "--task", "deblur", "--method", "difface", "--restorer", "os:getcwd"],
+            "restorer = 'os:getcwd' must be",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, part, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("in.png")
+    Image.new("L", (16, 16)).save("small.png")
+    (tmp_path / "empty").mkdir()
+    assert main(["restore", *arguments, "-o", "out"]) == 2
+    told = capsys.readouterr().err
+    assert part in told and "Traceback" not in told
+    assert not (tmp_path / "out").exists()
