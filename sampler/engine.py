@@ -29,6 +29,7 @@ from sampler.inspection.features import features
 from sampler.registry.constraints import as_int
 from sampler.restoration import Restored, restore
 from sampler.samplers.aliases import named
+from sampler.workers.best_of import check_best_of, generate_best
 from sampler.workers.from_python import GenerateRequest, generate_into
 
 
@@ -60,6 +61,9 @@ class Engine(Loop):
         graph: bool | Literal["auto"] = False,
         inputs: Mapping[str, Any] | None = None,
         grid: Any = None,
+        best_of: int | None = None,
+        reward: Any = None,
+        drafts: Mapping[str, Any] | None = None,
     ) -> Result:
         """Generate n images per prompt, in the order of the prompts.
 
@@ -79,7 +83,11 @@ class Engine(Loop):
         pipeline's call by name (IP-Adapter images, ...); with them that call makes the images, as
         for classes without an adapter (`HostedEngine.generate`). grid: the levels instead of the
         model's own: a name ("karras", "beta", ...), {"name": ..., setting: ...}, or a list, whose
-        length is then the number of steps; see `Schedule.grid`.
+        length is then the number of steps; see `Schedule.grid`. best_of: generate that many cheap
+        drafts per prompt and run the n that the reward scores best in full, from the same seeds,
+        best first; `Result.best_of` records all candidates. reward: a name, a mapping, an instance
+        or a function (images, prompts) -> scores. drafts: steps (a third, at least 4), size,
+        sampler and guidance of the drafts; with out they are the run folder out/drafts.
 
         Raises, before any network call, ValueError for an empty prompt list, counts that do not
         match, a strength without image, and what the strategies and the schedule reject; UsageError
@@ -87,6 +95,16 @@ class Engine(Loop):
         IncompleteError (failed images), RunFolderError (a folder of another plan, or in use),
         StorageError and MemoryLimitError.
         """
+        if best_of is not None:
+            return generate_best(
+                self.generate, prompts, negative, seeds, n, best_of, reward, drafts,
+                self.pipeline.takes_classes,
+                {"steps": steps, "height": height, "width": width, "sampler": sampler,
+                 "guidance": guidance, "batch_size": batch_size, "output": output, "image": image,
+                 "progress": progress, "strength": strength, "out": out, "graph": graph,
+                 "inputs": inputs, "grid": grid},
+            )  # fmt: skip
+        check_best_of(reward, drafts)
         sampler, said = named(sampler)
         grid = said if grid is None else grid
         steps = count_of(grid) or steps

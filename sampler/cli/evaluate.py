@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 # Parameters of `generate` that an evaluation has no use for.
 _LEFT_OUT = (
     "prompts", "axis", "n", "dedupe", "new", "extend", "name_template", "expand", "wildcards",
-    "executor", "address", "dry_run", "task", "image", "mask", "init_image", "strength",
+    "best_of", "reward", "draft", "executor", "address", "dry_run", "task", "image", "mask",
+    "init_image", "strength",
 )  # fmt: skip
 _SOURCE = (
     "prompts_file", "inputs", "control_image", "control_scale", "ip_image", "download", "offline",

@@ -180,6 +180,18 @@ def command(
     dedupe: Annotated[
         bool | None, image_option("--dedupe/--no-dedupe", help="Generate identical jobs once.")
     ] = None,
+    best_of: Annotated[
+        int | None,
+        image_option(min=1, help="Draft N images per prompt, and run the best -n of them in full."),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        image_option(metavar="NAME[:OPTION=VALUE]", help="Reward that chooses for --best-of."),
+    ] = None,
+    draft: Annotated[
+        list[str] | None,
+        image_option(metavar="COLUMN=VALUE", help="Setting of the drafts only; repeatable."),
+    ] = None,
     out: Annotated[str | None, typer.Option("-o", "--out", help="Run folder or its URL.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Always create a new run folder.")] = False,
     extend: Annotated[
@@ -248,7 +260,14 @@ def command(
             fingerprint=fingerprint, config=config, preset=preset, sets=sets, scale=scale,
         )  # fmt: skip
         run = batch.RunOptions(executor, address, new, dry_run, download, extend=extend)
-        batch.generate(source, run, report)
+        if best_of is None:
+            if reward is not None or draft:
+                raise UsageError("--reward and --draft belong to --best-of N.")
+            batch.generate(source, run, report)
+            return
+        from sampler.cli.best_of import BestOf, generate_best
+
+        generate_best(source, BestOf(best_of, reward, draft or ()), run, report)
 
 
 def source_of(

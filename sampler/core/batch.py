@@ -49,6 +49,10 @@ class Result:
     evaluation. For `unipc` and `sa_solver` it is ‖corrected − predicted‖. It is mostly above the
     true error, and does not rank the images of one run. None where the sampler has no estimate, or
     the run too few steps for one, and for images in a run folder and of hosted pipelines.
+
+    best_of: of images that were chosen from drafts, one record per prompt: seeds, scores and
+    evaluations (draft_nfe) of the drafts; the chosen seeds, best first, with the scores and
+    evaluations of their full runs, and whether these are in the order of the drafts (order_held).
     """
 
     images: Any
@@ -58,6 +62,7 @@ class Result:
     config: dict[str, Any]
     seconds: float
     solver_error: list[float] | None = None
+    best_of: list[dict[str, Any]] | None = None
 
 
 class Sampled(NamedTuple):

@@ -48,15 +48,11 @@ def cluster_means(
     return names, sums / np.bincount(index, minlength=len(names))
 
 
-def bootstrap(means: ArrayLike, resamples: int = RESAMPLES, level: float = LEVEL) -> NDArray:
-    """Compute the percentile interval of the mean of cluster means.
+def resampled(means: ArrayLike, resamples: int = RESAMPLES) -> NDArray[np.float64]:
+    """Draw the clusters with replacement, and compute the means of the draws.
 
-    Clusters are drawn with replacement, so that images of one prompt stay together: they are not
-    independent, and a bootstrap over images gives intervals that are too narrow.
-
-    means: [n], or [n, k] for k data sets. Returns [2] or [2, k], low and high. The draws are a
-    function of n, so that equal data gives equal intervals.
-    Source: An Introduction to the Bootstrap (Efron & Tibshirani, 1993), chapter 13.
+    means: [n], or [n, k] for k quantities of the same clusters. Returns [resamples] or [resamples,
+    k]. The draws are a function of n, so that equal data gives equal intervals.
     """
     data = np.asarray(means, dtype=np.float64)
     n = len(data)
@@ -65,8 +61,20 @@ def bootstrap(means: ArrayLike, resamples: int = RESAMPLES, level: float = LEVEL
         draw.multinomial(n, np.full(n, 1 / n), min(_BLOCK, resamples - done)) @ data / n
         for done in range(0, resamples, _BLOCK)
     ]
+    return np.concatenate(found)
+
+
+def bootstrap(means: ArrayLike, resamples: int = RESAMPLES, level: float = LEVEL) -> NDArray:
+    """Compute the percentile interval of the mean of cluster means.
+
+    Clusters are drawn with replacement, so that images of one prompt stay together: they are not
+    independent, and a bootstrap over images gives intervals that are too narrow.
+
+    means: [n], or [n, k] for k data sets. Returns [2] or [2, k], low and high.
+    Source: An Introduction to the Bootstrap (Efron & Tibshirani, 1993), chapter 13.
+    """
     tail = (1 - level) / 2
-    return np.quantile(np.concatenate(found), (tail, 1 - tail), axis=0)
+    return np.quantile(resampled(means, resamples), (tail, 1 - tail), axis=0)
 
 
 def interval(means: ArrayLike) -> Interval | None:

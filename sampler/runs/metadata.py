@@ -19,6 +19,7 @@ from sampler.runs.jobs import Job, JobSettings, Model, canonical, key_of, record
 
 Metadata = Literal["full", "basic", "none"]
 MAX_RECORD = 256 * 1024
+SELECTION = "meta_best_of"  # the drafts that an image was chosen from (sampler.workers.best_of)
 LIBRARIES = ("diffusion-sampler", "torch", "diffusers", "transformers")
 
 
@@ -31,6 +32,8 @@ def texts(job: Job, settings: JobSettings, model: Model, size: tuple[int, int], 
         names = {"sampler": settings.sampler["name"], "guidance": settings.guidance["name"]}
         return {CHUNK: canonical({"key": job.key, "seed": job.seed, **names})}
     body = {"record": record_of(job, settings, model), "libraries": dict(libraries)}
+    if SELECTION in job.meta:
+        body["best_of"] = job.meta[SELECTION]
     record = canonical({"key": job.key, **body, "dtype": dtype})
     if len(record.encode()) > MAX_RECORD:
         record = canonical({"key": job.key, "record": "see the run's journal"})

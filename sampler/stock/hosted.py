@@ -48,6 +48,7 @@ from sampler.stock.hosted_output import converted, first_value, stored
 from sampler.stock.hosted_pipeline import HostedPipeline
 from sampler.stock.scheduler import scheduler
 from sampler.types import Guidance, Sampler, Snapshot
+from sampler.workers.best_of import check_best_of, generate_best
 from sampler.workers.from_python import GenerateRequest, generate_into
 
 log = logging.getLogger("sampler")
@@ -131,6 +132,9 @@ class HostedEngine(Engine):
         graph: Any = False,
         inputs: Mapping[str, Any] | None = None,
         grid: Any = None,
+        best_of: int | None = None,
+        reward: Any = None,
+        drafts: Mapping[str, Any] | None = None,
     ) -> Result:
         """Generate n images per prompt by the pipeline's own call; see `Engine.generate`.
 
@@ -144,6 +148,16 @@ class HostedEngine(Engine):
         strength without image; UsageError for files that are missing or no images, and for graph;
         with out, what `Engine.generate` raises.
         """
+        if best_of is not None:
+            return generate_best(
+                self.generate, prompts, negative, seeds, n, best_of, reward, drafts,
+                self.pipeline.takes_classes,
+                {"steps": steps, "height": height, "width": width, "sampler": sampler,
+                 "guidance": guidance, "batch_size": batch_size, "output": output, "image": image,
+                 "progress": progress, "strength": strength, "out": out, "graph": graph,
+                 "inputs": inputs, "grid": grid},
+            )  # fmt: skip
+        check_best_of(reward, drafts)
         if graph is True:
             raise UsageError("A hosted engine records no CUDA graph; leave graph out.")
         started, given = time.perf_counter(), dict(inputs or {})

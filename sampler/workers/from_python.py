@@ -91,7 +91,13 @@ def generate_into(
     lines = (
         RawLine(
             f"image {k}",
-            {"prompt": s.prompt, "negative_prompt": s.negative, "seed": s.seed, **own},
+            {
+                "prompt": str(s.prompt),
+                "negative_prompt": s.negative,
+                "seed": s.seed,
+                **{f"meta_{key}": value for key, value in _metadata(s.prompt).items()},
+                **own,
+            },
         )
         for k, (s, own) in enumerate(zip(request.samples, _columns(request), strict=True))
     )
@@ -115,6 +121,11 @@ def generate_into(
     return _result(run, request, specs, str(out), time.perf_counter() - started)
 
 
+def _metadata(prompt: str) -> Mapping[str, Any]:
+    """Metadata of a prompt that has some (`sampler.rewards.base.Prompt`)."""
+    return getattr(prompt, "metadata", {})
+
+
 def _columns(request: GenerateRequest) -> list[dict[str, Any]]:
     """Columns of a prompt file that hold the inputs of each sample."""
     if not request.inputs:
@@ -134,7 +145,7 @@ def _result(
         raise IncompleteError(f"{len(bad)} images failed: {bad[0]['error']['message']}.")
     seeds = [sample.seed for sample in samples]
     config = {
-        "prompts": [sample.prompt for sample in samples],
+        "prompts": [str(sample.prompt) for sample in samples],
         "negative": [sample.negative for sample in samples],
         "seeds": seeds,
         "n": 1,
