@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sampler.cli import generate
-from sampler.cli.options import Debug, Json, Quiet, takes_options_of
+from sampler.cli.options import Debug, Json, Quiet, assigned, takes_options_of
 from sampler.cli.report import Report
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def command(
     """
     report = Report(as_json=as_json, quiet=quiet, debug=debug, verbose=bool(options["verbose"]))
     with report.errors():
+        from sampler.config.options import GENERATE
         from sampler.core.errors import UsageError
         from sampler.evaluation.api import evaluate
         from sampler.evaluation.parse import scorers_from
@@ -78,7 +79,7 @@ def command(
         if run is None:
             if options["prompts_file"] is None or out is None:
                 raise UsageError("Give a RUN to score, or --prompts FILE and -o RUN to generate.")
-            _generate(context, options, repeats, out, report)
+            _generate(assigned(context, GENERATE), options, repeats, out, report)
             run = out
         elif given:
             raise UsageError(f"{given[0]} has no effect on images that exist.")
@@ -99,7 +100,11 @@ def _given(context: typer.Context, options: dict[str, Any]) -> list[str]:
 
 
 def _generate(
-    context: typer.Context, options: dict[str, Any], repeats: int, out: str, report: Report
+    keys: dict[str, tuple[str, Any]],
+    options: dict[str, Any],
+    repeats: int,
+    out: str,
+    report: Report,
 ) -> None:
     """Generate or resume the run of an evaluation."""
     from sampler.cli import batch
@@ -109,7 +114,7 @@ def _generate(
     chosen: dict[str, Any] = {name: options[name] for name in _SOURCE}
     model = {k.removeprefix("model_"): v for k, v in options.items() if k.startswith("model_")}
     chosen["model"] = {name: value for name, value in model.items() if value is not None}
-    source = generate.source_of(context, None, axis=None, **chosen)
+    source = generate.source_of(keys, None, axis=None, **chosen)
     seed = source.config.run.seed
     if seed == "random":
         raise UsageError("run.seed: an evaluation is repeatable: give a number, or leave it out.")

@@ -248,12 +248,13 @@ def command(
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
         from sampler.cli import batch
+        from sampler.config.options import GENERATE
         from sampler.core.errors import UsageError
 
         if context.info_name == "sweep" and not axis:
             raise UsageError("sweep needs --axis NAME=VALUES, such as --axis scale=1..7:2.")
         source = source_of(
-            context, prompts, prompts_file, axis,
+            assigned(context, GENERATE), prompts, prompts_file, axis,
             task=task, image=image, mask=mask, init_image=init_image, strength=strength,
             control_image=control_image, control_scale=control_scale, ip_image=ip_image,
             inputs=inputs, model=model, download=download, offline=offline,
@@ -271,7 +272,7 @@ def command(
 
 
 def source_of(
-    context: typer.Context,
+    assigned_keys: dict[str, tuple[str, Any]],
     prompts: list[str] | None,
     prompts_file: str | None,
     axis: list[str] | None,
@@ -294,9 +295,11 @@ def source_of(
     control_scale: list[float] | None = None,
     ip_image: list[str] | None = None,
 ) -> Source:
-    """Inputs of the plan of a command line with the options of `generate`. Raises UsageError."""
+    """Inputs of the plan of a command line with the options of `generate`. Raises UsageError.
+
+    assigned_keys: options that set a configuration key, as `assigned` returns them.
+    """
     from sampler.config import tasks
-    from sampler.config.options import GENERATE
     from sampler.runs.axes import parse_axis
     from sampler.runs.source import Source
 
@@ -307,7 +310,7 @@ def source_of(
     options = {
         **start,
         **restored,
-        **assigned(context, GENERATE),
+        **assigned_keys,
         **model_settings(model),
     }
     options |= assigned_inputs(inputs or [], start)
