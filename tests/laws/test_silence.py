@@ -48,14 +48,35 @@ def commands(typer_app=app, prefix=""):
     return found
 
 
+def nodes(function):
+    """Nodes of a function's body."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    return [node for line in tree.body for node in ast.walk(line)]
+
+
+def tables_read(function, seen=()):
+    """Names of configuration tables that a command reads, itself or in functions that it calls."""
+    found, known = set(), function.__globals__
+    for node in nodes(function):
+        target = None
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+            target = known.get(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            target = getattr(known.get(node.value.id), node.attr, None)
+        local = inspect.isfunction(target) and target.__module__.startswith("sampler.cli.")
+        if local and target not in seen:
+            found |= tables_read(inspect.unwrap(target), (*seen, target))
+    return found & {"GENERATE", "FINETUNE"}
+
+
 @pytest.mark.parametrize("name", commands())
 def test_every_option_is_read_by_its_command(name):
     """By name, or by `assigned` with the table of configuration keys that has its flag."""
     command = commands()[name]
-    (function,) = ast.parse(textwrap.dedent(inspect.getsource(command))).body
-    read = {n.id for line in function.body for n in ast.walk(line) if isinstance(n, ast.Name)}
+    read = {node.id for node in nodes(command) if isinstance(node, ast.Name)}
     tables = {"GENERATE": GENERATE, "FINETUNE": FINETUNE}
-    flags = {flag for table in tables if table in read for flag in tables[table]}
+    flags = {flag for table in tables_read(command) for flag in tables[table]}
     ignored = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         options = getattr(parameter.annotation, "__metadata__", ())
