@@ -213,3 +213,16 @@ def test_the_bundled_student_is_small_fast_and_knows_what_it_draws():
     assert len(far.images) == 16
     with pytest.raises(ValueError, match=r"1\.\.8"):
         engine.generate("a dog", steps=9)
+
+
+def test_the_study_of_time_laws_moves_the_words_and_leaves_concepts_out():
+    """A right picture has the background that is shown, five places before its word."""
+    from sampler.bundled import concepts
+    from scripts.study import times
+
+    assert times.caption("dog", 0) == "a dog on a green background"
+    named = [text.split(" on a ")[0].removeprefix("a ") for text in times.left_out(48)]
+    assert len(set(named)) == 32 and {concepts().index(name) % 4 for name in named} == {0}
+    white = torch.full((1, 3, 64, 64), 0.96)
+    captions = ["a dog on a green background", "a dog on a white background"]
+    assert times.Backgrounds()(white.expand(2, -1, -1, -1), captions).tolist() == [1.0, 0.0]
