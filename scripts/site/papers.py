@@ -48,7 +48,10 @@ def papers_page(notes: dict[str, Any]) -> str:
         golden = {check for check in checks if check.startswith("tests/golden/")}
         cells = [_title(number, paper), _listed(files), _listed(checks - golden), _listed(golden)]
         lines.append(f"| {' | '.join(cells)} |")
-    return f"# Papers\n\n{ABOUT}\n\n" + "\n".join(lines) + "\n"
+    left_out = ["| system | why not |", "|---|---|"]
+    left_out += [f"| {escaped(name)} | {escaped(why)} |" for name, why in notes["left_out"].items()]
+    parts = [f"# Papers\n\n{ABOUT}", "\n".join(lines), "## Left out", "\n".join(left_out)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _title(number: str, paper: dict[str, Any]) -> str:
