@@ -72,10 +72,12 @@ def size_of(value: Any) -> tuple[int, int] | None:
     A list counts by its first item, a file that is missing not at all: `planned` names it. Raises
     UsageError for a file that is no image.
     """
-    while isinstance(value, (list, tuple)) and value:
-        value = value[0]
-    path = value.get("file") if isinstance(value, Mapping) else value
-    if isinstance(path, str) and not isinstance(value, Mapping):
+    path: Any = value
+    while type(path) in (list, tuple) and path:
+        path = path[0]
+    if _names_files(path):
+        path = path.get("file")
+    elif type(path) is str:
         path = _path("image", path)
     if not isinstance(path, (str, Path)) or not Path(path).expanduser().is_file():
         return None

@@ -135,7 +135,7 @@ def test_the_tables_of_kernels():
 
 
 def test_the_tables_of_fine_tuning():
-    lines = lines_of("docs/finetune.md")
+    lines = lines_of("docs/finetune_study.md")
     curves, mix = rows("finetune_curves.csv"), rows("finetune_mix.csv")
     for reward in ("soft_compressibility", "classifier", "colour_agreement"):
         for trainer in ("alignprop", "ddpo", "rlcm"):
@@ -163,7 +163,7 @@ def test_the_sentences_of_fine_tuning():
     shares = [sorted(100 * float(r[k]) for r in gained)
               for k in ("images_share", "cpu_share_alignprop", "cpu_share_rlcm")]  # fmt: skip
     images, own, rlcm = shares
-    text = " ".join(read("docs/finetune.md").split())
+    text = " ".join(read("docs/finetune_study.md").split())
     assert f"after {images[0]:.1f} to {images[-1]:.0f} % of its images" in text
     assert f"{own[0]:.1f} to {own[-1]:.1f} % of its CPU time" in text
     assert len(gained) == 6 and f"after {', '.join(f'{s:.0f}' for s in rlcm[:-1])} and" in text
