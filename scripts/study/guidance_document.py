@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import sampler
+from scripts.study.cads import table as cads_table
 from scripts.study.nag import table as nag_table
 from scripts.study.trials import table as trials_table
 
@@ -31,6 +32,7 @@ def write_documents(docs: Path, folder: Path) -> None:
     filled = {
         **tables,
         "table_trials": "\n".join(trials_table(read(folder / "trials.csv"))),
+        "table_cads": "\n".join(cads_table(read(folder / "cads.csv"))),
         "table_nag": "\n".join(nag_table(read(folder / "nag.csv"))),
         "table_apg_steps": _apg_steps(read(folder / "apg_steps.csv")),
         "rules": _rules(),
