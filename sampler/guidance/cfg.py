@@ -42,8 +42,8 @@ class CFG(GuidanceBase):
     match_norm: axes over which the norm of g is set to that of c, (-1,) per token as the pipelines
         of QwenImage do; None is off.
     scales: one scale per step, instead of `scale`; an entry 1 or 0 costs one evaluation.
-    tangential: u is replaced by its projection on the first right singular vector of [u; c], with
-        a = ‖u‖², d = ‖c‖², b = <u, c>, R = sqrt((a − d)² + 4b²) (TCFG, without an SVD).
+    tangential: u is replaced by its projection on the first right singular vector of [u; c].
+        a = ‖u‖², d = ‖c‖², b = <u, c>, R = sqrt((a − d)² + 4b²): TCFG, without an SVD.
     damp: k >= 0 of MAMBO-G, 8 in diffusers; 0 is off.
     norm_limit: k > 0, over the sample or, with match_norm, over its axes, where g is then only
         ever shortened (Z-Image's `cfg_normalization`, RenormCFG); None is off.

@@ -72,7 +72,9 @@ def explanations(doc: str) -> dict[str, str]:
     """{field: first sentence} from a docstring with indented lines `field, field: text`."""
     found: dict[str, str] = {}
     for match in re.finditer(r"^ {4}(\w+(?:, \w+)*): (.+(?:\n {8,}.+)*)", doc, re.MULTILINE):
-        text = re.split(r"(?<=[^.\d])\. |; ", " ".join(match[2].split()))[0].rstrip(".")
+        # a semicolon in brackets, as in [u; c], ends no sentence
+        text = re.split(r"(?<=[^.\d])\. |; (?![^\[(]*[])])", " ".join(match[2].split()))[0]
+        text = text.rstrip(".")
         if len(text) <= _MAX_HINT:
             found |= dict.fromkeys(match[1].split(", "), text)
     return found

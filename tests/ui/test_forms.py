@@ -153,3 +153,4 @@ def test_texts_name_the_model_and_quote_what_a_shell_would_read():
 def test_explanations_are_read_from_the_lines_of_a_docstring():
     doc = "First.\n\n    a, b: what both\n        do here; more.\n    c: x " + "long " * 40
     assert explanations(doc) == {"a": "what both do here", "b": "what both do here"}
+    assert explanations("First.\n\n    a: of [u; c]; more.\n") == {"a": "of [u; c]"}
