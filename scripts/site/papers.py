@@ -19,7 +19,7 @@ ABOUT = (
 
 
 def cited() -> dict[str, list[str]]:
-    """arXiv number -> the files of sampler/ that name it."""
+    """arXiv number -> the files of sampler/ and the worked examples that name it."""
     found: dict[str, list[str]] = {}
     for path, text in _sources():
         for number in sorted(set(re.findall(r"arXiv:(\d+\.\d+)", text))):
@@ -29,6 +29,7 @@ def cited() -> dict[str, list[str]]:
 
 def _sources() -> list[tuple[str, str]]:
     files = sorted((ROOT / "sampler").rglob("*.py"))
+    files += sorted((ROOT / "docs/examples").glob("*.py"))
     return [(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in files]
 
 
@@ -43,7 +44,7 @@ def papers_page(notes: dict[str, Any]) -> str:
             p for p, text in _sources() if paper.get("find", "\0") in text
         ]
         if not files:
-            raise ValueError(f"Nothing in sampler/ cites {number}; take it out of the notes.")
+            raise ValueError(f"No code cites {number}; take it out of the notes.")
         checks = {*paper.get("checks", ()), *_checks(notes, files)}
         golden = {check for check in checks if check.startswith("tests/golden/")}
         cells = [_title(number, paper), _listed(files), _listed(checks - golden), _listed(golden)]
