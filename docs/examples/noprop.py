@@ -37,7 +37,7 @@ def label_levels(blocks: int = 10) -> list[sampler.Level]:
     return [*noisy, sampler.Level(blocks, 1.0, 0.0)]
 
 
-def train(x: Tensor, labels: Tensor, levels: list[sampler.Level], updates: int = 100) -> nn.Module:
+def train(x: Tensor, labels: Tensor, levels: list[sampler.Level], updates: int = 150) -> nn.Module:
     """One block per level but the last, for features [N, F] and labels [N] of 0 .. K − 1."""
     targets = F.one_hot(labels).float()
     classes, blocks = targets.shape[1], nn.ModuleList()
