@@ -40,6 +40,9 @@ def realism(
     seed; half of them fit the probe, half test it. 0.5 is chance. The two controls tell what the
     sampler is not to blame for: 0.5 ± the interval for real images, and the VAE's own traces.
     Raises ValueError for fewer than eight images a side.
+
+    After CIFAKE: Image Classification and Explainable Identification of AI-Generated Synthetic
+    Images (Bird & Lotfi, 2023), arXiv:2303.14126, which trains a convolutional network.
     """
     count = min(len(real) // 2, len(generated))
     if count < 8:
