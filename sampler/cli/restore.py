@@ -1,4 +1,4 @@
-"""`sampler restore`: blurred, small or holed images to a run folder of restorations."""
+"""`sampler restore`: blurred, small or damaged images to a run folder of restorations."""
 
 from __future__ import annotations
 
