@@ -66,7 +66,7 @@ def test_the_folder_is_small_and_holds_no_pickle():
     weights = [path for path in files if path.suffix == ".safetensors"]
     folders = {path.parent.relative_to(bundled.FOLDER).as_posix() for path in weights}
     parts = {"pipeline/unet", "pipeline/vae", "pipeline/text_encoder", "weak", "lcm", "."}
-    parts |= {"classifier", "student"}
+    parts |= {"classifier", "judge", "student"}
     assert folders == parts
     for path in weights:
         assert all(value.isfinite().all() for value in load_file(path).values())

@@ -24,8 +24,9 @@ PROMPTS = [prompt.text for prompt in prompts(4)]
 # Rules that go on with older predictions are shown with the default number of steps: linear_ag's
 # coefficients are for 20 steps of ddim, and a direction that is held gets old in fewer steps.
 STEPS = {"linear_ag": 20, "adaptive": 20}
-# Rules for other networks, and presets that say in their first line that they are a paper's.
-ELSEWHERE = {"embedded", "student", "none", "classifier", "gfcg", "nag", "cads"}
+# Rules for other networks or with an image of their own, and presets that say in their first line
+# that they are a paper's.
+ELSEWHERE = {"embedded", "student", "none", "classifier", "gfcg", "nag", "cads", "blend"}
 NOT_OURS = {"apg_paper.yaml"}
 
 

@@ -67,7 +67,7 @@ def tables_read(function, seen=()):
         local = inspect.isfunction(target) and target.__module__.startswith("sampler.cli.")
         if local and target not in seen:
             found |= tables_read(inspect.unwrap(target), (*seen, target))
-    return found & {"GENERATE", "FINETUNE"}
+    return found & {"GENERATE", "FINETUNE", "KEYS"}
 
 
 @pytest.mark.parametrize("name", commands())
@@ -75,7 +75,8 @@ def test_every_option_is_read_by_its_command(name):
     """By name, or by `assigned` with the table of configuration keys that has its flag."""
     command = commands()[name]
     read = {node.id for node in nodes(command) if isinstance(node, ast.Name)}
-    tables = {"GENERATE": GENERATE, "FINETUNE": FINETUNE}
+    own = command.__globals__.get("KEYS", {})
+    tables = {"GENERATE": GENERATE, "FINETUNE": FINETUNE, "KEYS": own}
     flags = {flag for table in tables_read(command) for flag in tables[table]}
     ignored = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from sampler.config.model import ModelConfig
 from sampler.core.errors import SamplerError
 from sampler.runs.folder import RunFolder
 from sampler.runs.location import RunLocation, location_for, open_locked, wait_for_plan
@@ -149,48 +148,3 @@ def test_torchrun_with_one_killed(tmp_path, whole):
     assert done.returncode == 0, done.stderr[-2000:]
     assert pictures(tmp_path / "run") == whole
     assert (tmp_path / "run" / "journal-1.jsonl").exists()
-
-
-def stub_engine(run, model):
-    """The engine of an actor, once two of them have come this far: the first does not make it all
-    while a busy machine starts the second."""
-    met = Path(os.environ["MET"])
-    (met / str(os.getpid())).touch()
-    deadline = time.monotonic() + 300
-    while len(list(met.iterdir())) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return engine(pause=0.05)
-
-
-@pytest.mark.slow
-def test_ray_with_one_node_removed(tmp_path, tmp_path_factory, whole, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
-    monkeypatch.setenv("MET", str(tmp_path_factory.mktemp("met")))
-    import ray
-    from ray.cluster_utils import Cluster
-
-    from sampler.workers.ray_pool import execute_on_ray
-
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
-    other = cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False)
-    nodes = [other]
-
-    def hear(lines):
-        if nodes and len(list(tmp_path.glob("journal-*.jsonl"))) >= 2:
-            cluster.remove_node(nodes.pop(), allow_graceful=False)
-
-    try:
-        with open_locked(RunLocation(str(tmp_path))) as store:
-            run = planned(store, TABLE, 2)
-            tally = execute_on_ray(run, ModelConfig(), None, WorkOptions(), StopFlag(), hear,
-                                   lambda skipped: None, stub_engine)  # fmt: skip
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    assert (tally.done, tally.failed) == (24, 0)
-    assert pictures(tmp_path) == whole
-    assert not RunFolder(open_store(tmp_path)).missing(check="hash")
-    assert not nodes, "the node was there to the end"
