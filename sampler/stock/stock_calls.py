@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,6 +111,22 @@ def call_on_rows(
     return call(*map(part, args), **{name: part(value) for name, value in kwargs.items()})
 
 
-def position_of(times: Tensor, timestep: float) -> int:
-    """Position of a timestep; half-precision networks receive a rounded one."""
-    return int((times.double().cpu() - timestep).abs().argmin())
+def guidance_off(pipe: Any, rule: str) -> str:
+    """The sentence for a call that evaluates one branch under a rule of two."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    switch = "guidance_scale > 1"
+    if "true_cfg_scale" in parameters:
+        switch = "a negative prompt and true_cfg_scale > 1"
+    return (
+        f"This call of {type(pipe).__name__} evaluates one branch, and guidance "
+        f"{rule!r} needs an unconditional one: inside sampler.guide the pipeline's "
+        f"own guidance must be on, with any value: call it with {switch}; use 'none' where it "
+        "has no unconditional branch."
+    )
+
+
+def names_of(pipe: Any, networks: Sequence[Any]) -> str:
+    """Names of denoising networks among the components of a pipeline, for a sentence."""
+    names = [n for n, part in pipe.components.items() if isinstance(part, torch.nn.Module)]
+    own = [n for n in names if any(getattr(pipe, n) is one for one in networks)]
+    return " or ".join(own or [n for n in names if n.startswith(("unet", "transformer"))])

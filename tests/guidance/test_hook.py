@@ -185,13 +185,13 @@ def test_other_schedulers_keep_their_levels(scheduler):
     plain = stock.run(pipe)
     seen = []
     with sampler.guide(pipe, CFG) as calls:
-        original = calls.span
+        original = calls.levels.span
 
-        def span(x, t):
-            seen.append((float(torch.as_tensor(t).flatten()[0]), original(x, t)))
+        def span(index, t):
+            seen.append((float(torch.as_tensor(t).flatten()[0]), original(index, t)))
             return seen[-1][1]
 
-        calls.span = span
+        calls.levels.span = span
         assert torch.equal(stock.run(pipe), plain)
     assert all(abs(told - at.now.t) < 1e-3 for told, at in seen)
     assert all(at.next.sigma <= at.now.sigma for _, at in seen)
@@ -205,8 +205,8 @@ def test_repeated_timesteps_have_the_levels_of_their_positions():
     pipe = tiny.sd(scheduler=scheduler)
     seen = []
     with sampler.guide(pipe, CFG) as calls:
-        original = calls.span
-        calls.span = lambda x, t: seen.append(original(x, t)) or seen[-1]
+        original = calls.levels.span
+        calls.levels.span = lambda index, t: seen.append(original(index, t)) or seen[-1]
         pipe("a", num_inference_steps=100, output_type="latent")
     ratios = [level.sigma / level.alpha for level in (*(s.now for s in seen), seen[-1].next)]
     assert len(set(pipe.scheduler.timesteps.tolist())) < 100
