@@ -25,7 +25,8 @@ from sampler.core.schedule import Schedule
 from sampler.core.spacings import parsed
 from sampler.pipelines.layouts import layout_of
 from sampler.pipelines.negative import TEXT, mixed, paired
-from sampler.pipelines.recording import INPUT, Recording, blocks_of, recorded
+from sampler.pipelines.recording import INPUT, Recording, blocks_of
+from sampler.pipelines.recording_hooks import recorded
 from sampler.pipelines.words import tokens_of
 from sampler.types import Cond, Level, Prediction
 

@@ -26,11 +26,9 @@ from sampler.core.schedule import Schedule, clipped
 from sampler.core.spacings import count_of
 from sampler.samplers.aliases import named
 from sampler.stock.requested_grid import requested_grid
+from sampler.stock.step_arguments import common, refuse, without_variance
 from sampler.stock.step_seeds import NOT_PASSED, step_seeds
 from sampler.types import Level, SamplerBase, Span, spans
-
-# Arguments of the steps of Euler and Heun schedulers, with the values that change nothing.
-_NEUTRAL = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
 
 
 def scheduler(sampler: Any, base: Any, grid: Any = None) -> SamplerScheduler:
@@ -187,9 +185,14 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         `step`, unless they change nothing; SamplerError at the last step for a result that is not
         finite.
         """
-        self._refuse(eta, use_clipped_model_output, return_dict)
-        self._refuse_others(others)
-        timestep = _common(timestep)
+        refuse(self.config["base"], self.method.name, eta, use_clipped_model_output, others)
+        if self.schedule.process != "flow" and not self._scaled and not return_dict:
+            raise ValueError(
+                "This pipeline does not call scale_model_input, so it is made for flow matching or "
+                f"for its own steps, and the replaced scheduler has {self.schedule.process} "
+                "levels; start from the scheduler that the pipeline came with."
+            )
+        timestep = common(timestep)
         index = self._first(timestep) if self._index is None else self._index
         if index >= len(self._spans) or float(timestep) != self._t[index]:
             raise ValueError(
@@ -202,7 +205,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         span = self._spans[index]
         x = self._precise(sample)
         base = self.config["base"]
-        pred = self.schedule.predict(x, self._without_variance(model_output, x), span.now)
+        pred = self.schedule.predict(x, without_variance(model_output, x, base), span.now)
         pred = clipped(pred, x, base, str(base.get("_class_name", "")))
         move = self.method.step(x, pred, with_noise(span, self.method, self._seeds), self._state)
         mean = Lin.of(move.mean)
@@ -242,30 +245,6 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return self.schedule.train_steps
 
-    def _refuse(self, eta: float, recomputed: bool | None, return_dict: bool) -> None:
-        if eta or recomputed:
-            raise ValueError(
-                "eta is a setting of the sampler here: "
-                "sampler.scheduler({'name': 'ddim', 'eta': 1}, pipe.scheduler)."
-            )
-        if self.schedule.process != "flow" and not self._scaled and not return_dict:
-            raise ValueError(
-                "This pipeline does not call scale_model_input, so it is made for flow matching or "
-                f"for its own steps, and the replaced scheduler has {self.schedule.process} "
-                "levels; start from the scheduler that the pipeline came with."
-            )
-
-    def _refuse_others(self, others: Mapping[str, Any]) -> None:
-        """Raise ValueError for an argument of another scheduler's `step` that changes the step."""
-        for name, value in others.items():
-            neutral = name in _NEUTRAL and value == _NEUTRAL[name]
-            if value is not None and not neutral:
-                raise ValueError(
-                    f"{name} is an argument of {self.config['base'].get('_class_name')}.step that "
-                    f"{self.method.name} has no place for; keep the scheduler that the pipeline "
-                    "came with."
-                )
-
     def _check_finite(self, x: Tensor) -> None:
         if not bool(x.isfinite().all()):
             raise SamplerError(
@@ -281,18 +260,6 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
                 "of a run (denoising_start): the cut falls between the two evaluations. Use a "
                 "sampler with one evaluation per step, such as 'dpmpp_2m'."
             )
-
-    def _without_variance(self, model_output: Tensor, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        if model_output.shape == x.shape or x.ndim < 2:
-            return model_output
-        learned = str(self.config["base"].get("variance_type", "")).startswith("learned")
-        if model_output.shape[1] == 2 * channels and learned:
-            return model_output[:, :channels]
-        raise ValueError(
-            f"The model output has shape {tuple(model_output.shape)} and the sample "
-            f"{tuple(x.shape)}; they must be equal, or hold a learned variance of the scheduler."
-        )
 
     def _reset(self) -> None:
         self._scaled = self._noised = False
@@ -329,16 +296,3 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         if self._x is not None and torch.equal(self._x.to(sample.dtype), sample):
             return self._x
         return sample.float()
-
-
-def _common(timestep: Any) -> Any:
-    """The timestep of a batch. Raises ValueError for samples at different ones."""
-    if not isinstance(timestep, Tensor) or timestep.numel() == 1:
-        return timestep
-    first = timestep.flatten()[0]
-    if bool((timestep != first).any()):
-        raise ValueError(
-            "The samples of this batch are at different timesteps, and a drop-in scheduler takes "
-            "one step for all; keep the scheduler that the pipeline came with."
-        )
-    return first

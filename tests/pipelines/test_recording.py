@@ -8,7 +8,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 import sampler
-from sampler.pipelines.recording import probabilities, recorded
+from sampler.pipelines.attention_call import probabilities
+from sampler.pipelines.recording_hooks import recorded
 from sampler.types import GuidanceBase
 from tests import tiny
 

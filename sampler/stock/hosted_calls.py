@@ -1,0 +1,149 @@
+"""Calls of a stock pipeline with a sampler and a guidance rule of ours inside."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sampler.core.batch import Output, Sample
+from sampler.core.errors import ModelError
+from sampler.core.inputs import opened
+from sampler.core.locks import exclusive
+from sampler.pipelines.call_arguments import arguments, default_of, takes_images
+from sampler.stock.hook import guide
+from sampler.stock.hosted_output import converted, first_value
+from sampler.stock.hosted_pipeline import HostedPipeline
+from sampler.stock.scheduler import scheduler
+from sampler.types import Guidance, Sampler, Snapshot
+
+log = logging.getLogger("sampler")
+
+
+@dataclass(frozen=True)
+class StockCall:
+    """Settings that calls share. size: (height, width), None where not given."""
+
+    steps: int
+    size: tuple[int | None, int | None]
+    sampler: Sampler
+    guidance: Guidance
+    output: Output = "pil"
+    grid: Any = None
+
+
+class HostedCalls:
+    """Calls of one pipeline; its components are shared, and it is not modified."""
+
+    def __init__(self, hosted: HostedPipeline) -> None:
+        self.hosted, self.pipe = hosted, hosted.pipe
+        self._one_at_a_time = False
+
+    def check(self, shared: StockCall, jobs: Sequence[Sample]) -> None:
+        """Raise ValueError for what every call would fail on, before the first one."""
+        cls = type(self.pipe)
+        known = arguments(cls)
+        for name, value in zip(("height", "width"), shared.size, strict=True):
+            if value is not None and name not in known:
+                raise ValueError(f"{cls.__name__} takes no {name}; its inputs decide the size.")
+        if self.hosted.takes_classes and any(not j.prompt.isdecimal() for j in jobs):
+            raise ValueError(f"{cls.__name__} takes the numbers of classes as prompts.")
+        if "prompt" not in known and "class_labels" not in known and any(j.prompt for j in jobs):
+            raise ValueError(f'{cls.__name__} takes no prompt; give "" as the prompt.')
+        if any(job.negative for job in jobs) and "negative_prompt" not in known:
+            raise ValueError(f"{cls.__name__} takes no negative prompt.")
+        scheduler(shared.sampler, self.pipe.scheduler, shared.grid)
+        with guide(self._twin(shared), shared.guidance):
+            pass
+
+    def call(
+        self,
+        jobs: Sequence[Sample],
+        shared: StockCall,
+        inputs: Mapping[str, Any],
+        on_step: Callable[[Snapshot], None] | None = None,
+    ) -> tuple[list[Any], list[int]]:
+        """Call the pipeline on some jobs with the same inputs; (one value per job, their NFE).
+
+        Pipelines that take one prompt or generator are called once per job, which is told once; so
+        are those that encode an image, whose noise would be that of the first job for all.
+        """
+        if len(jobs) > 1 and (self._one_at_a_time or self._encodes(inputs)):
+            parts = [self.call([job], shared, inputs, on_step) for job in jobs]
+            return [v for values, _ in parts for v in values], [c for _, nfe in parts for c in nfe]
+        twin, given = self._twin(shared), self._arguments(jobs, shared, inputs)
+        try:
+            with exclusive(*self._networks()), guide(twin, shared.guidance) as hook:
+                hook.on_step = on_step
+                out = twin(**given)
+        except NameError as error:  # classes of diffusers that use a package without asking for it
+            raise ModelError(
+                f"{type(twin).__name__} needs the package {error.name}, which is not installed."
+            ) from error
+        except (TypeError, AttributeError, ValueError) as error:
+            one_only = "enerator" in str(error) or "list of prompts" in str(error)
+            if self._one_at_a_time or not one_only:
+                raise
+            self._one_at_a_time = True
+            log.warning(
+                "%s takes one prompt and one random generator: images are made one at a time.",
+                type(twin).__name__,
+            )
+            return self.call(jobs, shared, inputs, on_step)
+        values = converted(first_value(out), shared.output, len(jobs))
+        return values, hook.nfe
+
+    def _encodes(self, inputs: Mapping[str, Any]) -> bool:
+        """Return True if an image among the inputs may go through the VAE."""
+        pipe, seen = self.pipe, {"control_image", "ip_adapter_image"}
+        if "control_image" not in arguments(type(pipe)) and "controlnet" in pipe.components:
+            seen.add("image")
+        return any(takes_images(name) for name in set(inputs) - seen)
+
+    def _networks(self) -> list[Any]:
+        return [p for p in self.pipe.components.values() if isinstance(p, torch.nn.Module)]
+
+    def _twin(self, shared: StockCall) -> Any:
+        """Return a shallow copy with the drop-in scheduler; it shares every other component."""
+        pipe = self.pipe
+        twin = copy.copy(pipe)
+        try:
+            vars(twin)["scheduler"] = scheduler(shared.sampler, pipe.scheduler, shared.grid)
+        except ValueError as error:
+            raise ModelError(f"{type(pipe).__name__} cannot be hosted: {error}") from None
+        return twin
+
+    def _arguments(
+        self, jobs: Sequence[Sample], shared: StockCall, inputs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Arguments of the pipeline's call."""
+        cls, hosted = type(self.pipe), self.hosted
+        known = arguments(cls)
+        generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
+        given: dict[str, Any] = {
+            "prompt": [job.prompt for job in jobs],
+            "class_labels": [int(j.prompt) for j in jobs] if hosted.takes_classes else None,
+            "num_inference_steps": shared.steps,
+            "generator": generators,
+            "output_type": {"pil": "pil", "tensor": "pt", "latent": "latent"}[shared.output],
+            **{k: v for k, v in zip(("height", "width"), shared.size, strict=True) if v},
+        }
+        guided = "uncond" in shared.guidance.needs
+        if any(job.negative for job in jobs) or (guided and "true_cfg_scale" in known):
+            given["negative_prompt"] = [job.negative for job in jobs]
+        if hosted.scale_argument:
+            scale = getattr(shared.guidance, "scale", None)
+            usual = default_of(cls, hosted.scale_argument)
+            own = scale if isinstance(scale, (int, float)) and scale > 1 else max(2.0, usual or 0)
+            given[hosted.scale_argument] = float(own) if guided else 1.0
+        if hosted.makes_audio:
+            given.pop("output_type")
+        if self._one_at_a_time:
+            for name in {"prompt", "negative_prompt", "generator"} & set(given):
+                given[name] = given[name][0]
+        given = {name: value for name, value in given.items() if name in known}
+        return {**given, **{name: opened(name, value) for name, value in inputs.items()}}

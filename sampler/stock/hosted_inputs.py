@@ -1,0 +1,80 @@
+"""Inputs of the images of a hosted engine: one value for all, or one each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sampler.core.batch import Sample
+from sampler.core.inputs import planned
+from sampler.pipelines.call_arguments import check_names, required
+from sampler.pipelines.serving import sized_by
+
+
+def inputs_per_image(
+    pipe: Any, given: Mapping[str, Any], prompts: int, n: int = 1
+) -> list[dict[str, Any]]:
+    """Planned inputs of every image, checked by name; a list of `prompts` items is one each.
+
+    Raises ValueError for unknown and missing names, UsageError for files.
+    """
+    cls = type(pipe)
+    check_names(cls, given)
+    if missing := required(cls, given):
+        raise ValueError(f"{cls.__name__} needs the input {missing[0]!r}: give it in inputs.")
+    found: list[dict[str, Any]] = [{} for _ in range(prompts)]
+    for name, value in given.items():
+        plain = planned(name, value)
+        one_each = isinstance(plain, list) and len(plain) == prompts
+        if one_each and prompts > 1 and _several(pipe, name) == prompts:
+            if not isinstance(plain[0], list):
+                raise ValueError(
+                    f"inputs: {name!r} has {prompts} values for {prompts} prompts and as many "
+                    "adapters; give a list with one list per prompt."
+                )
+        for k, own in enumerate(found):
+            own[name] = plain[k] if one_each else plain
+    return [own for own in found for _ in range(n)]
+
+
+def _several(pipe: Any, name: str) -> int:
+    """Number of ControlNets or IP-Adapters that an input has one value each for."""
+    if name.startswith("ip_adapter"):
+        layers = getattr(getattr(pipe, "unet", None), "encoder_hid_proj", None)
+        return len(getattr(layers, "image_projection_layers", ()))
+    if name.startswith("control") or name == sized_by(type(pipe), [name]):
+        return len(getattr(getattr(pipe, "controlnet", None), "nets", ()))
+    return 0
+
+
+def batches(
+    jobs: Sequence[Sample], inputs: Sequence[Mapping[str, Any]], cut: int
+) -> list[list[int]]:
+    """Numbers of the jobs of each call: neighbours with the same inputs, at most `cut`."""
+    found: list[list[int]] = []
+
+    def alike(k: int) -> Any:
+        return bool(jobs[k].negative), _Same(inputs[k])
+
+    for _, group in itertools.groupby(range(len(jobs)), alike):
+        rows = list(group)
+        found += [rows[k : k + cut] for k in range(0, len(rows), cut)]
+    return found
+
+
+class _Same:
+    """Inputs, equal where every value is the same object or equal plain data."""
+
+    def __init__(self, inputs: Mapping[str, Any]) -> None:
+        self.inputs = inputs
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same):
+            return False
+        pairs = ((self.inputs[k], other.inputs.get(k)) for k in self.inputs)
+        plain = (str, int, float, bool, dict, list, type(None))
+        return all(a is b or (isinstance(a, plain) and isinstance(b, plain) and a == b)
+                   for a, b in pairs)  # fmt: skip
+
+    __hash__ = None  # pyright: ignore

@@ -1,0 +1,69 @@
+"""Checks of the arguments of a drop-in scheduler's `step`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+# Arguments of the steps of Euler and Heun schedulers, with the values that change nothing.
+_NEUTRAL = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
+
+
+def refuse(
+    base: Mapping[str, Any],
+    method: str,
+    eta: float,
+    recomputed: bool | None,
+    others: Mapping[str, Any],
+) -> None:
+    """Raise ValueError for arguments of `step` that change it, by name.
+
+    base: the configuration of the replaced scheduler; method: name of the sampler; others: the
+    arguments of the replaced scheduler's own `step`.
+    """
+    if eta or recomputed:
+        raise ValueError(
+            "eta is a setting of the sampler here: "
+            "sampler.scheduler({'name': 'ddim', 'eta': 1}, pipe.scheduler)."
+        )
+    for name, value in others.items():
+        neutral = name in _NEUTRAL and value == _NEUTRAL[name]
+        if value is not None and not neutral:
+            raise ValueError(
+                f"{name} is an argument of {base.get('_class_name')}.step that "
+                f"{method} has no place for; keep the scheduler that the pipeline "
+                "came with."
+            )
+
+
+def without_variance(model_output: Tensor, x: Tensor, base: Mapping[str, Any]) -> Tensor:
+    """The model output with the channels of x [B, C, ...]: without a learned variance.
+
+    Raises ValueError for another shape.
+    """
+    channels = x.shape[1]
+    if model_output.shape == x.shape or x.ndim < 2:
+        return model_output
+    learned = str(base.get("variance_type", "")).startswith("learned")
+    if model_output.shape[1] == 2 * channels and learned:
+        return model_output[:, :channels]
+    raise ValueError(
+        f"The model output has shape {tuple(model_output.shape)} and the sample "
+        f"{tuple(x.shape)}; they must be equal, or hold a learned variance of the scheduler."
+    )
+
+
+def common(timestep: Any) -> Any:
+    """The timestep of a batch. Raises ValueError for samples at different ones."""
+    if not isinstance(timestep, Tensor) or timestep.numel() == 1:
+        return timestep
+    first = timestep.flatten()[0]
+    if bool((timestep != first).any()):
+        raise ValueError(
+            "The samples of this batch are at different timesteps, and a drop-in scheduler takes "
+            "one step for all; keep the scheduler that the pipeline came with."
+        )
+    return first
