@@ -175,7 +175,7 @@ def words(hint: Any) -> str:
         return ""
     parts = [words(part) for part in get_args(hint) if part is not ...]
     each = "each " if get_origin(hint) is tuple else ""
-    return each + ", or ".join(part for part in parts if part) if any(parts) else ""
+    return each + ", or ".join(part for part in dict.fromkeys(parts) if part) if any(parts) else ""
 
 
 def _bounds(constraints: Iterable[Any]) -> str:

@@ -74,6 +74,13 @@ class RewardBase:
         """Return the scores together with those of the parts of a composite reward."""
         return Scores(self(images, prompts), {})
 
+    def of_texts(self, images: Tensor, texts: Sequence[Sequence[str]]) -> list[Tensor]:
+        """Return the scores [B] of the same images for several lists of B prompts.
+
+        A reward with an encoder of images overrides it, to encode them once.
+        """
+        return [self(images, prompts) for prompts in texts]
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return scores [B]."""
         raise NotImplementedError

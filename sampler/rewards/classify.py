@@ -72,7 +72,7 @@ class ClassifierLogProbability(RewardBase):
             )
         _ = self._network
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def of_texts(self, images: Tensor, texts: Sequence[Sequence[str]]) -> list[Tensor]:
         import torch
 
         self.check()
@@ -81,9 +81,15 @@ class ClassifierLogProbability(RewardBase):
             logits = getattr(network(images.float()), self.head)
         else:
             logits = network.logits(images)
-        wanted = [self._labels[self.label or named_label(p, self._labels)] for p in prompts]
-        index = torch.tensor(wanted, device=images.device)
-        return logits.log_softmax(1).gather(1, index[:, None])[:, 0]
+        scores, found = logits.log_softmax(1), []
+        for prompts in texts:
+            wanted = [self._labels[self.label or named_label(p, self._labels)] for p in prompts]
+            index = torch.tensor(wanted, device=images.device)
+            found.append(scores.gather(1, index[:, None])[:, 0])
+        return found
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.of_texts(images, [prompts])[0]
 
 
 def named_label(prompt: str, labels: Sequence[str] | dict[str, int]) -> str:

@@ -40,6 +40,18 @@ class _ClipReward(RewardBase):
     def check(self) -> None:
         _ = self._clip
 
+    def mapped(self, cosine: Tensor) -> Tensor:
+        """Return the scores [B] of the cosines of images and prompts."""
+        return cosine
+
+    def of_texts(self, images: Tensor, texts: Sequence[Sequence[str]]) -> list[Tensor]:
+        clip = self._clip.to(images.device)
+        seen = clip.image(images)
+        return [self.mapped((seen * clip.text(prompts)).sum(1)) for prompts in texts]
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.of_texts(images, [prompts])[0]
+
 
 @register("reward", "clip")
 @dataclass(frozen=True)
@@ -61,8 +73,7 @@ class ClipSimilarity(_ClipReward):
 
     reference: ClassVar[str] = "CLIPScore (Hessel et al., 2021), arXiv:2104.08718, eq. 1"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        cosine = self._clip.to(images.device).cosine(images, prompts)
+    def mapped(self, cosine: Tensor) -> Tensor:
         return cosine if self.scale == "cosine" else (100 * cosine).clamp(min=0)
 
 
@@ -86,9 +97,8 @@ class PickScore(_ClipReward):
 
     reference: ClassVar[str] = "Pick-a-Pic (Kirstain et al., 2023), arXiv:2305.01569, eq. 1"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        clip = self._clip.to(images.device)
-        return clip.cosine(images, prompts) * (clip.temperature / self.divisor)
+    def mapped(self, cosine: Tensor) -> Tensor:
+        return cosine * (self._clip.temperature / self.divisor)
 
 
 @register("reward", "hpsv2")
@@ -115,9 +125,6 @@ class HPSv2(_ClipReward):
         from sampler.rewards.preprocess import padded_pixels
 
         return Clip(self.path, self.dtype, self.download, padded_pixels)
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self._clip.to(images.device).cosine(images, prompts)
 
 
 @register("reward", "aesthetic")
@@ -168,6 +175,6 @@ class Aesthetic(_ClipReward):
     def check(self) -> None:
         _ = self._head
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def of_texts(self, images: Tensor, texts: Sequence[Sequence[str]]) -> list[Tensor]:
         embedding = self._clip.to(images.device).image(images)
-        return self._head.to(images.device)(embedding)
+        return [self._head.to(images.device)(embedding)] * len(texts)

@@ -1,14 +1,14 @@
-"""Composite rewards: weighted sum, target, cap, fixed standardisation."""
+"""Composite rewards: weighted sum, target, cap, fixed standardisation, contrast of two texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sampler.registry import register
-from sampler.registry.constraints import Positive
-from sampler.rewards.base import RewardBase, Scores, as_reward, scored
+from sampler.registry.constraints import Nonnegative, Positive
+from sampler.rewards.base import Prompt, RewardBase, Scores, as_reward, scored
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,9 @@ class _Wrapper(RewardBase):
     def scored(self, images: Tensor, prompts: Sequence[str]) -> Scores:
         total, parts = scored(self.reward, images, prompts)
         return Scores(self.mapped(total), parts)
+
+    def of_texts(self, images: Tensor, texts: Sequence[Sequence[str]]) -> list[Tensor]:
+        return [self.mapped(scores) for scores in as_reward(self.reward).of_texts(images, texts)]
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.scored(images, prompts).total
@@ -83,9 +86,16 @@ class WeightedSum(RewardBase):
             total, inner = scored(reward, images, prompts)
             totals.append(total)
             parts |= {name: total, **{f"{name}_{key}": part for key, part in inner.items()}}
+        return Scores(self._sum(totals), parts)
+
+    def of_texts(self, images: Tensor, texts: Sequence[Sequence[str]]) -> list[Tensor]:
+        found = [as_reward(reward).of_texts(images, texts) for reward in self.rewards]
+        return [self._sum(totals) for totals in zip(*found, strict=True)]
+
+    def _sum(self, totals: Sequence[Tensor]) -> Tensor:
         weights = self.weights or (1.0,) * len(totals)
         weighted = [weight * part for weight, part in zip(weights, totals, strict=True)]
-        return Scores(sum(weighted[1:], weighted[0]), parts)
+        return sum(weighted[1:], weighted[0])
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.scored(images, prompts).total
@@ -135,3 +145,53 @@ class ZScore(_Wrapper):
 
     def mapped(self, scores: Tensor) -> Tensor:
         return (scores - self.mean) / self.std
+
+
+@register("reward", "contrast")
+@dataclass(frozen=True)
+class Contrast(RewardBase):
+    """(1 + k)·r(image, "positive. prompt") − r(image, "negative. prompt").
+
+    A reward that reads the prompt, relative to another text, so that what it prefers whatever the
+    prompt says cancels but for k. The image is encoded once.
+
+    reward: the reward r. positive, negative: control words before the prompt; an empty one leaves
+    the prompt as it is. k: weight of the plain reward; 0 is the difference of both.
+    """
+
+    reward: Any = field(metadata={"kind": "reward"})
+    positive: str
+    negative: str
+    k: Nonnegative = 0.0
+
+    reference: ClassVar[str] = "SRPO (Shen et al., 2025), arXiv:2509.06942, and its published code"
+
+    def __post_init__(self) -> None:
+        if self.positive == self.negative:
+            raise ValueError(
+                f"contrast: positive and negative are both {self.positive!r}, which leaves k times "
+                "the reward; give two different texts."
+            )
+        inner = as_reward(self.reward)
+        if not inner.reads_prompt:
+            raise ValueError(
+                f"contrast: {inner.name!r} reads no prompt, so that control words change nothing; "
+                "use a reward of text and image, such as clip, pickscore, hpsv2 or image_reward."
+            )
+
+    @property
+    def differentiable(self) -> bool:
+        return as_reward(self.reward).differentiable
+
+    def check(self) -> None:
+        as_reward(self.reward).check()
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        texts = [[said(word, p) for p in prompts] for word in (self.positive, self.negative)]
+        positive, negative = as_reward(self.reward).of_texts(images, texts)
+        return (1 + self.k) * positive - negative
+
+
+def said(word: str, prompt: str) -> str:
+    """Return a prompt behind a control word, with its metadata."""
+    return Prompt(f"{word}. {prompt}", getattr(prompt, "metadata", None)) if word else prompt

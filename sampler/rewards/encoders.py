@@ -64,10 +64,6 @@ class Clip(nn.Module):
         )
         return nn.functional.normalize(answer.pooler_output.float(), dim=1)
 
-    def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return cos(image, text) [B] of each image with its own prompt."""
-        return (self.image(images) * self.text(prompts)).sum(1)
-
     @property
     def temperature(self) -> float:
         """The factor exp(logit_scale)."""
@@ -97,11 +93,14 @@ class Blip(nn.Module):
         self.text.to(getattr(torch, dtype))
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return raw scores [B], float32, differentiable with respect to the images."""
+    def image(self, images: Tensor) -> Tensor:
+        """Encode images [B, 3, H, W] in [0, 1] as states; differentiable."""
         size: Any = self.vision.config.image_size
         pixels = clip_pixels(images.float(), size).to(self.vision.dtype)
-        seen = self.vision(pixel_values=pixels).last_hidden_state
+        return self.vision(pixel_values=pixels).last_hidden_state
+
+    def forward(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return raw scores [B], float32, of the states of images."""
         tokens = _tokens(self.tokenizer, prompts, self.LENGTH).to(seen.device)
         states = self.text(
             input_ids=tokens["input_ids"],

@@ -43,5 +43,10 @@ class ImageReward(RewardBase):
     def check(self) -> None:
         _ = self._blip
 
+    def of_texts(self, images: Tensor, texts: Sequence[Sequence[str]]) -> list[Tensor]:
+        blip = self._blip.to(images.device)
+        seen = blip.image(images)
+        return [(blip(seen, prompts) - MEAN) / STD for prompts in texts]
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return (self._blip.to(images.device)(images, prompts) - MEAN) / STD
+        return self.of_texts(images, [prompts])[0]

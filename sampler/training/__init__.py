@@ -8,6 +8,7 @@ from sampler.training.matching.trainers import AWM, NFT
 from sampler.training.policy.grpo import GRPO
 from sampler.training.policy.trainers import DDPO, RLCM
 from sampler.training.prox_matching import ProxMatching
+from sampler.training.srpo import SRPO
 
 __all__ = [
     "AWM",
@@ -16,6 +17,7 @@ __all__ = [
     "GRPO",
     "NFT",
     "RLCM",
+    "SRPO",
     "AlignProp",
     "Denoise",
     "FDistill",

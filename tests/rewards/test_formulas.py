@@ -205,6 +205,41 @@ def test_the_bundled_classifier_reads_the_prompt():
     )
 
 
+@pytest.mark.parametrize("name", ["clip", "pickscore", "hpsv2", "sum", "zscore", "function"])
+def test_contrast_is_its_formula_on_one_encoding_of_the_image(tmp_path, monkeypatch, name):
+    from sampler.rewards.encoders import Clip
+
+    path = worlds.clip_folder(tmp_path / "clip")
+    clip = {"name": "clip", "path": path}
+    inner = {
+        "sum": {"name": "sum", "rewards": [clip, clip], "weights": [1, 2]},
+        "zscore": {"name": "zscore", "reward": clip, "mean": 0.3, "std": 2.0},
+        "function": lambda images, prompts: images.mean((1, 2, 3)) * len(prompts[0]),
+    }.get(name, {"name": name, "path": path})
+    reward = sampler.build(
+        "reward",
+        {"name": "contrast", "reward": inner, "positive": "Real", "negative": "", "k": 0.3},
+    )
+    torch.manual_seed(4)
+    images, encoded, encode = torch.rand(2, 3, 40, 40), [], Clip.image
+    monkeypatch.setattr(Clip, "image", lambda *args: encoded.append(1) or encode(*args))
+    found = reward(images, ["a dog", "a cat"])
+    assert len(encoded) == {"function": 0, "sum": 2}.get(name, 1)
+    first = reward.reward(images, ["Real. a dog", "Real. a cat"])
+    second = reward.reward(images, ["a dog", "a cat"])
+    torch.testing.assert_close(found, 1.3 * first - second, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(first, second)
+
+
+def test_contrast_needs_two_texts_and_a_reward_that_reads_them():
+    for fields, problem in [
+        ({"reward": "classifier", "positive": "a", "negative": "a"}, "two different texts"),
+        ({"reward": "brightness", "positive": "a", "negative": "b"}, "'brightness' reads no"),
+    ]:
+        with pytest.raises(ValueError, match=problem):
+            sampler.build("reward", {"name": "contrast", **fields})
+
+
 def test_sum_reports_its_parts():
     images = torch.rand(2, 3, 32, 32)
     parts = ["brightness", {"name": "target", "reward": "brightness", "value": 1}, "brightness"]

@@ -47,6 +47,10 @@ def specs(tmp_path_factory):
         "target": {"name": "target", "reward": "brightness", "value": 0.9},
         "capped": {"name": "capped", "reward": "brightness", "value": 0.9},
         "zscore": {"name": "zscore", "reward": "colourfulness", "mean": 40, "std": 10},
+        "contrast": {
+            **{"name": "contrast", "reward": {"name": "clip", "path": clip}},
+            **{"positive": "Real", "negative": "Oil", "k": 0.5},
+        },
     }
 
 
@@ -54,7 +58,7 @@ CASES = [
     *(
         "brightness colourfulness colour_agreement classifier compressibility incompressibility "
         "soft_compressibility clip clipscore pickscore hpsv2 aesthetic vit object_count hard_count "
-        "sum target capped zscore"
+        "sum target capped zscore contrast"
     ).split()
 ]
 

@@ -99,7 +99,10 @@ def ranks(outs):
 
 def test_two_processes_have_the_gradient_of_one(tmp_path):
     """Over gloo; the rows are cut into micro-batches of one in both cases."""
-    outs = {trainer: tmp_path / trainer for trainer in ("alignprop", "ddpo", "nft", "grpo", "dpo")}
+    outs = {
+        trainer: tmp_path / trainer
+        for trainer in ("alignprop", "ddpo", "nft", "awm", "grpo", "dpo", "srpo")
+    }
     assert ranks(outs) == [0, 0]
     for trainer, two in outs.items():
         one = tmp_path / f"one-{trainer}"

@@ -46,6 +46,11 @@ TRAINERS = {
     },
     "dpo": {**FORWARD, "beta": POSITIVE, "anchor": NONNEGATIVE},
     "grpo": GROUP,
+    "srpo": {
+        "k_denoise": ([(0, 1)], [(-TINY, 1)]), "k_inversion": ([(0, 1)], [(-TINY, 1)]),
+        "threshold": ([None, -1e9], ["1"]), "low": ([0, 0.4], [-TINY, 1 + TINY]),
+        "high": ([0.5, 1], [0, 1 + TINY]), "shift": POSITIVE, "gap": ([TINY, 1], [0, 1 + TINY]),
+    },
     "denoise": {
         "gamma": POSITIVE, "dropout": ([0, 1], [-TINY, 1 + TINY]), "count": COUNT,
     },
@@ -72,12 +77,14 @@ REWARDS = {
     "capped": {"value": ([-1e9, 1e9], ["1"])},
     "zscore": {"mean": ([-1e9, 1e9], ["1"]), "std": POSITIVE},
     "sum": {"weights": ([(-1e9,)], [("1",)])},
+    "contrast": {"k": NONNEGATIVE},
 }
 NEEDED = {
     "fit": {"eval_every": 1}, "denoise": {"data": "folder"},
     "pickscore": {"path": "folder"}, "object_count": {"path": "folder", "label": "dog", "count": 1},
     "target": {"reward": "brightness", "value": 1}, "capped": {"reward": "brightness", "value": 1},
     "zscore": {"reward": "brightness", "mean": 0, "std": 1}, "sum": {"rewards": ["brightness"]},
+    "contrast": {"reward": "classifier", "positive": "Real", "negative": "Oil"},
 }  # fmt: skip
 
 

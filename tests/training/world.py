@@ -18,6 +18,7 @@ TRAINERS = {
     "awm": {"name": "awm", "group_size": 2, "times": 2, "passes": 2},
     "dpo": {"name": "dpo", "group_size": 2, "times": 2},
     "grpo": {"name": "grpo", "group_size": 2, "passes": 2, "window": {"size": 1}},
+    "srpo": {"name": "srpo", "positive": (), "negative": (), "low": 0.4, "high": 0.8},
     "rlcm": {"name": "rlcm", "min_count": 2, "buffer": 4, "clip_range": 0.01, "passes": 2},
 }
 
