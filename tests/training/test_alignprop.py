@@ -175,6 +175,14 @@ def test_truncations_draw_what_they_say():
         assert {kept.index(True) for kept in narrow} == {first}
     firsts = [kept.index(True) for kept in drawn("uniform", 50, low=30, high=39)]
     assert sorted(set(firsts)) == list(range(30, 40))
+    for total, k in ((50, 5), (7, 3), (4, 4)):  # as far apart as they can be, all equally often
+        spread = drawn("spread", total, k=k)
+        steps = [[i for i, keep in enumerate(kept) if keep] for kept in spread]
+        gaps = {b - a for found in steps for a, b in zip(found, found[1:], strict=False)}
+        assert {len(found) for found in steps} == {k}
+        assert gaps <= {total // k, -(-total // k)}
+        shares = np.mean(spread, axis=0)
+        assert np.abs(shares - k / total).max() < 0.05
     counts = [sum(kept) for kept in drawn("per_step", 50)]
     assert abs(np.mean(counts) - sum((i + 1) / 51 for i in range(49)) - 1) < 0.3
 
@@ -220,6 +228,8 @@ def test_bad_fields_are_one_sentence():
         ({"k": 0}, "k = 0"),
         ({"mean": 1.2}, "mean"),
         ({"lv": 2}, "lv needs"),
+        ({"early": 2, "ending": "jump"}, "early and ending = 'jump'"),
+        ({"early": 1, "lv": 1, "truncation": "fixed"}, "early and lv"),
         ({"anchor": -1.0}, "at least 0"),
     ]:
         with pytest.raises(ValueError, match=problem):

@@ -1,6 +1,7 @@
 """AlignProp's options on a pipeline, and that training does what it is for."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,7 +99,8 @@ def test_refl_jumps_from_the_window_to_the_image(trained):
     """One more step after the prefix, whatever is left of the grid."""
     session, rows = trained
     trainer = AlignProp(ending="jump", truncation="uniform", low=1, high=1)
-    kept = [False, True, True, True]
+    kept = trainer.kept(4, rows)
+    assert kept == [False, True]
     made = trainer.window(session, kept).sample(rows, rows.rows)
     run = session.begin(rows, rows.rows)
     levels = (*run.levels[:2], run.levels[-1])
@@ -108,6 +110,36 @@ def test_refl_jumps_from_the_window_to_the_image(trained):
     assert torch.equal(made.images[0].detach(), wanted) and made.nfe == 2 * sum(last.nfe) / 2
     _, updates = shares(trainer, trained)
     assert len(updates) == 1 and updates[0].step
+
+
+def test_drtune_jumps_at_one_of_the_last_steps_of_a_spread(trained):
+    """The images are those of the grid cut there; every kept step has a gradient of its own."""
+    session, _ = trained
+    trainer = AlignProp(truncation="spread", k=2, through_input=False, early=3)
+    ends = set()
+    for update in range(12):
+        rows = batch(["a dog", "a cat"], 2, update, 0)
+        kept = trainer.kept(4, rows)
+        ends.add(len(kept))
+        assert any(kept) and trainer.kept(4, rows) == kept
+    assert ends == {2, 3, 4}
+    made = trainer.window(session, kept).sample(rows, rows.rows)
+    run = session.begin(rows, rows.rows)
+    levels = (*run.levels[: len(kept)], run.levels[-1])
+    with torch.no_grad():
+        *_, last = session.engine.steps(run.snapshot, levels, run.cond, session.method, run.rule)
+        wanted = session.engine.pipeline.decode(last.x)
+    assert torch.equal(made.images[0].detach(), wanted) and made.nfe == sum(last.nfe)
+    grads = [shares(trainer, (replace(session, steps=4), rows))[0] for _ in range(2)]
+    assert torch.equal(*grads) and grads[0].norm() > 0
+
+
+@pytest.mark.parametrize("method", ["heun", "dpmpp_2s"])
+def test_a_sampler_of_two_evaluations_has_twice_the_steps(tmp_path, method):
+    spec = {"name": "alignprop", "truncation": "fixed", "k": 3}
+    options = {"steps": 3, "sampler": method}
+    report = world.tune(world.engine(), tmp_path, spec, updates=1, **options)
+    assert report.log[0]["K"] == 3 and report.log[0]["grad_norm"] > 0
 
 
 def test_draft_lv_averages_over_renoised_last_steps(trained):

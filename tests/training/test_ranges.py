@@ -42,7 +42,7 @@ TRAINERS = {
     "alignprop": {
         "k": COUNT, "low": FROM_0, "high": FROM_0, "mean": ([TINY, 1 - TINY], [0, 1]),
         "std": POSITIVE, "value": ([-1e9, 1e9], ["1"]), "loss_scale": POSITIVE, "lv": ([0], [-1]),
-        "anchor": NONNEGATIVE,
+        "anchor": NONNEGATIVE, "early": FROM_0,
     },
     "dpo": {**FORWARD, "beta": POSITIVE, "anchor": NONNEGATIVE},
     "grpo": GROUP,

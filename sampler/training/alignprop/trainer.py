@@ -10,7 +10,12 @@ from annotated_types import DocInfo, Ge, Gt, Lt
 
 from sampler.registry import register
 from sampler.registry.constraints import Count, Positive
-from sampler.training.alignprop.truncation import Truncation, check_truncation, kept_steps
+from sampler.training.alignprop.truncation import (
+    Truncation,
+    check_truncation,
+    ended_early,
+    kept_steps,
+)
 from sampler.training.base import MicroBatchLoss, TrainerBase
 from sampler.training.batches import Batch, micro_batches
 from sampler.training.settings import Defaults
@@ -39,8 +44,9 @@ class AlignProp(TrainerBase):
         on; N(42, 5) of 50 is the authors' 2024 default and ours). "per_step" is the behaviour of
         TRL and of the authors' 2023 code: each step keeps its gradient iff a number drawn for it
         in low..high is at most its index. That is a random subset rather than a window: with 0..T
-        half of all steps are kept, at the memory of half a run.
-    k: 1 to T. low, high: step indices. mean, std: fractions of T.
+        half of all steps are kept, at the memory of half a run. "spread" is DRTune's, with
+        through_input = False: k evenly spaced steps of the whole run, whose offset is drawn.
+    k: 1 to T, the number of the sampler's steps. low, high: step indices. mean, std: shares of T.
     loss, value, loss_scale: as above. The scale matters through the clipping threshold and Adam's
         eps only; the gradient norm is logged before clipping.
     through_input: False cuts the gradient at the network's input and keeps the sampler's linear
@@ -48,6 +54,8 @@ class AlignProp(TrainerBase):
     lv: further images per sample, from noising x_0 to the last level and denoising it again;
         gradients are averaged (DRaFT-LV; with k = 1).
     ending: "walk" all steps; "jump" from the window's first level to x_0 in one step (ReFL).
+    early: the run ends with such a jump at one of its last `early` steps, drawn per update
+        (DRTune); 0 walks all steps.
     anchor: weight of the squared distance to the adapter-off prediction, on the window's steps.
     checkpointing: recompute each step in the backward pass; False keeps the graph.
     vae_slices: decode one image at a time.
@@ -67,6 +75,7 @@ class AlignProp(TrainerBase):
     through_input: bool = True
     lv: Annotated[int, Ge(0), DocInfo("0 is off")] = 0
     ending: Literal["walk", "jump"] = "walk"
+    early: Annotated[int, Ge(0), DocInfo("0 is off")] = 0
     anchor: Annotated[float, Ge(0), DocInfo("0 is off")] = 0.0
     checkpointing: bool = True
     vae_slices: bool = False
@@ -75,7 +84,7 @@ class AlignProp(TrainerBase):
     reference: ClassVar[str] = (
         "Aligning Text-to-Image Diffusion Models with Reward Backpropagation (Prabhudesai et al., "
         "2023), arXiv:2310.03739; DRaFT (Clark et al., 2023), arXiv:2309.17400; ReFL: ImageReward "
-        "(Xu et al., 2023), arXiv:2304.05977"
+        "(Xu et al., 2023), arXiv:2304.05977; DRTune (Wu et al., 2024), arXiv:2405.00760"
     )
     defaults: ClassVar[Defaults] = Defaults(
         steps=50,
@@ -90,6 +99,9 @@ class AlignProp(TrainerBase):
     def __post_init__(self) -> None:
         if self.lv and (self.truncation != "fixed" or self.k != 1):
             raise ValueError("alignprop: lv needs truncation = 'fixed' and k = 1.")
+        if self.early and (self.ending == "jump" or self.lv):
+            other = "ending = 'jump'" if self.ending == "jump" else "lv"
+            raise ValueError(f"alignprop: early and {other} end a run differently; give one.")
 
     def check(self, session: Session) -> None:
         if session.reward is None or not session.reward.differentiable:
@@ -98,7 +110,13 @@ class AlignProp(TrainerBase):
                 f"alignprop needs a differentiable reward; {name!r} is not: use trainer 'ddpo' or "
                 "'rlcm' with it."
             )
-        check_truncation(self.truncation, session.steps, self.k, self.low, self.high)
+        total = _steps(session)
+        check_truncation(self.truncation, total, self.k, self.low, self.high)
+        if self.early > total:
+            raise ValueError(
+                f"alignprop: early = {self.early} must lie in 0..{total}, the number of sampling "
+                "steps."
+            )
 
     def window(self, session: Session, kept: Sequence[bool]) -> Window:
         """Return the sampling of a session with the gradient of the kept steps."""
@@ -109,19 +127,17 @@ class AlignProp(TrainerBase):
             kept,
             self.through_input,
             self.lv,
-            self.ending,
             self.anchor,
             self.checkpointing,
             self.vae_slices,
             self.clamp,
         )
 
-    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
-        import torch
-
+    def kept(self, total: int, batch: Batch) -> list[bool]:
+        """Return which steps of an update are differentiated; fewer than `total` end in a jump."""
         kept = kept_steps(
             self.truncation,
-            session.steps,
+            total,
             batch.random("truncation"),
             self.k,
             self.low,
@@ -129,6 +145,14 @@ class AlignProp(TrainerBase):
             self.mean,
             self.std,
         )
+        if self.ending == "jump":
+            return kept[: kept.index(True) + 1]
+        return ended_early(kept, self.early, batch.random("early")) if self.early else kept
+
+    def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
+        import torch
+
+        kept = self.kept(_steps(session), batch)
         window, parts = self.window(session, kept), micro_batches(batch.rows, session.micro)
         for number, rows in enumerate(parts):
             sampled = window.sample(batch, rows)
@@ -159,3 +183,9 @@ class AlignProp(TrainerBase):
         if self.loss == "target":
             return (scores - self.value).abs() * self.loss_scale
         return (self.value - scores).clamp(min=0) * self.loss_scale
+
+
+def _steps(session: Session) -> int:
+    """Return the number of steps that the sampler makes, more than `session.steps` for some."""
+    grid = session.pipeline.grid(session.steps, session.size)
+    return len(session.method.levels(grid)) - 1

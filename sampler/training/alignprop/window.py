@@ -55,13 +55,15 @@ class GradientCut:
 
 @dataclass(frozen=True)
 class Window:
-    """Sampling with gradient in the steps where `kept` is True; other fields as in `AlignProp`."""
+    """Sampling with gradient in the steps where `kept` is True; other fields as in `AlignProp`.
+
+    A run of fewer steps than its grid has ends with a jump: the last of them goes to x_0.
+    """
 
     session: Session
     kept: Sequence[bool]
     through_input: bool = True
     lv: int = 0
-    ending: Literal["walk", "jump"] = "walk"
     anchor: float = 0.0
     checkpointing: bool = True
     vae_slices: bool = False
@@ -69,17 +71,14 @@ class Window:
 
     def sample(self, batch: Batch, rows: Sequence[int]) -> WindowImages:
         """Sample some images of a batch, with the gradient of the kept steps."""
-        run, window = self.session.begin(batch, rows), self
-        if self.ending == "jump":
-            first = self.kept.index(True)
-            run = run._replace(levels=(*run.levels[: first + 1], run.levels[-1]))
-            window = replace(self, kept=[*self.kept[:first], True])
-        snapshot, drift = window.walk(run)
+        run = self.session.begin(batch, rows)
+        run = run._replace(levels=(*run.levels[: len(self.kept)], run.levels[-1]))
+        snapshot, drift = self.walk(run)
         finish = self.session.method.finish
         x = settle(finish(snapshot.x, snapshot.sampler))
         images = [self.decode(x)]
         for number in range(self.lv):
-            last, penalty = window.walk(run._replace(snapshot=_renoised(run, x, number)))
+            last, penalty = self.walk(run._replace(snapshot=_renoised(run, x, number)))
             drift = drift + penalty
             images.append(self.decode(settle(finish(last.x, last.sampler))))
         nfe = sum(snapshot.nfe) + self.lv * len(rows)
