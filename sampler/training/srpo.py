@@ -211,9 +211,10 @@ class SRPO(TrainerBase):
             clamp=self.clamp,
         )
         if self.positive:
-            words = [texts[update % len(texts)] for texts in (self.positive, self.negative)]
-            words = words[::-1] if step.inversion else words
-            session = replace(session, reward=Contrast(session.reward, *words, step.k))
+            lists = (self.positive, self.negative)
+            first, second = (words[update % len(words)] for words in lists)
+            first, second = (second, first) if step.inversion else (first, second)
+            session = replace(session, reward=Contrast(session.reward, first, second, step.k))
         return session.scores(window.decode(x0), prompts).total
 
     def loss_of(self, scores: Tensor) -> Tensor:
