@@ -150,3 +150,19 @@ def test_completion_of_a_shell(words, expected):
     shell = {"_SAMPLER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
     done = python("", **shell)
     assert (done.returncode, set(done.stdout.decode().split())) == (0, expected), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "imported"),
+    [("list samplers", "list"), ("config schema", "validate"), ("--help", "generate list verify")],
+)
+def test_only_the_named_command_is_imported(words, imported):
+    """The overview needs the first lines of all commands."""
+    code = (
+        "import sys; from sampler.cli import main; main(sys.argv[1:]); "
+        "print(*sorted(m for m in sys.modules if m.startswith('sampler.cli.')), file=sys.stderr)"
+    )
+    done = python(code, *words.split())
+    loaded = set(done.stderr.decode().split())
+    assert {f"sampler.cli.{name}" for name in imported.split()} <= loaded
+    assert ("sampler.cli.doctor" in loaded) is (words == "--help")

@@ -1,43 +1,44 @@
-"""All commands on one parser."""
+"""The parser of the command line: one module per command, imported when it is named."""
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from sampler import __version__
-from sampler.cli import (
-    bench,
-    calibrate,
-    doctor,
-    evaluate,
-    finetune,
-    generate,
-    inspect,
-    inspect_sets,
-    list,
-    replay,
-    restore,
-    resume,
-    sheets,
-    show,
-    ui,
-    validate,
-    verify,
-    vote,
-)
 from sampler.cli.report import Report
 
-app = typer.Typer(
-    help="Generate images with diffusion models: samplers, guidance rules and resumable batches.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+# Where each command is: a function, or a Typer with commands of its own.
+COMMANDS = {
+    "generate": "generate:command",
+    "sweep": "generate:command",
+    "restore": "restore:command",
+    "finetune": "finetune:command",
+    "vote": "vote:command",
+    "eval": "evaluate:command",
+    "resume": "resume:command",
+    "verify": "verify:command",
+    "replay": "replay:command",
+    "show": "show:command",
+    "grid": "sheets:grid",
+    "gallery": "sheets:gallery",
+    "export": "sheets:export",
+    "validate": "validate:validate",
+    "list": "list:command",
+    "doctor": "doctor:command",
+    "ui": "ui:command",
+    "bench": "bench:app",
+    "calibrate": "calibrate:app",
+    "inspect": "inspect:app",
+    "config": "validate:config",
+}
 
 
 def _print_version(asked: bool) -> None:
@@ -47,7 +48,6 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
@@ -56,37 +56,44 @@ def _options(
     pass
 
 
-app.command("generate")(generate.command)
-app.command("sweep", help=generate.SWEEP)(generate.command)
-app.command("restore")(restore.command)
-app.command("finetune")(finetune.command)
-app.command("vote")(vote.command)
-app.command("eval")(evaluate.command)
-app.command("resume")(resume.command)
-app.command("verify")(verify.command)
-app.command("replay")(replay.command)
-app.command("show")(show.command)
-app.command("grid")(sheets.grid)
-app.command("gallery")(sheets.gallery)
-app.command("export")(sheets.export)
-app.command("validate")(validate.validate)
-app.command("list")(list.command)
-app.command("doctor")(doctor.command)
-app.command("ui")(ui.command)
-app.add_typer(bench.app, name="bench")
-app.add_typer(calibrate.app, name="calibrate")
-_inspect = typer.Typer(help="Look inside a model.", no_args_is_help=True)
-_inspect.command("features")(inspect.features)
-_inspect.command("attention")(inspect.attention)
-_inspect.command("basis")(inspect.basis)
-_inspect.command("memory")(inspect_sets.memory)
-_inspect.command("realism")(inspect_sets.realism)
-_inspect.command("loss")(inspect_sets.loss)
-app.add_typer(_inspect, name="inspect")
-_config = typer.Typer(help="Configuration files.", no_args_is_help=True)
-_config.command("schema")(validate.schema)
-_config.callback()(lambda: None)
-app.add_typer(_config, name="config")
+def parser(words: Sequence[str] | None = None) -> typer.Typer:
+    """The parser for a command line; of all commands for None.
+
+    Building the options of every command takes longer than many commands themselves: where the
+    first word is a command, the parser has that one only, and the overview has none of them.
+    """
+    app = typer.Typer(
+        help="Generate images with diffusion models: samplers, guidance rules and resumable "
+        "batches.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    first = None if words is None else next(iter(words), "--help")
+    for name in [first] if first in COMMANDS else COMMANDS:
+        module, attribute = COMMANDS[name].split(":")
+        found = getattr(import_module(f"sampler.cli.{module}"), attribute)
+        if first in ("-h", "--help"):
+            app.command(name, help=_help(name, found))(_nothing)
+        elif isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name, help=_help(name, found))(found)
+    return app
+
+
+def _help(name: str, command: Any) -> str | None:
+    if name == "sweep":
+        from sampler.cli.generate import SWEEP
+
+        return SWEEP
+    return command.info.help if isinstance(command, typer.Typer) else inspect.getdoc(command)
+
+
+def _nothing() -> None:
+    pass
+
 
 # Click's UsageError: newer versions of typer have it in a private copy of click.
 _ParserError: Any = typer.BadParameter.__base__
@@ -95,26 +102,26 @@ _NOT_ONE_OF = re.compile(r"(?:Value error, )?('([^']*)' is not one of ('.*'))\.$
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: that of the process) and return its exit code."""
+    words = sys.argv[1:] if arguments is None else [*arguments]
+    completing = "_SAMPLER_COMPLETE" in os.environ  # the shell's words are not in the arguments
     try:
-        code = app(
-            args=None if arguments is None else [*arguments],
-            prog_name="sampler",
-            standalone_mode=False,
+        code = parser(None if completing else words)(
+            args=words, prog_name="sampler", standalone_mode=False
         )
     except typer.Abort:  # click's name for an interrupt outside of a command
-        _report(arguments).failure("Interrupted.", 130)
+        _report(words).failure("Interrupted.", 130)
         code = 130
     except _ParserError as error:
         text = " ".join(error.format_message().split())
         if text:  # a group without a command has printed its help
-            _report(arguments).failure(_with_suggestion(text), 2)
+            _report(words).failure(_with_suggestion(text), 2)
         code = 2
     return code if isinstance(code, int) else 0
 
 
-def _report(arguments: Sequence[str] | None) -> Report:
+def _report(words: Sequence[str]) -> Report:
     """Output of a command line that has not been parsed."""
-    return Report(as_json="--json" in (sys.argv[1:] if arguments is None else arguments))
+    return Report(as_json="--json" in words)
 
 
 def _with_suggestion(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sampler.cli.inspect_sets import loss, memory, realism
 from sampler.cli.inspect_shared import Limit, Out, Row, Shares, finish, read_images, read_labels
 from sampler.cli.options import Debug, Json, ModelOptions, Quiet, expanded, takes_model_options
 from sampler.cli.report import Report
@@ -159,3 +160,10 @@ def basis(
             table += [{"image": name, **row} for row in rows]
             files |= {f"{i:03d}_{file}": data for file, data in pictures.items()}
         finish(report, out, "basis", table, files, {"prompt": prompt, **settings})
+
+
+app = typer.Typer(
+    help="Inspect a model: features, attention, denoiser, training images.", no_args_is_help=True
+)
+for _command in (features, attention, basis, memory, realism, loss):
+    app.command()(_command)

@@ -82,3 +82,8 @@ def schema(debug: Debug = False) -> None:
         from sampler.config.schema import schema as config_schema
 
         print(json.dumps(config_schema(), indent=2))
+
+
+config = typer.Typer(help="Configuration files.", no_args_is_help=True)
+config.command()(schema)
+config.callback()(lambda: None)

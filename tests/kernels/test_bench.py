@@ -10,7 +10,7 @@ from sampler_kernels import use_backend
 from sampler_kernels.choice import requested
 from typer.testing import CliRunner
 
-from sampler.cli.commands import app
+from sampler.cli.commands import parser
 from sampler.core.benchmark import CASES, Step, cost
 from scripts.bench import gpu, gpu_networks
 from scripts.bench import kernels as bench
@@ -19,9 +19,9 @@ from scripts.bench.tables import Table, fill
 
 
 def test_the_command_shows_every_case():
-    shown = CliRunner().invoke(app, ["bench", "--kernels"])
+    shown = CliRunner().invoke(parser(), ["bench", "--kernels"])
     assert shown.exit_code == 0 and all(case.name in shown.stdout for case in CASES)
-    lines = CliRunner().invoke(app, ["bench", "--kernels", "--json"]).stdout.splitlines()
+    lines = CliRunner().invoke(parser(), ["bench", "--kernels", "--json"]).stdout.splitlines()
     rows = {row["step"]: row for row in map(json.loads, lines)}
     assert rows["CFG + DDIM"]["kernels"] == 1 and rows["APG + DDIM"]["kernels"] == 3
 

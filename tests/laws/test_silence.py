@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import sampler
 from sampler.cli import main
-from sampler.cli.commands import app
+from sampler.cli.commands import parser
 from sampler.config.model import MODEL_OPTIONS, ModelConfig
 from sampler.config.options import FINETUNE, GENERATE
 from sampler.config.schema import Config, RunConfig
@@ -38,9 +38,9 @@ from tests.runs import test_identity as identity
 from tests.runs.test_identity import files  # noqa: F401
 
 
-def commands(typer_app=app, prefix=""):
+def commands(typer_app=None, prefix=""):
     """{name: function} of every command."""
-    found = {}
+    found, typer_app = {}, typer_app or parser()
     for entry in typer_app.registered_commands:
         found[f"{prefix}{entry.name}"] = inspect.unwrap(entry.callback)
     for group in typer_app.registered_groups:
