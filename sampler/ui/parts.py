@@ -15,6 +15,7 @@ from sampler.ui.fields import Control
 from sampler.ui.form import StrategyChoice
 
 FORMATS = ("Command line", "YAML", "Python")
+EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,8 @@ def picker(kind: str, spec: Mapping[str, Any], side: str) -> Picker:
         lambda chosen: [gr.update(visible=known == chosen) for known in names],
         name,
         groups,
-        show_progress="hidden",
         queue=False,
-        api_visibility="private",
+        **EVENT,
     )
     return Picker(name, controls)
 

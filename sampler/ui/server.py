@@ -14,7 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from sampler.core.errors import UsageError
 from sampler.ui import style
-from sampler.ui.page import Page
+from sampler.ui.page import page
 from sampler.ui.studio import Studio
 
 HOST = "127.0.0.1"
@@ -29,7 +29,7 @@ def served(studio: Studio, port: int, explain: Callable[[BaseException], str]) -
     Raises UsageError if the port is in use.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(studio.home)
-    blocks = Page(studio, explain).blocks()
+    blocks = page(studio, explain)
     try:
         _, address, _ = blocks.queue(api_open=False).launch(
             server_name=HOST,
