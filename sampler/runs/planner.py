@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
+from sampler import registry
 from sampler.core.errors import SamplerError, UsageError
 from sampler.runs.cells import RANDOM_SEED
 from sampler.runs.jobs import Job, JobSettings, Keys, Model, canonical
@@ -35,7 +36,8 @@ class Planner:
     raises ValueError for inputs that the pipeline does not take.
 
     unexpanded: number of lines with template syntax that stays text; extra: columns that were kept;
-    drawn: random number of the run, None if no seed needs one.
+    unheard: names of rules that leave the negative prompt of a line out; drawn: random number of
+    the run, None if no seed needs one.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class Planner:
         self._groups: dict[str, int] = {}
         self._resolved: dict[Any, int] = {}
         self._keys: list[Keys] = []
+        self._hears: dict[int, bool] = {}
         self._seen: dict[bytes, int] = {}
         self._replicas: dict[bytes, int] = {}
         self._drawn = 0
         self.unexpanded = 0
+        self.unheard: set[str] = set()
         self.drawn = defaults.drawn
         self.extra: set[str] | None = set() if keep_extra else None
 
@@ -126,6 +130,8 @@ class Planner:
         defaults, keys = self._defaults, self._keys[group]
         negative = line.negative_prompt
         negative = defaults.negative_prompt if negative is None else negative
+        if negative and not self._hears_negative(group):
+            self.unheard.add(self.plan.groups[group].guidance["name"])
         given = self._given_seed(line, number)
         prompts = self._prompts(line, line.n or defaults.n, given)
         for place, (copy, prompt) in enumerate(prompts):
@@ -158,6 +164,13 @@ class Planner:
                 line.meta,
                 axes,
             )
+
+    def _hears_negative(self, group: int) -> bool:
+        """Return True where the rule of a group evaluates the negative prompt."""
+        if group not in self._hears:
+            rule = registry.build("guidance", self.plan.groups[group].guidance)
+            self._hears[group] = "uncond" in rule.needs
+        return self._hears[group]
 
     def _given_seed(self, line: PromptLine, number: int) -> int | None:
         """Seed of the first image of a line, None to derive it; random ones are drawn once a run.

@@ -190,6 +190,11 @@ class Source:
 def _notes(planner: Planner, run_is_random: bool) -> Iterator[str]:
     if run_is_random:
         yield f"the seed {planner.drawn} was drawn at random (--seed {planner.drawn} repeats it)"
+    for rule in sorted(planner.unheard):
+        yield (
+            f"guidance {rule!r} with these settings evaluates no unconditional branch: the negative "
+            "prompt has no effect"
+        )
     if planner.extra:
         columns = ", ".join(f"{name!r:.40}" for name in sorted(planner.extra)[:10])
         yield f"unknown columns are recorded as meta_NAME and change nothing: {columns}"

@@ -129,6 +129,14 @@ def test_what_a_prompt_file_leaves_open_is_noted_once(capsys, tmp_path):
     assert code == 0 and "--expand" not in err
 
 
+def test_a_negative_prompt_that_no_rule_evaluates_is_noted(capsys, tmp_path):
+    line = ["generate", "a fox", "--negative", "red", "--dry-run"]
+    assert "the negative prompt has no effect" in run(capsys, *line, "--guidance", "none")[2]
+    assert "no effect" in run(capsys, *line, "--scale", "1")[2]  # cfg that evaluates one branch
+    assert run(capsys, *line, "--guidance", "nag")[2] == ""
+    assert run(capsys, *line)[2] == ""
+
+
 def test_a_random_seed_is_drawn_once_and_recorded(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = ["generate", "a fox", "--steps", 1, "--seed", "random"]
