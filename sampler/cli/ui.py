@@ -46,11 +46,11 @@ def _serve(model: ModelConfig, port: int, out: Path, report: Report) -> None:
     """Load the model and serve the page until Ctrl-C."""
     import tempfile
 
+    report.note("Loading the model ...")  # before the imports, which take most of the time
     from sampler.cli.models import load_engine
     from sampler.ui.server import served
     from sampler.ui.studio import Studio
 
-    report.note("Loading the model ...")
     with tempfile.TemporaryDirectory(prefix="sampler-ui-", ignore_cleanup_errors=True) as home:
         studio = Studio(load_engine(model), model, out, Path(home))
         with served(studio, port, explainer(report)) as address:

@@ -192,8 +192,8 @@ def _notes(planner: Planner, run_is_random: bool) -> Iterator[str]:
         yield f"the seed {planner.drawn} was drawn at random (--seed {planner.drawn} repeats it)"
     for rule in sorted(planner.unheard):
         yield (
-            f"guidance {rule!r} with these settings evaluates no unconditional branch: the negative "
-            "prompt has no effect"
+            f"guidance {rule!r} with these settings evaluates no unconditional branch: the "
+            "negative prompt has no effect"
         )
     if planner.extra:
         columns = ", ".join(f"{name!r:.40}" for name in sorted(planner.extra)[:10])

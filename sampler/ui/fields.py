@@ -4,7 +4,8 @@ Independent of gradio; `sampler.ui.parts` draws the controls.
 
     number, integer    a number          flag      a box to tick
     choice             one of several    text      any text
-    yaml               anything else: lists, other rules with their fields
+    rule               a guidance rule: one by its name, or YAML with its fields
+    yaml               anything else: lists, operators with their fields
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sampler import registry
 from sampler.config import yaml as strict_yaml
 from sampler.ui.export import as_int, yaml_scalar
 
-Form = Literal["number", "integer", "flag", "choice", "text", "yaml"]
+Form = Literal["number", "integer", "flag", "choice", "text", "rule", "yaml"]
+YAML = ("rule", "yaml")  # forms whose controls hold YAML
 _PLAIN: dict[Any, Form] = {bool: "flag", int: "integer", float: "number", str: "text"}
 _MAX_HINT = 100  # characters
 
@@ -44,12 +47,23 @@ def controls(kind: str, name: str, given: Mapping[str, Any] | None = None) -> li
     found = []
     for field in about["fields"]:
         form, choices, optional = _form(hints[field["name"]])
+        if field["name"] in inner_rules(kind, name):
+            form, choices, optional = "rule", tuple(registry.names("guidance")), False
         value = (given or {}).get(field["name"], field["default"])
-        shown = ("" if value is None else yaml_scalar(value)) if form == "yaml" else value
+        shown = ("" if value is None else yaml_scalar(value)) if form in YAML else value
         parts = (explained.get(field["name"], ""), field["range"])
         hint = "; ".join(part for part in parts if part)
         found.append(Control(field["name"], form, shown, choices, optional, hint))
     return found
+
+
+def inner_rules(kind: str, name: str) -> dict[str, str]:
+    """{field: name of the default} of the fields of a strategy that hold one guidance rule."""
+    return {
+        f.name: f.default
+        for f in dataclass_fields(registry.lookup(kind, name))
+        if f.metadata.get("kind") == "guidance" and isinstance(f.default, str)
+    }
 
 
 def spec(kind: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,6 +80,13 @@ def spec(kind: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         if value != _listed(defaults[control.name]):
             found[control.name] = value
     return found
+
+
+def short(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec without the fields that are at their defaults."""
+    about = registry.describe(kind, given["name"])["fields"]
+    defaults = {f["name"]: f["default"] for f in about}
+    return {k: v for k, v in given.items() if k == "name" or v != defaults[k]}
 
 
 def explanations(doc: str) -> dict[str, str]:
@@ -102,7 +123,7 @@ def _value(kind: str, name: str, control: Control, value: Any, default: Any) -> 
         raise ValueError(
             f"{kind} {name!r}: field {control.name!r} is empty; its default is {shown}."
         )
-    if control.form == "yaml":
+    if control.form in YAML:
         return strict_yaml.parse(str(value), f"{kind}.{control.name}")[0]
     return as_int(value)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,8 +26,11 @@ LABELS = {  # of the image that a call takes
     "ip_adapter_image": "Image prompt",
 }
 EXAMPLE = "a red apple on a blue background"
-# The style sheet dims images of other settings than those in the form.
-_STALE = "() => {{ document.body.classList.{}('stale') }}"
+# The style sheet dims images of other settings than those in the form, of each side by itself.
+_STALE = "() => {{ {} }}"
+_MARK = "document.body.classList.{}('stale-{}');"
+# On a narrow page the images are below the form.
+_SCROLL = "() => { if (innerWidth < 768) document.getElementById('results').scrollIntoView() }"
 
 
 @dataclass
@@ -48,7 +51,7 @@ class GenerateTab:
         with gr.Row():
             with gr.Column(scale=4, min_width=320, elem_id="form"):
                 self._build_form()
-            with gr.Column(scale=7, min_width=320):
+            with gr.Column(scale=7, min_width=320, elem_id="results"):
                 self.problem = html("", "problem")
                 with gr.Row():
                     for side in SIDES:
@@ -78,13 +81,13 @@ class GenerateTab:
         self.compare = gr.Checkbox(
             label="Compare with setting B at the same seeds", elem_id="compare"
         )
-        with gr.Row():
-            self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
-            self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
         with gr.Tabs():
             for side in SIDES:
                 with gr.Tab(f"Setting {side}", visible=side == "A") as self.second:
                     self._strategies(side)
+        with gr.Row(elem_id="actions"):
+            self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
+            self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
 
     def _build_image(self, name: str) -> None:
         """Build the fields of the image that a call starts from, or that an adapter follows."""
@@ -110,10 +113,10 @@ class GenerateTab:
 
     def _strategies(self, side: str) -> None:
         """Pickers of one side; B starts with another guidance rule than A."""
-        first = dict(self.studio.defaults)
+        first, own = dict(self.studio.defaults), self.studio.defaults["guidance"]
         if side == "B":
-            first["guidance"] = {"name": second_rule(first["guidance"]["name"])}
-        self.pickers[side] = {kind: picker(kind, first[kind], side) for kind in STRATEGIES}
+            first["guidance"] = second_rule(own)
+        self.pickers[side] = {kind: picker(kind, first[kind], side, own) for kind in STRATEGIES}
         self.grids[side] = grid_picker(side, self.studio.config.grid)
 
     def _wire(self) -> None:
@@ -126,10 +129,16 @@ class GenerateTab:
             outputs += [own.title, own.pictures, own.save, own.saved, own.run]
             outputs += own.exports.values()
             own.save.click(self._save, own.run, [own.saved, self.problem], **EVENT)
+        self.generate.click(None, js=_SCROLL, **EVENT)  # first: the run's event ends with the run
         self.generate.click(self._generate, inputs, outputs, concurrency_limit=1, **EVENT)
-        self.generate.click(None, js=_STALE.format("remove"), **EVENT)
-        edits = [c.input for c in inputs if not isinstance(c, gr.State)]
-        gr.on(edits, None, js=_STALE.format("add"), **EVENT)
+        shared = [*self.form.values(), *self.inputs.values()]
+        self._mark(shared, SIDES)
+        for side in SIDES:
+            parts = [c for p in self.pickers[side].values() for c in p.components()]
+            self._mark([*parts, self.grids[side]], [side])
+            # A run has begun: its title differs from the empty one that it starts with.
+            js = _STALE.format(_MARK.format("remove", side))
+            self.results[side].title.change(None, js=js, **EVENT)
         self.stop.click(self.stop_run, None, None, queue=False, **EVENT)
         self.compare.change(
             lambda on: [gr.update(visible=on)] * 2,
@@ -138,6 +147,11 @@ class GenerateTab:
             queue=False,
             **EVENT,
         )
+
+    def _mark(self, edited: Sequence[Any], sides: Sequence[str]) -> None:
+        """Mark the images of sides when one of these components is edited."""
+        js = _STALE.format(" ".join(_MARK.format("add", side) for side in sides))
+        gr.on([c.input for c in edited], None, js=js, **EVENT)
 
     def _configs(self, values: Mapping[Any, Any]) -> dict[str, Config]:
         """Configuration of each side, with the same seed."""
@@ -182,6 +196,7 @@ class GenerateTab:
     def _cleared(self, side: str) -> dict[Any, Any]:
         own = self.results[side]
         return {
+            own.title: pictures.title(side, ""),
             own.pictures: pictures.placeholder("Next."),
             own.save: gr.update(interactive=False),
             own.saved: "",

@@ -48,15 +48,20 @@ class Results:
     run: gr.State
 
 
-def picker(kind: str, spec: Mapping[str, Any], side: str) -> Picker:
-    """Picker of a strategy; spec: the initial choice."""
+def picker(
+    kind: str, spec: Mapping[str, Any], side: str, own: Mapping[str, Any] | None = None
+) -> Picker:
+    """Picker of a strategy; spec: the initial choice.
+
+    own: the model's default rule, which rules with a rule of that name inside start with.
+    """
     names = registry.names(kind)
     name = gr.Dropdown(
         names, value=spec["name"], label=kind.title(), elem_id=f"{side}-{kind}", interactive=True
     )
     groups, controls = [], {}
     for known in names:
-        given = spec if known == spec["name"] else None
+        given = spec if known == spec["name"] else _inside(kind, known, own or {})
         with gr.Column(visible=known == spec["name"], elem_classes="strategy") as group:
             about = registry.describe(kind, known)
             html(pictures.note(about["summary"]))
@@ -70,6 +75,12 @@ def picker(kind: str, spec: Mapping[str, Any], side: str) -> Picker:
         **EVENT,
     )
     return Picker(name, controls)
+
+
+def _inside(kind: str, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Initial values of the rules inside a strategy: the model's own one in place of its name."""
+    same = [f for f, rule in fields.inner_rules(kind, name).items() if rule == own.get("name")]
+    return {field: fields.short("guidance", own) for field in same}
 
 
 def grid_picker(side: str, own: Any) -> gr.Dropdown:
@@ -86,7 +97,7 @@ def grid_picker(side: str, own: Any) -> gr.Dropdown:
 
 def results(side: str, visible: bool) -> Results:
     """Result components of one side."""
-    with gr.Column(visible=visible, min_width=300) as column:
+    with gr.Column(visible=visible, min_width=300, elem_id=f"{side}-results") as column:
         title = html(pictures.title(side, ""))
         shown = html(pictures.placeholder(), f"{side}-pictures")
         save = gr.Button(
@@ -141,6 +152,10 @@ def _component(control: Control, ident: str) -> Any:
         return gr.Number(control.shown, placeholder=empty, **common)
     if control.form == "flag":
         return gr.Checkbox(bool(control.shown), **common)
+    if control.form == "rule":
+        return gr.Dropdown(
+            list(control.choices), value=control.shown, allow_custom_value=True, **common
+        )
     if control.form == "choice":
         choices = [(str(c), c) for c in control.choices]
         choices += [("not set", None)] if control.optional else []

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from jinja2 import Environment
 from PIL import Image
 
-from sampler.ui.studio import FinishedRun, Preview
+from sampler.ui.studio import FinishedRun, Preview, reason
 
 FILES = "/gradio_api/file="  # URL prefix of files below the server's temporary folder
 
@@ -69,7 +69,7 @@ def finished(run: FinishedRun) -> str:
     for record in run.records:
         lines = [f"seed {record['seed']}"]
         if record["file"] is None:
-            frame = record["error"] or record["status"]
+            frame = reason(record["error"]) if record["error"] else record["status"]
             figures.append({"kind": "failed", "frame": frame, "lines": lines})
             continue
         if several:
@@ -79,7 +79,7 @@ def finished(run: FinishedRun) -> str:
                 "kind": "made",
                 "link": FILES + quote(str(run.folder / record["file"])),
                 "alt": record["prompt"][:300],
-                "title": f"{record['nfe']} NFE · {seconds(run.seconds)}",
+                "title": f"{record['nfe']} NFE · {seconds(run.seconds)} per image",
                 "lines": [*lines, *record["warnings"]],
             }
         )

@@ -7,6 +7,7 @@ of the command line because the same code generates them.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 import threading
@@ -48,9 +49,12 @@ PREVIEW_SHARE = 4  # minimum ratio of sampling time to preview time
 MAX_PREVIEWS = 4  # images decoded per preview
 
 
-def second_rule(first: str) -> str:
-    """Name of the rule that side B starts with: another one than side A's."""
-    return "none" if first == "apg" else "apg"
+def second_rule(first: Mapping[str, Any]) -> dict[str, Any]:
+    """The rule that side B starts with: another one than side A's, at the same scale."""
+    if first["name"] == "apg":
+        return {"name": "none"}
+    scale = first.get("scale") if first["name"] == "cfg" else None
+    return {"name": "apg"} if scale is None else {"name": "apg", "scale": scale}
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class Studio:
             return None
         found = list(records(run))
         if not tally.done:
-            raise IncompleteError(f"No image was generated: {found[0]['error']}.")
+            raise IncompleteError(f"No image was generated: {reason(found[0]['error'])}.")
         return FinishedRun(folder, config, found, seconds, exports_of(run, config))
 
     def discard(self, run: FinishedRun) -> None:
@@ -194,6 +198,11 @@ class Studio:
             with durable.write_folder(folder) as part:
                 shutil.copytree(run.folder, part, ignore=ignore, dirs_exist_ok=True)
         return folder
+
+
+def reason(error: str) -> str:
+    """What a record says of a failure, without the class of the exception."""
+    return re.sub(r"^exception: \w+: ", "", error).rstrip(".")
 
 
 def exports_of(run: RunFolder, config: Config) -> dict[str, str]:

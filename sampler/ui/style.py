@@ -8,10 +8,12 @@ FONTS = ("system-ui", "-apple-system", "Segoe UI", "Helvetica Neue", "Arial", "s
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
-.gradio-container{width:100%;max-width:1560px!important;margin:0 auto!important}
+.gradio-container{width:100%;max-width:1560px!important;margin:0 auto!important;
+overflow:clip!important} /* hidden would keep #actions from sticking */
 #head h1{font-size:1.35rem;font-weight:600;margin:0}
 #head p{margin:.15rem 0 0;color:var(--body-text-color-subdued);font-size:.9rem}
 #form{align-self:flex-start}
+#actions{position:sticky;bottom:0;z-index:5;padding:.6rem 0;background:var(--body-background-fill)}
 .html-container{padding:0!important}
 #problem:not(:has(p)),[id$=-saved]:not(:has(p)){display:none}
 .controls .form{display:grid!important;width:100%;min-width:0!important;border:0;
@@ -31,8 +33,9 @@ grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));background:none;gap:.
 border-radius:.5rem;background:var(--background-fill-secondary)}
 .pictures .frame{display:grid;place-items:center;padding:1rem;text-align:center;
 font-size:.8rem;border:1px dashed var(--border-color-primary)}
-.stale .pictures img{opacity:.4}
-.stale .title::after{content:"settings changed since";font-size:.8rem;margin-left:.5rem}
+.stale-A #A-results .pictures img,.stale-B #B-results .pictures img{opacity:.4}
+.stale-A #A-results:has(.made) .title::after,.stale-B #B-results:has(.made) .title::after{
+content:"settings changed since";font-size:.8rem;margin-left:.5rem}
 .pictures .at-work img{opacity:.85}
 .pictures figcaption{display:flex;flex-direction:column;gap:.1rem;margin-top:.4rem;
 font-size:.85rem;line-height:1.35}
@@ -45,6 +48,7 @@ border:1px dashed var(--border-color-primary);color:var(--body-text-color-subdue
 border:1px solid var(--error-border-color);background:var(--error-background-fill);
 color:var(--error-text-color)}
 .note{margin:0;font-size:.85rem;color:var(--body-text-color-subdued);overflow-wrap:anywhere}
+@media(max-width:767px){#results{min-height:100vh}} /* so that scrolling to it shows its top */
 .copied textarea{font-family:var(--font-mono)!important;font-size:.8rem!important}
 """
 

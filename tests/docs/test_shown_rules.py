@@ -81,7 +81,7 @@ def shown():
     for path in (*sorted((ROOT / "configs").glob("*.yaml")), *sorted(PRESETS.glob("*.yaml"))):
         if path.name not in NOT_OURS:
             yield from ((spec, path.name) for spec in in_file(path))
-    yield {"name": second_rule("cfg")}, "the playground"
+    yield second_rule({"name": "cfg", "scale": 7.5}), "the playground"
 
 
 def rules():

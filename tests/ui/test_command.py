@@ -7,7 +7,8 @@ import urllib.request
 
 import pytest
 
-from sampler.cli import main, ui
+import sampler
+from sampler.cli import main, models, ui
 
 
 def test_help_imports_nothing_heavy():
@@ -41,7 +42,12 @@ def test_wrong_options_are_a_sentence(capsys):
 def test_it_serves_until_it_is_interrupted(monkeypatch, capsys, tmp_path):
     pytest.importorskip("gradio")
 
+    told = []
+    monkeypatch.setattr(models, "load_engine", lambda model: told.append(capsys.readouterr().err)
+                        or sampler.load())  # fmt: skip
+
     def interrupted():
+        assert told == ["Loading the model ...\n"]
         address = capsys.readouterr().out.strip()
         assert address.startswith("http://127.0.0.1:")
         assert urllib.request.urlopen(address, timeout=60).status == 200

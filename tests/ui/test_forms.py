@@ -8,8 +8,9 @@ from sampler.config.layers import from_sets
 from sampler.config.model import ModelConfig
 from sampler.core.errors import SamplerError
 from sampler.ui.export import python, shell, yaml, yaml_scalar
-from sampler.ui.fields import controls, explanations, spec
+from sampler.ui.fields import controls, explanations, short, spec
 from sampler.ui.form import MAX_IMAGES, Form, StrategyChoice, config_of
+from sampler.ui.studio import second_rule
 
 EVERY = [(kind, name) for kind in ("sampler", "guidance") for name in registry.names(kind)]
 
@@ -49,12 +50,25 @@ def test_the_form_of_a_control_follows_the_type_of_its_field():
     assert (cfg["scale"].form, cfg["scale"].shown, cfg["scale"].optional) == ("number", 7.5, False)
     assert cfg["interval"].form == "yaml" and cfg["interval"].optional
     assert cfg["rescale"].hint == "φ in 0..1; from 0 to 1 (0 is off)"
-    assert adaptive["rule"].form == "yaml" and adaptive["rule"].shown == "cfg"
+    assert adaptive["rule"].form == "rule" and adaptive["rule"].shown == "cfg"
+    assert "apg" in adaptive["rule"].choices and by_name("guidance", "sum")["rules"].form == "yaml"
     assert adaptive["lag"].choices == (0, 1) and adaptive["compact"].form == "choice"
     assert (ghvb["order"].form, ghvb["order"].optional) == ("integer", True)
     assert ghvb["momentum_number"].form == "yaml"  # a number, or a name
     assert by_name("guidance", "autoguidance")["weak"].form == "text"
     assert by_name("guidance", "cfg", {"name": "cfg", "scale": 3.0})["scale"].shown == 3.0
+
+
+def test_rules_inside_start_as_the_models_own():
+    own = sampler.describe("guidance", "cfg")["fields"]
+    own = {"name": "cfg", **{f["name"]: f["default"] for f in own}, "scale": 3.0}
+    assert short("guidance", own) == {"name": "cfg", "scale": 3.0}
+    given = {"rule": short("guidance", own)}
+    shown = by_name("guidance", "forecast", given)["rule"].shown
+    found = spec("guidance", "forecast", {"rule": shown})
+    assert found == {"name": "forecast", "rule": {"name": "cfg", "scale": 3}}
+    assert second_rule(own) == {"name": "apg", "scale": 3.0}
+    assert second_rule({"name": "apg"}) == {"name": "none"}
 
 
 def test_what_controls_hold_becomes_a_spec_that_builds():

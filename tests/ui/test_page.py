@@ -102,7 +102,7 @@ def test_generate_compare_save_and_copy(page, studio, tmp_path):
     assert page.locator("#A-pictures figure.made").count() == 1
     for side in "AB":
         caption = page.locator(f"#{side}-pictures figcaption").inner_text()
-        assert "8 NFE · " in caption and "seed 7" in caption
+        assert "8 NFE · " in caption and " s per image" in caption and "seed 7" in caption
         natural = page.locator(f"#{side}-pictures img").evaluate(
             "i => i.decode().then(() => i.naturalWidth)"
         )
@@ -121,17 +121,28 @@ def test_generate_compare_save_and_copy(page, studio, tmp_path):
     assert len(kept) == 2 and kept[0] != kept[1] and kept.count(made[0]) == 1
 
 
-def test_images_of_other_settings_are_marked(page):
-    stale = page.locator("body.stale")
-    assert stale.count() == 0
+def test_images_of_other_settings_are_marked_until_they_are_made_again(page):
+    marked = {side: page.locator(f"body.stale-{side}") for side in "AB"}
+    assert marked["A"].count() == marked["B"].count() == 0
+    page.locator("#B-guidance-apg-scale input").press("ArrowUp")
+    marked["B"].wait_for(state="attached")
+    assert marked["A"].count() == 0
     page.locator("#prompts textarea").press_sequentially("s")  # fill() is no input event to gradio
-    stale.wait_for(state="attached")
-    assert float(page.locator("#A-pictures img").evaluate("i => getComputedStyle(i).opacity")) < 1
+    marked["A"].wait_for(state="attached")
+    for side in "AB":
+        opacity = page.locator(f"#{side}-pictures img").evaluate("i => getComputedStyle(i).opacity")
+        assert float(opacity) < 1
+    fill(page, steps=0)
     generate(page)
-    stale.wait_for(state="detached")
-    page.locator("#B-pictures figure.made").wait_for()
-    assert stale.count() == 0
-    assert page.locator(".title").last.inner_text() == "B ddim, apg 6, beta"
+    page.locator("#problem p").wait_for()
+    assert marked["A"].count() == 1, "nothing was made, so the old images are still there"
+    fill(page, steps=4)
+    generate(page)
+    for side in "AB":
+        marked[side].wait_for(state="detached")
+        page.locator(f"#{side}-pictures figure.made").wait_for()
+        assert marked[side].count() == 0
+    assert page.locator("#B-results .title").inner_text() == "B ddim, apg 7, beta"
 
 
 def test_wrong_input_is_the_sentence_of_the_command_line(page, capsys):
@@ -173,10 +184,23 @@ def test_an_image_to_start_from(page, studio, tmp_path):
     assert main([*shlex.split(line)[1:], "-q", "-o", str(tmp_path / "again")]) == 0
 
 
+def test_a_narrow_page_goes_to_the_images(page):
+    page.set_viewport_size({"width": 420, "height": 900})
+    page.evaluate("scrollTo(0, 0)")
+    generate(page)
+    page.wait_for_function(
+        "Math.abs(document.getElementById('results').getBoundingClientRect().y) < 9"
+    )
+    page.locator("#A-pictures figure.made").wait_for()
+
+
 def test_the_page_fits_and_asks_nobody_else(page, address):
     for width in (1400, 420):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.evaluate("scrollTo(0, 0)")
+        button = page.locator("#generate").bounding_box()
+        assert 600 < button["y"] < 900, "within reach, wherever the form is scrolled to"
     assert page.asked
     hosts = {urlsplit(url).netloc for url in page.asked if not url.startswith(("data:", "blob:"))}
     assert hosts == {urlsplit(address).netloc}
