@@ -17,6 +17,7 @@ import pytest
 
 from scripts.bench import batch as bench_batch
 from scripts.study import guidance_document as study_guidance_document
+from scripts.study import training as study_training
 from tests.docs.pages import PAGES, ROOT, blocks, prose, read
 
 FIGURES = ROOT / "docs" / "figures"
@@ -102,6 +103,15 @@ def test_the_page_of_guidance(tmp_path):
     study_guidance_document.write_documents(tmp_path, FIGURES)
     for page in study_guidance_document.PAGES:
         assert (tmp_path / page).read_text(encoding="utf-8") == read(f"docs/{page}")
+
+
+def test_the_page_of_the_training_study(tmp_path):
+    """After a new CSV: `python -m scripts.study.training page`."""
+    (tmp_path / "figures").mkdir()
+    shutil.copy(FIGURES / "training_study.csv", tmp_path / "figures")
+    study_training.page(tmp_path)
+    text = (tmp_path / "training_study.md").read_text(encoding="utf-8")
+    assert text == read("docs/training_study.md") and text.count("\n") <= 250
 
 
 def lines_of(page):
