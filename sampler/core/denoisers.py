@@ -10,9 +10,10 @@ from operator import is_
 from typing import Any, Literal
 
 import torch
-from sampler_kernels import leaves, map_tree
+from sampler_kernels import leaves
 from torch import Tensor
 
+from sampler.core.stacking import cat, cat_level, evaluated_rows, stack, take_rows
 from sampler.types import KINDS, Branch, Level, Prediction, Span, Watch
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -83,45 +84,60 @@ class BatchedDenoiser:
         model.
         """
         level, count = span.now, x.shape[0]
-        names_of: dict[tuple[str, Any, str], list[str]] = {}
+        calls: dict[tuple[str, Any, str], list[str]] = {}
         for name, branch in branches.items():
             own = name if self.apart(branch.model) else ""
-            names_of.setdefault((branch.model, branch.mixing, own), []).append(name)
+            calls.setdefault((branch.model, branch.mixing, own), []).append(name)
         outs: dict[str, tuple[Tensor, Tensor | None]] = {}
         answers: dict[str, Any] = {}
-        for (model, mixing, own), names in names_of.items():
+        for (model, mixing, own), names in calls.items():
             if model not in self.models:
                 known = ", ".join(self.models)
                 raise ValueError(f"Unknown model {model!r}; this denoiser has {known}.")
             cost = 1 if mixing is None else self.mixed_rows(model)
-            evaluated = [(n, _rows(branches[n], count, nfe, x.device, cost)) for n in names]
-            evaluated = [(name, rows) for name, rows in evaluated if rows is None or rows.shape[0]]
-            if not evaluated:
-                continue
-            parts = [x if rows is None else x[rows] for _, rows in evaluated]
-            rows = [rows for _, rows in evaluated]
-            cond = self._stacked([branches[name].cond for name, _ in evaluated], rows)
-            given = (_cat(parts), _cat_level(level, rows), cond)
-            with self.context(level, model, own) if own else nullcontext():
-                call = partial(self.forward, *given, model)
-                if mixing is not None:
-                    negative = [_take(branches[name].negative, part) for name, part in evaluated]
-                    call = partial(self.forward_mixed, *given, stack(negative), mixing, model)
-                watched = [n for n in names if branches[n].watch is not None]
-                if watched:
-                    split = dict(zip([name for name, _ in evaluated], parts, strict=True))
-                    out, seen = self._watched(call, split, branches[watched[0]].watch, level, model)
-                    answers |= {name: seen[name] for name in watched if name in seen}
-                else:
-                    out = call()
-            half = out.dtype in HALF_DTYPES and x.dtype is not torch.float64
-            if not half:  # half precision is converted where it is first used
-                out = out.to(x.dtype)
-            cut = out.split_with_sizes([part.shape[0] for part in parts])
-            for (name, which), part in zip(evaluated, cut, strict=True):
-                outs[name] = (part, which)
-        found = self._filled(x, branches, outs, level)
-        return found | {name: replace(found[name], seen=seen) for name, seen in answers.items()}
+            rows = {
+                name: evaluated_rows(branches[name], count, nfe, x.device, cost) for name in names
+            }
+            rows = {name: at for name, at in rows.items() if at is None or at.shape[0]}
+            if rows:
+                with self.context(level, model, own) if own else nullcontext():
+                    found, seen = self._evaluate(x, level, branches, rows, model)
+                outs |= {name: (found[name], at) for name, at in rows.items()}
+                answers |= seen
+        preds = self._filled(x, branches, outs, level)
+        return preds | {name: replace(preds[name], seen=seen) for name, seen in answers.items()}
+
+    def _evaluate(
+        self,
+        x: Tensor,
+        level: Level,
+        branches: Mapping[str, Branch],
+        rows: Mapping[str, Tensor | None],
+        model: str,
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Call a network once for the rows of some branches.
+
+        Returns the raw output of each branch, and the attention maps of those with a `Watch`.
+        """
+        parts = {name: x if at is None else x[at] for name, at in rows.items()}
+        chosen, first = list(rows.values()), branches[next(iter(rows))]
+        cond = self._stacked([branches[name].cond for name in rows], chosen)
+        inputs = (cat(list(parts.values())), cat_level(level, chosen), cond)
+        call = partial(self.forward, *inputs, model)
+        if first.mixing is not None:
+            negative = stack([take_rows(branches[name].negative, at) for name, at in rows.items()])
+            call = partial(self.forward_mixed, *inputs, negative, first.mixing, model)
+        watched = [name for name in rows if branches[name].watch is not None]
+        seen: dict[str, Any] = {}
+        if watched:
+            out, maps = self._watched(call, parts, branches[watched[0]].watch, level, model)
+            seen = {name: maps[name] for name in watched}
+        else:
+            out = call()
+        if out.dtype not in HALF_DTYPES or x.dtype is torch.float64:
+            out = out.to(x.dtype)  # half precision is converted where it is first used
+        cut = out.split_with_sizes([part.shape[0] for part in parts.values()])
+        return dict(zip(rows, cut, strict=True)), seen
 
     def _watched(
         self,
@@ -167,7 +183,7 @@ class BatchedDenoiser:
         if len(conds) == 1 and rows[0] is None:
             return conds[0]
         if torch.is_grad_enabled() or any(r is not None for r in rows):
-            return stack([_take(c, r) for c, r in zip(conds, rows, strict=True)])
+            return stack([take_rows(c, r) for c, r in zip(conds, rows, strict=True)])
         parts = [*conds, *leaves(conds)]
         tensors = [part for part in parts if isinstance(part, Tensor)]
         if any(t.is_inference() for t in tensors):  # these do not count how often they change
@@ -233,73 +249,3 @@ def denoiser(
     if prediction not in KINDS:
         raise ValueError(f"Unknown prediction type {prediction!r}; one of {', '.join(KINDS)}.")
     return FunctionDenoiser({"main": fn, **(models or {})}, prediction)
-
-
-def _rows(
-    branch: Branch, count: int, nfe: list[int], device: torch.device, cost: int
-) -> Tensor | None:
-    """The indices of the rows to evaluate, on the device of x, None for all.
-
-    Counts them, as `cost` rows of the network each.
-    """
-    if branch.rows is None or bool(branch.rows.all()):
-        for b in range(count):
-            nfe[b] += cost
-        return None
-    index = branch.rows.nonzero()[:, 0]
-    for b in index.tolist():
-        nfe[b] += cost
-    # From pinned memory, so that the copy does not wait for what the device has still to do.
-    return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
-
-
-def _cat(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _take(cond: Any, rows: Tensor | None) -> Any:
-    if rows is None:
-        return cond
-
-    def take(leaf: Any) -> Any:
-        return leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) else leaf
-
-    return map_tree(take, cond)
-
-
-def stack(conds: list[Any]) -> Any:
-    """Join condition trees: tensors are concatenated, other values must be equal."""
-    if len(conds) == 1:
-        return conds[0]
-    if any(c is None for c in conds):
-        if all(c is None for c in conds):
-            return None
-        raise ValueError("A rule needs a condition for every branch: give Cond(cond=, uncond=).")
-
-    def join(*parts: Any) -> Any:
-        if isinstance(parts[0], Tensor):
-            return cat_rows(parts)
-        if any(part != parts[0] for part in parts):
-            raise ValueError(f"Branches disagree on {parts[0]!r:.40}; only tensors may differ.")
-        return parts[0]
-
-    return map_tree(join, *conds)
-
-
-def cat_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate along dim 0; texts [R, L, ...] of different lengths L are zero-padded.
-
-    Families whose texts differ in length pass a mask as well, which is zero-padded likewise.
-    """
-    length = max(part.shape[1] if part.ndim > 1 else 0 for part in parts)
-    if all(part.ndim < 2 or part.shape[1] == length for part in parts):
-        return torch.cat(list(parts))
-    short = [(part, (0,) * (2 * part.ndim - 3) + (length - part.shape[1],)) for part in parts]
-    return torch.cat([torch.nn.functional.pad(part, by) for part, by in short])
-
-
-def _cat_level(level: Level, rows: list[Tensor | None]) -> Level:
-    """Select per-row levels with their rows; a common level applies to all."""
-    if not isinstance(level.sigma, Tensor):
-        return level
-    return Level(*(_cat([v if r is None else v[r] for r in rows]) for v in level))

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +24,8 @@ from sampler.core.images import to_pixels
 from sampler.core.loop import Loop
 from sampler.core.prompt_weights import UNREAD, has_weights
 from sampler.runs.jobs import Job, JobSettings
-from sampler.runs.media import Sound
 from sampler.types import Snapshot
+from sampler.workers.outcomes import Failure, GeneratedImage, Outcome, failure_of
 from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.recovery import (
     decode_float32,
@@ -42,32 +41,6 @@ class Stopped(BaseException):
 
 class _OutOfMemory(Exception):
     """A batch did not fit into memory."""
-
-
-@dataclass(frozen=True)
-class GeneratedImage:
-    """Pixels [H, W, 3] of uint8, network evaluations, milliseconds, and size of the micro-batch.
-
-    pixels: [F, H, W, 3] of a video; a sound.
-    """
-
-    pixels: np.ndarray | Sound
-    nfe: int
-    ms: int
-    micro: int
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Reason for a missing image. code: oom, nonfinite, exception or flagged."""
-
-    code: str
-    where: str
-    message: str
-
-
-Outcome = GeneratedImage | Failure
 
 
 def runs_hosted(engine: Loop, settings: JobSettings) -> bool:
@@ -125,10 +98,10 @@ class BatchRunner:
                 raise _OutOfMemory from None
             if self.strict and not memory:
                 raise SamplerError(
-                    f"Image {jobs[0].index}: {_failure(error, False).message}"
+                    f"Image {jobs[0].index}: {failure_of(error, False).message}"
                 ) from error
             if len(jobs) == 1 or memory:
-                return [_failure(error, memory)] * len(jobs)
+                return [failure_of(error, memory)] * len(jobs)
         half = len(jobs) // 2
         return self._run_or_split(jobs[:half], groups) + self._run_or_split(jobs[half:], groups)
 
@@ -260,14 +233,3 @@ def _rule(specs: Sequence[Mapping[str, Any]], device: torch.device) -> Any:
     if len(set(scales)) == 1:
         return rule
     return replace(rule, scale=torch.tensor(scales, dtype=torch.float32, device=device))
-
-
-def _failure(error: BaseException, memory: bool) -> Failure:
-    text = " ".join(str(error).split())[:500] or type(error).__name__
-    if memory:
-        return Failure("oom", "device", "out of memory")
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = trace.tb_frame.f_globals.get("__name__", "?") if trace is not None else "?"
-    return Failure("exception", str(where), f"{type(error).__name__}: {text}")

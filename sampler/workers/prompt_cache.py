@@ -15,8 +15,8 @@ from sampler_kernels import leaves, map_tree
 from torch import Tensor
 
 from sampler.core.adapter import PipelineAdapter
-from sampler.core.denoisers import cat_rows
 from sampler.core.locks import exclusive
+from sampler.core.stacking import cat_rows
 from sampler.types import Cond
 from sampler.workers.recovery import free_memory
 

@@ -19,7 +19,8 @@ from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import Job, JobSettings, canonical
 from sampler.runs.media import Sound
 from sampler.runs.relocation import groups_again
-from sampler.workers.batch_runner import BatchRunner, GeneratedImage, Outcome
+from sampler.workers.batch_runner import BatchRunner
+from sampler.workers.outcomes import GeneratedImage, Outcome
 from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.work import dtype_of
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from sampler.core.loop import Loop
 from sampler.runs.media import Sound
-from sampler.workers.batch_runner import Failure, GeneratedImage, Outcome
+from sampler.workers.outcomes import Failure, GeneratedImage, Outcome
 
 
 def apply_safety_policy(

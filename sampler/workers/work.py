@@ -20,7 +20,8 @@ from sampler.runs.folder import Check, RunFolder
 from sampler.runs.jobs import Job
 from sampler.runs.relocation import groups_again
 from sampler.runs.writer import ImageWriter, WriteItem, failed_name
-from sampler.workers.batch_runner import BatchRunner, Failure, GeneratedImage, Outcome, Stopped
+from sampler.workers.batch_runner import BatchRunner, Stopped
+from sampler.workers.outcomes import Failure, GeneratedImage, Outcome
 from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.safety import apply_safety_policy
 
