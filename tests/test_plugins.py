@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sampler
-from sampler.rewards.base import score
+from sampler.rewards.scoring import score
 from sampler.runs.metadata import read_record
 from tests.analytic import sigma_grid
 from tests.laws.world import Counting, cond, noise, run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ import typer
 from sampler import registry
 from sampler.cli.open_run import open_run
 from sampler.cli.report import Report, counted
+from sampler.cli.run_report import print_estimate, report_end, report_existing, report_plan
 from sampler.config.schema import Config
 from sampler.core.errors import UsageError
 from sampler.models.folder import default_strategies
 from sampler.runs.extend import extend
 from sampler.runs.folder import RunFolder
-from sampler.runs.jobs import JobSettings
 from sampler.runs.location import (
     RunLocation,
     check_writable,
@@ -28,19 +28,14 @@ from sampler.runs.location import (
     unused,
     wait_for_plan,
 )
-from sampler.runs.names import image_name
 from sampler.runs.source import DRAWN, Source
 from sampler.runs.start import PlannedRun, start
 from sampler.runs.stop import StopFlag, stop_on_signals
 from sampler.runs.store import Store
-from sampler.types import Level
 
 if TYPE_CHECKING:
     from sampler.engine import Engine
     from sampler.workers.work import Tally, WorkOptions
-
-BYTES_PER_PIXEL = 1.7  # of PNGs of the bundled model, with metadata
-BYTES_PER_JOB = 700  # its lines in jobs.jsonl and the journal
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def generate(
         report.note(f"sampler: {note}.")
     if planned is not None:
         if options.dry_run:
-            _print_estimate(planned, report)
+            print_estimate(planned, report)
             return None
         if count := len(planned.plan.duplicates):
             images = "1 image is" if count == 1 else f"{count} images are"
@@ -171,10 +166,10 @@ def finish(
 ) -> None:
     """Generate what is missing and report the outcome. Raises SamplerError and typer.Exit."""
     check = "hash" if options.repair else "size"
-    _report_plan(run, report)
+    report_plan(run, report)
     missing = run.missing(retry_errors=options.retry_errors, check=check)
     if location.rank == 0:
-        _report_existing(run, missing, report)
+        report_existing(run, missing, report)
     if not missing:
         report.event("summary", done=0, failed=0, skipped=run.total, out=run.store.where)
         what = "The image exists" if run.total == 1 else f"All {run.total} images exist"
@@ -200,7 +195,7 @@ def finish(
         with report.progress(run.total) as meter:
             on_written = meter.lines(run.store.where)
             tally = execute(run, load, location, work_options, stop, on_written, meter.skip)
-    _report_end(run, tally, report)
+    report_end(run, tally, report)
     if tally.stopped:
         report.note(f"Stopped. `sampler resume {run.store.where}` continues the run.")
         raise typer.Exit(128 + (stop.signal or 2))
@@ -229,87 +224,3 @@ def _run_on_ray(
             meter.skip,
             engine_of,
         )
-
-
-def _report_plan(run: RunFolder, report: Report) -> None:
-    first = run.groups[0]
-    plan = {
-        "images": run.total,
-        "batches": len(run.batches),
-        "batch_size": max(len(batch.jobs) for batch in run.batches),
-        "groups": len(run.groups),
-        "duplicates": len(run.duplicates),
-        "steps": first.steps,
-        "sampler": first.sampler,
-        "guidance": first.guidance,
-        "model": run.model.label,
-        "out": run.store.where,
-    }
-    report.event("plan", **plan)
-    for name, value in plan.items():
-        report.detail(f"{name}: {value}")
-
-
-def _report_existing(run: RunFolder, missing: Mapping[int, Sequence[int]], report: Report) -> None:
-    """Print the paths of the images that exist, so that stdout always lists the whole run."""
-    left = {run.key(index) for indices in missing.values() for index in indices}
-    entries = run.results().entries
-    for index in range(run.total):
-        entry = entries.get(run.key(index), {})
-        if entry.get("status") == "ok" and run.key(index) not in left:
-            file = f"{run.store.where}/{entry['file']}"
-            report.event("item", **{**entry, "file": file, "existed": True})
-            report.result(file)
-
-
-def _report_end(run: RunFolder, tally: Tally, report: Report) -> None:
-    counts = {"done": tally.done, "failed": tally.failed, "skipped": tally.skipped}
-    report.event("summary", **counts, nfe=tally.nfe, out=run.store.where)
-    more = f", {tally.failed} failed" if tally.failed else ""
-    more += f", {tally.skipped} existed" if tally.skipped else ""
-    report.note(f"{counted(tally.done, 'image')} in {run.store.where}{more}.")
-
-
-def _print_estimate(planned: PlannedRun, report: Report) -> None:
-    """Print what a run would generate and cost, for --dry-run."""
-    plan, output = planned.plan, planned.output
-    sizes = list(zip(map(len, plan.members), plan.groups, strict=True))
-    nfe = sum(count * max_nfe(settings) for count, settings in sizes)
-    size = sum(count * _bytes_per_image(settings) for count, settings in sizes)
-    names = [
-        image_name(job, plan.groups[job.group], plan.jobs, output.template, output.encoding.suffix)
-        for job in (planned.first, planned.last)
-    ]
-    batches = len(plan.batches())
-    report.event(
-        "plan",
-        images=plan.jobs,
-        duplicates=len(plan.duplicates),
-        batches=batches,
-        groups=len(plan.groups),
-        nfe=nfe,
-        bytes=int(size),
-        first=names[0],
-        last=names[1],
-        hash=plan.hash,
-    )
-    report.result(
-        f"{counted(plan.jobs, 'image')} ({counted(len(plan.duplicates), 'duplicate')} removed) in "
-        f"{counted(batches, 'batch')}, {counted(len(plan.groups), 'setting')}\n"
-        f"about {nfe} network evaluations, {size / 2**20:.1f} MiB\n"
-        f"{names[0]}\n{names[1]}"
-    )
-
-
-def max_nfe(settings: JobSettings) -> int:
-    """Largest NFE of an image: levels that the sampler evaluates, times branches of the rule."""
-    ramp = [k / settings.steps for k in range(settings.steps, -1, -1)]
-    grid = tuple(Level(round(999 * s), (1 - 0.999 * s * s) ** 0.5, s) for s in ramp)
-    levels = registry.build("sampler", settings.sampler).levels(grid)
-    needs = registry.build("guidance", settings.guidance).needs
-    return (len(levels) - 1) * len(needs)
-
-
-def _bytes_per_image(settings: JobSettings) -> float:
-    pixels = (settings.height or 512) * (settings.width or 512)
-    return BYTES_PER_PIXEL * pixels + BYTES_PER_JOB

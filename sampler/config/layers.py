@@ -17,7 +17,8 @@ from typing import Any
 from sampler.config import formats
 from sampler.config import yaml as strict_yaml
 from sampler.config.options import Preset
-from sampler.config.schema import STRATEGIES, Config, KeyPath, checked
+from sampler.config.problems import KeyPath
+from sampler.config.schema import STRATEGIES, Config, checked
 from sampler.core.errors import UsageError
 
 PRESETS = Path(__file__).parent / "presets"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sampler.core import grids, spacings
+from sampler.core import grids, named_grids, spacings
 from sampler.core.noise_levels import Final, NoiseLevels, from_ratio
 from sampler.core.ramps import RAMPS
 from sampler.registry.constraints import as_int
@@ -74,7 +74,7 @@ class LevelGrids(NoiseLevels):
         if isinstance(chosen, spacings.Listed):
             levels = self._listed_levels(steps, chosen, mu)
         elif chosen is not None:
-            found = spacings.places(chosen.name, self._axis(mu), steps, chosen.options)
+            found = named_grids.places(chosen.name, self._axis(mu), steps, chosen.options)
             levels = self._placed(found)
         elif self.process == "flow":
             levels = self._flow_levels(steps, mu, sigmas)
@@ -123,9 +123,9 @@ class LevelGrids(NoiseLevels):
             noisy, clean = (float(np.interp(times[i], index, ratios)) for i in (0, -1))
             ends = (clean, min(noisy, float(known[-1])))
         sigmas = self._ramp(steps, *ends, name)
-        return self._placed([spacings.Place(s) for s in sigmas], as_stock)
+        return self._placed([named_grids.Place(s) for s in sigmas], as_stock)
 
-    def _axis(self, mu: float | None) -> spacings.Axis:
+    def _axis(self, mu: float | None) -> named_grids.Axis:
         """The training levels, for named grids."""
         N = self.train_steps
         if self.process == "flow":
@@ -136,7 +136,7 @@ class LevelGrids(NoiseLevels):
                 return shift * time / (1 + (shift - 1) * time)
 
             table = [shifted(j) for j in range(N)]
-            return spacings.Axis(table, shifted, N - 1, N * table[0] - 1, self.prediction)
+            return named_grids.Axis(table, shifted, N - 1, N * table[0] - 1, self.prediction)
         if self.process == "edm":
             table = self._ramp(N, 0.002, 80.0)[::-1]
         else:
@@ -153,9 +153,9 @@ class LevelGrids(NoiseLevels):
             return math.exp(logs[low] + (place - low) * (logs[low + 1] - logs[low]))
 
         ends = (self.sigma_min, self.sigma_max)
-        return spacings.Axis(table, between, N - 1, 0, self.prediction, ends)
+        return named_grids.Axis(table, between, N - 1, 0, self.prediction, ends)
 
-    def _placed(self, found: Sequence[spacings.Place], as_stock: bool = False) -> list[Level]:
+    def _placed(self, found: Sequence[named_grids.Place], as_stock: bool = False) -> list[Level]:
         """Levels of places; times are rounded where they stay distinct, or `as_stock`."""
         if self.process == "flow":
             noise = self._stretched([place.noise for place in found])
@@ -185,12 +185,12 @@ class LevelGrids(NoiseLevels):
             if values[0] > top:
                 raise ValueError(f"grid: {values[0]:g} must be at most {top:g} here.")
             at = [self.train_steps * v - 1 if unit == "times" else v for v in values]
-            return self._placed([spacings.Place(axis.noise(t), t) for t in at])
+            return self._placed([named_grids.Place(axis.noise(t), t) for t in at])
         if unit == "timesteps":
             values = tuple(self.level(t).sigma for t in values)
         if self.process == "flow" and values[0] > 1:
             raise ValueError(f"grid: sigma = {values[0]:g} of a flow model must be at most 1.")
-        return self._placed([spacings.Place(v) for v in values])
+        return self._placed([named_grids.Place(v) for v in values])
 
     def _stretched(self, sigmas: list[float]) -> list[float]:
         if self.terminal is None or sigmas[-1] >= 1:

@@ -17,8 +17,9 @@ from sampler import registry
 from sampler.bundled import backgrounds, concepts
 from sampler.bundled.classifier import Logits
 from sampler.bundled.judge import load
-from sampler.rewards.base import FunctionReward, RewardBase, score_parts
+from sampler.rewards.base import FunctionReward, RewardBase
 from sampler.rewards.classify import named_label
+from sampler.rewards.scoring import score_parts
 from sampler.rewards.simple import named_colour
 from sampler.runs.jobs import canonical
 

@@ -12,7 +12,8 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from sampler.registry.constraints import check_fields, hints, on_construction, type_text, words
+from sampler.registry.constraints import check_fields, on_construction
+from sampler.registry.ranges import hints, type_text, words
 from sampler.types import GuidanceBase, SamplerBase
 
 T = TypeVar("T", bound=type)

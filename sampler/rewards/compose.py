@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sampler.registry import register
 from sampler.registry.constraints import Nonnegative, Positive
-from sampler.rewards.base import Prompt, RewardBase, Scores, as_reward, scored
+from sampler.rewards.base import Prompt, RewardBase, Scores, as_reward
+from sampler.rewards.scoring import scored
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,8 @@ from annotated_types import Ge, Le
 
 from sampler.core.jpeg import CHROMINANCE, COSINES, LUMINANCE, YCBCR, scaled_table
 from sampler.registry import register
-from sampler.rewards.base import PixelReward, score_dtype
+from sampler.rewards.base import PixelReward
+from sampler.rewards.scoring import score_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor

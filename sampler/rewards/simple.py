@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from annotated_types import Gt, Le
 
 from sampler.registry import register
-from sampler.rewards.base import PixelReward, RewardBase, score_dtype
+from sampler.rewards.base import PixelReward, RewardBase
+from sampler.rewards.scoring import score_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor

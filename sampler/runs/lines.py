@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sampler import registry
 from sampler.config.schema import Limits
 from sampler.core.errors import SamplerError, UsageError
-from sampler.registry.constraints import allowed, hints, without_none
+from sampler.registry.ranges import allowed, hints, without_none
 from sampler.runs.cells import RANDOM_SEED, STRATEGIES, given, scalar
 from sampler.runs.jobs import canonical
 from sampler.runs.readers import RawLine

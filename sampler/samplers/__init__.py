@@ -8,22 +8,19 @@ from sampler.samplers.daps import DAPS
 from sampler.samplers.ddim import DDIM
 from sampler.samplers.deis import DEIS, GradientEstimation
 from sampler.samplers.difface import DifFace
+from sampler.samplers.dpmpp import DPMSolverPP2M, DPMSolverPP2MSDE, DPMSolverPP3MSDE
 from sampler.samplers.er_sde import ERSDE
 from sampler.samplers.flow_policy import CPS, DanceSDE, FlowSDE
 from sampler.samplers.ghvb import GHVB
 from sampler.samplers.heavy_ball import HeavyBall
 from sampler.samplers.heun import Heun
 from sampler.samplers.multistep import AdamsBashforth
-from sampler.samplers.multistep_data import (
-    DPMSolverPP2M,
-    DPMSolverPP2MSDE,
-    DPMSolverPP3MSDE,
-    RESMultistep,
-)
 from sampler.samplers.nesterov import Nesterov
-from sampler.samplers.predictor_corrector import SASolver, UniPC
 from sampler.samplers.reddiff import REDDiff
+from sampler.samplers.res_multistep import RESMultistep
+from sampler.samplers.sa_solver import SASolver
 from sampler.samplers.two_stage import RES2S, DPMSolverPP2S, DPMSolverPPSDE
+from sampler.samplers.unipc import UniPC
 
 __all__ = [
     "ADMM",

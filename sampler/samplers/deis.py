@@ -10,8 +10,8 @@ from annotated_types import DocInfo, Ge, Le
 
 from sampler.registry import register
 from sampler.samplers.coordinates import advance, euler, log_snr, slope, weighted
+from sampler.samplers.dpmpp import SHORT_RUN
 from sampler.samplers.exponential import History, falling
-from sampler.samplers.multistep_data import SHORT_RUN
 from sampler.samplers.multistep_weights import places, weights
 from sampler.samplers.shares import refuse_rows
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span

@@ -9,6 +9,7 @@ from sampler.core.binding import SamplerContext
 from sampler.registry import register
 from sampler.samplers.coefficients import Order, adams_bashforth
 from sampler.samplers.coordinates import Space, advance, check_space, euler, slope, weighted
+from sampler.samplers.dpmpp import second_order
 from sampler.samplers.exponential import line
 from sampler.samplers.momentum import (
     Beta,
@@ -19,8 +20,7 @@ from sampler.samplers.momentum import (
     require_number,
     resolved,
 )
-from sampler.samplers.multistep_data import second_order
-from sampler.samplers.predictor_corrector import Compat, unipc
+from sampler.samplers.unipc import Compat, unipc
 from sampler.types import Level, Move, Prediction, SamplerBase, Span
 
 

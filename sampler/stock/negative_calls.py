@@ -10,7 +10,7 @@ import torch
 from sampler_kernels import map_tree
 from torch import Tensor
 
-from sampler.core.denoisers import cat_rows
+from sampler.core.stacking import cat_rows
 from sampler.pipelines.base import adapt
 from sampler.pipelines.layouts import layout_of
 from sampler.pipelines.negative import mixed

@@ -11,7 +11,7 @@ import torch
 
 from sampler.core.errors import IncompleteError
 from sampler.registry import spec_of
-from sampler.rewards.base import NonFiniteScore
+from sampler.rewards.scoring import NonFiniteScore
 from sampler.training import batches, checkpoint, evaluate
 from sampler.training.averages import warm_decay
 from sampler.training.base import TrainerBase

@@ -23,7 +23,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sampler import registry
 from sampler.config.layers import Layer, merged
 from sampler.config.model import ModelConfig
-from sampler.config.schema import FilePath, KeyPath, first_problem, source_of
+from sampler.config.problems import KeyPath, first_problem, source_of
+from sampler.config.schema import FilePath
 from sampler.core.errors import SamplerError, UsageError
 from sampler.rewards.python import has_python
 from sampler.training.settings import settings_from

@@ -17,7 +17,8 @@ from sampler.core.errors import SamplerError
 from sampler.core.trajectory import Run, begin, conditions
 from sampler.engine import Engine
 from sampler.evaluation.scorers import ImageScorer
-from sampler.rewards.base import NonFiniteScore, RewardBase, Scores, check_finite, score_parts
+from sampler.rewards.base import RewardBase, Scores
+from sampler.rewards.scoring import NonFiniteScore, check_finite, score_parts
 from sampler.training.batches import Batch
 from sampler.types import Cond, Guidance, Sampler
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from sampler.core.batch import Result, Sample, expand
 from sampler.core.images import as_images
 from sampler.registry.constraints import as_int
-from sampler.rewards.base import Prompt, RewardBase, score
+from sampler.rewards.base import Prompt, RewardBase
 from sampler.rewards.python import reward_from
+from sampler.rewards.scoring import score
 
 META = "best_of"
 DRAFTS = "drafts"  # run folder of the drafts, inside of that of the images

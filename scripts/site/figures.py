@@ -109,7 +109,7 @@ def pool() -> tuple[list[str], Tensor]:
 def by_score(spec: Any) -> list[Image.Image]:
     """Images of the pool, from the lowest score to the highest."""
     from sampler.core.batch import to_output
-    from sampler.rewards.base import score
+    from sampler.rewards.scoring import score
 
     texts, images = pool()
     order = score(registry.build("reward", spec), images, texts).argsort().tolist()

@@ -26,7 +26,7 @@ from sampler.bundled import prompts
 from sampler.evaluation.intervals import paired, resampled
 from sampler.evaluation.lines import seed_of
 from sampler.evaluation.scorers import JudgeScorer
-from sampler.rewards.base import score
+from sampler.rewards.scoring import score
 
 FIGURES = Path(__file__).parents[2] / "docs" / "figures" / "best_of.csv"
 FULL, DRAFTS = 12, (2, 3, 4, 6)

@@ -29,7 +29,7 @@ import sampler
 from sampler import bundled
 from sampler.bundled import classifier, measures
 from sampler.models.lora import load_lora, unload_lora
-from sampler.rewards.base import score
+from sampler.rewards.scoring import score
 from scripts.study.finetune_plots import curves, strips
 from scripts.study.finetune_summary import FIELDS, summary
 

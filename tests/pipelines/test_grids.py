@@ -10,7 +10,7 @@ import torch
 from scipy.stats import beta
 
 import sampler
-from sampler.core import ramps, spacings
+from sampler.core import named_grids, ramps, spacings
 from sampler.core.ramps import beta_quantiles
 from sampler.core.spacings import NAMES
 from tests import tiny
@@ -62,8 +62,8 @@ def test_named_grids_are_the_published_ones(case, right, times):
         options = spacings.options_of(name, {"rho": case["rho"]})
         found = [*ramps.polyexponential(right[-2], right[0], steps, options), 0.0]
     elif table == "SVD":
-        axis = spacings.Axis([0.002, 700.0], lambda t: t, 1, 0, "v")
-        found = [p.noise for p in spacings.places(spacing, axis, steps, {})] + [0.0]
+        axis = named_grids.Axis([0.002, 700.0], lambda t: t, 1, 0, "v")
+        found = [p.noise for p in named_grids.places(spacing, axis, steps, {})] + [0.0]
     else:
         known = schedule(table, name, case.get("scheduler", "DDIMScheduler"))
         mu = None if known.dynamic is None else 1.15

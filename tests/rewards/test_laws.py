@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 
 import sampler
 from sampler.core.errors import UsageError
-from sampler.rewards.base import NonFiniteScore, Prompt, as_reward, score
+from sampler.rewards.base import Prompt, as_reward
 from sampler.rewards.heads import ScoreHead
 from sampler.rewards.python import reward_from
+from sampler.rewards.scoring import NonFiniteScore, score
 from tests.rewards import worlds
 
 PROMPTS = ["a dog on a red background", "a cat on blue", "a car on a sky blue background"]

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from sampler import registry
-from sampler.registry import constraints
+from sampler.registry import ranges
 from sampler.training.settings import Settings
 
 TINY = 1e-9
@@ -92,8 +92,8 @@ def cases():
     for field, ends in SETTINGS.items():
         yield "fit", Settings, field, ends
     for kind, table in (("trainer", TRAINERS), ("reward", REWARDS)):
-        for name, ranges in table.items():
-            for field, ends in ranges.items():
+        for name, limits in table.items():
+            for field, ends in limits.items():
                 yield name, registry.lookup(kind, name), field, ends
 
 
@@ -125,5 +125,5 @@ def test_no_numeric_field_is_left_out():
 
 
 def _type(cls, field):
-    hint = constraints.hints(cls)[field]
+    hint = ranges.hints(cls)[field]
     return "" if "Literal" in str(hint) else inspect.formatannotation(hint)

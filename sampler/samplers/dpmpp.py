@@ -1,4 +1,4 @@
-"""The DPM-Solver++ family and RES: multistep methods on x0, with the step of `exponential.py`."""
+"""The DPM-Solver++ family: multistep methods on x0, with the step of `exponential.py`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import DocInfo, Ge, Le
+from annotated_types import DocInfo, Ge
 
 from sampler.registry import register
 from sampler.registry.constraints import Nonnegative
-from sampler.samplers.coordinates import is_flow
 from sampler.samplers.exponential import (
     Clock,
     History,
@@ -26,15 +25,14 @@ from sampler.samplers.shares import NoiseKind, share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 Eta = Annotated[float, Ge(0), DocInfo("0 is deterministic")]
-Order = Annotated[int, Ge(1), Le(3)]
 Solver = Literal["midpoint", "heun"]
 RULES = {"midpoint": flat, "heun": weights}
 
 # Stock and published DPM-Solver++ end with a first-order step in runs shorter than this.
 SHORT_RUN = 15
-# Below these numbers of steps the bundled model misses prompts that it meets with others
+# Below this number of steps the bundled model misses prompts that it meets with others
 # (docs/samplers.md, quality against evaluations).
-LEAST_3M, LEAST_RES = 25, 8
+MIN_STEPS_3M = 25
 
 
 class DataMultistep(SamplerBase):
@@ -160,54 +158,14 @@ class DPMSolverPP3MSDE(DataMultistep):
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         if self.stochastic:
-            _warn_below(LEAST_3M, "dpmpp_3m_sde overshoots", span, "er_sde")
+            warn_short_run(MIN_STEPS_3M, "dpmpp_3m_sde overshoots", span, "er_sde")
         k, fresh = share("sde", span, self.eta)
         rule = _halved if self.weights == "published" else weights
         e, history = extrapolated(pred, span, state, 3, rule, k)
         return noisy(self, line(pred, span, e, k), span, fresh, history)
 
 
-@register("sampler", "res_multistep")
-@dataclass(frozen=True)
-class RESMultistep(DataMultistep):
-    """RES: the exact exponential integral of a polynomial through the last predictions of x0.
-
-        e = sum_j w_j·m_j,   sum_j w_j·s_j^i = M_i(H),   i = 0 .. order − 1
-
-    s_j and M as for `dpmpp_3m_sde`: of order 2 it is `dpmpp_2m` with `solver_type: heun`. The step
-    is that of `dpmpp_2m_sde`.
-
-    order: 1 (DDIM) to 3; 2 by default.
-    eta: amount of noise, at least 0; 0 (default) is deterministic, 1 is res_multistep_ancestral.
-    s_noise, noise: as for `dpmpp_2m_sde`.
-    clock: "auto" (default), −ln sigma on flow models and lambda elsewhere; or "snr", "sigma" for
-        one of them. With eta above 0 it is always lambda.
-    """
-
-    order: Order = 2
-    eta: Eta = 0.0
-    s_noise: Nonnegative = 1.0
-    clock: Clock = "auto"
-    noise: NoiseKind = "step"
-
-    reference: ClassVar[str] = (
-        "Refined Exponential Solver (Zhang et al., 2023), arXiv:2308.02157; ComfyUI's res_multistep"
-    )
-
-    @property
-    def convergence(self) -> float | None:
-        return None if self.stochastic else float(min(self.order, 2))
-
-    def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
-        if is_flow(span) and self.order > 1:
-            _warn_below(LEAST_RES, "res_multistep overshoots on flow models", span, "unipc")
-        k, fresh = share("sde", span, self.eta)
-        clock = "snr" if self.stochastic else self.clock
-        e, history = extrapolated(pred, span, state, self.order, weights, k, clock)
-        return noisy(self, line(pred, span, e, k), span, fresh, history)
-
-
-def _warn_below(least: int, what: str, span: Span, instead: str) -> None:
+def warn_short_run(least: int, what: str, span: Span, instead: str) -> None:
     """Warn at the first of several steps, if a run has fewer than `least`."""
     if span.index == 0 and 1 < span.total < least:
         warnings.warn(
