@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -10,17 +9,9 @@ from typing import Any, Literal
 import torch
 
 from sampler import registry
-from sampler.core.batch import (
-    DEFAULT_BATCH,
-    Output,
-    Result,
-    clean_latents,
-    expand,
-    sample_batch,
-    to_output,
-)
+from sampler.core.batch import DEFAULT_BATCH, Output, Result, Sample, expand
 from sampler.core.binding import SamplerContext, bind_sampler
-from sampler.core.graphs import graphed
+from sampler.core.generation import GenerateRequest, generate_batches
 from sampler.core.images import strength_of
 from sampler.core.loop import Loop
 from sampler.core.spacings import count_of
@@ -30,7 +21,7 @@ from sampler.registry.constraints import as_int
 from sampler.restoration import Restored, restore
 from sampler.samplers.aliases import named
 from sampler.workers.best_of import check_best_of, generate_best
-from sampler.workers.from_python import GenerateRequest, generate_into
+from sampler.workers.from_python import generate_into
 
 
 class Engine(Loop):
@@ -95,14 +86,16 @@ class Engine(Loop):
         IncompleteError (failed images), RunFolderError (a folder of another plan, or in use),
         StorageError and MemoryLimitError.
         """
+        settings: dict[str, Any] = {
+            "steps": steps, "height": height, "width": width, "sampler": sampler,
+            "guidance": guidance, "batch_size": batch_size, "output": output, "image": image,
+            "progress": progress, "strength": strength, "out": out, "graph": graph,
+            "inputs": inputs, "grid": grid,
+        }  # fmt: skip
         if best_of is not None:
             return generate_best(
                 self.generate, prompts, negative, seeds, n, best_of, reward, drafts,
-                self.pipeline.takes_classes,
-                {"steps": steps, "height": height, "width": width, "sampler": sampler,
-                 "guidance": guidance, "batch_size": batch_size, "output": output, "image": image,
-                 "progress": progress, "strength": strength, "out": out, "graph": graph,
-                 "inputs": inputs, "grid": grid},
+                self.pipeline.takes_classes, settings,
             )  # fmt: skip
         check_best_of(reward, drafts)
         sampler, said = named(sampler)
@@ -110,94 +103,55 @@ class Engine(Loop):
         steps = count_of(grid) or steps
         if inputs is None and out is not None and (frames := getattr(self.pipeline, "frames", 0)):
             inputs = {"num_frames": frames}
+        settings |= {"negative": negative, "seeds": seeds, "n": n, "steps": steps,
+                     "sampler": sampler, "inputs": inputs, "grid": grid}  # fmt: skip
         if inputs is not None:
             hosted: Any = self.as_hosted()
-            return hosted.generate(
-                prompts, negative=negative, seeds=seeds, n=n, steps=steps, height=height,
-                width=width, sampler=sampler, guidance=guidance, batch_size=batch_size,
-                output=output, progress=progress, image=image,
-                strength=strength, out=out, graph=graph, inputs=inputs, grid=grid,
-            )  # fmt: skip
+            return hosted.generate(prompts, **settings)
         if grid is not None:
             method, rule = self.build_sampler(sampler), self.build_guidance(guidance)
-            return self.with_grid_for(grid, method, rule, steps).generate(
-                prompts, negative=negative, seeds=seeds, n=n, steps=steps, height=height,
-                width=width, sampler=sampler, guidance=guidance, batch_size=batch_size,
-                output=output, progress=progress, image=image, strength=strength, out=out,
-                graph=graph,
-            )  # fmt: skip
-        adapter, started = self.pipeline, time.perf_counter()
+            engine = self.with_grid_for(grid, method, rule, steps)
+            return engine.generate(prompts, **{**settings, "grid": None})
         strength = strength_of(image, strength)
-        method, rule = self.build_sampler(sampler), self.build_guidance(guidance)
-        jobs = expand(prompts, negative, seeds, n, adapter.takes_classes)
+        samples = expand(prompts, negative, seeds, n, self.pipeline.takes_classes)
         if output not in ("pil", "tensor", "latent"):
             raise ValueError(f"output = {output!r} must be 'pil', 'tensor' or 'latent'.")
+        request = self._request(samples, steps, height, width, sampler, guidance, batch_size)
+        if out is None:
+            return generate_batches(self, request, output, progress, image, strength, graph)
+        if image is not None or output != "pil" or graph is True:
+            raise ValueError("out= stores images of prompts; leave out image=, output= and graph=.")
+        return generate_into(self, str(out), request, progress)
+
+    def _request(
+        self,
+        samples: Sequence[Sample],
+        steps: int,
+        height: int | None,
+        width: int | None,
+        sampler: Any,
+        guidance: Any,
+        batch_size: int | None,
+    ) -> GenerateRequest:
+        """Check the settings of `generate`, and build and bind its strategies."""
+        adapter = self.pipeline
+        method, rule = self.build_sampler(sampler), self.build_guidance(guidance)
         steps = as_int(steps, "steps")
         height = None if height is None else as_int(height, "height")
         width = None if width is None else as_int(width, "width")
         cut = DEFAULT_BATCH if batch_size is None else as_int(batch_size, "batch_size")
         if cut < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1.")
-        if "uncond" not in rule.needs and any(job.negative for job in jobs):
+        if "uncond" not in rule.needs and any(sample.negative for sample in samples):
             warnings.warn(
                 f"Guidance {rule.name!r} with these settings evaluates no unconditional branch: "
                 "the negative prompt has no effect.",
-                stacklevel=2,
+                stacklevel=3,
             )
         size = adapter.size(height, width)
-        rule_spec, levels = registry.spec_of(rule), adapter.grid(steps, size)
-        method = bind_sampler(method, SamplerContext(adapter, levels, rule_spec, size))
-        if out is not None:
-            if image is not None or output != "pil" or graph is True:
-                raise ValueError(
-                    "out= stores images of prompts; leave out image=, output= and graph=."
-                )
-            request = GenerateRequest(jobs, size, steps, method, rule, cut, grid=adapter.spacing)
-            return generate_into(self, str(out), request, progress)
-        latents: list[torch.Tensor] = []
-        images: list[torch.Tensor] = []
-        nfe: list[int] = []
-        errors: list[float] = []
-        graphs = graphed(self, graph, -(-len(jobs) // cut))
-        with torch.no_grad():
-            x0 = None
-            if image is not None:
-                x0 = clean_latents(adapter, image, strength, size, len(jobs))
-            for first in range(0, len(jobs), cut):
-                part = jobs[first : first + cut]
-                clean = None if x0 is None else (x0[first : first + cut], strength)
-                with adapter.exclusive():
-                    done = sample_batch(
-                        self, part, size, steps, method, rule, clean=clean, graphs=graphs,
-                        estimate=True,
-                    )  # fmt: skip
-                    if output != "latent":
-                        images.append(adapter.decode(done.latents).cpu())
-                latents.append(done.latents)
-                nfe.extend(done.nfe)
-                errors.extend(done.solver_error or ())
-                if progress is not None:
-                    progress(len(nfe), len(jobs))
-        seeds = [job.seed for job in jobs]
-        config = {
-            "prompts": [job.prompt for job in jobs],
-            "negative": [job.negative for job in jobs] if any(j.negative for j in jobs) else None,
-            "seeds": seeds,
-            **{"n": 1, "steps": steps, "height": size[0], "width": size[1]},
-            **{"sampler": registry.spec_of(method), "guidance": rule_spec},
-            **{"batch_size": cut, "output": output},
-            **({} if adapter.spacing is None else {"grid": adapter.spacing}),
-            **({} if image is None else {"image": image, "strength": strength}),
-        }
-        return Result(
-            images=None if output == "latent" else to_output(torch.cat(images), output),
-            latents=torch.cat(latents),
-            seeds=seeds,
-            nfe=nfe,
-            config=config,
-            seconds=time.perf_counter() - started,
-            solver_error=errors or None,
-        )
+        levels = adapter.grid(steps, size)
+        method = bind_sampler(method, SamplerContext(adapter, levels, registry.spec_of(rule), size))
+        return GenerateRequest(samples, size, steps, method, rule, cut, grid=adapter.spacing)
 
     def restore(
         self,

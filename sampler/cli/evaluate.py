@@ -10,6 +10,7 @@ import typer
 from sampler.cli import generate
 from sampler.cli.options import Debug, Json, Quiet, assigned, takes_options_of
 from sampler.cli.report import Report
+from sampler.cli.source_options import source_of
 
 if TYPE_CHECKING:
     from sampler.evaluation.table import Evaluation
@@ -114,7 +115,7 @@ def _generate(
     chosen: dict[str, Any] = {name: options[name] for name in _SOURCE}
     model = {k.removeprefix("model_"): v for k, v in options.items() if k.startswith("model_")}
     chosen["model"] = {name: value for name, value in model.items() if value is not None}
-    source = generate.source_of(keys, None, axis=None, **chosen)
+    source = source_of(keys, None, axis=None, **chosen)
     seed = source.config.run.seed
     if seed == "random":
         raise UsageError("run.seed: an evaluation is repeatable: give a number, or leave it out.")

@@ -91,7 +91,7 @@ def command(
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
         from sampler.cli import batch
-        from sampler.cli.generate import settings_of
+        from sampler.cli.source_options import settings_of
         from sampler.config import tasks
         from sampler.runs import restored
         from sampler.runs.source import Source

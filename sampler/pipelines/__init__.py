@@ -19,7 +19,8 @@ from sampler.pipelines import (
     wan,
     z_image,
 )
-from sampler.pipelines.base import Adapter, adapt, adapter, supported
+from sampler.pipelines.base import Adapter
+from sampler.pipelines.families import adapt, adapter, supported
 
 __all__ = [
     "Adapter",

@@ -1,7 +1,6 @@
-"""Base class of the pipeline adapters, and the registry of families.
+"""Base class of the pipeline adapters.
 
-An adapter reads a diffusers pipeline and never modifies it. A new family is one module with an
-`@adapter(...)` class, and an import in `sampler/pipelines/__init__.py`.
+An adapter reads a diffusers pipeline and never modifies it.
 """
 
 from __future__ import annotations
@@ -9,73 +8,33 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sampler.core.adapter import ClassReader
-from sampler.core.denoisers import BatchedDenoiser, stack
+from sampler.core.denoisers import BatchedDenoiser
 from sampler.core.errors import ModelError
 from sampler.core.locks import exclusive
 from sampler.core.schedule import Schedule
 from sampler.core.spacings import parsed
+from sampler.core.stacking import stack
+from sampler.pipelines.latents import LatentImages
 from sampler.pipelines.layouts import layout_of
-from sampler.pipelines.negative import TEXT, mixed, paired
+from sampler.pipelines.negative import mixed, paired
 from sampler.pipelines.recording import INPUT, Recording, blocks_of
 from sampler.pipelines.recording_hooks import recorded
-from sampler.pipelines.words import tokens_of
+from sampler.pipelines.texts import PromptTexts
 from sampler.types import Cond, Level, Prediction
 
-if TYPE_CHECKING:
-    from sampler.pipelines.prompt_weights import PromptWeights
-
-A = TypeVar("A", bound="type[Adapter]")
-
-TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
 HOOKS = ("_hf_hook", "_diffusers_hook")  # of accelerate (offloading) and diffusers (caching)
 
-_families: dict[str, type[Adapter]] = {}
 
-
-def adapter(*pipeline_classes: str) -> Callable[[A], A]:
-    """Register an adapter class for diffusers pipelines of these class names."""
-
-    def add(cls: A) -> A:
-        for name in pipeline_classes:
-            _families[name] = cls
-        return cls
-
-    return add
-
-
-def supported() -> list[str]:
-    """Names of the pipeline classes that can be loaded."""
-    return sorted(_families)
-
-
-def processes(name: str) -> tuple[str, ...]:
-    """Forward processes that pipelines of a class are trained with."""
-    return _families[name].processes if name in _families else Adapter.processes
-
-
-def adapt(pipe: Any, weak: Any = None) -> Adapter:
-    """Build the adapter of a diffusers pipeline; `weak`: a second network, for Autoguidance.
-
-    Raises ModelError for an unsupported pipeline, and for a network that needs other inputs.
-    """
-    name = type(pipe).__name__
-    if name not in _families:
-        raise ModelError(
-            f"{name} is not a supported pipeline; supported: {', '.join(supported())}."
-        )
-    return _families[name](pipe, weak)
-
-
-class Adapter(BatchedDenoiser):
+class Adapter(PromptTexts, LatentImages, BatchedDenoiser):
     """Pipeline family; implements `sampler.core.adapter.PipelineAdapter`.
 
     A subclass sets `network_name` and defines `encode`, `forward` and, where they differ, `decode`,
@@ -94,13 +53,8 @@ class Adapter(BatchedDenoiser):
     classes: ClassReader | None = None  # for rules with a classifier (`classes.py`)
     student: Mapping[str, Any] | None = None  # manifest of the model "student"
     frames: int | None = None  # of a video
-    clamps = True  # images to [0, 1], see `unclamped`
     levels: str = ""
     spacing: Any = None  # grid instead of the scheduler's own, see `Schedule.grid`
-    takes_weights = False
-    # Tokenizers whose tokens are columns of the text states, and their first column.
-    text_tokens: tuple[tuple[str, int], ...] = ()
-    prompt_weights: PromptWeights | None = None  # of prompts, where they are read
 
     def __init__(self, pipe: Any, weak: Any = None) -> None:
         self.pipe = pipe
@@ -245,37 +199,6 @@ class Adapter(BatchedDenoiser):
         """Encode B prompts; the negative ones only if `guided`."""
         raise NotImplementedError
 
-    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the pipeline's `encode_prompt`, one thread at a time.
-
-        Tokenizers keep padding and truncation as state (tokenizers #537).
-        """
-        with exclusive(*(getattr(self.pipe, name, None) for name in TOKENIZERS)):
-            return self.pipe.encode_prompt(*args, **kwargs)
-
-    def with_prompt_weights(self) -> Adapter:
-        """Return the adapter that reads weights such as (x:1.2) in prompts.
-
-        Raises ValueError for a family without CLIP text encoders, and without the library compel.
-        """
-        from sampler.pipelines.prompt_weights import PromptWeights
-
-        if not self.takes_weights:
-            raise ValueError(
-                f"prompt_weights has no effect on {type(self.pipe).__name__}; leave it out."
-            )
-        twin = copy.copy(self)
-        twin.prompt_weights = PromptWeights(self.pipe)
-        return twin
-
-    def plain(self, texts: Sequence[str]) -> list[str]:
-        """Prompts as the text encoder takes them, without the marks of weights that are read."""
-        return list(texts) if self.prompt_weights is None else self.prompt_weights.plain(texts)
-
-    def reweighted(self, states: Tensor, texts: Sequence[str]) -> Tensor:
-        """Text states [B, T, D] with the weights of the prompts, if these are read."""
-        return states if self.prompt_weights is None else self.prompt_weights.applied(states, texts)
-
     def exclusive(self) -> AbstractContextManager[None]:
         """Lock of a batch, for a network whose hooks move or cache tensors between calls."""
         return exclusive(self.network) if self._hooked else nullcontext()
@@ -327,30 +250,6 @@ class Adapter(BatchedDenoiser):
         """
         return recorded(self.networks[model], blocks, attention)
 
-    def word_tokens(self, prompts: Sequence[str], word: str) -> list[list[int]]:
-        """Columns of the text states that hold a word, for each prompt.
-
-        All its occurrences, without regard to case. Raises ValueError for a prompt without it, and
-        for a family whose text states are not the tokens of the prompt.
-        """
-        if not self.text_tokens:
-            raise ValueError(
-                f"{type(self.pipe).__name__}: the columns of its prompt's words are not known; "
-                "word maps are for Stable Diffusion, SDXL, SD3 and Flux."
-            )
-        found: list[list[int]] = [[] for _ in prompts]
-        for name, first in self.text_tokens:
-            tokenizer = getattr(self.pipe, name)
-            if tokenizer is None:
-                continue
-            with exclusive(tokenizer):
-                for row, text in zip(found, self.plain(prompts), strict=True):
-                    row += [first + at for at in tokens_of(tokenizer, text, word)]
-        for row, text in zip(found, prompts, strict=True):
-            if not row:
-                raise ValueError(f"The word {word!r:.40} is not in the prompt {text!r:.60}.")
-        return [sorted(set(row)) for row in found]
-
     def check_mixed(self) -> None:
         """Raise ValueError for a network whose attention cannot hold a negative prompt."""
         layout_of(self.network)
@@ -369,67 +268,9 @@ class Adapter(BatchedDenoiser):
             both = paired(cond, negative, stack)
             return self.forward(torch.cat([x, x]), twice, both, model)[: x.shape[0]]
 
-    def stock_texts(self, cond: Any) -> dict[str, Any]:
-        """Text inputs of the network, by name, as the stock pipeline passes them."""
-        return {name: value for name, value in cond.items() if TEXT.fullmatch(name)}
-
     def network_at(self, level: Level, model: str) -> Any:
         """Network that is called at a level."""
         return self.networks[model]
-
-    def text_states(self, cond: Any, model: str) -> Tensor | None:
-        """Text states [R, L, C] of a condition, as the attention takes them."""
-        return cond.get("encoder_hidden_states")
-
-    def with_guidance_scale(self, cond: Cond, scale: float) -> Cond:
-        """Add the guidance scale to the conditions; ValueError where the network takes none."""
-        raise ValueError(
-            "This network does not take the guidance scale as an input; use guidance 'cfg'."
-        )
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, C, h, w] to images [B, 3, H, W], float32 in [0, 1]."""
-        vae = self.pipe.vae
-        shift = vae.config.get("shift_factor")
-        unscaled = latents / vae.config.scaling_factor
-        return self.pixels(vae, unscaled + shift if shift else unscaled)
-
-    def latents_of(self, images: Tensor) -> Tensor:
-        """Encode images [B, 3, H, W] in [0, 1] to clean latents [B, ...], float32.
-
-        The mode of the encoder's distribution, where it has one. Raises ValueError for a VAE with
-        per-channel statistics.
-        """
-        config = self.pipe.vae.config
-        if config.get("latents_mean") is not None:
-            raise ValueError(
-                "Images cannot be encoded for a VAE with per-channel latent statistics."
-            )
-        return (self.encoded(images) - (config.get("shift_factor") or 0.0)) * config.scaling_factor
-
-    def encoded(self, images: Tensor) -> Tensor:
-        """Encode images in [0, 1] to unscaled latents, float32."""
-        vae = self.pipe.vae
-        with exclusive(vae):  # video VAEs cache features between frames
-            output = vae.encode((images * 2 - 1).to(self.device, vae.dtype))
-        latents = output.get("latents", output.get("latent"))
-        return (output.latent_dist.mode() if latents is None else latents).float()
-
-    def pixels(self, vae: Any, latents: Tensor) -> Tensor:
-        """Decode unscaled latents; images in [0, 1]."""
-        with exclusive(vae):
-            images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
-        return self.in_range(images / 2 + 0.5)
-
-    def unclamped(self) -> Adapter:
-        """Return the same adapter, whose `decode` leaves values outside [0, 1], with gradients."""
-        twin = copy.copy(self)  # shares the networks; only the last step differs
-        twin.clamps = False
-        return twin
-
-    def in_range(self, images: Tensor) -> Tensor:
-        """Clamp images to [0, 1], except those of an `unclamped` adapter."""
-        return images.clamp(0, 1) if self.clamps else images
 
     def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
         return self.schedule.predict(x, out, level)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler.pipelines.base import Adapter, adapter, class_ids
+from sampler.pipelines.base import Adapter, class_ids
+from sampler.pipelines.families import adapter
 from sampler.types import Cond, Level
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sampler.pipelines.base import adapter
+from sampler.pipelines.families import adapter
 from sampler.pipelines.stable_diffusion_xl import StableDiffusionXL, branch
 from sampler.types import Cond
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sampler.pipelines.base import adapter
+from sampler.pipelines.families import adapter
 from sampler.pipelines.flow import FlowTransformer
 from sampler.types import Cond, Level
 

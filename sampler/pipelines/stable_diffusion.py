@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sampler.core.errors import ModelError
-from sampler.pipelines.base import Adapter, adapter
+from sampler.pipelines.base import Adapter
+from sampler.pipelines.families import adapter
 from sampler.types import Cond, Level
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler.pipelines.base import adapter
+from sampler.pipelines.families import adapter
 from sampler.pipelines.stable_diffusion import UNetAdapter
 from sampler.types import Cond
 

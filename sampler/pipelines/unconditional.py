@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from sampler.core.schedule import clipped
-from sampler.pipelines.base import Adapter, adapter
+from sampler.pipelines.base import Adapter
+from sampler.pipelines.families import adapter
 from sampler.types import Cond, Level, Prediction
 
 

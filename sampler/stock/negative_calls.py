@@ -11,7 +11,7 @@ from sampler_kernels import map_tree
 from torch import Tensor
 
 from sampler.core.stacking import cat_rows
-from sampler.pipelines.base import adapt
+from sampler.pipelines.families import adapt
 from sampler.pipelines.layouts import layout_of
 from sampler.pipelines.negative import mixed
 from sampler.stock.interception import Call

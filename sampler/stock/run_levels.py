@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sampler.core.errors import ModelError
 from sampler.core.schedule import Schedule
-from sampler.pipelines.base import processes
+from sampler.pipelines.families import processes
 from sampler.types import Level, Span
 
 

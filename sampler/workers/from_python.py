@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, overload
 
 from PIL import Image
 
 from sampler import registry
-from sampler.core.batch import Result, Sample
+from sampler.core.batch import Result
 from sampler.core.errors import IncompleteError
+from sampler.core.generation import GenerateRequest
 from sampler.core.loop import Loop
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import JobSettings
@@ -24,24 +24,9 @@ from sampler.runs.readers import RawLine
 from sampler.runs.settings import RunDefaults, complete_spec
 from sampler.runs.start import plan_run, start
 from sampler.runs.stop import stop_on_signals
-from sampler.types import Guidance, Sampler
 from sampler.workers.execute import execute, raise_for
 from sampler.workers.in_memory import model_in_memory
 from sampler.workers.work import JournalLines, WorkOptions
-
-
-@dataclass(frozen=True)
-class GenerateRequest:
-    """Arguments of `generate`, resolved; inputs: of hosted pipelines, planned, one per sample."""
-
-    samples: Sequence[Sample]
-    size: tuple[int | None, int | None]
-    steps: int
-    sampler: Sampler
-    guidance: Guidance
-    batch_size: int
-    inputs: Sequence[Mapping[str, Any]] = ()
-    grid: Any = None
 
 
 class Images(Sequence[Any]):

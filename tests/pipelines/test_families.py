@@ -212,7 +212,7 @@ def test_the_drop_in_scheduler_gives_the_engines_latents(family):
 def test_a_drop_in_of_other_levels_is_refused_in_flow_pipelines(family):
     """A velocity would be read as noise, without any error of the stock pipeline's."""
     pipe = family.build()
-    if "vp" in sampler.pipelines.base.processes(type(pipe).__name__):
+    if "vp" in sampler.pipelines.families.processes(type(pipe).__name__):
         return
     if "scheduler" in family.refused:
         return
@@ -249,7 +249,7 @@ def test_the_hook_refuses_what_it_cannot_see(family):
     pipe = family.build()
     with pytest.raises(ValueError, match="must be on"), sampler.guide(pipe, APG):
         family.stock(pipe, 1.0, copied=False)
-    if "vp" not in sampler.pipelines.base.processes(type(pipe).__name__):
+    if "vp" not in sampler.pipelines.families.processes(type(pipe).__name__):
         pipe.scheduler = tiny_ddim()
         with pytest.raises(sampler.SamplerError, match="is trained with flow levels"):
             with sampler.guide(pipe, APG):
