@@ -166,7 +166,7 @@ def _hosted(pipe: Any, unused: list[str], sampler: Any = None, guidance: Any = N
     from sampler.stock.hosted import HostedEngine
 
     if not hasattr(pipe, "components"):
-        raise ModelError(f"{type(pipe).__name__} is no diffusers pipeline.")
+        raise ModelError(f"{type(pipe).__name__} is not a diffusers pipeline.")
     if unused:
         raise ValueError(
             f"{unused[0]} has no effect on {type(pipe).__name__}, which is hosted: its own call "
@@ -225,7 +225,7 @@ def _device(device: Any) -> torch.device:
     try:
         return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
-        raise ValueError(f"device = {device!r:.40} is no device of torch; use 'cpu'.") from None
+        raise ValueError(f"device = {device!r:.40} is not a torch device; use 'cpu'.") from None
 
 
 def _read_weak(weak: Any, network: Any) -> Any:

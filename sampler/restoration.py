@@ -167,7 +167,7 @@ def _measured(y: Any) -> Tensor:
 
 
 def _size(operator: Any, y: Tensor) -> tuple[int | None, int | None]:
-    """(height, width) of the image that was measured; None where the operator does not tell."""
+    """(height, width) of the measured image; None where the operator does not determine it."""
     pseudo_inverse = getattr(operator, "A_dagger", None)
     if pseudo_inverse is None:
         return None, None

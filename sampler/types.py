@@ -1,4 +1,4 @@
-"""The values that travel through the loop, and what each kind of strategy must answer.
+"""Values that the loop passes on, and the base classes of strategies.
 
 Notation, everywhere in this project:
 
@@ -6,8 +6,8 @@ Notation, everywhere in this project:
     v        = alpha · eps − sigma · x0   (variance preserving: alpha² + sigma² = 1)
     velocity = eps − x0                   (flow matching: alpha = 1 − sigma)
 
-A level is (alpha, sigma) and what the network is told, `t`. Betas, log-SNR and flow times exist in
-`schedule.py` only. Nothing here imports torch, so that `sampler list` starts at once.
+A level is (alpha, sigma) and the time input of the network, `t`. Betas, log-SNR and flow times
+exist in `schedule.py` only. Nothing here imports torch, so that `sampler list` starts at once.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     Values = Tensor | Lin
     Scalar = float | Tensor
 
-MAX_SEED = 2**63 - 1  # the largest seed of a row
+MAX_SEED = 2**63 - 1  # the largest seed of a sample
 
 
 class Level(NamedTuple):
-    """One noise level: `t` is told to the network, x = alpha·x0 + sigma·eps.
+    """One noise level: `t` is the network's time input, x = alpha·x0 + sigma·eps.
 
-    Floats computed in float64; or tensors [B], where rows sit at different levels (training).
+    Floats computed in float64; or tensors [B], where samples are at different levels (training).
     """
 
     t: Any
@@ -55,7 +55,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """One network output, or a guided one, seen in any parametrisation; exact, lazy, free.
+    """One network output, or a guided one, convertible between parametrisations exactly and lazily.
 
     `out` is the value in the network's own parametrisation `kind`: "eps", "v", "x0" or
     "velocity". `direction`, where a rule sets it, replaces `eps` alone: samplers take the target
@@ -169,9 +169,9 @@ KINDS = ("eps", "v", "x0", "velocity")
 
 @dataclass(frozen=True)
 class Move:
-    """A step: x' = mean + std·noise. Whoever runs the loop draws the noise.
+    """A step: x' = mean + std·noise. The loop draws the noise.
 
-    `mean` [B, ...]; `std` a float or [B]; `state` is what the sampler wants to be given next time.
+    `mean` [B, ...]; `std` a float or [B]; `state` is passed to the sampler at the next step.
     `over`: the interval (lambda, lambda') of the samples' Brownian paths that the noise is, or a
     list with one per sample; None for noise of this step alone (`sampler.core.brownian`).
     """
@@ -212,7 +212,7 @@ class Cond:
 
 @dataclass(frozen=True)
 class Branch:
-    """One evaluation that a rule asks for: this condition, on this model, for these rows.
+    """One evaluation requested by a rule: this condition, on this model, for these rows.
 
     `rows`: bool tensor [B] on the CPU, or None for all. Rows that "cond" leaves out come back as
     0, and the rule fills them. Rows that another branch leaves out get the prediction of "cond",
@@ -242,7 +242,7 @@ class Watch:
 
 
 class Snapshot(NamedTuple):
-    """Everything that a run needs to go on after step `index − 1`; saved with `save_snapshot`.
+    """Everything that a run needs to continue after step `index − 1`; saved with `save_snapshot`.
 
     x [B, ...]; `sampler` and `guidance` are the strategies' states; `seeds` one int per row;
     `nfe` the denoiser rows evaluated so far, per row of the batch.
@@ -257,7 +257,7 @@ class Snapshot(NamedTuple):
 
 
 class Denoiser(Protocol):
-    """A model that answers "what is x0?" for several branches in one batched evaluation.
+    """A model that predicts x0 for several branches in one batched evaluation.
 
     x [B, ...]; the answer has a Prediction for every branch. Adds to `nfe`, a list of B ints,
     each row that is evaluated.
@@ -351,7 +351,7 @@ class SamplerBase:
         return self
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
-        """The grid to walk, from the grid asked for; noisy first."""
+        """The grid to walk, from the requested grid; noisy first."""
         return grid
 
     def start(self, x: Tensor, level: Level) -> tuple[Any, Any]:

@@ -136,7 +136,7 @@ MISTAKES = [
     ("generate --prompts midjourney.txt", 2, "--ar is not an option of prompt lines"),
     ("generate --prompts p.docx", 2, "txt, csv, tsv, jsonl, parquet"),
     ("generate --prompts p.parquet", 2, "not a readable parquet file"),
-    ("generate --prompts blank.csv", 2, "blank.csv:3: prompt: the row has settings, but no prompt"),
+    ("generate --prompts blank.csv", 2, "blank.csv:3: prompt: the line has settings but no prompt"),
     ("generate --prompts large.csv", 2, "large.csv:2: seed: 1e17 is a float above 2^53"),
     ("generate --prompts p.txt --format cvs", 2, "'txt', 'csv', 'tsv'"),
     ("generate --prompts head.csv", 2, "needs a column 'prompt'"),

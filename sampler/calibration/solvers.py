@@ -1,4 +1,4 @@
-"""Samplers on a model: how far from a run of many steps, and with how much contrast.
+"""Accuracy of samplers on a model: distance to a run of many steps, and contrast.
 
     distance     ‖x − x*‖/‖x*‖,    x* of ten times the most steps, over the latents of all images
     spread       ‖x‖/‖x*‖

@@ -98,7 +98,9 @@ def generate(
             return None
         if count := len(planned.plan.duplicates):
             images = "1 image is" if count == 1 else f"{count} images are"
-            report.note(f"{images} equal to earlier ones and made once (--no-dedupe repeats them).")
+            report.note(
+                f"{images} equal to earlier ones and generated once (--no-dedupe repeats them)."
+            )
         folder = where or str(_default_folder(planned))
         location = replace(location, where=unused(folder) if options.new else folder)
     check_writable(location.where)
@@ -140,7 +142,7 @@ def _defaults(engine: Engine) -> dict[str, Any]:
 def engine_loader(
     config: Config, download: bool, on_load: Callable[[Engine], None] | None = None
 ) -> Callable[[], Engine]:
-    """Function that loads the engine of a configuration on its first call, and tells on_load."""
+    """Function that loads the engine of a configuration once, and then calls on_load."""
     loaded: list[Engine] = []
 
     def load() -> Engine:

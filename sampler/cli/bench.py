@@ -1,6 +1,6 @@
 """`sampler bench`: kernel launches and memory traffic of a step, and the cost of whole runs.
 
-`sampler bench solvers`: how near samplers come to a run of many steps, per evaluation.
+`sampler bench solvers`: accuracy of samplers per evaluation, against a run of many steps.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def solvers(
     ] = None,
     sampler: Annotated[
         list[str] | None,
-        typer.Option(help="Sampler by any of its names; repeatable; default: the usual ones."),
+        typer.Option(help="Sampler name or alias; repeatable; default: the usual ones."),
     ] = None,
     steps: Annotated[
         list[int] | None, typer.Option(help="Sampling steps; repeatable; default: 8 and 20.")
@@ -78,7 +78,7 @@ def solvers(
         list[str] | None,
         typer.Option(help="Grid of levels by name; repeatable; default: the model's own."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Image i has seed SEED + i.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed; image i gets SEED + i.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
     as_json: Json = False,
     quiet: Quiet = False,

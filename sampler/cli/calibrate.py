@@ -20,7 +20,7 @@ Out = Annotated[
     Path,
     typer.Option("-o", "--out", metavar="FILE", callback=expanded, help="JSON file to write."),
 ]
-Seed = Annotated[int, typer.Option(help="Image i has seed SEED + i.")]
+Seed = Annotated[int, typer.Option(help="Random seed; image i gets SEED + i.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 
 
@@ -85,7 +85,7 @@ def momentum(
 def grid(
     prompts: Prompts,
     out: Out,
-    sampler: Annotated[str, typer.Option(help="Sampler by any of its names.")] = "ddim",
+    sampler: Annotated[str, typer.Option(help="Sampler name or alias.")] = "ddim",
     steps: Annotated[
         list[int] | None, typer.Option(help="Sampling steps; repeatable; default: 20.")
     ] = None,

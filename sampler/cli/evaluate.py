@@ -44,17 +44,17 @@ def command(
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Images of another setting: report paired differences."),
+        typer.Option(metavar="RUN", help="Second set of images, compared pair by pair."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Images per prompt of --prompts.")] = 4,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Other seeds of all images; default: 0.")
+        int | None, typer.Option(min=0, help="Base seed of all images; default: 0.")
     ] = None,
     allow_python: Annotated[
-        bool, typer.Option("--allow-python", help="Allow scorers module:function.")
+        bool, typer.Option("--allow-python", help="Allow scorers given as module:function.")
     ] = False,
     out: Annotated[
-        str | None, typer.Option("-o", "--out", help="Folder of the images and of the table.")
+        str | None, typer.Option("-o", "--out", help="Folder for the images and results.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -75,7 +75,7 @@ def command(
         from sampler.evaluation.api import evaluate
         from sampler.evaluation.parse import scorers_from
 
-        scorers_from(scorers or (), allow_python)  # refused before an image is made
+        scorers_from(scorers or (), allow_python)  # refused before an image is generated
         given = _given(context, options)
         if run is None:
             if options["prompts_file"] is None or out is None:

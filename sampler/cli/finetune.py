@@ -51,14 +51,16 @@ def command(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="PATH", help="Images of the trainer's field data."),
+        typer.Option(
+            "--data", metavar="PATH", help="Training images, the field data of the trainer."
+        ),
     ] = None,
     updates: Annotated[int | None, typer.Option(help="Training updates; default: 20.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed; default: 0.")] = None,
     *,
     model: ModelOptions,
     allow_python: Annotated[
-        bool, typer.Option("--allow-python", help="Allow --reward module:function.")
+        bool, typer.Option("--allow-python", help="Allow a reward given as module:function.")
     ] = False,
     download: Download = False,
     dry_run: Annotated[

@@ -151,7 +151,7 @@ def command(
     ] = None,
     strength: Annotated[
         float | None,
-        image_option(help="How much of --init-image is changed, up to 1; default: 0.6."),
+        image_option(help="Denoising strength for --init-image, up to 1; default: 0.6."),
     ] = None,
     control_image: Annotated[
         list[str] | None,
@@ -208,11 +208,11 @@ def command(
     offline: Annotated[bool, model_option("--offline", help="Never access the network.")] = False,
     fingerprint: Annotated[
         Literal["full", "fast"],
-        model_option(help="Identify the model by whole files, or by a sample of each."),
+        model_option(help="Hash whole model files, or a sample of each."),
     ] = "full",
     config: ConfigFiles = None,
     preset: Annotated[
-        Preset | None, configuration_option(help="Shipped settings; -c overrides them.")
+        Preset | None, configuration_option(help="Preset of settings; -c overrides it.")
     ] = None,
     sets: Assignments = None,
     batch_size: Annotated[

@@ -1,4 +1,4 @@
-"""`sampler inspect features | attention | basis`: one model, looked at from inside."""
+"""`sampler inspect features | attention | basis`: inspection of a loaded model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Source = Annotated[
     str, typer.Option("--images", metavar="DIR", help="Run folder or folder of images.")
 ]
-Prompt = Annotated[str, typer.Option(help="Prompt of the network.")]
+Prompt = Annotated[str, typer.Option(help="Prompt given to the network.")]
 
 
 @takes_model_options(leave_out=("drop_encoders",))
@@ -34,7 +34,7 @@ def features(
     block: Annotated[
         list[str] | None, typer.Option(help="Block (up.0, mid, blocks.3); default: all.")
     ] = None,
-    pool: Annotated[int, typer.Option(min=1, help="Cells per side, averaged within.")] = 2,
+    pool: Annotated[int, typer.Option(min=1, help="Cells per side of the pooling grid.")] = 2,
     limit: Limit = 1000,
     out: Out = None,
     as_json: Json = False,
@@ -74,7 +74,7 @@ def attention(
     guidance: Annotated[str | None, typer.Option(help="Guidance rule name.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
     n: Annotated[int, typer.Option("-n", min=1, help="Images per prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Image i has seed SEED + i.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; image i gets SEED + i.")] = 0,
     out: Out = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -126,9 +126,9 @@ def basis(
     images: Source,
     t: Shares = None,
     prompt: Prompt = "",
-    signs: Annotated[int, typer.Option(min=2, help="Random signs of the estimates.")] = 24,
+    signs: Annotated[int, typer.Option(min=2, help="Number of random sign vectors.")] = 24,
     full: Annotated[
-        bool, typer.Option("--full", help="The whole Jacobian, of at most 2,048 elements.")
+        bool, typer.Option("--full", help="Compute the full Jacobian (at most 2,048 elements).")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="Images to inspect.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
@@ -141,8 +141,8 @@ def basis(
 ) -> None:
     """Print trace, asymmetry and leading eigenvalues of the denoiser's Jacobian at images.
 
-    An exact denoiser has a symmetric one, without negative eigenvalues; then q²·trace is its
-    expected squared error, beside the true one and an estimate without the clean image (SURE).
+    The Jacobian of an exact denoiser is symmetric without negative eigenvalues, and q²·trace is its
+    expected squared error. The table also has the true error and Stein's estimate (SURE).
     """
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():

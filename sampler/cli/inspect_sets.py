@@ -43,7 +43,8 @@ def memory(
     """Print the distance of each sample to the nearest and second nearest training image.
 
     A copy has a first distance near 0 and a much larger second one. With --other also the cosine of
-    what both models make of the same noise and the samples' prompts: near 1 where they generalise.
+    what both models make of the same noise and the samples' prompts: near 1 for models that
+    generalise.
     """
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
@@ -85,7 +86,9 @@ def memory(
 @takes_model_options(leave_out=("drop_encoders",))
 def realism(
     real: Annotated[str, typer.Option(metavar="DIR", help="Real images.")],
-    generated: Annotated[str, typer.Option(metavar="DIR", help="Generated images or a run.")],
+    generated: Annotated[
+        str, typer.Option(metavar="DIR", help="Generated images: run folder or folder.")
+    ],
     features: Annotated[list[str] | None, typer.Option(help=f"{FEATURES} Repeatable.")] = None,
     limit: Limit = 1000,
     out: Out = None,
@@ -95,10 +98,10 @@ def realism(
     *,
     model: ModelOptions,
 ) -> None:
-    """Print the share of images that a linear probe tells from real ones, beside two controls.
+    """Print the share of images that a linear probe separates from real ones, with two controls.
 
     Controls: other real images (0.5 is chance), and real images through the model's autoencoder,
-    whose traces are not the sampler's. Heat maps show what the probe takes for generated.
+    whose artefacts are not due to the sampler. Heat maps show the evidence for generated images.
     """
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
@@ -118,7 +121,9 @@ def realism(
             some = second[:SHEET]
             maps = inspection.evidence(engine, some, probe, name)
             if maps is None:
-                report.note(f"{name}: these features have no places, so there is no heat map.")
+                report.note(
+                    f"{name}: these features have no spatial positions, so no heat map is drawn."
+                )
                 continue
             pairs = [[image, overlay(image, v)] for image, v in zip(some, maps, strict=True)]
             title = f"bright: evidence for generated, {name}"
@@ -142,7 +147,7 @@ def loss(
     """Print the denoising error per noise level, beside the best linear denoiser's and guidance's.
 
     Prompts are those of a run, of metadata.jsonl or of text files; without them the network is
-    asked without a prompt, and there is no gap of guidance.
+    evaluated without a prompt, and the guidance gap is left out.
     """
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
@@ -157,7 +162,7 @@ def loss(
         whole = len(prompts) == len(found.prompts)
         if not whole:
             missing = len(found.prompts) - len(prompts)
-            report.note(f"{missing} images have no prompt: the network is asked without one.")
+            report.note(f"{missing} images have no prompt: the network is evaluated without one.")
         table = measured(engine, found.pixels, prompts if whole else None, t or SHARES, seed)
         lines = {
             name: ([row["q"] for row in table], [row[name] for row in table])

@@ -29,10 +29,12 @@ Out = Annotated[
         help="Folder of the table and pictures; default: runs/inspect-SUBJECT.",
     ),
 ]  # fmt: skip
-Limit = Annotated[int, typer.Option(min=2, help="Most images to read of a folder.")]
+Limit = Annotated[int, typer.Option(min=2, help="Maximum number of images to read.")]
 Shares = Annotated[
     list[float] | None,
-    typer.Option("--t", min=0, max=1, help="Noise, as a share of the training times; repeatable."),
+    typer.Option(
+        "--t", min=0, max=1, help="Noise level, as a fraction of the training time; repeatable."
+    ),
 ]
 
 

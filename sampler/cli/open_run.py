@@ -79,8 +79,8 @@ def check_model(run: RunFolder, model: ModelConfig) -> None:
         found = fingerprint.model_of(model, run.model.fingerprint.startswith("fast"))
     except ModelError as error:
         raise ModelError(
-            f"The model of {run.store.where} is not as it was: {str(error).rstrip('.')}; give the "
-            "place of moved files with --model, --lora and the other options."
+            f"The model of {run.store.where} has changed: {str(error).rstrip('.')}; give the "
+            "new location of moved files with --model, --lora and the other options."
         ) from error
     if different := model_differences(run.model.identity, comparable(found, run.model.identity)):
         raise _other_model(run, different)

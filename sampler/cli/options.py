@@ -61,7 +61,7 @@ def expanded(path: Path | None) -> Path | None:
 
 Run = Annotated[str, typer.Argument(help="Run folder or its URL.")]
 Json = Annotated[bool, message_option("--json", help="Print JSON Lines events.")]
-Quiet = Annotated[bool, message_option("-q", "--quiet", help="No progress, no notes.")]
+Quiet = Annotated[bool, message_option("-q", "--quiet", help="Print neither progress nor notes.")]
 Verbose = Annotated[
     bool, message_option("-v", "--verbose", help="Print the resolved configuration.")
 ]
@@ -90,7 +90,7 @@ Assignments = Annotated[
     ),
 ]
 Executor = Annotated[
-    Literal["local", "torchrun", "ray"], execution_option(help="Where batches are computed.")
+    Literal["local", "torchrun", "ray"], execution_option(help="Executor that runs the batches.")
 ]
 Address = Annotated[str | None, execution_option(help="Ray cluster address; default: local.")]
 

@@ -26,7 +26,7 @@ class Output(Protocol):
 class Meter:
     """Count of images done, failed, dropped and skipped; called from writer threads.
 
-    skipped: existed before the run; dropped: made, but not written.
+    skipped: existed before the run; dropped: generated, but not written.
     """
 
     def __init__(self, total: int, report: Output, bar: Progress | None = None) -> None:
@@ -34,7 +34,7 @@ class Meter:
         self.done = self.failed = self.dropped = self.skipped = self.nfe = 0
         self.started = self.shown = time.monotonic()
         self._lock = threading.Lock()
-        self._printed: int | None = None  # images made when the last plain line was printed
+        self._printed: int | None = None  # images generated when the last plain line was printed
 
     def skip(self, count: int) -> None:
         """Count images that existed before the run; the clock starts now."""
@@ -93,7 +93,7 @@ class Meter:
         return f"{self._rate():.2f} images/s, {nfe}{self.failed} failed"
 
     def _print_line(self) -> None:
-        """Print the counts, and the time left if it can be told."""
+        """Print the counts, and the time left if it can be estimated."""
         made, rate = self._made(), self._rate()
         self.shown, self._printed = time.monotonic(), made
         existed = f", {self.skipped} existed" if self.skipped else ""

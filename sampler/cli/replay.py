@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Regenerate an image; bit-identical from its run folder, which records its batch.
 
-    Images of A1111, Forge and ComfyUI are made again with the sampler, grid and settings that they
+    Images of A1111, Forge and ComfyUI are regenerated with the sampler, grid and settings that they
     name, from other noise; --model names the model.
     """
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
@@ -71,7 +71,7 @@ def command(
 
 
 def _suffix(run: RunFolder, key: str) -> str:
-    """Ending of the file of an image of a run; that of its format before it is made."""
+    """Ending of the file of an image of a run; that of its format before it is generated."""
     from sampler.cli.open_run import index_of
 
     entry = run.results().entries.get(run.key(index_of(run, key)), {})
@@ -144,7 +144,7 @@ def _from_foreign(data: bytes, model: ModelOptions, encoding: Encoding, report: 
     if "path" not in model:
         raise UsageError(f"The image is one of {found.program}; name its model with --model.")
     if found.unused:
-        report.note(f"Without effect here: {', '.join(found.unused)}.")
+        report.note(f"Ignored settings: {', '.join(found.unused)}.")
     config = model_config(model)
     return from_foreign(load_engine(config), model_of(config), found, encoding)
 

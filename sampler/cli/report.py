@@ -66,7 +66,7 @@ class Report:
     ) -> None:
         """Print rows of equal fields as an aligned table, and an event per row.
 
-        shown: rows that the table has; a last line tells of the others.
+        shown: rows that the table has; a last line counts the others.
         """
         for row in rows:
             self.event(kind, **row)

@@ -41,8 +41,8 @@ KEYS = {
 @takes_model_options()
 def command(
     context: typer.Context,
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Image file, or folder of them.")],
-    task: Annotated[Task, typer.Option(help="What has happened to the image.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Image file, or folder of images.")],
+    task: Annotated[Task, typer.Option(help="Kind of damage to undo.")],
     method: Annotated[
         str | None,
         strategy_option(
@@ -51,12 +51,13 @@ def command(
     ] = None,
     noise: Annotated[
         float | None,
-        strategy_option(help="Noise of the image: its standard deviation, in units of [-1, 1]."),
+        strategy_option(help="Standard deviation of the image's noise, in units of [-1, 1]."),
     ] = None,
     mask: Annotated[
-        str | None, image_option(metavar="FILE", help="For inpaint: white pixels are filled in.")
+        str | None,
+        image_option(metavar="FILE", help="Mask for inpaint; white pixels are filled in."),
     ] = None,
-    prompt: Annotated[str, image_option(help="What the image shows.")] = "",
+    prompt: Annotated[str, image_option(help="Prompt that describes the image.")] = "",
     n: Annotated[int, image_option("-n", min=1, help="Restorations per image.")] = 8,
     seed: Annotated[int, image_option(help="Seed of the first restoration.")] = 0,
     steps: Annotated[int, strategy_option(help="Sampling steps, 1 to 1000.")] = 50,
@@ -69,11 +70,11 @@ def command(
     restorer: Annotated[
         str | None,
         strategy_option(
-            help="For difface: pseudo_inverse, bicubic, or an image that was restored elsewhere."
+            help="Restorer for difface: pseudo_inverse, bicubic, or a restored image file."
         ),
     ] = None,
     strength: Annotated[
-        float | None, strategy_option(help="For difface: part of the steps, above 0 up to 1.")
+        float | None, strategy_option(help="Fraction of the steps for difface, above 0 up to 1.")
     ] = None,
     batch_size: Annotated[int | None, image_option(help="Images per batch.")] = None,
     out: Annotated[str | None, typer.Option("-o", "--out", help="Run folder or its URL.")] = None,

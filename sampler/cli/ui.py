@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @takes_model_options(leave_out=("drop_encoders",))
 def command(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 7860,
     out: Annotated[
         Path, typer.Option("-o", "--out", callback=expanded, help="Folder for saved runs.")
     ] = Path("runs"),

@@ -1,4 +1,4 @@
-"""`sampler vote`: vote on the images that a fine-tuning waits for."""
+"""`sampler vote`: vote on the images of a fine-tuning run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Vote on the images that a training with the reward `votes` waits for."""
+    """Vote on the images of a fine-tuning run with the reward `votes`."""
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.core.errors import RunFolderError
@@ -27,7 +27,7 @@ def command(
 
         folders = open_ballots(run)
         if not folders:
-            raise RunFolderError(f"{run} has no images that wait for votes.")
+            raise RunFolderError(f"{run} has no images awaiting votes.")
         folder = folders[0]
         ballot = read_ballot(folder)
         report.note(f"{counted(len(ballot['images']), 'image')} in {folder}")
@@ -42,7 +42,7 @@ def command(
 
 
 def _asked(form: str, group: Sequence[dict[str, Any]], report: Report) -> list[dict[str, Any]]:
-    """Ask for the votes on the images of one prompt; an empty answer leaves one out."""
+    """Prompt for the votes on the images of one prompt; an empty answer skips one."""
     report.note(f"{group[0]['prompt']}: " + ", ".join(str(image["file"]) for image in group))
     rows = [int(image["row"]) for image in group]
     if form == "binary":

@@ -57,39 +57,41 @@ class ModelConfig:
         None, "files", "Model folder, .safetensors file or Hub id; default: bundled.", "--model"
     )
     config: str | None = _option(
-        None, "files", "Configurations of a single file, as a folder.", "--model-config", "DIR"
+        None,
+        "files",
+        "Folder with the configurations of a single-file model.",
+        "--model-config",
+        "DIR",
     )
     revision: str | None = _option(None, "files", "Hub revision (commit or tag).")
     variant: str | None = _option(
         None, "files", "Variant of the weight files, such as fp16.", metavar="NAME"
     )
     vae: str | None = _option(
-        None, "files", "Another VAE, as a folder or a .safetensors file.", metavar="PATH"
+        None, "files", "Replacement VAE: a folder or a .safetensors file.", metavar="PATH"
     )
     lora: tuple[str, ...] = _option(
         (), "files", "LoRA file or folder to load; repeatable.", metavar="PATH[:WEIGHT]"
     )
     controlnet: tuple[str, ...] = _option(
-        (), "files", "ControlNet of the control image; repeatable.", metavar="DIR"
+        (), "files", "ControlNet folder; repeatable, one per --control-image.", metavar="DIR"
     )
     ip_adapter: tuple[str, ...] = _option(
         (),
         "files",
-        "IP-Adapter of the image prompt; repeatable.",
+        "IP-Adapter file or folder; repeatable, one per --ip-image.",
         metavar="PATH[:SCALE]",
     )
     student: str | None = _option(
         None, "files", "One-step student made by `finetune`.", metavar="DIR"
     )
-    weak: str | None = _option(
-        None, "files", "Weaker network for the rule autoguidance.", metavar="DIR"
-    )
+    weak: str | None = _option(None, "files", "Weaker network for autoguidance.", metavar="DIR")
     dtype: Dtype = _option("auto", "value", "Data type of the networks.")
     device: str = _option(
         "auto", "none", "Device to run on; default: auto.", metavar="auto|cpu|cuda|cuda:N|mps"
     )
-    attention: Attention = _option("auto", "value", "Implementation of attention.")
-    offload: Offload | None = _option(None, "none", "Keep parts of the model in main memory.")
+    attention: Attention = _option("auto", "value", "Attention backend.")
+    offload: Offload | None = _option(None, "none", "Offload parts of the model to CPU memory.")
     vae_tiling: bool = _option(False, "value", "Decode large images in tiles.")
     vae_slicing: bool = _option(False, "none", "Decode one image at a time.")
     prompt_weights: bool = _option(False, "value", "Read weights such as (x:1.2) in prompts.")

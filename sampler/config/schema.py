@@ -171,7 +171,7 @@ def checked(tree: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> Config:
 
 
 def _with_our_names(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tree with a sampler's name of ours, and the grid that another name says."""
+    """The tree with the sampler's name in this project, and the grid that an alias includes."""
     spec, grid = named(tree.get("sampler"))
     if spec is tree.get("sampler"):
         return tree

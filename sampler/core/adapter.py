@@ -23,7 +23,7 @@ class ClassReader(ABC):
 
     @abstractmethod
     def target(self, prompts: Sequence[str]) -> Tensor:
-        """The class that each of B prompts asks for, int [B]."""
+        """The class named by each of B prompts, int [B]."""
 
     @abstractmethod
     def conditions(self, prompts: Sequence[str], size: Size) -> Callable[[Tensor], Any]:

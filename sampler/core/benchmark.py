@@ -1,4 +1,4 @@
-"""The arithmetic of a step without its network: what it launches, moves and takes.
+"""Cost of a step's arithmetic without its network: launches, memory traffic, time.
 
 A step here is combine + sampler step + settle on predictions that are already there, in a state
 that a few steps before it have filled. Predictions are bfloat16, latents and states float32.
@@ -138,7 +138,7 @@ def operations(fn: Callable[[], Any]) -> tuple[int, int]:
 
 
 def seconds(fn: Callable[[], Any], repeats: int = 40, warm: int = 3) -> float:
-    """The fastest of some calls, after a few to warm up: other programs only ever add time."""
+    """The fastest of several calls after a warm-up, since other programs only add time."""
     for _ in range(warm):
         fn()
     times: list[float] = []

@@ -1,4 +1,4 @@
-"""Caches that diffusers keeps inside a network, and rules that leave calls or samples out.
+"""Block caches of diffusers inside a network, and rules that skip calls or samples.
 
 A block cache (FirstBlockCache, TaylorSeer, MagCache, FasterCache, PAB) counts the network's calls
 and keeps residuals of the last batch: a call that is left out puts it one step behind, and a batch
@@ -18,7 +18,7 @@ log = logging.getLogger("sampler")
 
 
 def beside_caches(rule: Guidance, networks: Iterable[Any]) -> Guidance:
-    """The rule as it can run on networks: with compact = "batch" where a cache is enabled.
+    """The rule adapted to networks: with compact = "batch" where a block cache is enabled.
 
     Raises ValueError for a rule that leaves out calls, or single samples without such a setting.
     """

@@ -42,7 +42,7 @@ def grid_of(spec: Any, model: str, sampler: Any, steps: int, guidance: Any) -> A
         version, fitted = stored["format"], stored["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path} is no calibration of grids that can be read: "
+            f"{path} is not a readable calibration of grids: "
             f"{getattr(error, 'strerror', None) or error}."
         ) from None
     if version != FORMAT or fitted != model:

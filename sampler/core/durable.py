@@ -122,7 +122,8 @@ def storage_error(error: OSError, path: Path) -> SamplerError:
         free = "free space unknown"
     reason = (error.strerror or str(error)).lower()
     return StorageError(
-        f"Cannot write {path}: {reason} ({free}). Nothing is lost; the same command goes on."
+        f"Cannot write {path}: {reason} ({free}). Finished images are kept; the same command "
+        "resumes the run."
     )
 
 

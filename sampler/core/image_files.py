@@ -31,8 +31,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def open_image(source: str | Path | bytes) -> Generator[Image, None, None]:
     """Open a PNG, JPEG or WebP file, or the bytes of one; nothing is decoded yet.
 
-    Raises UsageError for a file that is missing, is no such image, or has more than 64 megapixels,
-    and for damage that shows when the body of the `with` statement decodes it.
+    Raises UsageError for a file that is missing, is not such an image, or has more than 64
+    megapixels, and for damage that shows when the body of the `with` statement decodes it.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -47,12 +47,10 @@ def open_image(source: str | Path | bytes) -> Generator[Image, None, None]:
     except SamplerError:
         raise
     except UnidentifiedImageError:
-        raise UsageError(
-            f"{name}: it is no image that can be read; use PNG, JPEG or WebP."
-        ) from None
+        raise UsageError(f"{name}: it is not a readable image; use PNG, JPEG or WebP.") from None
     except OSError as error:
-        reason = (error.strerror or f"it is no image that can be read: {error}").lower()
+        reason = (error.strerror or f"it is not a readable image: {error}").lower()
         raise UsageError(f"{name}: {reason}.") from None
     except Exception as error:  # Pillow's decoders raise many kinds
         problem = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UsageError(f"{name}: it is no image that can be read: {problem}.") from None
+        raise UsageError(f"{name}: it is not a readable image: {problem}.") from None

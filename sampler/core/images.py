@@ -19,7 +19,7 @@ from sampler.types import Level
 def read(path: str | Path | bytes) -> Tensor:
     """Read an image file, or the bytes of one, as [1, 3, H, W] in [0, 1], float32.
 
-    It is rotated by its EXIF tag. Raises UsageError for a file that is missing or no image.
+    It is rotated by its EXIF tag. Raises UsageError for a file that is missing or not an image.
     """
     return _pixels(path, "RGB").permute(2, 0, 1)[None]
 

@@ -28,8 +28,8 @@ def planned(name: str, value: Any) -> Any:
     """Return an input as plain data, with the hashes of files; objects in memory stay.
 
     Texts that name a file are files: "file:" URLs, names of images and videos, and existing folders
-    for arguments that take images. Raises UsageError for a file that is missing, is no image, or
-    has other content than a recorded one.
+    for arguments that take images. Raises UsageError for a file that is missing, is not an image,
+    or has other content than a recorded one.
     """
     if _names_files(value):
         where = value.get("file") or value.get("folder")
@@ -70,7 +70,7 @@ def size_of(value: Any) -> tuple[int, int] | None:
     """(height, width) of the image that an input names, as multiples of 8; None for other inputs.
 
     A list counts by its first item, a file that is missing not at all: `planned` names it. Raises
-    UsageError for a file that is no image.
+    UsageError for a file that is not an image.
     """
     path: Any = value
     while type(path) in (list, tuple) and path:

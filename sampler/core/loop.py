@@ -215,7 +215,7 @@ class Loop:
         seeds: Sequence[int] | None = None,
         grad: bool = False,
     ) -> Tensor:
-        """Carry x [B, ...] from levels[0] to levels[-1]; float64 stays float64.
+        """Integrate x [B, ...] from levels[0] to levels[-1]; float64 stays float64.
 
         `cond`: passed to `fn`, or Cond(cond=, uncond=) for rules that need more than one branch.
         grad=True keeps the graph. Raises ValueError for a missing condition, before any evaluation.

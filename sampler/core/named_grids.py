@@ -133,7 +133,7 @@ def _align_your_steps(name: str, axis: Axis, n: int) -> list[float]:
     ends = zip((published[0], published[-1]), (axis.high, axis.low), strict=True)
     if axis.kind != kind or any(abs(own / end - 1) > 0.01 for end, own in ends):
         raise ValueError(
-            f"grid = {name!r} is made for another model: for {kind}-predictions on levels from "
+            f"grid = {name!r} is for another model: for {kind}-predictions on levels from "
             f"{published[0]:.4g} to {published[-1]:.4g}, and this one has {axis.kind}-predictions "
             f"on {axis.high:.4g} to {axis.low:.4g}; use 'karras' or 'beta'."
         )

@@ -1,4 +1,4 @@
-"""View that a rule has of its inner rules: their names, and the branches of their outputs."""
+"""Inner rules of a rule: their names, and the branches that their outputs are made of."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def clipped(pred: Prediction, x: Tensor, config: Mapping[str, Any], scheduler: s
 
 
 def _ramp_of(config: Mapping[str, Any]) -> str | None:
-    """The ramp that a scheduler's configuration asks for beside Karras'."""
+    """The ramp, other than Karras', in a scheduler's configuration."""
     if config.get("use_exponential_sigmas"):
         return "exponential"
     return "beta_sigmas" if config.get("use_beta_sigmas") else None

@@ -37,7 +37,7 @@ def save_snapshot(snapshot: Snapshot, path: str | Path) -> None:
 def load_snapshot(path: str | Path) -> Snapshot:
     """Read a snapshot onto the CPU; the strategies of the run must have been imported.
 
-    Raises UsageError for a file that is missing or no snapshot.
+    Raises UsageError for a file that is missing or not a snapshot.
     """
     try:
         reader: Any = safe_open(str(path), "pt")

@@ -78,7 +78,7 @@ def evaluate(
 
 
 def _facts(source: PictureSet) -> dict[str, Any]:
-    """List how the images were made, without places and times."""
+    """Settings that the images were generated with, without places and times."""
     prompts = "\n".join(source.prompts)
     nfe = [p.nfe for p in source.pictures if p.nfe is not None]
     ms = [p.ms for p in source.pictures if p.ms is not None]

@@ -46,7 +46,7 @@ def reward_of(text: str) -> RewardBase:
     """Reward of NAME[:OPTION=VALUE]. Raises UsageError for other scorers."""
     (scorer,) = scorers_from([text])
     if not isinstance(scorer, RewardScorer):
-        raise UsageError(f"--reward: {text!r:.60} is a scorer of evaluations and no reward.")
+        raise UsageError(f"--reward: {text!r:.60} is a scorer for evaluations, not a reward.")
     return scorer.reward
 
 

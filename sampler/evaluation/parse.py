@@ -20,7 +20,7 @@ from sampler.runs.cells import scalar
 
 Scorer = ImageScorer | SetMeasure
 
-# Names of published protocols, and what of them a run here does not have.
+# Names of published protocols, and the parts of them that an evaluation here lacks.
 PROTOCOLS: Mapping[str, str] = {
     "fid": "Inception-v3 features, their reference set and 10,000 to 50,000 images; "
     "frechet:features=FOLDER:reference=FOLDER is the same distance under its own name",

@@ -45,9 +45,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Images by (prompt, seed, name), what is known of how they were made, and notes for people.
+    """Images by (prompt, seed, name), the known settings behind them, and notes for the user.
 
-    folder: where scores are kept; None for a place that is not ours to write to.
+    folder: where scores are kept; None where nothing may be written.
     """
 
     where: str
@@ -71,7 +71,7 @@ def open_pictures(where: str | Path) -> PictureSet:
     if not isinstance(store, LocalStore) or store.read(RUN) is not None:
         return _of_run(RunFolder(store))
     if not store.root.is_dir():
-        raise UsageError(f"{where} is no folder: give a run folder or a folder of images.")
+        raise UsageError(f"{where} is not a folder: give a run folder or a folder of images.")
     return _of_folder(store.root)
 
 
@@ -127,7 +127,7 @@ def _of_run(run: RunFolder) -> PictureSet:
 def _stored(run: RunFolder, name: str) -> bytes:
     data = run.store.read(name)
     if data is None:
-        raise UsageError(f"{run.store.where}/{name} has gone; `sampler resume` makes it again.")
+        raise UsageError(f"{run.store.where}/{name} is missing; `sampler resume` regenerates it.")
     return data
 
 

@@ -1,4 +1,4 @@
-"""Scores that were computed before: `scores-NAME-FINGERPRINT.jsonl`, one line per image.
+"""Cache of computed scores: `scores-NAME-FINGERPRINT.jsonl`, one line per image.
 
     {"v": 1, "image": "...", "scores": {"clip": 0.31}}
 

@@ -40,7 +40,7 @@ class ImageScorer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides a score: definition, settings and weights."""
+        """Hash of everything that determines a score: definition, settings and weights."""
         return _digest(self.label)
 
     def columns(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -76,8 +76,9 @@ class RewardScorer(ImageScorer):
 class JudgeScorer(ImageScorer):
     """The judge: log p of the named concept, and whether concept and background are the top class.
 
-    A classifier of the bundled model's world that no training has seen (sampler/bundled/judge.py);
-    it is no reward, so that it stays independent of what is tuned.
+    A classifier of the bundled model's world that is used in no training
+    (sampler/bundled/judge.py); it is not available as a reward, so that it stays independent of
+    what is tuned.
     """
 
     label = "judge"

@@ -1,4 +1,4 @@
-"""Columns of scores of a set of images: read where they are known, computed where not."""
+"""Scores of a set of images, read from the cache or computed."""
 
 from __future__ import annotations
 

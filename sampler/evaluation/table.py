@@ -23,7 +23,7 @@ class Evaluation:
     """Result of `sampler.evaluate`.
 
     facts: of the images, model and scorers, and of the run that they are compared with; rows: one
-    per score; notes: what a reader has to know; scored: all scores of single images.
+    per score; notes: remarks for the reader; scored: all scores of single images.
     """
 
     facts: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Adaptive guidance: stop paying for the unconditional pass once it agrees with the other one.
+"""Adaptive guidance: skip the unconditional evaluation once both predictions agree.
 
 A row is *live* at a step where its unconditional prediction is really evaluated and used. All rows
 start live; a row that has converged is latched, and from then on live only at its refreshes.
@@ -46,20 +46,21 @@ class AdaptiveState(NamedTuple):
 @register("guidance", "adaptive")
 @dataclass(frozen=True)
 class Adaptive(GuidanceBase):
-    """Adaptive guidance: any rule over c and u, without the u that would change nothing.
+    """Adaptive guidance: any rule over c and u, skipping u where it would change nothing.
 
         γ = <c, u> / (‖c‖·‖u‖)      per row, over all elements
 
-    The first step with γ > threshold is still guided, both passes being paid; from the next one on
+    The first step with γ > threshold is still guided with both evaluations; from the next step on
     the row is latched for the rest of the run. With after="drop" (the paper's) it takes g = c. With
     after="hold" the rule goes on with u = c − d, d being the direction c − u of the row's last real
     pair. Latched rows leave the unconditional batch, so that a batch really gets cheaper.
 
-    rule: the rule that is made cheaper: `cfg`, `apg`, `cfg_zero` or `linear_ag`.
+    rule: the rule whose cost is reduced: `cfg`, `apg`, `cfg_zero` or `linear_ag`.
     threshold: γ in −1..1, 0.991 is the paper's; 1 switches the rule off. Thresholds do not carry
         over between models (arXiv:2506.08351).
-    lag: 0 decides with the last step's γ, and waits for the device to know it; 1 decides with the γ
-        of the step before that, which is there by then, at the price of at most one pass more.
+    lag: 0 decides with the last step's γ, and waits for the device to compute it; 1 decides with
+        the γ of the step before that, which is available by then, at the cost of at most one more
+        evaluation.
     after: "drop" or "hold".
     refresh: a latched row evaluates its pair again every `refresh` steps; 0 is never. By default 0
         for "drop" and 3 for "hold", whose direction goes stale. Our addition.
@@ -90,7 +91,7 @@ class Adaptive(GuidanceBase):
 
     def __post_init__(self) -> None:
         if self.turn is not None and not self._period():
-            raise ValueError("adaptive: turn is looked at when a row is refreshed; give refresh.")
+            raise ValueError("adaptive: turn is checked at refreshes only; set refresh as well.")
         inner: str = self.rule.name
         if inner == "cfg_pp" and self.after == "drop":
             raise ValueError(
@@ -198,7 +199,7 @@ class Adaptive(GuidanceBase):
     ) -> tuple[Prediction, Any]:
         """The inner rule; for "drop" g = c and an unchanged inner state in rows that are not live.
 
-        Always in the network's parametrisation, so that a row's bits do not tell which rows
+        Always in the network's parametrisation, so that a row's bits do not depend on which rows
         around it were dropped.
         """
         cond = preds["cond"]

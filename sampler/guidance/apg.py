@@ -85,7 +85,7 @@ class APG(GuidanceBase):
             )
         if abs(self.momentum) == 1:
             warnings.warn(
-                f"apg: momentum = {self.momentum} never forgets a step; use −0.75..−0.25.",
+                f"apg: momentum = {self.momentum} does not decay; use −0.75..−0.25.",
                 stacklevel=3,
             )
 

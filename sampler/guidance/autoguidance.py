@@ -1,4 +1,4 @@
-"""Autoguidance: away from a weaker network that was given the same condition."""
+"""Autoguidance: extrapolation away from a weaker network with the same condition."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Autoguidance(GuidanceBase):
         main, weak = preds["cond"], preds["weak"]
         if weak.out.shape != main.out.shape:
             raise ValueError(
-                f"autoguidance: the weak network answers {tuple(weak.out.shape)} where the main "
+                f"autoguidance: the weak network returns {tuple(weak.out.shape)} and the main "
                 f"one answers {tuple(main.out.shape)}; both must work on the same latents."
             )
         return main.like(weak.out + self.scale * (main.out - weak.out)), state

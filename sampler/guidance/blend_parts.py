@@ -59,7 +59,7 @@ def checked(parts: Parts, shape: Sequence[int], rows: int) -> Parts:
     if tuple(parts.image.shape[1:]) != tuple(shape):
         raise ValueError(
             f"blend: the image has shape {tuple(parts.image.shape[1:])}, the model's x "
-            f"{tuple(shape)}; for images and a latent model say space='image'."
+            f"{tuple(shape)}; for images and a latent model set space='image'."
         )
     for name, value in (("the image", parts.image), ("the mask", parts.mask)):
         if value is not None and len(value) not in (1, rows):
@@ -73,6 +73,6 @@ def checked(parts: Parts, shape: Sequence[int], rows: int) -> Parts:
     ):
         raise ValueError(
             f"blend: the mask has shape {tuple(mask.shape)}, which does not cover latents "
-            f"{tuple(shape)}; give [h, w] of that size, or say space='image'."
+            f"{tuple(shape)}; give [h, w] of that size, or set space='image'."
         )
     return parts

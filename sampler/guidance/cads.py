@@ -1,4 +1,4 @@
-"""Condition-annealed sampling: noise on the conditions early in a run, for seeds that differ."""
+"""Condition-annealed sampling: noise on the conditions early in a run, for diversity."""
 
 from __future__ import annotations
 

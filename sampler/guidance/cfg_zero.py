@@ -53,7 +53,7 @@ class CFGZero(GuidanceBase):
             if not _is_flow(span):
                 raise ValueError(
                     "cfg_zero: the zero start stands for a zero flow velocity, and this model is "
-                    "no flow model; set zero_init_steps = 0."
+                    "not a flow model; set zero_init_steps = 0."
                 )
             return {}
         return {"uncond": Branch(cond.uncond), "cond": Branch(cond.cond)}

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class ClassifierGuidance(GuidanceBase):
     """Classifier guidance: the conditional prediction, moved up the classifier's log-probability.
 
-        at="x":   eps' = eps − s·sigma·∇_x log p(y|x)          a classifier that knows noise
-        at="x0":  x0' = x0 + s·sigma²/(alpha² + sigma²)·∇_x0 log p(y|x0)     one that does not
+        at="x":   eps' = eps − s·sigma·∇_x log p(y|x)          a classifier of noised images
+        at="x0":  x0' = x0 + s·sigma²/(alpha² + sigma²)·∇_x0 log p(y|x0)   of clean images
 
     per row, the gradients in the latents' precision. One network row per step, plus the classifier
     with its gradient. The gradient is a constant to autograd.

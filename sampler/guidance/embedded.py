@@ -22,7 +22,7 @@ class Embedded(GuidanceBase):
     imitate classifier-free guidance of that scale with the empty negative prompt.
 
     scale: w >= 0, of the range that the network was distilled for; 8.5 is the default of diffusers'
-        LCM pipeline. Under other rules the network is told its pipeline's default.
+        LCM pipeline. Under other rules the network receives its pipeline's default.
     """
 
     scale: Nonnegative = 8.5
@@ -33,14 +33,14 @@ class Embedded(GuidanceBase):
     )
 
     def check(self, adapter: PipelineAdapter) -> None:
-        """Raises ValueError where no network is told a scale, before a run is begun."""
+        """Raise ValueError, before the run starts, for a network without a scale input."""
         if adapter.default_guidance["name"] != "embedded":
             raise ValueError(
                 "embedded: this model does not take the guidance scale as an input; use 'cfg'."
             )
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Embedded, Cond]:
-        """Tells the network the scale; see `sampler.core.binding`.
+        """Add the scale to the conditions; see `sampler.core.binding`.
 
         Raises ValueError for a network without such an input, and for a negative prompt.
         """

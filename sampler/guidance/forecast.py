@@ -65,10 +65,10 @@ class Forecast(GuidanceBase):
     clock: "index", the step number, or "log_snr", log(alpha/sigma).
     compact: "rows" leaves samples out one by one; "batch" evaluates all where one is due.
 
-    A prediction at alpha = 0 is no node: its eps is x itself. Where the branches of the rule inside
-    change (an interval ends, a sample of `adaptive` is latched) its output jumps: the history is
-    dropped, and the step is evaluated. The sampler must evaluate once per step; above eta = 0.3
-    eps is no smooth function of time, which is warned of.
+    A prediction at alpha = 0 is not a node: its eps is x itself. Where the branches of the rule
+    inside change (an interval ends, a sample of `adaptive` is latched) its output jumps: the
+    history is dropped, and the step is evaluated. The sampler must evaluate once per step; above
+    eta = 0.3 eps is not a smooth function of time, and a warning is given.
     """
 
     rule: Any = field(default="cfg", metadata={"kind": "guidance"})

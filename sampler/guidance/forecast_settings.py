@@ -22,7 +22,7 @@ _SHAPE = ("basis", "order", "degree", "ridge", "horizon", "blend", "space", "clo
 
 
 def check(rule: Any) -> None:
-    """Raises ValueError for a policy that is none, and a field given where it has no effect."""
+    """Raises ValueError for an invalid policy, and for a field given where it has no effect."""
     if rule.policy is not None and (not rule.policy or set(rule.policy) - {0, 1}):
         raise ValueError(f"forecast: policy = {rule.policy} must have a 0 or a 1 for each step.")
     if rule.policy is not None and rule.policy[0] == 0:
@@ -46,7 +46,7 @@ def check(rule: Any) -> None:
 
 
 def refuse_steps(rule: Any, steps: int) -> None:
-    """Raises ValueError for a policy of another length, and for runs of the always-evaluated."""
+    """Raises ValueError for a policy of another length, and for runs without a step to forecast."""
     if rule.policy is not None:
         if len(rule.policy) != steps:
             raise ValueError(
@@ -82,7 +82,7 @@ def refuse_sampler(context: GuidanceContext) -> None:
     eta = context.sampler.get("eta", 0)
     if eta > 0.3:
         warnings.warn(
-            f"forecast: under eta = {eta:g} the prediction is no smooth function of time, and "
+            f"forecast: under eta = {eta:g} the prediction is not a smooth function of time, and "
             "forecasts of it are poor; use eta <= 0.3.",
             stacklevel=3,
         )

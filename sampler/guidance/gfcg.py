@@ -22,7 +22,7 @@ NEGLIGIBLE = 1e-3
 
 
 class Judgement(NamedTuple):
-    """target: class of each row, [B]; reference, gain: what the classifier said, None before.
+    """target: class of each row, [B]; reference, gain: of the classifier, None before it runs.
 
     reference: int64 [B] on the CPU, the most likely wrong class; gain: w − 1 per row, float32 [B].
     """
@@ -54,8 +54,8 @@ class GFCG(GuidanceBase):
     strength: s >= 0.
     confidence: how w follows the classifier.
     network: "main", or "weak": D_r is the weak network's, Autoguidance at no further pass.
-    interval: (low, high] in sigma/alpha; a classifier knows little of the blurred x̂0 at high noise.
-        5 is our choice.
+    interval: (low, high] in sigma/alpha; a classifier knows little of the blurred x̂0 at high
+        noise. 5 is our choice.
     window: as for `cfg`.
     variant: which reconstruction; there is one.
     """

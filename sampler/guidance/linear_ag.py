@@ -38,7 +38,7 @@ class LinearAG(GuidanceBase):
     coefficients: "bundled" (for the bundled model), the path of a file made by `sampler calibrate
         linear-ag`, or a `Coefficients` value.
     policy: one number per step, 1 evaluates the unconditional pass and 0 predicts it; None is the
-        one that the coefficients were fitted for (`default_policy` unless told).
+        one that the coefficients were fitted for (`default_policy` by default).
     scale: w >= 0; None is the scale of the calibration.
 
     With `adaptive(rule=linear_ag)` the policy decides first, and a latched row takes g = c.

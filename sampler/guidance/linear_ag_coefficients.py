@@ -62,7 +62,7 @@ class Coefficients:
 
     @staticmethod
     def load(path: Path | str) -> Coefficients:
-        """Raises SamplerError (6) for a file that is missing or no coefficients file."""
+        """Raises SamplerError (6) for a file that is missing or has no coefficients."""
         path = BUNDLED if path == "bundled" else Path(path)
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ class Coefficients:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
-                f"{path} is no LinearAG coefficients file ({error}); make one with "
+                f"{path} is not a LinearAG coefficients file ({error}); make one with "
                 "`sampler calibrate linear-ag`.",
             ) from error
 

@@ -1,4 +1,4 @@
-"""No guidance: the conditional model as it is."""
+"""No guidance: the conditional prediction alone."""
 
 from __future__ import annotations
 

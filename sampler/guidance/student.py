@@ -23,7 +23,7 @@ class Student(GuidanceBase):
     One row per image and evaluation, on the model "student" of `sampler.load(student=DIR)`. With
     the sampler "consistency" the run is at the times that the student was trained at.
 
-    scale: 1, the only value there is. Any other is refused, as is a negative prompt: their effect
+    scale: 1, the only allowed value. Any other is refused, as is a negative prompt: their effect
         is in the weights, at the scale in the student's manifest.
     """
 
@@ -39,7 +39,7 @@ class Student(GuidanceBase):
         return frozenset({"cond", "student"})
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Student, Cond]:
-        """Refuses what a student cannot do, with what it can; see `sampler.core.binding`.
+        """Refuse settings that a student does not support; see `sampler.core.binding`.
 
         Raises ValueError as `check` does, for a negative prompt, and for a time that the student
         was not trained at.

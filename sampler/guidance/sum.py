@@ -21,8 +21,9 @@ class Sum(GuidanceBase):
 
     With `cfg` and `autoguidance` it is the three-way rule
     c + (w_c − 1)(c − u) + (w_a − 1)(c − weak); with `gfcg` and `cfg` the directions of the two add
-    up. Each rule keeps its own state and its own interval; a pass that two of them ask for is paid
-    once. Space: the network's own output (every term is a difference, so any gives the same).
+    up. Each rule keeps its own state and its own interval; a branch that several rules need is
+    evaluated once. Space: the network's own output (every term is a difference, so any gives the
+    same).
 
     rules: two or more, each with a direction of its own (against the unconditional prediction,
         the weak network, the reference class, the classifier's gradient).

@@ -24,7 +24,7 @@ from sampler.types import Level
 def level_at(schedule: Schedule, share: float) -> Level:
     """Level at a share 0..1 of the training times: 0.15 of 1000 is t = 149.
 
-    At 0 there is no noise (alpha = 1, sigma = 0) and the network is told the least time. Raises
+    At 0 there is no noise (alpha = 1, sigma = 0) and the network receives the smallest time. Raises
     ValueError outside 0..1.
     """
     if not 0 <= as_float(share, "t") <= 1:

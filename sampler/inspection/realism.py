@@ -1,4 +1,4 @@
-"""Real against generated: what a linear probe can tell apart, beside two controls."""
+"""Accuracy of a linear probe between real and generated images, with two controls."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def log_spectrum(images: Tensor) -> Tensor:
 def realism(
     engine: Any, real: Tensor, generated: Tensor, extract: Features, seed: int = 0
 ) -> tuple[dict[str, Share], Probe]:
-    """Share of images that a ridge probe tells from real ones, {pair: share}, and the first probe.
+    """Accuracy of a ridge probe against real images, {pair: share}, and the first probe.
 
         pairs: generated; other real images; other real images through the VAE
 
     Each pair has n = min(N/2, M) images a side, of N real and M generated ones, shuffled by the
-    seed; half of them fit the probe, half test it. 0.5 is chance. The two controls tell what the
-    sampler is not to blame for: 0.5 ± the interval for real images, and the VAE's own traces.
-    Raises ValueError for fewer than eight images a side.
+    seed; half of them fit the probe, half test it. 0.5 is chance. The two controls measure what is
+    not due to the sampler: 0.5 ± the interval for real images, and the VAE's own traces. Raises
+    ValueError for fewer than eight images a side.
 
     After CIFAKE: Image Classification and Explainable Identification of AI-Generated Synthetic
     Images (Bird & Lotfi, 2023), arXiv:2303.14126, which trains a convolutional network.
@@ -81,7 +81,7 @@ def told_apart(first: Tensor, second: Tensor) -> tuple[Probe, Share]:
 
 @torch.no_grad()
 def evidence(engine: Any, images: Tensor, probe: Probe, name: str) -> Tensor | None:
-    """Heat maps [B, h, w] of what the probe takes for generated; None for other features.
+    """Heat maps [B, h, w] of evidence for generated images; None for features without positions.
 
         Σ_c w_c/std_c · A_c      A: maps whose means over the image are the features
 

@@ -1,8 +1,8 @@
 """Attention backends of a network: torch's own, or xformers'.
 
-Images differ in the last bits between the two. xformers is an optional extra for CUDA; nothing
-chooses it unasked, and it is tried on a small tensor before a network is given to it, since a
-network would accept it silently and fail at its first step.
+Images differ in the last bits between the two. xformers is an optional extra for CUDA; it is used
+on request only, and is tried on a small tensor before a network is given to it, since a network
+would accept it silently and fail at its first step.
 """
 
 from __future__ import annotations

@@ -28,11 +28,13 @@ def controlnet_paths(given: Any) -> list[Path]:
 
 
 def controlnet_name(folder: Path) -> str:
-    """Class name of a ControlNet's folder, checked to be whole and safe. Raises ModelError."""
+    """Class name of a ControlNet's folder, checked to be complete and safe. Raises ModelError."""
     check_component(folder)
     name = str(read_json(folder / CONFIG).get("_class_name"))
     if not name.endswith(("ControlNetModel", _UNION)):
-        raise ModelError(f"{folder} holds {name!r:.60}, which is no ControlNet of diffusers.")
+        raise ModelError(
+            f"{folder} holds {name!r:.60}, which is not a ControlNet class of diffusers."
+        )
     return name
 
 
@@ -49,7 +51,7 @@ def class_with(cls: type, folders: Sequence[Path]) -> type:
 def with_controlnets(pipe: Any, folders: Sequence[Path]) -> Any:
     """The pipeline of the class that calls the ControlNets, over the components of `pipe`.
 
-    Raises ModelError for folders that are no ControlNet, or none of the pipeline's family.
+    Raises ModelError for folders that hold no ControlNet, or one of another family.
     """
     from sampler.pipelines.serving import with_class
 

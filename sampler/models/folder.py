@@ -68,7 +68,7 @@ def default_strategies(
 
 
 def _is_plain(folder: Path) -> bool:
-    """True for a model of a family in SCALES that is no few-step student."""
+    """True for a model of a family in SCALES, other than a few-step student."""
     scheduler = str(read_json(folder / INDEX).get("scheduler"))
     student = component_config(folder, "unet").get("time_cond_proj_dim") is not None
     return pipeline_class(folder) in SCALES and "LCM" not in scheduler and not student

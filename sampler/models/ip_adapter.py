@@ -40,18 +40,18 @@ class IPAdapterFiles:
 def ip_adapter_files(source: Path) -> IPAdapterFiles:
     """The files of an IP-Adapter given as its file, or as a folder with one.
 
-    Raises ModelError for a pickle, a folder with several files, a file that is no IP-Adapter or one
-    for faces, and where no image encoder fits.
+    Raises ModelError for a pickle, a folder with several files, a file that is not an IP-Adapter or
+    one for faces, and where no image encoder fits.
     """
     weights = _weights(source)
     shapes = _shapes(weights)
     found = next(((shapes[key][-1], field) for key, field in _WIDTHS if key in shapes), None)
     if not any(key.startswith("ip_adapter.") for key in shapes):
-        raise ModelError(f"{weights} is no IP-Adapter: it has no tensors named ip_adapter.")
+        raise ModelError(f"{weights} is not an IP-Adapter: it has no tensors named ip_adapter.")
     if found is None or {"image_proj.norm.weight", "image_proj.proj.0.weight"} <= set(shapes):
         raise ModelError(
-            f"{weights} is an IP-Adapter for the embeddings of faces (FaceID), which are not made "
-            "here; use one for images."
+            f"{weights} is an IP-Adapter for the embeddings of faces (FaceID), which are not "
+            "computed here; use one for images."
         )
     folder = weights.parent
     places = [folder / "image_encoder", folder.parent / "models" / "image_encoder"]
@@ -139,7 +139,7 @@ def _state(path: Path) -> dict[str, dict[str, Any]]:
     for name, tensor in load_file(path).items():
         part, _, rest = name.partition(".")
         if part not in found:
-            raise ModelError(f"{path}: {name!r:.80} belongs to no IP-Adapter.")
+            raise ModelError(f"{path}: {name!r:.80} is not a tensor of an IP-Adapter.")
         found[part][rest] = tensor
     return found
 

@@ -1,4 +1,4 @@
-"""LoRAs of any tool that diffusers reads, put into a pipeline whole or refused by name.
+"""LoRAs of any tool that diffusers reads, loaded into a pipeline completely, or refused by name.
 
     W' = W + weight·(alpha/rank)·B·A        A: [rank, in], B: [out, rank]
 
@@ -165,7 +165,7 @@ def _load_all(parts: dict[str, nn.Module], loras: Sequence[tuple[Path, float]], 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without remarks and progress bars of the loaders: what they skip is refused here."""
+    """Suppress progress bars and log messages of the loaders; skipped tensors are refused here."""
     from transformers.utils import logging as bars
 
     shown, before = bars.is_progress_bar_enabled(), logging.root.manager.disable

@@ -29,7 +29,7 @@ Loras = LoraSource | Sequence[LoraSource] | Mapping[str | Path, float]
 def lora_pairs(loras: Loras | None, what: str = "A LoRA") -> list[tuple[Path, float]]:
     """(path, weight) of LoRAs given as paths, "PATH:weight", pairs, or {path: weight}.
 
-    what: how errors call them. Raises ValueError for a weight that is not a finite number.
+    what: their name in error messages. Raises ValueError for a weight that is not a finite number.
     """
     if loras is None:
         return []

@@ -21,7 +21,7 @@ def place(pipe: Any, device: Any, offload: str | None) -> None:
         enable(device=device)
     except (RuntimeError, ValueError) as error:
         raise ModelError(
-            f"offload = {offload!r} cannot be had on {device}: {first_line(error)}"
+            f"offload = {offload!r} is not possible on {device}: {first_line(error)}"
         ) from error
 
 

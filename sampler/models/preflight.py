@@ -38,7 +38,7 @@ _PLAIN = re.compile(r"[a-z0-9_|]*")
 def check(
     folder: Path, variant: str | None = None, needs: Callable[[str], bool] = lambda name: True
 ) -> tuple[str, dict[str, tuple[str, str]]]:
-    """(pipeline class, {component: (library, class)}) of a folder that is whole and safe to load.
+    """(pipeline class, {component: (library, class)}) of a complete and safe folder.
 
     variant: of the weights; needs: False for components whose weights come from elsewhere. Raises
     ModelError, naming what is wrong and what to do about it.
@@ -74,7 +74,7 @@ def has_weights(cls: str) -> bool:
 def check_component(
     folder: Path, library: str = "diffusers", variant: str | None = None, weights: bool = True
 ) -> None:
-    """The same for the folder of one network; weights: False where only its configuration is read.
+    """Check the folder of one network; weights: False where only its configuration is read.
 
     Raises ModelError.
     """
@@ -87,7 +87,7 @@ def check_component(
 
 
 def _check_files(folder: Path) -> None:
-    """Raise ModelError for code, and for configurations that ask for code or cannot be read."""
+    """Raise ModelError for code, and for configurations that refer to code or cannot be read."""
     if not folder.is_dir():
         raise ModelError(f"{folder} does not exist, or is not a folder.")
     _no_code(folder)
@@ -143,7 +143,7 @@ def stored_dtype(path: Path) -> str:
             return file.get_slice(names[0]).get_dtype() if names else "F32"
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
-            f"{path} is no intact safetensors file: {first_line(error):.120}."
+            f"{path} is not an intact safetensors file: {first_line(error):.120}."
         ) from None
 
 
@@ -153,11 +153,11 @@ def _index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     if folder.is_file():
         raise ModelError(
-            f"{folder} is no diffusers pipeline: it is a file; a model is a folder with {INDEX}, "
-            "or a .safetensors file."
+            f"{folder} is not a diffusers pipeline: it is a file; a model is a folder with "
+            f"{INDEX}, or a .safetensors file."
         )
     if not path.is_file():
-        raise ModelError(f"{folder} is no diffusers pipeline: it has no {INDEX}.")
+        raise ModelError(f"{folder} is not a diffusers pipeline: it has no {INDEX}.")
     index = _json(path, MAX_INDEX)
     name = index.get("_class_name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -198,7 +198,7 @@ def _check_config(path: Path) -> None:
 def _no_foreign_keys(path: Path, config: Any) -> None:
     for key, value in _walk(path, config):
         if key in _FOREIGN_KEYS and value not in (None, False):
-            raise _refused(path, f"its key {key!r} asks for foreign code")
+            raise _refused(path, f"its key {key!r} refers to foreign code")
 
 
 def _walk(path: Path, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:

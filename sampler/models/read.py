@@ -19,7 +19,7 @@ from sampler.models.source import ModelSource
 
 T = TypeVar("T")
 
-# Remarks of the libraries at load that are about their own affairs: logger, start of the message.
+# Log messages of the libraries at load that do not concern the model: logger, start of the text.
 _CHATTER = (
     ("transformers.utils.import_utils", r"`\w+ImageProcessor` requires torchvision"),
     ("diffusers.pipelines.pipeline_utils", r"Expected types for vae: .*AutoencoderTiny"),
@@ -33,15 +33,15 @@ _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def refuse_unknown(source: ModelSource) -> None:
-    """Raise ModelError for a class that is no pipeline of the installed diffusers."""
+    """Raise ModelError for a class that is not a pipeline class of the installed diffusers."""
     with quiet():
         import diffusers
 
         known = isinstance(getattr(diffusers, source.pipeline, None), type)
     if not known or not source.pipeline.endswith("Pipeline"):
         raise ModelError(
-            f"{source.pipeline} is no pipeline of the installed diffusers, so {source.folder} "
-            "cannot be loaded."
+            f"{source.pipeline} is not a pipeline class of the installed diffusers, so "
+            f"{source.folder} cannot be loaded."
         )
 
 
@@ -49,7 +49,7 @@ def read_pipeline(source: ModelSource, dtype: Any) -> Any:
     """The pipeline of a source on the CPU, its progress bar off.
 
     Raises ModelError for files that cannot be loaded, and for weights that a component needs and
-    its files do not have: the libraries would make up random ones.
+    its files do not have: the libraries would initialise them at random.
     """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -127,7 +127,7 @@ def whole(path: Path) -> Iterator[None]:
     ]
     for logger, _, watch in watches:
         logger.addFilter(watch)
-        if logger.getEffectiveLevel() > logging.WARNING:  # however silent the libraries are
+        if logger.getEffectiveLevel() > logging.WARNING:  # whatever log level the libraries have
             logger.setLevel(logging.WARNING)
     try:
         yield
@@ -159,7 +159,7 @@ class _Absent(logging.Filter):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars and the remarks that say nothing about the model; warnings stay."""
+    """Suppress progress bars and irrelevant log messages of the libraries; warnings stay."""
     from diffusers.utils import logging as diffusers_bars
     from transformers.utils import logging as transformers_bars
 

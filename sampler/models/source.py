@@ -106,7 +106,7 @@ def find_source(
     variant: str | None = None,
     vae: Any = None,
 ) -> ModelSource:
-    """The files of a model, checked to be there, whole and safe.
+    """The files of a model, checked to be present, complete and safe.
 
     path and options: of `sampler.load`. Raises ModelError for a model that is missing, unsafe or
     incomplete, and ValueError for an option that has no effect on it.
@@ -115,11 +115,11 @@ def find_source(
     root = _located(path, revision)
     one = is_file(root)
     if revision is not None and Path(path).expanduser().exists():
-        raise ValueError("revision goes with the name of a model on the Hub; leave it out.")
+        raise ValueError("revision applies to models of the Hub only; leave it out.")
     if variant is not None and one:
-        raise ValueError("variant goes with a folder; a single file is what it is.")
+        raise ValueError("variant applies to folders, not to a single file; leave it out.")
     if config is not None and not one:
-        raise ValueError("config goes with a single file; a folder has its own.")
+        raise ValueError("config applies to a single file; a folder has its own.")
     other = None if vae is None else _checked_vae(Path(vae).expanduser())
     elsewhere = {*(NETWORKS if one else ()), *(("vae",) if other else ())}
     if one:

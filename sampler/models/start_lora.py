@@ -1,4 +1,4 @@
-"""The start of a LoRA in training at the change of the weights that other LoRAs make."""
+"""Initialisation of a LoRA in training from other LoRAs."""
 
 from __future__ import annotations
 

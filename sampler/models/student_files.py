@@ -33,7 +33,7 @@ def student_folder(source: str | Path) -> Path:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a student's folder. SamplerError (6) for one that is none."""
+    """The manifest of a student's folder. SamplerError (6) for an invalid one."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         known = manifest["kind"] == "student" and manifest["format"] == FORMAT
@@ -44,7 +44,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
-        raise ModelError(f"{folder / MANIFEST} is no manifest of a student.")
+        raise ModelError(f"{folder / MANIFEST} is not the manifest of a student.")
     return manifest
 
 

@@ -20,7 +20,7 @@ SMALLEST = 0.9
 
 
 def check_vocabulary(folder: Path, encoder: Path | None) -> None:
-    """Raise ModelError for a tokenizer's folder that is not whole or does not fit its encoder.
+    """Raise ModelError for a tokenizer's folder that is incomplete or does not fit its encoder.
 
     encoder: the folder of the text encoder that takes its tokens; None if there is none.
     """
@@ -46,7 +46,9 @@ def vocabulary_size(folder: Path) -> tuple[int, Path]:
         try:
             size = max(read(path), *_added(folder), 0)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise ModelError(f"{path} is no vocabulary: {first_line(error):.120}.") from None
+            raise ModelError(
+                f"{path} is not a readable vocabulary: {first_line(error):.120}."
+            ) from None
         if size:
             return size, path
         raise ModelError(f"{path} is an empty vocabulary.")

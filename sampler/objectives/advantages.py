@@ -35,7 +35,7 @@ def group_advantages(
     """
     values = np.asarray(rewards, dtype=np.float64)
     if std not in ("batch", "group", "none"):
-        raise ValueError(f"group_advantages: std = {std!r} is none of batch, group, none.")
+        raise ValueError(f"group_advantages: std = {std!r} must be one of batch, group, none.")
     if values.shape != (len(prompts),):
         raise ValueError(
             f"group_advantages needs one reward per prompt: {len(prompts)} prompts, "
@@ -106,7 +106,7 @@ def optimality(
         a = a.sign()
     elif mode != "all":
         raise ValueError(
-            f"optimality: mode = {mode!r} is none of all, positive_only, negative_only, "
+            f"optimality: mode = {mode!r} must be one of all, positive_only, negative_only, "
             "one_only, binary."
         )
     return (a / max_advantage / 2 + 0.5).clamp(0, 1)

@@ -86,7 +86,7 @@ def min_snr_weight(kind: str, level: Level, gamma: float = 5.0) -> Tensor:
         return least / noise
     if kind in ("v", "velocity"):
         return least
-    raise ValueError(f"min_snr_weight: {kind!r} is none of eps, x0, v, velocity.")
+    raise ValueError(f"min_snr_weight: {kind!r} must be one of eps, x0, v, velocity.")
 
 
 def matching_log_prob(
@@ -121,7 +121,8 @@ def matching_log_prob(
     if weighting == "ghuber":
         return -s / power * ((e + 1e-10) ** power - 1e-10**power)
     raise ValueError(
-        f"matching_log_prob: weighting = {weighting!r} is none of uniform, t, t2, huber, ghuber."
+        f"matching_log_prob: weighting = {weighting!r} must be one of uniform, t, t2, huber, "
+        "ghuber."
     )
 
 

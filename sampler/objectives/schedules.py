@@ -27,7 +27,7 @@ def old_decay(step: int, law: Literal["on_policy", "slow", "fast"]) -> float:
         return min(0.001 * step, 0.5)
     if law == "fast":
         return min(0.0075 * max(0, step - 75), 0.999)
-    raise ValueError(f"old_decay: {law!r} is none of on_policy, slow, fast.")
+    raise ValueError(f"old_decay: {law!r} must be one of on_policy, slow, fast.")
 
 
 def matching_times(
@@ -59,7 +59,7 @@ def matching_times(
     if law == "logit_normal":
         quantile = torch.special.ndtri(torch.from_numpy(p))
         return 1 - (low + shifted(torch.sigmoid(quantile).numpy()) * (high - low))
-    raise ValueError(f"matching_times: law = {law!r} is none of uniform, logit_normal.")
+    raise ValueError(f"matching_times: law = {law!r} must be one of uniform, logit_normal.")
 
 
 def sde_window(
@@ -101,7 +101,8 @@ def sde_window(
         if strategy == "exp_decay":
             return math.ceil(every * math.exp(-decay * max(0, first - 13)))
         raise ValueError(
-            f"sde_window: strategy = {strategy!r} is none of progressive, decay, exp_decay, random."
+            f"sde_window: strategy = {strategy!r} must be one of progressive, decay, "
+            "exp_decay, random."
         )
 
     first, used = 0, 0

@@ -297,7 +297,7 @@ def class_ids(prompts: Sequence[str], count: int, labels: Mapping[str, int]) -> 
         number = int(prompt) if prompt.strip().isdecimal() else labels.get(prompt.strip(), -1)
         if not 0 <= number < count:
             raise ValueError(
-                f"The prompt {prompt!r:.60} is no class of this model; give a number in "
+                f"The prompt {prompt!r:.60} is not a class of this model; give a number in "
                 f"0..{count - 1}{' or a label of the pipeline' if labels else ''}."
             )
         found.append(number)

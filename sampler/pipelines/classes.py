@@ -32,9 +32,9 @@ class CandidateClasses(ClassReader):
         self.classifier = classifier
 
     def target(self, prompts: Sequence[str]) -> Tensor:
-        """Raise ValueError for a prompt that is no candidate."""
+        """Raise ValueError for a prompt that is not a candidate."""
         if unknown := [p for p in prompts if p not in self.candidates]:
-            raise ValueError(f"The prompt {unknown[0]!r:.60} is none of the candidate prompts.")
+            raise ValueError(f"The prompt {unknown[0]!r:.60} is not one of the candidate prompts.")
         return torch.tensor([self.candidates.index(prompt) for prompt in prompts])
 
     def conditions(self, prompts: Sequence[str], size: Size) -> Callable[[Tensor], Any]:

@@ -35,9 +35,7 @@ class PixelUNet(Adapter):
         if any(prompts) or any(negative):
             raise ValueError("An unconditional model takes no prompt; pass '', and n.")
         if guided:
-            raise ValueError(
-                "An unconditional model has nothing to be guided by; use guidance = 'none'."
-            )
+            raise ValueError("An unconditional model cannot be guided; use guidance = 'none'.")
 
 
 @adapter("DDPMPipeline", "DDIMPipeline")

@@ -11,7 +11,7 @@ def tokens_of(tokenizer: Any, text: str, word: str) -> list[int]:
 
     All occurrences as whole words, without regard to case; empty where it is not in the text, or
     beyond the tokenizer's maximum length. Raises ValueError for an empty word, and for a tokenizer
-    that does not tell the places of its tokens.
+    that does not report the positions of its tokens.
     """
     if not word.strip():
         raise ValueError("A word of the prompt is needed, not an empty text.")
@@ -19,7 +19,7 @@ def tokens_of(tokenizer: Any, text: str, word: str) -> list[int]:
     spans = [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
-            f"{type(tokenizer).__name__} does not tell the places of its tokens; use its fast "
+            f"{type(tokenizer).__name__} does not report the positions of its tokens; use its fast "
             "version."
         )
     encoded = tokenizer(

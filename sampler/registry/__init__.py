@@ -27,7 +27,7 @@ KINDS = {
     "trainer": ("sampler.training", "sampler.trainers"),
 }
 
-# What an object must have to be taken for a strategy of the kind.
+# Method by which an object is recognised as a strategy of a kind.
 _METHOD = {"sampler": "step", "guidance": "combine", "reward": "__call__", "trainer": "updates"}
 
 _BASES: dict[str, type] = {"sampler": SamplerBase, "guidance": GuidanceBase}
@@ -172,7 +172,7 @@ def _is_required(entry: Field[Any]) -> bool:
 def spec_of(strategy: Any) -> Any:
     """{"name": ..., field: ...} of an instance: `build` of it gives an equal instance.
 
-    An object that is no dataclass stands for itself.
+    An object that is not a dataclass is returned unchanged.
     """
     if not is_dataclass(strategy):
         return strategy

@@ -48,7 +48,7 @@ class PerSample:
 
 
 def checked(name: str) -> Callable[[T], T]:
-    """Class decorator: checks the fields of every new instance; `name` is what errors call it."""
+    """Class decorator that checks the fields of new instances; `name` is used in errors."""
     return on_construction(lambda instance: check_fields(instance, name))
 
 
@@ -94,7 +94,7 @@ def check_fields(instance: Any, name: str, skip: Iterable[str] = ()) -> None:
 
 
 def checked_value(cls: type, field: str, value: Any, name: str) -> Any:
-    """The value of a field as its annotation has it. Raises ValueError as `check_fields`."""
+    """Convert the value of a field to its annotated type. Raises ValueError as `check_fields`."""
     from pydantic import ValidationError
 
     hint, adapter = _adapters(cls)[field]

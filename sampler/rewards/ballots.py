@@ -69,7 +69,7 @@ def open_ballots(run: Path) -> list[Path]:
 
 
 def save_votes(folder: Path, votes: Sequence[Mapping[str, Any]]) -> None:
-    """Write votes.jsonl in one piece, once all its lines are found right."""
+    """Write votes.jsonl in one piece, after a check of all lines."""
     text = "".join(json.dumps(vote) + "\n" for vote in votes)
     list(_parsed(text, folder / VOTES, read_ballot(folder)))
     write_file(folder / VOTES, text.encode())

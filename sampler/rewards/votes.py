@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RIDGE = 0.1
-PAUSE = 1.0  # seconds between two looks for the votes
+PAUSE = 1.0  # seconds between two checks for votes
 
 
 @register("reward", "votes")
@@ -37,7 +37,7 @@ class Votes(RewardBase):
 
     folder: None is RUN/votes. form: "binary", the score is the vote itself, 1 good and 0 bad;
         "pair" and "rank", the Bradley-Terry scores above, of comparisons or of orders.
-    wait: False ends the run where votes are missing (exit code 3); the same command goes on.
+    wait: False ends the run where votes are missing (exit code 3); the same command resumes it.
     """
 
     folder: str | None = None

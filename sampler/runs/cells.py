@@ -1,4 +1,4 @@
-"""Values of cells as they are meant, in files that people, spreadsheets and pandas have written."""
+"""Values of cells in files written by people, spreadsheets and pandas."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scalar(text: Any) -> Any:
 
 
 def given(value: Any, key: str, where: str = "") -> Any:
-    """Value of a column as it is meant in files that pandas has written.
+    """Value of a column, with the conversions of pandas undone.
 
     Pandas writes 42.0 for 42 in columns with gaps, and null for what a setting of a strategy does
     not give. Raises UsageError for an integer column with a float above 2^53.

@@ -88,7 +88,7 @@ def size_of(made: np.ndarray | Sound) -> tuple[int, int]:
 
 
 def encoding_of(path: str | PurePath) -> Encoding:
-    """Encoding that a file name asks for; PNG without an ending. Raises UsageError for others."""
+    """Encoding for a file name; PNG without an ending. Raises UsageError for others."""
     suffix = PurePath(path).suffix.lower().replace(".jpeg", ".jpg") or ".png"
     if suffix in (media.MP4, media.WAV):
         return Encoding(video="mp4")

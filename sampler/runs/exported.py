@@ -1,6 +1,6 @@
 """Exported tables as prompt files: what a row writes of its settings is read as the same settings.
 
-Columns that tell of results are left out when a table is read. Strategies have a column for each
+Columns of results are left out when a table is read. Strategies have a column for each
 field (`sampler.order`, `guidance.rule.scale`); an empty cell is a field that the strategy of the
 row does not have, `null` a field without a value.
 """

@@ -112,7 +112,7 @@ class RunFolder:
         return self._keys[20 * index : 20 * index + 20].decode()
 
     def name(self, job: Job, made: Any) -> str:
-        """File name of what a job made, an image, a video or a sound, relative to the folder."""
+        """File name of a job's result, an image, a video or a sound, relative to the folder."""
         group, output = self.groups[job.group], self.output
         suffix = output.encoding.suffix_of(made)
         return names.image_name(job, group, self.total, output.template, suffix)

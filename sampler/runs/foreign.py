@@ -36,7 +36,7 @@ MOST_LINKS = 50  # of a chain of nodes
 
 @dataclass(frozen=True)
 class Foreign:
-    """Settings of an image of another program; None for what it does not say.
+    """Settings of an image of another program; None for missing ones.
 
     sampler: name as written, with the grid of A1111's "Schedule type" behind it; grid: ComfyUI's
     scheduler; unused: names of fields and nodes without effect on a replay.

@@ -3,7 +3,7 @@
     key  = first 20 hex digits of SHA-256(canonical JSON of the record)
     seed = given, or derived: first 63 bits of SHA-256(run seed, record without seed, replica)
 
-The record holds all that changes the image and nothing else: no paths, tags or times.
+The record holds everything that changes the image and nothing else: no paths, tags or times.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Model:
     """Identity of a run's model.
 
     fingerprint: hash of weights and configurations; label: name in image metadata; native: default
-    (height, width), None if the files do not say; path: argument of `sampler.load`, None for a
+    (height, width), None if the files do not state it; path: argument of `sampler.load`, None for a
     pipeline in memory. options: what else of the model's options decides the pixels, hashes instead
     of paths: variant, vae, lora [[hash, weight]], student, weak, attention, vae_tiling, compile;
     and levels, where they are not those of the model's files.

@@ -88,14 +88,14 @@ def parse_line(raw: RawLine, limits: Limits, extra: set[str] | None = None) -> P
                 raise UsageError(f"{where}: {name:.60}: is given twice.")
             plain["meta"][name] = _checked(value, name, where)
     if "prompt" not in plain and cells:
-        raise UsageError(f"{where}: prompt: the row has settings, but no prompt.")
+        raise UsageError(f"{where}: prompt: the line has settings but no prompt.")
     try:
         line = PromptLine.model_validate(plain, strict=not text)
     except ValidationError as error:
         problem = error.errors()[0]
         key = str(problem["loc"][0])
         if problem["type"] == "missing":
-            raise UsageError(f"{where}: {key}: this is missing.") from None
+            raise UsageError(f"{where}: {key} is missing.") from None
         what = allowed(without_none(hints(PromptLine)[key]))
         raise UsageError(f"{where}: {key} = {problem['input']!r:.60} must be {what}.") from None
     for key in ("prompt", "negative_prompt", "tag"):
@@ -136,7 +136,7 @@ def read_prompts(path: str | Path) -> list[str]:
         unused.update(dict.fromkeys(name for name in cells if name != "prompt"))
         prompts.append(check_prompt(str(cells.get("prompt", "")), where))
     if not prompts:
-        raise UsageError(f"{path}: there is no prompt in it.")
+        raise UsageError(f"{path}: the file has no prompts.")
     if unused:
         columns = ", ".join(f"{name!s:.40}" for name in [*unused][:10])
         warnings.warn(f"{path}: only the prompts are used here, not {columns}", stacklevel=2)

@@ -63,7 +63,9 @@ def encode_mp4(frames: np.ndarray, fps: int, texts: Mapping[str, str]) -> bytes:
 
     buffer, (_, height, width, _) = io.BytesIO(), frames.shape
     if height % 2 or width % 2:
-        raise UsageError(f"A video of {width} x {height} pixels is no MP4: both must be even.")
+        raise UsageError(
+            f"A video of {width} x {height} pixels cannot be MP4: both sides must be even."
+        )
     keep = {"movflags": "use_metadata_tags", "fflags": "bitexact"}
     with av.open(buffer, "w", format="mp4", options=keep) as file:  # pyright: ignore
         file.metadata.update(texts)

@@ -1,6 +1,6 @@
 """Plan of a run: jobs cut into batches, a function of the jobs and the batch size alone.
 
-Jobs are grouped by settings in input order and cut into batches once. What remains of a batch is
+Jobs are grouped by settings in input order and cut into batches once. The remainder of a batch is
 never cut again, because networks round differently with other batch neighbours. Groups that differ
 only in the guidance scale share batches if their rule takes a scale per sample.
 """

@@ -37,7 +37,7 @@ class Planner:
 
     unexpanded: number of lines with template syntax that stays text; extra: columns that were kept;
     unheard: names of rules that leave the negative prompt of a line out; drawn: random number of
-    the run, None if no seed needs one.
+    the run, None if no seed needs it.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Planner:
                     raise
                 self._on_skip(error)
         if not self.plan.jobs:
-            raise UsageError("There is no prompt; give them as arguments or with --prompts FILE.")
+            raise UsageError("No prompts: give them as arguments or with --prompts FILE.")
         self.plan.lines, self.plan.hash = number + 1, digest.hexdigest()
         self._seen.clear()
 

@@ -2,7 +2,7 @@
 
 Each reads the chunks of one file, as `readline` returns them, and yields `RawLine`. A line that is
 invalid by itself carries its error in place of its cells, so that `--on-bad-row skip` can leave it
-out. What makes the rest of a file unreadable is raised.
+out. Errors that make the rest of a file unreadable are raised.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def text_lines(chunks: Iterable[bytes], name: str) -> Iterator[tuple[str, str | 
             yield f"{name}:{number}", raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
             where = f"{name}:{number}"
-            yield where, UsageError(f"{where}: this is not UTF-8 text.")
+            yield where, UsageError(f"{where}: not UTF-8 text.")
 
 
 def prompt_lines(chunks: Iterable[bytes], name: str) -> Iterator[tuple[str, str | SamplerError]]:

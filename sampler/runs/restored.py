@@ -91,7 +91,7 @@ def summaries(run: RunFolder) -> Iterator[tuple[str, bytes]]:
 def _pixels(run: RunFolder, file: str) -> np.ndarray:
     data = run.store.read(file)
     if data is None:
-        raise UsageError(f"{run.store.where}/{file} is missing; `sampler resume` makes it again.")
+        raise UsageError(f"{run.store.where}/{file} is missing; `sampler resume` regenerates it.")
     with open_image(data) as image:
         return np.asarray(image.convert("RGB"), dtype=np.float64) / 255
 

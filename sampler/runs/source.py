@@ -38,9 +38,9 @@ class Source:
 
     fast: fingerprint the model from a sample of each file. defaults: sampler and guidance of a
     model whose defaults are known only after a load. scale: guidance scale over the
-    configuration's; None leaves it. drawn: random number of a run to go on with. lines: instead of
+    configuration's; None leaves it. drawn: random number of the run to resume. lines: instead of
     the prompts of the command line and the configuration. skipped: errors of lines that were left
-    out; notes: what a user has to know about the others. Both are filled by `plan`.
+    out; notes: remarks on the others. Both are filled by `plan`.
     """
 
     config: Config

@@ -14,7 +14,7 @@ import math
 import random
 from collections.abc import Sequence
 
-MANY = 10**30  # sizes above this are not told apart
+MANY = 10**30  # larger sizes are all counted as this
 
 Values = dict[str, str]  # of the variables that were set so far
 

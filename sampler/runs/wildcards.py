@@ -90,8 +90,8 @@ class Wildcards:
         """Names of the wildcard files that a name or pattern matches."""
         if not _NAME.match(name):
             raise UsageError(
-                f"{shown!r:.60}: __{name:.60}__ is no wildcard; names are letters, digits, _ - / "
-                r"and the patterns * and ? (\__ begins plain text)."
+                f"{shown!r:.60}: __{name:.60}__ is not a wildcard name; names are letters, digits, "
+                r"_ - / and the patterns * and ? (\__ begins plain text)."
             )
         if self._folder is None:
             raise UsageError(

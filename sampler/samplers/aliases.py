@@ -108,13 +108,13 @@ _told: set[str] = set()
 
 
 def alias(text: str) -> dict[str, Any]:
-    """Return {"sampler": spec, "grid": name or None} of a name that people know a sampler by.
+    """Return {"sampler": spec, "grid": name or None} for a sampler's name in another program.
 
     A grid word at its end (Karras, Exponential, Simple, Align Your Steps, ...) is the grid;
-    "Automatic" is what A1111 chooses for the sampler. What differs in other programs is told once,
-    as a warning. Our own names stand for themselves.
+    "Automatic" is what A1111 chooses for the sampler. Differences from other programs are reported
+    once, as a warning. Names of this project are returned unchanged.
 
-    Raises ValueError for names that are not there, with the nearest ones.
+    Raises ValueError for unknown names, with suggestions.
     """
     if text in registry.names("sampler"):
         return {"sampler": {"name": text}, "grid": None}
@@ -174,7 +174,7 @@ def _is_known(text: str) -> bool:
 
 
 def named(spec: Any) -> tuple[Any, str | None]:
-    """(sampler with a name of ours, grid that its name says or None) from any spec.
+    """(sampler under its name in this project, grid that the name includes or None) from any spec.
 
     A mapping's fields are kept over those of the name; an unknown name is left as it is. Raises
     ValueError for names that `alias` refuses.
@@ -189,11 +189,11 @@ def named(spec: Any) -> tuple[Any, str | None]:
 
 @registry.resolver("sampler")
 def _without_grid(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The spec with a name of ours. Raises ValueError for a name that says a grid too."""
+    """The spec with a name of this project. Raises ValueError for a name that includes a grid."""
     found, grid = named(spec)
     if grid is not None:
         raise ValueError(
-            f"{spec['name']!r:.60} names a grid, and here is no place for one; give the sampler "
+            f"{spec['name']!r:.60} names a grid, which is not accepted here; give the sampler "
             f"{found['name']!r}, and where a grid is taken {grid!r}."
         )
     return found

@@ -76,7 +76,7 @@ def look_up(spec: str, fingerprint: str, key: Key) -> float:
         model, version = stored["model"], stored["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path} is no momentum calibration that can be read: "
+            f"{path} is not a readable momentum calibration: "
             f"{getattr(error, 'strerror', None) or error}.",
         ) from None
     if version != FORMAT:

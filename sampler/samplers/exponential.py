@@ -95,8 +95,8 @@ def extrapolated(
 ) -> tuple[Lin | None, History]:
     """(e, new history) of a multistep step with up to `order` values; e is None at order 1.
 
-    rule(places, H) gives the weights. A level without a clock (alpha = 0) is no node: the history
-    begins after it.
+    rule(places, H) gives the weights. A level without a clock (alpha = 0) is not a node: the
+    history begins after it.
     """
     refuse_rows(span)
     u = clock_of(span, clock)

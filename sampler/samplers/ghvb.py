@@ -68,7 +68,7 @@ class GHVB(SamplerBase):
         return float(self.momentum.order)
 
     def bind(self, context: SamplerContext) -> GHVB:
-        """With the calibrated number of this model and run, where one is asked for."""
+        """With the calibrated number of this model and run, where one is requested."""
         return replace(self, momentum_number=bound_number(self, context))
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:

@@ -59,7 +59,7 @@ class Measurement:
         if self.init.shape[1:] != x.shape[1:]:
             raise ValueError(
                 f"{self.name}: the start has shape {tuple(self.init.shape[1:])}, the model's x "
-                f"{tuple(x.shape[1:])}; for images and a latent model say space='image'."
+                f"{tuple(x.shape[1:])}; for images and a latent model set space='image'."
             )
         for name, value in (("y", self.y), ("the start", self.init)):
             self._check_rows(name, value, len(x))
@@ -170,7 +170,9 @@ def measurement(
     gain, shift = (high - low) / 2, (high + low) / 2
     apply: Any = getattr(operator, "A", operator)
     if not callable(apply):
-        raise ValueError(f"{name}: operator {operator!r:.60} has no method A and is no function.")
+        raise ValueError(
+            f"{name}: operator {operator!r:.60} has no method A and is not a function."
+        )
 
     def forward(x: Tensor) -> Any:
         return apply(x if gain == 1 and shift == 0 else x * gain + shift)

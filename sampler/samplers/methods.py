@@ -15,7 +15,7 @@ from sampler.registry.constraints import as_float
 
 @dataclass(frozen=True)
 class Problem:
-    """y = A(x) + noise, and what a user says of its restoration.
+    """y = A(x) + noise, and the user's settings for its restoration.
 
     operator: by name, {"name": ...} or an object; y: image file or tensor; noise: standard
     deviation in units of [-1, 1], None where it is not known; guidance: the rule for the prompt;

@@ -59,7 +59,7 @@ class Nesterov(SamplerBase):
         return float(self.momentum.order) if self.momentum.beta == 1 else 1.0
 
     def bind(self, context: SamplerContext) -> Nesterov:
-        """With the calibrated number of this model and run, where one is asked for."""
+        """With the calibrated number of this model and run, where one is requested."""
         return replace(self, momentum_number=bound_number(self, context))
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:

@@ -35,7 +35,7 @@ class SuperResolution:
         height, width = x.shape[-2:]
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f"superres: {height} x {width} is no multiple of factor = {self.factor}."
+                f"superres: {height} x {width} is not a multiple of factor = {self.factor}."
             )
         if self.method == "average":
             return F.avg_pool2d(x, self.factor)

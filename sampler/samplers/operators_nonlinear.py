@@ -36,8 +36,8 @@ class HighDynamicRange:
 class PhaseRetrieval:
     """A(x) = |FFT(x)|, orthonormal, after zero-padding by `pad` pixels on each side.
 
-    The phase is lost: sign and point reflection of x cannot be told. A_dagger is |FFT^{-1}(y)|,
-    cropped: a start, no inverse. Computed in the precision of x.
+    The phase is lost: sign and point reflection of x cannot be recovered. A_dagger is
+    |FFT^{-1}(y)|, cropped: a start, no inverse. Computed in the precision of x.
     """
 
     pad: Annotated[int, Ge(0)] = 64
@@ -60,7 +60,7 @@ class JPEG:
 
     8 x 8 blocks of cosine coefficients in YCbCr, rounded to multiples of the standard tables. The
     rounding's gradient is taken as 1 (straight-through): its own is 0, and the measurement would
-    not be felt. Height and width must be multiples of 8. A_dagger(y) = y.
+    have no effect. Height and width must be multiples of 8. A_dagger(y) = y.
     """
 
     quality: Annotated[int, Ge(1), Le(100)] = 20

@@ -44,9 +44,9 @@ class Fit(NamedTuple):
 class REDDiff(SamplerBase):
     """RED-Diff: a variational point estimate of x0 given y = A(x0) + noise; one pass over the grid.
 
-    Every step is one Adam update of mu from one re-noised query; exactly as many as steps are
-    asked for. The network is never differentiated: a step costs one evaluation, and the operator's
-    gradient. The result is mu, a mode of the posterior: no diversity is to be expected.
+    Every step is one Adam update of mu from one re-noised query; exactly one per requested step.
+    The network is never differentiated: a step costs one evaluation, and the operator's gradient.
+    The result is mu, a mode of the posterior: no diversity is to be expected.
 
     operator: an object with A(x) and, unless `init` is given, A_dagger(y): those of
         `operators.py` by name or {"name": ...}, deepinv's physics, a matrix [m, D], or a function.

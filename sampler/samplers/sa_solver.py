@@ -31,8 +31,8 @@ class SASolver(SamplerBase):
     predictor_order: 1 to 5; 3 by default. corrector_order: 0 (no corrector) to 5; 4 by default.
         The authors advise 3 and 4 for weak guidance, and lower ones for strong guidance.
     eta: tau, amount of noise; 0 is deterministic; 1 by default.
-    interval: (low, high), the times t' (as the network is told the level that a step leads to) at
-        which noise is drawn; (200, 800) by default.
+    interval: (low, high), the times t' (the network's time input at the level that a step leads to)
+        at which noise is drawn; (200, 800) by default.
     simple_order_2: whether two nodes have the weights −(H/2)/(1 − e^{−H})/s and the rest, as in
         diffusers.
     pece: whether the network is evaluated again after every correction: 2n − 1 evaluations.

@@ -1,4 +1,4 @@
-"""RED-Diff's weights of the prior over the noise levels, and its published timesteps."""
+"""Weights of RED-Diff's prior over the noise levels, and its published timesteps."""
 
 from __future__ import annotations
 

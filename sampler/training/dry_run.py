@@ -48,7 +48,7 @@ def dry_run(
     """
     method, chosen = registry.build("trainer", trainer), settings_from(settings)
     if getattr(reward, "batched", False):
-        raise UsageError("A dry run asks nobody to vote; time it with another reward.")
+        raise UsageError("A dry run cannot wait for votes; use another reward.")
     texts = read_prompts(prompts)
     count = method.images_per_prompt if method.images_per_prompt > 1 else min(2, chosen.batch)
     small = replace(

@@ -28,8 +28,8 @@ def read_prompts(prompts: str | Path | Sequence[str | Mapping[str, Any]]) -> lis
         ]
         if given := [*given, *line.fields]:
             raise UsageError(
-                f"{raw.where}: {given[0]}: a row of fine-tuning has a prompt and meta_* columns; "
-                "settings of sampling belong to the section fit."
+                f"{raw.where}: {given[0]}: a prompt line of fine-tuning has prompt and meta_* "
+                "columns; settings of sampling belong to the section fit."
             )
         metadata = {key.removeprefix("meta_"): value for key, value in line.meta.items()}
         if raw.text:

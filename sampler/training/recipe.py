@@ -82,7 +82,9 @@ def resolve(layers: Sequence[Layer]) -> Recipe:
         raise first_problem(error, sources, Recipe) from None
     if recipe.model.drop_encoders:
         where = source_of(("model", "drop_encoders"), sources)
-        raise UsageError(f"{where}: model.drop_encoders: a training keeps them; leave it out.")
+        raise UsageError(
+            f"{where}: model.drop_encoders: fine-tuning needs the text encoders; leave it out."
+        )
     trainer = _checked("trainer", recipe.trainer, source_of(("trainer",), sources))
     if recipe.reward is None and trainer.needs_reward:
         known = ", ".join(registry.names("reward"))

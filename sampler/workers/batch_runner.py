@@ -44,7 +44,7 @@ class _OutOfMemory(Exception):
 
 
 def runs_hosted(engine: Loop, settings: JobSettings) -> bool:
-    """Return True if the stock pipeline's own call makes the images of a group."""
+    """Return True if the stock pipeline's own call generates the images of a group."""
     return engine.hosted or bool(settings.inputs) or engine.pipeline.frames is not None
 
 
@@ -159,7 +159,7 @@ class BatchRunner:
                 warnings = (unread,) if unread else ()
                 outcomes.append(GeneratedImage(image, count, ms, len(jobs), warnings))
             else:
-                message = "the pipeline made no image, video or sound"
+                message = "the pipeline returned no image, video or sound"
                 outcomes.append(Failure("exception", "output", message))
         return outcomes
 

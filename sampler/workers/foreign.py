@@ -1,4 +1,4 @@
-"""Regenerate an image of another program from the settings that it holds.
+"""Regenerate an image of another program from its embedded settings.
 
 The same sampler, grid, scale and prompt; not the same pixels, since other programs draw the first
 noise differently, and the model is the one that the caller names.
@@ -40,13 +40,13 @@ def from_foreign(engine: Loop, model: Model, found: Foreign, encoding: Encoding)
 
 
 def settings_of(engine: Loop, found: Foreign) -> JobSettings:
-    """Settings of a run: the image's, and the engine's for what it does not say.
+    """Settings of a run: the image's, and the engine's for missing ones.
 
     Raises UsageError for an image without a number of steps, ValueError for samplers and grids that
     are not there.
     """
     if found.steps is None:
-        raise UsageError(f"The image of {found.program} does not say its number of steps.")
+        raise UsageError(f"The image of {found.program} does not state its number of steps.")
     known: dict[str, Any] = {"sampler": registry.spec_of(engine.sampler), "grid": None}
     if found.sampler is not None:
         known = alias(found.sampler)

@@ -151,6 +151,6 @@ def test_refusals(engine, files, tmp_path):
     bare = sampler.Engine(Counting().denoiser)
     with pytest.raises(ValueError, match=r"need generate\(\)"):
         bare.run(noise(1), vp_grid(2), cond(1), "ddim", {"name": "blend", **files})
-    with pytest.raises(ValueError, match="say space='image'"):
+    with pytest.raises(ValueError, match="set space='image'"):
         rule = registry.build("guidance", {**blended(ONES), "image": torch.zeros(1, 3, 4, 4)})
         bare.run(noise(1), vp_grid(2), cond(1), "ddim", rule)

@@ -331,7 +331,7 @@ def test_runs_that_are_refused():
     for method, message in (("heun", "'heun' evaluates twice"), ("consistency", "jumps to x0")):
         with pytest.raises(ValueError, match=message):
             engine.generate("a fox", steps=10, sampler=method, guidance="forecast")
-    with pytest.warns(UserWarning, match="no smooth function"):
+    with pytest.warns(UserWarning, match="not a smooth function"):
         engine.generate(
             "a fox", steps=8, sampler={"name": "ddim", "eta": 1.0}, guidance="forecast", seeds=1
         )

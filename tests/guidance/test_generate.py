@@ -148,7 +148,7 @@ def test_gfcg_among_candidate_prompts(engine):
     plain = engine.generate(["a fox", "a car"], guidance="none", **SMALL)
     assert 4 <= min(made.nfe) and 4 < max(made.nfe) <= 7
     assert not torch.equal(made.latents, plain.latents)
-    with pytest.raises(ValueError, match="none of the candidate"):
+    with pytest.raises(ValueError, match="not one of the candidate"):
         engine.generate("a cow", guidance=rule, **SMALL)
     with pytest.raises(ValueError, match="at least two candidate"):
         gfcg_for(engine, ["a fox"], brightness)

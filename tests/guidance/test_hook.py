@@ -241,7 +241,7 @@ def test_refused_with_a_reason_before_any_call():
             pipe(**PROMPTS, guidance_scale=1.0, num_inference_steps=2)
         with pytest.raises(ValueError, match="rescale in the rule"):
             pipe(**PROMPTS, guidance_rescale=0.7, num_inference_steps=2)
-    with sampler.guide(pipe, "cfg_zero"), pytest.raises(ValueError, match="no flow model"):
+    with sampler.guide(pipe, "cfg_zero"), pytest.raises(ValueError, match="not a flow model"):
         STOCK["sd"].run(pipe)
     assert counted.rows == []
 

@@ -570,7 +570,7 @@ BAD = {
     "window": ({"name": "apg", "window": [5, 2]}, "window"),
     "threshold": ({"name": "adaptive", "threshold": 1.2}, "threshold = 1.2"),
     "lag": ({"name": "adaptive", "lag": 2}, "lag"),
-    "turn": ({"name": "adaptive", "turn": 0.9}, "give refresh"),
+    "turn": ({"name": "adaptive", "turn": 0.9}, "set refresh"),
     "field": ({"name": "adaptive", "tresh": 1}, "threshold"),
     "adaptive weak": ({"name": "adaptive", "rule": "autoguidance"}, "rule = 'autoguidance'"),
     "adaptive twice": ({"name": "adaptive", "rule": "adaptive"}, "rule = 'adaptive'"),
@@ -608,7 +608,7 @@ def test_bad_runs_are_refused_before_any_network_call():
     for rule, cond, words in (
         (CFG, torch.ones(2), "unconditional branch"),
         ("apg", torch.ones(2), "unconditional branch"),
-        ("cfg_zero", conditions(2), "no flow model"),
+        ("cfg_zero", conditions(2), "not a flow model"),
         ("gfcg", conditions(2), "classifier is needed"),
         ({"name": "gfcg", "classifier": classify}, Cond(torch.ones(2)), "lack classes and target"),
         ("classifier", conditions(2), "classifier is needed"),
@@ -637,12 +637,12 @@ def test_linear_ag_of_another_setting_is_refused():
         engine.run(noise(2), (*LEVELS[:-1], *LEVELS[-2:]), conditions(2), "ddim", rule)
     with pytest.raises(ValueError, match="prediction = 'eps'"):
         sampler.Engine(Spy("v").denoiser).run(noise(2), LEVELS, conditions(2), "ddim", rule)
-    with pytest.raises(sampler.SamplerError, match="no LinearAG coefficients file"):
+    with pytest.raises(sampler.SamplerError, match="not a LinearAG coefficients file"):
         sampler.build("guidance", {"name": "linear_ag", "coefficients": "nowhere.json"})
 
 
 def test_warnings_of_odd_but_possible_settings():
-    with pytest.warns(UserWarning, match="never forgets"):
+    with pytest.warns(UserWarning, match="does not decay"):
         sampler.build("guidance", {"name": "apg", "momentum": 1.0})
     with pytest.warns(UserWarning, match="no history"):
         policy = [0, *[1] * 9]

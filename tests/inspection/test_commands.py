@@ -113,6 +113,6 @@ def test_images_of_another_size_are_fitted_and_told(capsys, tmp_path):
     assert main(line) == 0
     err = capsys.readouterr().err
     assert "2 images cropped and scaled to 64x64." in err
-    assert "2 images have no prompt: the network is asked without one." in err
+    assert "2 images have no prompt: the network is evaluated without one." in err
     found = json.loads((tmp_path / "o" / "loss.json").read_text())
     assert found["rows"][0]["gap"] is None

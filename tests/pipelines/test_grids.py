@@ -143,7 +143,7 @@ def test_lists_of_levels():
     ([5.0, 1.0], "2 levels are 2 steps, not 3"),
     ({"times": [0.9, 0.5, 0.1]}, "'times' are flow times before the shift"),
     ({"timesteps": [1000, 500, 20]}, "1000 must be at most 999 here"),
-    ("ays_svd", "is made for another model: for v-predictions on levels from 700 to 0.002"),
+    ("ays_svd", "is for another model: for v-predictions on levels from 700 to 0.002"),
     (3.5, "3.5 must be a name, a mapping with 'name', or numbers"),
 ])  # fmt: skip
 def test_refusals(spec, message):

@@ -85,7 +85,7 @@ def test_dtype_and_device(saved):
     assert sampler.load(saved, dtype=torch.float16, device="cpu").pipeline.dtype == torch.float16
     with pytest.raises(ValueError, match="must be one of float32"):
         sampler.load(saved, dtype="int8")
-    with pytest.raises(ValueError, match="no device of torch"):
+    with pytest.raises(ValueError, match="not a torch device"):
         sampler.load(saved, device="gpu")
     with pytest.raises(ValueError, match="no effect on a pipeline that is loaded"):
         sampler.load(tiny.sd(), dtype="float32")
@@ -124,9 +124,9 @@ def test_what_is_not_there(tmp_path):
     refuses(tmp_path / "nothing", "does not exist")
     refuses(str(tmp_path / "nothing"), "does not exist")
     refuses("./nothing/here", "does not exist")
-    refuses(tmp_path, "no diffusers pipeline", "model_index.json")
+    refuses(tmp_path, "not a diffusers pipeline", "model_index.json")
     (tmp_path / "file").write_text("x")
-    refuses(tmp_path / "file", "no diffusers pipeline")
+    refuses(tmp_path / "file", "not a diffusers pipeline")
 
 
 def test_a_hub_name_is_not_fetched_unless_asked(monkeypatch, saved):
@@ -225,7 +225,7 @@ def test_broken_weights(model):
     good = weights.read_bytes()
     for bad in (b"", b"\xff" * 64, good[:-10], good[:100], b"\x00" * 8 + good[8:]):
         weights.write_bytes(bad)
-        refuses(model, "no intact safetensors file")
+        refuses(model, "not an intact safetensors file")
     weights.write_bytes(good)
     shutil.copy(model / "vae" / weights.name, weights)  # intact, but another network's
     refuses(model, "its UNet2DConditionModel lacks the weights")
@@ -267,7 +267,7 @@ def test_a_pipeline_of_another_family_is_refused_before_it_is_opened(model, monk
 
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", None)
     edit(model / "model_index.json", _class_name="FluxFillerPipeline")
-    refuses(model, "FluxFillerPipeline is no pipeline of the installed diffusers")
+    refuses(model, "FluxFillerPipeline is not a pipeline class of the installed diffusers")
 
 
 def test_preflight_imports_no_torch(saved):

@@ -115,11 +115,11 @@ def test_a_network_in_a_single_file(files, tmp_path):
     assert half.pipeline.dtype == torch.bfloat16
     refuses("holds weights only", "config", source=source)
     refuses("does not exist", source=tmp_path / "none.safetensors", config=folder)
-    refuses("config goes with", source=folder, config=folder, error=ValueError)
-    refuses("variant goes with", source=source, config=folder, variant="x", error=ValueError)
+    refuses("config applies to", source=folder, config=folder, error=ValueError)
+    refuses("variant applies to", source=source, config=folder, variant="x", error=ValueError)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\xff" * 64)
-    refuses("no intact safetensors", source=broken, config=folder)
+    refuses("not an intact safetensors", source=broken, config=folder)
 
 
 def test_a_whole_checkpoint_is_read_by_diffusers(files, tmp_path, monkeypatch):

@@ -236,15 +236,19 @@ WRONG = {
     "no ip adapter": (("--ip-image", "{}/first.png"), 2, "needs an IP-Adapter: load the model"),
     "missing image": ((*CONTROL[:3], "nowhere.png"), 2, "nowhere.png: no such file"),
     "missing folder": (("--controlnet", "nowhere", *CONTROL[2:]), 6, "nowhere does not exist"),
-    "no ControlNet": (("--controlnet", "{}/sd/unet", *CONTROL[2:]), 6, "is no ControlNet"),
+    "no ControlNet": (("--controlnet", "{}/sd/unet", *CONTROL[2:]), 6, "is not a ControlNet"),
     "scale": ((*CONTROL, "--control-scale", "-1"), 2, "must be a number of 0 or more"),
     "weight": (("--ip-adapter", "{}/face:nan"), 2, "An IP-Adapter is PATH or PATH:weight"),
     "student": ((*CONTROL, "--weak", "{}/sd/unet"), 2, "weak has no effect on"),
     "several": (("--ip-adapter", "{}/face"), 6, "holds 6 safetensors files; name the file"),
     "other network": (("--ip-adapter", "{}/face/half.safetensors"), 6, "of another network"),
     "no encoder": (("--ip-adapter", "{}/face/wide.safetensors"), 6, "whose projection_dim is 20"),
-    "foreign tensor": (("--ip-adapter", "{}/face/odd.safetensors"), 6, "belongs to no IP-Adapter"),
-    "a LoRA": (("--ip-adapter", "{}/face/lora.safetensors"), 6, "is no IP-Adapter"),
+    "foreign tensor": (
+        ("--ip-adapter", "{}/face/odd.safetensors"),
+        6,
+        "is not a tensor of an IP-Adapter",
+    ),
+    "a LoRA": (("--ip-adapter", "{}/face/lora.safetensors"), 6, "is not an IP-Adapter"),
     "for faces": (("--ip-adapter", "{}/face/id.safetensors"), 6, "(FaceID)"),
 }
 

@@ -145,7 +145,7 @@ def test_a_random_seed_is_drawn_once_and_recorded(capsys, tmp_path, monkeypatch)
     image = next(Path("run/images").iterdir())
     assert code == 0 and metadata.read_record(image.read_bytes())["record"]["seed"] == int(seed)
     code, _, err = run(capsys, *line, "-o", "run")
-    assert code == 0 and seed in err and "already" in err, "the same command goes on"
+    assert code == 0 and seed in err and "already" in err, "the same command resumes the run"
     assert run(capsys, *line[:-1], seed, "-o", "same")[0] == 0
     assert next(Path("same/images").iterdir()).read_bytes() == image.read_bytes()
     assert run(capsys, *line, "-q")[0] == run(capsys, *line, "-q")[0] == 0

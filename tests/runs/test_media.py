@@ -114,7 +114,7 @@ def test_mp4_holds_the_frames_and_the_texts():
         found = [f.to_ndarray(format="rgb24") for f in file.decode(video=0)]
         assert file.metadata["sampler"] == "{}" and file.streams.video[0].average_rate == 8
     assert len(found) == 4 and found[0].shape == (16, 32, 3)
-    with pytest.raises(sampler.SamplerError, match="both must be even"):
+    with pytest.raises(sampler.SamplerError, match="both sides must be even"):
         Encoding(video="mp4").encode(smooth[:, :, :31], {})
 
 

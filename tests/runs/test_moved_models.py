@@ -100,4 +100,4 @@ def test_a_dtype_of_auto_is_what_it_was_when_the_run_began(tmp_path, capsys, mon
     assert json.loads(capsys.readouterr().out)["difference"] == 0
     assert main(["resume", str(run), "--dtype", "float32", "-q"]) == 0
     assert second.read_bytes() == data
-    refused(capsys, ["resume", run, "--repair", "--model", tmp_path], "no diffusers pipeline")
+    refused(capsys, ["resume", run, "--repair", "--model", tmp_path], "not a diffusers pipeline")

@@ -92,7 +92,7 @@ def test_other_models_files_and_places_are_refused(made, tmp_path):
     spec = written(path, found, KARRAS, model="another")
     with pytest.raises(sampler.SamplerError, match="is for model another, not"):
         engine.generate("a", sampler="unipc", grid=spec, **OPTIONS)
-    with pytest.raises(sampler.SamplerError, match="no calibration of grids"):
+    with pytest.raises(sampler.SamplerError, match="not a readable calibration of grids"):
         grid_of(f"calibrated:{tmp_path / 'none.json'}", "m", "ddim", 3, RULE)
     drop = sampler.scheduler("unipc", engine.pipeline.pipe.scheduler)
     with pytest.raises(ValueError, match="give the grid that"):

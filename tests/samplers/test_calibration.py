@@ -76,7 +76,7 @@ def test_another_sampler_model_and_file_are_refused(made, tmp_path):
         sampler.load(tiny.sd(seed=1)).generate("a", sampler=method, **options)
     (tmp_path / "bad.json").write_text("{}")
     method["momentum_number"] = f"calibrated:{tmp_path / 'bad.json'}"
-    with pytest.raises(sampler.SamplerError, match="no momentum calibration"):
+    with pytest.raises(sampler.SamplerError, match="not a readable momentum calibration"):
         engine.generate("a", sampler=method, **options)
     (tmp_path / "bad.json").write_text(json.dumps({**found, "format": 1}))
     with pytest.raises(sampler.SamplerError, match="is of format 1, and this version reads 2"):

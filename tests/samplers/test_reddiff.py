@@ -203,7 +203,7 @@ def test_a_plain_function_needs_a_start():
         ({"operator": {"name": "superres", "ratio": 4}}, "no field 'ratio'"),
         (
             {"operator": {"name": "superres", "factor": 3}, "init": torch.zeros(1, *SHAPE)},
-            "no mult",
+            "not a mult",
         ),
         ({"operator": {"name": "deblur", "size": 4}}, "odd"),
         ({"lam": -1.0}, "lam = -1.0"),

@@ -138,7 +138,7 @@ def test_weights_at_the_ends_of_the_levels():
     assert min_snr_weight("eps", level, 5).tolist() == pytest.approx([1, 1, 0], abs=1e-12)
     assert min_snr_weight("x0", level, 5).tolist() == pytest.approx([0, 0.5625, 5])
     assert min_snr_weight("v", level, 5).tolist() == pytest.approx([0, 0.36, 0], abs=1e-12)
-    with pytest.raises(ValueError, match="none of eps, x0, v, velocity"):
+    with pytest.raises(ValueError, match="one of eps, x0, v, velocity"):
         min_snr_weight("noise", level)
 
 

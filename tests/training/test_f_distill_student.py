@@ -209,11 +209,11 @@ def test_folders_that_are_no_students_are_refused(folders, tmp_path):
     refused("distilled from another model", tiny.sd(seed=1))
     weights = next((tmp_path / "s" / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:100])
-    refused("no intact safetensors file")
+    refused("not an intact safetensors file")
     weights.unlink()
     refused("no safetensors weights")
     (tmp_path / "s" / "manifest.json").write_text('{"kind": "lora"}')
-    refused("is no manifest of a student")
+    refused("is not the manifest of a student")
 
 
 def test_a_student_begins_as_another_one(folders, tmp_path):

@@ -164,7 +164,7 @@ def test_the_command_asks_and_writes(tmp_path, form, answers, lines, monkeypatch
         list(vote.values())[0] if form == "rank" else tuple(vote.values()) for vote in found
     ] == lines
     assert command(["vote", str(tmp_path)]) == 4
-    assert "no images that wait for votes" in capsys.readouterr().err
+    assert "no images awaiting votes" in capsys.readouterr().err
 
 
 def test_what_cannot_be_judged_is_one_sentence(tmp_path):

@@ -89,7 +89,7 @@ def test_what_controls_hold_becomes_a_spec_that_builds():
 @pytest.mark.parametrize(
     ("form", "values", "sentence"),
     [
-        (Form("\n  \n"), {}, "There is no prompt; write one per line."),
+        (Form("\n  \n"), {}, "No prompts: write one per line."),
         (Form("a", steps=0), {}, "--steps: run.steps = 0 must be an integer from 1 to 1000."),
         (Form("a", steps=2.5), {}, "--steps: run.steps = 2.5 must be an integer from 1 to 1000."),
         (

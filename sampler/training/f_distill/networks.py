@@ -87,7 +87,7 @@ def build_networks(adapter: Any, options: NetworkOptions, probe: Probe) -> Itera
     with ExitStack() as stack:
         teacher = adapter.network
         if getattr(teacher, "peft_config", None):
-            raise ValueError("f_distill: the teacher carries LoRAs; fuse or remove them first.")
+            raise ValueError("f_distill: the teacher has LoRAs; fuse or remove them first.")
         first = teacher if options.init is None else read_network(teacher, Path(options.init))
         student, lora = _trainable_copy(first, options.student, options, stack)
         fake, _ = _trainable_copy(teacher, options.fake, options, stack)

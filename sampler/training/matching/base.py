@@ -25,7 +25,7 @@ class Matched:
 
     new has the graph; old and base are those of the weights that sampled and of the base model,
     base None where it is not needed. x0, eps: what the samples were made of. joint: the mean
-    log-ratio over all levels [B], where the trainer asks for it.
+    log-ratio over all levels [B], where the trainer needs it.
     """
 
     new: Prediction

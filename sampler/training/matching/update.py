@@ -87,7 +87,7 @@ class Matching:
             yield weight * loss / len(levels), metrics
 
     def _joint(self, collected: Collected, levels: Sequence[Level]) -> Tensor | None:
-        """Return the mean log-ratio over all levels [B], where the trainer asks for it."""
+        """Return the mean log-ratio over all levels [B], where the trainer needs it."""
         if not self.trainer.joint or len(levels) == 1:
             return None
         if self._unchanged():
