@@ -190,7 +190,7 @@ def _read(
     """The pipeline of a source on its device, with adapters and the options of its VAE."""
     from sampler.models.lora import apply_loras
     from sampler.models.options import place, set_vae
-    from sampler.models.read import opened, read_pipeline, refuse_unknown
+    from sampler.models.read import load_or_refuse, read_pipeline, refuse_unknown
 
     refuse_unknown(source)
     pipe = read_pipeline(source, _dtype(dtype, _device(device), source))
@@ -200,7 +200,7 @@ def _read(
         apply_loras(pipe, loras)
     if ip_adapter:
         apply_ip_adapters(pipe, ip_adapter)
-    opened(source.folder, lambda: place(pipe, _device(device), offload))
+    load_or_refuse(source.folder, lambda: place(pipe, _device(device), offload))
     set_vae(pipe, tiling, slicing)
     return pipe
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sampler.cli.report import printable
 from sampler.config import layers
 from sampler.config import yaml as strict_yaml
-from sampler.config.schema import Config, checked, strategy_of
+from sampler.config.schema import Config, strategy_of, validated
 from sampler.core.errors import SamplerError
 from sampler.guidance.cfg import CFG
 
@@ -119,7 +119,7 @@ def test_any_text_is_a_value_or_one_sentence(text):
 
 def test_the_defaults_are_complete():
     assert resolved() == Config()
-    assert checked({}, {}) == Config()
+    assert validated({}, {}) == Config()
 
 
 def test_layers_win_in_the_documented_order(tmp_path):

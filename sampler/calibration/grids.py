@@ -12,7 +12,7 @@ from sampler import registry
 from sampler.calibration.momentum import is_better, squared_errors
 from sampler.calibration.solvers import FINER, MOST, REFERENCE, on_path
 from sampler.core.binding import model_name
-from sampler.core.calibrated_grid import FORMAT, key_of
+from sampler.core.calibrated_grid import FORMAT, grid_key
 from sampler.engine import Engine
 
 # Families with values of their one parameter; the best family changes with the number of steps.
@@ -79,7 +79,7 @@ def calibrate_grid(
             best = chosen(own, found)
             entries.append(
                 {
-                    **key_of(sampler, count, rule),
+                    **grid_key(sampler, count, rule),
                     "grid": None if best is None else known[best],
                     "errors": {
                         json.dumps(grid): round(float(errors.mean().sqrt()), 6)

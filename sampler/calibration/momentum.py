@@ -14,7 +14,7 @@ from torch import Tensor
 from sampler import registry
 from sampler.core.binding import model_name
 from sampler.engine import Engine
-from sampler.samplers.calibrated import FORMAT, Key, key_of
+from sampler.samplers.calibrated import FORMAT, Key, calibration_key
 from sampler.samplers.momentum import DEFAULT
 
 NUMBERS = (1.0, 1.2, 1.5, 1.8, 2.0, 2.3, 2.6, 3.0)
@@ -76,7 +76,7 @@ def calibrate_momentum(
                 m: squared_errors(run(count, rule, {"name": "ghvb", "momentum_number": m}), exact)
                 for m in candidates
             }
-            key = key_of("ghvb", adapter.grid(count, adapter.size(None, None)), spec)
+            key = calibration_key("ghvb", adapter.grid(count, adapter.size(None, None)), spec)
             entries.append(_entry(key, found))
     return {"format": FORMAT, "model": model_name(adapter), "entries": entries}
 

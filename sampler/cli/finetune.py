@@ -77,12 +77,12 @@ def command(
         from sampler.config.layers import from_environment, from_options, from_sets, read_file
         from sampler.config.options import FINETUNE
         from sampler.runs.location import check_writable
-        from sampler.training.recipe import resolve
+        from sampler.training.recipe import resolve_recipe
 
         layers = [read_file(path) for path in config or []]
         layers += [*from_environment(os.environ), *from_sets(sets or [])]
         options = {**assigned(context, FINETUNE), **model_settings(model)}
-        recipe = resolve([*layers, *from_options(options)])
+        recipe = resolve_recipe([*layers, *from_options(options)])
         texts = _texts(recipe)
         check_writable(recipe.output.dir)
         if dry_run:

@@ -50,7 +50,7 @@ def memory(
     with report.errors():
         from sampler.cli.models import load_engine, model_config
         from sampler.inspection.memory import agreement, nearest
-        from sampler.inspection.pictures import rows
+        from sampler.inspection.pictures import sheet
 
         engine = load_engine(model_config(model))
         twin = other and load_engine(model_config({**model, "path": other}))
@@ -71,7 +71,7 @@ def memory(
         pairs = [[made.pixels[i], known.pixels[int(found.index[i])]] for i in shown]
         names = [f"{table[i]['first']:.3g} / {table[i]['second']:.3g}" for i in shown]
         columns = ["sample", "nearest"]
-        files = {"memory.png": rows("smallest ratios of distances", columns, pairs, names)}
+        files = {"memory.png": sheet("smallest ratios of distances", columns, pairs, names)}
         facts: dict[str, Any] = {"features": features}
         if twin:
             prompts = [text or "" for text in made.prompts]
@@ -107,7 +107,7 @@ def realism(
     with report.errors():
         from sampler.cli.models import load_engine, model_config
         from sampler.inspection import realism as inspection
-        from sampler.inspection.pictures import overlay, rows
+        from sampler.inspection.pictures import overlay, sheet
 
         engine = load_engine(model_config(model))
         first = read_images(real, engine.pipeline, limit, report).pixels
@@ -117,7 +117,7 @@ def realism(
         for name in features or ["classifier", "spectrum"]:
             extract = _extractor(engine, name)
             shares, probe = inspection.realism(engine, first, second, lambda x: _over(extract, x))  # noqa: B023
-            table += inspection.rows(shares, name)
+            table += inspection.table_of(shares, name)
             some = second[:SHEET]
             maps = inspection.evidence(engine, some, probe, name)
             if maps is None:
@@ -127,7 +127,7 @@ def realism(
                 continue
             pairs = [[image, overlay(image, v)] for image, v in zip(some, maps, strict=True)]
             title = f"bright: evidence for generated, {name}"
-            files[f"realism_{name}.png"] = rows(title, ["image", "evidence"], pairs)
+            files[f"realism_{name}.png"] = sheet(title, ["image", "evidence"], pairs)
         finish(report, out, "realism", table, files, {})
 
 

@@ -39,7 +39,7 @@ Shares = Annotated[
 
 
 @dataclass(frozen=True)
-class Images:
+class LoadedImages:
     """Images [N, 3, H, W] in [0, 1] of the model's size, their names, and prompts or None."""
 
     names: list[str]
@@ -47,7 +47,7 @@ class Images:
     pixels: Tensor
 
 
-def read_images(where: str, adapter: PipelineAdapter, limit: int, report: Report) -> Images:
+def read_images(where: str, adapter: PipelineAdapter, limit: int, report: Report) -> LoadedImages:
     """Read a run folder or a folder of images, cropped and scaled to the model's size.
 
     Notes how many were left out or changed. Raises UsageError for a place without images.
@@ -73,7 +73,7 @@ def read_images(where: str, adapter: PipelineAdapter, limit: int, report: Report
     if changed:
         report.note(f"{where}: {counted(changed, 'image')} cropped and scaled to {width}x{height}.")
     chosen = found[:limit]
-    return Images([p.name for p in chosen], [p.prompt for p in chosen], torch.cat(pixels))
+    return LoadedImages([p.name for p in chosen], [p.prompt for p in chosen], torch.cat(pixels))
 
 
 def read_labels(path: Path, names: Sequence[str]) -> dict[str, list[str]]:

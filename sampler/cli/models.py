@@ -29,7 +29,7 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
 
     if model.device != "auto":
         _check_device(model.device)
-    if model_name(model) in BUNDLED_PARTS and not any(name in os.environ for name in _THREADS):
+    if recorded_name(model) in BUNDLED_PARTS and not any(name in os.environ for name in _THREADS):
         # Its tensors are too small to share: a second thread costs more in waiting than it gives.
         torch.set_num_threads(1)
     try:
@@ -38,18 +38,18 @@ def load_engine(model: ModelConfig, download: bool = False) -> Engine:
     except (SamplerError, ValueError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        text = f"{model_name(model)} cannot be loaded: {first_line(error)}"
+        text = f"{recorded_name(model)} cannot be loaded: {first_line(error)}"
         raise ModelError(text) from error
 
 
 def model_config(model: ModelOptions) -> ModelConfig:
     """The section `model` of the options of a command line. Raises UsageError."""
-    from sampler.config.schema import checked
+    from sampler.config.schema import validated
 
-    return checked({"model": model}, {}).model
+    return validated({"model": model}, {}).model
 
 
-def model_name(model: ModelConfig) -> str:
+def recorded_name(model: ModelConfig) -> str:
     """Return the model's name for records: the last part of a path, no folders of this machine."""
     if model.path in (None, *BUNDLED_PARTS):
         return model.path or BUNDLED

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sampler.cli.options import ModelOptions
 from sampler.config.model import ModelConfig
-from sampler.config.schema import Config, checked
+from sampler.config.schema import Config, validated
 from sampler.core.errors import ModelError, SamplerError, UsageError
 from sampler.runs import fingerprint
 from sampler.runs.folder import RunFolder
@@ -45,7 +45,7 @@ def config_of(run: RunFolder) -> Config:
     tree: dict[str, Any] = {
         name: run.config[name] for name in ("model", "output", "errors") if name in run.config
     }
-    config = checked(tree, {(): f"{run.store.where}/run.json"})
+    config = validated(tree, {(): f"{run.store.where}/run.json"})
     return replace(config, model=model_again(config.model, run))
 
 
@@ -66,7 +66,7 @@ def engine_of(run: RunFolder, model: ModelConfig) -> Engine:
 
 def with_model(config: Config, model: ModelOptions) -> Config:
     """The configuration with the model options of a command line over those of the run."""
-    given = checked({"model": model}, {}).model
+    given = validated({"model": model}, {}).model
     values = {name: getattr(given, name) for name in model}
     return replace(config, model=replace(config.model, **values))
 

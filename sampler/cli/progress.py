@@ -15,7 +15,7 @@ PLAIN_SECONDS = 10.0  # between progress lines where stderr is not a terminal
 Record = Mapping[str, Any]
 
 
-class Output(Protocol):
+class Reporter(Protocol):
     """Output of a command: results, events, and notes for people (`Report`)."""
 
     def result(self, text: str) -> None: ...
@@ -29,7 +29,7 @@ class Meter:
     skipped: existed before the run; dropped: generated, but not written.
     """
 
-    def __init__(self, total: int, report: Output, bar: Progress | None = None) -> None:
+    def __init__(self, total: int, report: Reporter, bar: Progress | None = None) -> None:
         self.total, self.report, self.bar = total, report, bar
         self.done = self.failed = self.dropped = self.skipped = self.nfe = 0
         self.started = self.shown = time.monotonic()
@@ -109,7 +109,7 @@ class Meter:
 class Updates:
     """Progress of a fine-tuning run."""
 
-    def __init__(self, total: int, report: Output, bar: Progress | None) -> None:
+    def __init__(self, total: int, report: Reporter, bar: Progress | None) -> None:
         self.total, self.report, self.bar = total, report, bar
         self._started = False
 

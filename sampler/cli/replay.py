@@ -159,7 +159,7 @@ def recorded_model(recorded: Mapping[str, Any], dtype: str, given: ModelOptions)
 
     from sampler.cli.open_run import comparable
     from sampler.config.model import ModelConfig, flag_of
-    from sampler.config.schema import checked
+    from sampler.config.schema import validated
     from sampler.core.errors import ModelError
     from sampler.runs.fingerprint import model_of
     from sampler.runs.jobs import model_differences
@@ -182,7 +182,7 @@ def recorded_model(recorded: Mapping[str, Any], dtype: str, given: ModelOptions)
     values = {k: v for k, v in recorded.items() if known.get(k) == "value" or k == "variant"}
     if values["dtype"] == "auto":
         values["dtype"] = dtype
-    config = checked({"model": {**values, **given}}, {}).model
+    config = validated({"model": {**values, **given}}, {}).model
     found = comparable(model_of(config, how == "fast"), recorded)
     if different := model_differences(recorded, found):
         options = ", ".join(flag_of(name.removeprefix("model.")) if "." in name else "--model"

@@ -92,7 +92,7 @@ def command(
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
         from sampler.cli import batch
-        from sampler.cli.source_options import settings_of
+        from sampler.cli.source_options import settings_from_layers
         from sampler.config import tasks
         from sampler.runs import restored
         from sampler.runs.source import Source
@@ -103,7 +103,7 @@ def command(
             files, operators[0], prompt, method, noise, guidance, restorer, strength
         )
         options = {**assigned(context, KEYS), **model_settings(model)}
-        settings = settings_of(None, config or [], sets or [], options, {})
+        settings = settings_from_layers(None, config or [], sets or [], options, {})
         source = Source(settings, lines=lines)
 
         def loaded(engine: Engine) -> None:

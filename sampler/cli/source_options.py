@@ -53,9 +53,9 @@ def source_of(
     from sampler.runs.source import Source
 
     _forbid_network(offline, download)
-    start, defaults = tasks.init_settings(init_image, mask, strength, task or image)
+    start, defaults = tasks.start_settings(init_image, mask, strength, task or image)
     start |= tasks.adapter_settings(control_image, control_scale, ip_image)
-    restored = {} if init_image is not None else tasks.settings(task, image, mask)
+    restored = {} if init_image is not None else tasks.restore_settings(task, image, mask)
     options = {
         **start,
         **restored,
@@ -63,7 +63,7 @@ def source_of(
         **model_settings(model),
     }
     options |= assigned_inputs(inputs or [], start)
-    settings = settings_of(preset, config or [], sets or [], options, defaults)
+    settings = settings_from_layers(preset, config or [], sets or [], options, defaults)
     if prompts and prompts_file is None:
         settings = replace(settings, prompts=replace(settings.prompts, file=None, texts=None))
     axes = [parse_axis(text) for text in axis or []]
@@ -82,7 +82,7 @@ def _forbid_network(offline: bool, download: bool) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def settings_of(
+def settings_from_layers(
     preset: Preset | None,
     files: list[Path],
     sets: list[str],

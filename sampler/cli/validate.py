@@ -52,7 +52,7 @@ def _config(path: Path) -> tuple[str, list[str]]:
         if FINETUNE_SECTIONS & set(layer.tree):
             from sampler.training import recipe
 
-            recipe.resolve([layer])
+            recipe.resolve_recipe([layer])
             return "a fine-tuning configuration", []
         layers.resolve([layer], [], [])
     except SamplerError as error:

@@ -34,14 +34,14 @@ def command(
         votes = [
             vote
             for _, group in groupby(ballot["images"], key=lambda image: image["prompt"])
-            for vote in _asked(ballot["form"], list(group), report)
+            for vote in _votes(ballot["form"], list(group), report)
         ]
         save_votes(folder, votes)
         report.event("votes", file=str(folder / VOTES), count=len(votes))
         report.result(str(folder / VOTES))
 
 
-def _asked(form: str, group: Sequence[dict[str, Any]], report: Report) -> list[dict[str, Any]]:
+def _votes(form: str, group: Sequence[dict[str, Any]], report: Report) -> list[dict[str, Any]]:
     """Prompt for the votes on the images of one prompt; an empty answer skips one."""
     report.note(f"{group[0]['prompt']}: " + ", ".join(str(image["file"]) for image in group))
     rows = [int(image["row"]) for image in group]

@@ -18,7 +18,7 @@ from sampler.config import formats
 from sampler.config import yaml as strict_yaml
 from sampler.config.options import Preset
 from sampler.config.problems import KeyPath
-from sampler.config.schema import STRATEGIES, Config, checked
+from sampler.config.schema import STRATEGIES, Config, validated
 from sampler.core.errors import UsageError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -119,7 +119,7 @@ def resolve(lower: Sequence[Layer], sets: Sequence[Layer], options: Sequence[Lay
     for layer in [*lower, *naming, *named, *rest, *options]:
         tree = merged(tree, layer.tree, [(kind,) for kind in STRATEGIES])
         sources.update(layer.sources)
-    return checked(tree, sources)
+    return validated(tree, sources)
 
 
 def _layer(key: str, value: Any, source: str) -> Layer:

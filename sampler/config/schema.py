@@ -149,7 +149,7 @@ class Config:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
-def checked(tree: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> Config:
+def validated(tree: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> Config:
     """Validate a tree of plain values, strategies included.
 
     sources: where each key path was set. Raises UsageError: `where: key: problem`.

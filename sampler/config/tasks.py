@@ -26,7 +26,9 @@ OPERATORS: Mapping[Task, dict[str, Any]] = {
 }
 
 
-def settings(task: Task | None, image: str | None, mask: str | None) -> dict[str, tuple[str, Any]]:
+def restore_settings(
+    task: Task | None, image: str | None, mask: str | None
+) -> dict[str, tuple[str, Any]]:
     """Options {option: (configuration key, value)} of `generate --task`: the method reddiff.
 
     image: the degraded image; for superres the small one, the result is four times as large.
@@ -54,7 +56,7 @@ def settings(task: Task | None, image: str | None, mask: str | None) -> dict[str
 
 
 def operator_of(task: Task, image: str, mask: str | None) -> dict[str, Any]:
-    """The operator of a task on an image file. Raises UsageError as `settings`."""
+    """The operator of a task on an image file. Raises UsageError as `restore_settings`."""
     if (mask is None) == (task == "inpaint"):
         raise UsageError("--mask FILE goes with --task inpaint, and only with it.")
     size, found = image_size(image), dict(OPERATORS[task])
@@ -64,7 +66,7 @@ def operator_of(task: Task, image: str, mask: str | None) -> dict[str, Any]:
     return found
 
 
-def init_settings(
+def start_settings(
     init_image: str | None, mask: str | None, strength: float | None, restored: str | None
 ) -> tuple[dict[str, tuple[str, Any]], dict[str, Any]]:
     """Options of image to image and inpainting, and the tree of settings that are their defaults.

@@ -62,7 +62,7 @@ CASES = (
 )
 
 
-class Step:
+class BenchmarkStep:
     """One step of a case on random data of a shape [B, ...], ready to be called again and again.
 
     Raises ValueError for an unknown case.kind.
@@ -122,7 +122,7 @@ def count(case: Case, backend: str, rows: int = 2, length: int = 4096) -> Count:
     Views, allocations and operations on single numbers are no launches. On the reference every
     torch operation is one, as it would be on a GPU, and reads and writes its operands.
     """
-    step = Step(case, (rows, length))
+    step = BenchmarkStep(case, (rows, length))
     elements = rows * length
     with torch.no_grad(), use_backend(backend), dry_run(), count_launches() as ours, _Ops() as ops:
         step()

@@ -28,7 +28,7 @@ class GuidanceContext:
     levels: Sequence[Level]
     size: tuple[int, int]
 
-    def fingerprint(self) -> str:
+    def network_hash(self) -> str:
         """Name of the adapter's weights and levels; see `model_name`."""
         return model_name(self.adapter)
 
@@ -42,7 +42,7 @@ class SamplerContext:
     guidance: Mapping[str, Any]
     size: tuple[int, int]
 
-    def fingerprint(self) -> str:
+    def network_hash(self) -> str:
         """Name of the adapter's weights and levels; see `model_name`."""
         return model_name(self.adapter)
 
@@ -57,10 +57,10 @@ def bind_sampler(method: Sampler, context: SamplerContext) -> Sampler:
 def model_name(adapter: PipelineAdapter) -> str:
     """Name an adapter's weights, and its levels where they are not the pipeline's own."""
     levels = f"+{adapter.levels}" if adapter.levels else ""
-    return fingerprint(adapter.network) + levels
+    return network_hash(adapter.network) + levels
 
 
-def fingerprint(network: Any) -> str:
+def network_hash(network: Any) -> str:
     """Hash a network's parameter names, shapes and first values.
 
     The values are taken in bfloat16, so that weights loaded in another precision keep their name.

@@ -19,7 +19,7 @@ PREFIX = "calibrated:"
 KEY = ("sampler", "steps", "guidance")
 
 
-def key_of(sampler: Any, steps: int, guidance: Any) -> dict[str, Any]:
+def grid_key(sampler: Any, steps: int, guidance: Any) -> dict[str, Any]:
     """Settings that a calibrated grid holds for; the kind of noise is not one of them."""
     method = dict(registry.spec_of(registry.build("sampler", sampler)))
     method.pop("noise", None)
@@ -48,15 +48,15 @@ def grid_of(spec: Any, model: str, sampler: Any, steps: int, guidance: Any) -> A
     if version != FORMAT or fitted != model:
         was = f"of format {version}" if version != FORMAT else f"for model {fitted}, not {model}"
         raise UsageError(f"{path} is {was}; run `sampler calibrate grid` for this model.")
-    key = key_of(sampler, steps, guidance)
+    key = grid_key(sampler, steps, guidance)
     for known, grid in entries:
         if known == key:
             return grid
-    there = "; ".join(_told(known) for known, _ in entries)
-    raise UsageError(f"{path} has no grid for {_told(key)}; it has {there}.")
+    there = "; ".join(_shown(known) for known, _ in entries)
+    raise UsageError(f"{path} has no grid for {_shown(key)}; it has {there}.")
 
 
-def _told(key: Mapping[str, Any]) -> str:
+def _shown(key: Mapping[str, Any]) -> str:
     rule = key["guidance"]
     scale = f" {rule['scale']:g}" if "scale" in rule else ""
     return f"{key['sampler']['name']} at {key['steps']} steps with {rule['name']}{scale}"

@@ -66,7 +66,7 @@ def _each(change: Callable[[str, Any], Any], name: str, values: Any) -> Any:
     return type(values)([change(name, one) for one in values])
 
 
-def size_of(value: Any) -> tuple[int, int] | None:
+def input_size(value: Any) -> tuple[int, int] | None:
     """(height, width) of the image that an input names, as multiples of 8; None for other inputs.
 
     A list counts by its first item, a file that is missing not at all: `planned` names it. Raises

@@ -125,7 +125,7 @@ class LevelGrids(NoiseLevels):
         sigmas = self._ramp(steps, *ends, name)
         return self._placed([named_grids.Place(s) for s in sigmas], as_stock)
 
-    def _axis(self, mu: float | None) -> named_grids.Axis:
+    def _axis(self, mu: float | None) -> named_grids.TrainingLevels:
         """The training levels, for named grids."""
         N = self.train_steps
         if self.process == "flow":
@@ -136,7 +136,9 @@ class LevelGrids(NoiseLevels):
                 return shift * time / (1 + (shift - 1) * time)
 
             table = [shifted(j) for j in range(N)]
-            return named_grids.Axis(table, shifted, N - 1, N * table[0] - 1, self.prediction)
+            return named_grids.TrainingLevels(
+                table, shifted, N - 1, N * table[0] - 1, self.prediction
+            )
         if self.process == "edm":
             table = self._ramp(N, 0.002, 80.0)[::-1]
         else:
@@ -153,7 +155,7 @@ class LevelGrids(NoiseLevels):
             return math.exp(logs[low] + (place - low) * (logs[low + 1] - logs[low]))
 
         ends = (self.sigma_min, self.sigma_max)
-        return named_grids.Axis(table, between, N - 1, 0, self.prediction, ends)
+        return named_grids.TrainingLevels(table, between, N - 1, 0, self.prediction, ends)
 
     def _placed(self, found: Sequence[named_grids.Place], as_stock: bool = False) -> list[Level]:
         """Levels of places; times are rounded where they stay distinct, or `as_stock`."""

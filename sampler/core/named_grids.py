@@ -44,7 +44,7 @@ AYS: Mapping[str, tuple[float, ...]] = {
 
 
 @dataclass(frozen=True)
-class Axis:
+class TrainingLevels:
     """Training levels of a model: noise of every training time, rising.
 
     noise(t): at a place of the table, 0 .. N − 1, also between two. first, last: the places from
@@ -104,7 +104,7 @@ _PLACES: Mapping[str, tuple[Callable[..., list[float]], Callable[[float], int]]]
 _TIMES = {"sgm_uniform": 1, "normal": 0}
 
 
-def places(name: str, axis: Axis, n: int, options: Mapping[str, float]) -> list[Place]:
+def places(name: str, axis: TrainingLevels, n: int, options: Mapping[str, float]) -> list[Place]:
     """Return the n levels of a named grid, noisy first. Raises ValueError for `ays_*` elsewhere."""
     if name in AYS:
         return [Place(v) for v in _align_your_steps(name, axis, n)]
@@ -127,7 +127,7 @@ def places(name: str, axis: Axis, n: int, options: Mapping[str, float]) -> list[
     return [Place(axis.noise(t), t) for t in exact]
 
 
-def _align_your_steps(name: str, axis: Axis, n: int) -> list[float]:
+def _align_your_steps(name: str, axis: TrainingLevels, n: int) -> list[float]:
     published = AYS[name]
     kind = "v" if name == "ays_svd" else "eps"
     ends = zip((published[0], published[-1]), (axis.high, axis.low), strict=True)

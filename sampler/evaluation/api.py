@@ -10,7 +10,7 @@ from typing import Any
 from sampler.core.durable import make_folder
 from sampler.evaluation.compare import rows_of
 from sampler.evaluation.features import FEW
-from sampler.evaluation.parse import scorers_from, with_defaults
+from sampler.evaluation.parse import scorers_from, with_standard_scorers
 from sampler.evaluation.pictures import PictureSet, open_pictures
 from sampler.evaluation.scoring import score_set
 from sampler.evaluation.table import Evaluation
@@ -48,7 +48,7 @@ def evaluate(
     """
     several = isinstance(scorers, (list, tuple))
     given = scorers_from(scorers if several else [scorers], allow_python)
-    chosen, tick = with_defaults(given), progress or (lambda done, total: None)
+    chosen, tick = with_standard_scorers(given), progress or (lambda done, total: None)
     first = open_pictures(images)
     second = None if against is None else open_pictures(against)
     keep = first.folder if out is None else Path(out).expanduser()

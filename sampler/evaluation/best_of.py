@@ -27,10 +27,10 @@ from sampler.runs.folder import RunFolder
 from sampler.runs.readers import RawLine
 from sampler.runs.source import Source
 from sampler.runs.store import open_store
-from sampler.workers.best_of import META, Choice, choose, default_steps, scores_of
+from sampler.workers.best_of import META, DraftChoice, choose, default_steps, scores_of
 
 FILE = "best_of.json"
-Choices = Sequence[tuple[int, Choice]]  # with the number of the line
+Choices = Sequence[tuple[int, DraftChoice]]  # with the number of the line
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _draft(line: RawLine, best: BestOf, steps: int) -> RawLine:
     return line._replace(cells={**cells, **own, "n": best.count})
 
 
-def _final(line: RawLine, choice: Choice, rank: int, reward: RewardBase) -> RawLine:
+def _final(line: RawLine, choice: DraftChoice, rank: int, reward: RewardBase) -> RawLine:
     """Line of one chosen image."""
     meta = {"rank": rank, **choice.meta(), "reward": reward.name}
     seed = choice.seeds[choice.chosen[rank]]

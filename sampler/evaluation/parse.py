@@ -70,7 +70,7 @@ def scorers_from(specs: Sequence[Any], allow_python: bool = False) -> list[Score
     return found
 
 
-def with_defaults(scorers: Sequence[Scorer]) -> list[Scorer]:
+def with_standard_scorers(scorers: Sequence[Scorer]) -> list[Scorer]:
     """Add the measures of every evaluation: saturation, clipped values, sharpness, diversity."""
     labels = {scorer.label for scorer in scorers}
     return [*scorers, *(s for s in scorers_from(DEFAULTS) if s.label not in labels)]

@@ -14,7 +14,7 @@ from annotated_types import DocInfo, Ge, Le
 
 from sampler.core.binding import GuidanceContext
 from sampler.core.regime import regime
-from sampler.guidance.adaptive_state import Decision, advance, initial
+from sampler.guidance.adaptive_state import StepFlags, advance, initial
 from sampler.guidance.host_copy import start_copy, wait
 from sampler.guidance.spaces import (
     choose,
@@ -38,7 +38,7 @@ class AdaptiveState(NamedTuple):
     """
 
     rule: Any
-    coming: tuple[Decision, ...]
+    coming: tuple[StepFlags, ...]
     armed: Any = None
     held: Any = None
 

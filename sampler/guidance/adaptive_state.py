@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sampler_kernels import where
 
 
-class Decision(NamedTuple):
+class StepFlags(NamedTuple):
     """The flags of one step, per sample.
 
     live: 1 where the pair is evaluated; latched: 1 where the sample has converged; wait: steps
@@ -24,17 +24,17 @@ class Decision(NamedTuple):
     wait: Any = None
 
 
-def initial(period: int) -> Decision:
+def initial(period: int) -> StepFlags:
     """All samples live; period: steps between refreshes, 0 for none."""
-    return Decision(1.0, 0.0, period - 1.0 if period else None)
+    return StepFlags(1.0, 0.0, period - 1.0 if period else None)
 
 
 def advance(
-    upcoming: tuple[Decision, ...],
+    upcoming: tuple[StepFlags, ...],
     armed: Any,
     cosines: tuple[Any, ...],
     settings: tuple[float, float | None, int],
-) -> tuple[tuple[Decision, ...], Any]:
+) -> tuple[tuple[StepFlags, ...], Any]:
     """(upcoming without the finished step and with a new decision at its end, armed).
 
     cosines: (γ,) or (γ, that of the new and the held direction), [B] each; () for a step without
@@ -54,18 +54,18 @@ def advance(
     if period:
         last = _refreshed(latched, last, turned, period)
     elif cosines:
-        last = Decision(1 - latched, latched)
+        last = StepFlags(1 - latched, latched)
     return (*upcoming[1:], last), armed
 
 
-def _refreshed(latched: Any, before: Decision, turned: Any, period: int) -> Decision:
+def _refreshed(latched: Any, before: StepFlags, turned: Any, period: int) -> StepFlags:
     """The decision after `before`, where latched samples are live again at their refreshes."""
     none = latched * 0.0  # first operand of the sums, so that they are recorded
     wait = where(none + before.live > 0, period - 1.0, none + before.wait - 1.0)
     if turned is not None:
         wait = where(turned > 0, 0.0, wait)
     live = where(latched > 0, where(wait == 0, 1.0, none), 1.0 + none)
-    return Decision(live, latched, wait)
+    return StepFlags(live, latched, wait)
 
 
 def _either(a: Any, b: Any) -> Any:

@@ -10,8 +10,8 @@ from annotated_types import Ge, Le
 
 from sampler.core.binding import GuidanceContext
 from sampler.core.regime import inner_rules, regime
-from sampler.guidance.forecast_decision import Decision
-from sampler.guidance.forecast_history import History, mixed
+from sampler.guidance.forecast_decision import ForecastDecision
+from sampler.guidance.forecast_history import ForecastHistory, choose_due
 from sampler.guidance.forecast_settings import check, refuse_sampler, refuse_span, refuse_steps
 from sampler.guidance.spaces import Space, choose_state
 from sampler.registry import build, register
@@ -24,7 +24,7 @@ class ForecastState(NamedTuple):
     were made of; criterion: what the criterion keeps."""
 
     rule: Any
-    history: History = History()
+    history: ForecastHistory = ForecastHistory()
     regime: Any = None
     criterion: Any = ()
 
@@ -167,7 +167,7 @@ class Forecast(GuidanceBase):
         criterion = decision.after(x, span, state, due, fresh, pred)
         history = decision.kept(pred, span, state.history, due, fresh)
         if due is not True:
-            pred = mixed(due, pred, decision.forecast(x, span, state))
+            pred = choose_due(due, pred, decision.forecast(x, span, state))
             rule = choose_state(due, rule, state.rule)
         made = regime(self.rule, x, span, state.rule)
         return pred, ForecastState(rule, history, made, criterion)
@@ -180,6 +180,6 @@ class Forecast(GuidanceBase):
         return 4 if self.when == "window" else 3
 
     @property
-    def decision(self) -> Decision:
+    def decision(self) -> ForecastDecision:
         """The criterion, the history and the weights of these settings."""
-        return Decision(self)
+        return ForecastDecision(self)

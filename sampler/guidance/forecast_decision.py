@@ -10,7 +10,7 @@ from typing import Any
 from sampler.core.regime import differing, regime
 from sampler.guidance.forecast_change import ChangeCriterion, ChangeState
 from sampler.guidance.forecast_error import ErrorCriterion, ErrorState
-from sampler.guidance.forecast_history import History
+from sampler.guidance.forecast_history import ForecastHistory
 from sampler.guidance.forecast_weights import chebyshev, polynomial, windowed
 from sampler.types import Level, Prediction, Span
 
@@ -18,7 +18,7 @@ Flags = Any  # bool for all samples, or bool [B]
 
 
 @dataclass(frozen=True)
-class Decision:
+class ForecastDecision:
     """The criterion, the history and the weights of a rule's settings; rule: the `Forecast`."""
 
     rule: Any
@@ -60,8 +60,8 @@ class Decision:
         return state.history.forecast(x, span.now, self.rule.space, weights)
 
     def kept(
-        self, pred: Prediction, span: Span, history: History, due: Flags, fresh: Flags
-    ) -> History:
+        self, pred: Prediction, span: Span, history: ForecastHistory, due: Flags, fresh: Flags
+    ) -> ForecastHistory:
         """The history with an evaluated prediction."""
         if self._changes:
             return history

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sampler_kernels import recorded, where
 
-from sampler.guidance.forecast_history import History
+from sampler.guidance.forecast_history import ForecastHistory
 from sampler.types import Lin, Prediction, Span
 
 
@@ -42,7 +42,9 @@ class ErrorCriterion:
     def start(self) -> ErrorState:
         return ErrorState()
 
-    def due(self, clock: float, span: Span, space: str, history: History, state: Any) -> Any:
+    def due(
+        self, clock: float, span: Span, space: str, history: ForecastHistory, state: Any
+    ) -> Any:
         """True for all samples, or bool [B] on the CPU."""
         if state.curvature is None or len(history.values) < 2:
             return True
@@ -54,7 +56,7 @@ class ErrorCriterion:
         clock: float,
         span: Span,
         space: str,
-        history: History,
+        history: ForecastHistory,
         state: ErrorState,
         due: Any,
         fresh: Any,
@@ -85,7 +87,9 @@ class ErrorCriterion:
             torch.where(due, zero, state.run + 1),
         )
 
-    def _estimate(self, clock: float, span: Span, space: str, history: History, state: Any) -> Any:
+    def _estimate(
+        self, clock: float, span: Span, space: str, history: ForecastHistory, state: Any
+    ) -> Any:
         import torch
 
         kind = history.kind if space == "native" else space

@@ -13,7 +13,7 @@ from sampler.types import Level, Lin, Prediction
 Weights = Callable[[Any], Any]  # clocks [B, K] to weights [B, K], numpy float64
 
 
-class History(NamedTuple):
+class ForecastHistory(NamedTuple):
     """values: q_j [B, ...] in the space of the forecast, newest first.
 
     directions: those of the rule's output, where it keeps a direction apart from the target.
@@ -36,7 +36,7 @@ class History(NamedTuple):
 
     def kept(
         self, pred: Prediction, clock: float, space: str, due: Any, fresh: Any, size: int | None
-    ) -> History:
+    ) -> ForecastHistory:
         """The history with an output of the inner rule as its newest node.
 
         due: True, or bool [B]: the samples that were evaluated. fresh: False, True or bool [B]: the
@@ -56,7 +56,7 @@ class History(NamedTuple):
             directions = _pushed(after.directions, pred.direction, due, size)
         shape = (pred.x.shape[0], len(values))
         clocks = _clocks(after.clocks, clock, due, fresh, shape)
-        return History(values, directions, clocks, pred.kind)
+        return ForecastHistory(values, directions, clocks, pred.kind)
 
     def forecast(self, x: Any, level: Level, space: str, weights: Weights) -> Prediction:
         """The extrapolated output at a level, in the parametrisation of the rule's last one."""
@@ -98,7 +98,7 @@ class History(NamedTuple):
         return list(torch.tensor(weights.T, dtype=dtype, device=like.device))
 
 
-def mixed(due: Any, yes: Prediction, no: Prediction) -> Prediction:
+def choose_due(due: Any, yes: Prediction, no: Prediction) -> Prediction:
     """`yes` in the samples [B] that are due, else `no`; both of one parametrisation."""
     pred = yes.like(choose(due, yes.out, no.out))
     if yes.direction is not None and no.direction is not None:

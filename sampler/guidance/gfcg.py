@@ -21,7 +21,7 @@ NEGLIGIBLE = 1e-3
 """Of w − 1: below it the reference pass is left out (guidance.md 9)."""
 
 
-class Judgement(NamedTuple):
+class GFCGState(NamedTuple):
     """target: class of each row, [B]; reference, gain: of the classifier, None before it runs.
 
     reference: int64 [B] on the CPU, the most likely wrong class; gain: w − 1 per row, float32 [B].
@@ -91,7 +91,7 @@ class GFCG(GuidanceBase):
         }
         return replace(self, classifier=reader.classify), replace(cond, extra=extra)
 
-    def start(self, cond: Cond) -> Judgement:
+    def start(self, cond: Cond) -> GFCGState:
         if not callable(self.classifier):
             raise ValueError(
                 "gfcg: a classifier is needed: give classifier=..., a function of x0 to logits, or "
@@ -102,9 +102,9 @@ class GFCG(GuidanceBase):
                 f"gfcg: the conditions lack {' and '.join(sorted(missing))}; give "
                 "Cond(extra={'target': ..., 'classes': ...})."
             )
-        return Judgement(cond.extra["target"])
+        return GFCGState(cond.extra["target"])
 
-    def plan(self, x: Any, span: Span, cond: Cond, state: Judgement) -> Mapping[str, Branch]:
+    def plan(self, x: Any, span: Span, cond: Cond, state: GFCGState) -> Mapping[str, Branch]:
         branches = {"cond": Branch(cond.cond)}
         if state.reference is None or not active(self.interval, self.window, span):
             return branches
@@ -115,8 +115,8 @@ class GFCG(GuidanceBase):
         return {**branches, "reference": Branch(reference, model=self.network, rows=rows)}
 
     def combine(
-        self, x: Any, preds: Mapping[str, Prediction], span: Span, state: Judgement
-    ) -> tuple[Prediction, Judgement]:
+        self, x: Any, preds: Mapping[str, Prediction], span: Span, state: GFCGState
+    ) -> tuple[Prediction, GFCGState]:
         cond = guided = preds["cond"]
         if "reference" in preds:
             away = cond.out - preds["reference"].out
@@ -129,7 +129,7 @@ class GFCG(GuidanceBase):
             logits = self.classifier(cond.x0.tensor().detach())
         return guided, self.judge(logits, state.target)
 
-    def judge(self, logits: Tensor, target: Tensor) -> Judgement:
+    def judge(self, logits: Tensor, target: Tensor) -> GFCGState:
         """Reference class and w − 1 of each row, from logits [B, K] and the wanted classes [B]."""
         import torch
 
@@ -150,7 +150,7 @@ class GFCG(GuidanceBase):
             "ratio": lambda: 2 * p_r / (p_r + p_y),
             "constant": lambda: torch.ones_like(p_y),
         }[self.confidence]()
-        return Judgement(target, reference.cpu(), self.strength * gain)
+        return GFCGState(target, reference.cpu(), self.strength * gain)
 
 
 def inside_later(interval: Any, window: Any, span: Span) -> bool:

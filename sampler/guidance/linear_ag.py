@@ -17,7 +17,7 @@ from sampler.registry.constraints import FloatOrTensor
 from sampler.types import Branch, Cond, GuidanceBase, Lin, Prediction, Span
 
 
-class History(NamedTuple):
+class LinearAGState(NamedTuple):
     """The network's outputs so far, one entry per step: c_i, and u_i real or predicted."""
 
     cond: tuple[Any, ...] = ()
@@ -88,10 +88,10 @@ class LinearAG(GuidanceBase):
                 self._known.refuse(negative=negative)
         return self, cond
 
-    def start(self, cond: Cond) -> History:
-        return History()
+    def start(self, cond: Cond) -> LinearAGState:
+        return LinearAGState()
 
-    def plan(self, x: Any, span: Span, cond: Cond, state: History) -> Mapping[str, Branch]:
+    def plan(self, x: Any, span: Span, cond: Cond, state: LinearAGState) -> Mapping[str, Branch]:
         if is_one(self._scale()):
             return {"cond": Branch(cond.cond)}
         self._check_level(span)
@@ -100,8 +100,8 @@ class LinearAG(GuidanceBase):
         return {"cond": Branch(cond.cond)}
 
     def combine(
-        self, x: Any, preds: Mapping[str, Prediction], span: Span, state: History
-    ) -> tuple[Prediction, History]:
+        self, x: Any, preds: Mapping[str, Prediction], span: Span, state: LinearAGState
+    ) -> tuple[Prediction, LinearAGState]:
         cond, scale = preds["cond"], self._scale()
         if is_one(scale):
             return cond, state
@@ -109,7 +109,7 @@ class LinearAG(GuidanceBase):
         past = (*state.cond, cond.out)
         uncond = preds["uncond"].out if "uncond" in preds else self.predicted(past, state.uncond)
         guided = cond.like(uncond + scale * (cond.out - uncond))
-        return guided, History(past, (*state.uncond, uncond))
+        return guided, LinearAGState(past, (*state.uncond, uncond))
 
     def predicted(self, cond: tuple[Any, ...], uncond: tuple[Any, ...]) -> Lin:
         """û of step t from c_0..c_t and u_0..u_{t−1}, each [B, ...]."""

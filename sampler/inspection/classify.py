@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sampler.core.errors import UsageError
 from sampler.inspection.features import features, pooled
-from sampler.inspection.probe import Share, ridge_probe, wilson
+from sampler.inspection.probe import Proportion, ridge_probe, wilson
 
 TRAINED = 7  # of ten images
 
@@ -67,7 +67,7 @@ def _classes(column: str, values: Sequence[str], fit: Tensor) -> Tensor:
     return torch.tensor([numbers.get(value, -1) for value in values])
 
 
-def _row(column: str, source: str, share: float | None, found: Share) -> dict[str, Any]:
+def _row(column: str, source: str, share: float | None, found: Proportion) -> dict[str, Any]:
     return {
         "label": column, "features": source, "noise": share, "accuracy": found.value,
         "low": found.low, "high": found.high, "tested": found.count,

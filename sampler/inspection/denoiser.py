@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sampler.core.loop import Loop
 from sampler.inspection.basis import Basis, Denoise, basis
-from sampler.inspection.features import check_adapter, conditions, level_at, noised
-from sampler.inspection.pictures import curves, rows
+from sampler.inspection.features import check_adapter, conditions_of, level_at, noised
+from sampler.inspection.pictures import curves, sheet
 from sampler.types import Level
 
 SHOWN = 4  # eigenvectors in the sheet
@@ -25,7 +25,7 @@ def denoiser_of(adapter: Any, level: Level, prompt: str, size: tuple[int, int]) 
         parts: list[Tensor] = []
         for part in y.split(BATCH):
             x = level.alpha * part
-            out = adapter.forward(x, level, conditions(adapter, prompt, len(x), size), "main")
+            out = adapter.forward(x, level, conditions_of(adapter, prompt, len(x), size), "main")
             parts.append(adapter.predict(x, out.to(x.dtype), level, "main").x0.tensor())
         return torch.cat(parts)
 
@@ -92,4 +92,4 @@ def _sheet(adapter: Any, image: Tensor, y: Tensor, q: float, found: Basis) -> by
     ]  # fmt: skip
     columns = [*map(str, range(1, max(3, count) + 1))]
     names = ["noised, denoised, given", "- 2 deviations", "+ 2 deviations"]
-    return rows("denoised image along its leading eigenvectors", columns, lines, names)
+    return sheet("denoised image along its leading eigenvectors", columns, lines, names)

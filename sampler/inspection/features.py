@@ -81,7 +81,7 @@ def features(
     for part in images.split(cut):
         with adapter.exclusive(), adapter.recording(chosen) as seen:
             z = adapter.latents_of(part)
-            evaluate(adapter, noised(z, level, seed), level, prompt, size)
+            raw_output(adapter, noised(z, level, seed), level, prompt, size)
         for name in chosen:
             found[name].append(pooled(seen.blocks[name][0], pool, z.shape[-2:]).cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
@@ -93,16 +93,18 @@ def noised(z: Tensor, level: Level, seed: int) -> Tensor:
     return level.alpha * z + level.sigma * noise
 
 
-def evaluate(
+def raw_output(
     adapter: PipelineAdapter, x: Tensor, level: Level, prompt: str, size: tuple[int, int]
 ) -> Tensor:
     """Raw output of the network at x for one prompt; a class model's "" is its null class."""
-    cond = conditions(adapter, prompt, len(x), size)
+    cond = conditions_of(adapter, prompt, len(x), size)
     denoiser: Any = adapter
     return denoiser.forward(x, level, cond, "main")
 
 
-def conditions(adapter: PipelineAdapter, prompt: str, count: int, size: tuple[int, int]) -> object:
+def conditions_of(
+    adapter: PipelineAdapter, prompt: str, count: int, size: tuple[int, int]
+) -> object:
     """The conditions of `count` rows with one prompt."""
     if adapter.takes_classes and not prompt:
         return adapter.encode(["0"] * count, [""] * count, True, size).uncond

@@ -47,7 +47,7 @@ def overlay(image: Tensor, values: Tensor) -> Tensor:
     return 0.45 * grey + 0.55 * heat(values, image.shape[-2:])
 
 
-def rows(
+def sheet(
     title: str,
     columns: Sequence[str],
     images: Sequence[Sequence[Tensor]],

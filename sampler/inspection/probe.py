@@ -12,7 +12,7 @@ from torch import Tensor
 PENALTIES = tuple(10.0**k for k in range(-4, 4))  # in units of the mean eigenvalue of X·Xᵀ
 
 
-class Share(NamedTuple):
+class Proportion(NamedTuple):
     """A share with its 95 % interval (Wilson's), of `count` trials."""
 
     value: float
@@ -34,13 +34,13 @@ class Probe(NamedTuple):
         """Scores [B, K] of features [B, F]."""
         return (x.double() - self.mean) / self.std @ self.weights + self.offset
 
-    def accuracy(self, x: Tensor, labels: Tensor) -> Share:
+    def accuracy(self, x: Tensor, labels: Tensor) -> Proportion:
         """Share of right classes, labels [B] of 0 .. K − 1."""
         right = self.scores(x).argmax(1) == labels
         return wilson(int(right.sum()), len(labels))
 
 
-def wilson(successes: int, count: int) -> Share:
+def wilson(successes: int, count: int) -> Proportion:
     """Share with Wilson's 95 % score interval; Wilson (1927).
 
     (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n),   z = 1.96
@@ -51,7 +51,7 @@ def wilson(successes: int, count: int) -> Share:
     middle = p + z * z / (2 * count)
     half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
     norm = 1 + z * z / count
-    return Share(p, max(0.0, (middle - half) / norm), min(1.0, (middle + half) / norm), count)
+    return Proportion(p, max(0.0, (middle - half) / norm), min(1.0, (middle + half) / norm), count)
 
 
 def ridge_probe(x: Tensor, labels: Tensor) -> Probe:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sampler.inspection.features import default_block, features
-from sampler.inspection.probe import Probe, Share, ridge_probe
+from sampler.inspection.probe import Probe, Proportion, ridge_probe
 
 Features = Callable[[Tensor], Tensor]  # images [B, 3, H, W] in [0, 1] -> [B, F]
 PAIRS = ("generated", "real", "real through the VAE")
@@ -21,8 +21,8 @@ def log_spectrum(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     power = torch.fft.fft2(images.double() - images.double().mean((-2, -1), keepdim=True)).abs()
     log = (power.square() / (height * width) + 1e-8).log()
-    rows, columns = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
-    radius = (rows[:, None].square() + columns.square()).sqrt() / 0.5**0.5
+    table_of, columns = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
+    radius = (table_of[:, None].square() + columns.square()).sqrt() / 0.5**0.5
     bins = (radius * _BINS).long().clamp(max=_BINS - 1).flatten().to(images.device)
     sums = log.new_zeros(*images.shape[:2], _BINS).index_add_(2, bins, log.flatten(2))
     return (sums / bins.bincount(minlength=_BINS).clamp(min=1)).flatten(1).float()
@@ -31,7 +31,7 @@ def log_spectrum(images: Tensor) -> Tensor:
 @torch.no_grad()
 def realism(
     engine: Any, real: Tensor, generated: Tensor, extract: Features, seed: int = 0
-) -> tuple[dict[str, Share], Probe]:
+) -> tuple[dict[str, Proportion], Probe]:
     """Accuracy of a ridge probe against real images, {pair: share}, and the first probe.
 
         pairs: generated; other real images; other real images through the VAE
@@ -59,7 +59,7 @@ def realism(
     coded = torch.cat([adapter.decode(adapter.latents_of(x)).cpu() for x in other.split(8)])
     base = extract(first)
     sides = dict(zip(PAIRS, (generated[:count], other, coded), strict=True))
-    shares: dict[str, Share] = {}
+    shares: dict[str, Proportion] = {}
     probes: list[Probe] = []
     for pair, images in sides.items():
         probe, shares[pair] = told_apart(base, extract(images))
@@ -67,7 +67,7 @@ def realism(
     return shares, probes[0]
 
 
-def told_apart(first: Tensor, second: Tensor) -> tuple[Probe, Share]:
+def told_apart(first: Tensor, second: Tensor) -> tuple[Probe, Proportion]:
     """Probe between features [n, F] of two sets, fitted on the even images, tested on the others.
 
     Class 1 is the second set.
@@ -106,7 +106,7 @@ def evidence(engine: Any, images: Tensor, probe: Probe, name: str) -> Tensor | N
     return torch.einsum("c,bchw->bhw", weight, maps)
 
 
-def rows(shares: Mapping[str, Share], features: str) -> list[dict[str, Any]]:
+def table_of(shares: Mapping[str, Proportion], features: str) -> list[dict[str, Any]]:
     """Table of the shares, one row per pair."""
     return [
         {"features": features, "real against": pair, "told apart": round(s.value, 4),

@@ -13,7 +13,7 @@ from typing import Any
 from sampler.core.errors import ModelError
 from sampler.models.folder import read_json
 from sampler.models.preflight import CONFIG, check_component
-from sampler.models.read import opened, quiet, whole
+from sampler.models.read import load_or_refuse, quiet, refuse_missing_weights
 
 _UNION = "ControlNetUnionModel"
 
@@ -58,7 +58,7 @@ def with_controlnets(pipe: Any, folders: Sequence[Path]) -> Any:
     cls = class_with(type(pipe), folders)
     nets = [_read(folder, pipe.dtype) for folder in folders]
     net = nets[0] if len(nets) == 1 else nets
-    return opened(folders[0], lambda: with_class(pipe, cls, controlnet=net))
+    return load_or_refuse(folders[0], lambda: with_class(pipe, cls, controlnet=net))
 
 
 def _read(folder: Path, dtype: Any) -> Any:
@@ -68,5 +68,5 @@ def _read(folder: Path, dtype: Any) -> Any:
     if cls is None:
         raise ModelError(f"{folder} is of a class that the installed diffusers does not have.")
     options = {"use_safetensors": True, "local_files_only": True, "torch_dtype": dtype}
-    with quiet(), whole(folder):
-        return opened(folder, lambda: cls.from_pretrained(str(folder), **options))
+    with quiet(), refuse_missing_weights(folder):
+        return load_or_refuse(folder, lambda: cls.from_pretrained(str(folder), **options))

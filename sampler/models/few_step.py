@@ -24,7 +24,10 @@ STUDENT = FOLDER / "lcm"
 
 def network(teacher: UNet2DConditionModel, folder: Path = STUDENT) -> torch.nn.Module:
     """The student's UNet, with the dtype and device of its teacher, which is not changed."""
-    config = {**teacher.config, "time_cond_proj_dim": settings(folder)["time_cond_proj_dim"]}
+    config = {
+        **teacher.config,
+        "time_cond_proj_dim": distillation_settings(folder)["time_cond_proj_dim"],
+    }
     student: Any = type(teacher).from_config(config)
     load_difference(student, folder / WEIGHTS, teacher)
     # torch's own `to`: diffusers' logs remarks on dtypes that do not apply here
@@ -34,7 +37,7 @@ def network(teacher: UNet2DConditionModel, folder: Path = STUDENT) -> torch.nn.M
 
 def pipeline(teacher: DiffusionPipeline, folder: Path = STUDENT) -> LatentConsistencyModelPipeline:
     """A stock LatentConsistencyModelPipeline around the student, with the teacher's other parts."""
-    steps = settings(folder)["original_inference_steps"]
+    steps = distillation_settings(folder)["original_inference_steps"]
     parts: dict[str, Any] = {
         **{name: getattr(teacher, name) for name in ("vae", "text_encoder", "tokenizer")},
         "unet": network(teacher.unet, folder),
@@ -49,6 +52,6 @@ def pipeline(teacher: DiffusionPipeline, folder: Path = STUDENT) -> LatentConsis
     return student
 
 
-def settings(folder: Path = STUDENT) -> dict[str, Any]:
+def distillation_settings(folder: Path = STUDENT) -> dict[str, Any]:
     """Settings of the distillation: config.json of the student's folder."""
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))

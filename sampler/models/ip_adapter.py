@@ -18,7 +18,7 @@ from typing import Any
 from sampler.core.errors import ModelError
 from sampler.models.folder import component_config
 from sampler.models.preflight import check_component, refuse_pickle, stored_dtype
-from sampler.models.read import opened, quiet, whole
+from sampler.models.read import load_or_refuse, quiet, refuse_missing_weights
 
 IP_ADAPTER = "An IP-Adapter"  # in errors
 # Weight of a projection, and the field of the encoder's configuration with its input width.
@@ -91,7 +91,7 @@ def apply_ip_adapters(pipe: Any, given: Sequence[tuple[Path, float]]) -> None:
         stock.register_modules(image_encoder=_encoder(files[0].encoder, stock.dtype))
     none = [""] * len(files)  # everything is read already
     with quiet():
-        opened(files[0].weights, lambda: stock.load_ip_adapter(
+        load_or_refuse(files[0].weights, lambda: stock.load_ip_adapter(
             states, subfolder=none, weight_name=none, image_encoder_folder=None
         ))  # fmt: skip
     stock.set_ip_adapter_scale([scale for _, scale in given])
@@ -155,8 +155,8 @@ def _encoder(folder: Path, dtype: Any) -> Any:
     from transformers import CLIPVisionModelWithProjection
 
     options = {"use_safetensors": True, "local_files_only": True, "dtype": dtype}
-    with quiet(), whole(folder):
-        return opened(
+    with quiet(), refuse_missing_weights(folder):
+        return load_or_refuse(
             folder,
             lambda: CLIPVisionModelWithProjection.from_pretrained(str(folder), **options),
         )

@@ -54,16 +54,16 @@ def read_pipeline(source: ModelSource, dtype: Any) -> Any:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     folder, options = source.folder, {"local_files_only": True}
-    with quiet(), whole(source.single or folder):
+    with quiet(), refuse_missing_weights(source.single or folder):
         parts: dict[str, Any] = {}
         if source.vae is not None:
             path = source.vae
-            parts["vae"] = opened(path, lambda: _vae(path, source, dtype))
+            parts["vae"] = load_or_refuse(path, lambda: _vae(path, source, dtype))
         if source.single is not None:
-            pipe = opened(source.single, lambda: _single_file(source, dtype, parts))
+            pipe = load_or_refuse(source.single, lambda: _single_file(source, dtype, parts))
         else:
             options |= {"use_safetensors": True, "variant": source.variant, **parts}
-            pipe = opened(
+            pipe = load_or_refuse(
                 folder, lambda: DiffusionPipeline.from_pretrained(folder, dtype=dtype, **options)
             )
     pipe.set_progress_bar_config(disable=True)
@@ -105,7 +105,7 @@ def _vae(path: Path, source: ModelSource, dtype: Any) -> Any:
     return cls.from_single_file(str(path), config=config, subfolder="vae", **options)
 
 
-def opened(path: Path, read: Callable[[], T]) -> T:
+def load_or_refuse(path: Path, read: Callable[[], T]) -> T:
     """The result of `read`; its errors but memory's become a ModelError that names the path."""
     try:
         return read()
@@ -118,11 +118,11 @@ def opened(path: Path, read: Callable[[], T]) -> T:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[None]:
+def refuse_missing_weights(path: Path) -> Iterator[None]:
     """Raise ModelError at the end if a component was loaded without some of its weights."""
     seen: list[str] = []
     watches = [
-        (logger, logger.level, _Absent(logger.getEffectiveLevel(), cls, key, seen))
+        (logger, logger.level, _MissingWeights(logger.getEffectiveLevel(), cls, key, seen))
         for logger, cls, key in ((logging.getLogger(name), *rest) for name, *rest in _ABSENT)
     ]
     for logger, _, watch in watches:
@@ -139,7 +139,7 @@ def whole(path: Path) -> Iterator[None]:
         raise ModelError(f"{path} is incomplete: {seen[0]}.")
 
 
-class _Absent(logging.Filter):
+class _MissingWeights(logging.Filter):
     """Takes reports of absent weights out of a log; `seen`: what they say."""
 
     def __init__(self, level: int, cls: str, key: str, seen: list[str]) -> None:
@@ -164,7 +164,7 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_bars
 
     shown = [bars for bars in (diffusers_bars, transformers_bars) if bars.is_progress_bar_enabled()]
-    drops = [(logging.getLogger(name), _Drop(re.compile(text))) for name, text in _CHATTER]
+    drops = [(logging.getLogger(name), _MessageFilter(re.compile(text))) for name, text in _CHATTER]
     for logger, drop in drops:
         logger.addFilter(drop)
     for bars in shown:
@@ -178,7 +178,7 @@ def quiet() -> Iterator[None]:
             logger.removeFilter(drop)
 
 
-class _Drop(logging.Filter):
+class _MessageFilter(logging.Filter):
     """Drops the records whose message matches."""
 
     def __init__(self, pattern: re.Pattern[str]) -> None:

@@ -58,7 +58,7 @@ def _factors(layer: Any) -> Factors:
 
 
 @torch.no_grad()
-def start_from(network: nn.Module, name: str, factors: Mapping[str, Factors]) -> None:
+def initialise_lora(network: nn.Module, name: str, factors: Mapping[str, Factors]) -> None:
     """Set the LoRA `name` of a network to the same ΔW; ranks above that of ΔW start at 0.
 
     Raises UsageError for a layer without that LoRA, and for a smaller rank.

@@ -6,12 +6,12 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sampler.core.binding import fingerprint
+from sampler.core.binding import network_hash
 from sampler.core.errors import ModelError
 from sampler.models import preflight
 from sampler.models.difference import load_difference
 from sampler.models.lora import merge_lora, put_lora
-from sampler.models.read import opened, whole
+from sampler.models.read import load_or_refuse, refuse_missing_weights
 from sampler.models.student_files import WEIGHTS, read_manifest, student_folder
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def with_student(adapter: Adapter, source: str | Path) -> Adapter:
     """
     folder = student_folder(source)
     manifest, teacher = read_manifest(folder), adapter.network
-    if manifest["base"] != fingerprint(teacher):
+    if manifest["base"] != network_hash(teacher):
         raise ModelError(f"{folder} was distilled from another model; load the one it came from.")
     if manifest["form"] == "full":
         student = read_network(teacher, folder / adapter.network_name)
@@ -54,8 +54,8 @@ def read_network(like: N, folder: Path) -> N:
     """
     preflight.check_component(folder)
     options: Any = {"local_files_only": True, "use_safetensors": True, "torch_dtype": like.dtype}
-    with whole(folder):
-        network: Any = opened(folder, lambda: type(like).from_pretrained(folder, **options))
+    with refuse_missing_weights(folder):
+        network: Any = load_or_refuse(folder, lambda: type(like).from_pretrained(folder, **options))
     return network.to(like.device).eval()
 
 

@@ -19,7 +19,7 @@ from sampler import registry
 from sampler.core.durable import write_file
 from sampler.models.lora import check_bare, lora_layers, strip_loras
 from sampler.models.lora_files import FILE, write_lora
-from sampler.models.start_lora import Factors, start_from
+from sampler.models.start_lora import Factors, initialise_lora
 
 NAME = "finetune"
 # Attention projections, with the fused ones of Flux 2's single-stream blocks.
@@ -28,7 +28,7 @@ _LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
 
 @dataclass(frozen=True)
-class Adapter:
+class TrainableLoRA:
     """The trainable LoRA of a network; `parameters` by name, float32."""
 
     network: Any
@@ -63,7 +63,7 @@ def adapted(
     targets: Sequence[str],
     seed: int,
     start: Mapping[str, Factors] | None = None,
-) -> Iterator[Adapter]:
+) -> Iterator[TrainableLoRA]:
     """Give the network a new LoRA for the time of a context; nothing else of it is trainable.
 
     start: ΔW of layers to begin with, 0 by default. Structure, weights and flags of the network
@@ -87,14 +87,14 @@ def adapted(
             torch.manual_seed(seed)
             inject_adapter_in_model(config, network, NAME)
         if start is not None:
-            start_from(network, NAME, start)
+            initialise_lora(network, NAME, start)
         parameters = {}
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(f".{NAME}." in name)
             if f".{NAME}." in name:
                 parameter.data = parameter.data.float()
                 parameters[name] = parameter
-        yield Adapter(network, parameters)
+        yield TrainableLoRA(network, parameters)
     finally:
         strip_loras(network)
         for name, parameter in network.named_parameters():
@@ -133,7 +133,7 @@ def _layer_names(network: nn.Module, targets: Sequence[str]) -> list[str]:
     return names
 
 
-def save_lora(adapter: Adapter, prefix: str, folder: Path, manifest: dict[str, Any]) -> Path:
+def save_lora(adapter: TrainableLoRA, prefix: str, folder: Path, manifest: dict[str, Any]) -> Path:
     """Write the LoRA's file and `manifest.json` into a folder; return the file's path.
 
     The strength alpha/rank is in the tensors B, and lora_alpha = rank in the header, for tools that

@@ -82,7 +82,7 @@ class Encoding:
         return buffer.getvalue()
 
 
-def size_of(made: np.ndarray | Sound) -> tuple[int, int]:
+def media_size(made: np.ndarray | Sound) -> tuple[int, int]:
     """(height, width) of an image or a video; (0, 0) of a sound."""
     return (0, 0) if isinstance(made, Sound) else (made.shape[-3], made.shape[-2])
 

@@ -27,7 +27,7 @@ def is_exported(header: Iterable[str]) -> bool:
     return set(header) >= _MARK
 
 
-def settings_of(row: Mapping[str, str]) -> dict[str, str]:
+def settings_of_row(row: Mapping[str, str]) -> dict[str, str]:
     """Cells of an exported row that are settings, without the marks of `protected`."""
     return {
         name: cell[1:] if cell.startswith("'") and _is_formula(cell) else cell

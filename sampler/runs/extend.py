@@ -16,7 +16,7 @@ from typing import IO
 from sampler.core.errors import RunFolderError
 from sampler.runs.folder import JOBS, RunFolder, key_in
 from sampler.runs.jobs import Job, JobSettings, canonical, model_differences
-from sampler.runs.plan import Batch, Cell, Plan, plan_digest
+from sampler.runs.plan import Cell, Plan, PlannedBatch, plan_digest
 from sampler.runs.start import SPOOL_BYTES, PlannedRun, write_plan
 from sampler.runs.store import Store
 
@@ -61,7 +61,7 @@ def extend(store: Store, planned: PlannedRun) -> Extended:
         spool.seek(0)
         with store.new(JOBS) as stream:
             shutil.copyfileobj(spool, stream, 2**20)
-    new = [Batch(b.id + len(run.batches), b.group, b.jobs) for b in plan.batches()]
+    new = [PlannedBatch(b.id + len(run.batches), b.group, b.jobs) for b in plan.batches()]
     write_plan(store, planned, plan, [*run.batches, *new])
     return Extended(RunFolder(store), added)
 

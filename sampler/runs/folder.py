@@ -23,7 +23,7 @@ from sampler.runs import journal, names
 from sampler.runs.encodings import FPS, QUALITY, Encoding
 from sampler.runs.jobs import Job, JobSettings, Model
 from sampler.runs.metadata import Metadata
-from sampler.runs.plan import Batch, Cell
+from sampler.runs.plan import Cell, PlannedBatch
 from sampler.runs.store import Store
 
 FORMAT = 2  # 1: before lines and NFE were called so
@@ -77,7 +77,7 @@ class RunFolder:
             self.duplicates: list[tuple[int, int]] = [(a, b) for a, b in plan["duplicates"]]
             self.cells = [Cell(*cell) for cell in plan.get("cells", ())]
             self.batches = [
-                Batch(number, group, _expanded(ranges))
+                PlannedBatch(number, group, _expanded(ranges))
                 for number, (group, ranges) in enumerate(plan["batches"])
             ]
         except (KeyError, TypeError, ValueError) as error:
@@ -117,17 +117,17 @@ class RunFolder:
         suffix = output.encoding.suffix_of(made)
         return names.image_name(job, group, self.total, output.template, suffix)
 
-    def results(self) -> journal.Results:
+    def results(self) -> journal.JournalResults:
         """Read the journals."""
         return journal.read(self.store.journals())
 
     def missing(
         self,
-        results: journal.Results | None = None,
+        results: journal.JournalResults | None = None,
         *,
         retry_errors: bool = False,
         check: Check = "size",
-        batches: Iterable[Batch] | None = None,
+        batches: Iterable[PlannedBatch] | None = None,
     ) -> dict[int, list[int]]:
         """Missing images: {batch number: jobs}.
 

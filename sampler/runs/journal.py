@@ -55,7 +55,7 @@ def append(path: Path, lines: Iterable[Mapping[str, Any]], fsync: bool = True) -
 
 
 @dataclass
-class Results:
+class JournalResults:
     """Content of journals. entries: by key; micro: batch size by group; bad: unreadable lines."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -63,9 +63,9 @@ class Results:
     bad: int = 0
 
 
-def read(journals: Iterable[bytes]) -> Results:
+def read(journals: Iterable[bytes]) -> JournalResults:
     """Merge journals. Across journals "ok" wins: another worker generated the image."""
-    merged = Results()
+    merged = JournalResults()
     for data in journals:
         own = _read(data)
         for key, entry in own.entries.items():
@@ -78,8 +78,8 @@ def read(journals: Iterable[bytes]) -> Results:
     return merged
 
 
-def _read(data: bytes) -> Results:
-    results = Results()
+def _read(data: bytes) -> JournalResults:
+    results = JournalResults()
     for raw in data.split(b"\n"):
         if not raw.strip():
             continue

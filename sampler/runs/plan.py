@@ -22,7 +22,7 @@ SCALE_PER_SAMPLE = ("cfg", "apg")  # rules whose scale may differ within a batch
 
 
 @dataclass(frozen=True)
-class Batch:
+class PlannedBatch:
     """Jobs that are always computed together. group: that of the first job."""
 
     id: int
@@ -57,7 +57,7 @@ class Plan:
     lines: int = 0
     hash: str = ""
 
-    def batches(self) -> list[Batch]:
+    def batches(self) -> list[PlannedBatch]:
         """Batches in the order of their first jobs."""
         by_key: dict[str, list[int]] = {}
         for group, settings in enumerate(self.groups):
@@ -67,7 +67,7 @@ class Plan:
             size, (jobs, owner) = self.size_of(groups[0]), self._merged(groups)
             cuts += [(jobs[k], owner(k), jobs[k : k + size]) for k in range(0, len(jobs), size)]
         cuts.sort(key=lambda cut: cut[0])
-        return [Batch(number, group, jobs) for number, (_, group, jobs) in enumerate(cuts)]
+        return [PlannedBatch(number, group, jobs) for number, (_, group, jobs) in enumerate(cuts)]
 
     def _merged(self, groups: Sequence[int]) -> tuple[Sequence[int], Callable[[int], int]]:
         """Jobs of some groups in input order, and a function from position to group."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from sampler import registry
 from sampler.core.errors import SamplerError, UsageError
-from sampler.runs.exported import RESULTS_NOTE, is_exported, settings_of
+from sampler.runs.exported import RESULTS_NOTE, is_exported, settings_of_row
 from sampler.runs.readers import MAX_LINE, RawLine, Reader, text_lines
 
 
@@ -29,7 +29,7 @@ def read_separated(delimiter: str) -> Reader:
                 elif any(cell.strip() for cell in cells):
                     row = _row(header, cells, where)
                     if exported and isinstance(row, dict):
-                        row = settings_of(row)
+                        row = settings_of_row(row)
                     yield RawLine(where, row, True, empty_prompt=exported)
         except csv.Error as error:
             problem = "a quote is never closed" if "end of data" in str(error) else str(error)

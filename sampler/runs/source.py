@@ -12,7 +12,7 @@ from typing import Any
 from sampler.bundled import BUNDLED_PARTS
 from sampler.config.schema import STRATEGIES, Config, OutputConfig
 from sampler.core.errors import UsageError
-from sampler.core.inputs import size_of
+from sampler.core.inputs import input_size
 from sampler.models.controlnet import class_with, controlnet_paths
 from sampler.models.folder import default_strategies
 from sampler.models.source import find_source
@@ -170,7 +170,7 @@ class Source:
             return model.native
         if "height" not in arguments(serving_class(cls, inputs)):
             return None
-        return size_of(inputs.get(sized_by(cls, inputs) or "")) or model.native
+        return input_size(inputs.get(sized_by(cls, inputs) or "")) or model.native
 
     def _spec(self, kind: str) -> Any:
         """Strategy of the run: as given, or the model's default with the given fields."""

@@ -14,7 +14,7 @@ from sampler.core.errors import RunFolderError
 from sampler.runs.folder import FORMAT, JOBS, PLAN, RUN, OutputOptions, RunFolder, key_in
 from sampler.runs.jobs import Job, Model, model_differences
 from sampler.runs.metadata import library_versions
-from sampler.runs.plan import Batch, Plan
+from sampler.runs.plan import Plan, PlannedBatch
 from sampler.runs.planner import Planner
 from sampler.runs.readers import RawLine
 from sampler.runs.store import Store
@@ -71,7 +71,9 @@ def start(store: Store, planned: PlannedRun) -> RunFolder:
     return RunFolder(store)
 
 
-def write_plan(store: Store, planned: PlannedRun, plan: Plan, batches: Sequence[Batch]) -> None:
+def write_plan(
+    store: Store, planned: PlannedRun, plan: Plan, batches: Sequence[PlannedBatch]
+) -> None:
     """Write plan.json and then run.json, of a plan whose jobs.jsonl is there."""
     body = {
         "v": FORMAT,

@@ -17,7 +17,7 @@ from sampler.samplers.measurement import (
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 
-class Split(NamedTuple):
+class ADMMState(NamedTuple):
     """x fits the data y, z the prior; x − z: the primal residual; u: the scaled dual [B, ...]."""
 
     x: Any
@@ -98,7 +98,7 @@ class ADMM(SamplerBase):
             raise ValueError("admm: space = 'image' needs generate(), whose pipeline decodes.")
         return grid
 
-    def start(self, x: Any, level: Level) -> tuple[Any, Split]:
+    def start(self, x: Any, level: Level) -> tuple[Any, ADMMState]:
         z, y = self._measurement.start(x), self._measurement.rows(x)
         state = self._split(z, 0 * z, y.expand(len(z), *y.shape[1:]), self._variance(level))
         query = level.alpha * Lin.of(state.x + state.u)
@@ -107,7 +107,7 @@ class ADMM(SamplerBase):
             query = query + (level.sigma / norm) * Lin.of(x)
         return query, state
 
-    def step(self, x: Any, pred: Prediction, span: Span, state: Split) -> Move:
+    def step(self, x: Any, pred: Prediction, span: Span, state: ADMMState) -> Move:
         before, after = self._variance(span.now), self._variance(span.next)
         state = self._split(pred.x0.tensor(), (after / before) * state.u, state.y, after)
         if span.next.sigma == 0:
@@ -115,12 +115,12 @@ class ADMM(SamplerBase):
         std = span.next.sigma if self.renoise else 0.0
         return Move(span.next.alpha * (state.x + state.u), std, state)
 
-    def _split(self, z: Any, u: Any, y: Any, variance: Any) -> Split:
+    def _split(self, z: Any, u: Any, y: Any, variance: Any) -> ADMMState:
         """The updates of x and of u, for a new z."""
         from sampler.samplers.proximal import nearest
 
         x = nearest(self._measurement, y, z - u, self.noise, variance, self.cg, self.gn)
-        return Split(x, u + x - z, z, y)
+        return ADMMState(x, u + x - z, z, y)
 
     def _variance(self, level: Level) -> Any:
         """1/rho at a level, a number or [B]."""

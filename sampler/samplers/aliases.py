@@ -120,7 +120,7 @@ def alias(text: str) -> dict[str, Any]:
         return {"sampler": {"name": text}, "grid": None}
     name, grid, automatic = _split(text)
     if name.endswith("cfgpp") and name not in _NAMES:
-        _tell(text, "that is the sampler with the guidance 'cfg_pp': give guidance = 'cfg_pp'")
+        _warn_once(text, "that is the sampler with the guidance 'cfg_pp': give guidance = 'cfg_pp'")
         name = name.removesuffix("cfgpp").rstrip("-")
     if name in _NO_NAMES:
         raise ValueError(
@@ -141,7 +141,7 @@ def alias(text: str) -> dict[str, Any]:
             raise ValueError(f"The sampler {text!r:.60} is not known; {hint}.")
         known = _known(own[name])
     if known.note:
-        _tell(text, known.note)
+        _warn_once(text, known.note)
     return {"sampler": dict(known.sampler), "grid": known.automatic if automatic else grid}
 
 
@@ -159,7 +159,7 @@ def _split(text: str) -> tuple[str, str | None, bool]:
     return _plain(text), None, False
 
 
-def _tell(text: str, note: str) -> None:
+def _warn_once(text: str, note: str) -> None:
     """Warn of a name, once."""
     if text not in _told:
         _told.add(text)

@@ -33,7 +33,7 @@ class Key(NamedTuple):
         return f"{self.sampler} at {self.steps} steps with {self.guidance} at scale {self.scale:g}"
 
 
-def key_of(sampler: str, levels: Sequence[Level], guidance: Mapping[str, Any]) -> Key:
+def calibration_key(sampler: str, levels: Sequence[Level], guidance: Mapping[str, Any]) -> Key:
     """The key of a run over `levels`; the scale of a rule without one is 1."""
     rule: Any = guidance
     while isinstance(rule.get("rule"), Mapping):

@@ -16,7 +16,7 @@ from sampler.samplers.shares import NoiseKind, log_er, refuse_rows, share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 
-class Past(NamedTuple):
+class ERSDEState(NamedTuple):
     """rho and x0 of the step before, its divided difference, and the rho before that."""
 
     rho: float
@@ -77,7 +77,7 @@ class ERSDE(SamplerBase):
             return noisy(self, mean, span, fresh, ())  # rho = inf is no node
         rho, end = span.now.sigma / span.now.alpha, span.next.sigma / span.next.alpha
         if not state:
-            return noisy(self, mean, span, fresh, Past(rho, pred.x0, None, math.inf))
+            return noisy(self, mean, span, fresh, ERSDEState(rho, pred.x0, None, math.inf))
         first, second = self._factors(rho, end)
         slope = (pred.x0 - Lin.of(state.x0)) * (1 / (rho - state.rho))
         mean = mean + span.next.alpha * first * slope
@@ -85,7 +85,7 @@ class ERSDE(SamplerBase):
             bend = (slope - Lin.of(state.slope)) * (2 / (rho - state.older))
             mean = mean + span.next.alpha * second * bend
         kept = slope if self.order == 3 else None
-        return noisy(self, mean, span, fresh, Past(rho, pred.x0, kept, state.rho))
+        return noisy(self, mean, span, fresh, ERSDEState(rho, pred.x0, kept, state.rho))
 
     def _factors(self, rho: float, end: float) -> tuple[float, float]:
         """Factors of D_1 and D_2: Delta + psi(rho')·S_0 and Delta²/2 + psi(rho')·S_1."""

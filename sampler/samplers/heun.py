@@ -10,7 +10,7 @@ from sampler.samplers.coordinates import Space, euler, gain, slope, space_of
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 
-class Half(NamedTuple):
+class HeunState(NamedTuple):
     """The slope of the Euler step that was made, its gain, and the coordinate of both."""
 
     slope: Any
@@ -54,7 +54,7 @@ class Heun(SamplerBase):
             f = slope(pred, span, state.space)
             return Move(pred.x + state.gain / 2 * (f - Lin.of(state.slope)), 0.0, ())
         space: Space = "data" if _no_signal(span) else space_of(span)  # pyright: ignore[reportAssignmentType]
-        half = Half(slope(pred, span, space), gain(span, space), space)
+        half = HeunState(slope(pred, span, space), gain(span, space), space)
         return Move(euler(pred, span), 0.0, half)
 
 

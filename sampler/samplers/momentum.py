@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 from annotated_types import DocInfo, Gt, Le, Predicate
 
 from sampler.core.binding import SamplerContext
-from sampler.samplers.calibrated import key_of, look_up
+from sampler.samplers.calibrated import calibration_key, look_up
 from sampler.samplers.coefficients import MAX_ORDER
 from sampler.types import Lin
 
@@ -89,7 +89,7 @@ def bound_number(method: Any, context: SamplerContext) -> float | str | None:
     number = method.momentum_number
     if not is_calibrated(number):
         return number
-    key = key_of(method.name, context.levels, context.guidance)
+    key = calibration_key(method.name, context.levels, context.guidance)
     return look_up(number, context.fingerprint(), key)
 
 

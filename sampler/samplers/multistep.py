@@ -24,7 +24,7 @@ from sampler.samplers.multistep_weights import places, weights
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
 
-class Trail(NamedTuple):
+class ABState(NamedTuple):
     """The last slopes with their clocks u, newest first; `gain` of the very first step."""
 
     slopes: tuple[Any, ...]
@@ -88,7 +88,7 @@ class AdamsBashforth(SamplerBase):
             # A slope at infinite u is no node of a polynomial: the history starts one step later.
             return Move(euler(pred, span), 0.0, ())
         if not state:
-            return Move(euler(pred, span), 0.0, Trail((f,), (u,), gain(span, self.space)))
+            return Move(euler(pred, span), 0.0, ABState((f,), (u,), gain(span, self.space)))
         slopes, clocks = (f, *state.slopes)[: self.order], (u, *state.clocks)[: self.order]
         e = weighted(weights(places(clocks, end), 0.0), slopes)
         mean = advance(pred, span, e, self.space)
@@ -96,4 +96,4 @@ class AdamsBashforth(SamplerBase):
             late = f - Lin.of(state.slopes[0])
             mean = mean + carried(span, self.space) * state.gain / 2 * late
         keep = self.order - 1
-        return Move(mean, 0.0, Trail(slopes[:keep], clocks[:keep], None))
+        return Move(mean, 0.0, ABState(slopes[:keep], clocks[:keep], None))

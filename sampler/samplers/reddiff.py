@@ -27,7 +27,7 @@ from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 _BETAS = (0.9, 0.99)
 
 
-class Fit(NamedTuple):
+class REDDiffState(NamedTuple):
     """mu [B, ...], Adam's moments, updates made, the last x0; the sum of averaged mu, how many."""
 
     mu: Any
@@ -134,9 +134,9 @@ class REDDiff(SamplerBase):
         query = level.alpha * self._query(mu, 0) + level.sigma * unit
         zero = mu.new_zeros(mu.shape)
         x0 = mu if self.returns == "published" else None
-        return query, Fit(mu, zero, zero, 0, x0, zero if self.average else None, 0)
+        return query, REDDiffState(mu, zero, zero, 0, x0, zero if self.average else None, 0)
 
-    def step(self, x: Any, pred: Prediction, span: Span, state: Fit) -> Move:
+    def step(self, x: Any, pred: Prediction, span: Span, state: REDDiffState) -> Move:
         import torch
 
         measured = self._measurement
@@ -158,12 +158,12 @@ class REDDiff(SamplerBase):
         mean = span.next.alpha * self._query(state.mu, span.index + 1)
         return Move(mean, span.next.sigma, state)
 
-    def finish(self, x: Any, state: Fit) -> Any:
+    def finish(self, x: Any, state: REDDiffState) -> Any:
         if self.returns == "published":
             return state.x0
         return state.total / state.averaged if state.averaged else state.mu
 
-    def _adam(self, state: Fit, slope: Any, span: Span, size: int) -> Fit:
+    def _adam(self, state: REDDiffState, slope: Any, span: Span, size: int) -> REDDiffState:
         """One update; eps is multiplied with `size`, as the gradient is."""
         b1, b2 = _BETAS
         count = state.count + 1

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sampler.core.schedule import Schedule
 
 
-class Half(NamedTuple):
+class TwoStageState(NamedTuple):
     """The first half of a step: where it began, and what it predicted without noise."""
 
     x: Any
@@ -97,9 +97,9 @@ class TwoStage(SamplerBase):
         k, fresh = share(self.policy, span, self.eta)
         mean = line(pred, span, k=k)
         drawn = mean if self.s_noise * fresh else None
-        return noisy(self, mean, span, fresh, Half(pred.x, pred.x0, span.now, drawn, k))
+        return noisy(self, mean, span, fresh, TwoStageState(pred.x, pred.x0, span.now, drawn, k))
 
-    def _second(self, pred: Prediction, whole: Span, span: Span, half: Half) -> Move:
+    def _second(self, pred: Prediction, whole: Span, span: Span, half: TwoStageState) -> Move:
         k, _ = share(self.policy, whole, self.eta)
         start, middle, end = (log_snr(v) for v in (half.level, span.now, whole.next))
         r = (middle - start) / (end - start)
@@ -112,7 +112,7 @@ class TwoStage(SamplerBase):
             mean = mean + (kept * span.next.sigma / span.now.sigma) * drawn
         return noisy(self, mean, span, fresh, ())
 
-    def _rest(self, span: Span, half: Half, k: float) -> Share:
+    def _rest(self, span: Span, half: TwoStageState, k: float) -> Share:
         """k_2 = k/k_1 and sqrt(1 − k_2²) of the second half."""
         return share(self.policy, span, self.eta)
 

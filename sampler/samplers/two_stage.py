@@ -14,7 +14,7 @@ from sampler.samplers.coordinates import is_flow, log_snr
 from sampler.samplers.exponential import carried, line, noisy
 from sampler.samplers.multistep_weights import flat, weights
 from sampler.samplers.shares import NoiseKind, Share, effective, refuse_rows, share
-from sampler.samplers.stages import Half, TwoStage, ratio, undivided
+from sampler.samplers.stages import TwoStage, TwoStageState, ratio, undivided
 from sampler.types import Move, Prediction, Span
 
 Middle = Annotated[float, Gt(0), Le(1)]
@@ -88,7 +88,7 @@ class DPMSolverPPSDE(TwoStage):
     def combined(self, r: float, H: float) -> tuple[float, ...]:
         return flat((0.0, r), H)
 
-    def _rest(self, span: Span, half: Half, k: float) -> Share:
+    def _rest(self, span: Span, half: TwoStageState, k: float) -> Share:
         rho, middle, end = (ratio(v) for v in (half.level, span.now, span.next))
         lost = self.eta**2 * (middle - end) * (middle + end) / rho**2  # k_1² − k²
         return Share(k / half.k, math.sqrt(lost) / half.k)
@@ -124,7 +124,7 @@ class DPMSolverPP2S(TwoStage):
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         refuse_rows(span)
         if not state and not undivided(span):
-            return Move(line(pred, span), 0.0, Half(pred.x, None, span.now, None, 1.0))
+            return Move(line(pred, span), 0.0, TwoStageState(pred.x, None, span.now, None, 1.0))
         whole = Span(span.index, state.level, span.next) if state else span
         k, fresh = self._share(whole)
         mean = carried(state.x, whole, pred.x0, k) if state else line(pred, span, k=k)

@@ -13,7 +13,7 @@ from sampler.training.prompts import read_prompts
 
 if TYPE_CHECKING:
     from sampler.engine import Engine
-    from sampler.training.fit import Report
+    from sampler.training.fit import FinetuneResult
     from sampler.training.fit_loop import Progress
 
 
@@ -28,7 +28,7 @@ def finetune(
     settings: Any = None,
     allow_python: bool = False,
     progress: Progress | None = None,
-) -> Report:
+) -> FinetuneResult:
     """Fine-tune the engine's network for a reward and write a LoRA; resume the run in `out`.
 
     The trainer "f_distill" writes a one- or few-step student instead. It and "denoise", which

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 if TYPE_CHECKING:
-    from sampler.models.trainable_lora import Adapter
+    from sampler.models.trainable_lora import TrainableLoRA
     from sampler.models.trainable_network import WholeNetwork
     from sampler.training.data import LatentSet
 
@@ -69,7 +69,7 @@ class Averaged:
     adapter: a LoRA, or the whole network; data: what they are trained on, where it is a data set.
     """
 
-    adapter: Adapter | WholeNetwork
+    adapter: TrainableLoRA | WholeNetwork
     averages: dict[str, Average]
     data: LatentSet | None = None
 

@@ -15,7 +15,7 @@ from sampler.training.settings import Defaults, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sampler.models.trainable_lora import Adapter
+    from sampler.models.trainable_lora import TrainableLoRA
     from sampler.models.trainable_network import WholeNetwork
     from sampler.training.averages import Averaged
     from sampler.training.batches import Batch
@@ -119,7 +119,7 @@ class TrainerBase:
 
     def weights(
         self, session: Session, settings: Settings
-    ) -> AbstractContextManager[Adapter | WholeNetwork]:
+    ) -> AbstractContextManager[TrainableLoRA | WholeNetwork]:
         """Make weights trainable for the time of a context: by default a LoRA on the network."""
         from sampler.models.lora_files import lora_pairs
         from sampler.models.start_lora import read_factors

@@ -24,7 +24,7 @@ from sampler.training.settings import Settings
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class RewardEvaluation:
     """Latents [N, ...] and images [N, 3, H, W] of N prompts, and their scores [N] by name.
 
     "" is the reward itself; others are its parts. watched: scores [N] of `fit.evals`, by column.
@@ -55,7 +55,7 @@ class Evaluation:
         return {**found, "drift": float((self.latents - base).square().mean())}
 
 
-def evaluate(session: Session, prompts: list[str], rewarded: bool = True) -> Evaluation:
+def evaluate(session: Session, prompts: list[str], rewarded: bool = True) -> RewardEvaluation:
     """Sample N prompts with the seeds 0 .. N − 1 and score them, a share in every process.
 
     A collective operation. Images are scored in micro-batches; scores may be NaN.
@@ -97,7 +97,7 @@ def evaluate(session: Session, prompts: list[str], rewarded: bool = True) -> Eva
         {name: whole(torch.cat(values)) for name, values in found.items()}
         for found in (scores, watched)
     )
-    return Evaluation(whole(result.latents), whole(result.images), of_reward, of_evals)
+    return RewardEvaluation(whole(result.latents), whole(result.images), of_reward, of_evals)
 
 
 def evaluation_scorers(settings: Settings, allow_python: bool) -> tuple[ImageScorer, ...]:

@@ -30,7 +30,7 @@ from sampler.training.settings import Settings, changed
 
 
 @dataclass(frozen=True)
-class Report:
+class FinetuneResult:
     """Result of a run.
 
     folder: the run folder; lora: folder of the LoRA, for `load_lora` (f_distill: of the student,
@@ -53,7 +53,7 @@ def fit(
     out: Path,
     settings: Settings,
     progress: Progress | None = None,
-) -> Report:
+) -> FinetuneResult:
     """Run or resume a fine-tuning; settings are resolved. See `sampler.finetune`."""
     from accelerate import Accelerator
 
@@ -102,7 +102,7 @@ def fit(
         if settings.log_with:
             accelerator.end_training()
     seconds = time.perf_counter() - started
-    return Report(out, loop.result, loop.done, loop.journal.records, stopped, seconds)
+    return FinetuneResult(out, loop.result, loop.done, loop.journal.records, stopped, seconds)
 
 
 def check_tracker(name: str | None) -> None:

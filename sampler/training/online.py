@@ -50,7 +50,7 @@ C = TypeVar("C", bound=Collected)
 P = TypeVar("P", bound=Part)
 
 
-class Method(Protocol, Generic[C]):
+class OnlineMethod(Protocol, Generic[C]):
     """A trainer's part of an update.
 
     collect: samples and scores images, called without gradient. weigh: from all rewards in the
@@ -87,7 +87,7 @@ class Round(Generic[C]):
     metrics: dict[str, Any]
 
 
-def online_updates(method: Method[Any], batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
+def online_updates(method: OnlineMethod[Any], batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
     """Collect and score a batch, then yield the losses of its optimiser steps."""
     found = collected(method.session, batch, method.steps, partial(method.collect, batch))
     weights, state = method.weigh(batch, found.rewards, state)

@@ -34,7 +34,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptsSection:
     """file: a prompt file; texts: the prompts themselves, or mappings like its rows."""
 
     file: FilePath | None = None
@@ -43,7 +43,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputSection:
     """dir: the run folder."""
 
     dir: FilePath = "runs/tune"
@@ -58,13 +58,13 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     trainer: Any = "alignprop"
     reward: Any = None
-    prompts: Prompts = field(default_factory=Prompts)
-    output: Output = field(default_factory=Output)
+    prompts: PromptsSection = field(default_factory=PromptsSection)
+    output: OutputSection = field(default_factory=OutputSection)
     fit: Any = field(default_factory=dict[str, Any])
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
-def resolve(layers: Sequence[Layer]) -> Recipe:
+def resolve_recipe(layers: Sequence[Layer]) -> Recipe:
     """Merge layers into a recipe, later ones winning, and check strategies and settings.
 
     Raises SamplerError (2): `where: problem`.

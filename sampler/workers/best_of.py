@@ -24,7 +24,7 @@ FEWEST = 4  # steps of a draft: three keep a third of the gain (docs/howto/best_
 
 
 @dataclass(frozen=True)
-class Choice:
+class DraftChoice:
     """Candidates of one prompt, in the order of generation, and those that were chosen.
 
     seeds, scores: of the drafts; nfe: network evaluations of all drafts; chosen: positions of the
@@ -62,10 +62,10 @@ class Choice:
 
 def choose(
     prompt: str, seeds: Sequence[int], scores: Sequence[float], nfe: Sequence[int], n: int
-) -> Choice:
+) -> DraftChoice:
     """Choose the n best of the drafts of one prompt; the smaller seed wins a tie."""
     order = sorted(range(len(seeds)), key=lambda k: (-scores[k], seeds[k]))
-    return Choice(prompt, tuple(seeds), tuple(scores), sum(nfe), tuple(order[:n]))
+    return DraftChoice(prompt, tuple(seeds), tuple(scores), sum(nfe), tuple(order[:n]))
 
 
 def scores_of(reward: RewardBase, images: Any, prompts: Sequence[str]) -> list[float]:
@@ -129,7 +129,7 @@ def generate_best(
     return replace(result, best_of=_finished(choices, result, judge, n))
 
 
-def _finished(choices: list[Choice], result: Result, reward: RewardBase, n: int) -> list[Any]:
+def _finished(choices: list[DraftChoice], result: Result, reward: RewardBase, n: int) -> list[Any]:
     """Records of all choices, with the scores of the full runs where they are images."""
     records = []
     for k, choice in enumerate(choices):

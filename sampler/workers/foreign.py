@@ -13,7 +13,7 @@ from sampler import registry
 from sampler.core.errors import UsageError
 from sampler.core.loop import Loop
 from sampler.runs import metadata
-from sampler.runs.encodings import Encoding, size_of
+from sampler.runs.encodings import Encoding, media_size
 from sampler.runs.foreign import Foreign
 from sampler.runs.jobs import Job, JobSettings, Model, key_of, record_of
 from sampler.runs.settings import complete_spec, with_scale
@@ -26,20 +26,20 @@ from sampler.workers.work import dtype_of
 
 
 def from_foreign(engine: Loop, model: Model, found: Foreign, encoding: Encoding) -> bytes:
-    """File content of the image, with a record of ours; see `settings_of`."""
-    settings = settings_of(engine, found)
+    """File content of the image, with a record of ours; see `settings_of_image`."""
+    settings = settings_of_image(engine, found)
     seed = (found.seed or 0) & MAX_SEED  # ComfyUI's have one bit more
     job = Job(0, "", 0, 0, found.prompt, found.negative_prompt, seed)
     job = replace(job, key=key_of(record_of(job, settings, model)))
     (outcome,) = BatchRunner(engine, PromptCache(engine.pipeline)).batch([job], [settings])
     pixels = pixels_of(outcome)
-    size = size_of(pixels)
+    size = media_size(pixels)
     libraries = metadata.library_versions()
     texts = metadata.texts(job, settings, model, size, "full", libraries, dtype_of(engine))
     return encoding.encode(pixels, texts)
 
 
-def settings_of(engine: Loop, found: Foreign) -> JobSettings:
+def settings_of_image(engine: Loop, found: Foreign) -> JobSettings:
     """Settings of a run: the image's, and the engine's for missing ones.
 
     Raises UsageError for an image without a number of steps, ValueError for samplers and grids that

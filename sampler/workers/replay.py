@@ -14,7 +14,7 @@ import numpy as np
 from sampler.core.errors import IncompleteError, UsageError
 from sampler.core.loop import Loop
 from sampler.runs import metadata
-from sampler.runs.encodings import Encoding, size_of
+from sampler.runs.encodings import Encoding, media_size
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import Job, JobSettings, canonical
 from sampler.runs.media import Sound
@@ -35,7 +35,7 @@ def from_run(run: RunFolder, engine: Loop, index: int, encoding: Encoding) -> by
     pixels = pixels_of(runner.batch(jobs, groups_again(run))[list(batch.jobs).index(index)])
     job = run.job(index)
     settings = run.groups[job.group]
-    size = size_of(pixels)
+    size = media_size(pixels)
     libraries, dtype = metadata.library_versions(), dtype_of(engine)
     texts = metadata.texts(job, settings, run.model, size, run.output.metadata, libraries, dtype)
     if not isinstance(pixels, Sound) and pixels.ndim == 4:

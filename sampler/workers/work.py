@@ -15,7 +15,7 @@ from sampler import registry
 from sampler.core.errors import IncompleteError
 from sampler.core.loop import Loop
 from sampler.runs import metadata
-from sampler.runs.encodings import size_of
+from sampler.runs.encodings import media_size
 from sampler.runs.folder import Check, RunFolder
 from sampler.runs.jobs import Job
 from sampler.runs.relocation import groups_again
@@ -165,7 +165,7 @@ def _item(run: RunFolder, engine: Loop, batch: int, job: Job, outcome: Outcome) 
         error = {"code": outcome.code, "where": outcome.where, "message": outcome.message}
         status = "skipped" if outcome.code == "flagged" else "error"
         return WriteItem({**line, "status": status, "error": error})
-    height, width = size_of(outcome.pixels)
+    height, width = media_size(outcome.pixels)
     texts = metadata.texts(
         job,
         run.groups[job.group],

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from sampler_kernels import use_backend
 
-from sampler.core.benchmark import CASES, SIZES, Case, Step, count
+from sampler.core.benchmark import CASES, SIZES, BenchmarkStep, Case, count
 from scripts.bench.meters import Meter
 from scripts.bench.tables import Task
 
@@ -118,22 +118,22 @@ class Timings:
         many()
         return statistics.median(clock(many) / self.inner for _ in range(self.runs))
 
-    def _compiled(self, steps: Sequence[Step]) -> tuple[float, float]:
+    def _compiled(self, steps: Sequence[BenchmarkStep]) -> tuple[float, float]:
         """The reference compiled by torch.compile: called, and in a graph."""
         fn = self.meter.compiled(steps[0].function()[0])
         calls = [partial(fn, *step.function()[1]) for step in steps]
         return self.called(calls), self.replayed(calls)
 
-    def _rotation(self, case: Case, shape: Sequence[int]) -> list[Step]:
+    def _rotation(self, case: Case, shape: Sequence[int]) -> list[BenchmarkStep]:
         """Copies of a step with inputs of their own: three to 64, up to ROTATED bytes together.
 
         Latents of SD 1.5 and SDXL at batch 1 still fit into the L2 cache of an H200, where a
         network's fresh predictions would be too.
         """
-        first = Step(case, shape, self.meter.device)
+        first = BenchmarkStep(case, shape, self.meter.device)
         size = first.x.numel() * 8
         copies = min(max(3, -(-ROTATED // size)), 64) if self.inner > 1 else 3
-        return [first, *(Step(case, shape, self.meter.device) for _ in range(copies - 1))]
+        return [first, *(BenchmarkStep(case, shape, self.meter.device) for _ in range(copies - 1))]
 
     def _copy(self, moved: float) -> float:
         """Microseconds of a copy that reads and writes `moved` bytes together, in a graph."""
@@ -144,7 +144,7 @@ class Timings:
         return self.replayed([partial(pair[1].copy_, pair[0]) for pair in pairs])
 
 
-def stock_calls(case: Case, steps: Sequence[Step]) -> list[Callable[[], Any]] | None:
+def stock_calls(case: Case, steps: Sequence[BenchmarkStep]) -> list[Callable[[], Any]] | None:
     """The same arithmetic by diffusers: its guider's function and its scheduler's step."""
     from diffusers.guiders.adaptive_projected_guidance import (
         MomentumBuffer,
@@ -159,7 +159,7 @@ def stock_calls(case: Case, steps: Sequence[Step]) -> list[Callable[[], Any]] | 
     t = int(scheduler.timesteps[10])
     buffer = MomentumBuffer(-0.5)
 
-    def call(step: Step) -> Any:
+    def call(step: BenchmarkStep) -> Any:
         if case.name == "CFG + DDIM":
             guided = step.u + 7.5 * (step.c - step.u)
         else:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from sampler_kernels import use_backend
 
-from sampler.core.benchmark import Case, Step
+from sampler.core.benchmark import BenchmarkStep, Case
 from scripts.bench.meters import Meter
 from scripts.bench.tables import Task
 
@@ -111,7 +111,7 @@ def _measured(meter: Meter, network: Network, case: Case, pairs: int) -> dict[st
     with torch.device(meter.device):
         torch.manual_seed(0)
         module = network.build().to(torch.bfloat16).eval()
-    whole = partial(_step, network, module, Step(case, (1, *network.shape), meter.device))
+    whole = partial(_step, network, module, BenchmarkStep(case, (1, *network.shape), meter.device))
     try:
         with torch.no_grad():
             fused, eager = partial(_on, "triton", whole), partial(_on, "reference", whole)
@@ -132,7 +132,7 @@ def _measured(meter: Meter, network: Network, case: Case, pairs: int) -> dict[st
     }
 
 
-def _step(network: Network, module: torch.nn.Module, step: Step) -> Any:
+def _step(network: Network, module: torch.nn.Module, step: BenchmarkStep) -> Any:
     x = torch.cat([step.x, step.x]).to(torch.bfloat16)
     step.c, step.u = network.evaluate(module, x).chunk(2)
     return step()

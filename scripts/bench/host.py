@@ -29,7 +29,7 @@ import torch
 from sampler_kernels import selection, triton_ops, use_backend
 
 import sampler
-from sampler.core.benchmark import CASES, Step
+from sampler.core.benchmark import CASES, BenchmarkStep
 from sampler.guidance import adaptive
 from scripts.bench.gpu import stock_calls
 from scripts.bench.overhead import bundled_pipeline, machine
@@ -94,10 +94,10 @@ class Side(NamedTuple):
 def sides(name: str) -> dict[str, Side]:
     """The same step on each side."""
     case = next(case for case in CASES if case.name == name)
-    step = Step(case, SHAPE)
+    step = BenchmarkStep(case, SHAPE)
     found = {"ours": Side(step, stubbed), "reference": Side(step, reference)}
     partner = next((c for c in CASES if c.name == name.replace("Adaptive ", "")), case)
-    stock = stock_calls(partner, [Step(partner, SHAPE)])
+    stock = stock_calls(partner, [BenchmarkStep(partner, SHAPE)])
     if stock:
         label = "diffusers" if partner is case else f"diffusers, {partner.name}"
         found[label] = Side(stock[0], reference)

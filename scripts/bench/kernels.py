@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import torch
 from sampler_kernels import leaves, map_tree
 
-from sampler.core.benchmark import CASES, Step, count
+from sampler.core.benchmark import CASES, BenchmarkStep, count
 from scripts.bench import gpu, gpu_networks
 from scripts.bench.meters import Cuda, Meter
 from scripts.bench.tables import Table, Task, fill
@@ -117,7 +117,7 @@ def errors() -> Iterator[dict[str, Any]]:
     """Every case against the same step in float64. Raises SystemExit beyond 1e-6."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for case in CASES:
-        step = Step(case, (3, 5000), device, torch.float32)
+        step = BenchmarkStep(case, (3, 5000), device, torch.float32)
         fn, args = step.function()
         with torch.no_grad():
             mine = fn(*args)

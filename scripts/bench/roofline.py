@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sampler.core.benchmark import CASES, SIZES, Case, Step, count, operations
+from sampler.core.benchmark import CASES, SIZES, BenchmarkStep, Case, count, operations
 from scripts.bench.gpu import stock_calls
 
 LAUNCH = 2.0  # microseconds
@@ -48,7 +48,7 @@ def sides(case: Case) -> dict[str, Traffic]:
         "ours": Traffic(mine.kernels + mine.others, mine.bytes),
         "reference": Traffic(eager.others, eager.bytes),
     }
-    step = Step(case, (2, 4096))
+    step = BenchmarkStep(case, (2, 4096))
     stock = stock_calls(case, [step])
     if stock:
         with torch.no_grad():

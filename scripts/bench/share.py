@@ -21,7 +21,7 @@ import torch
 from sampler_kernels import use_backend
 
 import sampler
-from sampler.core.benchmark import APG, Case, Step, seconds
+from sampler.core.benchmark import APG, BenchmarkStep, Case, seconds
 from scripts.bench.overhead import machine
 
 CASE = Case("APG + DPM-Solver++(2M)", APG, "dpmpp_2m")
@@ -62,7 +62,7 @@ CASES: tuple[tuple[str, Callable[[], Network], int], ...] = (
 def measure(name: str, build: Callable[[], Network], side: int) -> dict[str, Any]:
     """Milliseconds of the network and of the arithmetic in one step, and the latter's share."""
     network, x = build(), torch.randn(2, 4, side, side)
-    step = Step(CASE, (1, 4, side, side), "cpu", torch.float32)
+    step = BenchmarkStep(CASE, (1, 4, side, side), "cpu", torch.float32)
     with torch.no_grad(), use_backend("reference"):
         if side < 100:
             network(x)

@@ -25,7 +25,7 @@ import typer
 import sampler
 from sampler.bundled import prompts
 from sampler.bundled.measures import clipped_share, saturation
-from sampler.core.binding import fingerprint
+from sampler.core.binding import network_hash
 from sampler.guidance.linear_ag_coefficients import Coefficients
 from sampler.pipelines.classes import BundledClasses
 from scripts.study.guidance_measures import measured
@@ -80,7 +80,7 @@ def _chunk(engine: Any, point: Point, first: int, count: int, file: Path) -> Non
     )
     seconds = time.process_time() - started
     pixels = (made.images * 255).round().to(torch.uint8).numpy()
-    key = fingerprint(engine.pipeline.network)
+    key = network_hash(engine.pipeline.network)
     part = file.with_suffix(".part.npz")
     np.savez(part, images=pixels, nfe=np.array(made.nfe), seconds=seconds, model=key)
     part.rename(file)

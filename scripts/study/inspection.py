@@ -100,7 +100,7 @@ def realism_rows(engine: sampler.Engine, data: EmojiData) -> list[dict[str, Any]
         )
         for kind, extract in (("classifier", Extractor()), ("spectrum", realism.log_spectrum)):
             shares, _ = realism.realism(engine, real, made.images, extract)
-            found += [{"model": name, **row} for row in realism.rows(shares, kind)]
+            found += [{"model": name, **row} for row in realism.table_of(shares, kind)]
             print(*found[-3:], sep="\n", flush=True)
     return found
 

@@ -22,7 +22,7 @@ from sampler.bundled.classifier import (
     reference_statistics,
 )
 from sampler.bundled.measures import extracted_features
-from sampler.core.binding import fingerprint
+from sampler.core.binding import network_hash
 
 STEPS = (6, 10, 20)
 SCALES = (3.0, 10.0)
@@ -46,7 +46,7 @@ SAMPLERS: dict[str, Any] = {
 def study(done: Sequence[Mapping[str, str]], images: int = 256) -> Iterator[dict[str, Any]]:
     """Yield one row per point that is missing in `done` for this model."""
     engine = sampler.load()
-    model = fingerprint(engine.pipeline.network)
+    model = network_hash(engine.pipeline.network)
     known = {(r["model"], r["sampler"], float(r["scale"]), int(r["steps"])) for r in done}
     references: dict[float, Tensor] = {}
     for scale in SCALES:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import sampler
-from sampler.core.binding import fingerprint
+from sampler.core.binding import network_hash
 from scripts.study.samplers_restore import (
     METHODS,
     STEPS,
@@ -39,7 +39,7 @@ def tuning(done: Rows) -> Iterator[dict[str, Any]]:
     """Yield one row per task, tunable method and setting that is missing in `done`."""
     engine = sampler.load()
     known = {(r["model"], r["task"], r["method"], r["setting"]) for r in done}
-    model, truth = fingerprint(engine.pipeline.network), pictures(engine, TUNING, TUNED_ON)
+    model, truth = network_hash(engine.pipeline.network), pictures(engine, TUNING, TUNED_ON)
     for task, case in tasks().items():
         for method, grid in methods_of(task).items():
             for setting in grid if len(grid) > 1 else ():
@@ -57,7 +57,7 @@ def study(done: Rows, tuned: Rows, images: int = IMAGES) -> Iterator[dict[str, A
     """
     engine = sampler.load()
     known = {(r["model"], r["task"], r["method"]) for r in done}
-    model, truth = fingerprint(engine.pipeline.network), pictures(engine, MEASURED, images)
+    model, truth = network_hash(engine.pipeline.network), pictures(engine, MEASURED, images)
 
     def row(task: str, method: str, setting: Setting, found: Tensor) -> dict[str, Any]:
         made = {"model": model, "task": task, "method": method, "setting": name_of(setting)}

@@ -212,7 +212,7 @@ def test_yaml_blocks_are_valid(page, tmp_path):
         (tmp_path / "c.yaml").write_text(text)
         found = read_file(tmp_path / "c.yaml")
         tunes = re.search("^trainer:", text, re.MULTILINE)
-        assert (recipe.resolve([found]) if tunes else resolve([found], [], [])).version == 1
+        assert (recipe.resolve_recipe([found]) if tunes else resolve([found], [], [])).version == 1
 
 
 @pytest.mark.parametrize("kind", ["sampler", "guidance", "trainer"])

@@ -8,7 +8,7 @@ import pytest
 from markdown.extensions.toc import slugify
 
 from sampler import registry
-from sampler.training.policy.window import Window
+from sampler.training.policy.window import NoiseWindow
 from sampler.training.settings import Settings
 from tests.docs.pages import PAGES, ROOT, prose, read
 from tests.runs.test_promises import functions_of
@@ -58,7 +58,7 @@ def test_every_rule_names_its_test(page):
 
 def test_the_options_of_the_porting_page_are_ours():
     """The last column of its tables: `field`, or `field: value`, with a value of the right name."""
-    known = {f.name: set() for cls in (Settings, Window) for f in fields(cls)}
+    known = {f.name: set() for cls in (Settings, NoiseWindow) for f in fields(cls)}
     for kind in registry.KINDS:
         for name in registry.names(kind):
             for field in registry.describe(kind, name)["fields"]:

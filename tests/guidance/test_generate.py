@@ -19,7 +19,7 @@ from transformers import (
 import sampler
 from sampler.bundled import concepts, prompts
 from sampler.calibration.linear_ag import calibrate_linear_ag
-from sampler.core.binding import fingerprint
+from sampler.core.binding import network_hash
 from sampler.guidance.linear_ag import default_policy
 from sampler.guidance.linear_ag_coefficients import Coefficients
 from sampler.pipelines.classes import (
@@ -252,7 +252,7 @@ def test_an_image_classifier_from_a_folder(tmp_path):
 
 def test_the_shipped_coefficients_belong_to_the_bundled_model(bundled):
     known = Coefficients.load("bundled")
-    assert known.keys["model"] == fingerprint(bundled.pipeline.network)
+    assert known.keys["model"] == network_hash(bundled.pipeline.network)
     texts = [p.text for p in prompts(2, start=900)]
     settings = {"seeds": 0, "output": "latent", "steps": 20}
     made = bundled.generate(texts, guidance="linear_ag", **settings)

@@ -75,7 +75,7 @@ def test_realism_has_its_two_controls(engine, images):
     shares, probe = realism.realism(engine, images, images.flip(3), realism.log_spectrum)
     assert list(shares) == ["generated", "real", "real through the VAE"]
     assert {share.count for share in shares.values()} == {12}
-    table = realism.rows(shares, "spectrum")
+    table = realism.table_of(shares, "spectrum")
     assert [row["real against"] for row in table] == list(shares)
     with pytest.raises(ValueError, match="at least 16 real"):
         realism.realism(engine, images[:10], images, realism.log_spectrum)

@@ -11,7 +11,7 @@ from sampler_kernels.choice import requested
 from typer.testing import CliRunner
 
 from sampler.cli.commands import parser
-from sampler.core.benchmark import CASES, Step, cost
+from sampler.core.benchmark import CASES, BenchmarkStep, cost
 from scripts.bench import gpu, gpu_networks
 from scripts.bench import kernels as bench
 from scripts.bench.meters import Dry
@@ -86,7 +86,7 @@ def test_whole_steps_are_timed_with_and_without_fusion():
 def test_the_step_of_a_network_uses_what_it_predicts():
     """CFG with DDIM on the two halves of the output, as plain torch has it."""
     case, module = gpu_networks.CASES[0], TINY.build().to(torch.bfloat16)
-    step = Step(case, (1, *TINY.shape))
+    step = BenchmarkStep(case, (1, *TINY.shape))
     with torch.no_grad():
         mean = gpu_networks._step(TINY, module, step)[0]
         out = module(step.x.to(torch.bfloat16).repeat(2, 1, 1, 1)).float()

@@ -9,7 +9,7 @@ from sampler_kernels import Lin, gram, settle, use_backend
 from sampler_kernels.backend import backend
 from sampler_kernels.counting import count_launches
 
-from sampler.core.benchmark import CASES, Step
+from sampler.core.benchmark import CASES, BenchmarkStep
 
 pytestmark = pytest.mark.gpu
 
@@ -22,7 +22,7 @@ def draw(*shape, seed=0, dtype=torch.float32):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("shape", [(2, 4, 64, 64), (3, 4097), (1, 16, 128, 128)], ids=str)
 def test_a_step_is_the_reference(case, shape):
-    step = Step(case, shape, "cuda")
+    step = BenchmarkStep(case, shape, "cuda")
     with torch.no_grad():
         with use_backend("reference"):
             right = step()[0]
@@ -75,7 +75,9 @@ def test_more_than_two_to_the_31_elements():
     "name", ["CFG + DDIM", "APG + GHVB", "Adaptive CFG + DDIM", "CFG rescaled + DDIM"]
 )
 def test_the_profiler_sees_the_launches_that_are_counted(name):
-    step = Step(next(case for case in CASES if case.name == name), (1, 4, 128, 128), "cuda")
+    step = BenchmarkStep(
+        next(case for case in CASES if case.name == name), (1, 4, 128, 128), "cuda"
+    )
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
     with torch.no_grad(), use_backend("triton"):
         step()
@@ -88,7 +90,7 @@ def test_the_profiler_sees_the_launches_that_are_counted(name):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_step_in_a_graph_is_the_step(case):
-    step = Step(case, (1, 4, 128, 128), "cuda")
+    step = BenchmarkStep(case, (1, 4, 128, 128), "cuda")
     with torch.no_grad(), use_backend("triton"):
         right = step()[0]
         graph = torch.cuda.CUDAGraph()

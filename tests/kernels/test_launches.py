@@ -8,7 +8,7 @@ import torch
 from sampler_kernels import use_backend
 from sampler_kernels.counting import count_launches, dry_run
 
-from sampler.core.benchmark import APG, CASES, Case, Step, count
+from sampler.core.benchmark import APG, CASES, BenchmarkStep, Case, count
 from tests.kernels.canary import buildable
 
 METHODS = [name for name in buildable("sampler")]
@@ -45,7 +45,7 @@ def test_traffic_is_the_least_possible(case):
 def test_adaptive_guidance_reads_the_latents_once(given, lag):
     """Weights of rows, then step and cosines in one pass, then all decisions: no other launch."""
     case = Case("", {"name": "adaptive", "lag": lag, **given})
-    step = Step(case, (2, 4096))
+    step = BenchmarkStep(case, (2, 4096))
     with torch.no_grad(), use_backend("triton"), dry_run(), count_launches() as launches:
         step()
     assert [k.kernel for k in launches] == ["scalar", "both", "scalar"]
@@ -58,7 +58,7 @@ def test_the_reference_is_counted_too():
     """As torch's own profiler sees it, with one conversion of each prediction to float32."""
     case = Case("", "cfg", kind="x0")
     found = count(case, "reference")
-    step = Step(case, (2, 4096))
+    step = BenchmarkStep(case, (2, 4096))
     seen = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
     with seen as profile, torch.no_grad():
         step()
@@ -69,7 +69,7 @@ def test_the_reference_is_counted_too():
 
 def test_a_counted_step_is_a_real_step():
     """A dry run gives zeros; without it the same call computes."""
-    step = Step(CASES[0], (2, 64))
+    step = BenchmarkStep(CASES[0], (2, 64))
     with torch.no_grad():
         assert step()[0].abs().sum() > 0
 
@@ -77,7 +77,7 @@ def test_a_counted_step_is_a_real_step():
 @pytest.mark.parametrize(("rule", "kernels"), [("cfg", 1), (APG, 3), ("adaptive", 3)])
 def test_predictions_in_another_layout_are_copied_once_per_step(rule, kernels):
     """channels_last, as diffusers recommends for U-Nets; each copy is counted as a launch."""
-    step = Step(Case("", rule), (2, 4, 8, 8))
+    step = BenchmarkStep(Case("", rule), (2, 4, 8, 8))
     strided = (step.c, step.u)
     with torch.no_grad(), use_backend("reference"):
         right = step()[0]

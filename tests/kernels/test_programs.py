@@ -11,7 +11,7 @@ import pytest
 import torch
 from sampler_kernels import Lin, selection, triton_ops, use_backend
 
-from sampler.core.benchmark import CASES, Step
+from sampler.core.benchmark import CASES, BenchmarkStep
 
 GOLDEN = Path(__file__).with_name("programs.json")
 SHAPE = (2, 4, 8, 8)
@@ -46,7 +46,7 @@ def launches(monkeypatch):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_programs_of_a_step_are_these(case, launches):
-    Step(case, SHAPE)()
+    BenchmarkStep(case, SHAPE)()
     right = json.loads(GOLDEN.read_text(encoding="utf-8"))[case.name]
     assert json.loads(json.dumps(launches)) == right
 
@@ -54,7 +54,7 @@ def test_the_programs_of_a_step_are_these(case, launches):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_formula_is_walked_at_most_three_times_per_step(case, launches, monkeypatch):
     """Every walk reads the operands of a node, which are counted."""
-    step = Step(case, SHAPE)
+    step = BenchmarkStep(case, SHAPE)
     reads, real, alive = Counter(), Lin.a, []
 
     def counted(node):
@@ -75,7 +75,7 @@ def main():
         for name in KERNELS:
             setattr(triton_ops, name, Recorder(name, launches))
         selection.works = lambda device: True
-        step = Step(case, SHAPE)
+        step = BenchmarkStep(case, SHAPE)
         with torch.no_grad(), use_backend("triton"):
             step()
         found[case.name] = launches

@@ -345,8 +345,8 @@ def test_arguments_of_generate_without_effect_on_a_run_folder(tmp_path):
 
 def test_a_fine_tuning_does_not_ignore_a_field_of_the_model():
     from sampler.config.layers import Layer
-    from sampler.training.recipe import resolve
+    from sampler.training.recipe import resolve_recipe
 
     tree = {"model": {"drop_encoders": True}, "reward": "compressibility"}
     with pytest.raises(sampler.SamplerError, match="drop_encoders"):
-        resolve([Layer(tree, {("model",): "c.yaml:1"})])
+        resolve_recipe([Layer(tree, {("model",): "c.yaml:1"})])

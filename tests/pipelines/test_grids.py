@@ -62,7 +62,7 @@ def test_named_grids_are_the_published_ones(case, right, times):
         options = spacings.options_of(name, {"rho": case["rho"]})
         found = [*ramps.polyexponential(right[-2], right[0], steps, options), 0.0]
     elif table == "SVD":
-        axis = named_grids.Axis([0.002, 700.0], lambda t: t, 1, 0, "v")
+        axis = named_grids.TrainingLevels([0.002, 700.0], lambda t: t, 1, 0, "v")
         found = [p.noise for p in named_grids.places(spacing, axis, steps, {})] + [0.0]
     else:
         known = schedule(table, name, case.get("scheduler", "DDIMScheduler"))

@@ -8,7 +8,7 @@ import pytest
 
 from sampler import registry
 from sampler.cli import main
-from sampler.runs.exported import cell_of, protected, settings_of, strategy_columns
+from sampler.runs.exported import cell_of, protected, settings_of_row, strategy_columns
 from sampler.runs.planner import Planner
 from sampler.runs.readers import RawLine
 from sampler.runs.settings import complete_spec
@@ -60,7 +60,7 @@ def test_a_strategy_is_read_from_its_columns(tmp_path, kind, spec):
 def test_text_is_protected_from_spreadsheets_and_read_again(text):
     cell = protected(text)
     assert not cell.startswith(("=", "+", "-", "@", "\t"))
-    assert settings_of({"prompt": cell, "key": "x", "axis_steps": "1"}) == {"prompt": text}
+    assert settings_of_row({"prompt": cell, "key": "x", "axis_steps": "1"}) == {"prompt": text}
 
 
 @pytest.mark.filterwarnings("ignore:.*an exported table")

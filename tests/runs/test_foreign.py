@@ -12,7 +12,7 @@ from sampler.cli import main
 from sampler.core.errors import UsageError
 from sampler.runs.foreign import read_foreign
 from sampler.runs.metadata import foreign_metadata, read_record
-from sampler.workers.foreign import settings_of
+from sampler.workers.foreign import settings_of_image
 
 A1111 = (
     "a fox <lora:add_detail:0.8>\non a green background\nNegative prompt: blurry,\nlow quality\n"
@@ -124,13 +124,13 @@ def engine():
 
 
 def test_names_become_ours(engine):
-    settings = settings_of(engine, read_foreign({"parameters": A1111}))
+    settings = settings_of_image(engine, read_foreign({"parameters": A1111}))
     assert (settings.sampler["name"], settings.grid, settings.steps) == ("dpmpp_2m", "karras", 3)
     assert settings.guidance["scale"] == 4.5
-    settings = settings_of(engine, read_foreign({"prompt": json.dumps(K_SAMPLER)}))
+    settings = settings_of_image(engine, read_foreign({"prompt": json.dumps(K_SAMPLER)}))
     assert (settings.sampler["name"], settings.grid) == ("dpmpp_2m_sde", "exponential")
     with pytest.raises(ValueError, match="the nearest is 'heun'"):
-        settings_of(engine, read_foreign({"parameters": "a\nSteps: 3, Sampler: DPM2"}))
+        settings_of_image(engine, read_foreign({"parameters": "a\nSteps: 3, Sampler: DPM2"}))
 
 
 def test_replay_and_show(tmp_path, capsys, engine):

@@ -8,7 +8,7 @@ import torch
 import sampler
 from sampler.calibration.momentum import calibrate_momentum, chosen, save, squared_errors
 from sampler.cli import main
-from sampler.samplers.calibrated import BUNDLED, key_of, look_up, same
+from sampler.samplers.calibrated import BUNDLED, calibration_key, look_up, same
 from tests import tiny
 from tests.analytic import vp_grid
 
@@ -102,14 +102,16 @@ def test_the_shipped_file_serves_the_bundled_model():
 def test_the_scale_of_a_rule_in_a_rule_counts():
     levels = vp_grid(4)
     keys = [
-        key_of("ghvb", levels, {"name": "adaptive", "rule": {"name": "apg", "scale": scale}})
+        calibration_key(
+            "ghvb", levels, {"name": "adaptive", "rule": {"name": "apg", "scale": scale}}
+        )
         for scale in (3.0, 7.0)
     ]
     assert [(key.guidance, key.scale, key.steps) for key in keys] == [
         ("adaptive", 3.0, 4),
         ("adaptive", 7.0, 4),
     ]
-    assert key_of("ghvb", levels, {"name": "none"}).scale == 1.0
+    assert calibration_key("ghvb", levels, {"name": "none"}).scale == 1.0
 
 
 def test_the_command(made, tmp_path, capsys):
@@ -144,7 +146,9 @@ def test_a_schedule_is_the_same_on_another_processor():
     levels, rule = vp_grid(4), {"name": "cfg", "scale": 3.0}
     near = [level._replace(alpha=level.alpha + 1e-6) for level in levels]
     far = [level._replace(alpha=level.alpha + 1e-4) for level in levels]
-    here = key_of("ghvb", levels, rule)
-    assert same(here, key_of("ghvb", near, rule)) and not same(here, key_of("ghvb", far, rule))
-    assert not same(here, key_of("ghvb", levels, {**rule, "scale": 4.0}))
-    assert not same(here, key_of("ab", levels, rule))
+    here = calibration_key("ghvb", levels, rule)
+    assert same(here, calibration_key("ghvb", near, rule)) and not same(
+        here, calibration_key("ghvb", far, rule)
+    )
+    assert not same(here, calibration_key("ghvb", levels, {**rule, "scale": 4.0}))
+    assert not same(here, calibration_key("ab", levels, rule))

@@ -188,12 +188,12 @@ def test_image_files_are_looked_at_before_they_are_decoded(tmp_path):
     with pytest.raises(SamplerError, match="8001 x 8000 pixels; at most 64 megapixels"):
         images.read(tmp_path / "large.png")
     Image.new("RGB", (4, 2)).save(tmp_path / "image.gif")
-    for look in (images.read, lambda path: tasks.settings("superres", path, None)):
+    for look in (images.read, lambda path: tasks.restore_settings("superres", path, None)):
         with pytest.raises(SamplerError, match="not a readable image"):
             look(str(tmp_path / "image.gif"))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGB", (4, 2)).save(tmp_path / "turned.jpg", exif=exif)
     assert images.read(tmp_path / "turned.jpg").shape == (1, 3, 4, 2)
-    found = tasks.settings("denoise", str(tmp_path / "turned.jpg"), None)
+    found = tasks.restore_settings("denoise", str(tmp_path / "turned.jpg"), None)
     assert (found["--image width"][1], found["--image height"][1]) == (2, 4)

@@ -12,7 +12,7 @@ import sampler
 from sampler.cli import main
 from sampler.cli.report import Report
 from sampler.config.layers import read_file
-from sampler.training.recipe import resolve
+from sampler.training.recipe import resolve_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
 
@@ -22,7 +22,7 @@ def test_recipes_are_whole_and_tried(recipe, capsys, monkeypatch, tmp_path):
     """Each plan is told; one small update is made where the recipe needs no file from elsewhere."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert recipe.read_text().startswith("# ")
-    assert resolve([read_file(recipe)]).version == 1
+    assert resolve_recipe([read_file(recipe)]).version == 1
     code = main(["finetune", "-c", str(recipe), "--dry-run"])
     told = capsys.readouterr()
     assert "updates of" in told.out and "8 prompts" in told.out
@@ -117,9 +117,9 @@ def test_later_layers_win_and_strategies_are_merged(tmp_path):
     (tmp_path / "b.yaml").write_text("trainer: {loss: hinge}\nfit: {seed: 3, batch: 2}\n")
     (tmp_path / "c.yaml").write_text("trainer: ddpo\nfit: {batch: 4}\n")
     files = [read_file(tmp_path / f"{name}.yaml") for name in "abc"]
-    both = resolve(files[:2])
+    both = resolve_recipe(files[:2])
     assert both.trainer == {"name": "alignprop", "k": 3, "loss": "hinge"}
-    every = resolve(files)
+    every = resolve_recipe(files)
     assert every.trainer == {"name": "ddpo"} and every.fit == {"seed": 3, "batch": 4}
 
 
@@ -132,8 +132,11 @@ def test_a_reward_inside_a_reward_starts_anew_under_another_name(tmp_path):
     (tmp_path / "c.yaml").write_text("reward: {reward: {quality: 60}}\n")
     a, b, c = (read_file(tmp_path / f"{name}.yaml") for name in "abc")
     inner = {"name": "brightness"}
-    assert resolve([a, b]).reward == {"name": "capped", "value": 1.0, "reward": inner}
-    assert resolve([a, c]).reward["reward"] == {"name": "soft_compressibility", "quality": 60}
+    assert resolve_recipe([a, b]).reward == {"name": "capped", "value": 1.0, "reward": inner}
+    assert resolve_recipe([a, c]).reward["reward"] == {
+        "name": "soft_compressibility",
+        "quality": 60,
+    }
 
 
 def test_generate_with_an_adapter(tmp_path, capsys):

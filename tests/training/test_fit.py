@@ -8,7 +8,7 @@ import torch
 
 import sampler
 from sampler.core.errors import UsageError
-from sampler.models.trainable_lora import Adapter
+from sampler.models.trainable_lora import TrainableLoRA
 from sampler.training import checkpoint
 from sampler.training.batches import batch
 from sampler.training.evaluate import stop_reason
@@ -62,7 +62,7 @@ def test_adapter_off_gives_the_base_images_while_it_is_trained(engine, tmp_path)
 
     def look(record):
         network = engine.pipeline.network
-        adapter = Adapter(network, {})
+        adapter = TrainableLoRA(network, {})
         adapter.disable()
         found.append(torch.equal(images(engine), made))
         adapter.enable()

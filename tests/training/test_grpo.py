@@ -16,7 +16,7 @@ from sampler.training.batches import batch
 from sampler.training.policy.group import GroupPolicy, action_loss
 from sampler.training.policy.grpo import GRPO
 from sampler.training.policy.rollout import Action, Policy
-from sampler.training.policy.window import Window
+from sampler.training.policy.window import NoiseWindow
 from sampler.training.session import Session
 from sampler.types import Level, Snapshot
 from tests import tiny, tiny_transformers
@@ -161,7 +161,7 @@ def test_windows_are_functions_of_the_update():
     session = session_of(world.engine(), "cps", 8)
 
     def steps(update, **fields):
-        return Window(**fields).applied(session, update).method.noisy
+        return NoiseWindow(**fields).applied(session, update).method.noisy
 
     moving = {"size": 2, "every": 3}
     assert [steps(u, **moving) for u in (0, 2, 3, 6)] == [(0, 2), (0, 2), (1, 3), (2, 4)]
@@ -181,7 +181,7 @@ def test_a_trajectory_keeps_the_latents_of_its_window_alone():
     with adapted(engine.pipeline.network, 2, 2, ["to_q"], 0) as adapter, torch.no_grad():
         trainer = GRPO(group_size=2, window={"size": 2, "every": 1})
         session = session_of(engine, "cps", 12, trainable=adapter)
-        session = Window.of(trainer.window).applied(session, 3)
+        session = NoiseWindow.of(trainer.window).applied(session, 3)
         rows = batch(["a dog", "a cat"], 4, 3, 0, 2)
         found = GroupPolicy(trainer, Policy(trainer, session)).collect(rows, rows.rows)
     assert [action.before.index for action in found.actions] == [3, 4]

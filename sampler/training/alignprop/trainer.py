@@ -23,7 +23,7 @@ from sampler.training.settings import Defaults
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sampler.training.alignprop.window import Window
+    from sampler.training.alignprop.window import GradientWindow
     from sampler.training.session import Session
 
 
@@ -118,11 +118,11 @@ class AlignProp(TrainerBase):
                 "steps."
             )
 
-    def window(self, session: Session, kept: Sequence[bool]) -> Window:
+    def window(self, session: Session, kept: Sequence[bool]) -> GradientWindow:
         """Return the sampling of a session with the gradient of the kept steps."""
-        from sampler.training.alignprop.window import Window
+        from sampler.training.alignprop.window import GradientWindow
 
-        return Window(
+        return GradientWindow(
             session,
             kept,
             self.through_input,

@@ -54,7 +54,7 @@ class GradientCut:
 
 
 @dataclass(frozen=True)
-class Window:
+class GradientWindow:
     """Sampling with gradient in the steps where `kept` is True; other fields as in `AlignProp`.
 
     A run of fewer steps than its grid has ends with a jump: the last of them goes to x_0.

@@ -17,7 +17,7 @@ from sampler.training.settings import Defaults
 from sampler.training.times import time_law
 
 if TYPE_CHECKING:
-    from sampler.models.trainable_lora import Adapter
+    from sampler.models.trainable_lora import TrainableLoRA
     from sampler.models.trainable_network import WholeNetwork
     from sampler.training.averages import Averaged
     from sampler.training.session import Session
@@ -139,7 +139,7 @@ class Denoise(TrainerBase):
 
     def weights(
         self, session: Session, settings: Settings
-    ) -> AbstractContextManager[Adapter | WholeNetwork]:
+    ) -> AbstractContextManager[TrainableLoRA | WholeNetwork]:
         from sampler.models.trainable_network import unfrozen
 
         if self.form == "full":
@@ -155,10 +155,10 @@ class Denoise(TrainerBase):
         return save_pipeline(session.pipeline.pipe, place, manifest)
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
-        from sampler.training.denoise.update import Objective, Update
+        from sampler.training.denoise.update import DenoiseObjective, Update
 
         data = session.trainable.data
         if data is None:
             raise SamplerError("denoise: the run has no data.")
-        objective = Objective(self.times, self.weight, self.gamma, self.dropout)
+        objective = DenoiseObjective(self.times, self.weight, self.gamma, self.dropout)
         return Update(objective, session, batch, data).losses()

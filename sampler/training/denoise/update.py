@@ -23,7 +23,7 @@ from sampler.types import Branch, Cond, Level, Prediction, Span
 
 
 @dataclass(frozen=True)
-class Objective:
+class DenoiseObjective:
     """Fields of the trainer that decide the loss; see `Denoise`."""
 
     times: TimeLaw
@@ -36,7 +36,7 @@ class Objective:
 class Update:
     """One optimiser step on a batch of images; level, noise and dropout are the samples' own."""
 
-    objective: Objective
+    objective: DenoiseObjective
     session: Session
     batch: Batch
     data: LatentSet

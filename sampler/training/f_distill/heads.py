@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sampler.types import Level
 
 
-class Probe(NamedTuple):
+class ProbeInput(NamedTuple):
     """Input of one network evaluation: x [B, ...], level, condition."""
 
     x: Tensor
@@ -113,7 +113,7 @@ def default_features(network: Any) -> tuple[str, ...]:
 class Heads(nn.Module):
     """One convolutional head per feature: logits [B, K], positive on real samples."""
 
-    def __init__(self, read: FeatureReader, probe: Probe, seed: int) -> None:
+    def __init__(self, read: FeatureReader, probe: ProbeInput, seed: int) -> None:
         super().__init__()
         self.read = read
         with torch.no_grad():

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from sampler.models.student import read_network
-from sampler.models.trainable_lora import Adapter, adapted
+from sampler.models.trainable_lora import TrainableLoRA, adapted
 from sampler.training.averages import Average
 from sampler.training.data import LatentSet
-from sampler.training.f_distill.heads import FeatureReader, Heads, Probe, default_features
+from sampler.training.f_distill.heads import FeatureReader, Heads, ProbeInput, default_features
 
 Form = Literal["full", "lora"]
 
@@ -40,7 +40,7 @@ class Distilled:
     heads: Heads | None = None
     real: LatentSet | None = None
     pairs: LatentSet | None = None
-    lora: Adapter | None = None
+    lora: TrainableLoRA | None = None
 
     def disable(self) -> None:
         """Do nothing: the teacher is a network of its own."""
@@ -82,7 +82,7 @@ class NetworkOptions:
 
 
 @contextmanager
-def build_networks(adapter: Any, options: NetworkOptions, probe: Probe) -> Iterator[Distilled]:
+def build_networks(adapter: Any, options: NetworkOptions, probe: ProbeInput) -> Iterator[Distilled]:
     """Build the networks of a run; `probe` shows the shapes of the features."""
     with ExitStack() as stack:
         teacher = adapter.network
@@ -109,7 +109,7 @@ def build_networks(adapter: Any, options: NetworkOptions, probe: Probe) -> Itera
 
 def _trainable_copy(
     network: Any, form: Form, options: NetworkOptions, stack: ExitStack
-) -> tuple[nn.Module, Adapter | None]:
+) -> tuple[nn.Module, TrainableLoRA | None]:
     twin = copy.deepcopy(network).requires_grad_(False)
     if form == "lora":
         lora = adapted(twin, options.rank, options.alpha, options.targets, options.seed)

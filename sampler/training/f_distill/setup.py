@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sampler.core.noise import initial
 from sampler.core.schedule import Schedule
-from sampler.training.f_distill.heads import Probe
+from sampler.training.f_distill.heads import ProbeInput
 from sampler.training.session import Session
 from sampler.training.times import time_of
 from sampler.types import Level
@@ -51,9 +51,9 @@ def check_teacher(session: Session, warmup: bool) -> None:
         )
 
 
-def feature_probe(session: Session, level: Level, prompt: str) -> Probe:
+def feature_probe(session: Session, level: Level, prompt: str) -> ProbeInput:
     """Return an input of one sample that shows the shapes of the teacher's features."""
     pipeline = session.pipeline
     _, cond = session.encode([prompt])
     x = initial([0], pipeline.latent_shape(*session.size)).to(pipeline.device)
-    return Probe(x, level, cond.cond)
+    return ProbeInput(x, level, cond.cond)

@@ -38,7 +38,7 @@ PERTURB, DENOISE, DISCRIMINATE = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Objective:
+class DistillObjective:
     """levels: of the student, noisy first; gan_weight: of the adversarial loss; ema: decay.
 
     law: of the levels of training, within the times of `weighting`.
@@ -68,10 +68,10 @@ class MicroBatch:
     fractions: tuple[float, ...]
 
 
-class Step:
+class DistillStep:
     """One update of a run; `nfe` counts the network evaluations of this process."""
 
-    def __init__(self, objective: Objective, session: Session, batch: Batch) -> None:
+    def __init__(self, objective: DistillObjective, session: Session, batch: Batch) -> None:
         self.objective, self.session, self.batch = objective, session, batch
         self.distilled: Distilled = session.trainable
         self.pipeline = session.pipeline

@@ -21,7 +21,7 @@ from sampler.training.times import time_law
 if TYPE_CHECKING:
     from sampler.training.data import LatentSet
     from sampler.training.f_distill.networks import Distilled
-    from sampler.training.f_distill.step import Step
+    from sampler.training.f_distill.step import DistillStep
     from sampler.training.session import Session
     from sampler.training.settings import Settings
     from sampler.types import Level
@@ -218,14 +218,16 @@ class FDistill(TrainerBase):
         with build_networks(session.pipeline, options, probe) as distilled:
             yield replace(distilled, real=real, pairs=pairs)
 
-    def step(self, session: Session, batch: Batch) -> Step:
+    def step(self, session: Session, batch: Batch) -> DistillStep:
         """Return one update of a session on a batch."""
         from sampler.training.f_distill.losses import Weighting
-        from sampler.training.f_distill.step import Objective, Step
+        from sampler.training.f_distill.step import DistillObjective, DistillStep
 
         weighting = Weighting(self.divergence, self.low, self.high, self.times, self.memory)
-        objective = Objective(self.levels(session), weighting, self.gan_weight, self.ema, self.law)
-        return Step(objective, session, batch)
+        objective = DistillObjective(
+            self.levels(session), weighting, self.gan_weight, self.ema, self.law
+        )
+        return DistillStep(objective, session, batch)
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
         step, number = self.step(session, batch), batch.update - self.warmup

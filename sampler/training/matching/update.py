@@ -27,7 +27,7 @@ from sampler.types import Cond, Guidance, Level, Prediction, Snapshot, Span
 
 @dataclass(frozen=True)
 class Matching:
-    """The part of a matching trainer in an update; see `sampler.training.online.Method`."""
+    """The part of a matching trainer in an update; see `sampler.training.online.OnlineMethod`."""
 
     trainer: MatchingBase
     session: Session

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch, micro_batches
-from sampler.training.online import Method, collected, online_updates, step_losses
+from sampler.training.online import OnlineMethod, collected, online_updates, step_losses
 from sampler.training.policy.base import PolicyBase
 from sampler.training.policy.rollout import Action, Trajectory
 from sampler.training.policy.selection import State, flat_groups, kept_images, learned, widest
@@ -21,7 +21,7 @@ from sampler.types import Snapshot
 
 
 def policy_updates(
-    trainer: PolicyBase, method: Method[Any], batch: Batch, state: Any
+    trainer: PolicyBase, method: OnlineMethod[Any], batch: Batch, state: Any
 ) -> Iterator[MicroBatchLoss]:
     """Yield the losses of a method on a batch, with the choices of its trainer."""
     if trainer.chooses:
@@ -30,7 +30,7 @@ def policy_updates(
 
 
 def _choosing(
-    trainer: PolicyBase, method: Method[Any], batch: Batch, state: State
+    trainer: PolicyBase, method: OnlineMethod[Any], batch: Batch, state: State
 ) -> Iterator[MicroBatchLoss]:
     """Collect and score a batch, then yield the losses of the images that are kept.
 

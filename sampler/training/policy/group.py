@@ -34,7 +34,7 @@ class Graded:
 
 @dataclass(frozen=True)
 class GroupPolicy:
-    """The part of `grpo` in an update; see `sampler.training.online.Method`."""
+    """The part of `grpo` in an update; see `sampler.training.online.OnlineMethod`."""
 
     trainer: GroupBase
     policy: Policy

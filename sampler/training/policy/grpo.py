@@ -10,7 +10,7 @@ from sampler.registry import register
 from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch
 from sampler.training.policy.base import GroupBase
-from sampler.training.policy.window import Window
+from sampler.training.policy.window import NoiseWindow
 from sampler.training.settings import Defaults
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class GRPO(GroupBase):
     `flat_groups`, the share of samples in groups of equal rewards, which have no gradient.
     """
 
-    window: dict[str, Any] | None = field(default_factory=lambda: asdict(Window()))
+    window: dict[str, Any] | None = field(default_factory=lambda: asdict(NoiseWindow()))
 
     stochastic_sampler: ClassVar[str] = "cps, flow_sde, dance_sde, or ddim with eta > 0"
     reference: ClassVar[str] = (
@@ -75,12 +75,12 @@ class GRPO(GroupBase):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window is not None:
-            object.__setattr__(self, "window", asdict(Window.of(self.window)))
+            object.__setattr__(self, "window", asdict(NoiseWindow.of(self.window)))
 
     def check(self, session: Session) -> None:
         super().check(session)
         if self.window is not None:
-            Window.of(self.window).check(session)
+            NoiseWindow.of(self.window).check(session)
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
         from sampler.training.policy.choosing import policy_updates
@@ -88,6 +88,6 @@ class GRPO(GroupBase):
         from sampler.training.policy.rollout import Policy
 
         if self.window is not None:
-            session = Window.of(self.window).applied(session, batch.update)
+            session = NoiseWindow.of(self.window).applied(session, batch.update)
         method = GroupPolicy(self, Policy(self, session))
         return policy_updates(self, method, batch, state)

@@ -32,7 +32,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class PPO:
-    """The part of a policy-gradient trainer in an update; see `sampler.training.online.Method`."""
+    """A policy-gradient trainer's part in an update; see `sampler.training.online.OnlineMethod`."""
 
     trainer: PPOBase
     policy: Policy

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @checked("grpo: window")
 @dataclass(frozen=True)
-class Window:
+class NoiseWindow:
     """The window of stochastic steps [first, first + size), a function of the update alone.
 
     size: steps. every: updates between its moves, by `stride` steps. strategy: "progressive",
@@ -35,15 +35,15 @@ class Window:
     roll_back: bool = True
 
     @staticmethod
-    def of(values: Mapping[str, Any]) -> Window:
+    def of(values: Mapping[str, Any]) -> NoiseWindow:
         """Return the window of a mapping. Raises ValueError for an unknown key or a bad value."""
-        known = [entry.name for entry in fields(Window)]
+        known = [entry.name for entry in fields(NoiseWindow)]
         for key in values:
             if key not in known:
                 raise ValueError(
                     f"grpo: window has no key {key!r}{registry.suggestion(str(key), known)}."
                 )
-        return Window(**values)
+        return NoiseWindow(**values)
 
     def check(self, session: Session) -> None:
         """Raise ValueError for a sampler without steps to choose, and for a run too short."""
