@@ -82,10 +82,7 @@ def load(
     Raises SamplerError (6) for a model that is missing, unsafe, broken or not supported, and
     ValueError for an argument that does not fit.
     """
-    from sampler.models.attention import set_attention
-    from sampler.models.options import compile_blocks
-    from sampler.pipelines import adapt, supported
-    from sampler.pipelines.flow_view import FlowView
+    from sampler.pipelines import supported
 
     if offload not in (None, *OFFLOADS):
         raise ValueError(f"offload = {offload!r:.40} must be one of {', '.join(OFFLOADS)}.")
@@ -131,16 +128,39 @@ def load(
         given["attention"] = None if attention == "auto" else attention
         rule = {"name": "cfg", "scale": BUNDLED_SCALE} if bundled else None
         return _hosted(pipe, [n for n, value in given.items() if value is not None], None, rule)
+    if prompt_weights and offload == "sequential":
+        raise ValueError("prompt_weights does not work with offload = 'sequential'.")
+    return _adapted(
+        pipe, bundled=bundled, flow=flow, attention=attention, compiled=compile, weak=weak,
+        student=student, prompt_weights=prompt_weights,
+    )  # fmt: skip
+
+
+def _adapted(
+    pipe: Any,
+    *,
+    bundled: bool,
+    flow: bool,
+    attention: str,
+    compiled: bool,
+    weak: Any,
+    student: Any,
+    prompt_weights: bool,
+) -> Engine:
+    """An engine over the adapter of a pipeline's family; arguments as for `load`."""
+    from sampler.models.attention import set_attention
+    from sampler.models.options import compile_blocks
+    from sampler.pipelines import adapt
+    from sampler.pipelines.flow_view import FlowView
+
     build = FlowView if flow else adapt
     adapter = build(pipe)
     set_attention(adapter.network, attention)
-    if compile:
+    if compiled:
         compile_blocks(adapter.network)
     if weak is not None:
         adapter = build(pipe, _read_weak(weak, adapter.network))
     if prompt_weights:
-        if offload == "sequential":
-            raise ValueError("prompt_weights does not work with offload = 'sequential'.")
         adapter = adapter.with_prompt_weights()
     if bundled:
         from sampler.pipelines.classes import BundledClasses
@@ -163,9 +183,11 @@ def load(
 
 def _hosted(pipe: Any, unused: list[str], sampler: Any = None, guidance: Any = None) -> Engine:
     """An engine that calls the pipeline itself; `unused`: arguments that need an adapter."""
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
     from sampler.stock.hosted import HostedEngine
 
-    if not hasattr(pipe, "components"):
+    if not isinstance(pipe, DiffusionPipeline):
         raise ModelError(f"{type(pipe).__name__} is not a diffusers pipeline.")
     if unused:
         raise ValueError(

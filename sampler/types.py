@@ -268,52 +268,11 @@ class Denoiser(Protocol):
     ) -> Mapping[str, Prediction]: ...
 
 
-class Sampler(Protocol):
-    """Method that moves one level down given one prediction. It never calls the model."""
-
-    name: ClassVar[str]
-    reference: ClassVar[str]
-    draws: ClassVar[tuple[str, ...]]
-
-    @property
-    def convergence(self) -> float | None: ...
-    @property
-    def stochastic(self) -> bool: ...
-    @property
-    def evaluations(self) -> int: ...
-    @property
-    def follows_direction(self) -> bool: ...
-    def bind(self, context: Any) -> Sampler: ...
-    def with_schedule(self, schedule: Any) -> Sampler: ...
-    def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]: ...
-    def start(self, x: Tensor, level: Level) -> tuple[Any, Any]: ...
-    def step(self, x: Tensor, pred: Prediction, span: Span, state: Any) -> Move: ...
-    def finish(self, x: Tensor, state: Any) -> Any: ...
-
-
-class Guidance(Protocol):
-    """Rule that names the branches to evaluate and combines them into one prediction."""
-
-    name: ClassVar[str]
-    reference: ClassVar[str]
-
-    @property
-    def needs(self) -> frozenset[str]: ...
-    @property
-    def sets_direction(self) -> bool: ...
-    @property
-    def graph_refusal(self) -> str: ...
-    def check(self, adapter: Any) -> None: ...
-    def bind(self, context: Any, cond: Cond) -> tuple[Guidance, Cond]: ...
-    def start(self, cond: Cond) -> Any: ...
-    def plan(self, x: Tensor, span: Span, cond: Cond, state: Any) -> Mapping[str, Branch]: ...
-    def combine(
-        self, x: Tensor, preds: Mapping[str, Prediction], span: Span, state: Any
-    ) -> tuple[Prediction, Any]: ...
-
-
 class SamplerBase:
-    """The defaults of a sampler; a strategy is a frozen dataclass that overrides what differs."""
+    """Base of the samplers: a method that moves one level down, given one prediction.
+
+    It never calls the model. A strategy is a frozen dataclass that overrides what differs.
+    """
 
     name: ClassVar[str] = ""
     reference: ClassVar[str] = ""
@@ -378,7 +337,10 @@ class SamplerBase:
 
 
 class GuidanceBase:
-    """The defaults of a rule; a strategy is a frozen dataclass that overrides what differs."""
+    """Base of the rules: names the branches to evaluate, and combines them into one prediction.
+
+    A strategy is a frozen dataclass that overrides what differs.
+    """
 
     name: ClassVar[str] = ""
     reference: ClassVar[str] = ""
@@ -422,6 +384,11 @@ class GuidanceBase:
     ) -> tuple[Prediction, Any]:
         """(guided prediction, next state)."""
         return preds["cond"], state
+
+
+# Names for annotations.
+Sampler = SamplerBase
+Guidance = GuidanceBase
 
 
 def spans(levels: tuple[Level, ...] | list[Level]) -> list[Span]:

@@ -116,7 +116,7 @@ def measured(
 def on_path(spec: Any) -> Any:
     """Build a sampler by any of its names; the noise of a stochastic one is that of a path."""
     method = registry.build("sampler", named(spec)[0])
-    if method.stochastic and hasattr(method, "noise"):
+    if method.stochastic and "noise" in registry.spec_of(method):
         return replace(method, noise="path")
     return method
 

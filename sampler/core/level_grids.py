@@ -53,48 +53,54 @@ class LevelGrids(NoiseLevels):
         steps = as_int(steps, "steps")
         one_more = self.open_end and self.process == "vp" and spacing in (None, *PLAIN)
         limit = min(MAX_STEPS, self.train_steps - one_more)
-        distilled = self.origin > 0 and spacing is None
-        limit = min(limit, self.origin) if distilled else limit
+        if self.origin > 0 and spacing is None:
+            limit = min(limit, self.origin)
         if not 1 <= steps <= limit:
             raise ValueError(f"steps = {steps} must lie in 1..{limit}.")
-        chosen = None
-        if not isinstance(spacing, str | None) or spacing not in (None, *SPACINGS):
-            chosen = spacings.parsed(spacing)
-        elif spacing == "karras" and self.process == "flow":
-            chosen = spacings.parsed("karras")
         if final not in (None, "zero", "sigma_min"):
             raise ValueError(f"final = {final!r} must be 'zero' or 'sigma_min'.")
         if sigmas is not None and (self.process != "flow" or len(sigmas) != steps):
             raise ValueError(f"sigmas are {steps} flow times, for flow matching only.")
-        if isinstance(chosen, spacings.Calibrated):
-            raise ValueError(
-                "grid: 'calibrated:...' is looked up for a sampler, steps and a rule, by generate "
-                f"and in run folders only; give the grid that {chosen.path} holds."
-            )
-        if isinstance(chosen, spacings.Listed):
-            levels = self._listed_levels(steps, chosen, mu)
-        elif chosen is not None:
-            found = named_grids.places(chosen.name, self._axis(mu), steps, chosen.options)
-            levels = self._placed(found)
-        elif self.process == "flow":
-            levels = self._flow_levels(steps, mu, sigmas)
-        elif self.process == "edm":
-            levels = [Level(0.25 * math.log(s), 1.0, s) for s in self._ramp(steps, 1.0, 1.0)]
-        elif distilled:
-            times = grids.consistency_timesteps(steps, self.train_steps, self.origin)
-            levels = [self.level(t) for t in times]
-        elif spacing == "karras" or (spacing is None and self.karras):
-            levels = self._ramp_levels(steps, "karras", as_stock=spacing is None)
-        elif spacing is None and self.ramp is not None:
-            levels = self._ramp_levels(steps, self.ramp)
+        own = spacing is None or (isinstance(spacing, str) and spacing in SPACINGS)
+        if own and (spacing != "karras" or self.process != "flow"):
+            levels = self._own_levels(steps, spacing, mu, sigmas)
         else:
-            levels = [self.level(t) for t in self._timesteps(steps, spacing or self.spacing)]
+            levels = self._requested_levels(steps, spacing, mu)
         if levels[0].alpha == 0 and self.prediction == "eps":
             raise ValueError(
                 "This grid starts at alpha = 0, where an eps-prediction does not determine x0; "
                 "use spacing='leading'."
             )
         return (*levels, self._last(final or self.final, levels[-1]))
+
+    def _requested_levels(self, steps: int, spacing: Any, mu: float | None) -> list[Level]:
+        """Levels of a grid by name, or of the levels that it lists."""
+        spec = spacings.parsed(spacing)
+        if isinstance(spec, spacings.Calibrated):
+            raise ValueError(
+                "grid: 'calibrated:...' is looked up for a sampler, steps and a rule, by generate "
+                f"and in run folders only; give the grid that {spec.path} holds."
+            )
+        if isinstance(spec, spacings.Listed):
+            return self._listed_levels(steps, spec, mu)
+        return self._placed(named_grids.places(spec.name, self._axis(mu), steps, spec.options))
+
+    def _own_levels(
+        self, steps: int, spacing: str | None, mu: float | None, sigmas: Sequence[float] | None
+    ) -> list[Level]:
+        """Levels as the model's scheduler spaces them, or by one of SPACINGS."""
+        if self.process == "flow":
+            return self._flow_levels(steps, mu, sigmas)
+        if self.process == "edm":
+            return [Level(0.25 * math.log(s), 1.0, s) for s in self._ramp(steps, 1.0, 1.0)]
+        if self.origin > 0 and spacing is None:
+            times = grids.consistency_timesteps(steps, self.train_steps, self.origin)
+            return [self.level(t) for t in times]
+        if spacing == "karras" or (spacing is None and self.karras):
+            return self._ramp_levels(steps, "karras", as_stock=spacing is None)
+        if spacing is None and self.ramp is not None:
+            return self._ramp_levels(steps, self.ramp)
+        return [self.level(t) for t in self._timesteps(steps, spacing or self.spacing)]
 
     def _timesteps(self, steps: int, spacing: str) -> Sequence[float]:
         spacing = "leading" if spacing == "karras" else spacing
