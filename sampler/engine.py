@@ -111,7 +111,8 @@ class Engine(Loop):
         if grid is not None:
             method, rule = self.build_sampler(sampler), self.build_guidance(guidance)
             engine = self.with_grid_for(grid, method, rule, steps)
-            return engine.generate(prompts, **{**settings, "grid": None})
+            settings["grid"] = None
+            return engine.generate(prompts, **settings)
         strength = strength_of(image, strength)
         samples = expand(prompts, negative, seeds, n, self.pipeline.takes_classes)
         if output not in ("pil", "tensor", "latent"):

@@ -27,7 +27,7 @@ class Restored:
     images: n PIL images, or a tensor [n, 3, H, W] in [0, 1]; mean, std: [3, H, W], over the n
     images (std 0 for one), or over 100 draws of `vble`, in units of [0, 1]; seeds; nfe per image;
     config: plain settings of the run (operators and measurements as given); contraction:
-    alpha_N²/sigma_N² of `difface`, what is left of the squared error of its restorer, else None;
+    alpha_N²/sigma_N² of `difface`, remaining fraction of its restorer's squared error, else None;
     seconds.
     """
 

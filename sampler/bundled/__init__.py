@@ -1,4 +1,4 @@
-"""The bundled demo model: where its files lie, its vocabulary, and its evaluation prompts.
+"""The bundled demo model: its files, vocabulary and evaluation prompts.
 
 This module imports neither torch nor diffusers, so that `--help` and `list` stay fast.
 """

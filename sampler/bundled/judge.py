@@ -1,7 +1,7 @@
-"""A second classifier of the bundled model's world, which judges and is never a reward.
+"""A second classifier of the bundled model's world, for evaluation only.
 
-A tuned model can learn the blind spots of the classifier that rewarded it. The judge has another
-architecture, another seed and no part in any training, so that its verdict is independent.
+A tuned model can exploit errors of the classifier that rewarded it. The judge has another
+architecture, another seed and no part in any training, so that its scores are independent.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def main() -> int:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt inside a command, and end the process during start-up and imports.
 
-    An exception inside an import is no use: extension modules print it or replace it by their own.
+    An exception inside an import would be lost: extension modules print or replace it.
     """
     in_command = False
     while frame is not None:
@@ -61,7 +61,7 @@ def _show_unraisable(what: Any) -> None:
 
 
 def _end() -> NoReturn:
-    """Report the interrupt past Python's buffers, which it may have left locked, and exit."""
+    """Report the interrupt without Python's buffers, whose locks may be held, and exit."""
     if "--json" in sys.argv:
         event = f'{{"v": 1, "t": "error", "time": {time.time():.3f}, "code": {_INTERRUPTED}, '
         os.write(1, f'{event}"message": "Interrupted."}}\n'.encode())

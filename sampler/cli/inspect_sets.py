@@ -43,8 +43,7 @@ def memory(
     """Print the distance of each sample to the nearest and second nearest training image.
 
     A copy has a first distance near 0 and a much larger second one. With --other also the cosine of
-    what both models make of the same noise and the samples' prompts: near 1 for models that
-    generalise.
+    the latents of both models for equal noise and prompts: near 1 for models that generalise.
     """
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():

@@ -140,8 +140,10 @@ ModelOptions = dict[str, Any]
 def takes_model_options(
     leave_out: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator of a command: its parameter `model: ModelOptions` becomes one option per field of
-    the table `sampler.config.model`, but those of `leave_out`."""
+    """Decorator of a command that replaces its parameter `model: ModelOptions` by options.
+
+    There is one per field of `sampler.config.model`, except those of `leave_out`.
+    """
     names = [f.name for f in fields(ModelConfig) if f.name not in leave_out]
     options = {f"model_{name}": name for name in names}
 
@@ -168,8 +170,11 @@ def takes_model_options(
 def takes_options_of(
     other: Callable[..., None], leave_out: tuple[str, ...]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator of a command: its parameter `options: dict[str, Any]` becomes the options of
-    another command, by parameter name, but those of `leave_out` and those that it has itself."""
+    """Decorator of a command that replaces its parameter `options` by those of another command.
+
+    options: dict by parameter name. Left out are those of `leave_out` and those that the command
+    has itself.
+    """
 
     def decorator(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters

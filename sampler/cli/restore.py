@@ -122,7 +122,7 @@ def command(
 
 
 def _print_contraction(engine: Engine, cells: Any, steps: int, report: Report) -> None:
-    """Print what `difface` leaves of its restorer's error."""
+    """Print the fraction of the restorer's error that remains after `difface`."""
     if cells["sampler"]["name"] != "difface":
         return
     from sampler import registry
@@ -132,4 +132,4 @@ def _print_contraction(engine: Engine, cells: Any, steps: int, report: Report) -
     levels = registry.build("sampler", cells["sampler"]).levels(engine.pipeline.grid(steps, size))
     left = contraction(levels)
     report.event("contraction", value=left)
-    report.note(f"difface: {left:.3g} (alpha²/sigma²) of the restorer's squared error is left.")
+    report.note(f"difface: {left:.3g} (alpha²/sigma²) of the restorer's squared error remains.")

@@ -1,8 +1,8 @@
 """Block caches of diffusers inside a network, and rules that skip calls or samples.
 
 A block cache (FirstBlockCache, TaylorSeer, MagCache, FasterCache, PAB) counts the network's calls
-and keeps residuals of the last batch: a call that is left out puts it one step behind, and a batch
-of other rows is refused or, where it broadcasts, answered with the rows of the old one.
+and keeps residuals of the last batch: a skipped call puts it one step behind, and a batch of other
+rows is refused or, where it broadcasts, gets the rows of the old one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Image files, opened within limits; imports no torch."""
+"""Reading of image files within limits; imports no torch."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _each(change: Callable[[str, Any], Any], name: str, values: Any) -> Any:
 def input_size(value: Any) -> tuple[int, int] | None:
     """(height, width) of the image that an input names, as multiples of 8; None for other inputs.
 
-    A list counts by its first item, a file that is missing not at all: `planned` names it. Raises
+    The first item of a list counts. None for a missing file, which `planned` reports. Raises
     UsageError for a file that is not an image.
     """
     path: Any = value

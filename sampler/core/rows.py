@@ -2,7 +2,7 @@
 
 A sampler never sees such tensors. Samples with equal levels and an equal past are stepped together,
 with floats as levels, as a batch of their own. A sample that waits (its two levels are equal) or is
-finished (sigma = 0) keeps x and its history, so that each is what it would be alone.
+finished (sigma = 0) keeps x and its history, so that each result is that of a run by itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Grids as users give them: a name with its settings, numbers, or a calibrated file."""
+"""Specifications of grids: a name with settings, numbers, or a calibrated file."""
 
 from __future__ import annotations
 
@@ -62,11 +62,13 @@ class Calibrated(NamedTuple):
 
 
 def parsed(spec: Any) -> Listed | Named | Calibrated:
-    """Read a grid: a name, {"name": ..., setting: ...}, numbers (also as text), {UNIT: numbers}, or
-    "calibrated:FILE".
+    """Read the specification of a grid.
 
-    A 0 at the end of numbers is left out: it is the end of every run. Numbers alone are timesteps
-    if the first one is above 200, else sigmas. Raises ValueError for anything else.
+    spec: a name, {"name": ..., setting: ...}, numbers (also as text), {UNIT: numbers}, or
+    "calibrated:FILE". A 0 at the end of numbers is left out: it is the end of every run.
+    Numbers alone are timesteps if the first one is above 200, else sigmas.
+
+    Raises ValueError for anything else.
     """
     if isinstance(spec, str) and spec.startswith("calibrated:"):
         return Calibrated(spec.removeprefix("calibrated:"))

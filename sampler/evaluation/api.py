@@ -41,7 +41,7 @@ def evaluate(
     progress: called as progress(images scored, images) while scorers run.
 
     The mean of a score is over prompts, of the mean of each prompt's images. The same call gives
-    the same bytes; scores of equal images and scorers are read, not computed.
+    the same bytes; known scores of images are read from the cache.
 
     Raises UsageError (2) for images and scorers that do not fit, ModelError (6) for missing
     weights.

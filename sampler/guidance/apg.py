@@ -33,9 +33,10 @@ class APG(GuidanceBase):
 
     in the space of x0, per row; the clip acts on the averaged direction, and m is kept as it is.
     Two evaluations per step; one where w = 1 or outside the interval or window, where g = c and m
-    rests. A solver that evaluates twice per step advances m at both evaluations.
+    is unchanged. A solver that evaluates twice per step advances m at both evaluations.
 
-    scale: w >= 0, 1 is the conditional model. 7.5 is Stable Diffusion's; APG bears more than CFG.
+    scale: w >= 0, 1 is the conditional model. 7.5 is Stable Diffusion's; APG tolerates more than
+    CFG.
     eta: η, any number; 0 (the paper's recommendation) drops the parallel part, 1 keeps it.
     momentum: β in −1..1; 0 (default) is off, −0.5 the paper's for SDXL (table 10). With few steps
         a negative β swings from step to step and clips more values than CFG does.

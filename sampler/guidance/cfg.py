@@ -1,4 +1,4 @@
-"""Classifier-free guidance with its common companions: rescaling, an interval, a step window."""
+"""Classifier-free guidance with common extensions: rescaling, an interval, a step window."""
 
 from __future__ import annotations
 

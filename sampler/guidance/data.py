@@ -1,4 +1,4 @@
-"""Measurements as guidance: x0 moved towards what was measured, under any sampler."""
+"""Measurement guidance: moves x0 towards a measurement, under any sampler."""
 
 from __future__ import annotations
 

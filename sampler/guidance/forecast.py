@@ -130,7 +130,7 @@ class Forecast(GuidanceBase):
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Forecast, Cond]:
         """The rule inside bound to the run; see `sampler.core.binding`.
 
-        Raises ValueError for a sampler that cannot be forecast under, and too few steps.
+        Raises ValueError for a sampler that forecasts do not work with, and too few steps.
         """
         refuse_sampler(context)
         refuse_steps(self, len(context.levels))

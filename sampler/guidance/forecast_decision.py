@@ -1,4 +1,4 @@
-"""Decisions of `forecast`: which samples a step evaluates, and what the others get."""
+"""Decisions of `forecast`: the samples that a step evaluates, and forecasts of the others."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class ForecastHistory(NamedTuple):
 
         due: True, or bool [B]: the samples that were evaluated. fresh: False, True or bool [B]: the
         evaluated samples whose older nodes are dropped. size: nodes to keep, None for all. Without
-        signal (alpha = 0) a prediction says nothing of the next ones, and is no node.
+        signal (alpha = 0) a prediction does not determine the next ones, and is not a node.
         """
         after = self._replace(kind=pred.kind)
         if fresh is True:

@@ -1,4 +1,4 @@
-"""Checks of `forecast`: settings out of range or without effect, samplers, and short runs."""
+"""Checks of `forecast`: settings, samplers and number of steps."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def refuse_steps(rule: Any, steps: int) -> None:
     warmup, last = rule.warmup_steps, rule.last
     if steps <= warmup + last:
         raise ValueError(
-            f"forecast: {steps} steps leave nothing to forecast after {warmup} of warm-up and "
+            f"forecast: {steps} steps leave no step to forecast after {warmup} of warm-up and "
             f"{last} at the end; use at least {2 * (warmup + last)}."
         )
 
@@ -104,6 +104,6 @@ def refuse_span(rule: Any, span: Span, state: Any) -> None:
     skips = rule.policy is not None and not rule.policy[span.index]
     if skips and not state.history.values:
         raise ValueError(
-            f"forecast: step {span.index} has nothing to forecast from, since the first level "
-            "has no signal (alpha = 0); let the policy start with 1, 1."
+            f"forecast: step {span.index} has no earlier output to forecast from, since the "
+            "first level has no signal (alpha = 0); let the policy start with 1, 1."
         )

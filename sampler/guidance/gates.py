@@ -1,9 +1,9 @@
-"""Limits of when a rule guides: an interval of noise levels, a window of steps.
+"""Limits on the steps at which a rule guides: an interval of noise levels, a window of steps.
 
     interval (low, high]: on where low < sigma/alpha <= high (sigma/alpha is the EDM sigma)
     window [first, last): on for the steps first, ..., last − 1, counted from the start of the run
 
-Outside, a rule answers with the conditional prediction and asks for that one pass only.
+Outside, a rule returns the conditional prediction and requests that evaluation only.
 Reference: Applying Guidance in a Limited Interval (Kynkäänniemi et al., 2024), arXiv:2404.07724.
 The step window is the setting of diffusers' guiders, and with first = 0 it is Step AG
 (arXiv:2506.08351): guidance for the first steps only.

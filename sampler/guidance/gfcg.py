@@ -1,4 +1,4 @@
-"""Gradient-free classifier guidance: away from the class that the classifier confuses it with."""
+"""Gradient-free classifier guidance: extrapolation away from the most likely wrong class."""
 
 from __future__ import annotations
 

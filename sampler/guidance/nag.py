@@ -43,7 +43,7 @@ class NAG(GuidanceBase):
     alpha: α in 0..1, the share of the guided output; 0 is off. On strongly distilled models every
         token is clipped, and only tau and alpha act (the share is logged at level DEBUG).
     norm: "l1", or "l2" as in the authors' first code for Flux.
-    negative: the text to go away from, for all samples; None is the run's negative prompts.
+    negative: the text to guide away from, for all samples; None is the run's negative prompts.
         `sampler.guide` needs it, and the pipeline's own guidance off.
     interval, window: as for `cfg`; outside, the plain attention runs.
 

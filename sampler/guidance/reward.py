@@ -1,4 +1,4 @@
-"""Universal guidance: the clean image that is predicted, moved up any differentiable reward."""
+"""Universal guidance: moves the predicted clean image up the gradient of any reward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Word maps: where an image attends to the words of its prompt, while it is generated."""
+"""Word maps: attention of an image to the words of its prompt during generation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of how much probes read from the features of each block, beside baselines."""
+"""Accuracy of probes on the features of each block, with baselines."""
 
 from __future__ import annotations
 

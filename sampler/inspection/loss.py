@@ -1,4 +1,4 @@
-"""Denoising error per noise level, beside the best linear denoiser and the guidance."""
+"""Denoising error per noise level, with the best linear denoiser's and the guidance gap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of training images: the nearest of them, and agreement of two trainings."""
+"""Memorised training images: nearest neighbours of samples, and agreement of two trainings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ridge probe: how much a linear classifier reads from features."""
+"""Ridge probe: a linear classifier on features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pipeline's folder: where it is, and what its configurations say."""
+"""Folder of a pipeline: its path, and values of its configurations."""
 
 from __future__ import annotations
 

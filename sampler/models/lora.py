@@ -85,13 +85,13 @@ def put_lora(network: nn.Module, prefix: str, *loras: LoraSource) -> None:
 
 
 def unload_lora(engine: Loop) -> None:
-    """Takes every LoRA off an engine's pipeline."""
+    """Removes every LoRA from an engine's pipeline."""
     for part in _modules(engine.pipeline.pipe).values():
         strip_loras(part)
 
 
 def merge_lora(network: nn.Module) -> None:
-    """Adds ΔW of every LoRA to the network's own weights, and takes the LoRAs off."""
+    """Adds ΔW of every LoRA to the network's own weights, and removes the LoRAs."""
     for layer in lora_layers(network):
         layer.merge()
     strip_loras(network)
@@ -105,7 +105,7 @@ def lora_layers(network: nn.Module) -> list[Any]:
 
 
 def strip_loras(network: nn.Module) -> None:
-    """Puts the layers below the LoRAs back in their places."""
+    """Restores the layers below the LoRAs."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(network.named_modules()):

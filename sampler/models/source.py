@@ -1,4 +1,4 @@
-"""Files that a load reads of a model, found without loading it. Imports no torch.
+"""Model files that a load reads, found without loading them. Imports no torch.
 
     a folder       model_index.json, its components, the weights of one variant
     a single file  weights in one file, configurations and the rest in the folder `config`

@@ -1,4 +1,4 @@
-"""The folder of a distilled student, as far as it is known without loading it. Imports no torch.
+"""The folder of a distilled student, read without loading it. Imports no torch.
 
 manifest.json   kind, form, base, f, baked_guidance, timesteps, prediction
 """

@@ -1,4 +1,4 @@
-"""A LoRA in training: put into a network, switched off and on, saved, and taken off again.
+"""A LoRA in training: added to a network, switched off and on, saved, and removed.
 
 W' = W + (alpha/rank)·B·A        A: [rank, in], Gaussian; B: [out, rank], 0 at the start
 """

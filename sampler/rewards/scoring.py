@@ -1,4 +1,4 @@
-"""Calls of a reward, with checks of what goes in and what comes out."""
+"""Calls of a reward, with checks of images and scores."""
 
 from __future__ import annotations
 

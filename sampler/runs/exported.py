@@ -1,4 +1,4 @@
-"""Exported tables as prompt files: what a row writes of its settings is read as the same settings.
+"""Exported tables as prompt files: settings written by an export are read back unchanged.
 
 Columns of results are left out when a table is read. Strategies have a column for each
 field (`sampler.order`, `guidance.rule.scale`); an empty cell is a field that the strategy of the

@@ -1,4 +1,4 @@
-"""Extension of a run: further jobs behind those that it has, whose files and batches stay.
+"""Extension of a run by further jobs; existing files and batches stay.
 
 A planned job that the run has already is not added. The three files of the plan are replaced one
 after the other; until plan.json is, readers see the run as it was.

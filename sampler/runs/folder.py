@@ -1,4 +1,4 @@
-"""A run folder: what was planned, what is done, and what is missing.
+"""A run folder: its plan, results and missing images.
 
 run.json      facts about the run, written last: a folder without it is planned again
 plan.json     settings and batches
@@ -53,8 +53,10 @@ class OutputOptions:
 
 
 class RunFolder:
-    """A planned run in a store. Raises UsageError for a store without one, RunFolderError for
-    another format."""
+    """A planned run in a store.
+
+    Raises UsageError for a store without one, RunFolderError for another format.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store

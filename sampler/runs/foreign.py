@@ -2,8 +2,8 @@
 
 A1111 and its kin write the chunk `parameters`: the prompt, "Negative prompt: ...", and a line of
 "Name: value" pairs. ComfyUI writes the chunk `prompt`: its nodes as JSON, {id: {"class_type": ...,
-"inputs": {name: value or [id of another node, output]}}}. What is not understood is named in
-`Foreign.unused`; nothing is guessed.
+"inputs": {name: value or [id of another node, output]}}}. Settings that are not supported are named
+in `Foreign.unused`; nothing is guessed.
 """
 
 from __future__ import annotations

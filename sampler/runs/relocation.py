@@ -1,4 +1,4 @@
-"""Files that a run names, found again after the run, or they, have moved.
+"""Paths in a run, resolved again after the run or the files have moved.
 
 run.json records where a run began: the working directory and the folder of the run.
 """

@@ -1,4 +1,4 @@
-"""Restorations of image files as lines of a run, and what is drawn from them: mean and spread."""
+"""Restorations of image files as lines of a run, and their mean and spread as images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samplers by the names that other programs give them.
+"""Sampler names of other programs.
 
     alias("DPM++ 2M Karras")    {"sampler": {"name": "dpmpp_2m"}, "grid": "karras"}
 

@@ -1,4 +1,4 @@
-"""The coordinate in which a deterministic sampler sees the probability-flow ODE: dz/du = F.
+"""The coordinate in which a deterministic sampler integrates the flow ODE: dz/du = F.
 
     eps     z = x/alpha   u = sigma/alpha   F = eps         (variance preserving, exploding)
     data    z = x/sigma   u = alpha/sigma   F = x0          (DPM-Solver++, UniPC)

@@ -1,4 +1,4 @@
-"""DDIM, and ancestral sampling as its stochastic end."""
+"""DDIM, and ancestral sampling as its stochastic limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 @register("sampler", "ddim")
 @dataclass(frozen=True)
 class DDIM(SamplerBase):
-    """Denoising diffusion implicit model: straight to the predicted x0, and back up.
+    """Denoising diffusion implicit model: a step to the predicted x0, renoised to the next level.
 
         x' = alpha'·x0 + sigma'·(sqrt(1 − tau)·eps + sqrt(tau)·z)
         tau = eta²·(1 − (alpha·sigma' / (alpha'·sigma))²),   z ~ N(0, I)

@@ -126,7 +126,7 @@ class DifFace(SamplerBase):
 
 
 def contraction(levels: tuple[Level, ...]) -> float:
-    """alpha_N²/sigma_N² of a walked grid: what is left of the squared error of a restorer."""
+    """alpha_N²/sigma_N² of a walked grid: remaining fraction of a restorer's squared error."""
     return (levels[0].alpha / levels[0].sigma) ** 2
 
 

@@ -1,4 +1,4 @@
-"""Exponential integrators with noise: the one step that all of these samplers are.
+"""Exponential integrators with noise: the step that all of these samplers share.
 
     x' = c·x + (alpha' − c·alpha)·e + s_noise·sigma'·sqrt(1 − k²)·z,   c = k·sigma'/sigma
     e = sum_j w_j·D_j,   sum_j w_j = 1,   D_j = x0 as predicted now and before,   z ~ N(0, I)

@@ -1,4 +1,4 @@
-"""Methods of image restoration by name: how a measurement becomes a sampler and a rule.
+"""Methods of image restoration by name: sampler and rule for a measurement.
 
 A method is an entry of METHODS, all of it plain data, so that runs can record it. Imports no torch.
 """

@@ -50,7 +50,7 @@ def resolved(
 ) -> Momentum:
     """Order and beta from a momentum number, or from the two, or from what is given of them.
 
-    Nothing given is 1.8; what is missing beside order or beta is taken from there. A calibration
+    The default is 1.8; a missing order or beta is that of 1.8. A calibration
     that is not looked up yet is 1.8 as well.
 
     Raises ValueError where the two forms contradict each other.

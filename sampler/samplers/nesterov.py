@@ -24,7 +24,7 @@ from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 @register("sampler", "nesterov")
 @dataclass(frozen=True)
 class Nesterov(SamplerBase):
-    """Nesterov momentum: the multistep slope, averaged, with one look ahead; the paper's ablation.
+    """Nesterov momentum: the averaged multistep slope with one look ahead; the paper's ablation.
 
         e_n = sum_j b_j·f_{n−j};   v_{n+1} = (1 − beta)·v_n + beta·e_n,   v_0 = f_0
         z_{n+1} = z_n + (u_{n+1} − u_n)·[(1 − beta)·v_{n+1} + beta·e_n]

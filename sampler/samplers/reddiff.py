@@ -46,7 +46,7 @@ class REDDiff(SamplerBase):
 
     Every step is one Adam update of mu from one re-noised query; exactly one per requested step.
     The network is never differentiated: a step costs one evaluation, and the operator's gradient.
-    The result is mu, a mode of the posterior: no diversity is to be expected.
+    The result is mu, a mode of the posterior, so that seeds differ little.
 
     operator: an object with A(x) and, unless `init` is given, A_dagger(y): those of
         `operators.py` by name or {"name": ...}, deepinv's physics, a matrix [m, D], or a function.
@@ -63,7 +63,7 @@ class REDDiff(SamplerBase):
     sigma_x0: >= 0, noise on mu in every query; 0 as published.
     decay: "linear" or "cosine" takes lr to 0 over the run (ours; "none" as published). average:
         the share of last steps whose mu is averaged (ours; 0 as published). Adam moves each
-        coordinate by about lr to the end, which both of them calm.
+        coordinate by about lr to the end, which both of them reduce.
     eps: Adam's, for a loss of one row; the published code's loss is a mean over B rows as well,
         which is eps·B here.
     returns: "mu" (default), or "published": x0 before the last update, as the published loop.

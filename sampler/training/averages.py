@@ -85,7 +85,7 @@ class Averaged:
 
     @contextmanager
     def evaluated(self, value: T) -> Iterator[T]:
-        """Put the average "ema", where there is one, in place for the time of a context."""
+        """Install the average "ema", if there is one, for the time of a context."""
         average = self.averages.get("ema")
         with nullcontext() if average is None else average.in_place():
             yield value

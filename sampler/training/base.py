@@ -1,4 +1,4 @@
-"""The interface between a trainer and the loop that runs it."""
+"""Interface between a trainer and the loop that runs it."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TrainerBase:
     def trainable(
         self, session: Session, prompts: list[str], out: Path, settings: Settings
     ) -> AbstractContextManager[Trainable]:
-        """Put what is trained in place for the time of a context, with its averages."""
+        """Install the trained weights for the time of a context, with their averages."""
         return self.averaged(session, settings)
 
     @contextmanager

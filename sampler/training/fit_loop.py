@@ -1,4 +1,4 @@
-"""The loop of every fine-tuning run: updates, evaluations, checkpoints, resume."""
+"""Loop of a fine-tuning run: updates, evaluations, checkpoints, resume."""
 
 from __future__ import annotations
 

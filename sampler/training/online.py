@@ -1,4 +1,4 @@
-"""One update of a trainer that learns from images of its own: collect, score, weigh, step.
+"""One update of an online trainer: collect samples, score them, weigh, step.
 
 The micro-batches that are trained are those that were collected, with the same samples in the same
 order, so that at unchanged weights a network gives the same numbers bit for bit. Optimiser steps

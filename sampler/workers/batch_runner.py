@@ -1,4 +1,4 @@
-"""One planned batch to pixels, with recovery from errors.
+"""Computation of one planned batch, with recovery from errors.
 
 Out of memory: halve the micro-batch inside the planned batch, and remember its size for the group.
 Exception: halve the batch until the failing sample is alone; all others are generated.

@@ -1,4 +1,4 @@
-"""The best of several images of a prompt: cheap drafts of all, full runs of the best ones."""
+"""Best-of-N generation: cheap drafts, scored by a reward, and full runs of the best."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DraftChoice:
         return all(a >= b for a, b in zip(self.final_scores, self.final_scores[1:], strict=False))
 
     def meta(self) -> dict[str, Any]:
-        """Return what an image's record says of its selection."""
+        """Return the selection's entry in an image's record."""
         return {"seeds": self.seeds, "scores": self.scores, "draft_nfe": self.nfe}
 
     def plain(self) -> dict[str, Any]:

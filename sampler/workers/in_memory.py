@@ -1,4 +1,4 @@
-"""Identity of a model in memory: a hash of all that decides its images, not of its files.
+"""Identity of a model in memory: a hash of everything that determines its images.
 
 Tensors and configurations of every component, vocabularies of tokenizers, weights of LoRAs, further
 networks (weak, student), and how they are computed: attention, VAE tiling, compiled blocks.
@@ -62,7 +62,7 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _facts(part: Any) -> dict[str, Any]:
-    """Everything about a component but its tensors, as plain data."""
+    """All facts of a component except its tensors, as plain data."""
     facts: dict[str, Any] = {"config": _plain(getattr(part, "config", None))}
     if isinstance(part, torch.nn.Module):
         modules: dict[str, Any] = dict(part.named_modules())

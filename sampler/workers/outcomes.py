@@ -1,4 +1,4 @@
-"""Outcome of one image: its pixels, or the reason why it is missing."""
+"""Outcome of one image: its pixels, or the reason of a failure."""
 
 from __future__ import annotations
 

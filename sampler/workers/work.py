@@ -1,4 +1,4 @@
-"""One worker: takes batches of a run, computes them, and hands the images to writer threads.
+"""One worker: computes batches of a run and passes the images to writer threads.
 
 The same code serves one process, the ranks of torchrun and the actors of Ray; only the source of
 the batch numbers differs.

@@ -84,7 +84,7 @@ def test_a_photograph(tmp_path):
 def test_difface_says_what_is_left_of_the_error(tmp_path, capsys):
     command = ["restore", SMALL, *FAST, "--method", "difface", "--strength", "0.5"]
     assert main([*command, "-o", str(tmp_path / "run")]) == 0
-    assert "of the restorer's squared error is left" in capsys.readouterr().err
+    assert "of the restorer's squared error remains" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

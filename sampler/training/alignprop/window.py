@@ -1,4 +1,4 @@
-"""Sampling of which only a window of final steps is differentiated."""
+"""Sampling with gradients in a window of final steps."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from sampler.types import Branch, Denoiser, Level, Lin, Prediction, Snapshot, Sp
 
 @dataclass(frozen=True)
 class WindowImages:
-    """images: one or more tensors [B, 3, H, W]; drift [B]: mean squared distance to the base
-    model's predictions; nfe: network evaluations, of all samples together."""
+    """Images of a window, with drift and cost.
+
+    images: one or more tensors [B, 3, H, W]; drift [B]: mean squared distance to the base model's
+    predictions; nfe: network evaluations, of all samples together.
+    """
 
     images: list[Tensor]
     drift: Tensor
@@ -85,8 +88,7 @@ class GradientWindow:
         return WindowImages(images, drift / len(images), nfe)
 
     def walk(self, run: Run) -> tuple[Snapshot, Tensor]:
-        """Return the last snapshot of a run, and its mean squared distance [B] to the base model's
-        predictions in the window."""
+        """Return the last snapshot of a run, and its drift [B] in the window (`WindowImages`)."""
         denoiser, snapshot = self.session.engine.denoiser, run.snapshot
         first, steps = self.kept.index(True), spans(run.levels)
         with torch.no_grad():

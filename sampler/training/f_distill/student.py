@@ -1,4 +1,4 @@
-"""The student of a run: sampled with in evaluations, and written to disk.
+"""The student of a run: evaluation and storage.
 
 RUN/student/manifest.json    base, divergence, baked guidance, times, prediction
 full:   an ordinary diffusers pipeline with the student as its network

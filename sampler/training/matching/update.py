@@ -1,4 +1,4 @@
-"""Clean samples under the old weights, noised again and matched under the new ones."""
+"""Matching update: samples of the old weights, renoised and predicted by the new ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of an update that draw noise; all others follow the deterministic sampler."""
+"""Steps of an update that draw noise; the others follow the deterministic sampler."""
 
 from __future__ import annotations
 
