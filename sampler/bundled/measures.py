@@ -21,15 +21,15 @@ def saturation(images: Tensor) -> float:
     return float((images.amax(1) - images.amin(1)).mean())
 
 
-def clipped_share(images: Tensor, margin: float = 0.005) -> float:
-    """The share of values within `margin` of 0 or 1; 0.005 is beyond 0.99 in [-1, 1]."""
-    return float(((images < margin) | (images > 1 - margin)).float().mean())
+def clipped_share(images: Tensor) -> float:
+    """The share of values within 0.005 of 0 or 1, which is beyond 0.99 in [-1, 1]."""
+    return float(((images < 0.005) | (images > 0.995)).float().mean())
 
 
 @torch.no_grad()
-def extracted_features(model: SmallClassifier, images: Tensor, batch: int = 256) -> Tensor:
+def extracted_features(model: SmallClassifier, images: Tensor) -> Tensor:
     """The features [N, 160] of images [N, 3, H, W] in [0, 1]."""
-    return torch.cat([model.features(part) for part in images.split(batch)])
+    return torch.cat([model.features(part) for part in images.split(256)])
 
 
 def agreement(

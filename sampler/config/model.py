@@ -12,7 +12,6 @@ is `--model-config`). Each says how it enters the identity of a model:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args
 
@@ -130,7 +129,3 @@ def load_arguments(model: ModelConfig) -> dict[str, Any]:
     rest = {f.name for f in fields(ModelConfig) if not f.metadata["load"]} | {"path"}
     given = {name: value for name, value in changed(model).items() if name not in rest}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
-
-
-# option -> key of a configuration
-MODEL_OPTIONS: Mapping[str, str] = {flag_of(f.name): f"model.{f.name}" for f in fields(ModelConfig)}

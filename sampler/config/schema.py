@@ -164,7 +164,7 @@ def validated(tree: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> Config
         raise first_problem(error, sources, Config) from None
     for kind in STRATEGIES:
         try:
-            strategy_of(config, kind)
+            _check_strategy(getattr(config, kind), kind)
         except ValueError as error:
             raise UsageError(f"{source_of((kind,), sources)}: {error}") from None
     return config
@@ -181,18 +181,12 @@ def _with_our_names(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**tree, "sampler": spec}
 
 
-def strategy_of(config: Config, kind: str, default: Any = None) -> Any:
-    """Build the strategy of a configuration; `default` (an instance) if none is configured.
-
-    Fields without a name modify the default. Raises ValueError as `registry.build` does.
-    """
-    spec = getattr(config, kind)
-    if spec is None:
-        return default
+def _check_strategy(spec: Any, kind: str) -> None:
+    """Raise ValueError as `registry.build` does; fields without a name are those of ddim or cfg."""
     if isinstance(spec, Mapping) and "name" not in spec:
-        base = {"name": {"sampler": "ddim", "guidance": "cfg"}[kind]}
-        spec = {**(base if default is None else registry.spec_of(default)), **spec}
-    return registry.build(kind, spec)
+        spec = {"name": {"sampler": "ddim", "guidance": "cfg"}[kind], **spec}
+    if spec is not None:
+        registry.build(kind, spec)
 
 
 def schema() -> dict[str, Any]:

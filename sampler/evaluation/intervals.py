@@ -64,7 +64,7 @@ def resampled(means: ArrayLike, resamples: int = RESAMPLES) -> NDArray[np.float6
     return np.concatenate(found)
 
 
-def bootstrap(means: ArrayLike, resamples: int = RESAMPLES, level: float = LEVEL) -> NDArray:
+def bootstrap(means: ArrayLike, resamples: int = RESAMPLES) -> NDArray:
     """Compute the percentile interval of the mean of cluster means.
 
     Clusters are drawn with replacement, so that images of one prompt stay together: they are not
@@ -73,7 +73,7 @@ def bootstrap(means: ArrayLike, resamples: int = RESAMPLES, level: float = LEVEL
     means: [n], or [n, k] for k data sets. Returns [2] or [2, k], low and high.
     Source: An Introduction to the Bootstrap (Efron & Tibshirani, 1993), chapter 13.
     """
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     return np.quantile(resampled(means, resamples), (tail, 1 - tail), axis=0)
 
 

@@ -64,18 +64,6 @@ def active(interval: Interval | None, window: Window | None, span: Span) -> bool
     return inside(interval, span.now)
 
 
-def step_window(start: float, stop: float, steps: int) -> Window:
-    """The window of fractions of a run, as diffusers' guiders read them.
-
-        first = int(start·steps),   last = int(stop·steps)
-
-    Both are truncated: (0.33, 0.34) of 20 steps is empty. Raises ValueError outside 0..1.
-    """
-    if not 0 <= start <= stop <= 1:
-        raise ValueError(f"step_window: ({start}, {stop}) must satisfy 0 <= start <= stop <= 1.")
-    return int(start * steps), int(stop * steps)
-
-
 def is_one(scale: FloatOrTensor) -> bool:
     """True for the number 1, which means no guidance: its branch is not evaluated."""
     return isinstance(scale, (int, float)) and math.isclose(scale, 1, rel_tol=1e-9)

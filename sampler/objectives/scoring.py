@@ -44,13 +44,16 @@ def geneval_correct(
     )
 
 
-def _relations(a: Sequence[float], b: Sequence[float], threshold: float = 0.1) -> set[str]:
-    """Relations of box a to box b: the part of the offset of the centres that exceeds
-    threshold·(sum of the sizes), over the offset's length, has to be beyond 1/2."""
+def _relations(a: Sequence[float], b: Sequence[float]) -> set[str]:
+    """Relations of box a to box b, of [x0, y0, x1, y1] each.
+
+    The part of the offset of the centres that exceeds a tenth of the sum of the sizes, over the
+    offset's length, has to be beyond 1/2.
+    """
     first, second = np.asarray(a[:4]).reshape(2, 2), np.asarray(b[:4]).reshape(2, 2)
     offset = first.mean(0) - second.mean(0)
     size = np.abs(np.diff(first, axis=0))[0] + np.abs(np.diff(second, axis=0))[0]
-    revised = np.maximum(np.abs(offset) - threshold * size, 0) * np.sign(offset)
+    revised = np.maximum(np.abs(offset) - 0.1 * size, 0) * np.sign(offset)
     if np.all(np.abs(revised) < 1e-3):  # pixels
         return set()
     dx, dy = revised / np.linalg.norm(offset)

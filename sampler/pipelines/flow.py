@@ -117,12 +117,9 @@ def unpack(tokens: Tensor, shape: torch.Size) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(shape)
 
 
-def padded(tensors: Sequence[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Zero-pad sequences [L_i, D] to one tensor [B, L, D]; also return its bool mask [B, L].
-
-    length: L, by default the longest length.
-    """
-    length = length or max(len(t) for t in tensors)
+def padded(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Zero-pad sequences [L_i, D] to one tensor [B, L, D]; also return its bool mask [B, L]."""
+    length = max(len(t) for t in tensors)
     stacked = tensors[0].new_zeros(len(tensors), length, tensors[0].shape[-1])
     mask = torch.zeros(len(tensors), length, dtype=torch.bool, device=stacked.device)
     for row, values in enumerate(tensors):

@@ -93,9 +93,7 @@ class Votes(RewardBase):
         return [float(s) if row in voted else float("nan") for row, s in enumerate(scores)]
 
 
-def bradley_terry(
-    wins: Sequence[tuple[int, int]], count: int, ridge: float = RIDGE
-) -> NDArray[np.float64]:
+def bradley_terry(wins: Sequence[tuple[int, int]], count: int) -> NDArray[np.float64]:
     """Return the scores [count] of comparisons (better, worse), the maximum of
 
         Σ log sigmoid(s_better − s_worse) − ridge/2·Σ s²
@@ -107,10 +105,10 @@ def bradley_terry(
     better, worse = (np.array([pair[i] for pair in wins], dtype=int) for i in (0, 1))
     for _ in range(100):
         lose = 1 / (1 + np.exp(scores[better] - scores[worse]))  # probability of the contrary
-        gradient = -ridge * scores
+        gradient = -RIDGE * scores
         np.add.at(gradient, better, lose)
         np.add.at(gradient, worse, -lose)
-        hessian, curve = ridge * np.eye(count), lose * (1 - lose)
+        hessian, curve = RIDGE * np.eye(count), lose * (1 - lose)
         for i, j, sign in ((better, better, 1), (worse, worse, 1), (better, worse, -1)):
             np.add.at(hessian, (i, j), sign * curve)
         np.add.at(hessian, (worse, better), -curve)
