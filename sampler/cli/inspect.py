@@ -57,8 +57,8 @@ def features(
         found = read_images(images, engine.pipeline, limit, report)
         named = read_labels(labels, found.names)
         chosen = block or engine.pipeline.blocks[1:]
-        sheet = block_table(engine, found.pixels, named, t or (0.15, 0.45), chosen, pool)
-        finish(report, out, "features", sheet, {}, {"images": len(found.names), "pool": pool})
+        rows = block_table(engine, found.pixels, named, t or (0.15, 0.45), chosen, pool)
+        finish(report, out, "features", rows, {}, {"images": len(found.names), "pool": pool})
 
 
 @takes_model_options(leave_out=("drop_encoders",))
@@ -105,8 +105,7 @@ def attention(
         for i, (image, maps) in enumerate(zip(found.images, found.maps, strict=True)):
             text = prompts[i // n]
             shown = [image, *(overlay(image, values) for values in maps.values())]
-            sheet = sheet(text, ["image", *maps], [shown])
-            files[f"{i:06d}.png"] = sheet
+            files[f"{i:06d}.png"] = sheet(text, ["image", *maps], [shown])
             for name, values in maps.items():
                 tensors[f"{i:06d}/{name}"] = values.contiguous()
                 inside = region(values)
@@ -156,8 +155,8 @@ def basis(
         settings = {"signs": signs, "full": full, "seed": seed}
         for i, name in enumerate(found.names[:limit]):
             image, shares = found.pixels[i : i + 1], t or (0.25, 0.6)
-            sheet, pictures = inspected(engine, image, shares, prompt, **settings)
-            table += [{"image": name, **row} for row in sheet]
+            rows, pictures = inspected(engine, image, shares, prompt, **settings)
+            table += [{"image": name, **row} for row in rows]
             files |= {f"{i:03d}_{file}": data for file, data in pictures.items()}
         finish(report, out, "basis", table, files, {"prompt": prompt, **settings})
 

@@ -28,7 +28,7 @@ class GuidanceContext:
     levels: Sequence[Level]
     size: tuple[int, int]
 
-    def network_hash(self) -> str:
+    def fingerprint(self) -> str:
         """Name of the adapter's weights and levels; see `model_name`."""
         return model_name(self.adapter)
 
@@ -42,7 +42,7 @@ class SamplerContext:
     guidance: Mapping[str, Any]
     size: tuple[int, int]
 
-    def network_hash(self) -> str:
+    def fingerprint(self) -> str:
         """Name of the adapter's weights and levels; see `model_name`."""
         return model_name(self.adapter)
 

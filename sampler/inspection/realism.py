@@ -21,8 +21,8 @@ def log_spectrum(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     power = torch.fft.fft2(images.double() - images.double().mean((-2, -1), keepdim=True)).abs()
     log = (power.square() / (height * width) + 1e-8).log()
-    table_of, columns = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
-    radius = (table_of[:, None].square() + columns.square()).sqrt() / 0.5**0.5
+    rows, columns = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
+    radius = (rows[:, None].square() + columns.square()).sqrt() / 0.5**0.5
     bins = (radius * _BINS).long().clamp(max=_BINS - 1).flatten().to(images.device)
     sums = log.new_zeros(*images.shape[:2], _BINS).index_add_(2, bins, log.flatten(2))
     return (sums / bins.bincount(minlength=_BINS).clamp(min=1)).flatten(1).float()
