@@ -201,9 +201,9 @@ class SRPO(TrainerBase):
         self, session: Session, x0: Tensor, prompts: list[str], step: Step, update: int
     ) -> Tensor:
         """Return the scores [B] of decoded latents in a branch, which may be NaN or infinite."""
-        from sampler.training.alignprop.window import Window
+        from sampler.training.alignprop.window import GradientWindow
 
-        window = Window(
+        window = GradientWindow(
             session,
             (True,),
             checkpointing=self.checkpointing,
