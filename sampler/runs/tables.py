@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sampler.core.errors import SamplerError, UsageError, first_line
+from sampler.runs.csv_reader import read_separated
 from sampler.runs.readers import (
     MAX_LINE,
     RawLine,
@@ -24,7 +25,6 @@ from sampler.runs.readers import (
     read_parquet,
     read_txt,
 )
-from sampler.runs.separated import read_separated
 
 STDIN = "-"
 PARQUET, PARQUET_MAGIC = "parquet", b"PAR1"

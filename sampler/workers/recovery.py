@@ -1,4 +1,7 @@
-"""Detect non-finite values and out-of-memory errors, and recover where possible."""
+"""Detect non-finite values and out-of-memory errors, and recover where possible.
+
+`BatchRunner` halves the batch and retries after an error that is detected here.
+"""
 
 from __future__ import annotations
 
