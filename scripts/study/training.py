@@ -35,7 +35,7 @@ from sampler.evaluation.compare import rows_of
 from sampler.evaluation.scoring import Scored
 from sampler.models.lora import load_lora
 from sampler.rewards.ballots import open_ballots, read_ballot, save_votes
-from sampler.rewards.base import score
+from sampler.rewards.scoring import score
 from scripts.study.finetune import captions, write
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -9,7 +9,7 @@ import torch
 
 import sampler
 from sampler.rewards.ballots import read_votes, write_ballot
-from sampler.rewards.base import score
+from sampler.rewards.scoring import score
 from scripts.study import training, training_page
 from scripts.study.finetune import captions
 
