@@ -5,8 +5,8 @@ import torch
 from sampler_kernels import leaves, map_tree
 
 import sampler
-from sampler import engine as module
 from sampler import registry
+from sampler.core import generation as module
 from sampler.core.benchmark import APG
 from sampler.core.graphs import GraphedRuns, clone, graphed, refill
 from sampler.core.trajectory import Run

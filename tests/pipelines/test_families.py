@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import sampler
-import sampler.pipelines.base
+import sampler.pipelines.families
 from sampler.pipelines import supported
 from tests.families import DOCUMENT, FAMILIES, relative, table
 
