@@ -131,13 +131,17 @@ class GuidedCalls:
         if not self.steps.index and not self._answers:
             self._check_run(given)
         count = len(given) if isinstance(given, (Tensor, list, tuple)) else 0
+        for answer in self._answers:
+            if answer.is_handed_to(args, kwargs, count):
+                answer.readers.append(len(self._answers))
         call, cost = self._against(number, call, given)
         due, last = self._due(number, count)
         if due is None or last is None:
             raw, value = whole(call, args, kwargs, count)
             due = torch.ones(count, dtype=torch.bool)
         elif due.any():
-            raw, value, due = self._partial(number, call, args, kwargs, due)
+            read_only = not last.value.numel()
+            raw, value, due = self._partial(number, call, args, kwargs, due, read_only)
         else:
             raw, value = last.raw, last.value
         self._answers.append(Answer(number, count, raw, value, due, cost))
@@ -151,21 +155,34 @@ class GuidedCalls:
             self.steps.try_plan(x)
 
     def _due(self, number: int, count: int) -> tuple[Tensor | None, Answer | None]:
-        """Rows [count] that this call has to evaluate, None for all, and the last such answer."""
+        """Rows [count] that this call has to evaluate, None for all, and the last such answer.
+
+        A call whose answer only goes into other calls of the step, as that of a ControlNet does, is
+        due in the rows in which those are.
+        """
         form, position = self.form, len(self._answers)
         if form is None or not form.settled or position >= len(self._expected):
             return None, None
         last = self._expected[position]
         known = all(a.key == e.key for a, e in zip(self._answers, self._expected, strict=False))
-        if last.key != (number, count) or not known or not form.used[position]:
+        if last.key != (number, count) or not known or form.extra or self._next is None:
             return None, None
-        if form.extra or self._next is None or not is_single(last.raw) or self._coupled[number]:
+        readers = [position] if form.used[position] else last.readers
+        networks = [number, *(self._expected[at].network for at in readers)]
+        single = all(is_single(self._expected[at].raw) and form.used[at] for at in readers)
+        if not readers or not single or any(self._coupled[network] for network in networks):
             return None, None
-        branches = self.steps.plan(form.frame.rows(self._next))
-        batch, first = count // form.used[position], sum(form.used[:position])
-        roles = form.roles[first : first + form.used[position]]
-        found = torch.cat([mask(branches.get(role), batch) for role in roles])
+        found = torch.stack([self._planned_rows(form, at) for at in readers]).any(0)
         return (None if found.all() else found), last
+
+    def _planned_rows(self, form: Form, position: int) -> Tensor:
+        """Rows of a call that the rule asks for in this step, bool [count]."""
+        assert self._next is not None
+        branches = self.steps.plan(form.frame.rows(self._next))
+        used, count = form.used[position], self._expected[position].count
+        first = sum(form.used[:position])
+        roles = form.roles[first : first + used]
+        return torch.cat([mask(branches.get(role), count // used) for role in roles])
 
     def _against(self, number: int, call: Call, given: Any) -> tuple[Call, int]:
         """The call with the rule's negative prompt in its attention, and its rows per sample."""
@@ -182,7 +199,7 @@ class GuidedCalls:
         return lambda *a, **k: mixing(a, k), self.negative.rows(network)
 
     def _partial(
-        self, number: int, call: Call, args: Any, kwargs: Any, due: Tensor
+        self, number: int, call: Call, args: Any, kwargs: Any, due: Tensor, all_of_it: bool
     ) -> tuple[Any, Tensor, Tensor]:
         """Evaluate the rows `due`; a network that cannot be called on fewer rows is evaluated in
         full until the run ends.
@@ -196,7 +213,7 @@ class GuidedCalls:
             log.info("%s is evaluated in full: %s", name, error)
             self._coupled[number] = True
             return *whole(call, args, kwargs, len(due)), torch.ones_like(due)
-        return *scattered(raw, due, name), due
+        return *scattered(raw, due, name, all_of_it), due
 
     def _scheduler_step(self, call: Call, args: Any, kwargs: Any) -> Any:
         """Give the guided prediction to the scheduler instead of the pipeline's own."""

@@ -67,8 +67,8 @@ def couples_rows(network: Any) -> bool:
     Those of perturbed attention and of pipelines split the batch into its branches; a processor
     that diffusers does not ship may do the same.
     """
-    processors = getattr(network, "attn_processors", None) or {}
-    kinds = {type(processor) for processor in processors.values()}
+    processors = [getattr(module, "processor", None) for module in network.modules()]
+    kinds = {type(processor) for processor in processors if processor is not None}
     return any("PAG" in k.__name__ or not k.__module__.startswith(_BY_ROW) for k in kinds)
 
 
@@ -104,7 +104,8 @@ def call_on_rows(
         if isinstance(value, list) and len(value) == batch:
             tensors = [one for one in value if isinstance(one, Tensor) and one.ndim]
             samples = isinstance(x, list) or any(len(one) % batch for one in tensors)
-            if samples or not tensors:  # else tensors of the whole batch, such as residuals
+            scales = all(isinstance(one, (int, float)) for one in value)  # one per ControlNet
+            if samples or not (tensors or scales):  # else of the whole batch, such as residuals
                 return [value[row] for row in rows.tolist()]
         return map_tree(cut, value)
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from diffusers import EDMEulerScheduler
+from diffusers import EDMEulerScheduler, StableDiffusionControlNetPipeline
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 import sampler
 from tests import tiny
+from tests.guidance.stock import Rows
 from tests.guidance.stock_hosted import controlnet, half_mask, inpaint, picture
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -114,6 +116,43 @@ def test_rows_leave_the_call_beside_a_mask_and_a_controlnet():
             run(pipe, ["a fox", "a dog"], **options)
         handle.remove()
         assert sum(seen) == sum(calls.nfe) < 16 and min(seen) == 2
+
+
+class Own(AttnProcessor2_0):
+    """An attention processor that diffusers does not ship: its networks are evaluated in full."""
+
+
+def both_controls():
+    """Two ControlNets beside a batch of one, whose call has two rows too."""
+    pipe = controlnet()
+    other = controlnet(seed=1).controlnet
+    parts = {**pipe.components, "controlnet": [pipe.controlnet, other]}
+    pipe = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+    return pipe, {"image": [picture(), picture(1)], "controlnet_conditioning_scale": [0.5, 0.9]}
+
+
+@pytest.mark.parametrize("build", [lambda: (controlnet(), {"image": picture()}), both_controls])
+@pytest.mark.parametrize("prompt", ["a fox", ["a fox", "a dog"]])
+def test_controlnets_leave_out_the_rows_of_their_network(build, prompt):
+    """Their answers for these rows are read by nothing; the images are those of full calls."""
+    rule = {"name": "adaptive", "rule": CFG, "threshold": -1.0}
+    pipe, options = build()
+    if isinstance(prompt, list) and isinstance(options["image"], list):
+        options["image"] = [[one, one] for one in options["image"]]
+    nets = getattr(pipe.controlnet, "nets", [pipe.controlnet])
+    counted = [Rows(part) for part in (pipe.unet, *nets)]
+    with sampler.guide(pipe, rule) as calls:
+        cut = run(pipe, prompt, **options)
+    assert [sum(one.rows) for one in counted] == [sum(calls.nfe)] * len(counted)
+    assert sum(calls.nfe) < 8 * len(calls.nfe)
+    for net in nets:
+        net.set_attn_processor(Own())
+    for one in counted:
+        one.rows.clear()
+    with sampler.guide(pipe, rule):
+        full = run(pipe, prompt, **options)
+    assert [sum(one.rows) for one in counted[1:]] == [8 * len(calls.nfe)] * len(nets)
+    assert (cut - full).abs().max() <= 1e-5 * full.abs().max()
 
 
 def test_guess_mode_is_refused_before_any_call():
