@@ -71,6 +71,29 @@ def check_names(cls: type, names: Iterable[str]) -> None:
             raise ValueError(f"inputs: {cls.__name__} has no argument {name!r:.60}{hint}.")
 
 
+def check_types(cls: type, given: Mapping[str, Any]) -> None:
+    """Raise ValueError for inputs of another type than those of a pipeline class.
+
+    Known are numbers and switches, by their defaults, and images, by their names.
+    """
+    for name, value in given.items():
+        default = default_of(cls, name)
+        values = value if isinstance(value, (list, tuple)) and value else [value]
+        if isinstance(default, bool):
+            wanted = "true or false"
+            fits = all(isinstance(one, bool) for one in values)
+        elif isinstance(default, (int, float)):
+            wanted = "a number"
+            fits = not any(one is None or isinstance(one, (str, Mapping)) for one in values)
+        elif takes_images(name) and "size" not in name:
+            wanted = "an image, a tensor, or the path of a file or folder"
+            fits = not any(isinstance(one, (str, int, float)) for one in values)
+        else:
+            continue
+        if not fits:
+            raise ValueError(f"inputs: {name} = {value!r:.60} must be {wanted}.")
+
+
 def takes_images(name: str) -> bool:
     """Return True for the name of an argument that takes images."""
     named = "image" in name or name in ("video", "mask")

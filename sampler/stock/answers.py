@@ -21,16 +21,17 @@ class Answer:
     """One network call of a step: what it was given and what the pipeline received.
 
     network: its number; count: rows of the call; raw: the answer as the pipeline received it;
-    value: its tensor, empty for an answer of another kind; evaluated: bool [count]; cost: rows of
-    the network for each of these; readers: positions of later calls of the step that were handed
-    the tensors of an answer of another kind (a ControlNet's residuals), row for row.
+    value: its tensor, empty for an answer of another kind; evaluated: bool [count], None for all
+    rows; cost: rows of the network for each of these; readers: positions of later calls of the step
+    that were handed the tensors of an answer of another kind (a ControlNet's residuals), row for
+    row.
     """
 
     network: int
     count: int
     raw: Any
     value: Tensor
-    evaluated: Tensor
+    evaluated: Tensor | None
     cost: int = 1
     readers: list[int] = field(default_factory=list[int])
 

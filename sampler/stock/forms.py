@@ -83,10 +83,10 @@ class Form:
     def residual(self, blocks: Sequence[Tensor], output: Tensor) -> Tensor:
         """‖M − Σ a·O‖ / ‖M‖, 0-d; of the directions of its tokens where the norms are set."""
         m = self.frame.rows(output).float()
-        made = sum(
-            (self.sign * w * block.float() for w, block in zip(self.weights, blocks, strict=True)),
-            torch.zeros_like(m),
-        )
+        weights = [self.sign * w for w in self.weights]
+        made = weights[0] * blocks[0].float()
+        for weight, block in zip(weights[1:], blocks[1:], strict=True):
+            made = made.add_(block.float(), alpha=weight)
         if self.token is not None:
             made = normed(made, blocks[self.roles.index("cond")].float(), self.token)
         return (m - made).norm() / m.norm().clamp_min(1e-30)

@@ -118,7 +118,7 @@ class GuidedCalls:
         self._expected: list[Answer] = []
         self._next: Tensor | None = None
         self._coupled = [couples_rows(network) for network in self.networks]
-        self._step_signature = inspect.signature(type(self.pipe.scheduler).step)
+        self._step_names = [*inspect.signature(type(self.pipe.scheduler).step).parameters][1:]
         self._forget()
 
     def network_call(self, number: int, call: Call, args: Any, kwargs: Any) -> Any:
@@ -137,8 +137,7 @@ class GuidedCalls:
         call, cost = self._against(number, call, given)
         due, last = self._due(number, count)
         if due is None or last is None:
-            raw, value = whole(call, args, kwargs, count)
-            due = torch.ones(count, dtype=torch.bool)
+            due, (raw, value) = None, whole(call, args, kwargs, count)
         elif due.any():
             read_only = not last.value.numel()
             raw, value, due = self._partial(number, call, args, kwargs, due, read_only)
@@ -172,16 +171,21 @@ class GuidedCalls:
         single = all(is_single(self._expected[at].raw) and form.used[at] for at in readers)
         if not readers or not single or any(self._coupled[network] for network in networks):
             return None, None
-        found = torch.stack([self._planned_rows(form, at) for at in readers]).any(0)
+        planned = [self._planned_rows(form, at) for at in readers]
+        if any(rows is None for rows in planned):
+            return None, last
+        found = torch.stack([rows for rows in planned if rows is not None]).any(0)
         return (None if found.all() else found), last
 
-    def _planned_rows(self, form: Form, position: int) -> Tensor:
-        """Rows of a call that the rule asks for in this step, bool [count]."""
+    def _planned_rows(self, form: Form, position: int) -> Tensor | None:
+        """Rows of a call that the rule asks for in this step, bool [count], None for all."""
         assert self._next is not None
         branches = self.steps.plan(form.frame.rows(self._next))
         used, count = form.used[position], self._expected[position].count
         first = sum(form.used[:position])
         roles = form.roles[first : first + used]
+        if all(role in branches and branches[role].rows is None for role in roles):
+            return None
         return torch.cat([mask(branches.get(role), count // used) for role in roles])
 
     def _against(self, number: int, call: Call, given: Any) -> tuple[Call, int]:
@@ -200,7 +204,7 @@ class GuidedCalls:
 
     def _partial(
         self, number: int, call: Call, args: Any, kwargs: Any, due: Tensor, all_of_it: bool
-    ) -> tuple[Any, Tensor, Tensor]:
+    ) -> tuple[Any, Tensor, Tensor | None]:
         """Evaluate the rows `due`; a network that cannot be called on fewer rows is evaluated in
         full until the run ends.
         """
@@ -212,14 +216,14 @@ class GuidedCalls:
                 raise
             log.info("%s is evaluated in full: %s", name, error)
             self._coupled[number] = True
-            return *whole(call, args, kwargs, len(due)), torch.ones_like(due)
+            return *whole(call, args, kwargs, len(due)), None
         return *scattered(raw, due, name, all_of_it), due
 
     def _scheduler_step(self, call: Call, args: Any, kwargs: Any) -> Any:
         """Give the guided prediction to the scheduler instead of the pipeline's own."""
         if _active.get() is not self:
             return call(*args, **kwargs)
-        given = self._step_signature.bind(self.pipe.scheduler, *args, **kwargs).arguments
+        given = {**dict(zip(self._step_names, args, strict=False)), **kwargs}
         output, x = given["model_output"], given["sample"]
         if not self._answers:
             raise ValueError(
@@ -262,6 +266,8 @@ class GuidedCalls:
     def _count(self, form: Form) -> None:
         """Add the evaluated rows of this step to `nfe`."""
         for answer, count in zip(self._answers, form.used, strict=True):
-            per_row = answer.evaluated.view(count, -1).sum(0).tolist() if count else ()
-            for row, rows in enumerate(per_row):
-                self.nfe[row] += rows * answer.cost
+            rows = answer.evaluated
+            per_row = [count] * len(self.nfe)
+            if rows is not None and count:
+                per_row = rows.view(count, -1).sum(0).tolist()
+            self.nfe = [n + k * answer.cost for n, k in zip(self.nfe, per_row, strict=True)]

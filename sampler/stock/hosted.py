@@ -22,6 +22,7 @@ from sampler.core.images import strength_of
 from sampler.core.spacings import count_of
 from sampler.engine import Engine
 from sampler.models.ip_adapter import has_ip_adapter
+from sampler.pipelines.call_arguments import check_types
 from sampler.pipelines.serving import check_ip_inputs, own_names, serving_class, with_class
 from sampler.registry.constraints import as_int
 from sampler.runs.jobs import JobSettings
@@ -151,6 +152,7 @@ class HostedEngine(Engine):
         )
         rule, method = self.build_guidance(guidance), self.build_sampler(sampler)
         steps = as_int(count_of(grid) or steps, "steps")
+        grid = engine.calls.grid(grid, method, rule, steps)
         shared = StockCall(steps, size, method, rule, output, grid)  # pyright: ignore
         engine.calls.check(shared, jobs)
         if out is not None:
@@ -192,6 +194,7 @@ class HostedEngine(Engine):
     def check_stock(self, settings: JobSettings, jobs: Iterable[Any]) -> None:
         """Raise for what every call of a run with these settings would fail on."""
         engine = self.serving(settings.inputs)
+        check_types(type(engine.calls.pipe), own_names(type(self.calls.pipe), settings.inputs))
         rule = self.build_guidance(settings.guidance)
         job = next(iter(jobs))
         first = Sample(job.prompt, job.negative_prompt, job.seed)
@@ -199,7 +202,7 @@ class HostedEngine(Engine):
         if hosted.makes_audio and hosted.sample_rate is None:
             name = type(self.calls.pipe).__name__
             raise ValueError(f"{name} does not say its sample rate, so no file can be written.")
-        engine.calls.check(_shared(settings, rule), [first])
+        engine.calls.check(self._shared(settings, rule), [first])
 
     def call_stock(
         self,
@@ -213,21 +216,32 @@ class HostedEngine(Engine):
         Returns what a run folder holds of each, and their NFE; see `hosted_output.stored`.
         """
         inputs = own_names(type(self.calls.pipe), settings.inputs)
-        engine = self.serving(inputs)
+        engine, shared = self.serving(inputs), self._shared(settings, rule)
         images: list[Any] = []
         nfe: list[int] = []
         for _, part in itertools.groupby(jobs, lambda job: bool(job.negative)):
-            made, counted = engine.calls.call([*part], _shared(settings, rule), inputs, on_step)
+            made, counted = engine.calls.call([*part], shared, inputs, on_step)
             images, nfe = images + made, nfe + counted
         hosted: Any = self.pipeline
         rate = hosted.sample_rate if hosted.makes_audio else None
         return [stored(image, rate) for image in images], nfe
+
+    def _shared(self, settings: JobSettings, rule: Guidance) -> StockCall:
+        """The settings of a batch whose jobs have this rule."""
+        method = registry.build("sampler", settings.sampler)
+        grid = self.calls.grid(settings.grid, method, settings.guidance, settings.steps)
+        return StockCall(settings.steps, (settings.height, settings.width), method, rule, grid=grid)
 
 
 def _with_start(
     inputs: Mapping[str, Any] | None, image: Any, strength: float | None
 ) -> dict[str, Any]:
     """The inputs with an image to start from and its strength."""
+    names = inputs if isinstance(inputs, Mapping) else (None,) if inputs is not None else ()
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"inputs = {inputs!r:.60} must be a mapping of names of arguments to their values."
+        )
     given, strength = dict(inputs or {}), strength_of(image, strength)
     if image is None:
         return given
@@ -255,10 +269,3 @@ def _recorded(
     if per_job[0]:
         config["inputs"] = {name: [own[name] for own in per_job] for name in per_job[0]}
     return config
-
-
-def _shared(settings: JobSettings, rule: Guidance) -> StockCall:
-    method = registry.build("sampler", settings.sampler)
-    return StockCall(
-        settings.steps, (settings.height, settings.width), method, rule, grid=settings.grid
-    )

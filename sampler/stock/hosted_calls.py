@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from sampler.core.batch import Output, Sample
+from sampler.core.binding import network_hash
+from sampler.core.calibrated_grid import PREFIX, grid_of
 from sampler.core.errors import ModelError
 from sampler.core.inputs import opened
 from sampler.core.locks import exclusive
@@ -19,6 +21,7 @@ from sampler.stock.hook import guide
 from sampler.stock.hosted_output import converted, first_value
 from sampler.stock.hosted_pipeline import HostedPipeline
 from sampler.stock.scheduler import scheduler
+from sampler.stock.stock_calls import denoisers
 from sampler.types import Guidance, Sampler, Snapshot
 
 log = logging.getLogger("sampler")
@@ -42,6 +45,16 @@ class HostedCalls:
     def __init__(self, hosted: HostedPipeline) -> None:
         self.hosted, self.pipe = hosted, hosted.pipe
         self._one_at_a_time = False
+
+    def grid(self, spec: Any, method: Sampler, rule: Any, steps: int) -> Any:
+        """The grid of a run; one of "calibrated:FILE" is looked up for the weights of the network.
+
+        Raises UsageError for a file that has none for these settings.
+        """
+        if not (isinstance(spec, str) and spec.startswith(PREFIX)):
+            return spec
+        networks = denoisers(self.pipe)
+        return grid_of(spec, network_hash(networks[0]) if networks else "", method, steps, rule)
 
     def check(self, shared: StockCall, jobs: Sequence[Sample]) -> None:
         """Raise ValueError for what every call would fail on, before the first one."""

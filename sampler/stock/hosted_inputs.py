@@ -8,7 +8,7 @@ from typing import Any
 
 from sampler.core.batch import Sample
 from sampler.core.inputs import planned
-from sampler.pipelines.call_arguments import check_names, required
+from sampler.pipelines.call_arguments import check_names, check_types, required
 from sampler.pipelines.serving import sized_by
 
 
@@ -17,7 +17,7 @@ def inputs_per_image(
 ) -> list[dict[str, Any]]:
     """Planned inputs of every image, checked by name; a list of `prompts` items is one each.
 
-    Raises ValueError for unknown and missing names, UsageError for files.
+    Raises ValueError for unknown and missing names and for other types, UsageError for files.
     """
     cls = type(pipe)
     check_names(cls, given)
@@ -26,6 +26,7 @@ def inputs_per_image(
     found: list[dict[str, Any]] = [{} for _ in range(prompts)]
     for name, value in given.items():
         plain = planned(name, value)
+        check_types(cls, {name: plain})
         one_each = isinstance(plain, list) and len(plain) == prompts
         if one_each and prompts > 1 and _several(pipe, name) == prompts:
             if not isinstance(plain[0], list):

@@ -25,12 +25,17 @@ class RunLevels:
 
     def __init__(self, pipe: Any) -> None:
         self.pipe, self.position = pipe, 0
+        self._last: tuple[Any, Any] = (None, None)
         self.read_schedule()
 
     def read_schedule(self) -> None:
         """Read the scheduler, which may have been replaced; a run begins."""
         scheduler = self.pipe.scheduler
         self._read: tuple[Any, list[float], list[float]] | None = None
+        read = (scheduler, getattr(scheduler, "_internal_dict", None))  # a new one where it changes
+        if all(a is b for a, b in zip(read, self._last, strict=True)):
+            return
+        self._last = read
         self.schedule = Schedule.from_config(scheduler.config, type(scheduler).__name__)
         trained = processes(type(self.pipe).__name__.replace("Img2Img", ""))
         if self.schedule.process not in trained:  # a velocity read as noise gives no error

@@ -51,16 +51,30 @@ CALLS = {
 }
 
 
+def state_of(pipe):
+    """What a call could leave behind: classes, names, hooks and settings; and the weights."""
+    parts = {k: part for k, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    modules = [module for part in parts.values() for module in part.modules()]
+    hooks = [(len(one._forward_hooks), len(one._forward_pre_hooks)) for one in modules]
+    owners = (pipe, pipe.scheduler, *modules)
+    kept = [(type(one), sorted(vars(one))) for one in owners]
+    weights = {f"{k}.{n}": v.clone() for k, p in parts.items() for n, v in p.state_dict().items()}
+    return (kept, hooks, dict(pipe.scheduler.config)), weights
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_cfg_is_the_stock_call(name):
     pipe = tiny.sd()
     options = CALLS[name](pipe)
     plain = run(pipe, **options)
+    before, weights = state_of(pipe)
     with sampler.guide(pipe, CFG) as calls:
         guided = run(pipe, **options)
         steps = 2 if name == "interrupted" else 4
         assert calls.nfe == [2 * steps] * len(plain)
     assert (guided - plain).abs().max() <= 1e-5 * plain.abs().max()
+    after, kept = state_of(pipe)
+    assert after == before and all(torch.equal(kept[name], weights[name]) for name in weights)
     assert torch.equal(run(pipe, **options), plain)
 
 

@@ -219,7 +219,61 @@ def test_pipelines_of_one_generator_are_called_once_per_image(caplog):
     assert sum("one at a time" in record.message for record in caplog.records) == 1
 
 
+class Silent(StableDiffusionInpaintPipeline):
+    """A pipeline that hands on no image."""
+
+    def __call__(self, prompt=None, image=None, mask_image=None, num_inference_steps=3,
+                 guidance_scale=7.5, generator=None, output_type="pil"):  # fmt: skip
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        super().__call__(**given, height=32, width=32)
+        return ("nothing",)
+
+
+def test_an_output_that_is_no_image_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture().save("a.png")
+    half_mask().save("mask.png")
+    engine = sampler.load(Silent(**inpaint().components, requires_safety_checker=False))
+    inputs = {"image": "a.png", "mask_image": "mask.png"}
+    with pytest.raises(sampler.SamplerError, match="returned str, which is not one value"):
+        engine.generate("a", seeds=1, steps=2, inputs=inputs)
+    with pytest.raises(sampler.SamplerError):
+        engine.generate("a", seeds=1, steps=2, inputs=inputs, out="run")
+    journal = "".join(path.read_text() for path in (tmp_path / "run").rglob("*.jsonl"))
+    assert "returned str, which is not one value for each image" in journal
+
+
+def test_guess_mode_is_refused_before_any_call():
+    pipe = controlnet()
+    counted = [Rows(pipe.unet), Rows(pipe.controlnet)]
+    with pytest.raises(ValueError, match="cannot serve guess_mode"):
+        hosted(sampler.load(pipe), {"image": picture(), "guess_mode": True}, SIZE)
+    assert [one.rows for one in counted] == [[], []]
+
+
+def test_pictures_beyond_the_limit_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sampler.core.image_files.MAX_PIXELS", 32 * 32 - 1)
+    picture().save(tmp_path / "large.png")
+    pipe = inpaint()
+    counted = Rows(pipe.unet)
+    inputs = {"image": str(tmp_path / "large.png"), "mask_image": half_mask()}
+    with pytest.raises(sampler.SamplerError, match="large.png"):
+        hosted(sampler.load(pipe), inputs, SIZE)
+    assert counted.rows == []
+
+
+@pytest.mark.parametrize("given", [[1, 2], "image=a.png", 3, {1: 2}])
+def test_inputs_that_are_no_mapping_are_refused(given):
+    with pytest.raises(ValueError, match="must be a mapping of names of arguments"):
+        sampler.load(inpaint()).generate("a", inputs=given)
+
+
 WRONG = {
+    "text as a number": ({"strength": "high"}, "strength = 'high' must be a number"),
+    "nothing as a number": ({"strength": None}, "strength = None must be a number"),
+    "a number as an image": ({"image": 3}, "image = 3 must be an image, a tensor, or the path"),
+    "text as an image": ({"image": "a fox"}, "image = 'a fox' must be an image, a tensor, or the"),
+    "one wrong item": ({"image": [picture(), 3]}, "must be an image, a tensor, or the path"),
     "unknown": ({"strenght": 0.5}, r"no argument 'strenght' \(did you mean 'strength'"),
     "set by the engine": ({"num_inference_steps": 3}, "is set by the engine; give steps"),
     "scale": ({"guidance_scale": 3}, "give the scale of the guidance rule"),

@@ -72,6 +72,23 @@ def test_generate_and_run_folders_look_it_up(made, tmp_path):
     assert torch.equal(engine.generate("a", sampler="unipc", grid=spec, **OPTIONS).latents, own)
 
 
+def test_hosted_engines_look_it_up(made, tmp_path):
+    engine, found, path = made
+    spec, hosted = written(path, found, KARRAS), engine.as_hosted()
+    right = hosted.generate("a", sampler="unipc", grid=KARRAS, **OPTIONS)
+    result = hosted.generate("a", sampler="unipc", grid=spec, **OPTIONS)
+    assert torch.equal(result.latents, right.latents) and result.config["grid"] == KARRAS
+    own = hosted.generate("a", sampler="unipc", **OPTIONS)
+    assert not torch.allclose(own.latents, right.latents, atol=1e-3)
+    pixels = {"seeds": 1, "steps": 3, "guidance": RULE, "sampler": "unipc"}
+    pixels["inputs"] = {"cross_attention_kwargs": {"scale": 1.0}}  # changes nothing
+    (image,) = engine.generate("a", grid=KARRAS, **pixels).images
+    (stored,) = engine.generate("a", grid=spec, out=tmp_path / "run", **pixels).images
+    assert stored.tobytes() == image.tobytes()
+    with pytest.raises(sampler.SamplerError, match="no grid for ddim at 3 steps"):
+        hosted.generate("a", sampler="ddim", grid=spec, **OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
