@@ -4,6 +4,7 @@
     python -m scripts.bundled.train vae        --data sprites.npz --out runs/bundled
     python -m scripts.bundled.train unet       --data sprites.npz --out runs/bundled
     python -m scripts.bundled.train weak       --data sprites.npz --out runs/bundled
+    python -m scripts.bundled.train flow       --data sprites.npz --out runs/bundled
     python -m scripts.bundled.train report     --data sprites.npz --out runs/bundled
 
 ``--out/bundle`` gets the layout of ``sampler/bundled``; ``--init sampler/bundled/pipeline`` goes
@@ -20,18 +21,28 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from diffusers import FlowMatchEulerDiscreteScheduler  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from sampler.bundled import FOLDER
 from sampler.bundled.classifier import load
 from scripts.bundled.classifier_task import ClassifierTask, save_classifier, save_statistics
 from scripts.bundled.emoji_data import EmojiData
+from scripts.bundled.flow_task import (
+    FlowTask,
+    RepeatedTokenAttention,
+    assembled_flow,
+    new_transformer,
+    save_flow_index,
+)
+from scripts.bundled.flow_task import new_text_encoder as new_flow_text_encoder
 from scripts.bundled.loop import Plan, save_pictures, train
 from scripts.bundled.networks import (
     MAIN_WIDTHS,
     WEAK_WIDTHS,
     assembled,
     load_part,
+    load_pipeline,
     new_scheduler,
     new_text_encoder,
     new_unet,
@@ -51,6 +62,7 @@ class Stage(str, Enum):
     classifier = "classifier"
     unet = "unet"
     weak = "weak"
+    flow = "flow"
     report = "report"
 
 
@@ -62,6 +74,9 @@ PLANS = {
     ),
     Stage.weak: Plan(
         1e-3, 80_000, None, 64, weight_decay=0.01, warmup=150, hold=0.6, cosine=False, ema=0.995
+    ),
+    Stage.flow: Plan(
+        1e-3, 800_000, None, 64, weight_decay=0.01, warmup=150, hold=0.55, cosine=False
     ),
 }
 
@@ -152,6 +167,34 @@ def run_unet(job: Job, plan: Plan, *, weak: bool) -> None:
     save_index(job.pipeline)
 
 
+def run_flow(job: Job, plan: Plan) -> None:
+    """Train the small SD3 towards the pipeline of ``--init``; write its own parts."""
+    torch.manual_seed(job.seed)
+    teacher = load_pipeline(job.init or FOLDER / "pipeline")
+    tokenizer, vae = teacher.tokenizer, teacher.vae
+    parts: dict[str, nn.Module] = {
+        "transformer": new_transformer(),
+        "text_encoder": new_flow_text_encoder(tokenizer),
+        "text_encoder_2": new_flow_text_encoder(tokenizer),
+    }
+    parts["transformer"].set_attn_processor(RepeatedTokenAttention())  # pyright: ignore[reportCallIssue]
+
+    def draw(modules: nn.ModuleDict) -> Tensor:
+        plain = new_transformer().eval()
+        plain.load_state_dict(modules["transformer"].state_dict())
+        pipeline = assembled_flow(dict(modules.items()) | {"transformer": plain}, vae, tokenizer)
+        named = [f"a {name} on a blue background" for name in job.data.concepts]
+        return generate(pipeline, named[:: max(1, len(named) // 32)][:32], Settings(steps=10))
+
+    latents = Latents(job.data, vae, job.latents, job.seed, job.out / "latents.safetensors")  # pyright: ignore[reportArgumentType]
+    task = FlowTask(latents, parts, teacher, tokenizer, plan.batch_size, job.seed, draw=draw)
+    trained = train(task, plan, job.out / "flow")
+    for kind, part in trained.items():
+        save_part(part, job.out / "bundle" / "flow" / kind)
+    save_part(FlowMatchEulerDiscreteScheduler(), job.out / "bundle" / "flow" / "scheduler")
+    save_flow_index(job.out / "bundle" / "flow")
+
+
 def main(
     stage: Annotated[Stage, typer.Argument(help="What to train, or the final report.")],
     data: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Sprite file (npz).")],
@@ -192,6 +235,8 @@ def main(
         run_vae(job, plan)
     elif stage is Stage.classifier:
         run_classifier(job, plan, statistics)
+    elif stage is Stage.flow:
+        run_flow(job, plan)
     else:
         run_unet(job, plan, weak=stage is Stage.weak)
 

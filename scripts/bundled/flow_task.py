@@ -1,0 +1,228 @@
+"""The small SD3: its parts, and their training towards the bundled model's velocity."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,  # pyright: ignore[reportPrivateImportUsage]
+    SD3Transformer2DModel,  # pyright: ignore[reportPrivateImportUsage]
+    StableDiffusion3Pipeline,  # pyright: ignore[reportPrivateImportUsage]
+)
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from scripts.bundled.emoji_data import generator
+from scripts.bundled.networks import new_scheduler
+from scripts.bundled.tasks import Latents
+from scripts.bundled.tokenizer import TEXT_LENGTH
+
+WIDTH, ENCODER_WIDTH = 128, 64
+T5_LENGTH = 256
+"""Zero tokens that the stock pipeline appends where it has no T5 encoder (max_sequence_length)."""
+
+
+def new_transformer() -> SD3Transformer2DModel:
+    """Return an untrained MMDiT of 2.3 M parameters on 16 x 16 x 4 latents, patches of 2 x 2.
+
+    The modulations and the output start at zero (Peebles and Xie 2212.09748, section 3.2).
+    """
+    network = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        num_attention_heads=4,
+        attention_head_dim=WIDTH // 4,
+        joint_attention_dim=2 * ENCODER_WIDTH,
+        caption_projection_dim=WIDTH,
+        pooled_projection_dim=2 * ENCODER_WIDTH,
+        pos_embed_max_size=16,
+        qk_norm="rms_norm",
+    )
+    for name, module in network.named_modules():
+        if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")):
+            nn.init.zeros_(module.weight)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+    return network
+
+
+def new_text_encoder(tokenizer: Any) -> CLIPTextModelWithProjection:
+    """Return one of the two untrained text encoders: two layers of width 64."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=ENCODER_WIDTH,
+        projection_dim=ENCODER_WIDTH,
+        intermediate_size=2 * ENCODER_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModelWithProjection._from_config(config, attn_implementation="eager")
+
+
+class RepeatedTokenAttention:
+    """Joint attention of SD3 whose last context token stands for ``count`` equal ones.
+
+    Equal tokens without positions stay equal in every layer, so their keys add log(count) to one
+    key's logit: softmax(q·K + log n) is exact, at 1 token instead of ``count``. Plain matmul and
+    softmax: their backward on a CPU is cheaper than the fused kernel's.
+    """
+
+    def __init__(self, count: int = T5_LENGTH) -> None:
+        self.bias = math.log(count)
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **unused: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return the attended image tokens [B, N, C] and context tokens [B, T, C]."""
+
+        def heads(states: Tensor, norm: Any = None) -> Tensor:
+            split = states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return split if norm is None else norm(split)
+
+        x, c = hidden_states, encoder_hidden_states
+        query = torch.cat(
+            [heads(attn.to_q(x), attn.norm_q), heads(attn.add_q_proj(c), attn.norm_added_q)], 2
+        )
+        key = torch.cat(
+            [heads(attn.to_k(x), attn.norm_k), heads(attn.add_k_proj(c), attn.norm_added_k)], 2
+        )
+        value = torch.cat([heads(attn.to_v(x)), heads(attn.add_v_proj(c))], 2)
+        logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        logits[..., -1] += self.bias
+        mixed = (logits.softmax(-1).to(value) @ value).transpose(1, 2).flatten(2)
+        image, context = mixed.split([x.shape[1], c.shape[1]], 1)
+        if not attn.context_pre_only:
+            context = attn.to_add_out(context)
+        return attn.to_out[0](image), context
+
+
+def assembled_flow(parts: dict[str, Any], vae: Any, tokenizer: Any) -> StableDiffusion3Pipeline:
+    """Put the parts together in the stock class, silent, without a T5 encoder."""
+    pipeline = StableDiffusion3Pipeline(
+        transformer=parts["transformer"],
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=parts["text_encoder"],
+        tokenizer=tokenizer,
+        text_encoder_2=parts["text_encoder_2"],
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,  # pyright: ignore[reportArgumentType]
+        tokenizer_3=None,  # pyright: ignore[reportArgumentType]
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+class FlowTask:
+    """Velocity matching on cached latents, towards a trained VP model's velocity.
+
+    x = (1 - sigma) x0 + sigma eps, sigma = sigmoid(N(0, 1)). The target is the mean of eps - x0
+    given x and the caption as the teacher knows it, eps_T - x0_T at the teacher's time of the same
+    sigma / alpha: the regression has the same minimum as on eps - x0 itself for a perfect
+    teacher, and a target without the noise of the draw. Loss: mean squared error.
+    """
+
+    def __init__(
+        self,
+        latents: Latents,
+        parts: dict[str, nn.Module],
+        teacher: Any,
+        tokenizer: Any,
+        batch_size: int,
+        seed: int,
+        *,
+        draw: Callable[[nn.ModuleDict], Tensor] | None = None,
+    ) -> None:
+        self.latents, self.teacher, self.tokenizer = latents, teacher, tokenizer
+        self.batch_size, self.seed, self.draw = batch_size, seed, draw
+        self.device = latents.data.sprites.device
+        self.modules = nn.ModuleDict(parts).to(self.device)
+        for part in (teacher.unet, teacher.text_encoder):
+            part.to(self.device).eval().requires_grad_(False)
+        alpha_bar = new_scheduler().alphas_cumprod[:-1].to(self.device)  # the last one is 0
+        self.log_ratios = 0.5 * torch.log((1 - alpha_bar) / alpha_bar)
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Return token ids [B, 16], padded as both stock pipelines pad them."""
+        encoded = self.tokenizer(
+            captions, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
+        )
+        return encoded["input_ids"].to(self.device)
+
+    def context(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two encoders' states with one zero token [B, 17, 128], and pooled [B, 128]."""
+        outputs: list[Any] = [
+            self.modules[name](ids, output_hidden_states=True)
+            for name in ("text_encoder", "text_encoder_2")
+        ]
+        states = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        pooled = torch.cat([output.text_embeds for output in outputs], -1)
+        return torch.cat([states, states.new_zeros(len(ids), 1, states.shape[-1])], 1), pooled
+
+    @torch.no_grad()
+    def target(self, x: Tensor, sigma: Tensor, ids: Tensor) -> Tensor:
+        """Return the teacher's velocity eps - x0 at x, for flow levels sigma [B, 1, 1, 1]."""
+        size = torch.sqrt((1 - sigma).square() + sigma.square())
+        alpha, noise = (1 - sigma) / size, sigma / size
+        ratio = torch.log(sigma / (1 - sigma)).flatten()
+        upper = torch.searchsorted(self.log_ratios, ratio).clamp(1, len(self.log_ratios) - 1)
+        low, high = self.log_ratios[upper - 1], self.log_ratios[upper]
+        times = (upper - 1) + ((ratio - low) / (high - low)).clamp(0, 1)
+        v = self.teacher.unet(x / size, times, self.teacher.text_encoder(ids)[0]).sample.float()
+        return (noise - alpha) * (x / size) + (alpha + noise) * v
+
+    def loss(self, step: int) -> Tensor:
+        """Return the mean squared error of the velocity of batch ``step``."""
+        clean, captions = self.latents.batch(self.batch_size, self.seed, step)
+        draw = generator(self.seed, step, 1)
+        noise = torch.randn(clean.shape, generator=draw).to(self.device)
+        sigma = torch.randn(len(clean), 1, 1, 1, generator=draw).to(self.device).sigmoid()
+        x, ids = (1 - sigma) * clean + sigma * noise, self.tokens(captions)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            states, pooled = self.context(ids)
+            output = self.modules["transformer"](
+                hidden_states=x,
+                encoder_hidden_states=states,
+                pooled_projections=pooled,
+                timestep=1000 * sigma.flatten(),
+            ).sample
+            target = self.target(x, sigma, ids)
+        return (output.float() - target).square().mean()
+
+    def pictures(self, modules: nn.ModuleDict) -> Tensor | None:
+        """Return what ``draw`` makes of the averaged modules."""
+        return None if self.draw is None else self.draw(modules)
+
+
+MODEL_INDEX = {
+    "_class_name": "StableDiffusion3Pipeline",
+    "_diffusers_version": "0.42.1",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_3": [None, None],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "tokenizer_3": [None, None],
+    "transformer": ["diffusers", "SD3Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderTiny"],
+}
+
+
+def save_flow_index(folder: Path) -> None:
+    """Write ``model_index.json``; the autoencoder and the tokenizer are those of ``pipeline/``."""
+    text = json.dumps(MODEL_INDEX, indent=2) + "\n"
+    (folder / "model_index.json").write_text(text, encoding="utf-8")
