@@ -10,8 +10,10 @@ from sampler.bundled import (
     BUNDLED_LCM,
     BUNDLED_PARTS,
     BUNDLED_SCALE,
+    BUNDLED_SD3,
     BUNDLED_STUDENT,
     FOLDER,
+    bundled_folder,
 )
 from sampler.config.model import DTYPES, OFFLOADS
 from sampler.core.errors import ModelError, first_line
@@ -55,7 +57,8 @@ def load(
 
     source: None or "bundled" for the model inside this package, "bundled-lcm" for its few-step
     student (1 to 8 steps of the sampler "consistency"), "bundled-student" for the one that makes an
-    image in one evaluation, "bundled-flow" for the same model on flow matching's levels; a folder
+    image in one evaluation, "bundled-flow" for the same model on flow matching's levels,
+    "bundled-sd3" for a small Stable Diffusion 3 of the same images; a folder
     in the diffusers layout; the name of a model on the Hugging Face Hub, from the local cache
     unless download=True; or a DiffusionPipeline, which is used as it is and not modified. A
     .safetensors file is read with the configurations of the folder `config`. vae: another VAE of
@@ -98,12 +101,13 @@ def load(
     if hosted is not None and (few_steps or flow):
         raise ValueError(f"{hosted} does not work with {source}; load the model bundled.")
     if bundled:
-        if flow and student is not None:
+        if source in (BUNDLED_FLOW, BUNDLED_SD3) and student is not None:
             raise ValueError(
-                f"student has no effect on {BUNDLED_FLOW}, which has other levels; leave it out."
+                f"student has no effect on {source}, which has other levels; leave it out."
             )
-        source = FOLDER / "pipeline"
-        weak = FOLDER / "weak" if weak is None and not few_steps and hosted is None else weak
+        if source not in (BUNDLED_LCM, BUNDLED_SD3) and weak is None and hosted is None:
+            weak = FOLDER / "weak"
+        source = bundled_folder(source)
     files = {"config": config, "revision": revision, "variant": variant, "vae": vae}
     if isinstance(source, (str, Path)):
         found = _found(source, download, files)

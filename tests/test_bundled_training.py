@@ -24,10 +24,19 @@ from scripts.bundled.loop import Plan, averaged, train
 from scripts.bundled.networks import (
     WEAK_WIDTHS,
     load_pipeline,
+    new_scheduler,
     new_text_encoder,
     new_unet,
     new_vae,
 )
+from scripts.bundled.sd3_task import (
+    T5_LENGTH,
+    RepeatedTokenAttention,
+    Sd3Task,
+    assembled_sd3,
+    new_transformer,
+)
+from scripts.bundled.sd3_task import new_text_encoder as new_sd3_text_encoder
 from scripts.bundled.tasks import Latents, UnetTask, VaeTask
 from scripts.bundled.tokenizer import tokenizer_for
 
@@ -88,6 +97,63 @@ def unet_task(data, folder):
     return UnetTask(latents, unet, text, tokenizer, 4, 0)
 
 
+def sd3_parts(tokenizer):
+    encoders = {
+        name: new_sd3_text_encoder(tokenizer) for name in ("text_encoder", "text_encoder_2")
+    }
+    return {"transformer": new_transformer(), **encoders}
+
+
+def sd3_task(data, folder):
+    torch.manual_seed(3)
+    teacher = load_pipeline()
+    latents = Latents(data, teacher.vae, 64, 0, folder / "latents.safetensors")
+    parts = sd3_parts(teacher.tokenizer)
+    parts["transformer"].set_attn_processor(RepeatedTokenAttention())
+    return Sd3Task(latents, parts, teacher, teacher.tokenizer, 4, 0)
+
+
+def test_one_token_stands_for_the_256_of_the_stock_pipeline():
+    torch.manual_seed(0)
+    tokenizer = load_pipeline().tokenizer
+    parts = sd3_parts(tokenizer)
+    network = parts["transformer"]
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    pipe = assembled_sd3(parts, new_vae(), tokenizer)
+    states, _, pooled, _ = pipe.encode_prompt(
+        ["a red apple"], None, None, do_classifier_free_guidance=False
+    )
+    x, time = torch.randn(1, 4, 16, 16), torch.tensor([300.0])
+    with torch.no_grad():
+        stock = network(x, states, pooled, time).sample
+        assert states.shape[1] == 16 + T5_LENGTH and not states[:, 16:].any()
+        for count, same in ((T5_LENGTH, True), (1, False)):
+            network.set_attn_processor(RepeatedTokenAttention(count))
+            one = network(x, states[:, :17], pooled, time).sample
+            assert torch.allclose(one, stock, atol=1e-3) is same
+
+
+def test_the_target_is_the_velocity_of_the_bundled_model(data, tmp_path):
+    task = sd3_task(data, tmp_path)
+    sigma = torch.tensor([0.1, 0.5, 0.9])[:, None, None, None]
+    clean, captions = task.latents.batch(3, 5)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    ids = task.tokens(captions)
+    target = task.target((1 - sigma) * clean + sigma * noise, sigma, ids)
+    # At the same noise level the teacher's sample is x / sqrt((1 - sigma)^2 + sigma^2).
+    bar = ((1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2)).flatten()
+    table = new_scheduler().alphas_cumprod
+    for i in range(3):
+        t = int((table - bar[i]).abs().argmin())
+        alpha, s = table[t].sqrt(), (1 - table[t]).sqrt()
+        state = task.view.pipe.text_encoder(ids[i : i + 1])[0]
+        x = alpha * clean[i : i + 1] + s * noise[i : i + 1]
+        v = task.view.pipe.unet(x, t, state).sample
+        eps, x0 = s * x + alpha * v, alpha * x - s * v
+        assert torch.allclose(target[i : i + 1], eps - x0, atol=0.02)
+
+
 def vae_task(data, folder):
     torch.manual_seed(3)
     return VaeTask(data, new_vae(), 4, 0)
@@ -101,7 +167,7 @@ def judge_task(data, folder):
     return ClassifierTask(data, 4, 11, judge.Judge, autocast=False)
 
 
-@pytest.mark.parametrize("make", [vae_task, classifier_task, judge_task, unet_task])
+@pytest.mark.parametrize("make", [vae_task, classifier_task, judge_task, unet_task, sd3_task])
 def test_an_interrupted_run_resumes_bit_for_bit(make, data, tmp_path):
     plan = Plan(1e-3, images=24, batch_size=4, warmup=2, checkpoint_steps=2)
     whole = train(make(data, tmp_path), plan, tmp_path / "whole")
@@ -179,6 +245,7 @@ def test_all_stages_make_a_bundle_that_loads_and_is_reported(sprites, tmp_path):
     stage("classifier", "--images", "16", "--statistics", "256")
     stage("unet", "--images", "8", "--latents", "64")
     stage("weak", "--minutes", "0.02", "--latents", "64")
+    stage("sd3", "--images", "8", "--latents", "64", "--init", str(tmp_path / "bundle/pipeline"))
     stage("report", "--count", "16", "--steps", "2")
     load_pipeline(tmp_path / "bundle" / "pipeline")
     assert (
@@ -189,6 +256,8 @@ def test_all_stages_make_a_bundle_that_loads_and_is_reported(sprites, tmp_path):
     figures = json.loads((tmp_path / "report.json").read_text())
     assert {"concept", "background", "frechet_distance"} <= set(figures["default"])
     assert "weak sibling, scale 1" in (tmp_path / "report.md").read_text()
+    stage("report", "--sd3", "--count", "16", "--steps", "2")
+    assert "weak sibling" not in (tmp_path / "report.md").read_text()
     configs = (tmp_path / "bundle").rglob("*.json")
     assert not any(str(tmp_path) in path.read_text() for path in configs)
 

@@ -15,19 +15,29 @@ FOLDER = Path(__file__).resolve().parent
 
 BUNDLED, BUNDLED_LCM, BUNDLED_STUDENT = "bundled", "bundled-lcm", "bundled-student"
 BUNDLED_FLOW = "bundled-flow"  # the bundled model on the levels of flow matching
+BUNDLED_SD3 = "bundled-sd3"  # a small Stable Diffusion 3 of the same images
 BUNDLED_PARTS = {
     BUNDLED: ("pipeline", "weak", "classifier"),
     BUNDLED_FLOW: ("pipeline", "weak", "classifier"),
+    BUNDLED_SD3: ("sd3", "classifier"),
     BUNDLED_LCM: ("pipeline", "lcm", "classifier"),
     BUNDLED_STUDENT: ("pipeline", "student", "classifier"),
 }
-"""Names of the bundled models, and the folders with their networks and those of their rules."""
+"""Names of the bundled models, and the folders with their networks and those of their rules.
+
+The first folder is a pipeline in the diffusers layout.
+"""
 
 BUNDLED_SCALE = 3.0
 """Scale of best prompt accuracy and Fréchet distance in the model card."""
 
 _BACKGROUND_STRIDE = 5
 """Coprime with the 12 colours: consecutive prompts differ in background as well."""
+
+
+def bundled_folder(name: str | None) -> Path:
+    """The pipeline folder of a bundled model; None is the default one."""
+    return FOLDER / BUNDLED_PARTS[name or BUNDLED][0]
 
 
 @dataclass(frozen=True)

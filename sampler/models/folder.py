@@ -7,7 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sampler.bundled import BUNDLED, BUNDLED_FLOW, BUNDLED_LCM, BUNDLED_SCALE, BUNDLED_STUDENT
+from sampler.bundled import (
+    BUNDLED,
+    BUNDLED_FLOW,
+    BUNDLED_LCM,
+    BUNDLED_SCALE,
+    BUNDLED_SD3,
+    BUNDLED_STUDENT,
+)
 from sampler.core.errors import ModelError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -54,7 +61,7 @@ def default_strategies(
 
     None where they are known only after a load.
     """
-    if path in (None, BUNDLED, BUNDLED_FLOW):
+    if path in (None, BUNDLED, BUNDLED_FLOW, BUNDLED_SD3):
         return {"sampler": {"name": "ddim"}, "guidance": {"name": "cfg", "scale": BUNDLED_SCALE}}
     if path == BUNDLED_STUDENT:
         return {"sampler": {"name": "consistency"}, "guidance": {"name": "student"}}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sampler.core.errors import ModelError, SamplerError, first_line
+from sampler.models.folder import INDEX, read_json
 from sampler.models.source import ModelSource
 
 T = TypeVar("T")
@@ -55,7 +56,9 @@ def read_pipeline(source: ModelSource, dtype: Any) -> Any:
 
     folder, options = source.folder, {"local_files_only": True}
     with quiet(), refuse_missing_weights(source.single or folder):
-        parts: dict[str, Any] = {}
+        index = read_json(folder / INDEX)
+        # Saved without them; diffusers asks for the required ones (an SD3 without T5) by name.
+        parts: dict[str, Any] = {name: None for name, at in index.items() if at == [None, None]}
         if source.vae is not None:
             path = source.vae
             parts["vae"] = load_or_refuse(path, lambda: _vae(path, source, dtype))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sampler.bundled import BUNDLED_PARTS, FOLDER
+from sampler.bundled import BUNDLED_PARTS, bundled_folder
 from sampler.core.errors import ModelError
 from sampler.models import preflight
 from sampler.models.folder import HUB_ID, INDEX, component_config, find, vae_factor
@@ -111,7 +111,7 @@ def find_source(
     path and options: of `sampler.load`. Raises ModelError for a model that is missing, unsafe or
     incomplete, and ValueError for an option that has no effect on it.
     """
-    path = FOLDER / "pipeline" if path is None or path in BUNDLED_PARTS else path
+    path = bundled_folder(path) if path is None or path in BUNDLED_PARTS else path
     root = _located(path, revision)
     one = is_file(root)
     if revision is not None and Path(path).expanduser().exists():

@@ -148,22 +148,10 @@ def save_part(module: Any, folder: Path) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-MODEL_INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "_diffusers_version": "0.42.1",
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderTiny"],
-}
-
-
-def save_index(folder: Path) -> None:
-    """Write ``model_index.json`` once every part lies in the folder."""
-    text = json.dumps(MODEL_INDEX, indent=2) + "\n"
-    (folder / "model_index.json").write_text(text, encoding="utf-8")
+def save_index(folder: Path, pipeline: Any) -> None:
+    """Write ``model_index.json`` of a pipeline whose parts lie in the folder."""
+    pipeline.save_config(folder)
+    path = folder / "model_index.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

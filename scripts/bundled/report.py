@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 from rich.progress import track
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from sampler.bundled.measures import measure
 from scripts.bundled.classifier_task import HELD_OUT, accuracy, composite_features
 from scripts.bundled.emoji_data import EmojiData
 from scripts.bundled.networks import load_part, load_pipeline
+from scripts.bundled.sd3_task import load_sd3
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ class Settings:
 
 
 @torch.no_grad()
-def generate(
-    pipeline: StableDiffusionPipeline, texts: Sequence[str], settings: Settings, title: str = ""
-) -> Tensor:
+def generate(pipeline: Any, texts: Sequence[str], settings: Settings, title: str = "") -> Tensor:
     """Return images [N, 3, 64, 64] in [0, 1]; image i starts from its own seed, ``seed + i``."""
     made = []
     for start in track(range(0, len(texts), settings.batch), title or "images"):
@@ -59,7 +57,7 @@ def generate(
 
 
 def prompt_figures(
-    pipeline: StableDiffusionPipeline,
+    pipeline: Any,
     model: SmallClassifier,
     reference: Statistics,
     listed: Sequence[EvaluationPrompt],
@@ -74,7 +72,7 @@ def prompt_figures(
 @torch.no_grad()
 def floors(
     model: SmallClassifier,
-    pipeline: StableDiffusionPipeline,
+    pipeline: Any,
     data: EmojiData,
     reference: Statistics,
     count: int,
@@ -100,8 +98,12 @@ def report(
     data: EmojiData,
     images: int = 512,
     settings: Settings = Settings(),
+    *,
+    sd3: bool = False,
 ) -> tuple[dict[str, Any], Tensor]:
     """Return all figures of a bundle folder and the images at the default settings.
+
+    sd3: of its small SD3 instead of its main pipeline.
 
     ``images`` pictures at the default scale; a quarter as many for each further row (scales 1, 3
     and 10, styled prompts, the weak sibling), so that the rows of that size are comparable.
@@ -109,7 +111,7 @@ def report(
     others = max(2, images // 4)
     model = load(bundle / "classifier")
     reference = reference_statistics(bundle / "statistics.safetensors")
-    pipeline = load_pipeline(bundle / "pipeline")
+    pipeline: Any = load_sd3(bundle / "sd3") if sd3 else load_pipeline(bundle / "pipeline")
     figures: dict[str, Any] = {"settings": vars(settings) | {"dtype": "float32"}}
     figures["classifier"] = accuracy(model, data, 16 * images, settings.seed)
     figures["floors"] = [floors(model, pipeline, data, reference, n) for n in (images, others)]
@@ -127,7 +129,7 @@ def report(
     for scale in (1.0, 3.0, 10.0):
         row(f"scale {scale:g}", scale)
     row(f"scale {settings.scale:g}, style named", styled=True)
-    if (bundle / "weak").exists():
+    if (bundle / "weak").exists() and not sd3:
         pipeline.unet = load_part("unet", bundle / "weak")
         for scale in (1.0, 3.0):
             row(f"weak sibling, scale {scale:g}", scale)

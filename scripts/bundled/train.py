@@ -4,7 +4,7 @@
     python -m scripts.bundled.train vae        --data sprites.npz --out runs/bundled
     python -m scripts.bundled.train unet       --data sprites.npz --out runs/bundled
     python -m scripts.bundled.train weak       --data sprites.npz --out runs/bundled
-    python -m scripts.bundled.train flow       --data sprites.npz --out runs/bundled
+    python -m scripts.bundled.train sd3        --data sprites.npz --out runs/bundled
     python -m scripts.bundled.train report     --data sprites.npz --out runs/bundled
 
 ``--out/bundle`` gets the layout of ``sampler/bundled``; ``--init sampler/bundled/pipeline`` goes
@@ -21,21 +21,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from diffusers import FlowMatchEulerDiscreteScheduler  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from sampler.bundled import FOLDER
 from sampler.bundled.classifier import load
 from scripts.bundled.classifier_task import ClassifierTask, save_classifier, save_statistics
 from scripts.bundled.emoji_data import EmojiData
-from scripts.bundled.flow_task import (
-    FlowTask,
-    RepeatedTokenAttention,
-    assembled_flow,
-    new_transformer,
-    save_flow_index,
-)
-from scripts.bundled.flow_task import new_text_encoder as new_flow_text_encoder
 from scripts.bundled.loop import Plan, save_pictures, train
 from scripts.bundled.networks import (
     MAIN_WIDTHS,
@@ -51,6 +42,13 @@ from scripts.bundled.networks import (
     save_part,
 )
 from scripts.bundled.report import Settings, generate, report, write_report
+from scripts.bundled.sd3_task import (
+    RepeatedTokenAttention,
+    Sd3Task,
+    assembled_sd3,
+    new_transformer,
+)
+from scripts.bundled.sd3_task import new_text_encoder as new_sd3_text_encoder
 from scripts.bundled.tasks import Latents, UnetTask, VaeTask, latent_scale
 from scripts.bundled.tokenizer import tokenizer_for
 
@@ -62,7 +60,7 @@ class Stage(str, Enum):
     classifier = "classifier"
     unet = "unet"
     weak = "weak"
-    flow = "flow"
+    sd3 = "sd3"
     report = "report"
 
 
@@ -75,8 +73,8 @@ PLANS = {
     Stage.weak: Plan(
         1e-3, 80_000, None, 64, weight_decay=0.01, warmup=150, hold=0.6, cosine=False, ema=0.995
     ),
-    Stage.flow: Plan(
-        1e-3, 800_000, None, 64, weight_decay=0.01, warmup=150, hold=0.55, cosine=False
+    Stage.sd3: Plan(
+        1e-3, 512_000, None, 64, weight_decay=0.01, warmup=150, hold=0.55, cosine=False
     ),
 }
 
@@ -164,35 +162,39 @@ def run_unet(job: Job, plan: Plan, *, weak: bool) -> None:
     parts = {"unet": trained["unet"], "text_encoder": trained["text_encoder"], "vae": vae}
     for kind, part in (parts | {"tokenizer": tokenizer, "scheduler": new_scheduler()}).items():
         save_part(part, job.pipeline / kind)
-    save_index(job.pipeline)
+    save_index(job.pipeline, assembled(**parts, tokenizer=tokenizer, scheduler=new_scheduler()))
 
 
-def run_flow(job: Job, plan: Plan) -> None:
+def run_sd3(job: Job, plan: Plan) -> None:
     """Train the small SD3 towards the pipeline of ``--init``; write its own parts."""
     torch.manual_seed(job.seed)
     teacher = load_pipeline(job.init or FOLDER / "pipeline")
     tokenizer, vae = teacher.tokenizer, teacher.vae
     parts: dict[str, nn.Module] = {
         "transformer": new_transformer(),
-        "text_encoder": new_flow_text_encoder(tokenizer),
-        "text_encoder_2": new_flow_text_encoder(tokenizer),
+        "text_encoder": new_sd3_text_encoder(tokenizer),
+        "text_encoder_2": new_sd3_text_encoder(tokenizer),
     }
     parts["transformer"].set_attn_processor(RepeatedTokenAttention())  # pyright: ignore[reportCallIssue]
 
     def draw(modules: nn.ModuleDict) -> Tensor:
         plain = new_transformer().eval()
         plain.load_state_dict(modules["transformer"].state_dict())
-        pipeline = assembled_flow(dict(modules.items()) | {"transformer": plain}, vae, tokenizer)
+        pipeline = assembled_sd3(dict(modules.items()) | {"transformer": plain}, vae, tokenizer)
         named = [f"a {name} on a blue background" for name in job.data.concepts]
         return generate(pipeline, named[:: max(1, len(named) // 32)][:32], Settings(steps=10))
 
     latents = Latents(job.data, vae, job.latents, job.seed, job.out / "latents.safetensors")  # pyright: ignore[reportArgumentType]
-    task = FlowTask(latents, parts, teacher, tokenizer, plan.batch_size, job.seed, draw=draw)
-    trained = train(task, plan, job.out / "flow")
-    for kind, part in trained.items():
-        save_part(part, job.out / "bundle" / "flow" / kind)
-    save_part(FlowMatchEulerDiscreteScheduler(), job.out / "bundle" / "flow" / "scheduler")
-    save_flow_index(job.out / "bundle" / "flow")
+    task = Sd3Task(latents, parts, teacher, tokenizer, plan.batch_size, job.seed, draw=draw)
+    trained = train(task, plan, job.out / "sd3")
+    folder = job.out / "bundle" / "sd3"
+    parts = dict(trained.items())
+    whole = assembled_sd3(parts, vae, tokenizer)
+    for kind in ("vae", "tokenizer", "tokenizer_2", "scheduler"):
+        parts[kind] = whole.components[kind]
+    for kind, part in parts.items():
+        save_part(part, folder / kind)
+    save_index(folder, whole)
 
 
 def main(
@@ -211,6 +213,7 @@ def main(
     count: Annotated[int, typer.Option(min=16, help="Images of the report.")] = 512,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps of the report.")] = 20,
     bundle: Annotated[Path | None, typer.Option(exists=True, help="Bundle to report on.")] = None,
+    of_sd3: Annotated[bool, typer.Option("--sd3", help="Report on the small SD3.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the UNet.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; 1 is fastest here.")] = 1,
@@ -222,7 +225,9 @@ def main(
         device = "cpu"  # The reported figures are those of float32 on a CPU.
     job = Job(EmojiData(data, device=device), out, init, seed, latents, compiled)
     if stage is Stage.report:
-        figures, made = report(bundle or out / "bundle", job.data, count, Settings(steps))
+        figures, made = report(
+            bundle or out / "bundle", job.data, count, Settings(steps), sd3=of_sd3
+        )
         write_report(figures, out)
         save_pictures(made[:128], out / "contact_sheet.png")
         return
@@ -235,8 +240,8 @@ def main(
         run_vae(job, plan)
     elif stage is Stage.classifier:
         run_classifier(job, plan, statistics)
-    elif stage is Stage.flow:
-        run_flow(job, plan)
+    elif stage is Stage.sd3:
+        run_sd3(job, plan)
     else:
         run_unet(job, plan, weak=stage is Stage.weak)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,10 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from sampler.bundled import FOLDER
+from sampler.pipelines.flow_view import FlowView
+from sampler.types import Level
 from scripts.bundled.emoji_data import generator
-from scripts.bundled.networks import new_scheduler
 from scripts.bundled.tasks import Latents
 from scripts.bundled.tokenizer import TEXT_LENGTH
 
@@ -107,7 +108,16 @@ class RepeatedTokenAttention:
         return attn.to_out[0](image), context
 
 
-def assembled_flow(parts: dict[str, Any], vae: Any, tokenizer: Any) -> StableDiffusion3Pipeline:
+def load_sd3(folder: Path = FOLDER / "sd3") -> StableDiffusion3Pipeline:
+    """Load the folder into the stock class, in float32; it has no T5 encoder."""
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        folder, dtype=torch.float32, text_encoder_3=None, tokenizer_3=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def assembled_sd3(parts: dict[str, Any], vae: Any, tokenizer: Any) -> StableDiffusion3Pipeline:
     """Put the parts together in the stock class, silent, without a T5 encoder."""
     pipeline = StableDiffusion3Pipeline(
         transformer=parts["transformer"],
@@ -124,13 +134,12 @@ def assembled_flow(parts: dict[str, Any], vae: Any, tokenizer: Any) -> StableDif
     return pipeline
 
 
-class FlowTask:
-    """Velocity matching on cached latents, towards a trained VP model's velocity.
+class Sd3Task:
+    """Velocity matching on cached latents, towards the velocity of a trained model.
 
-    x = (1 - sigma) x0 + sigma eps, sigma = sigmoid(N(0, 1)). The target is the mean of eps - x0
-    given x and the caption as the teacher knows it, eps_T - x0_T at the teacher's time of the same
-    sigma / alpha: the regression has the same minimum as on eps - x0 itself for a perfect
-    teacher, and a target without the noise of the draw. Loss: mean squared error.
+    x = (1 - sigma) x0 + sigma eps with sigma = sigmoid(N(0, 1)); loss |v(x, sigma) - v_T|^2, a
+    mean. v_T is the teacher's mean of eps - x0 given x and the caption. For a perfect teacher the
+    minimum is that of the loss on eps - x0, and the target has no noise of the draw.
     """
 
     def __init__(
@@ -144,14 +153,13 @@ class FlowTask:
         *,
         draw: Callable[[nn.ModuleDict], Tensor] | None = None,
     ) -> None:
-        self.latents, self.teacher, self.tokenizer = latents, teacher, tokenizer
+        self.latents, self.tokenizer = latents, tokenizer
         self.batch_size, self.seed, self.draw = batch_size, seed, draw
         self.device = latents.data.sprites.device
         self.modules = nn.ModuleDict(parts).to(self.device)
         for part in (teacher.unet, teacher.text_encoder):
             part.to(self.device).eval().requires_grad_(False)
-        alpha_bar = new_scheduler().alphas_cumprod[:-1].to(self.device)  # the last one is 0
-        self.log_ratios = 0.5 * torch.log((1 - alpha_bar) / alpha_bar)
+        self.view = FlowView(teacher)
 
     def tokens(self, captions: list[str]) -> Tensor:
         """Return token ids [B, 16], padded as both stock pipelines pad them."""
@@ -172,15 +180,10 @@ class FlowTask:
 
     @torch.no_grad()
     def target(self, x: Tensor, sigma: Tensor, ids: Tensor) -> Tensor:
-        """Return the teacher's velocity eps - x0 at x, for flow levels sigma [B, 1, 1, 1]."""
-        size = torch.sqrt((1 - sigma).square() + sigma.square())
-        alpha, noise = (1 - sigma) / size, sigma / size
-        ratio = torch.log(sigma / (1 - sigma)).flatten()
-        upper = torch.searchsorted(self.log_ratios, ratio).clamp(1, len(self.log_ratios) - 1)
-        low, high = self.log_ratios[upper - 1], self.log_ratios[upper]
-        times = (upper - 1) + ((ratio - low) / (high - low)).clamp(0, 1)
-        v = self.teacher.unet(x / size, times, self.teacher.text_encoder(ids)[0]).sample.float()
-        return (noise - alpha) * (x / size) + (alpha + noise) * v
+        """Return the teacher's mean of eps - x0 given x, at flow levels sigma [B, 1, 1, 1]."""
+        states = self.view.pipe.text_encoder(ids)[0]
+        level = Level(0.0, 1 - sigma, sigma)
+        return self.view.forward(x, level, {"encoder_hidden_states": states}, "main").float()
 
     def loss(self, step: int) -> Tensor:
         """Return the mean squared error of the velocity of batch ``step``."""
@@ -203,26 +206,3 @@ class FlowTask:
     def pictures(self, modules: nn.ModuleDict) -> Tensor | None:
         """Return what ``draw`` makes of the averaged modules."""
         return None if self.draw is None else self.draw(modules)
-
-
-MODEL_INDEX = {
-    "_class_name": "StableDiffusion3Pipeline",
-    "_diffusers_version": "0.42.1",
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
-    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-    "text_encoder_3": [None, None],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "tokenizer_2": ["transformers", "CLIPTokenizer"],
-    "tokenizer_3": [None, None],
-    "transformer": ["diffusers", "SD3Transformer2DModel"],
-    "vae": ["diffusers", "AutoencoderTiny"],
-}
-
-
-def save_flow_index(folder: Path) -> None:
-    """Write ``model_index.json``; the autoencoder and the tokenizer are those of ``pipeline/``."""
-    text = json.dumps(MODEL_INDEX, indent=2) + "\n"
-    (folder / "model_index.json").write_text(text, encoding="utf-8")
