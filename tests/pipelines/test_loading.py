@@ -279,6 +279,14 @@ def test_preflight_imports_no_torch(saved):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_pipeline_saved_without_a_component_loads_without_it(tmp_path):
+    pipe = tiny.sd3()
+    pipe.register_modules(text_encoder_3=None, tokenizer_3=None)
+    pipe.save_pretrained(tmp_path)
+    loaded = sampler.load(tmp_path).pipeline.pipe
+    assert loaded.text_encoder_3 is None and loaded.text_encoder_2 is not None
+
+
 def test_loading_says_nothing(tmp_path):
     code = "import sampler; sampler.load(device='cpu')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
