@@ -79,6 +79,11 @@ class DAPS(SamplerBase):
             raise ValueError("daps: space = 'image' needs generate(), whose pipeline decodes.")
         return grid
 
+    def start(self, x: Any, level: Level) -> tuple[Any, Any]:
+        """x, and y [B, ...]: a step may be of some rows only, those that share their levels."""
+        y = self._measurement.rows(x)
+        return x, y.expand(len(x), *y.shape[1:])
+
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         from sampler.samplers.proximal import nearest
 
@@ -87,8 +92,7 @@ class DAPS(SamplerBase):
         r2 = posterior_variance(self.v, level.alpha, level.sigma)
         x0 = d + r2**0.5 * span.noise("x", d)
         if level.alpha >= MIN_ALPHA:
-            y = measured.rows(d).expand(len(d), *measured.y.shape[1:])
-            y = y + self.noise * measured.gain * span.noise("y", y)
+            y = state + self.noise * measured.gain * span.noise("y", state)
             x0 = nearest(measured, y, x0, self.noise, r2, self.cg, self.gn)
         return Move(span.next.alpha * x0, span.next.sigma, state)
 

@@ -8,6 +8,7 @@ import torch
 
 import sampler
 from sampler.core.noise import STREAMS
+from sampler.types import Level
 from tests.analytic import vp_grid
 
 PROBLEMS, DRAWS, D, M, STEPS = 6, 1500, 8, 3, 100
@@ -117,6 +118,25 @@ def test_the_draws_of_a_step_are_named_and_their_own():
     spans.clear()
     run.run(x[:1], vp_grid(2), sampler=Watched(), seeds=[5])
     assert torch.equal(spans[1][0], alone) and not torch.equal(spans[0][0], alone)
+
+
+def test_samples_with_measurements_and_levels_of_their_own():
+    """Each is what it would be alone with its own y: one walks, one skips and ends early."""
+    levels, y = vp_grid(4), torch.tensor([[0.5, -1.0], [2.0, 0.3], [-0.7, 0.1]]).double()
+    paths = ((0, 1, 2, 3, 4), (0, 2, 4, 4, 4), (0, 1, 3, 4, 4))
+    run = sampler.Engine(sampler.denoiser(lambda x, level, _: torch.tanh(x), "x0"))
+    given = {"name": "daps", "operator": lambda x: x[:, :2] ** 2, "noise": 0.3}
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(3)).double()
+    together = [
+        Level(*(torch.tensor(v, dtype=torch.float64) for v in zip(*at, strict=True)))
+        for at in zip(*([levels[i] for i in path] for path in paths), strict=True)
+    ]
+    found = run.run(x, together, sampler={**given, "y": y}, seeds=[7, 8, 9])
+    for row, path in enumerate(paths):
+        own = [levels[i] for i in dict.fromkeys(path)]
+        spec = {**given, "y": y[row : row + 1]}
+        alone = run.run(x[row : row + 1], own, sampler=spec, seeds=[7 + row])
+        assert (found[row] - alone[0]).abs().max() <= 1e-12, row
 
 
 def test_a_decoded_image_needs_a_pipeline():
