@@ -104,21 +104,26 @@ def command(
         )
         options = {**assigned(context, KEYS), **model_settings(model)}
         settings = settings_from_layers(None, config or [], sets or [], options, {})
-        source = Source(settings, lines=lines)
+        source = Source(settings, lines=lines, marks={restored.RESTORED: True})
 
         def loaded(engine: Engine) -> None:
             _print_contraction(engine, lines[0].cells, steps, report)
 
         where = batch.generate(source, batch.RunOptions(download=download), report, loaded)
-        if where is None or n < 2:
-            return
-        from sampler.cli.open_run import open_run
+        if where is not None:
+            draw_summaries(where, report)
 
-        run = open_run(where)
-        for name, data in restored.summaries(run):
-            run.store.put(name, data)
-            report.event("restored", file=f"{where}/{name}")
-            report.result(f"{where}/{name}")
+
+def draw_summaries(where: str, report: Report) -> None:
+    """Write the mean and the spread of each image of a run of restorations, and print the files."""
+    from sampler.cli.open_run import open_run
+    from sampler.runs import restored
+
+    run = open_run(where)
+    for name, data in restored.summaries(run):
+        run.store.put(name, data)
+        report.event("restored", file=f"{where}/{name}")
+        report.result(f"{where}/{name}")
 
 
 def _print_contraction(engine: Engine, cells: Any, steps: int, report: Report) -> None:

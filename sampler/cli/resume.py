@@ -40,7 +40,10 @@ def command(
     debug: Debug = False,
     color: Color = "auto",
 ) -> None:
-    """Resume a run: generate the missing images with its stored plan."""
+    """Resume a run: generate the missing images with its stored plan.
+
+    The means and maps of a run of `sampler restore` are written again.
+    """
     report = Report(as_json=as_json, quiet=quiet, verbose=verbose, debug=debug)
     with report.errors():
         from functools import partial
@@ -53,7 +56,9 @@ def command(
             open_run,
             with_model,
         )
+        from sampler.cli.restore import draw_summaries
         from sampler.runs.location import location_for, open_locked
+        from sampler.runs.restored import RESTORED
         from sampler.runs.stop import stop_on_signals
 
         open_run(run)  # refuse what is not a run folder before locking it
@@ -66,3 +71,5 @@ def command(
             options = batch.RunOptions(executor, address, retry_errors=retry_errors, repair=repair)
             load = partial(engine_of, found, config.model)
             batch.finish(found, location, config, options, report, stop, load)
+        if found.config.get(RESTORED) and location.rank == 0:
+            draw_summaries(location.where, report)

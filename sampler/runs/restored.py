@@ -12,11 +12,12 @@ import numpy as np
 from sampler.core.errors import UsageError
 from sampler.core.image_files import image_size, open_image
 from sampler.runs.folder import RunFolder
+from sampler.runs.jobs import JobSettings
 from sampler.runs.readers import RawLine
 from sampler.samplers.methods import Problem, strategies
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FOLDER = "restored"  # in the folder of the run
+RESTORED = "restored"  # folder in that of the run, and mark of such a run in its run.json
 WHITE = 0.25
 """Standard deviation, of values in [0, 1], that is white in a map of the spread."""
 
@@ -82,10 +83,16 @@ def summaries(run: RunFolder) -> Iterator[tuple[str, bytes]]:
         if len(files) < 2 or not all(files):
             continue
         pixels = np.stack([_pixels(run, str(file)) for file in files])
-        stem = Path(run.groups[run.job(indices[0]).group].sampler["y"]).stem
+        stem = _measured(run.groups[run.job(indices[0]).group]).stem
         spread = np.sqrt(pixels.var(0, ddof=1).mean(-1)) / WHITE
-        yield f"{FOLDER}/{line:06d}_{stem}_mean.png", _png(pixels.mean(0))
-        yield f"{FOLDER}/{line:06d}_{stem}_std.png", _png(spread)
+        yield f"{RESTORED}/{line:06d}_{stem}_mean.png", _png(pixels.mean(0))
+        yield f"{RESTORED}/{line:06d}_{stem}_std.png", _png(spread)
+
+
+def _measured(settings: JobSettings) -> Path:
+    """The file that was restored: of the sampler, or of the rule `data`."""
+    strategies = (settings.sampler, settings.guidance)
+    return Path(next(spec["y"] for spec in strategies if "y" in spec))
 
 
 def _pixels(run: RunFolder, file: str) -> np.ndarray:

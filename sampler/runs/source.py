@@ -51,6 +51,7 @@ class Source:
     scale: float | None = None
     drawn: int | None = None
     lines: Sequence[RawLine] | None = None
+    marks: Mapping[str, Any] = field(default_factory=dict[str, Any])
     skipped: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
 
@@ -75,6 +76,7 @@ class Source:
             name: asdict(getattr(self.config, name)) for name in ("model", "output", "errors")
         }
         sections["axes"] = [asdict(axis) for axis in self.axes]
+        sections |= self.marks
         options = _output_options(output)
         planner = self._planner(model)
         planned = plan_run(planner, self.read_lines(), options, sections)

@@ -1,6 +1,7 @@
 """`sampler restore`: files and folders of images as runs, with means and maps of the spread."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -61,6 +62,32 @@ def test_a_run_goes_on_and_is_the_same(folder, capsys):
     assert np.array_equal(pixels(lost), before)
     out = capsys.readouterr().out
     assert "restored/000001_green_std.png" in out and out.count("images/") >= 4
+
+
+def test_resume_draws_means_and_spreads_as_well(folder, capsys):
+    """Of a run that was stopped before them, and of images that were made again."""
+    drawn = folder / "run" / "restored"
+    before = {path.name: path.read_bytes() for path in drawn.iterdir()}
+    shutil.rmtree(drawn)
+    next((folder / "run" / "images").iterdir()).unlink()
+    capsys.readouterr()
+    assert main(["resume", str(folder / "run")]) == 0
+    assert {path.name: path.read_bytes() for path in drawn.iterdir()} == before
+    assert capsys.readouterr().out.count("/restored/") == len(before) == 4
+
+
+def test_a_run_that_restores_nothing_has_no_means(tmp_path):
+    given = ["generate", "a dog", "--task", "superres", "--image", SMALL, "--steps", "1", "-n", "2"]
+    assert main([*given, "-o", str(tmp_path / "run")]) == 0
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert not (tmp_path / "run" / "restored").exists()
+
+
+def test_the_rule_data_has_its_means_too(tmp_path):
+    given = ["restore", SMALL, *FAST, "--method", "data", "--noise", "0.1"]
+    assert main([*given, "-o", str(tmp_path / "run")]) == 0
+    names = {path.name for path in (tmp_path / "run" / "restored").iterdir()}
+    assert names == {"000000_apple_small_mean.png", "000000_apple_small_std.png"}
 
 
 def test_a_photograph(tmp_path):
