@@ -82,6 +82,10 @@ class TrainerBase:
             raise UsageError("No prompts: give a list of texts, or a prompt file (--prompts FILE).")
         return given
 
+    def images(self, prompts: list[str]) -> list[Path]:
+        """Return the files that the updates read: with other contents it is another run."""
+        return []
+
     def choose(
         self, prompts: list[str], count: int, seed: int, update: int, state: Any
     ) -> list[int] | None:

@@ -136,6 +136,11 @@ def run_config(
         ],
         "fit": settings.record(),
     }
+    if images := trainer.images(prompts):
+        digest = hashlib.sha256()
+        for path in images:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        config["images"] = digest.hexdigest()
     if settings.init_lora is not None:
         files = [lora_file(path).read_bytes() for path, _ in lora_pairs(settings.init_lora)]
         config["init_lora"] = [hashlib.sha256(content).hexdigest() for content in files]

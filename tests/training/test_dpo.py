@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -122,6 +123,18 @@ def test_a_table_in_another_folder_gives_the_same_run_and_a_cut_one_goes_on(fold
         tune(engine, tmp_path / "cut", folder / "pairs.csv", updates=updates)
     assert world.curve(tmp_path / "cut") == world.curve(tmp_path / "whole")
     assert world.weights(tmp_path / "cut") == world.weights(tmp_path / "whole")
+
+
+def test_changed_images_are_another_run(folder, tmp_path):
+    """They are read at every update: a run that went on would be of two data sets."""
+    data, engine = tmp_path / "data", world.engine()
+    shutil.copytree(folder, data)
+    tune(engine, tmp_path / "run", data, updates=1)
+    tune(engine, tmp_path / "run", data, updates=2)
+    Image.new("RGB", (SIZE, SIZE), (26,) * 3).save(data / "dark.png")
+    with pytest.raises(sampler.SamplerError, match="it differs in images") as found:
+        tune(engine, tmp_path / "run", data, updates=3)
+    assert found.value.code == 4
 
 
 def test_a_group_gives_its_best_and_its_worst_image():

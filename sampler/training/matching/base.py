@@ -13,6 +13,8 @@ from sampler.training.base import TrainerBase
 from sampler.training.matching.levels import Law, grid_levels
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from sampler.training.session import Session
@@ -137,3 +139,12 @@ class PairBase(ForwardBase):
                 "prompts."
             )
         return read_pairs(self.data)
+
+    def images(self, prompts: list[str]) -> list[Path]:
+        """Return the images of the pairs, each once."""
+        from sampler.training.matching.pair_files import files_of
+
+        if self.data is None:
+            return []
+        pairs = [files_of(self.data, prompt) for prompt in prompts]
+        return sorted({path for pair in pairs for path in pair})

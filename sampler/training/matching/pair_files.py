@@ -63,8 +63,7 @@ def read_pair(session: Session, source: str, prompt: str) -> Tensor:
 
     height, width = session.size
     found: list[Tensor] = []
-    for key in ("chosen", "rejected"):
-        path = _folder(source) / getattr(prompt, "metadata", {})[key]
+    for path in files_of(source, prompt):
         image = read(path)
         if tuple(image.shape[-2:]) != session.size:
             raise UsageError(
@@ -73,6 +72,12 @@ def read_pair(session: Session, source: str, prompt: str) -> Tensor:
             )
         found.append(session.pipeline.latents_of(image).float())
     return torch.cat(found)
+
+
+def files_of(source: str, prompt: str) -> tuple[Path, Path]:
+    """Return the files of the chosen and of the rejected image of a pair."""
+    names = getattr(prompt, "metadata", {})
+    return _folder(source) / names["chosen"], _folder(source) / names["rejected"]
 
 
 def _folder(source: str) -> Path:
