@@ -22,12 +22,17 @@ from torch import Tensor
 import sampler
 from sampler.bundled import prompts
 from sampler.samplers import operators
+from sampler.samplers.measurement import measurement
 from sampler.samplers.methods import METHODS, Problem, strategies
+from sampler.samplers.variational import VBLE
+from scripts.study.restore_tables import ORDER
 from scripts.study.samplers_inverse import MEASURED
-from scripts.study.samplers_restore import pictures, psnr
+from scripts.study.samplers_restore import dps, pictures, psnr
 
 NOISE, SEEDS, STEPS, BATCH = 0.05, 3, 24, 16
+ZETA = 5.0  # of dps, tuned for this operator: figures/samplers_tuning.csv
 OWN, REAL = 16, 64
+SLOW, FEW = ("admm", "vble"), 16  # the first of the real images alone
 OPERATOR = {"name": "superres", "factor": 4}
 FIGURES = Path("docs/figures")
 SHOWN = ({"name": "superres", "factor": 4}, {"name": "deblur"},
@@ -52,24 +57,32 @@ def samples(engine: sampler.Engine, method: str, texts: list[str], y: Tensor) ->
     """Restorations [SEEDS, B, 3, H, W] of measurements y [B, ...]; one where none is drawn."""
     if method == "pseudo-inverse":
         return (operators.build(OPERATOR).A_dagger(y) / 2 + 0.5).clamp(0, 1)[None]
+    parts: list[Tensor] = []
+    for k in range(0, len(y), BATCH):
+        part = _drawn(engine, method, texts[k : k + BATCH], y[k : k + BATCH], k)
+        parts.append(part.clamp(0, 1))
+    return torch.cat(parts, 1)
+
+
+def _drawn(engine: sampler.Engine, method: str, texts: list[str], y: Tensor, first: int) -> Tensor:
+    """Restorations [SEEDS, B, 3, H, W] of one batch, which begins at an image."""
+    rows = [[1000 * seed + first + i for i in range(len(y))] for seed in range(SEEDS)]
+    if method == "vble":  # three draws of one distribution
+        made = measurement(OPERATOR, y, name="vble", needs_start=True)
+        found = VBLE(NOISE, samples=SEEDS).restore(engine.pipeline, made, (64, 64), rows[0], SEEDS)
+        return found.images.transpose(0, 1)
+    if method == "dps":
+        operator = operators.build(OPERATOR)
+        drawn = [dps(engine, operator, y, texts, seeds, ZETA, STEPS) for seeds in rows]
+        return torch.stack(drawn)
     noise = NOISE if METHODS[method].needs_noise else None
-    drawn: list[Tensor] = []
-    for seed in range(SEEDS):
-        parts: list[Tensor] = []
-        for k in range(0, len(y), BATCH):
-            problem = Problem(OPERATOR, y[k : k + BATCH], noise)
-            _, spec, rule = strategies(method, problem)
-            for solver in (spec, rule):  # average pooling needs no more
-                if isinstance(solver, dict) and solver["name"] in ("daps", "data", "admm"):
-                    solver["cg"] = 2
-            parts.append(
-                engine.generate(
-                    texts[k : k + BATCH], seeds=1000 * seed + k, steps=STEPS, sampler=spec,
-                    guidance=rule, batch_size=BATCH, output="tensor",
-                ).images
-            )  # fmt: skip
-        drawn.append(torch.cat(parts))
-    return torch.stack(drawn)
+    _, spec, rule = strategies(method, Problem(OPERATOR, y, noise))
+    for solver in (spec, rule):  # average pooling needs no more
+        if isinstance(solver, dict) and solver["name"] in ("daps", "data", "admm"):
+            solver["cg"] = 2
+    run: dict[str, Any] = {"steps": STEPS, "sampler": spec, "guidance": rule}
+    run |= {"batch_size": BATCH, "output": "tensor"}
+    return torch.stack([engine.generate(texts, seeds=seeds, **run).images for seeds in rows])
 
 
 def measured(found: Tensor, truth: Tensor, y: Tensor) -> dict[str, Any]:
@@ -106,13 +119,15 @@ def measure(
             writer.writeheader()
         for name, texts, truth in sets(engine, sprites):
             y = operators.measure(operators.build(OPERATOR), truth * 2 - 1, NOISE / 2, seed=77)
-            for method in ("pseudo-inverse", "difface", "reddiff", "daps", "data"):
+            for method in ORDER:
                 if (name, method) in known:
                     continue
-                row = measured(samples(engine, method, texts, y), truth, y)
+                n = FEW if method in SLOW else len(y)
+                row = measured(samples(engine, method, texts[:n], y[:n]), truth[:n], y[:n])
                 row = {k: round(v, 4) for k, v in row.items()}
-                writer.writerow({"set": name, "method": method, "images": len(truth),
-                                 "steps": STEPS, **row})  # fmt: skip
+                steps = {"pseudo-inverse": 0, "vble": VBLE.iterations}.get(method, STEPS)
+                writer.writerow({"set": name, "method": method, "images": n,
+                                 "steps": steps, **row})  # fmt: skip
                 stream.flush()
 
 

@@ -39,7 +39,8 @@ def append(study: str, rows: Iterable[dict[str, Any]], minutes: float = math.inf
 
 def stored(study: str) -> list[dict[str, str]]:
     """Read the rows of a study's file; none if it is missing."""
-    path = FIGURES / f"samplers_{study}.csv"
+    name = study if study.startswith("restore") else f"samplers_{study}"
+    path = FIGURES / f"{name}.csv"
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:

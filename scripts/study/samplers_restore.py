@@ -120,7 +120,7 @@ def restored(
         if method == "pseudo-inverse":
             found = operator.A_dagger(y) / 2 + 0.5
         elif method == "dps":
-            found = _dps(engine, operator, y, seeds, **setting)
+            found = dps(engine, operator, y, [""] * len(y), seeds, **setting)
         else:
             found = _reddiff(engine, operator, y, seeds, setting)
         parts.append(found.clamp(0, 1))
@@ -149,10 +149,19 @@ def _reddiff(
     ).images
 
 
-def _dps(engine: sampler.Engine, operator: Any, y: Tensor, seeds: list[int], zeta: float) -> Tensor:
+def dps(
+    engine: sampler.Engine,
+    operator: Any,
+    y: Tensor,
+    texts: list[str],
+    seeds: list[int],
+    zeta: float,
+    steps: int = STEPS,
+) -> Tensor:
+    """Restore measurements [B, ...] of the decoded images of some prompts by DPS."""
     adapter: Any = engine.pipeline
-    cond = adapter.encode([""] * len(y), [""] * len(y), False, SIZE).cond
-    levels = adapter.grid(STEPS, SIZE)
+    cond = adapter.encode(texts, [""] * len(y), False, SIZE).cond
+    levels = adapter.grid(steps, SIZE)
     ancestral = sampler.build("sampler", {"name": "ddim", "eta": 1.0})
     x, noise = initial(seeds, adapter.latent_shape(*SIZE)), Noise(tuple(seeds))
     for span in spans(levels):

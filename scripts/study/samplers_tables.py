@@ -6,10 +6,20 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-Row = dict[str, str]
+from scripts.study.markdown import Row, Table, grid
+from scripts.study.restore_tables import (
+    calmed,
+    ceiling,
+    gaussian,
+    inverse,
+    methods,
+    settings,
+    times,
+)
+
 Stored = Callable[[str], list[Row]]
 
 
@@ -36,12 +46,6 @@ def _write(page: Path, tables: dict[str, list[str]]) -> None:
         return f"<!-- table: {match[1]} -->\n\n{lines}\n\n<!-- end of table -->"
 
     page.write_text(pattern.sub(renewed, text), encoding="utf-8")
-
-
-def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    body = [f"| {' | '.join(row)} |" for row in rows]
-    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *body]
 
 
 def mixture(rows: list[Row]) -> list[str]:
@@ -130,75 +134,6 @@ def distance(row: Row) -> str:
     return f"{float(row['distance']):.3f}"
 
 
-def inverse(measure: str, digits: int) -> Callable[[list[Row]], list[str]]:
-    """A table of one measure with its standard error: a row per operator, a column per method."""
-
-    def table(rows: list[Row]) -> list[str]:
-        rows = _compared(rows)
-        methods = list(dict.fromkeys(r["method"] for r in rows))
-        lines = []
-        for task in dict.fromkeys(r["task"] for r in rows):
-            mine = {r["method"]: r for r in rows if r["task"] == task}
-            best = max(mine.values(), key=lambda r: float(r[measure]))
-            cells = []
-            for row in (mine.get(m) for m in methods):
-                text = row and f"{float(row[measure]):.{digits}f}"
-                error = row and f" ± {float(row[measure + '_error']):.{digits}f}"
-                cells.append(
-                    f"**{text}**{error}" if row is best else f"{text}{error}" if row else "–"
-                )
-            lines.append((task, *cells))
-        return grid(("operator", *methods), lines)
-
-    return table
-
-
-def settings(rows: list[Row]) -> list[str]:
-    """The tuned setting of each method."""
-    rows = [r for r in _compared(rows) if r["setting"]]
-    methods = list(dict.fromkeys(r["method"] for r in rows))
-    found = {(r["task"], r["method"]): r["setting"] for r in rows}
-    tasks = dict.fromkeys(r["task"] for r in rows)
-    return grid(
-        ("operator", *methods), [(t, *(found.get((t, m), "–") for m in methods)) for t in tasks]
-    )
-
-
-def calmed(rows: list[Row]) -> list[str]:
-    """Plain RED-Diff beside its decay and its average."""
-    with_both = dict.fromkeys(r["task"] for r in rows if _is_calmed(r))
-    mine = [r for r in rows if r["task"] in with_both and r["method"].startswith("reddiff")]
-    return grid(
-        ("operator", "method", "setting", "PSNR / dB", "SSIM"),
-        [
-            (
-                r["task"],
-                r["method"],
-                r["setting"],
-                f"{float(r['psnr']):.2f} ± {float(r['psnr_error']):.2f}",
-                f"{float(r['ssim']):.3f} ± {float(r['ssim_error']):.3f}",
-            )
-            for task in with_both
-            for r in mine
-            if r["task"] == task
-        ],
-    )
-
-
-def ceiling(rows: list[Row]) -> list[str]:
-    """The autoencoder alone, on the true images."""
-    (row,) = (r for r in rows if r["method"] == "autoencoder")
-    return grid(("PSNR / dB", "SSIM"), [(f"{float(row['psnr']):.1f}", f"{float(row['ssim']):.3f}")])
-
-
-def times(rows: list[Row]) -> list[str]:
-    """Seconds per image."""
-    return grid(
-        ("method", "seconds per image"),
-        [(r["method"], f"{float(r['seconds per image']):.3g}") for r in rows],
-    )
-
-
 def calibrated(rows: list[Row]) -> list[str]:
     """Shipped numbers against the default on fresh prompts."""
     return grid(
@@ -240,15 +175,6 @@ def _mean(shares: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, shares)) / len(shares))
 
 
-def _compared(rows: list[Row]) -> list[Row]:
-    return [r for r in rows if r["task"] != "none" and not _is_calmed(r)]
-
-
-def _is_calmed(row: Row) -> bool:
-    return row["method"].startswith("reddiff, ")
-
-
-Table = Callable[[list[Row]], list[str]]
 # page -> marker on it -> (study, table)
 TABLES: dict[str, dict[str, tuple[str, Table]]] = {
     "samplers.md": {
@@ -265,6 +191,8 @@ TABLES: dict[str, dict[str, tuple[str, Table]]] = {
         "calibrated": ("calibrated", calibrated),
     },
     "restoring.md": {
+        "methods": ("restore", methods),
+        "gaussian": ("restore_gaussian", gaussian),
         "psnr": ("inverse", inverse("psnr", 2)),
         "ssim": ("inverse", inverse("ssim", 3)),
         "ceiling": ("inverse", ceiling),

@@ -15,7 +15,8 @@ DOCS = FOLDER.parents[2] / "docs"
 
 
 def stored(study):
-    path = DOCS / "figures" / f"samplers_{study}.csv"
+    name = study if study.startswith("restore") else f"samplers_{study}"
+    path = DOCS / "figures" / f"{name}.csv"
     return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
 
 
