@@ -1,101 +1,78 @@
 """DAPS on Gaussians with an exact denoiser: mean, covariance and intervals of the posterior."""
 
-import math
-from functools import cache
-
 import pytest
 import torch
 
 import sampler
 from sampler.core.noise import STREAMS
 from sampler.types import Level
+from scripts.study.restore_gaussian import D, Gaussians, levels, moments, restored
 from tests.analytic import vp_grid
 
-PROBLEMS, DRAWS, D, M, STEPS = 6, 1500, 8, 3, 100
 # neighbours.md 1.2: (mean error in posterior standard deviations, relative error of the covariance)
 STATED = {0.1: (0.077, 0.047), 0.5: (0.055, 0.038)}
 
 
-@cache
-def problems(noise):
-    """(covariances, operators, measurements, posterior means and covariances), eigenvalues 4..0.05.
-
-    A row of a run is a problem; its elements are DRAWS independent samples.
-    """
-    g = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(PROBLEMS, *shape, generator=g, dtype=torch.float64)  # noqa: E731
-    basis = torch.linalg.qr(draw(D, D)).Q
-    values = torch.logspace(math.log10(4), math.log10(0.05), D, dtype=torch.float64)
-    covariance = basis @ torch.diag(values) @ basis.mT
-    operator = draw(M, D) / math.sqrt(D)
-    truth = torch.linalg.cholesky(covariance) @ draw(D, 1)
-    y = operator @ truth + noise * draw(M, 1)
-    seen = operator @ covariance @ operator.mT + noise**2 * torch.eye(M).double()
-    gain = covariance @ operator.mT @ torch.linalg.inv(seen)
-    return covariance, operator, y.mT, (gain @ y)[..., 0], covariance - gain @ operator @ covariance
-
-
-def engine(covariance):
-    def mean(x, level, _):
-        a, s = level.alpha, level.sigma
-        inner = a * a * covariance + s * s * torch.eye(D).double()
-        return x @ (a * covariance @ torch.linalg.inv(inner)).mT
-
-    return sampler.Engine(sampler.denoiser(mean, "x0"))
-
-
-def spec(name, noise):
-    _, operator, y, _, _ = problems(noise)
-    return {
-        "name": name,
-        "operator": lambda x: x @ operator[: len(x)].mT,
-        "y": y.expand(-1, DRAWS, -1),
-        "noise": noise,
-    }
-
-
-@cache
-def drawn(noise, name="daps"):
-    levels = vp_grid(STEPS)
-    x = torch.randn(PROBLEMS, DRAWS, D, generator=torch.Generator().manual_seed(1)).double()
-    run = engine(problems(noise)[0])
-    if name == "daps":
-        return run.run(x, levels, sampler=spec(name, noise))
-    return run.run(x, levels, sampler="ddim", guidance=spec(name, noise))
-
-
-def errors(samples, noise):
-    *_, mean, covariance = problems(noise)
-    std = covariance.diagonal(dim1=1, dim2=2).sqrt()
-    off = ((samples.mean(1) - mean) / std).abs().mean()
-    found = torch.stack([torch.cov(rows.T) for rows in samples])
-    spread = (
-        (found - covariance).flatten(1).norm(dim=1) / covariance.flatten(1).norm(dim=1)
-    ).mean()
-    return float(off), float(spread)
+def errors(problems, grid):
+    """(mean error, covariance error), means over the problems, and their 95 % half-widths."""
+    found = problems.errors(*moments(problems, grid))
+    half = [1.96 * float(v.std()) / len(v) ** 0.5 for v in found]
+    return [float(v.mean()) for v in found], half
 
 
 @pytest.mark.parametrize("noise", STATED)
-def test_mean_and_covariance_are_those_of_the_posterior(noise):
-    mean, covariance = errors(drawn(noise), noise)
+def test_six_problems_are_as_stated(noise):
+    mean, covariance = errors(Gaussians.draw(6, noise), vp_grid(100))[0]
     assert mean == pytest.approx(STATED[noise][0], abs=0.03) and mean <= 0.1
     assert covariance == pytest.approx(STATED[noise][1], abs=0.03) and covariance <= 0.08
 
 
-def test_nine_tenths_intervals_hold_nine_tenths_of_the_posterior():
-    *_, mean, covariance = problems(0.5)
+@pytest.mark.parametrize("noise", STATED)
+def test_most_problems_are_within_a_tenth_of_a_deviation(noise):
+    """Over 500 problems, with 95 % certainty, in 100 equal steps of the logarithm of the noise."""
+    problems = Gaussians.draw(500, noise, seed=3)
+    (mean, covariance), (mean_half, covariance_half) = errors(problems, levels("exponential"))
+    assert mean + mean_half <= 0.1 and covariance + covariance_half <= 0.08
+
+
+def test_what_is_left_is_a_bias_of_the_steps():
+    """No draws, no noise: it falls as the square root of the steps, and with a better grid."""
+    problems = Gaussians.draw(500, 0.1, seed=3)
+    (few, _), (half, _) = errors(problems, levels())
+    assert 0.1 < few - half and few < 0.12  # in equal steps of the time
+    assert errors(problems, levels(steps=200))[0][0] < 0.8 * few
+    assert errors(problems, levels("exponential"))[0][0] + half < few
+
+
+def test_runs_have_these_moments():
+    """Draws of the loop: 95 % of the elements of mean and covariance in their 95 % intervals."""
+    problems, draws = Gaussians.draw(4, 0.5), 2000
+    found = restored(problems, "daps", {}, draws, steps=20)
+    mean, covariance = moments(problems, levels(steps=20))
     std = covariance.diagonal(dim1=1, dim2=2).sqrt()
-    low, high = drawn(0.5).quantile(torch.tensor([0.05, 0.95]).double(), dim=1)
-    normal = torch.distributions.Normal(mean, std)
-    held = normal.cdf(high) - normal.cdf(low)
+    off = (found.mean(1) - mean) / std * draws**0.5
+    assert off.abs().max() < 4 and off.square().mean().sqrt() == pytest.approx(1, abs=0.35)
+    spread = torch.stack([torch.cov(rows.T) for rows in found])
+    scale = (std[:, :, None] ** 2 * std[:, None] ** 2 + covariance**2).sqrt() / draws**0.5
+    assert ((spread - covariance) / scale).abs().max() < 4.5
+
+
+def test_nine_tenths_intervals_hold_nine_tenths_of_the_posterior():
+    problems = Gaussians.draw(6, 0.5)
+    mean, covariance = moments(problems, levels())
+    ends = 1.645 * covariance.diagonal(dim1=1, dim2=2).sqrt()
+    normal = torch.distributions.Normal(problems.mean, problems.std)
+    held = normal.cdf(mean + ends) - normal.cdf(mean - ends)
     assert 0.88 <= float(held.mean()) <= 0.92
 
 
 def test_the_rule_fits_but_its_spread_is_not_that_of_the_posterior():
     """`data` on deterministic DDIM: what `daps` is for."""
-    mean, covariance = errors(drawn(0.5, "data"), 0.5)
-    exact = errors(drawn(0.5), 0.5)
-    assert exact[0] < mean < 0.35 and 4 * exact[1] < covariance
+    problems = Gaussians.draw(6, 0.5)
+    found = restored(problems, "data", {"eta": 0.0}, 1000)
+    off, spread = problems.errors(found.mean(1), torch.stack([torch.cov(one.T) for one in found]))
+    exact = errors(problems, levels())[0]
+    assert exact[0] < off.mean() < 0.35 and 4 * exact[1] < spread.mean()
 
 
 def test_the_draws_of_a_step_are_named_and_their_own():
@@ -140,12 +117,12 @@ def test_samples_with_measurements_and_levels_of_their_own():
 
 
 def test_a_decoded_image_needs_a_pipeline():
-    given = {**spec("daps", 0.5), "space": "image"}
-    with pytest.raises(ValueError, match=r"daps: space = 'image' needs generate\(\)"):
-        engine(problems(0.5)[0]).run(torch.zeros(1, 1, D), vp_grid(2), sampler=given)
-    rule = {**given, "name": "data"}
-    with pytest.raises(ValueError, match=r"data: space = 'image' needs generate\(\)"):
-        engine(problems(0.5)[0]).run(torch.zeros(1, 1, D), vp_grid(2), guidance=rule)
+    problems = Gaussians.draw(1, 0.5)
+    given = {"operator": problems.measure, "y": problems.y[:, None], "noise": 0.5}
+    given |= {"space": "image"}
+    for name, kind in (("daps", "sampler"), ("data", "guidance")):
+        with pytest.raises(ValueError, match=rf"{name}: space = 'image' needs generate\(\)"):
+            problems.engine.run(torch.zeros(1, 1, D), vp_grid(2), **{kind: {"name": name, **given}})
 
 
 def test_a_y_of_another_operator_is_refused_in_one_sentence():
