@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,7 +127,7 @@ def restored(
     return problems.engine.run(x, grid, sampler={"name": method, "noise": problems.noise, **spec})
 
 
-def _dps(problems: Gaussians, y: Tensor, x: Tensor, grid: Sequence[Level], zeta: float) -> Tensor:
+def _dps(problems: Gaussians, y: Tensor, x: Tensor, grid: tuple[Level, ...], zeta: float) -> Tensor:
     """DPS (arXiv:2209.14687, Algorithm 1): ancestral DDIM, a step down the distance to y."""
     ancestral = sampler.build("sampler", {"name": "ddim", "eta": 1.0})
     generator = torch.Generator().manual_seed(2)
@@ -154,7 +154,7 @@ def variational(problems: Gaussians) -> tuple[Tensor, Tensor]:
     return (root @ found.mean[..., None])[..., 0], scaled @ scaled.mT
 
 
-def moments(problems: Gaussians, grid: Sequence[Level]) -> tuple[Tensor, Tensor]:
+def moments(problems: Gaussians, grid: tuple[Level, ...]) -> tuple[Tensor, Tensor]:
     """Mean [P, D] and covariance [P, D, D] of what `daps` draws, without drawing.
 
     A step is affine in x and in its two noises: its matrices are what it makes of unit vectors.
