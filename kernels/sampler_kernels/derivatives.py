@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sampler_kernels.deferred import computed
 from sampler_kernels.lin import Lin
 from sampler_kernels.opcodes import (
     ADD,
@@ -24,7 +25,6 @@ from sampler_kernels.opcodes import (
     MUL_TABLE,
     SUB,
 )
-from sampler_kernels.scalars import computed
 
 
 class Operations(Protocol):

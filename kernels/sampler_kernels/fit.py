@@ -24,18 +24,20 @@ _MAX_LAYOUTS = 4096  # a run has a few dozen
 class Layout:
     """Shared part of formulas of one program over tensors of equal types, shapes and devices.
 
-    computable: the kernels can compute it. plain: no input is a stand-in of a tracer. rows: the
-    number of rows that the finest coefficient distinguishes; the batch without one. launches: what
-    `triton_ops` has prepared.
+    rows: the number of rows that the finest coefficient distinguishes; the batch without one.
+    computable: the kernels can compute it; `shares_launch`: and all outputs in one launch. plain:
+    torch need not trace it. launches: what `triton_ops` has prepared.
     """
 
-    __slots__ = ("computable", "launches", "plain", "rows")
+    __slots__ = ("computable", "launches", "plain", "rows", "shares_launch")
 
-    def __init__(self, formula: Formula) -> None:
-        tensors, scalars = formula.tensors, formula.coefficients
-        self.rows = _count_rows(scalars, tuple(tensors[0].shape)) if tensors else 0
+    def __init__(self, formula: Formula, plain: bool) -> None:
+        tensors = formula.tensors
+        self.rows = _count_rows(formula.coefficients, tuple(tensors[0].shape)) if tensors else 0
         self.computable = bool(tensors) and _computable(formula, self.rows)
-        self.plain = all(type(t) in _PLAIN or type(t) is RowScalar for t in (*tensors, *scalars))
+        few = len(tensors) <= MAX_INPUTS and len(formula.outs) <= MAX_OUTPUTS
+        self.shares_launch = few and self.computable
+        self.plain = plain
         self.launches: dict[Any, Any] = {}
 
 
@@ -45,38 +47,34 @@ _layouts: dict[Any, Layout] = {}
 def layout_of(formula: Formula) -> Layout:
     """The layout of a formula, cached by its program and by the properties of its inputs."""
     if formula.layout is None:
-        inputs: list[Any] = []
-        compiling = torch.compiler.is_compiling()
-        for t in (*formula.tensors, *formula.coefficients):
-            kind = t.__class__
-            if kind is RowScalar:  # of float32
-                inputs += t.shape, t.device
-            elif kind in _PLAIN and not compiling:
-                inputs += t.shape, t.device, t.dtype
-            else:  # shapes may be symbols of a tracer
-                formula.layout = Layout(formula)
-                return formula.layout
-        key = (*formula.nodes, *formula.outs, *inputs)
-        formula.layout = _layouts.get(key)
-        if formula.layout is None:
-            if len(_layouts) >= _MAX_LAYOUTS:
-                _layouts.clear()
-            formula.layout = _layouts[key] = Layout(formula)
+        formula.layout = _cached(formula)
     return formula.layout
 
 
-def shares_launch(formula: Formula) -> bool:
-    """Return True where the outputs of a formula fit into one launch of a kernel."""
-    return (
-        len(formula.tensors) <= MAX_INPUTS
-        and len(formula.outs) <= MAX_OUTPUTS
-        and layout_of(formula).computable
-    )
+def _cached(formula: Formula) -> Layout:
+    if torch.compiler.is_compiling():  # shapes may be symbols
+        return Layout(formula, plain=False)
+    inputs: list[Any] = []
+    operands: list[Any] = [*formula.tensors, *formula.coefficients]
+    for t in operands:
+        if type(t) is RowScalar:  # of float32
+            inputs.append(t.extent)
+        elif type(t) in _PLAIN:
+            inputs += (*t.shape, t.device, t.dtype)
+        else:
+            return Layout(formula, plain=False)
+    key = (*formula.nodes, *formula.outs, *inputs)
+    layout = _layouts.get(key)
+    if layout is None:
+        if len(_layouts) >= _MAX_LAYOUTS:
+            _layouts.clear()
+        layout = _layouts[key] = Layout(formula, plain=True)
+    return layout
 
 
 def must_differentiate(formula: Formula) -> bool:
     """Return True where torch must see the operation: for autograd, or while it compiles."""
-    if torch.compiler.is_compiling() or not layout_of(formula).plain:
+    if not layout_of(formula).plain:
         return True
     return torch.is_grad_enabled() and any(
         t.requires_grad for t in (*formula.tensors, *formula.coefficients) if isinstance(t, Tensor)

@@ -30,20 +30,20 @@ from sampler_kernels.fit import (
     layout_of,
     must_differentiate,
     narrow,
-    shares_launch,
     torch_table,
 )
 from sampler_kernels.lin import Lin
 from sampler_kernels.opcodes import LOAD, PART
-from sampler_kernels.programs import Formula
-from sampler_kernels.reductions import Sums, joined_with, pending, table_of
-from sampler_kernels.scalars import RowGram, RowScalar
+from sampler_kernels.programs import Formula, ScalarProgram
+from sampler_kernels.reductions import Sums, coefficients_of, joined_with, table_of
+from sampler_kernels.scalars import RowGram, RowScalar, extent
 from sampler_kernels.triton_ops import (
-    compute_scalars,
     run_both,
     run_formula,
     run_gram,
     run_scalars,
+    scalar_programs,
+    set_values,
 )
 
 
@@ -64,21 +64,18 @@ def settle(
 
     waiting: reductions to compute in the same passes, where they fit.
     """
-    done: dict[int, Tensor] = {}
-    left: dict[int, Lin] = {}
-    for lin in lins:
-        if lin.op == LOAD and lin.a.dtype == dtype:
-            done[id(lin)] = lin.a
-        else:
-            left[id(lin)] = lin
-    if left:
-        formula = Formula(left.values())
-        if shares_launch(formula):
-            values = _launch_formula(formula, dtype, waiting)
-        else:
-            values = _settle_apart(list(left.values()), dtype, waiting)
-        done.update(zip(left, values, strict=True))
-    return [done[id(lin)] for lin in lins]
+    left = {id(lin): lin for lin in lins if lin.op != LOAD or lin.a.dtype != dtype}
+    if not left:
+        return [lin.a for lin in lins]
+    formula = Formula(left.values())
+    if layout_of(formula).shares_launch:
+        values = _launch_formula(formula, dtype, waiting)
+    else:
+        values = _settle_apart(list(left.values()), dtype, waiting)
+    if len(values) == len(lins):
+        return values
+    done = dict(zip(left, values, strict=True))
+    return [done[id(lin)] if id(lin) in done else lin.a for lin in lins]
 
 
 def finish(lins: list[Lin], late: list[Any]) -> list[Tensor]:
@@ -86,24 +83,29 @@ def finish(lins: list[Lin], late: list[Any]) -> list[Tensor]:
     nodes: list[Any] = []
     for leaf in late:
         nodes += leaf.nodes if isinstance(leaf, RowGram) else [leaf]
-    values = settle(lins, waiting=pending(nodes))
-    compute_scalars([node for node in nodes if isinstance(node, RowScalar)])
+    programs = scalar_programs(node for node in nodes if isinstance(node, RowScalar))
+    waiting = {id(p): p for _, program in programs for p in program.parts if p.value is None}
+    values = settle(lins, waiting=list(waiting.values()))
+    for mine, program in programs:
+        set_values(mine, program)
     return [*values, *(leaf.tensor() for leaf in late)]
 
 
 def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
     """G[i, j] = <V_i, V_j> per row: `RowGram`, or a tensor where it has to be differentiable."""
     shape = tuple(lins[0].shape)
-    first = 1 if axes is None else axes[0]
-    trailing = axes is None or axes == tuple(range(first, len(shape)))
+    rows, kept = shape[0], shape[:1]
+    trailing = True
+    if axes is not None:
+        rows, kept = math.prod(shape[: axes[0]]), (*shape[: axes[0]], *(1,) * len(axes))
+        trailing = axes == tuple(range(axes[0], len(shape)))
     if len(lins) > MAX_VECTORS or not trailing:
         return torch_ops.gram(lins, axes)
     formula = Formula(lins)
-    if not layout_of(formula).computable:
+    layout = layout_of(formula)
+    if not layout.computable:
         return torch_ops.gram(lins, axes)
-    rows = math.prod(shape[:first])
-    kept = shape[:1] if axes is None else (*shape[:first], *(1,) * (len(shape) - first))
-    if len(formula.tensors) > MAX_INPUTS or layout_of(formula).rows > rows:
+    if len(formula.tensors) > MAX_INPUTS or layout.rows > rows:
         lins = [Lin.of(value) for value in settle(lins)]
         formula = Formula(lins)
     pairs, places = _PAIRS[len(lins)]
@@ -112,9 +114,8 @@ def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
         sums = gram_op(*_operands(formula, rows), ends)
         cells = torch.stack([torch.stack([sums[p] for p in line]) for line in places])
         return cells.view(len(lins), len(lins), *kept)
-    sums, device = Sums(formula, lins, pairs, shape, rows), formula.tensors[0].device
-    own = (sums,)
-    known = [RowScalar(PART, (sums, p), kept, device, False, own) for p in range(len(pairs))]
+    sums, common = Sums(formula, lins, pairs, shape, rows), extent(kept, formula.tensors[0].device)
+    known = [RowScalar(PART, (sums, p), common) for p in range(len(pairs))]
     return RowGram([[known[p] for p in line] for line in places])
 
 
@@ -122,7 +123,7 @@ def recorded(value: Tensor) -> Any:
     """A float32 tensor [B] whose arithmetic is recorded, unless torch has to see it."""
     if not is_plain(value):
         return value
-    return RowScalar.of(value, tuple(value.shape), value.device)
+    return RowScalar.of(value, extent(tuple(value.shape), value.device))
 
 
 def _settle_apart(lins: list[Lin], dtype: torch.dtype, waiting: Sequence[Sums]) -> list[Tensor]:
@@ -147,21 +148,25 @@ def _launch_formula(formula: Formula, dtype: torch.dtype, waiting: Sequence[Sums
         flat = formula_op(*_operands(formula, rows), formula.outs)
         return [y.view(shape).to(dtype) for y in flat]
     count = len(formula.outs)
-    joined = joined_with(waiting, formula, rows)
+    scalars = coefficients_of(formula, shape, rows)
+    joined = joined_with(waiting, formula, scalars, rows) if waiting else []
+    if not joined:
+        return run_formula(formula, table_of(scalars), rows, dtype)
     for sums in joined:
         formula.extend(sums.lins)
-    table = table_of(formula.coefficients, shape, rows)
-    if not joined:
-        return run_formula(formula, table, rows, dtype)
+    if len(formula.coefficients) > len(scalars.outs):
+        scalars = coefficients_of(formula, shape, rows)
+    table = table_of(scalars)
     pairs: list[tuple[int, int]] = []
     first = count
     for sums in joined:
         pairs += [(first + i, first + j) for i, j in sums.pairs]
         first += len(sums.lins)
     outs, parts = run_both(formula, count, pairs, table, rows, dtype)
-    sizes = [len(sums.pairs) for sums in joined]
-    for sums, part in zip(joined, torch.split(parts, sizes), strict=True):
-        sums.value = part
+    first = 0
+    for sums in joined:
+        sums.value = parts[first : first + len(sums.pairs)] if len(joined) > 1 else parts
+        first += len(sums.pairs)
     return outs
 
 
@@ -200,9 +205,9 @@ def gram_op(
                             for i, j in pairs])  # fmt: skip
     formula = Formula.from_program(xs, code, consts, ends)
     sums = run_gram(formula, pairs, table, rows)
-    return run_scalars(
-        [RowScalar(PART, (sums, p), (rows,), sums.device, False) for p in range(len(pairs))], rows
-    )
+    common = extent((rows,), sums.device)
+    products = [RowScalar(PART, (sums, p), common) for p in range(len(pairs))]
+    return run_scalars(ScalarProgram(products, rows))
 
 
 def _formula_fake(

@@ -9,7 +9,7 @@ from sampler_kernels.counting import count_launches
 from sampler_kernels.lin import Lin
 
 
-def check(device: str) -> None:
+def check(device: torch.device) -> None:
     """Raises the error of a launch, and RuntimeError where a kernel gives a wrong result."""
     with torch.no_grad(), count_launches():  # not counted for the caller
         x = torch.linspace(-1, 1, 2 * 1500, device=device).view(2, 1500)

@@ -23,11 +23,9 @@ from sampler_kernels.opcodes import (
     LOAD,
     MUL_CONST,
     PART,
-    SQRT,
     SUB,
-    WHERE,
 )
-from sampler_kernels.scalars import RowScalar, computed
+from sampler_kernels.scalars import RowScalar
 
 
 class Formula:
@@ -156,71 +154,56 @@ class Formula:
 
 
 class ScalarProgram:
-    """Recorded scalars of `rows` rows, as `nodes`: quadruples (operation, a, b, c).
+    """Recorded scalars as `nodes`: tuples of an operation and up to three operands.
 
-    PART: pair b of parts[a], c rows share one value; INPUT: inputs[a], likewise; CONST: consts[a];
-    other operations: nodes.
+    PART: pair b of the reduction parts[a], c rows share one value; INPUT: inputs[a], likewise;
+    CONST: consts[a]; other operations: nodes. `rows` is a multiple of every scalar's rows.
     """
 
-    __slots__ = ("_places", "consts", "inputs", "nodes", "outs", "parts", "rows")
+    __slots__ = ("_places", "consts", "device", "inputs", "nodes", "outs", "parts", "rows")
 
     def __init__(self, scalars: Sequence[RowScalar], rows: int) -> None:
         self.rows = rows
-        self.parts: list[Tensor] = []
+        self.device: Any = scalars[0].extent.device if scalars else None
+        self.parts: list[Any] = []
         self.inputs: list[Tensor] = []
         self.consts: list[float] = []
-        self.nodes: list[tuple[int, int, int, int]] = []
-        self._places: dict[Any, int] = {}
-        places, nodes = self._places, self.nodes
-        self.outs = [self._place(scalar, places, nodes) for scalar in scalars]
+        self.nodes: list[tuple[int, ...]] = []
+        self._places: dict[Any, int] = {}  # of nodes; of reductions among the parts
+        self.outs = [self._visit(scalar, self._places, self.nodes) for scalar in scalars]
 
     @property
     def code(self) -> list[int]:
         """The nodes as one list: node i is `code[4i : 4i + 4]`."""
-        return [number for node in self.nodes for number in node]
+        return [number for node in self.nodes for number in (*node, 0, 0, 0)[:4]]
 
-    def _place(
-        self, node: Any, places: dict[Any, int], nodes: list[tuple[int, int, int, int]]
-    ) -> int:
+    def _visit(self, node: RowScalar, places: dict[Any, int], nodes: list[tuple[int, ...]]) -> int:
         """The position of a node; a node that two scalars share is computed once."""
-        if type(node) is float:
-            self.consts.append(node)
-            nodes.append((CONST, len(self.consts) - 1, 0, 0))
-            return len(nodes) - 1
         place = places.get(node)
         if place is not None:
             return place
         op = node.op
         if node.value is not None or op == INPUT:
-            value = node.args[0] if node.value is None else node.value
-            emitted = INPUT, len(self.inputs), 0, self.rows // node.rows
-            self.inputs.append(value.float().contiguous())
+            emitted = INPUT, len(self.inputs), 0, self.rows // node.extent.rows
+            self.inputs.append(node.args[0] if node.value is None else node.value)
         elif op == PART:
-            place = places[node] = self._part(node)
-            return place
+            sums, pair = node.args
+            part = places.get(sums)
+            if part is None:
+                part = places[sums] = len(self.parts)
+                self.parts.append(sums)
+            emitted = PART, part, pair, self.rows // node.extent.rows
         else:
-            a = b = c = 0
-            args = node.args
-            a = places.get(args[0]) if type(args[0]) is not float else None
-            if a is None:
-                a = self._place(args[0], places, nodes)
-            if op != SQRT:
-                b = self._place(args[1], places, nodes)
-                if op == WHERE:
-                    c = self._place(args[2], places, nodes)
-            emitted = op, a, b, c
+            found = [op]
+            for operand in node.args:
+                if type(operand) is float:
+                    found.append(len(nodes))
+                    nodes.append((CONST, len(self.consts)))
+                    self.consts.append(operand)
+                else:
+                    place = places.get(operand)
+                    found.append(self._visit(operand, places, nodes) if place is None else place)
+            emitted = tuple(found)
         place = places[node] = len(nodes)
         nodes.append(emitted)
-        return place
-
-    def _part(self, node: RowScalar) -> int:
-        sums, pair = node.args
-        place = self._places.get((id(sums), pair))
-        if place is None:
-            part = self._places.get(id(sums))
-            if part is None:
-                part = self._places[id(sums)] = len(self.parts)
-                self.parts.append(computed(sums))
-            place = self._places[id(sums), pair] = len(self.nodes)
-            self.nodes.append((PART, part, pair, self.rows // node.rows))
         return place

@@ -7,14 +7,14 @@ reduction has no launch of its own: `fused.settle` computes it in the pass of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 
+from sampler_kernels.deferred import Deferred
 from sampler_kernels.lin import Lin
-from sampler_kernels.programs import Formula
-from sampler_kernels.scalars import Deferred, RowScalar
+from sampler_kernels.programs import Formula, ScalarProgram
+from sampler_kernels.scalars import RowScalar, extent
 from sampler_kernels.triton_ops import run_gram, run_scalars
 
 # Products that one pass sums, each in its own registers.
@@ -40,15 +40,18 @@ class Sums(Deferred):
 
     def tensor(self) -> Tensor:
         if self.value is None:
-            table = table_of(self.formula.coefficients, self.shape, self.rows)
+            table = table_of(coefficients_of(self.formula, self.shape, self.rows))
             self.value = run_gram(self.formula, self.pairs, table, self.rows)
         return self.value
 
 
-def joined_with(waiting: Sequence[Sums], formula: Formula, rows: int) -> list[Sums]:
-    """The reductions that can share a pass over the tensors of a formula, up to 8 products."""
-    if not waiting:
-        return []
+def joined_with(
+    waiting: Sequence[Sums], formula: Formula, table: ScalarProgram, rows: int
+) -> list[Sums]:
+    """The reductions that can share a pass over the tensors of a formula, up to 8 products.
+
+    table: the formula's coefficients, which must not depend on them.
+    """
     known = {id(t) for t in formula.tensors}
     fit: list[Sums] = []
     for sums in waiting:
@@ -56,30 +59,23 @@ def joined_with(waiting: Sequence[Sums], formula: Formula, rows: int) -> list[Su
         reads = all(id(t) in known for t in sums.formula.tensors)
         if sums.value is None and reads and sums.rows == rows and room:
             fit.append(sums)
-    needed = pending(formula.coefficients)
-    needed += pending(s for sums in fit for s in sums.formula.coefficients)
+    own = coefficients_of
+    needed = [p for sums in fit for p in own(sums.formula, sums.shape, rows).parts]
+    needed += table.parts
     return [sums for sums in fit if all(sums is not other for other in needed)]
 
 
-def pending(scalars: Iterable[Any]) -> list[Sums]:
-    """The reductions that recorded scalars depend on and that are not computed yet."""
-    found: dict[int, Sums] = {}
-    for scalar in scalars:
-        if type(scalar) is RowScalar:
-            for sums in scalar.sums:
-                if sums.value is None:
-                    found[id(sums)] = sums
-    return list(found.values())
-
-
-def table_of(coefficients: Sequence[Any], shape: tuple[int, ...], rows: int) -> Tensor | None:
-    """The coefficients that are not launch constants, [C, rows], in one launch."""
-    if not coefficients:
-        return None
+def coefficients_of(formula: Formula, shape: tuple[int, ...], rows: int) -> ScalarProgram:
+    """The coefficients of a formula that are not launch constants."""
     nodes: list[RowScalar] = []
-    for s in coefficients:
+    for s in formula.coefficients:
         if type(s) is not RowScalar:
             fine = s.ndim == len(shape) > 1 and math.prod(s.shape) > 1
-            s = RowScalar.of(s, tuple(s.shape) if fine else shape[:1], s.device)
+            s = RowScalar.of(s, extent(tuple(s.shape) if fine else shape[:1], s.device))
         nodes.append(s)
-    return run_scalars(nodes, rows)
+    return ScalarProgram(nodes, rows)
+
+
+def table_of(scalars: ScalarProgram) -> Tensor | None:
+    """The values [C, rows] of coefficients, in one launch; None without any."""
+    return run_scalars(scalars) if scalars.outs else None

@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sampler_kernels.backend import backend
+from sampler_kernels.deferred import Deferred, computed
 from sampler_kernels.lin import Lin, Scalar, first_elements
-from sampler_kernels.scalars import Deferred, RowScalar, computed, select
+from sampler_kernels.scalars import RowScalar, select
 from sampler_kernels.trees import leaves, map_tree
 
 if TYPE_CHECKING:

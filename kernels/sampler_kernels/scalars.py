@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from sampler_kernels.deferred import Deferred, computed
 from sampler_kernels.opcodes import (
     ADD,
     DIV,
@@ -33,104 +35,98 @@ if TYPE_CHECKING:
 
 
 # Annotated, so that what is tested against them stays of type Any.
-_ITEMS: tuple[type[Any], ...] = (list, tuple)
 _TUPLE: type[Any] = tuple
+_LIST: type[Any] = list
 
 
-class Deferred:
-    """A value that acts as the tensor `.tensor()` in torch functions, attributes, conversions."""
+class Extent(NamedTuple):
+    """Shape and device that scalars share, and the number of rows that they distinguish."""
 
-    __slots__ = ()
-
-    def tensor(self) -> Tensor:
-        raise NotImplementedError
-
-    def __bool__(self) -> bool:
-        return bool(self.tensor())
-
-    def __float__(self) -> float:
-        return float(self.tensor())
-
-    def __len__(self) -> int:
-        return len(self.tensor())
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.tensor())
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.tensor()[index]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.tensor(), name)
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        given: dict[str, Any] = kwargs or {}
-        known = {name: computed(value) for name, value in given.items()}
-        return func(*map(computed, args), **known)
+    shape: tuple[int, ...]
+    device: Any
+    rows: int
 
 
-def computed(value: Any) -> Any:
-    """The tensor behind a deferred value, also in lists and tuples; other values unchanged."""
-    if isinstance(value, Deferred):
-        return value.tensor()
-    if isinstance(value, _ITEMS):
-        return type(value)(computed(item) for item in value)
-    return value
+@lru_cache(maxsize=4096)
+def extent(shape: tuple[int, ...], device: Any) -> Extent:
+    """The extent of [B], or of [B, kept..., 1...] for reductions over some axes.
+
+    The same object every time, so that scalars are compared by it.
+    """
+    return Extent(shape, device, math.prod(shape))
 
 
 _TORCH = {ADD: "add", SUB: "sub", MUL: "mul", DIV: "div", LESS: "lt", LESS_EQUAL: "le", EQUAL: "eq"}
 
 
+def _operator(op: int, swap: bool = False) -> Callable[[Any, Any], Any]:
+    """The method that records `self op other`, or `other op self`; torch computes the rest.
+
+    Recorded are numbers, scalars of the same extent, and tensors that are operands as they are.
+    """
+    truth = op >= LESS
+    unit = op in (MUL, DIV) and not swap  # x * 1 and x / 1 are x
+
+    def record(self: RowScalar, other: Any) -> Any:
+        if type(other) is RowScalar and other.extent is self.extent:
+            pass
+        elif isinstance(other, (int, float)):
+            if unit and other == 1 and other is not True:
+                return self
+            other = float(other)
+        elif not hasattr(other, "dtype"):
+            return NotImplemented
+        elif self.takes(other):
+            other = RowScalar(INPUT, (other,), self.extent)
+        else:
+            import torch
+
+            pair = self.tensor(), computed(other)
+            return getattr(torch, _TORCH[op])(*(pair[::-1] if swap else pair))
+        return RowScalar(op, (other, self) if swap else (self, other), self.extent, truth)
+
+    return record
+
+
 class RowScalar(Deferred):
     """One number per row: an operation with its arguments, and the value once it is known.
 
-    `shape` is [B], or [B, kept..., 1...] for reductions over some axes. `truth`: the value is a
-    condition. `sums`: the reductions that it depends on.
+    args: numbers and scalars; of PART (reduction, pair), of INPUT (tensor,). truth: the value is a
+    condition.
     """
 
-    __slots__ = ("args", "device", "op", "shape", "sums", "truth", "value")
+    __slots__ = ("args", "extent", "op", "truth", "value")
     __hash__ = object.__hash__
     evaluate: ClassVar[Callable[[Sequence[RowScalar]], None]]
     """Computes the values of some scalars in one launch. Set by `triton_ops`, which reads them."""
 
-    def __init__(
-        self,
-        op: int,
-        args: tuple[Any, ...],
-        shape: tuple[int, ...],
-        device: Any,
-        truth: bool,
-        sums: tuple[Any, ...] = (),
-    ) -> None:
+    def __init__(self, op: int, args: tuple[Any, ...], extent: Extent, truth: bool = False) -> None:
         self.op = op
         self.args = args
-        self.shape = shape
-        self.device = device
+        self.extent = extent
         self.truth = truth
-        self.sums = sums
         self.value: Tensor | None = None
 
     @staticmethod
-    def of(value: Any, shape: tuple[int, ...], device: Any) -> RowScalar:
-        """A tensor that broadcasts to this shape, as a recorded scalar; a RowScalar unchanged."""
+    def of(value: Any, extent: Extent) -> RowScalar:
+        """A tensor that broadcasts to this extent, as a recorded scalar; a RowScalar unchanged."""
         if isinstance(value, RowScalar):
             return value
-        if value.shape != shape:
-            value = value.expand(shape)
-        return RowScalar(INPUT, (value,), shape, device, False)
+        if value.shape != extent.shape:
+            value = value.expand(extent.shape)
+        return RowScalar(INPUT, (value,), extent)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.extent.shape
+
+    @property
+    def device(self) -> Any:
+        return self.extent.device
 
     @property
     def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def rows(self) -> int:
-        return math.prod(self.shape)
+        return len(self.extent.shape)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -145,47 +141,16 @@ class RowScalar(Deferred):
         assert self.value is not None
         return self.value
 
-    def __add__(self, other: Any) -> Any:
-        return self._binary(ADD, other)
-
-    def __radd__(self, other: Any) -> Any:
-        return self._binary(ADD, other, swap=True)
-
-    def __sub__(self, other: Any) -> Any:
-        return self._binary(SUB, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return self._binary(SUB, other, swap=True)
-
-    def __mul__(self, other: Any) -> Any:
-        return self._binary(MUL, other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return self._binary(MUL, other, swap=True)
-
-    def __truediv__(self, other: Any) -> Any:
-        return self._binary(DIV, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return self._binary(DIV, other, swap=True)
-
-    def __lt__(self, other: Any) -> Any:
-        return self._binary(LESS, other)
-
-    def __le__(self, other: Any) -> Any:
-        return self._binary(LESS_EQUAL, other)
-
-    def __gt__(self, other: Any) -> Any:
-        return self._binary(LESS, other, swap=True)
-
-    def __ge__(self, other: Any) -> Any:
-        return self._binary(LESS_EQUAL, other, swap=True)
-
-    def __eq__(self, other: object) -> Any:
-        return self._binary(EQUAL, other)
+    __add__, __radd__ = _operator(ADD), _operator(ADD, swap=True)
+    __sub__, __rsub__ = _operator(SUB), _operator(SUB, swap=True)
+    __mul__, __rmul__ = _operator(MUL), _operator(MUL, swap=True)
+    __truediv__, __rtruediv__ = _operator(DIV), _operator(DIV, swap=True)
+    __lt__, __gt__ = _operator(LESS), _operator(LESS, swap=True)
+    __le__, __ge__ = _operator(LESS_EQUAL), _operator(LESS_EQUAL, swap=True)
+    __eq__ = _operator(EQUAL)
 
     def __ne__(self, other: object) -> Any:
-        same = self._binary(EQUAL, other)
+        same: Any = self == other
         return same if same is NotImplemented else ~same
 
     def __and__(self, other: Any) -> Any:
@@ -201,7 +166,7 @@ class RowScalar(Deferred):
     def __invert__(self) -> Any:
         if not self.truth:
             return ~self.tensor()
-        return RowScalar(EQUAL, (self, 0.0), self.shape, self.device, True, self.sums)
+        return RowScalar(EQUAL, (self, 0.0), self.extent, True)
 
     def __neg__(self) -> Any:
         return self * -1.0
@@ -212,10 +177,10 @@ class RowScalar(Deferred):
         return self.tensor() ** power
 
     def sqrt(self) -> RowScalar:
-        return RowScalar(SQRT, (self,), self.shape, self.device, False, self.sums)
+        return RowScalar(SQRT, (self,), self.extent)
 
     def square(self) -> RowScalar:
-        return RowScalar(MUL, (self, self), self.shape, self.device, False, self.sums)
+        return RowScalar(MUL, (self, self), self.extent)
 
     def abs(self) -> Any:
         return select(self < 0.0, -self, self)
@@ -225,37 +190,16 @@ class RowScalar(Deferred):
         low = self if min is None else select(self < min, min, self)
         return low if max is None else select(low > max, max, low)
 
-    def __repr__(self) -> str:
-        return f"RowScalar({self.shape})"
-
-    def _binary(self, op: int, other: Any, swap: bool = False) -> Any:
-        """Record `self op other`; torch computes operands that are not numbers or such scalars."""
-        sums = self.sums
-        if type(other) is RowScalar and other.shape == self.shape:
-            if other.sums is not sums:
-                sums = _union(sums, other.sums)
-        elif isinstance(other, (int, float)):
-            if other == 1 and (op == MUL or op == DIV) and not swap and other is not True:
-                return self
-            other = float(other)
-        elif not hasattr(other, "dtype"):
-            return NotImplemented
-        elif self._takes(other):
-            other = RowScalar.of(other, self.shape, self.device)
-        else:
-            import torch
-
-            pair = (computed(other), self.tensor()) if swap else (self.tensor(), computed(other))
-            return getattr(torch, _TORCH[op])(*pair)
-        pair = (other, self) if swap else (self, other)
-        return RowScalar(op, pair, self.shape, self.device, op >= LESS, sums)
-
-    def _takes(self, other: Any) -> bool:
+    def takes(self, other: Any) -> bool:
         """Return True for a tensor that is an operand as it is: recording costs no launch."""
         if isinstance(other, Deferred) or getattr(other, "requires_grad", True):
             return False
-        alike = tuple(other.shape) == self.shape and other.device == self.device
+        shape, device, _ = self.extent
+        alike = tuple(other.shape) == shape and other.device == device
         return alike and other.dtype == self.dtype and other.is_contiguous()
+
+    def __repr__(self) -> str:
+        return f"RowScalar({self.shape})"
 
 
 class RowGram(Deferred):
@@ -267,15 +211,13 @@ class RowGram(Deferred):
         self.cells = cells
 
     def __getitem__(self, index: Any) -> Any:
-        if type(index) is int:
-            cell: Any = self.cells[index]
-            return cell if isinstance(cell, RowScalar) else RowGram(cell)
-        if isinstance(index, _TUPLE) and len(index) == 2:
-            i, j = index
-            line: Any = self.cells[i] if type(i) is int else self.cells[0]
-            if type(i) is type(j) is int and not isinstance(line, RowScalar):
-                return line[j]
-        return self.tensor()[index]
+        places: tuple[Any, ...] = index if isinstance(index, _TUPLE) else (index,)
+        cell: Any = self.cells
+        for place in places:
+            if not isinstance(cell, _LIST) or type(place) is not int:
+                return self.tensor()[index]
+            cell = cell[place]
+        return RowGram(cell) if isinstance(cell, _LIST) else cell
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self.cells)))
@@ -302,12 +244,11 @@ class RowGram(Deferred):
 
 
 def select(condition: RowScalar, yes: Any, no: Any) -> Any:
-    """`yes` where the condition holds, else `no`: numbers, or scalars of the condition's shape."""
-    sums, truth = condition.sums, True
-    parts: list[Any] = []
+    """`yes` where the condition holds, else `no`: numbers, or scalars of the condition's extent."""
+    truth = True
+    parts: list[Any] = [condition]
     for part in (yes, no):
-        if type(part) is RowScalar and part.shape == condition.shape:
-            sums = _union(sums, part.sums)
+        if type(part) is RowScalar and part.extent is condition.extent:
             truth = truth and part.truth
         elif isinstance(part, (int, float)):
             part, truth = float(part), False
@@ -316,14 +257,4 @@ def select(condition: RowScalar, yes: Any, no: Any) -> Any:
 
             return torch.where(condition.tensor(), computed(yes), computed(no))
         parts.append(part)
-    args = (condition, *parts)
-    return RowScalar(WHERE, args, condition.shape, condition.device, truth, sums)
-
-
-def _union(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The reductions of both, by identity."""
-    if a is b or not b:
-        return a
-    if not a:
-        return b
-    return (*a, *(sums for sums in b if all(sums is not other for other in a)))
+    return RowScalar(WHERE, tuple(parts), condition.extent, truth)

@@ -18,7 +18,7 @@ def _triton(device: torch.device, dtype: torch.dtype) -> bool:
     name = requested()
     if name == "reference" or (name == "auto" and device.type != "cuda"):
         return False
-    return dtype is not torch.float64 and (dry() or works(str(device)))
+    return dtype is not torch.float64 and (dry() or works(device))
 
 
 # torch.compile bakes the answer into what it compiles, as it does with shapes and devices. The
@@ -28,7 +28,7 @@ triton: Callable[[torch.device, torch.dtype], bool] = _compiler.assume_constant_
 
 
 @cache
-def works(device: str) -> bool:
+def works(device: torch.device) -> bool:
     """Return True where the kernels run and their results are right; otherwise warns, once."""
     try:
         from sampler_kernels.probe import check

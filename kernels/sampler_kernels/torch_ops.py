@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sampler_kernels.deferred import computed
 from sampler_kernels.lin import Lin
 from sampler_kernels.opcodes import (
     ADD,
@@ -22,7 +23,6 @@ from sampler_kernels.opcodes import (
     MUL_TABLE,
     SUB,
 )
-from sampler_kernels.scalars import computed
 
 # Summands per partial sum. A row is cut into pieces of this length before it is summed, so that
 # the order of the additions depends neither on the batch size nor on the number of threads.

@@ -6,7 +6,7 @@ The kernels read raw memory, so tensors that are not contiguous are copied first
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sampler_kernels import triton_kernels
 from sampler_kernels.counting import dry, record
+from sampler_kernels.deferred import computed
 from sampler_kernels.fit import layout_of
 from sampler_kernels.programs import Formula, ScalarProgram
 from sampler_kernels.scalars import RowScalar
@@ -34,47 +35,35 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 class Launch:
     """A launch that is prepared: kernel, number of programs, numbers, compile-time constants.
 
-    shape: of its outputs. read, written: bytes of the tensors that it reads and writes.
+    traffic: bytes of the tensors that it reads and writes.
     """
 
-    __slots__ = (
-        "constants",
-        "cuda",
-        "device",
-        "kernel",
-        "numbers",
-        "programs",
-        "read",
-        "shape",
-        "written",
-    )
+    __slots__ = ("constants", "cuda", "device", "grid", "kernel", "numbers", "traffic")
 
     def __init__(
         self,
         kernel: str,
         programs: int,
         device: torch.device,
-        shape: Sequence[int],
         numbers: tuple[int, ...],
         constants: dict[str, Any],
         traffic: tuple[int, int],
     ) -> None:
-        self.kernel, self.programs = kernel, programs
+        self.kernel, self.grid = kernel, (programs,)
         self.device, self.cuda = device, device.type == "cuda"
-        self.shape = tuple(shape)  # allocates faster than a torch.Size
         self.numbers, self.constants = numbers, {**constants, **OPTIONS}
-        self.read, self.written = traffic
+        self.traffic = traffic
 
     def __call__(self, kernel: Any, *args: Any) -> None:
         """Launch on the tensors' device; Triton uses the current one."""
-        record(self.kernel, self.read, self.written)
+        record(self.kernel, *self.traffic)
         if dry():
             return
         if not self.cuda:
-            kernel[(self.programs,)](*args, *self.numbers, **self.constants)
+            kernel[self.grid](*args, *self.numbers, **self.constants)
             return
         with torch.cuda.device(self.device):
-            kernel[(self.programs,)](*args, *self.numbers, **self.constants)
+            kernel[self.grid](*args, *self.numbers, **self.constants)
 
 
 def run_formula(
@@ -86,9 +75,9 @@ def run_formula(
     launch = launches.get((rows, dtype))
     if launch is None:
         launch = launches[rows, dtype] = _plan_formula(formula, xs, rows, dtype)
-    outs = tuple([new(launch.shape, dtype, launch.device) for _ in formula.outs])
-    launch(_formula, xs, outs, tuple(formula.consts), table, rows)
-    return list(outs)
+    outs = [new_like(xs[0], dtype) for _ in formula.outs]
+    launch(_formula, xs, tuple(outs), tuple(formula.consts), table, rows)
+    return outs
 
 
 def run_gram(
@@ -113,28 +102,25 @@ def run_both(
     launch = launches.get(key)
     if launch is None:
         launch = launches[key] = _plan_both(formula, xs, *key)
-    splits = launch.numbers[1]
-    outs = tuple([new(launch.shape, dtype, launch.device) for _ in range(count)])
-    sums = new((len(pairs), rows, splits), torch.float32, launch.device)
-    launch(_gram, xs, outs, sums, tuple(formula.consts), table, rows)
-    return list(outs), sums
+    outs = [new_like(xs[0], dtype) for _ in range(count)]
+    sums = new((len(pairs), rows, launch.numbers[1]), torch.float32, launch.device)
+    launch(_gram, xs, tuple(outs), sums, tuple(formula.consts), table, rows)
+    return outs, sums
 
 
-def run_scalars(nodes: Sequence[RowScalar], rows: int) -> Tensor:
-    """The values [C, rows] of recorded scalars; rows is a multiple of every scalar's rows."""
-    program = ScalarProgram(nodes, rows)
-    device = nodes[0].device
-    splits = tuple([sums.shape[2] for sums in program.parts])
-    sizes = [x.numel() for x in program.inputs]
-    key = (*program.nodes, *program.outs, *splits, *sizes, rows, device)
+def run_scalars(program: ScalarProgram) -> Tensor:
+    """The values [C, rows] of recorded scalars."""
+    parts = tuple([computed(sums) for sums in program.parts])
+    inputs = tuple([x.float().contiguous() for x in program.inputs])
+    splits = tuple([sums.shape[2] for sums in parts])
+    key = (tuple(program.nodes), tuple(program.outs), splits, program.rows, program.device)
     launch = _scalar_launches.get(key)
     if launch is None:
         if len(_scalar_launches) >= _MAX_LAUNCHES:
             _scalar_launches.clear()
-        launch = _scalar_launches[key] = _plan_scalars(program, splits, device)
-    out = new(launch.shape, torch.float32, device)
-    parts, inputs = tuple(program.parts), tuple(program.inputs)
-    launch(_scalar, parts, splits, inputs, tuple(program.consts), out, rows)
+        launch = _scalar_launches[key] = _plan_scalars(program, parts, inputs, splits)
+    out = new((len(program.outs), program.rows), torch.float32, program.device)
+    launch(_scalar, parts, splits, inputs, tuple(program.consts), out, program.rows)
     return out
 
 
@@ -154,10 +140,7 @@ def _plan_formula(formula: Formula, xs: Sequence[Tensor], rows: int, dtype: torc
     }
     written = len(formula.outs) * xs[0].numel() * dtype.itemsize
     traffic = (_bytes(xs), written)
-    like = xs[0]
-    return Launch(
-        "formula", rows * blocks, like.device, like.shape, (n, blocks), constants, traffic
-    )
+    return Launch("formula", rows * blocks, xs[0].device, (n, blocks), constants, traffic)
 
 
 def _plan_both(
@@ -183,11 +166,15 @@ def _plan_both(
     }
     written = count * xs[0].numel() * dtype.itemsize + len(pairs) * rows * splits * 4
     name, traffic = "both" if count else "gram", (_bytes(xs), written)
-    numbers, like = (n, splits, chunk), xs[0]
-    return Launch(name, rows * splits, like.device, like.shape, numbers, constants, traffic)
+    return Launch(name, rows * splits, xs[0].device, (n, splits, chunk), constants, traffic)
 
 
-def _plan_scalars(program: ScalarProgram, splits: tuple[int, ...], device: torch.device) -> Launch:
+def _plan_scalars(
+    program: ScalarProgram,
+    parts: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    splits: tuple[int, ...],
+) -> Launch:
     constants = {
         "CODE": tuple(program.code),
         "NODES": len(program.nodes),
@@ -195,20 +182,31 @@ def _plan_scalars(program: ScalarProgram, splits: tuple[int, ...], device: torch
         "M": len(program.outs),
         "LANES": 1 << (max(splits, default=1) - 1).bit_length(),
     }
-    traffic = _bytes(program.parts) + _bytes(program.inputs), len(program.outs) * program.rows * 4
-    shape = (len(program.outs), program.rows)
-    return Launch("scalar", program.rows, device, shape, (), constants, traffic)
+    traffic = _bytes((*parts, *inputs)), 4 * len(program.outs) * program.rows
+    return Launch("scalar", program.rows, program.device, (), constants, traffic)
 
 
 def compute_scalars(nodes: Sequence[RowScalar]) -> None:
     """Compute the value of every recorded scalar: one launch for all of the same rows."""
-    waiting = {id(node): node for node in nodes if node.value is None}
-    for rows in sorted({node.rows for node in waiting.values()}):
-        mine = [node for node in waiting.values() if node.rows == rows]
-        table = run_scalars(mine, rows)
-        for node, line in zip(mine, table.unbind(), strict=True):
-            value = line != 0 if node.truth else line
-            node.value = value if node.ndim == 1 else value.view(node.shape)
+    for mine, program in scalar_programs(nodes):
+        set_values(mine, program)
+
+
+def scalar_programs(nodes: Iterable[RowScalar]) -> list[tuple[list[RowScalar], ScalarProgram]]:
+    """The scalars that have no value yet, by their number of rows, and the program of each."""
+    groups: dict[int, dict[int, RowScalar]] = {}
+    for node in nodes:
+        if node.value is None:
+            groups.setdefault(node.extent.rows, {})[id(node)] = node
+    found = [(list(groups[rows].values()), rows) for rows in sorted(groups)]
+    return [(mine, ScalarProgram(mine, rows)) for mine, rows in found]
+
+
+def set_values(nodes: Sequence[RowScalar], program: ScalarProgram) -> None:
+    """Run the program of some scalars, and keep their values."""
+    for node, line in zip(nodes, run_scalars(program).unbind(), strict=True):
+        value = line != 0 if node.truth else line
+        node.value = value if node.ndim == 1 else value.view(node.shape)
 
 
 RowScalar.evaluate = compute_scalars
@@ -218,6 +216,12 @@ def new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tenso
     """Contiguous memory for a kernel to write, every element of it."""
     make = torch.zeros if dry() else torch.empty
     return make(shape, dtype=dtype, device=device)
+
+
+def new_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same in the shape of a contiguous tensor, which torch allocates in less time."""
+    make = torch.zeros_like if dry() else torch.empty_like
+    return make(x, dtype=dtype)
 
 
 def _ceil(a: int, b: int) -> int:

@@ -25,6 +25,9 @@ class Canary:
         self.buffers.append(buffer)
         return buffer[MARGIN : MARGIN + count].view(tuple(shape))
 
+    def new_like(self, x, dtype):
+        return self.new(x.shape, dtype, x.device)
+
     def check(self):
         assert self.buffers, "no kernel has run"
         for buffer in self.buffers:
@@ -35,6 +38,7 @@ class Canary:
 def watched(monkeypatch):
     canary = Canary()
     monkeypatch.setattr(triton_ops, "new", canary.new)
+    monkeypatch.setattr(triton_ops, "new_like", canary.new_like)
     return canary
 
 
