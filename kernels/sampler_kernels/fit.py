@@ -63,7 +63,7 @@ def _cached(formula: Formula) -> Layout:
             inputs += (*t.shape, t.device, t.dtype)
         else:
             return Layout(formula, plain=False)
-    key = (*formula.nodes, *formula.outs, *inputs)
+    key = (tuple(formula.code), tuple(formula.outs), *inputs)
     layout = _layouts.get(key)
     if layout is None:
         if len(_layouts) >= _MAX_LAYOUTS:
@@ -141,7 +141,7 @@ def _computable(formula: Formula, rows: int) -> bool:
             if shape[:lead] != tuple(like.shape[:lead]):
                 return False
     # To the kernels, every coefficient starts a new row.
-    return rows == like.shape[0] or all(node[0] != FIRST for node in formula.nodes)
+    return rows == like.shape[0] or FIRST not in formula.code[::3]
 
 
 def _count_rows(scalars: Sequence[Any], shape: tuple[int, ...]) -> int:

@@ -29,7 +29,7 @@ from sampler_kernels.scalars import RowScalar
 
 
 class Formula:
-    """Lazy values over the same tensors, as `nodes`: triples (operation, a, b).
+    """Lazy values over the same tensors, as `code`: node i is code[3i : 3i + 3], (operation, a, b).
 
     LOAD and FIRST read tensors[a]; FILL consts[a]; ADD and SUB nodes a, b; MUL_CONST and DIV_CONST
     node a, consts[b]; MUL_TABLE and DIV_TABLE node a, coefficients[b]. `outs` are the nodes of the
@@ -39,11 +39,11 @@ class Formula:
     __slots__ = (
         "_indices",
         "_places",
+        "code",
         "coefficients",
         "consts",
         "layout",
         "leaves",
-        "nodes",
         "outs",
         "tensors",
     )
@@ -53,7 +53,7 @@ class Formula:
         self.leaves: list[Lin] = []
         self.coefficients: list[Any] = []
         self.consts: list[float] = []
-        self.nodes: list[tuple[int, int, int]] = []
+        self.code: list[int] = []
         self.outs: list[int] = []
         self.layout: Any = None
         self._places: dict[Any, int] = {}  # of nodes; of (operation, index of a tensor) for leaves
@@ -67,25 +67,19 @@ class Formula:
         """A formula whose program is known; its coefficients are the rows of a table."""
         self = Formula()
         self.tensors = list(tensors)
-        self.nodes = list(zip(code[::3], code[1::3], code[2::3], strict=True))
         self.leaves = [Lin(LOAD, x) for x in tensors]
-        self.consts, self.outs = list(consts), list(outs)
+        self.code, self.consts, self.outs = list(code), list(consts), list(outs)
         return self
-
-    @property
-    def code(self) -> list[int]:
-        """The nodes as one list: node i is `code[3i : 3i + 3]`."""
-        return [number for node in self.nodes for number in node]
 
     def extend(self, lins: Iterable[Lin]) -> None:
         """Record further outputs; nodes that are recorded already are not walked again."""
-        places, nodes = self._places, self.nodes
+        places, code = self._places, self.code
         for lin in lins:
             place = places.get(lin)
-            self.outs.append(self._visit(lin, places, nodes) if place is None else place)
+            self.outs.append(self._visit(lin, places, code) if place is None else place)
         self.layout = None
 
-    def _visit(self, node: Lin, places: dict[Any, int], nodes: list[tuple[int, int, int]]) -> int:
+    def _visit(self, node: Lin, places: dict[Any, int], code: list[int]) -> int:
         """Record a node that has no place yet.
 
         A method, since a closure that calls itself would keep the tensors alive until the garbage
@@ -93,7 +87,7 @@ class Formula:
         """
         op, b = node.op, node.b
         if op <= FIRST:
-            return self._visit_leaf(node, places, nodes)
+            return self._visit_leaf(node, places, code)
         if op == FILL:
             a, b = len(self.consts), 0
             self.consts.append(node.b)
@@ -101,23 +95,21 @@ class Formula:
             child = node.a
             a = places.get(child)
             if a is None:
-                a = self._visit(child, places, nodes)
+                a = self._visit(child, places, code)
             if op <= SUB:  # ADD or SUB
                 child, b = b, places.get(b)
                 if b is None:
-                    b = self._visit(child, places, nodes)
+                    b = self._visit(child, places, code)
             elif op == MUL_CONST or op == DIV_CONST:
                 self.consts.append(b)
                 b = len(self.consts) - 1
             else:
                 b = self._coefficient(b)
-        place = places[node] = len(nodes)
-        nodes.append((op, a, b))
+        place = places[node] = len(code) // 3
+        code += op, a, b
         return place
 
-    def _visit_leaf(
-        self, leaf: Lin, places: dict[Any, int], nodes: list[tuple[int, int, int]]
-    ) -> int:
+    def _visit_leaf(self, leaf: Lin, places: dict[Any, int], code: list[int]) -> int:
         """Record a leaf; two leaves of one tensor are loaded once."""
         x = leaf.a
         index = self._indices.get(id(x))
@@ -128,8 +120,8 @@ class Formula:
         key = (leaf.op, index)
         place = places.get(key)
         if place is None:
-            place = places[key] = len(nodes)
-            nodes.append((leaf.op, index, 0))
+            place = places[key] = len(code) // 3
+            code += leaf.op, index, 0
         places[leaf] = place
         return place
 
@@ -154,13 +146,13 @@ class Formula:
 
 
 class ScalarProgram:
-    """Recorded scalars as `nodes`: tuples of an operation and up to three operands.
+    """Recorded scalars as `code`: node i is code[4i : 4i + 4], (operation, a, b, c).
 
     PART: pair b of the reduction parts[a], c rows share one value; INPUT: inputs[a], likewise;
     CONST: consts[a]; other operations: nodes. `rows` is a multiple of every scalar's rows.
     """
 
-    __slots__ = ("_places", "consts", "device", "inputs", "nodes", "outs", "parts", "rows")
+    __slots__ = ("_places", "code", "consts", "device", "inputs", "outs", "parts", "rows")
 
     def __init__(self, scalars: Sequence[RowScalar], rows: int) -> None:
         self.rows = rows
@@ -168,42 +160,42 @@ class ScalarProgram:
         self.parts: list[Any] = []
         self.inputs: list[Tensor] = []
         self.consts: list[float] = []
-        self.nodes: list[tuple[int, ...]] = []
+        self.code: list[int] = []
         self._places: dict[Any, int] = {}  # of nodes; of reductions among the parts
-        self.outs = [self._visit(scalar, self._places, self.nodes) for scalar in scalars]
+        self.outs = [self._visit(scalar, self._places, self.code) for scalar in scalars]
 
-    @property
-    def code(self) -> list[int]:
-        """The nodes as one list: node i is `code[4i : 4i + 4]`."""
-        return [number for node in self.nodes for number in (*node, 0, 0, 0)[:4]]
-
-    def _visit(self, node: RowScalar, places: dict[Any, int], nodes: list[tuple[int, ...]]) -> int:
+    def _visit(self, node: RowScalar, places: dict[Any, int], code: list[int]) -> int:
         """The position of a node; a node that two scalars share is computed once."""
         place = places.get(node)
         if place is not None:
             return place
         op = node.op
-        if node.value is not None or op == INPUT:
-            emitted = INPUT, len(self.inputs), 0, self.rows // node.extent.rows
-            self.inputs.append(node.args[0] if node.value is None else node.value)
-        elif op == PART:
+        if op == PART and node.value is None:
             sums, pair = node.args
             part = places.get(sums)
             if part is None:
                 part = places[sums] = len(self.parts)
                 self.parts.append(sums)
-            emitted = PART, part, pair, self.rows // node.extent.rows
+            found = [PART, part, pair, self.rows // node.extent.rows]
+        elif op == INPUT or node.value is not None:
+            found = [INPUT, len(self.inputs), 0, self.rows // node.extent.rows]
+            self.inputs.append(node.args[0] if node.value is None else node.value)
         else:
             found = [op]
             for operand in node.args:
                 if type(operand) is float:
-                    found.append(len(nodes))
-                    nodes.append((CONST, len(self.consts)))
+                    place = len(code) // 4
+                    code += CONST, len(self.consts), 0, 0
                     self.consts.append(operand)
                 else:
                     place = places.get(operand)
-                    found.append(self._visit(operand, places, nodes) if place is None else place)
-            emitted = tuple(found)
-        place = places[node] = len(nodes)
-        nodes.append(emitted)
+                    if place is None:
+                        place = self._visit(operand, places, code)
+                found.append(place)
+            found += _PADDING[len(found)]
+        place = places[node] = len(code) // 4
+        code += found
         return place
+
+
+_PADDING = ((), (0, 0, 0), (0, 0), (0,), ())

@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Annotated, so that what is tested against them stays of type Any.
+# Annotated, so that what is tested against it stays of type Any.
 _TUPLE: type[Any] = tuple
-_LIST: type[Any] = list
 
 
 class Extent(NamedTuple):
@@ -214,10 +213,10 @@ class RowGram(Deferred):
         places: tuple[Any, ...] = index if isinstance(index, _TUPLE) else (index,)
         cell: Any = self.cells
         for place in places:
-            if not isinstance(cell, _LIST) or type(place) is not int:
+            if type(place) is not int or isinstance(cell, RowScalar):
                 return self.tensor()[index]
             cell = cell[place]
-        return RowGram(cell) if isinstance(cell, _LIST) else cell
+        return cell if isinstance(cell, RowScalar) else RowGram(cell)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self.cells)))

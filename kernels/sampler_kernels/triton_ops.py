@@ -113,7 +113,7 @@ def run_scalars(program: ScalarProgram) -> Tensor:
     parts = tuple([computed(sums) for sums in program.parts])
     inputs = tuple([x.float().contiguous() for x in program.inputs])
     splits = tuple([sums.shape[2] for sums in parts])
-    key = (tuple(program.nodes), tuple(program.outs), splits, program.rows, program.device)
+    key = (tuple(program.code), tuple(program.outs), splits, program.rows, program.device)
     launch = _scalar_launches.get(key)
     if launch is None:
         if len(_scalar_launches) >= _MAX_LAUNCHES:
@@ -133,7 +133,7 @@ def _plan_formula(formula: Formula, xs: Sequence[Tensor], rows: int, dtype: torc
     blocks = _ceil(n, BLOCK)
     constants = {
         "CODE": tuple(formula.code),
-        "NODES": len(formula.nodes),
+        "NODES": len(formula.code) // 3,
         "OUTS": tuple(formula.outs),
         "M": len(formula.outs),
         "BLOCK": BLOCK,
@@ -157,7 +157,7 @@ def _plan_both(
     splits = _ceil(blocks, chunk)
     constants = {
         "CODE": tuple(formula.code),
-        "NODES": len(formula.nodes),
+        "NODES": len(formula.code) // 3,
         "OUTS": tuple(formula.outs[:count]),
         "M": count,
         "PAIRS": tuple(formula.outs[k] for pair in pairs for k in pair),
@@ -177,7 +177,7 @@ def _plan_scalars(
 ) -> Launch:
     constants = {
         "CODE": tuple(program.code),
-        "NODES": len(program.nodes),
+        "NODES": len(program.code) // 4,
         "OUTS": tuple(program.outs),
         "M": len(program.outs),
         "LANES": 1 << (max(splits, default=1) - 1).bit_length(),
