@@ -73,6 +73,18 @@ class Prediction:
     direction: Lin | None = None
     seen: Any = None
 
+    def __init__(
+        self,
+        x: Lin,
+        out: Lin,
+        kind: str,
+        level: Level,
+        direction: Lin | None = None,
+        seen: Any = None,
+    ) -> None:
+        # A frozen dataclass sets its fields one by one, which takes as long as a tensor operation.
+        self.__dict__.update(x=x, out=out, kind=kind, level=level, direction=direction, seen=seen)
+
     @staticmethod
     def of(kind: str, x: Values, out: Values, level: Level) -> Prediction:
         """From a network output `out` [B, ...] of the given kind at `x` [B, ...].

@@ -125,8 +125,8 @@ class APG(GuidanceBase):
     def _update(self, mean: Lin, cond: Lin) -> Lin:
         """s·(m − (1 − η)·k·c)."""
         products = gram(mean, cond, axes=self.axes)
-        empty = products[1, 1] == 0
-        share = products[0, 1] / where(empty, products[1, 1] + 1, products[1, 1])
+        square = products[1, 1]
+        share = products[0, 1] / where(square == 0, square + 1, square)
         update = mean - cond * ((1 - self.eta) * share)
         if radius := self._radius(mean):
             # r / max(‖m‖, r) is min(1, r/‖m‖) without a division by 0

@@ -33,7 +33,7 @@ def is_flow(span: Span) -> bool:
     return _on_flow(span.now) and _on_flow(span.next)
 
 
-def space_of(span: Span, space: Space = "auto") -> str:
+def space_of(span: Span, space: Space = "auto") -> Space:
     """The coordinate of a step: `auto` is "flow" on flow matching's levels, else "eps"."""
     if space == "auto":
         return "flow" if is_flow(span) else "eps"
@@ -92,6 +92,7 @@ def advance(pred: Prediction, span: Span, e: Lin, space: Space = "auto") -> Lin:
     A rule that keeps target and direction apart (CFG++) breaks x = alpha·x0 + sigma·eps; then e
     enters as what it adds to the Euler step of the two.
     """
+    space = space_of(span, space)
     if pred.direction is not None:
         return euler(pred, span) + gain(span, space) * (e - slope(pred, span, space))
     return carried(span, space) * pred.x + gain(span, space) * e

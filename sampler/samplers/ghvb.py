@@ -8,7 +8,15 @@ from typing import Any, ClassVar
 from sampler.core.binding import SamplerContext
 from sampler.registry import register
 from sampler.samplers.coefficients import Order, ghvb
-from sampler.samplers.coordinates import Space, advance, check_space, euler, slope, weighted
+from sampler.samplers.coordinates import (
+    Space,
+    advance,
+    check_space,
+    euler,
+    slope,
+    space_of,
+    weighted,
+)
 from sampler.samplers.momentum import (
     Beta,
     Momentum,
@@ -77,11 +85,11 @@ class GHVB(SamplerBase):
         return grid
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
-        order, beta = self.momentum
-        v = damped(beta, state[0] if state else None, slope(pred, span, self.space))
+        (order, beta), space = self.momentum, space_of(span, self.space)
+        v = damped(beta, state[0] if state else None, slope(pred, span, space))
         velocities = (v, *state)[:order]
         kept = velocities[: max(1, order - 1)]
         if not state:
             return Move(euler(pred, span), 0.0, kept)
         e = weighted(ghvb(len(velocities), beta), velocities)
-        return Move(advance(pred, span, e, self.space), 0.0, kept)
+        return Move(advance(pred, span, e, space), 0.0, kept)

@@ -53,7 +53,7 @@ class Heun(SamplerBase):
         if state:
             f = slope(pred, span, state.space)
             return Move(pred.x + state.gain / 2 * (f - Lin.of(state.slope)), 0.0, ())
-        space: Space = "data" if _no_signal(span) else space_of(span)  # pyright: ignore[reportAssignmentType]
+        space: Space = "data" if _no_signal(span) else space_of(span)
         half = HeunState(slope(pred, span, space), gain(span, space), space)
         return Move(euler(pred, span), 0.0, half)
 

@@ -9,6 +9,7 @@ A smaller beta is more momentum: more stable, less accurate.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Annotated, Any, NamedTuple
 
 from annotated_types import DocInfo, Gt, Le, Predicate
@@ -45,6 +46,7 @@ class Momentum(NamedTuple):
         return self.order - 1 + self.beta
 
 
+@cache
 def resolved(
     name: str, number: float | str | None, order: int | None, beta: float | None
 ) -> Momentum:
