@@ -304,6 +304,7 @@ class ChatGLMWords:
     padding_side = "left"
 
     def __call__(self, texts, max_length=None, **_):
+        texts = [texts] if isinstance(texts, str) else texts
         rows = [list(text.encode())[: max_length or None] for text in texts]
         width = max_length or max(map(len, rows))
         pads = [width - len(row) for row in rows]

@@ -1,286 +1,180 @@
 """Write docs/pipelines.md: what works with which classic pipeline class of diffusers.
 
-    python -m scripts.site.pipelines [CLASS...]
+    python -m scripts.site.pipelines [--new] [CLASS...]
 
-Every class that can be built from the parts of the tests' tiny random pipelines is called as it is,
-inside `sampler.guide`, with a drop-in scheduler and hosted. With names of classes, their rows are
-printed instead.
+Every class with a recipe in `tests/classic` is called as it is, inside `sampler.guide`, with a
+drop-in scheduler and hosted. The rows go to docs/figures/pipelines.csv as they come; with --new only
+those that are missing there are made, with names of classes only theirs. The page is then written
+from all rows.
 """
 
 from __future__ import annotations
 
-import inspect
+import argparse
+import csv
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 
 import sampler
 from sampler.pipelines import supported
-from sampler.pipelines.call_arguments import RESERVED, arguments, embeds_scale, takes_images
-from tests import tiny
-from tests import tiny_transformers as tiny2
-from tests.guidance import stock_hosted
+from sampler.pipelines.call_arguments import RESERVED, arguments, takes_images
+from tests.classic.recipe import Recipe
+from tests.classic.stand_ins import stand_ins
+from tests.classic.table import LEFT_OUT, TINY
 
-PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
-PARTS: dict[str, Callable[[], Any]] = {
-    "sd": tiny.sd,
-    "controlnet": stock_hosted.controlnet,
-    "pix2pix": stock_hosted.pix2pix,
-    "sdxl": tiny.sdxl,
-    "kolors": tiny2.kolors,
-    "pixart": tiny.pixart,
-    "pixart alpha": tiny.pixart_alpha,
-    "sd3": tiny.sd3,
-    "flux": tiny.flux,
-    "flux 2": tiny2.flux2,
-    "klein": tiny2.klein,
-    "qwen": tiny2.qwen_image,
-    "aura flow": tiny2.aura_flow,
-    "sana": tiny2.sana,
-    "lumina 2": tiny2.lumina2,
-    "z-image": tiny2.z_image,
-    "hunyuan dit": tiny2.hunyuan_dit,
-    "dit": tiny.dit,
-    "wan": tiny2.wan,
-    "lcm": tiny2.lcm,
-    "ddim": tiny2.ddim,
-    "ddpm": tiny2.ddpm,
-    "consistency": tiny2.consistency,
-}
-LARGE = ("Kontext", "Edit", "Layered", "Fibo")  # they resize images to a megapixel
-NETWORKS = ("unet", "transformer", "controlnet")
-HEAD = """# Pipelines
-
-<!-- written by `python -m scripts.site.pipelines`; a test makes a sample of the rows again -->
-
-Classic pipeline classes of diffusers @version@, each tried on a tiny random pipeline (CPU, float32)
-that is built from the parts of this project's tests. Classes whose parts are not among them, and
-those that resize every image to a megapixel, are not in the table; they are served by the same
-code, since nothing here goes by the name of a class.
-
-- **engine**: *native* (an adapter of its own, [families](families.md)) or *hosted*
-  (`sampler.load` calls the pipeline itself, with `ghvb`).
-- **guide**: `sampler.guide` with `cfg` at the pipeline's own scale gives its own images (1e-5).
-- **scheduler**: `sampler.scheduler("ab", ...)` in the pipeline makes finite images.
-- **image inputs**: for `generate(..., inputs={...})` and `--input NAME=FILE`.
-
-@counts@
-
-| class | engine | guide | scheduler | image inputs |
-|---|---|---|---|---|
-"""
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "pipelines.md"
+ROWS = ROOT / "docs" / "figures" / "pipelines.csv"
+COLUMNS = ("class", "family", "native", "hosted", "guide", "scheduler", "inputs")
+FIRST_ORDER = ("DDIM", "Euler", "FlowMatchEuler")  # whose steps are those of `ddim`
+Row = dict[str, str]
 
 
-@dataclass(frozen=True)
-class Row:
-    """Row of the table; cells hold "yes", a kind of engine, or the reason against it."""
-
-    name: str
-    engine: str
-    guide: str
-    scheduler: str
-    inputs: tuple[str, ...]
-
-    def __str__(self) -> str:
-        inputs = ", ".join(f"`{name}`" for name in self.inputs)
-        return f"| `{self.name}` | {self.engine} | {self.guide} | {self.scheduler} | {inputs} |\n"
-
-
-@lru_cache(maxsize=1)
-def parts() -> dict[str, dict[str, Any]]:
-    """Components of the tiny pipelines, to see what fits."""
-    return {name: build().components for name, build in PARTS.items()}
-
-
-def classes() -> Iterator[type]:
-    """Exported pipeline classes that are called with prompts or images."""
+def classes() -> Iterator[str]:
+    """Names of the classic pipeline classes that diffusers exports."""
     for name in sorted(dir(diffusers)):
-        if not name.endswith("Pipeline") or name.startswith(("Onnx", "Flax", "Auto", "Modular")):
-            continue
-        cls = getattr(diffusers, name)
-        if (
-            isinstance(cls, type)
-            and "deprecated" not in cls.__module__
-            and not any(part in name for part in LARGE)
-        ):
-            yield cls
+        named = name.endswith("Pipeline") and name != "DiffusionPipeline" and "Modular" not in name
+        if named and not name.startswith(("Flax", "Auto")):
+            yield name
 
 
-def built(cls: type) -> Iterator[Any]:
-    """Tiny pipelines of the class, each from fresh parts; none where its parts are not ours."""
-    wanted = {n: p for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
-    for recipe, found in parts().items():
-        given = {name: found[name] for name in wanted if name in found}
-        absent = {n for n, p in wanted.items() if n not in given and p.default is p.empty}
-        free = {"safety_checker", "feature_extractor", "image_encoder"} & absent
-        if absent - free or not _fits(wanted, given):
-            continue
-        fresh = PARTS[recipe]().components
-        own = {**{name: fresh[name] for name in given}, **dict.fromkeys(free)}
-        if "requires_safety_checker" in wanted:
-            own["requires_safety_checker"] = False
-        try:
-            pipe = cls(**own)
-        except (TypeError, ValueError, AttributeError):
-            continue
-        pipe.set_progress_bar_config(disable=True)
-        yield pipe
+def family(name: str) -> str:
+    """Folder of diffusers that a class comes from."""
+    parts = getattr(diffusers, name).__module__.split(".")
+    parts = [part for part in parts[2:-1] if part not in ("deprecated", "pag")]
+    return parts[0] if parts else ""
 
 
-def _fits(wanted: dict[str, inspect.Parameter], given: dict[str, Any]) -> bool:
-    """True if the networks are of the classes in the annotations."""
-    for name in NETWORKS:
-        if name in wanted and given.get(name) is not None:
-            hint, kind = str(wanted[name].annotation), type(given[name]).__name__
-            if "Model" in hint and kind not in hint:
-                return False
-    return True
-
-
-def inputs_of(cls: type) -> dict[str, Any]:
-    """Images for the arguments of the call that take them."""
-    known = arguments(cls)
-    own: dict[str, Any] = {}
-    for name in known:
-        takes_image = name in ("image", "control_image", "image_2", "original_image")
-        if takes_image and name not in RESERVED:
-            own[name] = stock_hosted.picture(1)
-        elif name == "mask_image":
-            own[name] = stock_hosted.half_mask()
-        elif name == "video":
-            own[name] = [stock_hosted.picture(k) for k in range(5)]
-    return own
-
-
-def settings_of(cls: type) -> dict[str, Any]:
-    """Arguments of a plain call beside the inputs."""
-    known = arguments(cls)
-    wanted: dict[str, Any] = {"prompt": "a red fox", "negative_prompt": "ugly", "height": 32}
-    wanted |= {"width": 32, "num_inference_steps": 3, "num_frames": 5, "class_labels": [3]}
-    wanted |= {"output_type": "pt", "use_resolution_binning": False, "clean_caption": False}
-    wanted["true_cfg_scale"] = 3.0
-    if not embeds_scale(cls):
-        wanted["guidance_scale"] = 3.0
-    return {name: value for name, value in wanted.items() if name in known}
-
-
-def called(pipe: Any) -> torch.Tensor:
-    """Result of one call, the same at every time."""
-    given = {**settings_of(type(pipe)), **inputs_of(type(pipe))}
-    if "generator" in arguments(type(pipe)):
-        given["generator"] = torch.Generator().manual_seed(3)
-    torch.manual_seed(0)
-    value = pipe(**given).to_tuple()[0]
-    return torch.as_tensor(np.asarray(value) if isinstance(value, list) else value).double()
-
-
-def guide(pipe: Any, plain: torch.Tensor) -> str:
-    """ "yes" where the rule at the pipeline's own scale gives its images; else the reason."""
-    with sampler.guide(pipe, {"name": "cfg", "scale": 3.0}) as calls:
-        called(pipe)
-    if calls.form is None:
-        return "no step was taken"
-    rule: dict[str, Any] = {"name": "cfg", "scale": calls.form.scale}
-    if calls.form.token is not None:
-        rule["match_norm"] = [-1]
-    with sampler.guide(pipe, rule):
-        found = called(pipe)
-    gap = float((found - plain).abs().max() / plain.abs().max().clamp_min(1e-9))
-    note = " (with `match_norm`)" if calls.form.token is not None else ""
-    return f"yes{note}" if gap <= 1e-5 else f"differs by {gap:.0e}"
-
-
-def drop_in(pipe: Any, _: torch.Tensor) -> str:
-    """ "yes" where a drop-in scheduler makes finite images."""
-    before = pipe.scheduler
+def guide(recipe: Recipe, pipe: Any, plain: torch.Tensor) -> str:
+    """Rule that gives the pipeline's own images: "cfg" at its scale, "none" of one branch."""
+    rule: dict[str, Any] = {"name": "cfg", "scale": 3.0}
     try:
+        with sampler.guide(pipe, rule) as calls:
+            recipe.called(pipe)
+    except ValueError as error:
+        if "evaluates one branch" not in str(error):
+            raise
+        rule = {"name": "none"}
+    else:
+        if calls.form is None:
+            return "no step was taken"
+        rule["scale"] = calls.form.scale
+        if calls.form.token is not None:
+            rule["match_norm"] = [-1]
+    with sampler.guide(pipe, rule) as calls:
+        found = recipe.called(pipe)
+    if rule["name"] == "none" and calls.form is not None and len(calls.form.roles) > 1:
+        return "refused, though it evaluates two branches"
+    name = rule["name"] + (" with match_norm" if "match_norm" in rule else "")
+    return name if gap(found, plain) <= 1e-5 else f"differs by {gap(found, plain):.0e}"
+
+
+def drop_in(recipe: Recipe, pipe: Any, plain: torch.Tensor) -> str:
+    """ "equal" where `ddim` in the pipeline gives its own images, "finite" where `ab` does."""
+    before, kind = pipe.scheduler, type(pipe.scheduler).__name__
+    try:
+        pipe.scheduler = sampler.scheduler("ddim", before)
+        apart = gap(recipe.called(pipe), plain)
         pipe.scheduler = sampler.scheduler("ab", before)
-        return "yes" if called(pipe).isfinite().all() else "not finite"
+        if not recipe.called(pipe).isfinite().all():
+            return "not finite"
     finally:
         pipe.scheduler = before
+    if apart <= 1e-5:
+        return "equal"
+    first_order = kind.removesuffix("Scheduler").removesuffix("Discrete") in FIRST_ORDER
+    return f"differs by {apart:.0e}" if first_order else "finite"
 
 
-def engine(pipe: Any, _: torch.Tensor) -> str:
-    """Kind of the engine of the class, after a call of the hosted one."""
+def hosted(recipe: Recipe, pipe: Any, _: torch.Tensor) -> str:
+    """ "yes" after calls of the hosted engine with `ab` and `ghvb`."""
     cls = type(pipe)
-    more = {n: v for n, v in settings_of(cls).items() if n not in RESERVED}
-    known = arguments(cls)
-    size = {name: 32 for name in ("height", "width") if name in known}
-    made = sampler.load(pipe)
-    native = "" if made.hosted else "native, "
-    hosted: Any = made.as_hosted()
-    prompt = "a red fox" if "prompt" in known else "3" if "class_labels" in known else ""
-    hosted.generate(
-        prompt, seeds=1, steps=3, sampler="ghvb", inputs={**inputs_of(cls), **more}, **size
-    )
-    return native + "hosted"
+    engine: Any = sampler.load(pipe).as_hosted()
+    own = {**recipe.settings(cls), **recipe.inputs(cls)}
+    inputs = {
+        name: [value] if isinstance(value, list) and len(value) == 1 else value  # one per prompt
+        for name, value in own.items()
+        if name not in RESERVED
+    }
+    size = {name: own[name] for name in ("height", "width") if name in own}
+    prompt = "a red fox" if "prompt" in own else "3" if "class_labels" in own else ""
+    if "negative_prompt" in own:
+        size["negative"] = own["negative_prompt"]
+    for name in ("ab", "ghvb"):
+        with stand_ins(cls):
+            result = engine.generate(prompt, seeds=1, steps=3, sampler=name, inputs=inputs, **size)
+        assert len(result.images) == 1 and result.nfe[0] > 0
+    return "yes"
 
 
-def tried(attempt: Callable[[Any, torch.Tensor], str], pipe: Any, plain: torch.Tensor) -> str:
+def gap(found: torch.Tensor, plain: torch.Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return float((found - plain).abs().max() / plain.abs().max().clamp_min(1e-9))
+
+
+def tried(attempt: Callable[..., str], recipe: Recipe, pipe: Any, plain: torch.Tensor) -> str:
+    """Result of an attempt, or the sentence with which it is refused."""
     try:
-        return attempt(pipe, plain)
+        return attempt(recipe, pipe, plain)
     except (ValueError, sampler.SamplerError) as error:
-        text = str(error).replace("|", "/").replace("\n", " ")
-        return text if len(text) < 200 else text[:180].rsplit(" ", 1)[0] + " …"
+        return " ".join(str(error).split())
     except Exception as error:  # a reason that is no sentence of ours is a fault worth seeing
-        return f"**{type(error).__name__}**"
+        return f"**{type(error).__name__}** {str(error)[:100]}"
 
 
-def row(cls: type) -> Row | None:
-    """Row of a class; None where it cannot be built or called tiny."""
-    for pipe in built(cls):
-        try:
-            return _row(pipe, called(pipe))
-        except Exception as error:  # parts of another form, optional packages
-            sys.stderr.write(f"{cls.__name__}: {type(error).__name__}: {error!s:.100}\n")
-    return None
+def row(name: str) -> Row:
+    """Row of a class. Raises what its plain call raises."""
+    cls = getattr(diffusers, name)
+    native = "yes" if name in supported() else ""
+    known = {} if name in LEFT_OUT and cls.__module__.endswith("_objects") else arguments(cls)
+    found = {"class": name, "family": family(name), "native": native}
+    found["inputs"] = " ".join(filter(takes_images, known))
+    if name in LEFT_OUT:
+        return {**found, **dict.fromkeys(("hosted", "guide", "scheduler"), LEFT_OUT[name])}
+    recipe = TINY[name]
+    pipe = recipe.build(name)
+    plain = recipe.called(pipe)
+    cells = {"hosted": hosted, "guide": guide, "scheduler": drop_in}
+    return found | {k: tried(attempt, recipe, pipe, plain) for k, attempt in cells.items()}
 
 
-def _row(pipe: Any, plain: torch.Tensor) -> Row:
-    cls = type(pipe)
-    cells = [tried(attempt, pipe, plain) for attempt in (engine, guide, drop_in)]
-    if cls.__name__ in supported() and not cells[0].startswith("native"):
-        cells[0] = f"native; hosted: {cells[0]}"
-    engine_kind, guided, dropped = cells
-    return Row(
-        cls.__name__, engine_kind, guided, dropped, tuple(filter(takes_images, arguments(cls)))
-    )
+def read() -> dict[str, Row]:
+    """Rows that are there already, by class."""
+    if not ROWS.exists():
+        return {}
+    with ROWS.open(encoding="utf-8", newline="") as file:
+        return {one["class"]: one for one in csv.DictReader(file)}
 
 
-def page(rows: list[Row]) -> str:
-    """The document."""
-    served = sum(one.guide.startswith("yes") for one in rows)
-    hosted = sum("hosted" in one.engine and ":" not in one.engine for one in rows)
-    dropped = sum(one.scheduler == "yes" for one in rows)
-    counts = (
-        f"{len(rows)} classes: {hosted} hosted, {served} guided, {dropped} with a drop-in "
-        "scheduler; every other cell holds the reason."
-    )
-    head = HEAD.replace("@version@", diffusers.__version__).replace("@counts@", counts)
-    return head + "".join(map(str, rows))
+def write(rows: dict[str, Row]) -> None:
+    with ROWS.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[name] for name in sorted(rows))
 
 
-def main(names: list[str]) -> None:
-    """Write the page, or print the rows of some classes."""
+def main(given: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--new", action="store_true", help="only classes without a row")
+    parser.add_argument("names", nargs="*")
+    chosen = parser.parse_args(given)
     warnings.simplefilter("ignore")
-    chosen = [cls for cls in classes() if not names or cls.__name__ in names]
-    rows: list[Row] = []
-    for cls in chosen:
-        sys.stderr.write(f"{cls.__name__}\n")
-        if (found := row(cls)) is not None:
-            rows.append(found)
-    if names:
-        sys.stdout.writelines(map(str, rows))
-    else:
-        PAGE.write_text(page(rows), encoding="utf-8")
+    diffusers.utils.logging.disable_progress_bar()
+    rows = read()
+    for name in classes():
+        if name not in (chosen.names or classes()) or (chosen.new and name in rows):
+            continue
+        if name not in TINY and name not in LEFT_OUT:
+            continue
+        rows[name] = row(name)
+        write(rows)
+        sys.stderr.write(f"{rows[name]}\n")
 
 
 if __name__ == "__main__":
