@@ -41,6 +41,8 @@ _UNKNOWN: dict[str, tuple[Any, ...]] = {
     "sigma_schedule": ("karras",),
     "scale_factors": (),
 }
+_UNCLIP = {"beta_start": 0.0, "beta_end": 0.0, "beta_schedule": "squaredcos_cap_v2",
+           "timestep_spacing": "linspace"}  # fmt: skip
 # Settings of pixel models and of stochastic solvers that this project does not apply.
 _WITHOUT_EFFECT = ("thresholding", "stochastic_sampling")
 
@@ -85,6 +87,8 @@ class Schedule(LevelGrids):
             )
         if flow or "FlowMatch" in name:
             return Schedule.flow(config, name)
+        if name == "UnCLIPScheduler":  # a DDPM scheduler whose betas are cosine ones
+            config = {**_UNCLIP, **config}
         if config.get("prediction_type", "epsilon") not in _KIND_OF or "beta_start" not in config:
             raise ValueError(
                 f"The levels of {name or 'this scheduler'} are not known; use a DDIM, "

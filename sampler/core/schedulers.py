@@ -15,6 +15,7 @@ SCHEDULERS: Mapping[str, Process] = {
     "DDPMParallelScheduler": "vp",
     "PNDMScheduler": "vp",
     "LCMScheduler": "vp",
+    "UnCLIPScheduler": "vp",
     "EulerDiscreteScheduler": "vp",
     "EulerAncestralDiscreteScheduler": "vp",
     "HeunDiscreteScheduler": "vp",

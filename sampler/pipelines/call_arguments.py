@@ -51,9 +51,9 @@ def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
 def embeds_scale(cls: type) -> bool:
     """Return True if guidance_scale is an input of the network, beside or instead of CFG."""
     known = arguments(cls)
-    return "guidance_scale" in known and (
-        "true_cfg_scale" in known or ("prompt" in known and "negative_prompt" not in known)
-    )
+    prompted = any("prompt" in name for name in known)
+    negative = any(name.startswith("neg") for name in known)
+    return "guidance_scale" in known and ("true_cfg_scale" in known or (prompted and not negative))
 
 
 def check_names(cls: type, names: Iterable[str]) -> None:

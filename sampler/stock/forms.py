@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sampler.stock.readings import Frame, Part, rows_like
 
-Role = Literal["cond", "uncond", "extra"]
+Role = Literal["cond", "uncond", "extra", "idle"]
 TOLERANCE, TOLERANCE_HALF = 1e-5, 2e-2  # of relative residuals
 
 
@@ -34,7 +34,8 @@ class Form:
     frame, part: how model_output and answers are read. roles, weights: of every block, over all
     used calls in order; `weights` sum to 1 and `sign` is their common factor. used: numbers of
     blocks per call, 0 for calls that are no part of the formula. token: the dimension whose norm
-    the pipeline sets after guiding, None for none. settled: False where two branches are equal, so
+    the pipeline sets after guiding, None for none. on_uncond: the extra term weighs uncond and a
+    third branch, not cond. settled: False where two branches are equal, so
     that the roles are a guess. error: the relative residual.
     """
 
@@ -45,6 +46,7 @@ class Form:
     roles: tuple[Role, ...] = ()
     sign: float = 1.0
     token: int | None = None
+    on_uncond: bool = False
     settled: bool = True
     error: float = 0.0
 
@@ -54,19 +56,14 @@ class Form:
         if "uncond" not in self.roles:
             return 1.0
         known = dict(zip(self.roles, self.weights, strict=True))
-        return known["cond"] if self._extra_on_uncond else 1.0 - known["uncond"]
-
-    @property
-    def _extra_on_uncond(self) -> bool:
-        """Pix2Pix: the extra term weighs uncond and a third branch, not cond."""
-        return self.roles[:1] == ("cond",) and "extra" in self.roles
+        return known["cond"] if self.on_uncond else 1.0 - known["uncond"]
 
     @property
     def extra(self) -> tuple[float, ...]:
         """Weights of what the pipeline adds to its classifier-free guidance."""
         if "extra" not in self.roles:
             return ()
-        plain = {"cond": self.scale, "uncond": 1.0 - self.scale, "extra": 0.0}
+        plain = {"cond": self.scale, "uncond": 1.0 - self.scale, "extra": 0.0, "idle": 0.0}
         return tuple(w - plain[role] for w, role in zip(self.weights, self.roles, strict=True))
 
     def blocks(self, answers: Sequence[Tensor], output: Tensor) -> list[Tensor]:

@@ -100,10 +100,10 @@ class GuidedCalls:
             self._begin(None)
             with intercept(self.pipe.scheduler, self._scheduler_step, "step"):
                 result = call(*args, **kwargs)
-            if self._answers and self.form is None:
+            if self._answers:
                 raise ValueError(
-                    f"{type(self.pipe).__name__} gave the answers of its network to another "
-                    "scheduler than its own; sampler.guide cannot serve it."
+                    f"{type(self.pipe).__name__} does not give the answers of its network to the "
+                    "step of its own scheduler; sampler.guide cannot serve it."
                 )
             return result
         finally:
@@ -164,7 +164,9 @@ class GuidedCalls:
             return None, None
         last = self._expected[position]
         known = all(a.key == e.key for a, e in zip(self._answers, self._expected, strict=False))
-        if last.key != (number, count) or not known or form.extra or self._next is None:
+        if last.key != (number, count) or not known or self._next is None:
+            return None, None
+        if not {"extra", "idle"}.isdisjoint(form.roles):
             return None, None
         readers = [position] if form.used[position] else last.readers
         networks = [number, *(self._expected[at].network for at in readers)]

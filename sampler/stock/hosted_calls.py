@@ -10,18 +10,21 @@ from typing import Any
 
 import torch
 
+from sampler import registry
 from sampler.core.batch import Output, Sample
 from sampler.core.binding import network_hash
 from sampler.core.calibrated_grid import PREFIX, grid_of
 from sampler.core.errors import ModelError
 from sampler.core.inputs import opened
 from sampler.core.locks import exclusive
-from sampler.pipelines.call_arguments import arguments, default_of, takes_images
+from sampler.guidance.embedded import Embedded
+from sampler.pipelines.call_arguments import arguments, default_of, embeds_scale, takes_images
 from sampler.stock.hook import guide
 from sampler.stock.hosted_output import converted, first_value
 from sampler.stock.hosted_pipeline import HostedPipeline
 from sampler.stock.scheduler import scheduler
 from sampler.stock.stock_calls import denoisers
+from sampler.stock.step_arguments import AbsentError
 from sampler.types import Guidance, Sampler, Snapshot
 
 log = logging.getLogger("sampler")
@@ -44,7 +47,7 @@ class HostedCalls:
 
     def __init__(self, hosted: HostedPipeline) -> None:
         self.hosted, self.pipe = hosted, hosted.pipe
-        self._one_at_a_time = False
+        self._one_at_a_time = self._arrays = False
 
     def grid(self, spec: Any, method: Sampler, rule: Any, steps: int) -> Any:
         """The grid of a run; one of "calibrated:FILE" is looked up for the weights of the network.
@@ -70,7 +73,9 @@ class HostedCalls:
         if any(job.negative for job in jobs) and "negative_prompt" not in known:
             raise ValueError(f"{cls.__name__} takes no negative prompt.")
         scheduler(shared.sampler, self.pipe.scheduler, shared.grid)
-        with guide(self._twin(shared), shared.guidance):
+        if isinstance(shared.guidance, Embedded) and not embeds_scale(cls):
+            raise ValueError(f"embedded: {cls.__name__} takes no scale as an input; use 'cfg'.")
+        with guide(self._twin(shared), _around(shared.guidance)):
             pass
 
     def call(
@@ -90,14 +95,19 @@ class HostedCalls:
             return [v for values, _ in parts for v in values], [c for _, nfe in parts for c in nfe]
         twin, given = self._twin(shared), self._arguments(jobs, shared, inputs)
         try:
-            with exclusive(*self._networks()), guide(twin, shared.guidance) as hook:
+            with exclusive(*self._networks()), guide(twin, _around(shared.guidance)) as hook:
                 hook.on_step = on_step
                 out = twin(**given)
         except NameError as error:  # classes of diffusers that use a package without asking for it
             raise ModelError(
                 f"{type(twin).__name__} needs the package {error.name}, which is not installed."
             ) from error
+        except AbsentError as error:
+            raise ModelError(f"{type(twin).__name__} cannot be hosted: {error}") from None
         except (TypeError, AttributeError, ValueError) as error:
+            if not self._arrays and shared.output == "pil" and "output_type" in str(error):
+                self._arrays = True  # depth maps and embeddings are no images
+                return self.call(jobs, shared, inputs, on_step)
             one_only = "enerator" in str(error) or "list of prompts" in str(error)
             if self._one_at_a_time or not one_only:
                 raise
@@ -125,9 +135,14 @@ class HostedCalls:
         pipe = self.pipe
         twin = copy.copy(pipe)
         try:
-            vars(twin)["scheduler"] = scheduler(shared.sampler, pipe.scheduler, shared.grid)
+            drop_in = scheduler(shared.sampler, pipe.scheduler, shared.grid)
         except ValueError as error:
             raise ModelError(f"{type(pipe).__name__} cannot be hosted: {error}") from None
+        vars(twin)["scheduler"] = drop_in
+        for name, part in vars(pipe).items():  # the pipelines that a combined one consists of
+            if part is not pipe.scheduler and getattr(part, "scheduler", None) is pipe.scheduler:
+                vars(twin)[name] = copy.copy(part)
+                vars(vars(twin)[name])["scheduler"] = drop_in
         return twin
 
     def _arguments(
@@ -141,8 +156,9 @@ class HostedCalls:
             "prompt": [job.prompt for job in jobs],
             "class_labels": [int(j.prompt) for j in jobs] if hosted.takes_classes else None,
             "num_inference_steps": shared.steps,
-            "generator": generators,
-            "output_type": {"pil": "pil", "tensor": "pt", "latent": "latent"}[shared.output],
+            "generator": generators if len(jobs) > 1 else generators[0],
+            "output_type": "pt" if shared.output == "tensor" else shared.output,
+            **({"output_type": "np"} if self._arrays and shared.output == "pil" else {}),
             **{k: v for k, v in zip(("height", "width"), shared.size, strict=True) if v},
         }
         guided = "uncond" in shared.guidance.needs
@@ -153,10 +169,17 @@ class HostedCalls:
             usual = default_of(cls, hosted.scale_argument)
             own = scale if isinstance(scale, (int, float)) and scale > 1 else max(2.0, usual or 0)
             given[hosted.scale_argument] = float(own) if guided else 1.0
+        if isinstance(shared.guidance, Embedded):
+            given["guidance_scale"] = shared.guidance.scale
         if hosted.makes_audio:
             given.pop("output_type")
         if self._one_at_a_time:
-            for name in {"prompt", "negative_prompt", "generator"} & set(given):
+            for name in {"prompt", "negative_prompt"} & set(given):
                 given[name] = given[name][0]
         given = {name: value for name, value in given.items() if name in known}
         return {**given, **{name: opened(name, value) for name, value in inputs.items()}}
+
+
+def _around(rule: Guidance) -> Guidance:
+    """The rule around a network; a scale that is its input is an argument of the call."""
+    return registry.build("guidance", "none") if isinstance(rule, Embedded) else rule

@@ -26,7 +26,7 @@ from sampler.core.schedule import Schedule, clipped
 from sampler.core.spacings import count_of
 from sampler.samplers.aliases import named
 from sampler.stock.requested_grid import requested_grid
-from sampler.stock.step_arguments import common, refuse, without_variance
+from sampler.stock.step_arguments import Answer, absent, common, refuse, without_variance
 from sampler.stock.step_seeds import NOT_PASSED, step_seeds
 from sampler.types import Level, SamplerBase, Span, spans
 
@@ -116,6 +116,33 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         return torch.tensor([v.sigma / (1.0 if flow else v.alpha or math.nan) for v in grid])
 
     @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha² of every timestep of training [N], of a vp process."""
+        return torch.tensor(self._of_betas("alphas_cumprod"))
+
+    @property
+    def alphas(self) -> Tensor:
+        """Factors of alphas_cumprod [N]: 1 − beta."""
+        table = torch.tensor(self._of_betas("alphas"), dtype=torch.float64)
+        return torch.cat([table[:1], table[1:] / table[:-1]]).float()
+
+    @property
+    def betas(self) -> Tensor:
+        """Variance that each timestep of training adds [N], of a vp process."""
+        return 1.0 - self.alphas
+
+    def _of_betas(self, name: str) -> tuple[float, ...]:
+        if self.schedule.process != "vp":
+            raise absent(name)
+        return self.schedule.table
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise absent(name) from None
+
+    @property
     def step_index(self) -> int | None:
         return self._index
 
@@ -159,7 +186,12 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         self._reset()
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """Scale x for the network."""
+        """Scale x for the network. Raises ValueError for a level in the place of x."""
+        if not sample.ndim:
+            raise ValueError(
+                "This pipeline computes with the sigmas of an Euler scheduler beside its steps, "
+                "and those of a drop-in belong to another x; keep the scheduler that it came with."
+            )
         self._scaled = True
         if self.schedule.process != "edm":
             return sample
@@ -199,6 +231,9 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
                 f"Timestep {float(timestep):g} is not the next one of this run; "
                 "call set_timesteps before every run."
             )
+        after = others.get("prev_timestep")  # of UnCLIP's pipelines
+        if after is not None and float(after) not in self._t[index + 1 : index + 2]:
+            raise ValueError(f"prev_timestep = {float(after):g} is not the next one of this run.")
         if self._index is None:
             self._check_start(index)
             self._seeds = step_seeds(generator, sample) if self.method.stochastic else ()
@@ -218,7 +253,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
             self._check_finite(x)
         self._index, self._x = index + 1, x
         out = x.to(sample.dtype)
-        return SchedulerOutput(prev_sample=out) if return_dict else (out,)
+        return SchedulerOutput(prev_sample=out) if return_dict else Answer((out,))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return alpha·x0 + sigma·noise, each sample at its timestep.

@@ -21,7 +21,10 @@ THREE: dict[str, tuple[Role, Role, Role]] = {
     "PAG": ("uncond", "cond", "extra"),
     "Pix2Pix": ("cond", "uncond", "extra"),
     "DreamLite": ("extra", "uncond", "cond"),
+    "SAG": ("uncond", "cond", "extra"),
 }
+ON_UNCOND = ("Pix2Pix", "SAG")  # whose extra term weighs uncond and the third branch, not cond
+IDLE = 1e-4  # share of the largest weight below which a branch may be no part of the formula
 
 
 def solve(output: Tensor, x: Tensor, answers: Sequence[Tensor], name: str) -> Form:
@@ -38,7 +41,7 @@ def solve(output: Tensor, x: Tensor, answers: Sequence[Tensor], name: str) -> Fo
         m = form.frame.rows(output)
         solved = _fitted(form, blocks, m)
         if solved.error <= bar:
-            return _named(solved, bar, name)
+            return _named(_without_idle(solved, blocks, m, bar), bar, name)
         if closest is None or solved.error < closest.error:
             closest, best = solved, blocks
     if closest is None or best is None:
@@ -91,6 +94,17 @@ def _fitted(form: Form, blocks: Sequence[Tensor], m: Tensor) -> Form:
     return replace(form, weights=tuple(weights), settled=settled, error=float(error))
 
 
+def _without_idle(form: Form, blocks: Sequence[Tensor], m: Tensor, bar: float) -> Form:
+    """Leave out branches of weight 0: the pipeline evaluates them for other ends (attention)."""
+    least = IDLE * max(map(abs, form.weights))
+    weights = tuple(0.0 if abs(w) < least else w for w in form.weights)
+    if not form.settled or 0.0 not in weights:
+        return form
+    made = sum((w * b.double() for w, b in zip(weights, blocks, strict=True)), 0 * m.double())
+    error = _relative(made, m)
+    return replace(form, weights=weights, error=error) if error <= bar else form
+
+
 def _named(form: Form, bar: float, name: str) -> Form:
     """Sign and roles of a formula that fits; see the table in docs/howto/stock_pipelines.md."""
     total, slack = sum(form.weights), 100 * bar
@@ -102,7 +116,16 @@ def _named(form: Form, bar: float, name: str) -> Form:
         )
     sign = 1.0 if total > 0 else -1.0
     weights = tuple(w / total for w in form.weights)
-    return replace(form, weights=weights, sign=sign, roles=_roles(form, weights, slack, name))
+    try:
+        roles = _roles(form, weights, slack, name)
+    except Unsolved:
+        used = tuple(w for w in weights if w)
+        if not form.settled or len(used) == len(weights):
+            raise
+        found = iter(_roles(form, used, slack, name))
+        roles = tuple(next(found) if w else "idle" for w in weights)
+    on_uncond = "extra" in roles and any(part in name for part in ON_UNCOND)
+    return replace(form, weights=weights, sign=sign, roles=roles, on_uncond=on_uncond)
 
 
 def _roles(form: Form, weights: tuple[float, ...], slack: float, name: str) -> tuple[Role, ...]:

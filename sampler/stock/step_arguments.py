@@ -1,4 +1,4 @@
-"""Checks of the arguments of a drop-in scheduler's `step`."""
+"""Checks of what a pipeline asks of a drop-in scheduler beside a step: arguments and parts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,36 @@ from typing import Any
 
 from torch import Tensor
 
+from sampler.core.errors import ModelError
+
 # Arguments of the steps of Euler and Heun schedulers, with the values that change nothing.
 _NEUTRAL = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
+_OF_GRID = ("prev_timestep",)  # checked by the drop-in against its grid
+
+
+class AbsentError(ModelError, AttributeError):
+    """A part of the replaced scheduler that a pipeline computes with and the drop-in lacks."""
+
+
+class Answer(tuple[Tensor]):
+    """The one value that a step of the drop-in answers with."""
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return super().__getitem__(key)
+        except IndexError:
+            raise ValueError(
+                "This pipeline reads a second answer of its scheduler's step, which a drop-in does "
+                "not have; keep the scheduler that the pipeline came with."
+            ) from None
+
+
+def absent(name: str) -> AbsentError:
+    """The error for a missing attribute."""
+    return AbsentError(
+        f"The drop-in scheduler has no {name!r}, which this pipeline computes with beside its "
+        "steps; keep the scheduler that the pipeline came with."
+    )
 
 
 def refuse(
@@ -31,7 +59,7 @@ def refuse(
         )
     for name, value in others.items():
         neutral = name in _NEUTRAL and value == _NEUTRAL[name]
-        if value is not None and not neutral:
+        if value is not None and not neutral and name not in _OF_GRID:
             raise ValueError(
                 f"{name} is an argument of {base.get('_class_name')}.step that "
                 f"{method} has no place for; keep the scheduler that the pipeline "

@@ -57,8 +57,13 @@ def refuse_settings(pipe: Any) -> None:
 
 
 def guidance_is_off(pipe: Any) -> bool:
-    """Return True if a pipeline says that its guidance is off; many do not tell."""
-    return getattr(pipe, "do_classifier_free_guidance", None) is False
+    """Return True if a pipeline says that its guidance is off; many do not tell.
+
+    One that was given a scale above 1 is asked by its calls: the flag of some is always False.
+    """
+    scale = getattr(pipe, "_guidance_scale", None)
+    on = isinstance(scale, (int, float)) and scale > 1
+    return not on and getattr(pipe, "do_classifier_free_guidance", None) is False
 
 
 def couples_rows(network: Any) -> bool:

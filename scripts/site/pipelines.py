@@ -3,9 +3,9 @@
     python -m scripts.site.pipelines [--new] [CLASS...]
 
 Every class with a recipe in `tests/classic` is called as it is, inside `sampler.guide`, with a
-drop-in scheduler and hosted. The rows go to docs/figures/pipelines.csv as they come; with --new only
-those that are missing there are made, with names of classes only theirs. The page is then written
-from all rows.
+drop-in scheduler and hosted. The rows go to docs/figures/pipelines.csv as they come; with --new
+only those that are missing there are made, with names of classes only theirs. The page is then
+written from all rows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 import sampler
 from sampler.pipelines import supported
 from sampler.pipelines.call_arguments import RESERVED, arguments, takes_images
+from scripts.site.pipelines_page import page
 from tests.classic.recipe import Recipe
 from tests.classic.stand_ins import stand_ins
 from tests.classic.table import LEFT_OUT, TINY
@@ -154,9 +155,9 @@ def read() -> dict[str, Row]:
 
 def write(rows: dict[str, Row]) -> None:
     with ROWS.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows[name] for name in sorted(rows))
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([rows[name][column] for column in COLUMNS] for name in sorted(rows))
 
 
 def main(given: list[str]) -> None:
@@ -175,6 +176,8 @@ def main(given: list[str]) -> None:
         rows[name] = row(name)
         write(rows)
         sys.stderr.write(f"{rows[name]}\n")
+    if not set(TINY) - set(rows):
+        PAGE.write_text(page(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

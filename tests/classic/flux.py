@@ -38,7 +38,9 @@ def sd3(channels: int = 4) -> dict[str, Any]:
 def sd3_control(extra: int = 0) -> dict[str, Any]:
     parts = sd3()
     network = diffusers.SD3ControlNetModel.from_transformer(
-        parts["transformer"], num_extra_conditioning_channels=extra, load_weights_from_transformer=False
+        parts["transformer"],
+        num_extra_conditioning_channels=extra,
+        load_weights_from_transformer=False,
     )
     return {**parts, "controlnet": network}
 
@@ -69,7 +71,9 @@ def ovis() -> dict[str, Any]:
     from tests.tiny_transformers import Qwen3Config, Qwen3Model, language, qwen_tokenizer
 
     tokenizer = qwen_tokenizer()
-    network = small("OvisImageTransformer2DModel", **PACKED, out_channels=16, joint_attention_dim=16)
+    network = small(
+        "OvisImageTransformer2DModel", **PACKED, out_channels=16, joint_attention_dim=16
+    )
     return {
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         "vae": tiny.flow_vae(4),

@@ -10,7 +10,7 @@ import diffusers
 from tests import tiny, tiny_transformers
 from tests.classic.parts import WIDTH, clip, decoder, small, t5, vae
 from tests.classic.recipe import Recipe
-from tests.tiny_transformers import deep_vae, flow, gemma_tokenizer, qwen_tokenizer
+from tests.tiny_transformers import flow, gemma_tokenizer, qwen_tokenizer
 
 
 def of(build: Any, **more: Any) -> dict[str, Any]:
@@ -42,7 +42,9 @@ def sprint() -> dict[str, Any]:
 def hunyuan_control() -> dict[str, Any]:
     parts = of(tiny_transformers.hunyuan_dit)
     network = small(
-        "HunyuanDiT2DControlNetModel", **sizes_of(parts["transformer"], "HunyuanDiT2DControlNetModel"), transformer_num_layers=2
+        "HunyuanDiT2DControlNetModel",
+        **sizes_of(parts["transformer"], "HunyuanDiT2DControlNetModel"),
+        transformer_num_layers=2,
     )
     return {**parts, "controlnet": network}
 

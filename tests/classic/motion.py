@@ -11,7 +11,6 @@ from tests.classic.parts import WIDTH, clip_images, clip_vision, small
 from tests.classic.recipe import Recipe
 from tests.classic.stable_diffusion import control, sd
 from tests.classic.stable_diffusion_xl import sdxl
-from tests.guidance.stock_hosted import picture
 
 BLOCKS = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4}
 

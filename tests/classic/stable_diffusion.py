@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from diffusers.pipelines.deprecated.paint_by_example.image_encoder import (
     PaintByExampleImageEncoder,
@@ -99,12 +100,14 @@ def upscale() -> dict[str, Any]:
 
 def latent_upscale() -> dict[str, Any]:
     k_unet = diffusers.UNet2DConditionModel(
-        act_fn="gelu", attention_head_dim=8, norm_num_groups=None, block_out_channels=(32, 32, 64, 64),
-        time_cond_proj_dim=2 * 64 + WIDTH, conv_in_kernel=1, conv_out_kernel=1, in_channels=8,
+        act_fn="gelu", attention_head_dim=8, norm_num_groups=None,
+        time_cond_proj_dim=2 * 64 + WIDTH, block_out_channels=(32, 32, 64, 64), conv_in_kernel=1,
+        conv_out_kernel=1, in_channels=8,
         cross_attention_dim=WIDTH, mid_block_type=None, only_cross_attention=False, out_channels=5,
         down_block_types=("KDownBlock2D",) + 3 * ("KCrossAttnDownBlock2D",), layers_per_block=1,
-        up_block_types=3 * ("KCrossAttnUpBlock2D",) + ("KUpBlock2D",), time_embedding_type="fourier",
-        resnet_time_scale_shift="scale_shift", timestep_post_act="gelu",
+        up_block_types=3 * ("KCrossAttnUpBlock2D",) + ("KUpBlock2D",),
+        time_embedding_type="fourier", resnet_time_scale_shift="scale_shift",
+        timestep_post_act="gelu",
     )  # fmt: skip
     scheduler = diffusers.EulerDiscreteScheduler(prediction_type="sample")
     return sd(unet=k_unet, scheduler=scheduler, vae=vae(4, 4))
@@ -117,6 +120,9 @@ def inverse() -> dict[str, Any]:
 
 def gligen(attention: str = "gated") -> dict[str, Any]:
     parts = sd(unet=unet(attention_type=attention))
+    for name, gate in parts["unet"].named_parameters():
+        if "alpha_" in name:
+            torch.nn.init.ones_(gate)  # 0 in the class
     return {
         **parts,
         "image_encoder": clip_vision(),
@@ -172,9 +178,7 @@ TINY = {
     "StableUnCLIPPipeline": Recipe(unclip, {"prior_num_inference_steps": 2}),
     "StableUnCLIPImg2ImgPipeline": Recipe(unclip),
     "StableDiffusionUpscalePipeline": Recipe(upscale),
-    "StableDiffusionLatentUpscalePipeline": Recipe(
-        latent_upscale, {"image": picture(1, (64, 64))}
-    ),
+    "StableDiffusionLatentUpscalePipeline": Recipe(latent_upscale, {"image": picture(1, (64, 64))}),
     "StableDiffusionDiffEditPipeline": Recipe(
         inverse, {"image_latents": drawn(1, 2, 4, 16, 16), "mask_image": drawn(1, 16, 16) > 0}
     ),
@@ -182,9 +186,12 @@ TINY = {
         gligen, {"gligen_phrases": ["a fox"], "gligen_boxes": [[0.1, 0.1, 0.6, 0.6]]}
     ),
     "StableDiffusionGLIGENTextImagePipeline": Recipe(
-        lambda: gligen("gated-text-image"), {"gligen_phrases": ["a fox"], "gligen_boxes": [[0.1, 0.1, 0.6, 0.6]]}
+        lambda: gligen("gated-text-image"),
+        {"gligen_phrases": ["a fox"], "gligen_boxes": [[0.1, 0.1, 0.6, 0.6]]},
     ),
-    "StableDiffusionLDM3DPipeline": Recipe(lambda: sd(vae=vae(in_channels=6, out_channels=6)), {"output_type": "np"}),
+    "StableDiffusionLDM3DPipeline": Recipe(
+        lambda: sd(vae=vae(in_channels=6, out_channels=6)), {"output_type": "np"}
+    ),
     "StableDiffusionSAGPipeline": Recipe(sd),
     "StableDiffusionPanoramaPipeline": Recipe(sd, {"height": 64, "width": 64}),
     "StableDiffusionAttendAndExcitePipeline": Recipe(

@@ -17,7 +17,8 @@ def _resized(image: torch.Tensor, size: list[int], interpolation: str) -> torch.
 
 FTFY = SimpleNamespace(fix_text=lambda text: text)  # nothing to mend in the texts of the tests
 TRANSFORMS = SimpleNamespace(
-    functional=SimpleNamespace(resize=_resized), InterpolationMode=SimpleNamespace(NEAREST="nearest")
+    functional=SimpleNamespace(resize=_resized),
+    InterpolationMode=SimpleNamespace(NEAREST="nearest"),
 )
 COSMOS = ("transformer_cosmos", "controlnet_cosmos")
 
@@ -26,7 +27,9 @@ COSMOS = ("transformer_cosmos", "controlnet_cosmos")
 def stand_ins(cls: type) -> Iterator[None]:
     """Inside, ftfy and torchvision's resize exist for a pipeline class."""
     own = {one.__module__: sys.modules[one.__module__] for one in cls.__mro__[:-1]}
-    places: list[tuple[Any, str, Any]] = [(module, "ftfy", FTFY) for name, module in own.items() if "pipeline_" in name]
+    places: list[tuple[Any, str, Any]] = [
+        (module, "ftfy", FTFY) for name, module in own.items() if "pipeline_" in name
+    ]
     for name, module in list(sys.modules.items()):
         if name.rpartition(".")[2] in COSMOS:
             places.append((module, "transforms", TRANSFORMS))

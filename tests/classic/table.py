@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from tests.classic import cascades, flux, images, motion, stable_diffusion, stable_diffusion_xl, videos, wan
+from tests.classic import (
+    cascades,
+    flux,
+    images,
+    motion,
+    older,
+    qwen,
+    stable_diffusion,
+    stable_diffusion_xl,
+    videos,
+    wan,
+)
+from tests.classic.left_out import LEFT_OUT
 from tests.classic.recipe import Recipe
 
 TINY: dict[str, Recipe] = {
     name: recipe
-    for module in (stable_diffusion, stable_diffusion_xl, motion, cascades, flux, images, videos, wan)
+    for module in (
+        stable_diffusion,
+        stable_diffusion_xl,
+        motion,
+        older,
+        qwen,
+        cascades,
+        flux,
+        images,
+        videos,
+        wan,
+    )
     for name, recipe in module.TINY.items()
 }
 
-LEFT_OUT: dict[str, str] = {}
+
+__all__ = ["LEFT_OUT", "TINY"]

@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 
 from tests import tiny
-from tests.classic.parts import WIDTH, clip, clip_images, clip_vision, decoder, siglip, small, t5
+from tests.classic.parts import WIDTH, clip, decoder, siglip, small, t5
 from tests.classic.recipe import Recipe
 from tests.classic.video_vaes import VAES
 from tests.guidance.stock_hosted import picture
@@ -68,7 +68,12 @@ def ltx() -> dict[str, Any]:
 
 def hunyuan(kind: str = "HunyuanVideoTransformer3DModel", **own: Any) -> dict[str, Any]:
     tokenizer, words = qwen_tokenizer(), tiny.clip_tokenizer(77)
-    settings = {"attention_head_dim": 10, "patch_size": 1, "patch_size_t": 1, "guidance_embeds": True}
+    settings = {
+        "attention_head_dim": 10,
+        "patch_size": 1,
+        "patch_size_t": 1,
+        "guidance_embeds": True,
+    }
     network = small(kind, **{**settings, "rope_axes_dim": (2, 4, 4), **own})
     return {
         "text_encoder": decoder("Llama", tokenizer, 4),
@@ -97,7 +102,9 @@ def cosmos(kind: str = "wan", conditioned: bool = False, edm: bool = False) -> d
         rope_scale=(2.0, 1.0, 1.0), concat_padding_mask=True, extra_pos_embed_type="learnable",
     )  # fmt: skip
     scheduler = (
-        diffusers.EDMEulerScheduler(sigma_data=0.5, sigma_schedule="karras", final_sigmas_type="sigma_min")
+        diffusers.EDMEulerScheduler(
+            sigma_data=0.5, sigma_schedule="karras", final_sigmas_type="sigma_min"
+        )
         if edm
         else flow(use_karras_sigmas=True)
     )

@@ -46,15 +46,18 @@ def vace() -> dict[str, Any]:
 
 def animate() -> dict[str, Any]:
     return wan(
-        "WanAnimateTransformer3DModel", vae="wan16", num_layers=2, in_channels=36, latent_channels=16,
-        out_channels=16, image_dim=WIDTH, motion_encoder_channel_sizes={"4": 16, "8": 16, "16": 16},
+        "WanAnimateTransformer3DModel", vae="wan16", num_layers=2, in_channels=36,
+        latent_channels=16, out_channels=16, image_dim=WIDTH,
+        motion_encoder_channel_sizes={"4": 16, "8": 16, "16": 16},
         motion_encoder_size=16, motion_style_dim=8, motion_dim=4, motion_encoder_dim=16,
         face_encoder_hidden_dim=16, face_encoder_num_heads=2, inject_face_latents_blocks=2,
     )  # fmt: skip
 
 
 def chrono() -> dict[str, Any]:
-    return wan("ChronoEditTransformer3DModel", in_channels=10, image_dim=WIDTH, added_kv_proj_dim=24)
+    return wan(
+        "ChronoEditTransformer3DModel", in_channels=10, image_dim=WIDTH, added_kv_proj_dim=24
+    )
 
 
 def skyreels(**own: Any) -> dict[str, Any]:

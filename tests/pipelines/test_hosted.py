@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionInpaintPipeline
+from diffusers import StableDiffusionPAGPipeline
 
 import sampler
 from tests import tiny
@@ -190,12 +190,10 @@ def test_folders_are_hosted(tmp_path):
     assert engine.hosted and torch.equal(hosted(engine, inputs, SIZE).latents, wanted.latents)
 
 
-class OneAtATime(StableDiffusionInpaintPipeline):
+class OneAtATime(StableDiffusionPAGPipeline):
     def __call__(
         self,
         prompt=None,
-        image=None,
-        mask_image=None,
         num_inference_steps=3,
         guidance_scale=7.5,
         generator=None,
@@ -208,13 +206,13 @@ class OneAtATime(StableDiffusionInpaintPipeline):
 
 
 def test_pipelines_of_one_generator_are_called_once_per_image(caplog):
-    pipe = inpaint()
-    engine = sampler.load(OneAtATime(**pipe.components, requires_safety_checker=False))
-    inputs = {"image": picture(), "mask_image": half_mask()}
+    pipe = pag()
+    parts = {**pipe.components, "requires_safety_checker": False, "pag_applied_layers": ["mid"]}
+    engine = sampler.load(OneAtATime(**parts))
     counted = Rows(pipe.unet)
-    found = [hosted(engine, inputs, {}).latents for _ in range(2)]
-    assert set(counted.rows) == {2} and torch.equal(*found)
-    wanted = hosted(sampler.load(pipe), inputs, SIZE).latents
+    found = [hosted(engine, {}, {}).latents for _ in range(2)]
+    assert set(counted.rows) == {3} and torch.equal(*found)
+    wanted = hosted(sampler.load(pipe), {}, SIZE).latents
     assert (found[0] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert sum("one at a time" in record.message for record in caplog.records) == 1
 
