@@ -48,7 +48,7 @@ def classes() -> Iterator[str]:
 def family(name: str) -> str:
     """Folder of diffusers that a class comes from."""
     parts = getattr(diffusers, name).__module__.split(".")
-    parts = [part for part in parts[2:-1] if part not in ("deprecated", "pag")]
+    parts = [part for part in parts[2:-1] if part != "deprecated"]
     return parts[0] if parts else ""
 
 

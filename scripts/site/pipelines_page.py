@@ -63,7 +63,7 @@ def page(rows: Mapping[str, Row]) -> str:
 
 
 def counts(tried: Sequence[Row]) -> str:
-    """How many of the classes that were tried work in each way."""
+    """Number of the classes that work in each way."""
     names = [row["guide"] for row in tried]
     guided = sum(name in GUIDED for name in names)
     share = [

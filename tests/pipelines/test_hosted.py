@@ -190,7 +190,7 @@ def test_folders_are_hosted(tmp_path):
     assert engine.hosted and torch.equal(hosted(engine, inputs, SIZE).latents, wanted.latents)
 
 
-class OneAtATime(StableDiffusionPAGPipeline):
+class OneAtATimePAG(StableDiffusionPAGPipeline):
     def __call__(
         self,
         prompt=None,
@@ -208,7 +208,7 @@ class OneAtATime(StableDiffusionPAGPipeline):
 def test_pipelines_of_one_generator_are_called_once_per_image(caplog):
     pipe = pag()
     parts = {**pipe.components, "requires_safety_checker": False, "pag_applied_layers": ["mid"]}
-    engine = sampler.load(OneAtATime(**parts))
+    engine = sampler.load(OneAtATimePAG(**parts))
     counted = Rows(pipe.unet)
     found = [hosted(engine, {}, {}).latents for _ in range(2)]
     assert set(counted.rows) == {3} and torch.equal(*found)
