@@ -23,8 +23,8 @@ from sampler.stock.hook import guide
 from sampler.stock.hosted_output import converted, first_value
 from sampler.stock.hosted_pipeline import HostedPipeline
 from sampler.stock.scheduler import scheduler
-from sampler.stock.stock_calls import denoisers
 from sampler.stock.step_arguments import AbsentError
+from sampler.stock.stock_calls import denoisers
 from sampler.types import Guidance, Sampler, Snapshot
 
 log = logging.getLogger("sampler")

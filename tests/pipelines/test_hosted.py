@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPAGPipeline
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPAGPipeline
 
 import sampler
 from tests import tiny
