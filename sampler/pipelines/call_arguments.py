@@ -74,9 +74,14 @@ def check_names(cls: type, names: Iterable[str]) -> None:
 def check_types(cls: type, given: Mapping[str, Any]) -> None:
     """Raise ValueError for inputs of another type than those of a pipeline class.
 
-    Known are numbers and switches, by their defaults, and images, by their names.
+    Known are numbers and switches, by their defaults, and images, by their names. None is allowed
+    where the annotation has it.
     """
     for name, value in given.items():
+        known = arguments(cls).get(name)
+        hint = "" if known is None else str(known.annotation)
+        if value is None and ("None" in hint or "Optional" in hint):
+            continue
         default = default_of(cls, name)
         values = value if isinstance(value, (list, tuple)) and value else [value]
         if isinstance(default, bool):

@@ -124,7 +124,8 @@ def tried(attempt: Callable[..., str], recipe: Recipe, pipe: Any, plain: torch.T
     try:
         return attempt(recipe, pipe, plain)
     except (ValueError, sampler.SamplerError) as error:
-        return " ".join(str(error).split())
+        text = " ".join(str(error).split())
+        return text if text.endswith(".") else f"diffusers: {text}."  # no sentence of ours
     except Exception as error:  # a reason that is no sentence of ours is a fault worth seeing
         return f"**{type(error).__name__}** {str(error)[:100]}"
 
