@@ -10,20 +10,14 @@ published code; networks and names of the weights are those of that code.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from annotated_types import DocInfo, Predicate
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from sampler.core.durable import make_folder, write_file
-from sampler.core.errors import UsageError
 from sampler.registry.constraints import Count, Nonnegative, Positive, checked
 
 # Units of the layer before the last, and the law of the logarithm of the first convolutional
@@ -225,31 +219,4 @@ def _scales(alpha: Any, x: Tensor) -> Any:
     return alpha.where(alpha != 0, 1.0)
 
 
-def save_proximal(network: ProximalNetwork, folder: Path, training: Any = None) -> Path:
-    """Write config.json and model.safetensors into a folder; return it.
-
-    training: plain data about the training, which is stored in the header of the weights.
-    """
-    make_folder(folder)
-    header = {"format": "pt", "training": json.dumps(training)}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    write_file(folder / "model.safetensors", save(tensors, header))
-    text = json.dumps(asdict(network.config), indent=2, sort_keys=True) + "\n"
-    write_file(folder / "config.json", text.encode())
-    return folder
-
-
-def load_proximal(folder: str | Path) -> ProximalNetwork:
-    """Load a network that `save_proximal` wrote. Raises UsageError where it cannot be read."""
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        network = ProximalNetwork(ProximalConfig(**config))
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{folder} holds no proximal network: {reason}.") from None
-    return network.eval()
-
-
-__all__ = ["Prior", "ProximalConfig", "ProximalNetwork", "load_proximal", "save_proximal"]
+__all__ = ["Prior", "ProximalConfig", "ProximalNetwork"]

@@ -177,6 +177,6 @@ class ProxMatching(TrainerBase):
         learned.network.clip()  # after the step: without it psi is not convex
 
     def save(self, session: Session, out: Path, manifest: dict[str, Any]) -> Path:
-        from sampler.models.proximal import save_proximal
+        from sampler.models.proximal_files import save_proximal
 
         return save_proximal(session.trainable.network, out / "lpn", manifest)

@@ -17,8 +17,9 @@ from sampler.core.noise import Noise
 from sampler.objectives import min_snr_weight
 from sampler.training import checkpoint
 from sampler.training.batches import batch
-from sampler.training.data import captions, covering, listed
+from sampler.training.data import captions, covering
 from sampler.training.denoise.trainer import Denoise
+from sampler.training.listing import listed
 from sampler.types import Level
 from tests import tiny
 from tests import tiny_transformers as tiny2

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sampler
-from sampler.models.proximal import load_proximal
+from sampler.models.proximal_files import load_proximal
 from sampler.objectives import proximal_matching_loss
 from tests.training.world import PROMPTS, SHORT, engine
 

@@ -8,12 +8,8 @@ import pytest
 import torch
 
 import sampler
-from sampler.models.proximal import (
-    ProximalConfig,
-    ProximalNetwork,
-    load_proximal,
-    save_proximal,
-)
+from sampler.models.proximal import ProximalConfig, ProximalNetwork
+from sampler.models.proximal_files import load_proximal, save_proximal
 from sampler.objectives import proximal_gamma, proximal_matching_loss
 from sampler.types import Level
 from scripts.study import prox

@@ -8,7 +8,8 @@ import pytest
 
 from sampler.core.schedule import Schedule
 from sampler.training.f_distill.trainer import FDistill
-from sampler.training.times import LAWS, level_of, share_of, time_law, time_of
+from sampler.training.time_shares import level_of, share_of, time_of
+from sampler.training.times import LAWS, time_law
 
 FLOW = Schedule.flow({"num_train_timesteps": 1000})
 VP = Schedule.vp({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",

@@ -18,7 +18,8 @@ from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch, derived, micro_batches
 from sampler.training.data import LatentSet
 from sampler.training.session import Session
-from sampler.training.times import TimeLaw, level_of
+from sampler.training.time_shares import level_of
+from sampler.training.times import TimeLaw
 from sampler.types import Branch, Cond, Level, Prediction, Span
 
 

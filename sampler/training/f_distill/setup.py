@@ -8,7 +8,7 @@ from sampler.core.noise import initial
 from sampler.core.schedule import Schedule
 from sampler.training.f_distill.heads import ProbeInput
 from sampler.training.session import Session
-from sampler.training.times import time_of
+from sampler.training.time_shares import time_of
 from sampler.types import Level
 
 # Rules that depend on the step or on earlier steps: a single noised image has neither.

@@ -30,7 +30,8 @@ from sampler.training.f_distill.losses import (
 )
 from sampler.training.f_distill.networks import Distilled
 from sampler.training.session import Session
-from sampler.training.times import TimeLaw, Uniform, level_of
+from sampler.training.time_shares import level_of
+from sampler.training.times import TimeLaw, Uniform
 from sampler.types import Branch, Cond, Guidance, Level, Prediction, Snapshot, Span
 
 # Numbers of a sample's noises in the stream "renoise"; the student's own steps use "step".
