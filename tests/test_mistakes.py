@@ -131,7 +131,7 @@ MISTAKES = [
     ("generate a -o nowhere://run", 2, "nowhere://run cannot be opened: Protocol not known"),
     ("generate --prompts empty.txt", 2, "There is no prompt"),
     ("generate --prompts folder", 2, "folder: is a directory"),
-    ("generate --prompts latin.txt", 2, "latin.txt:2: this is not UTF-8"),
+    ("generate --prompts latin.txt", 2, "latin.txt:2: not UTF-8"),
     ("generate --prompts nul.txt", 2, "nul.txt:1: prompt: holds the control character U+0000"),
     ("generate --prompts midjourney.txt", 2, "--ar is not an option of prompt lines"),
     ("generate --prompts p.docx", 2, "txt, csv, tsv, jsonl, parquet"),
@@ -162,7 +162,7 @@ MISTAKES = [
     ("sweep a --axis prompt/cat=cat,dog", 2, "not in the prompt"),
     # models, adapters, students
     ("generate a --model nowhere", 6, "nowhere"),
-    ("generate a --model folder", 6, "folder is no diffusers pipeline"),
+    ("generate a --model folder", 6, "folder is not a diffusers pipeline"),
     ("generate a --model pickled", 6, "pickle weights only"),
     ("generate a --model some/where", 6, "(--download) to fetch it"),
     ("generate a --lora folder", 6, "folder has no LoRA"),
@@ -171,7 +171,7 @@ MISTAKES = [
     # pictures to restore
     ("generate a --task inpant --image plain.png", 2, "did you mean 'inpaint'"),
     ("generate a --task deblur", 2, "needs --image FILE"),
-    ("generate a --task deblur --image text.png", 2, "text.png: it is no image"),
+    ("generate a --task deblur --image text.png", 2, "text.png: it is not a readable image"),
     # run folders
     ("generate a -o p.txt", 5, "p.txt is a file; give a folder"),
     ("generate a dog -o run", 4, "run belongs to another plan"),
@@ -203,7 +203,7 @@ MISTAKES = [
     ("inspect features --images folder --labels p.txt", 2, "folder holds no finished image"),
     ("inspect features --images run --labels p.txt", 2, "a header is needed with 'file'"),
     ("inspect features --images run --labels nowhere.csv", 2, "no such file"),
-    ("inspect loss --images nowhere", 2, "nowhere is no folder"),
+    ("inspect loss --images nowhere", 2, "nowhere is not a folder"),
     ("inspect basis --images run --t 1", 2, "t = 1.0 is a level without signal"),
     ("inspect realism --real run --generated run", 2, "at least 16 real and 8 generated"),
     # fine-tuning

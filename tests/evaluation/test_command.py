@@ -60,7 +60,7 @@ def test_a_run_that_exists_is_compared_in_pairs_as_events(place, capsys):
     [
         ("", 2, "Give a RUN to score, or --prompts FILE and -o RUN"),
         ("--prompts p.txt", 2, "Give a RUN to score, or --prompts FILE and -o RUN"),
-        ("nowhere", 2, "nowhere is no folder"),
+        ("nowhere", 2, "nowhere is not a folder"),
         (". --steps 3", 2, "--steps has no effect on images that exist"),
         (". --seed 3", 2, "--seed has no effect on images that exist"),
         (".", 2, "holds no finished image"),

@@ -321,7 +321,7 @@ def test_runs_that_are_refused():
     ):
         with pytest.raises(ValueError, match="put forecast outside"):
             registry.build("guidance", rule)
-    with pytest.raises(ValueError, match="4 steps leave nothing.*use at least 8"):
+    with pytest.raises(ValueError, match="4 steps leave no step.*use at least 8"):
         run("ddim", forecast(), vp_grid(4), noise(1))
     with pytest.raises(ValueError, match="12 entries and the run 10 steps"):
         run("ddim", forecast(policy=[1] * 12), vp_grid(10), noise(1))

@@ -118,7 +118,7 @@ def test_a_vocabulary_is_there_and_fits_its_encoder(name, model):
         path.write_bytes(POINTER)
         refused(folder, "tokenizer.json is a Git LFS pointer")
         path.write_bytes(b"{}")
-        refused(folder, "tokenizer.json is no vocabulary")
+        refused(folder, "tokenizer.json is not a readable vocabulary")
         tree = json.loads(whole)
         words = tree["model"]["vocab"]
         for changed, sentence in ((_half(words), "takes"), (type(words)(), None)):

@@ -155,9 +155,9 @@ def test_refusals(spec, message):
 def test_grids_of_other_models_are_refused():
     cosine = {**BETAS, "beta_schedule": "squaredcos_cap_v2"}
     other = sampler.Schedule.from_config(cosine, "DDIMScheduler")
-    with pytest.raises(ValueError, match="'ays_sd15' is made for another model"):
+    with pytest.raises(ValueError, match="'ays_sd15' is for another model"):
         other.grid(10, spacing="ays_sd15")
-    with pytest.raises(ValueError, match="'ays_sdxl' is made for another model"):
+    with pytest.raises(ValueError, match="'ays_sdxl' is for another model"):
         schedule("flow3").grid(10, spacing="ays_sdxl")
     with pytest.raises(ValueError, match="sigma = 2 of a flow model must be at most 1"):
         schedule("flow3").grid(2, spacing=[2.0, 1.0])

@@ -131,7 +131,7 @@ def test_a_vae_in_its_original_layout_is_read_by_diffusers(model, tmp_path, monk
         ("nowhere.ckpt", {}, 6, "nowhere.ckpt does not exist."),
         ("x.ckpt", {}, 6, "is a pickle, which can run code"),
         ("notes.txt", {}, 6, "it is a file; a model is a folder"),
-        ("empty", {}, 6, "no diffusers pipeline: it has no model_index.json"),
+        ("empty", {}, 6, "not a diffusers pipeline: it has no model_index.json"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_by_name(

@@ -123,7 +123,7 @@ def test_what_a_prompt_file_leaves_open_is_noted_once(capsys, tmp_path):
     line = ["generate", "--prompts", tmp_path / "p.txt", "--steps", 1, "-o", tmp_path / "run"]
     code, out, err = run(capsys, *line)
     assert code == 0 and len(out.splitlines()) == 3
-    assert err.count("2 images are equal to earlier ones and made once") == 1
+    assert err.count("2 images are equal to earlier ones and generated once") == 1
     assert err.count("1 prompt holds {a|b} or __name__, which stay text; --expand") == 1
     code, out, err = run(capsys, *line[:-1], tmp_path / "other", "--expand", "random")
     assert code == 0 and "--expand" not in err

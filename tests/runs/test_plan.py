@@ -186,7 +186,7 @@ def test_the_automatic_batch_size_goes_by_pixels_alone():
         ({"prompt": "a", "guidance.rule.scale": 1}, "no rule"),
         ({"prompt": "a", "seed": -2}, "seed = -2 must be an integer from -1 to"),
         ({"prompt": "a", "meta_x": "\x1b[1m"}, "meta_x"),
-        ({}, "prompt: this is missing"),
+        ({}, "prompt is missing"),
     ],
 )
 def test_a_wrong_row_is_one_sentence_with_its_place(row, words):

@@ -102,7 +102,7 @@ def test_text_files_hold_prompts_of_several_lines(tmp_path):
         {"prompt": "a fox\nin the snow"}, {"prompt": "a dog", "width": "64"}]  # fmt: skip
     assert [where.rpartition(":")[2] for where, *_ in rows] == ["4", "10"]
     rows = read(tmp_path, "p.txt", b"---\na\ncaf\xe9\n---\nb\n")
-    assert "p.txt:3: this is not UTF-8" in str(rows[0].cells) and rows[1].cells == {"prompt": "b"}
+    assert "p.txt:3: not UTF-8" in str(rows[0].cells) and rows[1].cells == {"prompt": "b"}
     rows = read(tmp_path, "p.txt", b"a\n---\nb\n")
     assert ":2: --- is a separator only if the file begins with it" in str(rows[1].cells)
 
@@ -169,7 +169,7 @@ def test_files_as_pandas_writes_them_are_read_as_they_are_meant(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("p.txt", b"fine\ncaf\xe9", ":2: this is not UTF-8"),
+        ("p.txt", b"fine\ncaf\xe9", ":2: not UTF-8"),
         ("p.txt", b"a --ar 16:9", ":1: --ar is not an option of prompt lines; known: n, w, h"),
         ("p.txt", b"a --step 3", "(did you mean 'steps'?); a jsonl file takes it as text"),
         ("p.txt", b"a --w", ":1: --w needs a value"),

@@ -486,7 +486,7 @@ def test_prompts_carry_metadata_to_the_reward(engine, tmp_path):
     assert seen == [[("a cat", None), ("a dog", 2)]] * 9
     for bad, problem in (
         ([{"text": "a dog"}], "prompt 1: 'text': unknown column"),
-        ([{"prompt": "a dog", "steps": 3}], "prompt 1: steps: a row of fine-tuning has"),
+        ([{"prompt": "a dog", "steps": 3}], "prompt 1: steps: a prompt line of fine-tuning has"),
         ([3], "prompt 1: a prompt is a text, or a mapping with 'prompt' and 'meta_\\*' entries"),
         ([], "No prompts"),
     ):
