@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _TORCHVISION = "Its processor needs torchvision, which is not among this project's packages."
 _AUDIO = "Its text and sound encoders have no tiny recipe here yet."
-_ENCODER = "Its multimodal encoder has no tiny recipe here yet."
+_ENCODER = "Its encoders or networks have no tiny recipe here yet."
 _NO_LOOP = "It has no denoising loop: it is one pass of a network."
 _TEXT = "It makes text by discrete diffusion, which has no levels of noise."
 _LTX2 = "It denoises video and sound, and its parts have no tiny recipe here yet."
@@ -16,10 +16,11 @@ _GROUPS = {
     _TORCHVISION: """BriaFibo2 DreamLite DreamLiteMobile JoyImageEdit JoyImageEditPlus
         LongCatImageEdit Kandinsky5I2I NucleusMoEImage OmniGen QwenImage21 QwenImageEdit
         QwenImageEditInpaint QwenImageEditPlus QwenImageLayered ZImageOmni GlmImage
-        Kandinsky6TI2VA Cosmos3Omni""",
+        Kandinsky6TI2VA""",
     _AUDIO: """AceStep AudioLDM AudioLDM2 LongCatAudioDiT MusicLDM StableAudio StableAudio3
         StableAudio3AudioToAudio StableAudio3Inpaint DanceDiffusion""",
-    _ENCODER: """BriaFiboEdit Cosmos2_5_PredictBase Cosmos2_5_Transfer ErnieImage HunyuanImage
+    _ENCODER: """BriaFiboEdit Cosmos3Omni Cosmos2_5_PredictBase Cosmos2_5_Transfer ErnieImage
+        HunyuanImage
         HunyuanImageRefiner HunyuanVideo15 HunyuanVideo15ImageToVideo HunyuanVideoImageToVideo
         Ideogram4 Krea2 MotifVideo MotifVideoImage2Video PRX PRXPixel SanaWM HeliosPyramid""",
     _NO_LOOP: "FluxPriorRedux LTXLatentUpsample LTX2LatentUpsample LTX2VideoDiffusionDecode",

@@ -59,6 +59,7 @@ def test_a_class_does_what_its_row_says(name):
     recipe = TINY[name]
     pipe = recipe.build(name)
     plain = recipe.called(pipe)
+    assert plain.std() > 1e-4  # else nothing below could fail
     for column, attempt in CELLS.items():
         wanted = ROWS[name][column]
         found = tried(attempt, recipe, pipe, plain)
