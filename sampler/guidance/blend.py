@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+from sampler.core.adapter import PipelineAdapter
 from sampler.core.binding import GuidanceContext
 from sampler.guidance.blend_parts import WORD, Parts, check_word, checked, read, sized
 from sampler.guidance.gates import Interval, Window, active
@@ -75,7 +76,7 @@ class Blend(GuidanceBase):
         """Return True if the inner rule keeps a direction apart from its target."""
         return self.rule.sets_direction
 
-    def check(self, adapter: Any) -> None:
+    def check(self, adapter: PipelineAdapter) -> None:
         self.rule.check(adapter)
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Blend, Cond]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+from sampler.core.adapter import PipelineAdapter
 from sampler.core.binding import GuidanceContext
 from sampler.guidance.gates import Interval, Window, active
 from sampler.registry import register
@@ -79,7 +80,7 @@ class Data(GuidanceBase):
     def graph_refusal(self) -> str:
         return "the rule 'data' differentiates the operator at every step"
 
-    def check(self, adapter: Any) -> None:
+    def check(self, adapter: PipelineAdapter) -> None:
         self.rule.check(adapter)
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[Data, Cond]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sampler.core.adapter import PipelineAdapter
 from sampler.core.binding import GuidanceContext
 from sampler.guidance.gates import Interval, Strength, Window, active
 from sampler.registry import register
@@ -62,7 +63,7 @@ class RewardGuidance(GuidanceBase):
     def graph_refusal(self) -> str:
         return "the rule 'reward' differentiates a reward at every step"
 
-    def check(self, adapter: Any) -> None:
+    def check(self, adapter: PipelineAdapter) -> None:
         self.rule.check(adapter)
 
     def bind(self, context: GuidanceContext, cond: Cond) -> tuple[RewardGuidance, Cond]:

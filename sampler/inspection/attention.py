@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sampler.core.adapter import PipelineAdapter
 from sampler.core.batch import DEFAULT_BATCH, Sample, expand
 from sampler.core.binding import SamplerContext, bind_sampler
 from sampler.core.loop import Loop
@@ -178,7 +179,7 @@ def _wanted(jobs: Sequence[Sample], words: Any, n: int) -> list[list[str]]:
     return [list(listed[i // n]) for i in range(len(jobs))]
 
 
-def _scored(adapter: Any, score: Any, prompts: Sequence[str]) -> Any:
+def _scored(adapter: PipelineAdapter, score: Any, prompts: Sequence[str]) -> Any:
     """The score of a `Watched`: "", "guidance", or a function from a reward of the decoded x0."""
     if score in (None, "", "attention"):
         return ""

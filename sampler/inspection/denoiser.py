@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sampler.core.adapter import PipelineAdapter
 from sampler.core.loop import Loop
 from sampler.inspection.basis import Basis, Denoise, basis
-from sampler.inspection.features import check_adapter, conditions_of, level_at, noised
+from sampler.inspection.features import check_adapter, level_at, noised, raw_output
 from sampler.inspection.pictures import curves, sheet
 from sampler.types import Level
 
@@ -18,14 +19,16 @@ SHOWN = 4  # eigenvectors in the sheet
 BATCH = 16
 
 
-def denoiser_of(adapter: Any, level: Level, prompt: str, size: tuple[int, int]) -> Denoise:
+def denoiser_of(
+    adapter: PipelineAdapter, level: Level, prompt: str, size: tuple[int, int]
+) -> Denoise:
     """D(y), the network's x0 at x = alpha·y, for rows y [R, ...]."""
 
     def denoise(y: Tensor) -> Tensor:
         parts: list[Tensor] = []
         for part in y.split(BATCH):
             x = level.alpha * part
-            out = adapter.forward(x, level, conditions_of(adapter, prompt, len(x), size), "main")
+            out = raw_output(adapter, x, level, prompt, size)
             parts.append(adapter.predict(x, out.to(x.dtype), level, "main").x0.tensor())
         return torch.cat(parts)
 
@@ -77,7 +80,7 @@ def _numbers(found: Basis, error: float) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _sheet(adapter: Any, image: Tensor, y: Tensor, q: float, found: Basis) -> bytes:
+def _sheet(adapter: PipelineAdapter, image: Tensor, y: Tensor, q: float, found: Basis) -> bytes:
     shown = found.vectors[:SHOWN]
     length = 2 * q * found.values[: len(shown)].clamp(min=0).sqrt()
     moves = length.view(-1, *[1] * (shown.ndim - 1)).to(shown) * shown

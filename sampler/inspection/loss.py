@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sampler.core.adapter import PipelineAdapter
 from sampler.core.loop import Loop
 from sampler.core.noise import Noise
 from sampler.inspection.features import check_adapter, level_at
@@ -84,7 +85,11 @@ def wiener(values: Tensor, q: float, size: int) -> float:
 
 
 def _denoised(
-    adapter: Any, x: Tensor, level: Level, prompts: Sequence[str] | None, size: tuple[int, int]
+    adapter: PipelineAdapter,
+    x: Tensor,
+    level: Level,
+    prompts: Sequence[str] | None,
+    size: tuple[int, int],
 ) -> tuple[Tensor, Tensor | None]:
     """x0 with the prompts and without; only without where there are none."""
     empty = [""] * len(x)
@@ -92,8 +97,10 @@ def _denoised(
         empty if prompts is None else list(prompts), empty, prompts is not None, size
     )
 
+    denoiser: Any = adapter
+
     def x0(cond: Any) -> Tensor:
-        out = adapter.forward(x, level, cond, "main")
+        out = denoiser.forward(x, level, cond, "main")
         return adapter.predict(x, out.to(x.dtype), level, "main").x0.tensor()
 
     return x0(both.cond), None if prompts is None else x0(both.uncond)

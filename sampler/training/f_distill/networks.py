@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sampler.core.adapter import PipelineAdapter
 from sampler.models.student import read_network
 from sampler.models.trainable_lora import TrainableLoRA, adapted
 from sampler.training.averages import Average
@@ -82,7 +83,9 @@ class NetworkOptions:
 
 
 @contextmanager
-def build_networks(adapter: Any, options: NetworkOptions, probe: ProbeInput) -> Iterator[Distilled]:
+def build_networks(
+    adapter: PipelineAdapter, options: NetworkOptions, probe: ProbeInput
+) -> Iterator[Distilled]:
     """Build the networks of a run; `probe` shows the shapes of the features."""
     with ExitStack() as stack:
         teacher = adapter.network
