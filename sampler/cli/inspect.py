@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sampler.cli.inspect_prior import prior
 from sampler.cli.inspect_sets import loss, memory, realism
 from sampler.cli.inspect_shared import Limit, Out, Row, Shares, finish, read_images, read_labels
 from sampler.cli.options import Debug, Json, ModelOptions, Quiet, expanded, takes_model_options
@@ -164,5 +165,5 @@ def basis(
 app = typer.Typer(
     help="Inspect a model: features, attention, denoiser, training images.", no_args_is_help=True
 )
-for _command in (features, attention, basis, memory, realism, loss):
+for _command in (features, attention, basis, memory, realism, loss, prior):
     app.command()(_command)

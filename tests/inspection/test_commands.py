@@ -4,10 +4,15 @@ import csv
 import json
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import sampler
 from sampler.cli import main
+from sampler.core import images
+from sampler.models.proximal import ProximalConfig, ProximalNetwork
+from sampler.models.proximal_files import load_proximal, save_proximal
 
 PROMPTS = ("a red apple on a blue background", "a dog on a green background")
 
@@ -95,6 +100,24 @@ def test_loss(capsys, run):
     assert [row["timestep"] for row in rows] == ["149", "599"] and found["prompts"] is True
     assert float(rows[0]["error"]) < float(rows[1]["error"])
     assert "loss.png" in files
+
+
+def test_prior(capsys, run):
+    """The values are the network's own, of the encoded images; another shape is refused."""
+    torch.manual_seed(0)
+    network = ProximalNetwork(ProximalConfig((4, 16, 16), hidden=4, layers=2, alpha=0.2))
+    folder = save_proximal(network, run / "lpn")
+    options = (folder, "--images", run / "run", "--limit", 2)
+    rows, files, found = inspected(capsys, "prior", run, *options)
+    assert files == ["prior.csv", "prior.json"] and found["network"] == str(folder)
+    adapter = sampler.load().pipeline
+    latents = adapter.latents_of(images.read(str(run / "run" / rows[0]["image"])))
+    wanted = load_proximal(folder).prior(latents)
+    assert float(rows[0]["prior"]) == pytest.approx(float(wanted.value), rel=1e-3)
+    assert len(rows) == 2 and float(rows[0]["gap"]) == pytest.approx(float(wanted.gap), abs=1e-3)
+    other = save_proximal(ProximalNetwork(ProximalConfig((4, 8, 8), hidden=4, layers=2)), run / "o")
+    assert main(["inspect", "prior", str(other), "--images", str(run / "run")]) == 2
+    assert "takes rows of (4, 8, 8)" in capsys.readouterr().err
 
 
 def test_events_and_notes(capsys, run, tmp_path):
