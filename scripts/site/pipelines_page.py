@@ -18,7 +18,8 @@ HEAD = """# Pipelines
 
 The classic pipeline classes that diffusers @version@ exports, each tried on a tiny random pipeline
 (CPU, float32) whose parts are built in memory by `tests/classic`. Nothing here goes by the name of
-a class, so that classes that are not in the table are served by the same code.
+a class, so that classes that are not in the table are served by the same code. The suite checks a
+sample of 40 rows; `python -m pytest tests/guidance/test_classic.py -m every_class` the others.
 
 - **engine**: *native* (an adapter of its own, [families](families.md)) or *hosted*: `sampler.load`
   calls the pipeline itself; tried with the samplers `ab` and `ghvb`.
