@@ -103,7 +103,7 @@ def row(cell, gain, width, seconds=10, seed="0+1+2"):
 
 @pytest.mark.parametrize(
     ("nft", "ddpo", "held"),
-    [((0.4, 0.2), (0.1, 0.2), [True, True]), ((0.2, 0.2), (0.3, 0.1), [False, False])],
+    [((0.6, 0.2), (0.25, 0.2), [True, True]), ((0.2, 0.2), (0.3, 0.1), [False, False])],
 )
 def test_the_page_says_which_bars_were_missed(nft, ddpo, held):
     """3 standard errors are 1.53 times half an interval."""
