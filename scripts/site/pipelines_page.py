@@ -17,9 +17,10 @@ HEAD = """# Pipelines
 <!-- written by `python -m scripts.site.pipelines`; tests/guidance/test_classic.py checks rows -->
 
 The classic pipeline classes that diffusers @version@ exports, each tried on a tiny random pipeline
-(CPU, float32) whose parts are built in memory by `tests/classic`. Nothing here goes by the name of
-a class, so that classes that are not in the table are served by the same code. The suite checks a
-sample of 40 rows; `python -m pytest tests/guidance/test_classic.py -m every_class` the others.
+(CPU, float32) whose parts are built in memory by `tests/classic`, with stand-ins for ftfy and for
+torchvision's resizing. Only the order of three branches goes by a part of the class name, so that
+classes that are not in the table are served by the same code. The suite checks a sample of 40 rows;
+`python -m pytest tests/guidance/test_classic.py -m every_class` the others.
 
 - **engine**: *native* (an adapter of its own, [families](families.md)) or *hosted*: `sampler.load`
   calls the pipeline itself; tried with the samplers `ab` and `ghvb`.
