@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -41,6 +42,7 @@ def class_named(name: str) -> type | None:
     return found if isinstance(found, type) else None
 
 
+@functools.cache
 def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
     """Named parameters of a pipeline class's call, without self."""
     found = inspect.signature(cls.__call__).parameters.values()

@@ -48,6 +48,7 @@ class HostedCalls:
     def __init__(self, hosted: HostedPipeline) -> None:
         self.hosted, self.pipe = hosted, hosted.pipe
         self._one_at_a_time = self._arrays = False
+        self._checked: tuple[StockCall, Any] | None = None  # the copy that a check has made
 
     def grid(self, spec: Any, method: Sampler, rule: Any, steps: int) -> Any:
         """The grid of a run; one of "calibrated:FILE" is looked up for the weights of the network.
@@ -72,11 +73,12 @@ class HostedCalls:
             raise ValueError(f'{cls.__name__} takes no prompt; give "" as the prompt.')
         if any(job.negative for job in jobs) and "negative_prompt" not in known:
             raise ValueError(f"{cls.__name__} takes no negative prompt.")
-        scheduler(shared.sampler, self.pipe.scheduler, shared.grid)
         if isinstance(shared.guidance, Embedded) and not embeds_scale(cls):
             raise ValueError(f"embedded: {cls.__name__} takes no scale as an input; use 'cfg'.")
-        with guide(self._twin(shared), _around(shared.guidance)):
+        twin = self._copied(shared)
+        with guide(twin, _around(shared.guidance)):
             pass
+        self._checked = shared, twin
 
     def call(
         self,
@@ -130,20 +132,26 @@ class HostedCalls:
     def _networks(self) -> list[Any]:
         return [p for p in self.pipe.components.values() if isinstance(p, torch.nn.Module)]
 
-    def _twin(self, shared: StockCall) -> Any:
+    def _copied(self, shared: StockCall) -> Any:
         """Return a shallow copy with the drop-in scheduler; it shares every other component."""
         pipe = self.pipe
-        twin = copy.copy(pipe)
-        try:
-            drop_in = scheduler(shared.sampler, pipe.scheduler, shared.grid)
-        except ValueError as error:
-            raise ModelError(f"{type(pipe).__name__} cannot be hosted: {error}") from None
+        twin, drop_in = copy.copy(pipe), scheduler(shared.sampler, pipe.scheduler, shared.grid)
         vars(twin)["scheduler"] = drop_in
         for name, part in vars(pipe).items():  # the pipelines that a combined one consists of
             if part is not pipe.scheduler and getattr(part, "scheduler", None) is pipe.scheduler:
                 vars(twin)[name] = copy.copy(part)
                 vars(vars(twin)[name])["scheduler"] = drop_in
         return twin
+
+    def _twin(self, shared: StockCall) -> Any:
+        """The copy that the check of this call has made, else a new one."""
+        checked, self._checked = self._checked, None
+        if checked is not None and checked[0] is shared:
+            return checked[1]
+        try:
+            return self._copied(shared)
+        except ValueError as error:
+            raise ModelError(f"{type(self.pipe).__name__} cannot be hosted: {error}") from None
 
     def _arguments(
         self, jobs: Sequence[Sample], shared: StockCall, inputs: Mapping[str, Any]
