@@ -124,3 +124,32 @@ def _features(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
             f"not {tuple(a.shape)} and {tuple(b.shape)}."
         )
     return a, b
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of images [B, C, H, W] in [0, 1], mean per image [B]; 1 is equal.
+
+        (2·mean_a·mean_b + c1)·(2·cov + c2) / ((mean_a² + mean_b² + c1)·(var_a + var_b + c2))
+
+    in every Gaussian window of 11 pixels, sigma 1.5, inside the image and of each channel, with
+    c1 = 0.01², c2 = 0.03². Raises ValueError for images of different shapes or below 11 pixels.
+
+    Source: Image Quality Assessment: From Error Visibility to Structural Similarity (Wang et al.,
+    2004).
+    """
+    if a.shape != b.shape or a.ndim != 4 or min(a.shape[2:]) < 11:
+        raise ValueError(
+            f"ssim needs two sets of images [B, C, H, W] of one shape, H, W >= 11, not "
+            f"{tuple(a.shape)} and {tuple(b.shape)}."
+        )
+    taps = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    window = (torch.outer(taps, taps) / taps.sum() ** 2).to(a)
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(x.flatten(0, 1)[:, None], window[None, None])
+
+    ma, mb = mean(a), mean(b)
+    va, vb, cov = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    return value.flatten(1).mean(1).view(a.shape[0], -1).mean(1)

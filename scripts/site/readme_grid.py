@@ -46,7 +46,7 @@ def labelled() -> dict[str, Sequence[Image.Image]]:
     The first pair compares SSIM to the full run, the second the share of clipped values.
     """
     from sampler.bundled.measures import clipped_share
-    from scripts.study.guidance_measures import ssim
+    from sampler.metrics import ssim
 
     engine, rows, before = sampler.load(), {}, None
     for name, rule in RULES.items():

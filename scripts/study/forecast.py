@@ -23,8 +23,8 @@ import sampler
 from sampler.bundled import classifier, prompts
 from sampler.bundled.measures import clipped_share, extracted_features
 from sampler.guidance import Forecast
+from sampler.metrics import ssim
 from sampler.types import Branch, Cond, GuidanceBase, Prediction
-from scripts.study.guidance_measures import ssim
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SEEDS = (0, 1, 2)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sampler.bundled import classifier, prompts
 from sampler.bundled.measures import clipped_share, extracted_features, saturation
+from sampler.metrics import ssim
 from scripts.study.points import Point
 
 DRAWS = 100
@@ -62,21 +63,3 @@ def measured(point: Point, value: dict[str, Any], base: Tensor) -> dict[str, Any
     row["model"] = value["model"]
     row["spec"] = json.dumps(point.spec)
     return row
-
-
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of images [B, 3, H, W] in [0, 1], mean per image [B].
-
-    Wang et al. (2004): Gaussian window of 11 pixels, sigma 1.5, K = (0.01, 0.03), each channel.
-    """
-    taps = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
-    window = torch.outer(taps, taps) / taps.sum() ** 2
-
-    def mean(x: Tensor) -> Tensor:
-        return torch.nn.functional.conv2d(x.flatten(0, 1)[:, None], window[None, None])
-
-    ma, mb = mean(a), mean(b)
-    va, vb, cov = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
-    c1, c2 = 0.01**2, 0.03**2
-    value = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
-    return value.flatten(1).mean(1).view(a.shape[0], -1).mean(1)

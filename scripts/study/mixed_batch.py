@@ -19,8 +19,8 @@ import torch
 
 import sampler
 from sampler.guidance import Forecast
+from sampler.metrics import ssim
 from sampler.types import Branch, GuidanceBase, Prediction
-from scripts.study.guidance_measures import ssim
 from scripts.study.trials import SEEDS, easy, hard
 
 FIGURE = Path(__file__).resolve().parents[2] / "docs" / "figures" / "mixed_batch.csv"

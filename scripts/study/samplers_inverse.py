@@ -15,6 +15,7 @@ from torch import Tensor
 
 import sampler
 from sampler.core.binding import network_hash
+from sampler.metrics import ssim
 from scripts.study.samplers_restore import (
     METHODS,
     STEPS,
@@ -24,7 +25,6 @@ from scripts.study.samplers_restore import (
     pictures,
     psnr,
     restored,
-    ssim,
     tasks,
 )
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import sampler
@@ -79,21 +78,6 @@ def methods_of(task: str) -> dict[str, list[Setting]]:
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """dB per image [B], images in [0, 1]."""
     return -10 * (a - b).square().flatten(1).mean(1).log10()
-
-
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Per image [B]: Wang et al. (2004), Gaussian window of 1.5 pixels, images in [0, 1]."""
-    offset = torch.arange(11.0) - 5
-    line = torch.exp(-(offset**2) / (2 * 1.5**2))
-    window = (line[:, None] * line / line.sum() ** 2).expand(3, 1, 11, 11)
-
-    def mean(x: Tensor) -> Tensor:
-        return F.conv2d(x, window, groups=3)
-
-    ma, mb = mean(a), mean(b)
-    va, vb, cov = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
-    top = (2 * ma * mb + 0.01**2) * (2 * cov + 0.03**2)
-    return (top / ((ma * ma + mb * mb + 0.01**2) * (va + vb + 0.03**2))).flatten(1).mean(1)
 
 
 def pictures(engine: sampler.Engine, first: tuple[int, int], count: int) -> Tensor:

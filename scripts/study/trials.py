@@ -24,7 +24,7 @@ import typer
 import sampler
 from sampler.bundled import backgrounds, classifier, concepts, prompts, styles
 from sampler.bundled.measures import clipped_share, extracted_features, saturation
-from scripts.study.guidance_measures import ssim
+from sampler.metrics import ssim
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SEEDS = (0, 1, 2)
