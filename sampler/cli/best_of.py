@@ -34,8 +34,7 @@ def generate_best(source: Source, given: BestOf, options: batch.RunOptions, repo
         raise UsageError("--best-of runs in one process and without --axis.")
     if given.reward is None:
         raise UsageError("--best-of needs --reward NAME, which chooses among the drafts.")
-    reward = best_of.reward_of(given.reward)
-    best = best_of.BestOf(given.count, reward, draft_columns(given.drafts))
+    best = best_of.BestOf(given.count, given.reward, draft_columns(given.drafts))
     source, folder = replace(source, lines=[*source.read_lines()]), f"{where}/{DRAFTS}"
     batch.generate(best_of.drafts_of(source, best, folder), options, replace(report, results=False))
     choices = best_of.choices_of(source, best, folder)

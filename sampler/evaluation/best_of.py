@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,24 @@ Choices = Sequence[tuple[int, DraftChoice]]  # with the number of the line
 
 @dataclass(frozen=True)
 class BestOf:
-    """Number of candidates per prompt, the reward that chooses, columns of the drafts only."""
+    """Number of candidates per prompt, the reward that chooses, columns of the drafts only.
+
+    text: that of the reward, NAME[:OPTION=VALUE].
+    """
 
     count: int
-    reward: RewardBase
+    text: str
     drafts: Mapping[str, Any]
 
-
-def reward_of(text: str) -> RewardBase:
-    """Reward of NAME[:OPTION=VALUE]. Raises UsageError for other scorers."""
-    (scorer,) = scorers_from([text])
-    if not isinstance(scorer, RewardScorer):
-        raise UsageError(f"--reward: {text!r:.60} is a scorer for evaluations, not a reward.")
-    return scorer.reward
+    @cached_property
+    def reward(self) -> RewardBase:
+        """The reward, built once. Raises UsageError for other scorers."""
+        (scorer,) = scorers_from([self.text])
+        if not isinstance(scorer, RewardScorer):
+            raise UsageError(
+                f"--reward: {self.text!r:.60} is a scorer for evaluations, not a reward."
+            )
+        return scorer.reward
 
 
 def drafts_of(source: Source, best: BestOf, folder: str) -> Source:

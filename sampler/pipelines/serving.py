@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sampler.core.errors import ModelError
-from sampler.pipelines.call_arguments import arguments, check_names
+from sampler.pipelines.call_arguments import arguments, check_names, takes_images
 
 CONTROL = "control_image"
 
@@ -55,20 +55,22 @@ def sized_by(cls: type, names: Iterable[str]) -> str | None:
     return next((name for name in (CONTROL, "image") if name in names), None)
 
 
-def image_input(cls: type) -> str | None:
-    """Name of the image that a call over the components of `cls` can start from or follow.
+def image_inputs(cls: type) -> dict[str, bool]:
+    """The images that calls over the components of `cls` take: {name: needed by every call}.
 
-    It is the control image of a ControlNet, else the image of the class itself or of its class for
-    image to image; None where there is none.
+    They are those of the class itself, and those of its classes for image to image and inpainting;
+    the image that a ControlNet follows is `control_image`. Without image prompts.
     """
-    if _takes_controlnet(cls):
-        return CONTROL
-    other = cls if "image" in arguments(cls) else _counterpart(cls, False)
-    if other is None or any(
-        name in arguments(other) for name in ("mask_image", CONTROL, "controlnet_image")
-    ):
-        return None
-    return "image" if "image" in arguments(other) else None
+    own = {name: p.default is p.empty for name, p in arguments(cls).items() if takes_images(name)}
+    controlled = _takes_controlnet(cls)
+    if controlled and CONTROL not in own and "image" in own:
+        own = {CONTROL: True, **{name: need for name, need in own.items() if name != "image"}}
+    others = [_counterpart(cls, masked) for masked in (False, True)]
+    for other in filter(None, others):
+        own |= {n: False for n in ("image", "mask_image") if n in arguments(other) and n not in own}
+    if "Inpaint" in cls.__name__:
+        own |= {"image": True, "mask_image": True}  # `serving_class` asks for them
+    return {n: need for n, need in own.items() if "ip_adapter" not in n}
 
 
 def controlnet_class(cls: type, union: bool) -> type:

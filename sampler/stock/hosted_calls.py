@@ -22,6 +22,7 @@ from sampler.pipelines.call_arguments import arguments, default_of, embeds_scale
 from sampler.stock.hook import guide
 from sampler.stock.hosted_output import converted, first_value
 from sampler.stock.hosted_pipeline import HostedPipeline
+from sampler.stock.row_count import counted_rows
 from sampler.stock.scheduler import scheduler
 from sampler.stock.step_arguments import AbsentError
 from sampler.stock.stock_calls import denoisers
@@ -121,6 +122,26 @@ class HostedCalls:
             return self.call(jobs, shared, inputs, on_step)
         values = converted(first_value(out), shared.output, len(jobs))
         return values, hook.nfe
+
+    def call_plain(
+        self,
+        jobs: Sequence[Sample],
+        shared: StockCall,
+        inputs: Mapping[str, Any],
+        on_call: Callable[[], None] = lambda: None,
+    ) -> tuple[list[Any], list[int]]:
+        """Call the pipeline as it is, with its own scheduler and classifier-free guidance.
+
+        shared: its guidance gives the scale; on_call: called before every network call. Returns one
+        value per job and their NFE.
+        """
+        if len(jobs) > 1 and (self._one_at_a_time or self._encodes(inputs)):
+            parts = [self.call_plain([job], shared, inputs, on_call) for job in jobs]
+            return [v for values, _ in parts for v in values], [c for _, nfe in parts for c in nfe]
+        with exclusive(*self._networks()), counted_rows(denoisers(self.pipe), on_call) as rows:
+            out = self.pipe(**self._arguments(jobs, shared, inputs))
+        values = converted(first_value(out), shared.output, len(jobs))
+        return values, [sum(rows) // len(jobs)] * len(jobs)
 
     def _encodes(self, inputs: Mapping[str, Any]) -> bool:
         """Return True if an image among the inputs may go through the VAE."""

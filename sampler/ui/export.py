@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from sampler import registry
 from sampler.config.model import changed, flag_of, load_arguments
 from sampler.config.options import GENERATE
 from sampler.config.schema import STRATEGIES, Config, RunConfig
+from sampler.evaluation.best_of import BestOf
 
 _BARE = re.compile(r"[A-Za-z_][\w./-]*$")
 _OPTION = {key: option for option, key in GENERATE.items()}
@@ -30,7 +32,14 @@ def yaml_scalar(value: Any) -> str:
     return json.dumps(as_int(value), ensure_ascii=False)
 
 
-def shell(config: Config) -> str:
+def short(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec without the fields that are at their defaults."""
+    about = registry.describe(kind, given["name"])["fields"]
+    defaults = {f["name"]: f["default"] for f in about}
+    return {k: v for k, v in given.items() if k == "name" or v != defaults[k]}
+
+
+def shell(config: Config, best: BestOf | None = None) -> str:
     """`sampler generate` command of a configuration, for a POSIX shell."""
     parts = ["sampler", "generate"]
     texts = config.prompts.texts or ()
@@ -52,13 +61,16 @@ def shell(config: Config) -> str:
         for field, value in spec.items():
             if field != "name":
                 parts += ["--set", f"{kind}.{field}={yaml_scalar(value)}"]
+    parts += _best_options(best)
     parts += ["--", *texts] if dashes else ()
     return shlex.join(parts)
 
 
-def yaml(config: Config) -> str:
-    """YAML file of a configuration, for `sampler generate -c`."""
-    lines = ["version: 1", "prompts:"]
+def yaml(config: Config, best: BestOf | None = None) -> str:
+    """YAML file of a configuration, for `sampler generate -c`; best: options beside the file."""
+    more = shlex.join(_best_options(best))
+    lines = [f"# sampler generate -c FILE {more}"] if more else []
+    lines += ["version: 1", "prompts:"]
     lines += [f"  - {json.dumps(text, ensure_ascii=False)}" for text in config.prompts.texts or ()]
     sections = {"model": changed(config.model), "run": _run(config)}
     sections |= {"inputs": config.inputs}
@@ -70,10 +82,21 @@ def yaml(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def python(config: Config, seeds: Sequence[int], batch_size: int) -> str:
+def _best_options(best: BestOf | None) -> list[str]:
+    """Options of `sampler generate` for the best of several; they need a folder."""
+    if best is None:
+        return []
+    drafts = [word for k, v in best.drafts.items() for word in ("--draft", f"{k}={v}")]
+    return ["--best-of", str(best.count), "--reward", best.text, *drafts, "-o", "runs/best"]
+
+
+def python(
+    config: Config, seeds: Sequence[int], batch_size: int, best: BestOf | None = None
+) -> str:
     """Python program that generates the images of a configuration.
 
-    batch_size: that of the run, since networks round differently with other batches.
+    seeds: of all images, or of all candidates; batch_size: that of the run, since networks round
+    differently with other batches.
     """
     run, texts = config.run, list(config.prompts.texts or ())
     load = [] if config.model.path is None else [repr(config.model.path)]
@@ -89,6 +112,9 @@ def python(config: Config, seeds: Sequence[int], batch_size: int) -> str:
         **{kind: getattr(config, kind) for kind in STRATEGIES},
         "inputs": config.inputs or None,
         "batch_size": batch_size,
+        "best_of": best and best.count,
+        "reward": best and _reward(best),
+        "drafts": best and (dict(best.drafts) or None),
     }
     lines = ["import sampler", "", f"engine = sampler.load({', '.join(load)})"]
     lines += ["result = engine.generate("]
@@ -97,6 +123,12 @@ def python(config: Config, seeds: Sequence[int], batch_size: int) -> str:
     lines += [")", "for number, image in enumerate(result.images):"]
     lines += ['    image.save(f"{number:03d}.png")']
     return "\n".join(lines) + "\n"
+
+
+def _reward(best: BestOf) -> Any:
+    """The reward as `Engine.generate` takes it: its name, or a mapping with what was set."""
+    spec = short("reward", registry.spec_of(best.reward))
+    return spec["name"] if len(spec) == 1 else spec
 
 
 def _run(config: Config) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def controls(kind: str, name: str, given: Mapping[str, Any] | None = None) -> li
     explained = explanations(about["doc"])
     found = []
     for field in about["fields"]:
-        form, choices, optional = _form(hints[field["name"]])
+        form, choices, optional = form_of(hints[field["name"]])
         if field["name"] in inner_rules(kind, name):
             form, choices, optional = "rule", tuple(registry.names("guidance")), False
         value = (given or {}).get(field["name"], field["default"])
@@ -82,13 +82,6 @@ def spec(kind: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def short(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec without the fields that are at their defaults."""
-    about = registry.describe(kind, given["name"])["fields"]
-    defaults = {f["name"]: f["default"] for f in about}
-    return {k: v for k, v in given.items() if k == "name" or v != defaults[k]}
-
-
 def explanations(doc: str) -> dict[str, str]:
     """{field: first sentence} from a docstring with indented lines `field, field: text`."""
     found: dict[str, str] = {}
@@ -101,7 +94,7 @@ def explanations(doc: str) -> dict[str, str]:
     return found
 
 
-def _form(hint: Any) -> tuple[Form, tuple[Any, ...], bool]:
+def form_of(hint: Any) -> tuple[Form, tuple[Any, ...], bool]:
     """(form, choices, optional) of a field's type."""
     members = [hint]
     if get_origin(hint) in (Union, types.UnionType):

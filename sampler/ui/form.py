@@ -11,6 +11,7 @@ from sampler.config import layers
 from sampler.config.model import ModelConfig
 from sampler.config.schema import Config
 from sampler.core.errors import UsageError
+from sampler.evaluation.best_of import BestOf
 from sampler.ui import fields
 from sampler.ui.export import as_int
 
@@ -21,7 +22,8 @@ MAX_IMAGES = 64  # per side; larger batches belong on the command line
 class Form:
     """Input shared by both sides of the page, as typed; an empty number is None.
 
-    inputs: arguments of the stock pipeline's call, such as the image to start from.
+    prompted: False for a pipeline without prompts, which are then left out; inputs: arguments of
+    the stock pipeline's call, such as the image to start from.
     """
 
     prompts: str
@@ -32,6 +34,7 @@ class Form:
     width: Any = None
     height: Any = None
     inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    prompted: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,32 @@ class StrategyChoice:
 
     name: str
     values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """Fields of best of N, as typed: candidates per prompt (none: off), reward, draft steps."""
+
+    count: Any = None
+    reward: str = ""
+    steps: Any = None
+
+    def best(self) -> BestOf | None:
+        """What they ask for, None without candidates. Raises UsageError and ValueError."""
+        if self.count is None:
+            return None
+        count = as_count(as_int(self.count), "Candidates")
+        if not self.reward.strip():
+            raise UsageError("Best of N needs a reward, which chooses among the drafts.")
+        steps = {} if self.steps is None else {"steps": as_count(as_int(self.steps), "Draft steps")}
+        return BestOf(count, self.reward.strip(), steps)
+
+
+def as_count(value: Any, what: str) -> int:
+    """A whole number of at least 1. Raises UsageError."""
+    if not isinstance(value, int) or value < 1:
+        raise UsageError(f"{what} = {value} must be a whole number of at least 1.")
+    return value
 
 
 def new_seed() -> int:
@@ -56,6 +85,8 @@ def config_of(
     """
     # The same prompt at the same seed is the same image.
     prompts = list(dict.fromkeys(line for t in form.prompts.splitlines() if (line := t.strip())))
+    if not form.prompted:
+        prompts = [""]
     if not prompts:
         raise UsageError("There is no prompt; write one per line.")
     options = {

@@ -1,4 +1,4 @@
-"""The tab Generate: form on the left, results of one or two sides on the right."""
+"""The tab Generate: form on the left; on the right the images of one or two sides, and a report."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import gradio as gr
 
 from sampler import registry
 from sampler.config.schema import STRATEGIES, Config
-from sampler.core.image_files import DEFAULT_STRENGTH
+from sampler.evaluation.best_of import BestOf
 from sampler.runs.metadata import scale_of
 from sampler.runs.stop import StopFlag
 from sampler.ui import pictures
-from sampler.ui.form import Form, config_of, new_seed
+from sampler.ui.form import Choosing, Form, config_of, new_seed
+from sampler.ui.input_controls import InputControls
 from sampler.ui.parts import EVENT, Picker, Results, grid_picker, html, picker, results
-from sampler.ui.studio import FinishedRun, Preview, Studio, second_rule
+from sampler.ui.previews import Preview
+from sampler.ui.report import report
+from sampler.ui.stock import StockRun
+from sampler.ui.studio import FinishedRun, Studio, second_rule
 from sampler.ui.watch import watch
 
 SIDES = ("A", "B")
-LABELS = {  # of the image that a call takes
-    "image": "Start from an image",
-    "control_image": "Control image",
-    "ip_adapter_image": "Image prompt",
-}
-EXAMPLE = "a red apple on a blue background"
+EXAMPLES = {"text": "a red apple on a blue background", "class": "0", "": ""}
+Update = dict[Any, Any]
 # The style sheet dims images of other settings than those in the form, of each side by itself.
 _STALE = "() => {{ {} }}"
 _MARK = "document.body.classList.{}('stale-{}');"
@@ -40,7 +40,7 @@ class GenerateTab:
     studio: Studio
     explain: Callable[[BaseException], str]
     form: dict[str, Any] = field(default_factory=dict[str, Any])
-    inputs: dict[str, Any] = field(default_factory=dict[str, Any])
+    choosing: dict[str, Any] = field(default_factory=dict[str, Any])
     pickers: dict[str, dict[str, Picker]] = field(default_factory=dict[str, dict[str, Picker]])
     grids: dict[str, gr.Dropdown] = field(default_factory=dict[str, gr.Dropdown])
     results: dict[str, Results] = field(default_factory=dict[str, Results])
@@ -56,60 +56,75 @@ class GenerateTab:
                 with gr.Row():
                     for side in SIDES:
                         self.results[side] = results(side, visible=side == "A")
+                    with gr.Column(visible=False, min_width=200) as self.stock_column:
+                        self.stock_title = html(pictures.title("Stock", ""))
+                        self.stock_pictures = html("", "stock-pictures")
+                self.report = gr.Markdown("", elem_id="report")
         self._wire()
 
     def _build_form(self) -> None:
-        form = self.form
-        with gr.Group():
+        form, takes = self.form, self.studio.takes
+        what = "Classes" if takes.prompt == "class" else "Prompts"
+        with gr.Group(visible=takes.prompt != ""):
             form["prompts"] = gr.Textbox(
-                EXAMPLE, label="Prompts, one per line", lines=2, max_lines=8, elem_id="prompts"
-            )
+                EXAMPLES[takes.prompt], label=f"{what}, one per line", lines=2, max_lines=8,
+                elem_id="prompts",
+            )  # fmt: skip
             form["negative"] = gr.Textbox(
-                label="Negative prompt", placeholder="none", elem_id="negative"
-            )
+                label="Negative prompt", placeholder="none", elem_id="negative",
+                visible=takes.negative,
+            )  # fmt: skip
         with gr.Row(elem_classes="controls"):
             form["steps"] = gr.Number(20, label="Steps", elem_id="steps")
             form["n"] = gr.Number(1, label="Images each", elem_id="n")
             form["seed"] = gr.Number(0, label="First seed", placeholder="random", elem_id="seed")
-        with gr.Accordion("Size", open=False), gr.Row(elem_classes="controls"):
+        size = gr.Accordion("Size", open=False, visible=takes.size)
+        with size, gr.Row(elem_classes="controls"):
             for name in ("width", "height"):
                 form[name] = gr.Number(
                     None, label=f"{name.title()} in pixels", placeholder="model default"
                 )
-        if self.studio.image_input is not None:
-            self._build_image(self.studio.image_input)
-        self.compare = gr.Checkbox(
-            label="Compare with setting B at the same seeds", elem_id="compare"
-        )
+        self.inputs = InputControls(takes)
         with gr.Tabs():
             for side in SIDES:
                 with gr.Tab(f"Setting {side}", visible=side == "A") as self.second:
                     self._strategies(side)
+        self._build_choosing()
+        self._build_beside()
         with gr.Row(elem_id="actions"):
             self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
             self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
 
-    def _build_image(self, name: str) -> None:
-        """Build the fields of the image that a call starts from, or that an adapter follows."""
-        label = LABELS[name]
-        with gr.Accordion(label, open=name != "image", elem_id="start"):
-            self.inputs[name] = gr.Image(
-                show_label=False, type="filepath", sources=["upload", "clipboard"], height=220,
-                elem_id="image",
-            )  # fmt: skip
-            if self.studio.takes_strength:
-                self.inputs["strength"] = gr.Slider(
-                    0.05, 1, DEFAULT_STRENGTH, step=0.05, label="Strength: how much is changed",
-                    elem_id="strength",
+    def _build_choosing(self) -> None:
+        """Build the fields of best of N."""
+        with gr.Accordion("Best of N", open=False, elem_id="best"):
+            html(pictures.note(
+                "Drafts of few steps from many seeds; a reward chooses those that run in full."
+            ))  # fmt: skip
+            with gr.Row(elem_classes="controls"):
+                self.choosing["count"] = gr.Number(
+                    None, label="Candidates per prompt", placeholder="off", elem_id="best-count"
+                )
+                self.choosing["reward"] = gr.Dropdown(
+                    rewards(), label="Reward", info="or NAME:OPTION=VALUE", elem_id="best-reward",
+                    allow_custom_value=True,
                 )  # fmt: skip
+                self.choosing["steps"] = gr.Number(
+                    None, label="Draft steps", placeholder="a third, from 4", elem_id="best-steps"
+                )
 
-    def _given_inputs(self, values: Mapping[Any, Any]) -> dict[str, Any]:
-        """Inputs of the stock pipeline's call; none without an image."""
-        given = {name: values[c] for name, c in self.inputs.items()}
-        name = self.studio.image_input
-        if name is None or given[name] is None:
-            return {}
-        return {**given, name: self.studio.kept(given[name])}
+    def _build_beside(self) -> None:
+        """Build the fields of what is shown beside setting A."""
+        self.compare = gr.Checkbox(
+            label="Compare with setting B at the same seeds", elem_id="compare"
+        )
+        own = self.studio.defaults["guidance"]
+        with gr.Row(elem_classes="controls"):
+            self.stock = gr.Checkbox(label="Compare with the stock pipeline", elem_id="stock")
+            self.stock_scale = gr.Number(
+                own["scale"] if own["name"] == "cfg" else 7.5,
+                label="Its CFG scale", elem_id="stock-scale",
+            )  # fmt: skip
 
     def _strategies(self, side: str) -> None:
         """Pickers of one side; B starts with another guidance rule than A."""
@@ -120,18 +135,19 @@ class GenerateTab:
         self.grids[side] = grid_picker(side, self.studio.config.grid)
 
     def _wire(self) -> None:
-        inputs = {self.compare, *self.form.values(), *self.inputs.values()}
+        shared = [*self.form.values(), *self.inputs.components.values(), *self.choosing.values()]
+        inputs = {self.compare, self.stock, self.stock_scale, *shared}
         for side in SIDES:
             inputs |= {c for p in self.pickers[side].values() for c in p.components()}
             inputs |= {self.results[side].run, self.grids[side]}
-        outputs = [self.problem, self.generate, self.stop, self.form["seed"]]
+        outputs = [self.problem, self.generate, self.stop, self.form["seed"], self.report]
+        outputs += [self.stock_title, self.stock_pictures]
         for own in self.results.values():
             outputs += [own.title, own.pictures, own.save, own.saved, own.run]
-            outputs += own.exports.values()
+            outputs += [own.drafts, own.drafted, *own.exports.values()]
             own.save.click(self._save, own.run, [own.saved, self.problem], **EVENT)
         self.generate.click(None, js=_SCROLL, **EVENT)  # first: the run's event ends with the run
         self.generate.click(self._generate, inputs, outputs, concurrency_limit=1, **EVENT)
-        shared = [*self.form.values(), *self.inputs.values()]
         self._mark(shared, SIDES)
         for side in SIDES:
             parts = [c for p in self.pickers[side].values() for c in p.components()]
@@ -140,23 +156,29 @@ class GenerateTab:
             js = _STALE.format(_MARK.format("remove", side))
             self.results[side].title.change(None, js=js, **EVENT)
         self.stop.click(self.stop_run, None, None, queue=False, **EVENT)
-        self.compare.change(
-            lambda on: [gr.update(visible=on)] * 2,
-            self.compare,
-            [self.second, self.results["B"].column],
-            queue=False,
-            **EVENT,
-        )
+        second = [self.second, self.results["B"].column]
+        for box, shown in ((self.compare, second), (self.stock, [self.stock_column])):
+            many = len(shown)
+            box.change(
+                lambda on, many=many: [gr.update(visible=on)] * many if many > 1
+                else gr.update(visible=on),
+                box, shown, queue=False, **EVENT,
+            )  # fmt: skip
 
     def _mark(self, edited: Sequence[Any], sides: Sequence[str]) -> None:
         """Mark the images of sides when one of these components is edited."""
         js = _STALE.format(" ".join(_MARK.format("add", side) for side in sides))
-        gr.on([c.input for c in edited], None, js=js, **EVENT)
+        gr.on(
+            [c.change if isinstance(c, gr.File) else c.input for c in edited], None, js=js, **EVENT
+        )
 
-    def _configs(self, values: Mapping[Any, Any]) -> dict[str, Config]:
+    def configs(self, values: Mapping[Any, Any]) -> dict[str, Config]:
         """Configuration of each side, with the same seed."""
-        form = Form(**{name: values[c] for name, c in self.form.items()})
-        form = replace(form, inputs=self._given_inputs(values))
+        form = Form(
+            **{name: values[c] for name, c in self.form.items()},
+            inputs=self.inputs.given(values, self.studio.kept),
+            prompted=self.studio.takes.prompt != "",
+        )
         form = form if form.seed is not None else replace(form, seed=new_seed())
         return {
             side: config_of(
@@ -168,23 +190,28 @@ class GenerateTab:
             for side in (SIDES if values[self.compare] else SIDES[:1])
         }
 
-    def _generate(self, values: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
+    def _generate(self, values: Update, request: gr.Request) -> Iterator[Update]:
         stop = self.stops[request.session_hash] = StopFlag()
         problem = ""
         try:
-            configs = self._configs(values)
-            seed = next(iter(configs.values())).run.seed
+            configs = self.configs(values)
+            best = Choosing(**{name: values[c] for name, c in self.choosing.items()}).best()
             yield {
                 self.problem: "",
                 self.generate: gr.update(interactive=False),
                 self.stop: gr.update(interactive=True),
-                self.form["seed"]: seed,
+                self.form["seed"]: next(iter(configs.values())).run.seed,
+                self.report: "",
+                self.stock_pictures: pictures.placeholder("Next."),
                 **{part: value for side in configs for part, value in self._cleared(side).items()},
             }
+            done: dict[str, FinishedRun] = {}
             for side, config in configs.items():
                 if (old := values[self.results[side].run]) is not None:
                     self.studio.discard(old)
-                yield from self._run(side, config, stop)
+                yield from self._run(side, config, stop, best, done)
+            scale = values[self.stock_scale] if values[self.stock] and not stop() else None
+            yield from self._beside(done, scale, stop)
         except Exception as error:
             problem = self.explain(error)
         yield {
@@ -193,7 +220,7 @@ class GenerateTab:
             self.stop: gr.update(interactive=False),
         }
 
-    def _cleared(self, side: str) -> dict[Any, Any]:
+    def _cleared(self, side: str) -> Update:
         own = self.results[side]
         return {
             own.title: pictures.title(side, ""),
@@ -201,29 +228,61 @@ class GenerateTab:
             own.save: gr.update(interactive=False),
             own.saved: "",
             own.run: None,
+            own.drafts: "",
+            own.drafted: gr.update(visible=False),
             **{box: "" for box in own.exports.values()},
         }
 
-    def _run(self, side: str, config: Config, stop: StopFlag) -> Iterator[dict[Any, Any]]:
-        """Updates of one side while it runs, then its results."""
+    def _run(
+        self, side: str, config: Config, stop: StopFlag, best: BestOf | None,
+        done: dict[str, FinishedRun],
+    ) -> Iterator[Update]:  # fmt: skip
+        """Updates of one side while it runs, then its results, which are added to `done`."""
         own = self.results[side]
         count = len(config.prompts.texts or ()) * config.run.n
         yield {
             own.title: pictures.title(side, strategy_names(config)),
             own.pictures: pictures.pending(count),
         }
-        for update in watch(lambda show: self.studio.run(config, show, stop)):
+        for update in watch(lambda show: self.studio.run(config, show, stop, best)):
             if isinstance(update, Preview):
                 yield {own.pictures: pictures.pending(count, update)}
             elif update is None:
                 yield {own.pictures: pictures.placeholder("Stopped.")}
             else:
+                done[strategy_title(side, config)] = update
                 yield {
                     own.pictures: pictures.finished(update),
+                    own.drafts: pictures.drafts(update),
+                    own.drafted: gr.update(visible=update.drafts is not None),
                     own.save: gr.update(interactive=True),
                     own.run: update,
                     **{own.exports[form]: text for form, text in update.exports.items()},
                 }
+
+    def _beside(
+        self, done: Mapping[str, FinishedRun], scale: float | None, stop: StopFlag
+    ) -> Iterator[Update]:
+        """Updates of the report, with the stock pipeline at a CFG scale unless that is None."""
+        if not done:
+            return
+        first, stock = next(iter(done.values())), None
+        yield {self.report: report(done, None)}
+        if scale is None:
+            return
+        yield {self.stock_pictures: pictures.placeholder("At work.")}
+        for update in watch(lambda _: self.studio.run_stock(first, scale, stop)):
+            stock = update if isinstance(update, StockRun) else None
+        if stock is None:
+            yield {self.stock_pictures: pictures.placeholder("Stopped.")}
+            return
+        several = len(first.config.prompts.texts or ()) > 1
+        title = f"{stock.scheduler}, CFG {stock.scale:g}"
+        yield {
+            self.stock_title: pictures.title("Stock", title),
+            self.stock_pictures: pictures.stock(stock, several),
+            self.report: report(done, stock),
+        }
 
     def _save(self, run: FinishedRun) -> tuple[str, str]:
         try:
@@ -235,6 +294,11 @@ class GenerateTab:
         """Stop the run of a browser's session, if there is one."""
         if stop := self.stops.get(request.session_hash):
             stop.set(2)
+
+
+def strategy_title(side: str, config: Config) -> str:
+    """ "A ddim, cfg 3"."""
+    return f"{side} {strategy_names(config)}"
 
 
 def strategy_names(config: Config) -> str:
@@ -257,3 +321,14 @@ def default_scale(rule: str) -> float | None:
     """Scale that a guidance rule has by default; None without one."""
     fields = registry.describe("guidance", rule)["fields"]
     return next((f["default"] for f in fields if f["name"] == "scale"), None)
+
+
+def rewards() -> list[str]:
+    """Names of the rewards that need no file and choose among images by themselves."""
+    known = {name: registry.describe("reward", name)["fields"] for name in registry.names("reward")}
+    needing = ("path", "reward", "rewards")
+    return [
+        name
+        for name, fields in known.items()
+        if name != "votes" and not any(f["name"] in needing and not f["default"] for f in fields)
+    ]

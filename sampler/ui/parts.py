@@ -11,6 +11,7 @@ import gradio as gr
 from sampler import registry
 from sampler.core.spacings import NAMES
 from sampler.ui import fields, pictures
+from sampler.ui.export import short
 from sampler.ui.fields import Control
 from sampler.ui.form import StrategyChoice
 
@@ -46,6 +47,8 @@ class Results:
     save: gr.Button
     saved: gr.HTML
     run: gr.State
+    drafts: gr.HTML
+    drafted: gr.Accordion
 
 
 def picker(
@@ -80,7 +83,7 @@ def picker(
 def _inside(kind: str, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """Initial values of the rules inside a strategy: the model's own one in place of its name."""
     same = [f for f, rule in fields.inner_rules(kind, name).items() if rule == own.get("name")]
-    return {field: fields.short("guidance", own) for field in same}
+    return {field: short("guidance", own) for field in same}
 
 
 def grid_picker(side: str, own: Any) -> gr.Dropdown:
@@ -104,6 +107,10 @@ def results(side: str, visible: bool) -> Results:
             "Save as a run folder", size="sm", interactive=False, elem_id=f"{side}-save"
         )
         saved = html("", f"{side}-saved")
+        with gr.Accordion(
+            "Drafts, best first", visible=False, elem_id=f"{side}-drafted"
+        ) as drafted:
+            drafts = html("", f"{side}-drafts")
         exports = {}
         with gr.Accordion("Copy as", open=False, elem_id=f"{side}-copy"), gr.Tabs():
             for form in FORMATS:
@@ -117,7 +124,7 @@ def results(side: str, visible: bool) -> Results:
                         elem_id=f"{side}-{form.split()[0].lower()}",
                         elem_classes="copied",
                     )
-    return Results(column, title, shown, exports, save, saved, gr.State(None))
+    return Results(column, title, shown, exports, save, saved, gr.State(None), drafts, drafted)
 
 
 def html(text: str, ident: str | None = None) -> gr.HTML:
@@ -132,14 +139,14 @@ def _controls(kind: str, name: str, given: Mapping[str, Any] | None, prefix: str
     plain = [c for c in known if not c.optional and c.form != "yaml"]
     if plain:
         with gr.Row(elem_classes="controls"):
-            found |= {c.name: _component(c, f"{prefix}-{name}-{c.name}") for c in plain}
+            found |= {c.name: component(c, f"{prefix}-{name}-{c.name}") for c in plain}
     if rest := [c for c in known if c not in plain]:
         with gr.Accordion("Further fields", open=not plain), gr.Row(elem_classes="controls"):
-            found |= {c.name: _component(c, f"{prefix}-{name}-{c.name}") for c in rest}
+            found |= {c.name: component(c, f"{prefix}-{name}-{c.name}") for c in rest}
     return {c.name: found[c.name] for c in known}
 
 
-def _component(control: Control, ident: str) -> Any:
+def component(control: Control, ident: str) -> Any:
     """gradio component of a control."""
     common: dict[str, Any] = {
         "label": control.name,

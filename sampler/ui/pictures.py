@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment
 from PIL import Image
 
-from sampler.ui.studio import FinishedRun, Preview, reason
+from sampler.ui.previews import Preview
+from sampler.ui.stock import StockRun
+from sampler.ui.studio import FinishedRun, reason
+from sampler.workers.best_of import DRAFTS
 
 FILES = "/gradio_api/file="  # URL prefix of files below the server's temporary folder
 
@@ -19,7 +24,11 @@ _FIGURES = _TEMPLATES.from_string("""\
 <div class="pictures{{ ' few' if figures|length <= 2 }}">
 {% for f in figures %}
 <figure class="{{ f.kind }}">
-  {% if f.link %}
+  {% if f.media == "video" %}
+  <video src="{{ f.link }}" controls loop></video>
+  {% elif f.media == "audio" %}
+  <audio src="{{ f.link }}" controls></audio>
+  {% elif f.link %}
   <a href="{{ f.link }}" target="_blank" title="Open the image"><img src="{{ f.link }}" \
 alt="{{ f.alt }}"></a>
   {% elif f.source %}
@@ -31,7 +40,10 @@ alt="{{ f.alt }}"></a>
   {% for line in f.lines %}<span>{{ line }}</span>{% endfor %}</figcaption>
 </figure>
 {% endfor %}
-</div>""")
+</div>
+{% for note in notes %}
+<p class="note">{{ note }}.</p>
+{% endfor %}""")
 _TITLE = _TEMPLATES.from_string('<p class="title"><b>{{ side }}</b> {{ text }}</p>')
 _PARAGRAPH = _TEMPLATES.from_string(
     '{% if text %}<p class="{{ kind }}"{{ " role=alert" if alert }}>{{ text }}</p>{% endif %}'
@@ -44,9 +56,13 @@ def placeholder(text: str = "The images appear here.") -> str:
 
 
 def pending(count: int, preview: Preview | None = None) -> str:
-    """A running batch of `count` images: previews of those in work, frames for the others."""
+    """A running batch: previews of those in work, frames for the others.
+
+    count: of the images where there is no preview yet.
+    """
     images = {}
     if preview is not None:
+        count = preview.total
         images = {preview.done + k: _data_url(image) for k, image in enumerate(preview.images)}
 
     def status(number: int) -> str:
@@ -65,25 +81,84 @@ def pending(count: int, preview: Preview | None = None) -> str:
 def finished(run: FinishedRun) -> str:
     """The images of a run: each with its NFE, seconds, seed and, if there are several, prompt."""
     several = len(run.config.prompts.texts or ()) > 1
+    scores = _scores(run.drafts.choices, "chosen", "final_scores") if run.drafts else {}
     figures: list[dict[str, Any]] = []
     for record in run.records:
-        lines = [f"seed {record['seed']}"]
-        if record["file"] is None:
-            frame = reason(record["error"]) if record["error"] else record["status"]
-            figures.append({"kind": "failed", "frame": frame, "lines": lines})
-            continue
-        if several:
-            lines[0] += f" · {record['prompt']}"
-        figures.append(
-            {
-                "kind": "made",
-                "link": FILES + quote(str(run.folder / record["file"])),
-                "alt": record["prompt"][:300],
-                "title": f"{record['nfe']} NFE · {seconds(run.seconds)} per image",
-                "lines": [*lines, *record["warnings"]],
-            }
+        figure = _figure(
+            run.folder, record, f"{record['nfe']} NFE · {seconds(run.seconds)} per image"
         )
+        score = scores.get((record["prompt"], record["seed"]))
+        figure["lines"] = [
+            _line(record, several, score),
+            *(record["warnings"] if record["file"] else ()),
+        ]
+        figures.append(figure)
+    return _FIGURES.render(figures=figures, notes=run.notes)
+
+
+def drafts(run: FinishedRun) -> str:
+    """All drafts of a run by score, the chosen ones marked; empty for a run without."""
+    if run.drafts is None:
+        return ""
+    scores = _scores(run.drafts.choices, "seeds", "scores")
+    chosen = _scores(run.drafts.choices, "chosen", "final_scores")
+    several = len(run.config.prompts.texts or ()) > 1
+    figures: list[dict[str, Any]] = []
+    for record in run.drafts.records:
+        key = (record["prompt"], record["seed"])
+        figure = _figure(run.folder / DRAFTS, record, f"{scores[key]:.3g}")
+        figure["kind"] += " chosen" if key in chosen else ""
+        figures.append({**figure, "lines": [_line(record, several)], "score": scores[key]})
+    figures.sort(key=lambda figure: -figure["score"])
     return _FIGURES.render(figures=figures)
+
+
+def stock(run: StockRun, several: bool) -> str:
+    """The images of the stock pipeline."""
+    figures = [
+        {
+            "kind": "made",
+            "media": "image",
+            "link": FILES + quote(str(path)),
+            "alt": prompt[:300],
+            "title": f"{nfe} NFE · {seconds(run.seconds)} per image",
+            "lines": [f"seed {seed}" + (f" · {prompt}" if several else "")],
+        }
+        for ((prompt, _, seed), path), nfe in zip(run.files.items(), run.nfe, strict=True)
+    ]
+    return _FIGURES.render(figures=figures)
+
+
+def _figure(folder: Path, record: Mapping[str, Any], title: str) -> dict[str, Any]:
+    """Figure of a record; a frame with the reason where there is no file."""
+    if record["file"] is None:
+        frame = reason(record["error"]) if record["error"] else record["status"]
+        return {"kind": "failed", "frame": frame}
+    suffix = Path(record["file"]).suffix
+    return {
+        "kind": "made",
+        "media": {".wav": "audio", ".mp4": "video"}.get(suffix, "image"),
+        "link": FILES + quote(str(folder / record["file"])),
+        "alt": record["prompt"][:300],
+        "title": title,
+    }
+
+
+def _line(record: Mapping[str, Any], several: bool, score: float | None = None) -> str:
+    """Seed of an image, its score, and its prompt where there are several."""
+    parts = [f"seed {record['seed']}"]
+    parts += [] if score is None else [f"score {score:.3g}"]
+    return " · ".join([*parts, *([record["prompt"]] if several else ())])
+
+
+def _scores(
+    choices: Sequence[Mapping[str, Any]], seeds: str, scores: str
+) -> dict[tuple[str, int], float]:
+    return {
+        (choice["prompt"], seed): score
+        for choice in choices
+        for seed, score in zip(choice[seeds], choice[scores], strict=True)
+    }
 
 
 def seconds(value: float) -> str:

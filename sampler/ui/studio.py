@@ -1,4 +1,4 @@
-"""Runs of the playground: a loaded model, run folders in a temporary place, live previews.
+"""Runs of the playground: a loaded model, and run folders in a temporary place.
 
 Every result on the page is a complete run folder; saving copies the folder. Its images equal those
 of the command line because the same code generates them.
@@ -13,25 +13,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from PIL import Image
-from sampler_kernels import settle
+from typing import Any, NamedTuple
 
 from sampler import registry
 from sampler.config.model import ModelConfig
 from sampler.config.schema import STRATEGIES, Config
 from sampler.core import durable
-from sampler.core.batch import to_output
 from sampler.core.errors import IncompleteError
 from sampler.core.image_files import open_image
+from sampler.core.inputs import VIDEOS
 from sampler.engine import Engine
-from sampler.models.ip_adapter import has_ip_adapter
-from sampler.pipelines.call_arguments import arguments
-from sampler.pipelines.serving import image_input, serving_class
+from sampler.evaluation import best_of
+from sampler.evaluation.best_of import BestOf
 from sampler.runs.folder import RunFolder
 from sampler.runs.location import RunLocation, check_writable, default_folder, open_locked
 from sampler.runs.records import records
@@ -39,14 +34,15 @@ from sampler.runs.source import Source
 from sampler.runs.start import start
 from sampler.runs.stop import StopFlag
 from sampler.runs.store import open_store
-from sampler.types import Prediction, Snapshot, Span
 from sampler.ui import export
+from sampler.ui.inputs import takes_of
+from sampler.ui.previews import Preview, PreviewEngine
+from sampler.ui.stock import StockRun, run_stock
+from sampler.workers.best_of import DRAFTS
 from sampler.workers.execute import execute
 from sampler.workers.work import WorkOptions
 
-PREVIEW_SECONDS = 0.4  # minimum between two previews
-PREVIEW_SHARE = 4  # minimum ratio of sampling time to preview time
-MAX_PREVIEWS = 4  # images decoded per preview
+Records = Sequence[Mapping[str, Any]]
 
 
 def second_rule(first: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,62 +54,45 @@ def second_rule(first: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Preview:
-    """Predicted clean images of the first samples of a batch after `step` of `steps`.
+class Drafts:
+    """Drafts that the images of a run were chosen from.
 
-    done: number of finished images.
+    records: of all drafts; choices: of each prompt, as best_of.json has them; seconds: per draft.
     """
 
-    images: Sequence[Image.Image]
-    step: int
-    steps: int
-    done: int
+    records: Records
+    choices: Records
+    seconds: float
 
 
 @dataclass(frozen=True)
 class FinishedRun:
     """A finished run: folder, configuration, one record per image, exports that reproduce it.
 
-    seconds: wall time per image without the previews.
+    seconds: wall time per image without the previews; notes: what its settings leave unused.
     """
 
     folder: Path
     config: Config
-    records: Sequence[Mapping[str, Any]]
+    records: Records
     seconds: float
     exports: Mapping[str, str]
+    notes: Sequence[str] = ()
+    drafts: Drafts | None = None
 
 
-class PreviewEngine(Engine):
-    """An engine that reports its guided predictions, at most as often as the constants above."""
+class _Made(NamedTuple):
+    """A finished plan, its records, and its wall time per image without the previews."""
 
-    def preview(
-        self, on_preview: Callable[[Preview], None], done: Callable[[], int]
-    ) -> PreviewEngine:
-        self._on_preview, self._done = on_preview, done
-        self.spent, self._next = 0.0, 0.0
-        return self
-
-    def predict(
-        self, snapshot: Snapshot, span: Span, cond: Any = None, guidance: Any = None
-    ) -> tuple[Prediction, Any, tuple[int, ...]]:
-        pred, state, nfe = super().predict(snapshot, span, cond, guidance)
-        began = time.monotonic()
-        if began >= self._next and span.index + 1 < span.total:
-            with torch.no_grad():
-                x0 = settle(pred.x0)[:MAX_PREVIEWS]
-                images = to_output(self.pipeline.decode(x0).cpu().nan_to_num(0.5), "pil")
-            self._on_preview(Preview(images, span.index + 1, span.total, self._done()))
-            took = time.monotonic() - began
-            self.spent += took
-            self._next = began + took + max(PREVIEW_SECONDS, PREVIEW_SHARE * took)
-        return pred, state, nfe
+    run: RunFolder
+    records: Records
+    seconds: float
 
 
 class Studio:
     """Runs of one model. out: folder of saved runs; home: temporary folder of the others.
 
-    image_input: name of the image that the pipeline's call takes, None without one.
+    takes: what the pipeline's call takes; busy: held while the model is used.
     """
 
     def __init__(self, engine: Engine, model: ModelConfig, out: Path, home: Path) -> None:
@@ -121,24 +100,19 @@ class Studio:
         self.engine, self.config, self.out, self.home = engine, model, out, home
         self.model = Source(Config(model=model)).model()
         self.defaults = {kind: registry.spec_of(getattr(engine, kind)) for kind in STRATEGIES}
-        self._busy = threading.Lock()
-        takes = engine.hosted or engine.host is not None
-        pipe: Any = engine.pipeline.pipe
-        prompted = takes and has_ip_adapter(pipe)
-        self.image_input = image_input(type(pipe)) if takes else None
-        self.image_input = "ip_adapter_image" if prompted else self.image_input
-        self.takes_strength = self.image_input == "image" and "strength" in arguments(
-            serving_class(type(pipe), ["image"])
-        )
+        self.takes = takes_of(engine)
+        self.busy = threading.Lock()
 
-    def kept(self, image: str) -> str:
-        """Copy an uploaded image below the saved runs, where they and copied commands find it.
+    def kept(self, file: str) -> str:
+        """Copy an uploaded file below the saved runs, where they and copied commands find it.
 
-        Raises UsageError for a file that is no image, and StorageError.
+        Raises UsageError for a file that is no image or video, and StorageError.
         """
-        with open_image(image) as file:
-            suffix = f".{str(file.format).lower()}"
-        data = Path(image).read_bytes()
+        suffix = Path(file).suffix.lower()
+        if suffix not in VIDEOS:
+            with open_image(file) as image:
+                suffix = f".{str(image.format).lower()}"
+        data = Path(file).read_bytes()
         path = self.out / "inputs" / f"{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
         if not path.exists():
             durable.make_folder(path.parent)
@@ -146,39 +120,75 @@ class Studio:
         return str(path.resolve())
 
     def run(
-        self, config: Config, on_preview: Callable[[Preview], None], stop: StopFlag
+        self,
+        config: Config,
+        on_preview: Callable[[Preview], None],
+        stop: StopFlag,
+        best: BestOf | None = None,
     ) -> FinishedRun | None:
         """Run a configuration; None if it was stopped.
 
-        Raises SamplerError and ValueError as `sampler generate` does, and IncompleteError if every
-        image failed.
+        best: draft candidates first, and run the best of them. Raises SamplerError and ValueError
+        as `sampler generate` does, and IncompleteError if every image failed.
         """
-        source = Source(config)
         folder = Path(tempfile.mkdtemp(dir=self.home))
-        location = RunLocation(str(folder), fsync=False)
-        done = [0]
+        source, drafts, chosen = Source(config), None, []
+        with self.busy:
+            if best is not None:
+                source = replace(source, lines=[*source.read_lines()])
+                inner = str(folder / DRAFTS)
+                plan = best_of.drafts_of(source, best, inner)
+                drafts = self._made(plan, inner, on_preview, stop)
+                if drafts is None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    return None
+                chosen = best_of.choices_of(source, best, inner)
+                source = best_of.finals_of(source, best, chosen)
+            made = self._made(source, str(folder), on_preview, stop)
+        if made is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        runs = [made.run] if drafts is None else [drafts.run, made.run]
+        notes = tuple(dict.fromkeys(source.notes))
+        exports = exports_of(runs, config, best)
+        done = FinishedRun(folder, config, made.records, made.seconds, exports, notes)
+        if best is None or drafts is None:
+            return done
+        choices = best_of.records_of(str(folder), best, chosen)
+        return replace(done, drafts=Drafts(drafts.records, choices, drafts.seconds))
+
+    def run_stock(self, run: FinishedRun, scale: float, stop: StopFlag) -> StockRun | None:
+        """Call the stock pipeline on the images of a run; see `sampler.ui.stock`."""
+        done = [record for record in run.records if record["file"] is not None]
+        with self.busy:
+            return run_stock(self.engine, done, run.config.inputs, scale, self.home, stop)
+
+    def _made(
+        self, source: Source, where: str, on_preview: Callable[[Preview], None], stop: StopFlag
+    ) -> _Made | None:
+        """Execute a plan; None if it was stopped. Raises IncompleteError if every image failed."""
+        location, done = RunLocation(where, fsync=False), [0]
 
         def written(lines: Sequence[Any]) -> None:
             done[0] += len(lines)
 
-        with self._busy, open_locked(location) as store:
+        with open_locked(location) as store:
             run = start(store, source.plan(self.model))
             engine = self.engine  # the stock pipeline's own call shows no previews
-            if not (engine.hosted or config.inputs):
+            if not (engine.hosted or source.config.inputs or engine.pipeline.frames is not None):
                 engine = PreviewEngine(
                     engine.denoiser, engine.pipeline, engine.sampler, engine.guidance
-                ).preview(on_preview, lambda: done[0])
+                ).preview(on_preview, lambda: done[0], run.total)
             began = time.monotonic()
             tally = execute(run, lambda: engine, location, WorkOptions(), stop, written)
             spent = engine.spent if isinstance(engine, PreviewEngine) else 0.0
             seconds = (time.monotonic() - began - spent) / run.total
         if tally.stopped:
-            shutil.rmtree(folder, ignore_errors=True)
             return None
-        found = list(records(run))
+        found = [*records(run)]
         if not tally.done:
             raise IncompleteError(f"No image was generated: {reason(found[0]['error'])}.")
-        return FinishedRun(folder, config, found, seconds, exports_of(run, config))
+        return _Made(run, found, seconds)
 
     def discard(self, run: FinishedRun) -> None:
         """Remove a run from the temporary folder."""
@@ -205,12 +215,12 @@ def reason(error: str) -> str:
     return re.sub(r"^exception: \w+: ", "", error).rstrip(".")
 
 
-def exports_of(run: RunFolder, config: Config) -> dict[str, str]:
-    """Command line, configuration file and program that reproduce a run."""
-    largest = max(len(batch.jobs) for batch in run.batches)
-    seeds = [job.seed for job in run.jobs()]
+def exports_of(runs: Sequence[RunFolder], config: Config, best: BestOf | None) -> dict[str, str]:
+    """Command line, configuration file and program that reproduce a run; runs: drafts first."""
+    largest = max(len(batch.jobs) for run in runs for batch in run.batches)
+    seeds = [job.seed for job in runs[0].jobs()]
     return {
-        "Command line": export.shell(config),
-        "YAML": export.yaml(config),
-        "Python": export.python(config, seeds, largest),
+        "Command line": export.shell(config, best),
+        "YAML": export.yaml(config, best),
+        "Python": export.python(config, seeds, largest, best),
     }

@@ -36,6 +36,8 @@ font-size:.8rem;border:1px dashed var(--border-color-primary)}
 .stale-A #A-results .pictures img,.stale-B #B-results .pictures img{opacity:.4}
 .stale-A #A-results:has(.made) .title::after,.stale-B #B-results:has(.made) .title::after{
 content:"settings changed since";font-size:.8rem;margin-left:.5rem}
+.pictures .chosen img{outline:3px solid var(--color-accent);outline-offset:2px}
+.pictures video,.pictures audio{display:block;width:100%}
 .pictures .at-work img{opacity:.85}
 .pictures figcaption{display:flex;flex-direction:column;gap:.1rem;margin-top:.4rem;
 font-size:.85rem;line-height:1.35}

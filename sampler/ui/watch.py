@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from sampler.ui.studio import Preview
+from sampler.ui.previews import Preview
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from sampler import registry
 from sampler.config.layers import from_sets
 from sampler.config.model import ModelConfig
 from sampler.core.errors import SamplerError
-from sampler.ui.export import python, shell, yaml, yaml_scalar
-from sampler.ui.fields import controls, explanations, short, spec
+from sampler.ui.export import python, shell, short, yaml, yaml_scalar
+from sampler.ui.fields import controls, explanations, spec
 from sampler.ui.form import MAX_IMAGES, Form, StrategyChoice, config_of
 from sampler.ui.studio import second_rule
 
