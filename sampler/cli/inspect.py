@@ -9,7 +9,7 @@ import typer
 
 from sampler.cli.inspect_prior import prior
 from sampler.cli.inspect_sets import loss, memory, realism
-from sampler.cli.inspect_shared import Limit, Out, Row, Shares, finish, read_images, read_labels
+from sampler.cli.inspect_shared import Limit, Out, Row, Shares, finish, read_images
 from sampler.cli.options import Debug, Json, ModelOptions, Quiet, expanded, takes_model_options
 from sampler.cli.report import Report
 
@@ -52,6 +52,7 @@ def features(
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.cli.models import load_engine, model_config
+        from sampler.evaluation.image_sets import read_labels
         from sampler.inspection.classify import block_table
 
         engine = load_engine(model_config(model))
@@ -92,7 +93,7 @@ def attention(
         from safetensors.torch import save
 
         from sampler.cli.models import load_engine, model_config
-        from sampler.inspection.attention import region
+        from sampler.inspection.attention import table_of
         from sampler.inspection.pictures import overlay, sheet
 
         engine = load_engine(model_config(model))
@@ -100,25 +101,16 @@ def attention(
             prompts, word, score=score, sampler=sampler, guidance=guidance, steps=steps, n=n,
             seeds=seed,
         )  # fmt: skip
-        table: list[Row] = []
+        texts = [text for text in prompts for _ in range(n)]
         files: dict[str, bytes] = {}
         tensors: dict[str, Tensor] = {}
         for i, (image, maps) in enumerate(zip(found.images, found.maps, strict=True)):
-            text = prompts[i // n]
             shown = [image, *(overlay(image, values) for values in maps.values())]
-            files[f"{i:06d}.png"] = sheet(text, ["image", *maps], [shown])
-            for name, values in maps.items():
-                tensors[f"{i:06d}/{name}"] = values.contiguous()
-                inside = region(values)
-                table.append({
-                    "image": i, "seed": found.seeds[i], "prompt": text, "word": name,
-                    "area": round(float(inside.float().mean()), 4),
-                    "share": round(float(values[inside].sum() / values.sum().clamp(min=1e-12)), 4),
-                    "peak": round(float(values.max()), 3),
-                })  # fmt: skip
+            files[f"{i:06d}.png"] = sheet(texts[i], ["image", *maps], [shown])
+            tensors |= {f"{i:06d}/{name}": values.contiguous() for name, values in maps.items()}
         files["maps.safetensors"] = save(tensors)
         facts = {"score": score, "steps": steps, "nfe": found.nfe}
-        finish(report, out, "attention", table, files, facts)
+        finish(report, out, "attention", table_of(found, texts), files, facts)
 
 
 @takes_model_options(leave_out=("drop_encoders",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ def command(
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.core.errors import RunFolderError
-        from sampler.rewards.ballots import VOTES, open_ballots, read_ballot, save_votes
+        from sampler.rewards.ballots import VOTES, by_prompt, open_ballots, read_ballot, save_votes
 
         folders = open_ballots(run)
         if not folders:
@@ -32,9 +32,7 @@ def command(
         ballot = read_ballot(folder)
         report.note(f"{counted(len(ballot['images']), 'image')} in {folder}")
         votes = [
-            vote
-            for _, group in groupby(ballot["images"], key=lambda image: image["prompt"])
-            for vote in _votes(ballot["form"], list(group), report)
+            vote for _, group in by_prompt(ballot) for vote in _votes(ballot["form"], group, report)
         ]
         save_votes(folder, votes)
         report.event("votes", file=str(folder / VOTES), count=len(votes))

@@ -50,6 +50,24 @@ def region(values: Tensor, threshold: float = 0.0) -> Tensor:
     return values > mean + threshold * values.std((-2, -1), keepdim=True)
 
 
+def table_of(found: Attention, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """A row per word and image: the area of its region, its share of the map, and the peak.
+
+    prompts: one per image.
+    """
+    table: list[dict[str, Any]] = []
+    for i, maps in enumerate(found.maps):
+        for name, values in maps.items():
+            inside = region(values)
+            share = float(values[inside].sum() / values.sum().clamp(min=1e-12))
+            table.append({
+                "image": i, "seed": found.seeds[i], "prompt": prompts[i], "word": name,
+                "area": round(float(inside.float().mean()), 4), "share": round(share, 4),
+                "peak": round(float(values.max()), 3),
+            })  # fmt: skip
+    return table
+
+
 @dataclass(frozen=True)
 class Watched(GuidanceBase):
     """Any rule, with the maps of words summed over the steps that evaluate every image.

@@ -14,6 +14,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,12 @@ def read_ballot(folder: Path) -> dict[str, Any]:
         return json.loads((folder / BALLOT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{folder / BALLOT} cannot be read: {error}.") from None
+
+
+def by_prompt(ballot: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The images of a ballot by prompt, in their order."""
+    groups = groupby(ballot["images"], key=lambda image: image["prompt"])
+    return [(str(prompt), list(images)) for prompt, images in groups]
 
 
 def open_ballots(run: Path) -> list[Path]:

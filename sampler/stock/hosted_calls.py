@@ -138,7 +138,9 @@ class HostedCalls:
         if len(jobs) > 1 and (self._one_at_a_time or self._encodes(inputs)):
             parts = [self.call_plain([job], shared, inputs, on_call) for job in jobs]
             return [v for values, _ in parts for v in values], [c for _, nfe in parts for c in nfe]
-        with exclusive(*self._networks()), counted_rows(denoisers(self.pipe), on_call) as rows:
+        control = getattr(self.pipe, "controlnet", None)  # belongs to the network's evaluation
+        networks = [network for network in denoisers(self.pipe) if network is not control]
+        with exclusive(*self._networks()), counted_rows(networks, on_call) as rows:
             out = self.pipe(**self._arguments(jobs, shared, inputs))
         values = converted(first_value(out), shared.output, len(jobs))
         return values, [sum(rows) // len(jobs)] * len(jobs)

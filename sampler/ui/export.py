@@ -25,6 +25,18 @@ def as_int(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def as_number(value: Any) -> Any:
+    """The number that a text box holds, None for an empty one; other text stays, to be refused."""
+    if not isinstance(value, str):
+        return as_int(value)
+    for number in (int, float):
+        try:
+            return as_int(number(value))
+        except ValueError:
+            continue
+    return value.strip() or None
+
+
 def yaml_scalar(value: Any) -> str:
     """A value as one line of YAML: plain text where YAML reads the same text, else JSON."""
     if isinstance(value, str) and _BARE.match(value) and value not in ("true", "false", "null"):

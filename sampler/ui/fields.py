@@ -19,7 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sampler import registry
 from sampler.config import yaml as strict_yaml
-from sampler.ui.export import as_int, yaml_scalar
+from sampler.ui.export import as_int, as_number, yaml_scalar
 
 Form = Literal["number", "integer", "flag", "choice", "text", "rule", "yaml"]
 YAML = ("rule", "yaml")  # forms whose controls hold YAML
@@ -118,7 +118,7 @@ def _value(kind: str, name: str, control: Control, value: Any, default: Any) -> 
         )
     if control.form in YAML:
         return strict_yaml.parse(str(value), f"{kind}.{control.name}")[0]
-    return as_int(value)
+    return as_number(value) if control.form in ("number", "integer") else as_int(value)
 
 
 def _listed(value: Any) -> Any:

@@ -13,7 +13,7 @@ from sampler.config.schema import Config
 from sampler.core.errors import UsageError
 from sampler.evaluation.best_of import BestOf
 from sampler.ui import fields
-from sampler.ui.export import as_int
+from sampler.ui.export import as_number
 
 MAX_IMAGES = 64  # per side; larger batches belong on the command line
 
@@ -55,12 +55,13 @@ class Choosing:
 
     def best(self) -> BestOf | None:
         """What they ask for, None without candidates. Raises UsageError and ValueError."""
-        if self.count is None:
+        count, draft = as_number(self.count), as_number(self.steps)
+        if count is None:
             return None
-        count = as_count(as_int(self.count), "Candidates")
+        count = as_count(count, "Candidates")
         if not self.reward.strip():
             raise UsageError("Best of N needs a reward, which chooses among the drafts.")
-        steps = {} if self.steps is None else {"steps": as_count(as_int(self.steps), "Draft steps")}
+        steps = {} if draft is None else {"steps": as_count(draft, "Draft steps")}
         return BestOf(count, self.reward.strip(), steps)
 
 
@@ -92,11 +93,11 @@ def config_of(
     options = {
         "prompts": ("prompts.texts", prompts),
         "--negative": ("run.negative_prompt", form.negative.strip() or None),
-        "--seed": ("run.seed", as_int(form.seed)),
-        "-n": ("run.n", as_int(form.n)),
-        "--steps": ("run.steps", as_int(form.steps)),
-        "--width": ("run.width", as_int(form.width)),
-        "--height": ("run.height", as_int(form.height)),
+        "--seed": ("run.seed", as_number(form.seed)),
+        "-n": ("run.n", as_number(form.n)),
+        "--steps": ("run.steps", as_number(form.steps)),
+        "--width": ("run.width", as_number(form.width)),
+        "--height": ("run.height", as_number(form.height)),
     }
     options |= {f"--input {name}": (f"inputs.{name}", v) for name, v in form.inputs.items()}
     for kind, one in choices.items():

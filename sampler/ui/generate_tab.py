@@ -16,7 +16,16 @@ from sampler.runs.stop import StopFlag
 from sampler.ui import pictures
 from sampler.ui.form import Choosing, Form, config_of, new_seed
 from sampler.ui.input_controls import InputControls
-from sampler.ui.parts import EVENT, Picker, Results, grid_picker, html, picker, results
+from sampler.ui.parts import (
+    EVENT,
+    Picker,
+    Results,
+    grid_picker,
+    html,
+    number_or_none,
+    picker,
+    results,
+)
 from sampler.ui.previews import Preview
 from sampler.ui.report import report
 from sampler.ui.stock import StockRun
@@ -77,13 +86,12 @@ class GenerateTab:
         with gr.Row(elem_classes="controls"):
             form["steps"] = gr.Number(20, label="Steps", elem_id="steps")
             form["n"] = gr.Number(1, label="Images each", elem_id="n")
-            form["seed"] = gr.Number(0, label="First seed", placeholder="random", elem_id="seed")
+            form["seed"] = number_or_none(0, "random", label="First seed", elem_id="seed")
         size = gr.Accordion("Size", open=False, visible=takes.size)
         with size, gr.Row(elem_classes="controls"):
             for name in ("width", "height"):
-                form[name] = gr.Number(
-                    None, label=f"{name.title()} in pixels", placeholder="model default"
-                )
+                label = f"{name.title()} in pixels"
+                form[name] = number_or_none(None, "model default", label=label, elem_id=name)
         self.inputs = InputControls(takes)
         with gr.Tabs():
             for side in SIDES:
@@ -102,15 +110,15 @@ class GenerateTab:
                 "Drafts of few steps from many seeds; a reward chooses those that run in full."
             ))  # fmt: skip
             with gr.Row(elem_classes="controls"):
-                self.choosing["count"] = gr.Number(
-                    None, label="Candidates per prompt", placeholder="off", elem_id="best-count"
+                self.choosing["count"] = number_or_none(
+                    None, "off", label="Candidates per prompt", elem_id="best-count"
                 )
                 self.choosing["reward"] = gr.Dropdown(
                     rewards(), label="Reward", info="or NAME:OPTION=VALUE", elem_id="best-reward",
                     allow_custom_value=True,
                 )  # fmt: skip
-                self.choosing["steps"] = gr.Number(
-                    None, label="Draft steps", placeholder="a third, from 4", elem_id="best-steps"
+                self.choosing["steps"] = number_or_none(
+                    None, "a third, from 4", label="Draft steps", elem_id="best-steps"
                 )
 
     def _build_beside(self) -> None:
@@ -179,7 +187,7 @@ class GenerateTab:
             inputs=self.inputs.given(values, self.studio.kept),
             prompted=self.studio.takes.prompt != "",
         )
-        form = form if form.seed is not None else replace(form, seed=new_seed())
+        form = form if str(form.seed).strip() else replace(form, seed=new_seed())
         return {
             side: config_of(
                 form,
@@ -200,7 +208,7 @@ class GenerateTab:
                 self.problem: "",
                 self.generate: gr.update(interactive=False),
                 self.stop: gr.update(interactive=True),
-                self.form["seed"]: next(iter(configs.values())).run.seed,
+                self.form["seed"]: str(next(iter(configs.values())).run.seed),
                 self.report: "",
                 self.stock_pictures: pictures.placeholder("Next."),
                 **{part: value for side in configs for part, value in self._cleared(side).items()},

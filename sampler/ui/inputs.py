@@ -11,6 +11,7 @@ from sampler.engine import Engine
 from sampler.models.ip_adapter import has_ip_adapter
 from sampler.pipelines.call_arguments import RESERVED, arguments, default_of, takes_images
 from sampler.pipelines.serving import image_inputs, serving_class
+from sampler.ui.export import as_number
 from sampler.ui.fields import Control, form_of
 
 # Arguments that are no settings: tensors, functions, and what only changes the output's type.
@@ -40,6 +41,7 @@ class Takes:
             found["strength"] = values["strength"]
         for control in self.settings:
             value = values.get(control.name)
+            value = as_number(value) if control.form in ("number", "integer") else value
             if value not in (None, "", control.shown):
                 found[control.name] = value
         return found

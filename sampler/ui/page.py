@@ -1,4 +1,4 @@
-"""The page: a heading, and the tabs."""
+"""The page: a heading, and a tab for each task."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import gradio as gr
 
 from sampler.ui import pictures
 from sampler.ui.generate_tab import GenerateTab
+from sampler.ui.inspect_tab import InspectTab
 from sampler.ui.parts import html
 from sampler.ui.studio import Studio
+from sampler.ui.votes_tab import VotesTab
 
 
 def page(studio: Studio, explain: Callable[[BaseException], str]) -> gr.Blocks:
@@ -17,6 +19,12 @@ def page(studio: Studio, explain: Callable[[BaseException], str]) -> gr.Blocks:
     with gr.Blocks(title="sampler", analytics_enabled=False, fill_width=True) as blocks:
         html(pictures.heading(studio.model.label), "head")
         generate = GenerateTab(studio, explain)
-        generate.build()
+        with gr.Tabs():
+            with gr.Tab("Generate"):
+                generate.build()
+            with gr.Tab("Inspect"):
+                InspectTab(studio, explain, generate).build()
+            with gr.Tab("Votes"):
+                VotesTab(studio, explain).build()
         blocks.unload(generate.stop_run)
     return blocks

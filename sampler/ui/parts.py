@@ -127,6 +127,12 @@ def results(side: str, visible: bool) -> Results:
     return Results(column, title, shown, exports, save, saved, gr.State(None), drafts, drafted)
 
 
+def number_or_none(value: Any, placeholder: str, **options: Any) -> gr.Textbox:
+    """Text box of a number that may be empty: gradio's Number makes 0 of an empty one."""
+    text = "" if value is None else str(value)
+    return gr.Textbox(text, placeholder=placeholder, lines=1, max_lines=1, **options)
+
+
 def html(text: str, ident: str | None = None) -> gr.HTML:
     """HTML component without gradio's typography."""
     return gr.HTML(text, elem_id=ident, apply_default_css=False)
@@ -155,8 +161,9 @@ def component(control: Control, ident: str) -> Any:
         "interactive": True,
     }
     if control.form in ("number", "integer"):
-        empty = "not set" if control.optional else None
-        return gr.Number(control.shown, placeholder=empty, **common)
+        if control.optional:
+            return number_or_none(control.shown, "not set", **common)
+        return gr.Number(control.shown, **common)
     if control.form == "flag":
         return gr.Checkbox(bool(control.shown), **common)
     if control.form == "rule":

@@ -15,7 +15,7 @@ overflow:clip!important} /* hidden would keep #actions from sticking */
 #form{align-self:flex-start}
 #actions{position:sticky;bottom:0;z-index:5;padding:.6rem 0;background:var(--body-background-fill)}
 .html-container{padding:0!important}
-#problem:not(:has(p)),[id$=-saved]:not(:has(p)){display:none}
+[id$=problem]:not(:has(p)),[id$=note]:not(:has(p)),[id$=-saved]:not(:has(p)){display:none}
 .controls .form{display:grid!important;width:100%;min-width:0!important;border:0;
 grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));background:none;gap:.6rem;align-items:end}
 .strategy .controls .form{grid-template-columns:repeat(auto-fill,minmax(11rem,1fr))}

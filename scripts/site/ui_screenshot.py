@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def drive(page: Any) -> None:
     """Two prompts, plain guidance against APG at the same high scale."""
     page.locator("#prompts textarea").fill(PROMPTS)
-    page.locator("#seed input").fill("10")
+    page.locator("#seed :is(input, textarea)").fill("10")
     page.locator("#compare input").check()
     for side, rule, scale in (("A", "cfg", "15"), ("B", "apg", "15")):
         page.get_by_role("tab", name=f"Setting {side}").click()
