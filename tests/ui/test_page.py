@@ -11,6 +11,7 @@ import urllib.request
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 
 import sampler
 from sampler.cli import main
@@ -20,6 +21,7 @@ from sampler.config.model import ModelConfig
 
 pytest.importorskip("gradio")
 from sampler.core.errors import SamplerError
+from sampler.rewards.ballots import read_votes, write_ballot
 from sampler.ui.server import HOST, served
 from sampler.ui.studio import Studio
 from tests.guidance.stock_hosted import picture
@@ -182,6 +184,61 @@ def test_an_image_to_start_from(page, studio, tmp_path):
     (kept,) = (studio.out / "inputs").iterdir()
     assert f"--input image={kept}" in line and "--input strength=0.5" in line
     assert main([*shlex.split(line)[1:], "-q", "-o", str(tmp_path / "again")]) == 0
+
+
+def test_the_best_of_several_and_the_stock_pipeline(page):
+    page.reload()
+    fill(page, prompts="a fox", steps=3, seed=4)
+    page.locator("#best").get_by_text("Best of N").first.click()
+    fill(page, best__count=3, best__steps=2)
+    page.locator("#stock input").check()
+    generate(page)
+    page.locator("#stock-pictures figure.made").wait_for()
+    page.locator("#report").get_by_text("SSIM to stock").wait_for()
+    assert page.locator("#A-drafts figure.made").count() == 3
+    assert page.locator("#A-drafts figure.chosen").count() == 1
+    assert "score" in page.locator("#A-pictures figcaption").inner_text()
+    rows = page.locator("#report tbody tr").all_inner_texts()
+    names = [row.split("\t")[0].strip() for row in rows]
+    assert names[:2] == ["A ddim, cfg 3, drafts", "A ddim, cfg 3"] and names[2].startswith("stock")
+    assert [row.split("\t")[3].strip() for row in rows] == ["12", "6", "6"]  # evaluations in all
+
+
+def test_an_optional_number_that_was_seen_stays_empty(page):
+    page.locator("#form").get_by_text("Size", exact=True).click()
+    page.locator("#width :is(input, textarea)").wait_for()
+    assert page.locator("#width :is(input, textarea)").input_value() == ""
+    generate(page)
+    page.locator("#A-pictures figure.made").wait_for()
+    assert page.locator("#problem p").count() == 0
+    page.locator("#stock input").uncheck()
+    fill(page, best__count="", best__steps="")
+
+
+def test_maps_of_words(page):
+    page.get_by_role("tab", name="Inspect").click()
+    fill(page, words="fox")
+    page.locator("#draw").click()
+    page.locator("#maps img").nth(1).wait_for()
+    page.locator("#regions").get_by_text("peak").first.wait_for()
+    fill(page, words="dragon")
+    page.locator("#draw").click()
+    page.locator("#inspect-problem p").get_by_text("dragon").wait_for()
+
+
+def test_votes_are_written_as_the_command_does(page, studio):
+    run = studio.out / "tuned"
+    write_ballot(run / "votes" / "000001", "binary", torch.rand(2, 3, 32, 32), ["a fox", "a dog"])
+    page.get_by_role("tab", name="Votes").click()
+    page.locator("#votes-run input").fill(str(run))
+    page.locator("#votes-run input").press("Enter")
+    page.locator("#votes-look").click()
+    page.locator("#votes-save").wait_for()
+    page.get_by_label("good").nth(1).check()
+    page.locator("#votes-save").click()
+    page.locator("#votes-note").get_by_text("looking again").wait_for()
+    assert [*read_votes(run / "votes" / "000001")] == [{"row": 1, "vote": 1}]
+    page.get_by_role("tab", name="Generate").click()
 
 
 def test_a_narrow_page_goes_to_the_images(page):
