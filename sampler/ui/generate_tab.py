@@ -65,7 +65,7 @@ class GenerateTab:
                 with gr.Row():
                     for side in SIDES:
                         self.results[side] = results(side, visible=side == "A")
-                    with gr.Column(visible=False, min_width=200) as self.stock_column:
+                    with gr.Column(visible=False, min_width=300) as self.stock_column:
                         self.stock_title = html(pictures.title("Stock", ""))
                         self.stock_pictures = html("", "stock-pictures")
                 self.report = gr.Markdown("", elem_id="report")

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from sampler.config.tasks import init_settings
+from sampler.config.tasks import start_settings
 from sampler.ui.inputs import Takes
 from sampler.ui.parts import component
 
@@ -59,6 +59,6 @@ class InputControls:
         """Inputs of the call; kept: stores an uploaded file. Raises UsageError for wrong files."""
         found = self.takes.given({name: values[c] for name, c in self.components.items()})
         if "image" in found and "mask_image" in found:
-            init_settings(found["image"], found["mask_image"], None, None)  # sizes agree
+            start_settings(found["image"], found["mask_image"], None, None)  # sizes agree
         files = {name: kept(found[name]) for name in self.takes.images if name in found}
         return {**found, **files}

@@ -66,7 +66,7 @@ class InspectTab:
             )  # fmt: skip
         button = gr.Button("Draw the maps", variant="primary", elem_id="draw")
         gallery = gr.Gallery(
-            label="Maps", columns=[2, 3, 4, 5], height="auto", object_fit="contain",
+            label="Maps", columns=4, height="auto", object_fit="contain",
             elem_id="maps", visible=False,
         )  # fmt: skip
         table = gr.Dataframe(label="Regions of the maps", elem_id="regions", visible=False)
@@ -75,9 +75,12 @@ class InspectTab:
         inputs |= set(tab.inputs.components.values()) | set(tab.grids.values())
         for pickers in tab.pickers.values():
             inputs |= {c for p in pickers.values() for c in p.components()}
+
+        def draw(values: Mapping[Any, Any]) -> Iterator[dict[Any, Any]]:
+            yield from self._shown(lambda: self._maps(values), gallery, table, button)
+
         button.click(
-            lambda values: self._shown(lambda: self._maps(values), gallery, table, button),
-            inputs, [self.problem, gallery, table, button], concurrency_limit=1, **EVENT,
+            draw, inputs, [self.problem, gallery, table, button], concurrency_limit=1, **EVENT,
         )  # fmt: skip
 
     def _build_blocks(self) -> None:
@@ -98,9 +101,13 @@ class InspectTab:
             )
         button = gr.Button("Measure the blocks", variant="primary", elem_id="measure")
         table = gr.Dataframe(label="Accuracy of the probes", elem_id="accuracy", visible=False)
+
+        def measure(*given: Any) -> Iterator[dict[Any, Any]]:
+            yield from self._shown(lambda: (None, self._blocks(*given)), None, table, button)
+
         button.click(
-            lambda *given: self._shown(lambda: (None, self._blocks(*given)), None, table, button),
-            [folder, labels, share], [self.problem, table, button], concurrency_limit=1, **EVENT,
+            measure, [folder, labels, share], [self.problem, table, button],
+            concurrency_limit=1, **EVENT,
         )  # fmt: skip
 
     def _shown(

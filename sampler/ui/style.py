@@ -36,6 +36,9 @@ font-size:.8rem;border:1px dashed var(--border-color-primary)}
 .stale-A #A-results .pictures img,.stale-B #B-results .pictures img{opacity:.4}
 .stale-A #A-results:has(.made) .title::after,.stale-B #B-results:has(.made) .title::after{
 content:"settings changed since";font-size:.8rem;margin-left:.5rem}
+[id$=-drafts] .pictures{grid-template-columns:repeat(auto-fill,minmax(5.5rem,1fr));padding:.2rem}
+#report{overflow-x:auto}
+#report th,#report td{white-space:nowrap;padding:.3rem .6rem}
 .pictures .chosen img{outline:3px solid var(--color-accent);outline-offset:2px}
 .pictures video,.pictures audio{display:block;width:100%}
 .pictures .at-work img{opacity:.85}
