@@ -89,7 +89,7 @@ def config_of(
     if not form.prompted:
         prompts = [""]
     if not prompts:
-        raise UsageError("There is no prompt; write one per line.")
+        raise UsageError("No prompts: write one per line.")
     options = {
         "prompts": ("prompts.texts", prompts),
         "--negative": ("run.negative_prompt", form.negative.strip() or None),
