@@ -144,7 +144,7 @@ class Loop:
         tensors [B] where each sample has its own (`sampler.core.rows`).
         """
         rule, method = self.build_guidance(guidance), self.build_sampler(sampler)
-        cond, levels = _as_cond(cond), tuple(levels)
+        cond, levels = seeded(cond, snapshot), tuple(levels)
         own = has_levels_of_rows(levels)
         totals = moves_of_rows(levels, snapshot.x.shape[0]) if own else ()
         for span in spans(levels)[snapshot.index :]:

@@ -19,10 +19,22 @@ from sampler.types import Move, Prediction, Sampler, SamplerBase, Snapshot, Span
 
 
 class Summed(NamedTuple):
-    """State of a sampler, and the sum [B] so far; None before the first estimate."""
+    """State of a sampler; the sum [B] up to the last step, and the difference [B, ...] of that one.
+
+    Either is None before the first estimate. The difference is settled with its step, which has
+    computed most of it anyway, and its norm is taken at the next one.
+    """
 
     state: Any
-    error: Any
+    error: Any = None
+    gap: Any = None
+
+    def total(self) -> Any:
+        """The sum [B] with the last step; None without an estimate."""
+        if self.gap is None:
+            return self.error
+        rms = sqrt(gram(self.gap)[0, 0] / math.prod(self.gap.shape[1:]))
+        return rms if self.error is None else self.error + rms
 
 
 @dataclass(frozen=True)
@@ -41,11 +53,7 @@ class ErrorSum:
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Summed) -> Move:
         move, gap = self.method.step_with_error(x, pred, span, state.state)
-        total = state.error
-        if gap is not None:
-            rms = sqrt(gram(gap)[0, 0] / math.prod(gap.shape[1:]))
-            total = rms if total is None else total + rms
-        return replace(move, state=Summed(move.state, total))
+        return replace(move, state=Summed(move.state, state.total(), gap))
 
     def finish(self, x: Any, state: Summed) -> Any:
         return self.method.finish(x, state.state)
@@ -56,15 +64,14 @@ def with_error(run: Run) -> Run:
     if not has_estimate(run.method):
         return run
     method: Any = ErrorSum(run.method)
-    snapshot = run.snapshot._replace(sampler=Summed(run.snapshot.sampler, None))
+    snapshot = run.snapshot._replace(sampler=Summed(run.snapshot.sampler))
     return run._replace(snapshot=snapshot, method=method)
 
 
 def error_of(last: Snapshot) -> tuple[float, ...] | None:
     """The sums of a run's last snapshot, one per row; None where nothing was estimated."""
-    if not isinstance(last.sampler, Summed) or last.sampler.error is None:
-        return None
-    return tuple(last.sampler.error.tolist())
+    total = last.sampler.total() if isinstance(last.sampler, Summed) else None
+    return None if total is None else tuple(total.tolist())
 
 
 def has_estimate(method: Sampler) -> bool:

@@ -89,7 +89,7 @@ def extrapolated(
     span: Span,
     history: History,
     order: int,
-    rule: Callable[[Sequence[float], float], Sequence[float]],
+    rule: Callable[[tuple[float, ...], float], Sequence[float]],
     k: float = 1.0,
     clock: Clock = "snr",
 ) -> tuple[Lin | None, History]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 
 def moments(H: float, count: int) -> list[float]:
@@ -59,20 +59,22 @@ def solved(places: Sequence[float], values: Sequence[float]) -> tuple[float, ...
     return tuple(np.linalg.solve(matrix, np.asarray(values[: len(places)])).tolist())
 
 
-def weights(places: Sequence[float], H: float) -> tuple[float, ...]:
+@lru_cache(maxsize=4096)
+def weights(places: tuple[float, ...], H: float) -> tuple[float, ...]:
     """Weights of values at `places` of a step 0..1: interpolate, average with the kernel e^{Hs}.
 
-    H = 0 is Adams-Bashforth for unequal steps. They sum to 1; places must be distinct.
+    H = 0 is Adams-Bashforth for unequal steps. They sum to 1; places must be distinct. They are
+    kept, since every batch of a run takes the same steps.
     """
     return solved(places, moments(H, len(places)))
 
 
-def flat(places: Sequence[float], H: float) -> tuple[float, ...]:
+def flat(places: tuple[float, ...], H: float) -> tuple[float, ...]:
     """Weights without the kernel: Adams-Bashforth in the clock."""
     return weights(places, 0.0)
 
 
-def simple(places: Sequence[float], H: float) -> tuple[float, ...]:
+def simple(places: tuple[float, ...], H: float) -> tuple[float, ...]:
     """Weights of two values, at 0 and at s: w_s = (H/2)/(1 − e^{−H})/s; exact ones otherwise."""
     if len(places) != 2 or not math.isfinite(H):
         return weights(places, H)
