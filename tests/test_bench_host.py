@@ -55,3 +55,13 @@ def test_the_wait_of_adaptive_guidance_is_measured_up_to_the_network(capsys):
     real = adaptive.wait
     assert 0 < host.waiting(steps=3) < 1e6
     assert adaptive.wait is real
+
+
+def test_the_parts_of_a_step_end_with_the_whole(capsys):
+    found = host.parts("APG + GHVB", 3)
+    assert list(found) == ["predictions", "rule", "sampler", "settle"]
+    assert 0 < found["predictions"] < found["settle"]
+    host.main(["--parts", "--rounds", "1"])
+    assert [line.split(" {")[0] for line in capsys.readouterr().out.splitlines()] == list(
+        host.NAMES
+    )

@@ -2,6 +2,7 @@
 
     python -m scripts.bench.host [--rounds 300] [--csv docs/figures/host_time.csv]
     python -m scripts.bench.host --wait
+    python -m scripts.bench.host --parts
 
 The kernels are replaced by stubs that return at once; all else is what runs before a launch on a
 GPU. Compared with diffusers' own functions and with the reference backend, both operation by
@@ -12,6 +13,8 @@ launch (about 2.5 µs each) come on top.
 
 --wait: what adaptive guidance with lag = 0 costs a GPU at every step, since it waits for the flags
 of the last step: the host's time from there to the call of the network, in which a GPU is idle.
+
+--parts: our microseconds per step up to the end of each of its parts.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from sampler_kernels import selection, triton_ops, use_backend
 import sampler
 from sampler.core.benchmark import CASES, BenchmarkStep
 from sampler.guidance import adaptive
+from sampler.types import Prediction
 from scripts.bench.gpu import stock_calls
 from scripts.bench.overhead import bundled_pipeline, machine
 from scripts.bench.overhead import stubbed as stub_network
@@ -140,6 +144,27 @@ def rows(rounds: int) -> Iterator[dict[str, Any]]:
         }
 
 
+@torch.no_grad()
+def parts(name: str, rounds: int) -> dict[str, float]:
+    """Microseconds of a step of ours from its begin to the end of each part: fastest round."""
+    step = BenchmarkStep(next(case for case in CASES if case.name == name), SHAPE)
+    rule, method = step.rule, step.method
+
+    def predicted() -> dict[str, Prediction]:
+        pair = (("cond", step.c), ("uncond", step.u))
+        return {k: Prediction.of(step.case.kind, step.x, v, step.span.now) for k, v in pair}
+
+    def guided() -> tuple[Prediction, Any]:
+        return rule.combine(step.x, predicted(), step.span, step.states[0])
+
+    def moved() -> tuple[Any, Any]:
+        pred, state = guided()
+        return method.step(step.x, pred, step.span, step.states[1]), state
+
+    calls = {"predictions": predicted, "rule": guided, "sampler": moved, "settle": step}
+    return fastest({part: Side(call, stubbed) for part, call in calls.items()}, rounds)
+
+
 def waiting(steps: int = 200) -> float:
     """Microseconds from the decision of adaptive guidance to the call of a stub network: median."""
     pipe = bundled_pipeline()
@@ -171,8 +196,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=300, help="rounds of every side")
     parser.add_argument("--csv", type=Path, help="write the rows there")
     parser.add_argument("--wait", action="store_true", help="the cost of lag = 0 instead")
+    parser.add_argument("--parts", action="store_true", help="the parts of a step instead")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if given.parts:
+        for name in NAMES:
+            print(name, {k: round(v, 1) for k, v in parts(name, given.rounds).items()}, flush=True)
+        return
     if given.wait:
         print(f"from the flags to the network: {waiting():.0f} µs a step")
         return
