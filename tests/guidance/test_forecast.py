@@ -198,7 +198,7 @@ def test_the_first_level_without_signal_is_no_node():
     for rule in ("error", "window", "change"):
         seen = forecast(rule="none", when=rule)
         assert engine.run(noise(2), flow_grid(12), guidance=seen).isfinite().all()
-    with pytest.raises(ValueError, match="step 1 has nothing to forecast from"):
+    with pytest.raises(ValueError, match="step 1 has no earlier output to forecast from"):
         engine.run(noise(2), flow_grid(12), guidance=forecast(rule="none", policy=[1, 0] * 6))
 
 
