@@ -22,7 +22,7 @@ from sampler.models import preflight, student_files
 from sampler.models.controlnet import controlnet_paths, with_controlnets
 from sampler.models.folder import HUB_ID
 from sampler.models.ip_adapter import IP_ADAPTER, apply_ip_adapters, has_ip_adapter
-from sampler.models.lora_files import lora_pairs
+from sampler.models.lora_files import checked_until, lora_pairs
 from sampler.models.source import ModelSource, find_source
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def load(
     config: str | Path | None = None,
     vae: str | Path | None = None,
     lora: Any = None,
+    lora_until: float | None = None,
     controlnet: Any = None,
     ip_adapter: Any = None,
     offload: str | None = None,
@@ -68,8 +69,9 @@ def load(
     by default a GPU where there is one. weak: a second, weaker network for Autoguidance, as a
     folder or a module; the bundled model brings its own. student: a folder that the trainer
     "f_distill" wrote. attention: "auto" as loaded, "native" (torch's own) or "xformers". lora:
-    adapters, as files or folders, pairs of one and a weight, or {path: weight}. controlnet: folder
-    of a ControlNet, or several; the control image is the input "control_image". ip_adapter:
+    adapters, as files or folders, pairs of one and a weight, or {path: weight}; lora_until: share
+    of a run's steps, from the first, that use them, by default all. controlnet: folder of a
+    ControlNet, or several; the control image is the input "control_image". ip_adapter:
     IP-Adapters as lora, each with its scale, beside the folder "image_encoder"; the image prompt is
     the input "ip_adapter_image". With either, the engine is hosted. offload: "model" or
     "sequential", parts wait in main memory. vae_tiling, vae_slicing: decoding with less memory.
@@ -108,14 +110,16 @@ def load(
         if source not in (BUNDLED_LCM, BUNDLED_SD3) and weak is None and hosted is None:
             weak = FOLDER / "weak"
         source = bundled_folder(source)
-    files = {"config": config, "revision": revision, "variant": variant, "vae": vae}
+    files, until = {"config": config, "revision": revision, "variant": variant, "vae": vae}, None
     if isinstance(source, (str, Path)):
+        until = checked_until(lora_until, lora is not None, hosted is not None)
         found = _found(source, download, files)
         place = {"device": device, "offload": offload, "tiling": vae_tiling, "slicing": vae_slicing}
         pipe: Any = _read(found, dtype, lora_pairs(lora), **extras, **place)
     else:
         given = {**files, "dtype": dtype, "device": device, "lora": lora, "offload": offload,
-                 "controlnet": controlnet, "ip_adapter": ip_adapter}  # fmt: skip
+                 "lora_until": lora_until, "controlnet": controlnet,
+                 "ip_adapter": ip_adapter}  # fmt: skip
         flags = {"download": download, "vae_tiling": vae_tiling, "vae_slicing": vae_slicing,
                  "compile": compile, "attention": attention != "auto"}  # fmt: skip
         given.update((name, value or None) for name, value in flags.items())
@@ -128,7 +132,7 @@ def load(
         pipe = pipeline(pipe)
     if type(pipe).__name__ not in supported() or has_ip_adapter(pipe):
         given = {"weak": weak, "student": student, "compile": compile or None,
-                 "prompt_weights": prompt_weights or None}  # fmt: skip
+                 "prompt_weights": prompt_weights or None, "lora_until": until}  # fmt: skip
         given["attention"] = None if attention == "auto" else attention
         rule = {"name": "cfg", "scale": BUNDLED_SCALE} if bundled else None
         return _hosted(pipe, [n for n, value in given.items() if value is not None], None, rule)
@@ -136,7 +140,7 @@ def load(
         raise ValueError("prompt_weights does not work with offload = 'sequential'.")
     return _adapted(
         pipe, bundled=bundled, flow=flow, attention=attention, compiled=compile, weak=weak,
-        student=student, prompt_weights=prompt_weights,
+        student=student, prompt_weights=prompt_weights, until=until,
     )  # fmt: skip
 
 
@@ -150,9 +154,11 @@ def _adapted(
     weak: Any,
     student: Any,
     prompt_weights: bool,
+    until: float | None,
 ) -> Engine:
     """An engine over the adapter of a pipeline's family; arguments as for `load`."""
     from sampler.models.attention import set_attention
+    from sampler.models.lora import limit_loras
     from sampler.models.options import compile_blocks
     from sampler.pipelines import adapt
     from sampler.pipelines.flow_view import FlowView
@@ -166,6 +172,8 @@ def _adapted(
         adapter = build(pipe, _read_weak(weak, adapter.network))
     if prompt_weights:
         adapter = adapter.with_prompt_weights()
+    if until is not None:
+        limit_loras(adapter, until)
     if bundled:
         from sampler.pipelines.classes import BundledClasses
 

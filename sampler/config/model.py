@@ -45,7 +45,8 @@ class ModelConfig:
 
     path: a diffusers folder, a Hub id or a .safetensors file; null is the bundled model. config:
     folder with the configurations of a single file. dtype, device, attention: auto is the default
-    of `sampler.load`. lora: PATH or PATH:weight each. controlnet: folders; ip_adapter: PATH or
+    of `sampler.load`. lora: PATH or PATH:weight each; lora_until: share
+    of a run's steps that they are used in. controlnet: folders; ip_adapter: PATH or
     PATH:scale each; with either, the stock pipeline's call makes the images. student: folder of a
     student made by `sampler finetune`; its sampler, guidance and steps become the defaults. grid:
     noise levels instead of the model's own, see `Schedule.grid`; recorded with every image.
@@ -71,6 +72,9 @@ class ModelConfig:
     )
     lora: tuple[str, ...] = _option(
         (), "files", "LoRA file or folder to load; repeatable.", metavar="PATH[:WEIGHT]"
+    )
+    lora_until: float | None = _option(
+        None, "value", "Share of the steps with the LoRAs, from the first.", metavar="SHARE"
     )
     controlnet: tuple[str, ...] = _option(
         (), "files", "ControlNet folder; repeatable, one per --control-image.", metavar="DIR"

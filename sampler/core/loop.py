@@ -81,6 +81,11 @@ class Loop:
                 "inputs are arguments of a stock pipeline's call, which this engine does not use; "
                 "load a pipeline without a student, other than bundled-flow."
             )
+        if getattr(self._pipeline, "lora_until", None) is not None:
+            raise UsageError(
+                "inputs are arguments of a stock pipeline's call, which uses LoRAs in all steps; "
+                "load them without a share of steps."
+            )
         return self.host()
 
     def check_stock(self, settings: Any, jobs: Iterable[Any]) -> None:

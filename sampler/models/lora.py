@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from sampler.core.errors import ModelError, UsageError
 from sampler.models.lora_checks import check_tensors, fold_alphas, misfit, reason_of, unused_tensors
-from sampler.models.lora_files import LoraSource, lora_file, lora_pairs, read_lora
+from sampler.models.lora_files import LoraSource, checked_until, lora_file, lora_pairs, read_lora
+from sampler.pipelines.loras import lora_layers
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -30,14 +31,33 @@ if TYPE_CHECKING:
     from sampler.core.loop import Loop
 
 
-def load_lora(engine: Loop, *sources: LoraSource) -> None:
+def load_lora(engine: Loop, *sources: LoraSource, until: float | None = None) -> None:
     """Adds LoRAs to an engine's pipeline, each at weight·ΔW (1 where none is given).
 
     A source is a file, a folder that has one, or the run folder of a fine-tuning; or a pair of it
-    and the weight. The pipeline is changed; `unload_lora` undoes it. Raises ModelError for a file
-    that is missing, unsafe or does not fit, and UsageError where LoRAs are on already.
+    and the weight. until: share of a run's steps, from the first, that this engine uses the LoRAs
+    in, above 0; None is all of them. The pipeline is changed; `unload_lora` undoes it. Raises
+    ModelError for a file that is missing, unsafe or does not fit, UsageError where LoRAs are on
+    already, and where `until` is given for a LoRA of more than the network.
     """
-    apply_loras(engine.pipeline.pipe, lora_pairs(sources))
+    loras = lora_pairs(sources)
+    until = checked_until(until, bool(loras), engine.hosted)
+    apply_loras(engine.pipeline.pipe, loras)
+    limit_loras(engine.pipeline, until)
+
+
+def limit_loras(adapter: Any, until: float | None) -> None:
+    """Lets an adapter use its LoRAs in a share of the steps only. Errors as `load_lora`."""
+    parts = _modules(adapter.pipe)
+    others = [n for n, part in parts.items() if part is not adapter.network and lora_layers(part)]
+    if until is not None and others:
+        for part in parts.values():
+            strip_loras(part)
+        raise UsageError(
+            f"until takes a LoRA away during a run, and this one changes {others[0]} as well, "
+            "which is used before it; load it for all steps."
+        )
+    adapter.lora_until = until
 
 
 def apply_loras(pipe: DiffusionPipeline, loras: Sequence[tuple[Path, float]]) -> None:
@@ -88,6 +108,8 @@ def unload_lora(engine: Loop) -> None:
     """Removes every LoRA from an engine's pipeline."""
     for part in _modules(engine.pipeline.pipe).values():
         strip_loras(part)
+    if not engine.hosted:
+        limit_loras(engine.pipeline, None)
 
 
 def merge_lora(network: nn.Module) -> None:
@@ -95,13 +117,6 @@ def merge_lora(network: nn.Module) -> None:
     for layer in lora_layers(network):
         layer.merge()
     strip_loras(network)
-
-
-def lora_layers(network: nn.Module) -> list[Any]:
-    """The layers of a network that have LoRAs."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def strip_loras(network: nn.Module) -> None:

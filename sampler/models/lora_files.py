@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sampler.core.durable import write_file
-from sampler.core.errors import ModelError
+from sampler.core.errors import ModelError, UsageError
 from sampler.models.preflight import refuse_pickle
 
 if TYPE_CHECKING:
@@ -47,6 +47,27 @@ def parse_lora(text: str, what: str = "A LoRA") -> tuple[str, float]:
         return path, _weight(weight, what)
     except ValueError:
         raise ValueError(f"{what} is PATH or PATH:weight, not {text!r:.80}.") from None
+
+
+def checked_until(until: float | None, given: bool, hosted: bool) -> float | None:
+    """The share of a run's steps with LoRAs, None for all of them.
+
+    given: there are LoRAs. Raises ValueError for a share outside 0 to 1, and UsageError where it
+    has no effect.
+    """
+    if until is None:
+        return None
+    if not 0 < until <= 1:
+        raise ValueError(
+            f"lora_until, a share of steps, must be above 0 and at most 1, not {until}."
+        )
+    if not given:
+        raise UsageError("lora_until needs a LoRA; give one, or leave it out.")
+    if hosted:
+        raise UsageError(
+            "lora_until needs steps of ours, and this pipeline's own call runs; leave it out."
+        )
+    return float(until)
 
 
 def lora_file(source: Path) -> Path:

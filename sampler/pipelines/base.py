@@ -25,11 +25,12 @@ from sampler.core.spacings import parsed
 from sampler.core.stacking import stack
 from sampler.pipelines.latents import LatentImages
 from sampler.pipelines.layouts import layout_of
+from sampler.pipelines.loras import without_loras
 from sampler.pipelines.negative import mixed, paired
 from sampler.pipelines.recording import INPUT, Recording, blocks_of
 from sampler.pipelines.recording_hooks import recorded
 from sampler.pipelines.texts import PromptTexts
-from sampler.types import Cond, Level, Prediction
+from sampler.types import Branch, Cond, Level, Prediction, Span
 
 HOOKS = ("_hf_hook", "_diffusers_hook")  # of accelerate (offloading) and diffusers (caching)
 
@@ -55,6 +56,7 @@ class Adapter(PromptTexts, LatentImages, BatchedDenoiser):
     frames: int | None = None  # of a video
     levels: str = ""
     spacing: Any = None  # grid instead of the scheduler's own, see `Schedule.grid`
+    lora_until: float | None = None  # share of a run's steps with LoRAs, None for all
 
     def __init__(self, pipe: Any, weak: Any = None) -> None:
         self.pipe = pipe
@@ -200,8 +202,16 @@ class Adapter(PromptTexts, LatentImages, BatchedDenoiser):
         raise NotImplementedError
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """Lock of a batch, for a network whose hooks move or cache tensors between calls."""
-        return exclusive(self.network) if self._hooked else nullcontext()
+        """Lock of a batch, for a network that changes between calls: by hooks, or its LoRAs."""
+        switched = self._hooked or self.lora_until is not None
+        return exclusive(self.network) if switched else nullcontext()
+
+    def __call__(
+        self, x: Tensor, span: Span, branches: Mapping[str, Branch], nfe: list[int]
+    ) -> dict[str, Prediction]:
+        last = math.inf if self.lora_until is None else self.lora_until * span.total - 1e-9
+        with nullcontext() if span.index < last or not span.total else without_loras(self.network):
+            return super().__call__(x, span, branches, nfe)
 
     @property
     def _hooked(self) -> bool:

@@ -24,7 +24,7 @@ from sampler.core.errors import UsageError
 from sampler.models.controlnet import controlnet_name, controlnet_paths
 from sampler.models.folder import native_size
 from sampler.models.ip_adapter import IP_ADAPTER, ip_adapter_files
-from sampler.models.lora_files import lora_file, lora_pairs, parse_lora
+from sampler.models.lora_files import checked_until, lora_file, lora_pairs, parse_lora
 from sampler.models.source import ModelSource, component_files, find_source
 from sampler.models.student_files import student_digest
 from sampler.runs.jobs import Model
@@ -50,6 +50,7 @@ def model_of(model: ModelConfig, fast: bool = False) -> Model:
     """
     if model.student is not None and model.lora:
         raise UsageError("--lora changes the model, --student stands in its place: drop one.")
+    checked_until(model.lora_until, bool(model.lora), bool(model.controlnet or model.ip_adapter))
     path = model.path
     source = find_source(
         path, config=model.config, revision=model.revision, variant=model.variant, vae=model.vae

@@ -58,7 +58,7 @@ def shell(config: Config, best: BestOf | None = None) -> str:
     dashes = any(text.startswith("-") for text in texts)  # such prompts go after `--`
     parts += () if dashes else texts
     for name, value in changed(config.model).items():
-        if not isinstance(value, (str, bool, tuple)):  # a grid of numbers or with settings
+        if not isinstance(value, (str, bool, float, tuple)):  # a grid of numbers or with settings
             parts += ["--set", f"model.{name}={yaml_scalar(value)}"]
             continue
         for one in value if isinstance(value, tuple) else (value,):

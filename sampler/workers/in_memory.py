@@ -41,6 +41,8 @@ def model_in_memory(engine: Loop) -> Model:
     }
     if getattr(adapter, "prompt_weights", None) is not None:
         settings["prompt_weights"] = True
+    if (until := getattr(adapter, "lora_until", None)) is not None:
+        settings["lora_until"] = until
     digest.update(_text(settings).encode())
     path = getattr(getattr(pipe, "config", None), "_name_or_path", None)
     label = str(path).rstrip("/").rpartition("/")[2] if path else type(pipe).__name__

@@ -19,7 +19,7 @@ from tests import tiny
 FIELDS = [f.name for f in fields(ModelConfig)]
 OTHER = {  # a value of every field that is not its default
     "path": "m", "config": "c", "revision": "r", "variant": "fp16", "vae": "v",
-    "lora": ("a", "b:2"), "controlnet": ("a", "b"), "ip_adapter": ("a", "b:2"),
+    "lora": ("a", "b:2"), "lora_until": 0.4, "controlnet": ("a", "b"), "ip_adapter": ("a", "b:2"),
     "student": "s", "weak": "w", "dtype": "float16", "device": "cpu",
     "attention": "native", "offload": "model", "vae_tiling": True, "vae_slicing": True,
     "prompt_weights": True, "compile": True, "grid": "karras", "drop_encoders": True,
@@ -52,7 +52,7 @@ def test_every_option_reaches_the_configuration_from_the_command_line(name, monk
     value = OTHER[name]
     words = [flag_of(name)] if value is True else []
     for one in value if isinstance(value, tuple) else () if value is True else (value,):
-        words += [flag_of(name), one]
+        words += [flag_of(name), str(one)]
     assert main(["generate", "a fox", *words, "--dry-run", "-q"]) == 1
     assert changed(seen[0]) == {name: value}
 

@@ -93,6 +93,7 @@ FIELDS = {
     "model.variant": ("fp16", BOTH),
     "model.vae": ("vae", BOTH),
     "model.lora": (["one"], BOTH),
+    "model.lora_until": (0.5, BOTH),  # with a LoRA: below
     "model.controlnet": (["canny"], BOTH),  # both of them: tests/runs/test_adapters.py
     "model.ip_adapter": (["face"], BOTH),
     "model.student": ("bundled", BOTH),
@@ -161,8 +162,17 @@ def test_the_table_of_model_options_says_the_same():
 
 CHANGED = [k for k in FIELDS if k not in ("model.student", "model.revision", "model.compile",
                                           "model.config", "model.weak", "model.controlnet",
+                                          "model.lora_until",
                                           "model.ip_adapter", "output.video",
                                           "inputs")]  # fmt: skip
+
+
+def test_a_key_has_the_share_of_steps_with_a_lora(files, tmp_path):
+    found = []
+    for given in ({}, {"lora_until": 0.5}):
+        model = {"path": str(files / "model"), "lora": [str(files / "one")], **given}
+        found.append(image(tmp_path, files / "model", {**BASE, "model": model}))
+    assert found[0][0] != found[1][0] and not np.array_equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("name", CHANGED)
