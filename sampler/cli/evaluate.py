@@ -39,7 +39,7 @@ def command(
         typer.Option(
             "--scorers",
             metavar="NAME[:OPTION=VALUE],...",
-            help="Rewards, judge, frechet, fd_inf, kernel; repeatable.",
+            help="Rewards, judge, vqa, frechet, fd_inf, kernel, ...; repeatable.",
         ),
     ] = None,
     against: Annotated[

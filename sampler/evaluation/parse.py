@@ -8,6 +8,8 @@ from typing import Any
 from sampler import registry
 from sampler.core.errors import UsageError
 from sampler.evaluation.features import SetMeasure, distance, diversity
+from sampler.evaluation.objects import ObjectScorer
+from sampler.evaluation.questions import QuestionScorer
 from sampler.evaluation.scorers import (
     STATISTICS,
     ImageScorer,
@@ -27,8 +29,10 @@ PROTOCOLS: Mapping[str, str] = {
     "kid": "Inception-v3 features and their reference set; "
     "kernel:features=FOLDER:reference=FOLDER is the same distance under its own name",
     "inception_score": "Inception-v3 class probabilities of 50,000 images",
-    "geneval": "its 553 prompts, Mask2Former, CLIP ViT-L/14 and 4 images per prompt",
-    "dpg": "its 1,065 prompts, mPLUG-large and 4 images per prompt",
+    "geneval": "its 553 prompts, Mask2Former, CLIP ViT-L/14 and 4 images per prompt; "
+    "geneval:FILE:detector=DIR:clip=DIR has its rules, as geneval-like(DIR)",
+    "dpg": "its 1,065 prompts, mPLUG-large and 4 images per prompt; "
+    "dpg:FILE:model=DIR has its rules, as dpg-like(DIR)",
     "t2i_compbench": "its prompts, BLIP-VQA, UniDet and CLIP",
     "clip_score": "a fixed CLIP model and scale; clip names the model it is given",
 }
@@ -47,11 +51,17 @@ _FEATURES: Mapping[str, Callable[..., SetMeasure]] = {
     "diversity": diversity,
     "vendi": diversity,
 }
+# Scorers with a file of questions or objects by prompt, which may stand without its option's name.
+_FILES: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "vqa": ("questions", ("model",), ()),
+    "dpg": ("questions", ("model",), ("released",)),
+    "geneval": ("objects", ("detector",), ("clip", "threshold")),
+}
 
 
 def scorer_names() -> list[str]:
-    """Names of all scorers: rewards, the judge, statistics and measures of sets."""
-    return sorted({*registry.names("reward"), "judge", *STATISTICS, *_FEATURES})
+    """Names of all scorers: rewards, the judge, statistics, measures of sets, and questions."""
+    return sorted({*registry.names("reward"), "judge", *STATISTICS, *_FEATURES, *_FILES})
 
 
 def scorers_from(specs: Sequence[Any], allow_python: bool = False) -> list[Scorer]:
@@ -84,13 +94,18 @@ def _built(spec: Any, allow_python: bool) -> Scorer:
         )
         return RewardScorer(reward, _label(reward.name, options))
     name, *parts = spec.strip().split(":")
-    _refuse_protocol(name)
+    if not (parts and name in _FILES):
+        _refuse_protocol(name)
     if name not in scorer_names():
         if ":" in spec:
             return RewardScorer(reward_from(spec.strip(), allow_python), parts[-1])
         near = registry.suggestion(name, scorer_names())
         raise UsageError(f"There is no scorer {name!r:.60}{near}.")
+    if name in _FILES and parts:
+        parts[0] = parts[0] if "=" in parts[0] else f"{_FILES[name][0]}={parts[0]}"
     options = _options(name, parts)
+    if name in _FILES:
+        return _asking(name, options)
     if name in _FEATURES:
         if wrong := [key for key in options if key not in ("features", "reference")]:
             raise UsageError(f"{name} has no option {wrong[0]!r:.40}; features=, reference=.")
@@ -106,6 +121,21 @@ def _built(spec: Any, allow_python: bool) -> Scorer:
         return RewardScorer(reward_from({"name": name, **options}), _label(name, options))
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _asking(name: str, options: Mapping[str, Any]) -> Scorer:
+    """Build a scorer that has a file of its own."""
+    file, needed, further = _FILES[name]
+    known = (file, *needed, *further)
+    if wrong := [key for key in options if key not in known]:
+        raise UsageError(f"{name} has no option {wrong[0]!r:.40}; it has {', '.join(known)}.")
+    if missing := [key for key in (file, *needed) if key not in options]:
+        form = ":".join([name, "FILE", *(f"{key}=DIR" for key in needed)])
+        raise UsageError(f"{name} needs {missing[0]}=PATH, as in {form}.")
+    given: dict[str, Any] = {
+        k: v if k in ("released", "threshold") else str(v) for k, v in options.items()
+    }
+    return ObjectScorer(**given) if name == "geneval" else QuestionScorer(name, **given)
 
 
 def _refuse_protocol(name: str) -> None:

@@ -41,7 +41,7 @@ class ImageScorer:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that determines a score: definition, settings and weights."""
-        return _digest(self.label)
+        return digest_of(self.label)
 
     def columns(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Compute the scores [B] by column of images [B, 3, H, W] in [0, 1]."""
@@ -65,7 +65,7 @@ class RewardScorer(ImageScorer):
     @cached_property
     def fingerprint(self) -> str:
         self.check()
-        return _digest(_described(self.reward), *_modules(self.reward))
+        return digest_of(_described(self.reward), *_modules(self.reward))
 
     def columns(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         found = score_parts(self.reward, images, prompts)
@@ -90,7 +90,7 @@ class JudgeScorer(ImageScorer):
 
     @cached_property
     def fingerprint(self) -> str:
-        return _digest(self.label, self._network)
+        return digest_of(self.label, self._network)
 
     def columns(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         logits: Logits = self._network(images)
@@ -164,7 +164,7 @@ def _modules(value: Any, depth: int = 3) -> list[nn.Module]:
     return [module for one in inner for module in _modules(one, depth - 1)]
 
 
-def _digest(text: str, *networks: nn.Module) -> str:
+def digest_of(text: str, *networks: nn.Module) -> str:
     """Fingerprint of a description and of the tensors of networks, 20 hex digits."""
     digest = hashlib.sha256(text.encode())
     for network in networks:

@@ -20,7 +20,7 @@ from sampler.objectives.matching import (
 from sampler.objectives.policy import clipped_loss, dppo_keep, guarded_log_ratio
 from sampler.objectives.proximal import proximal_gamma, proximal_matching_loss
 from sampler.objectives.schedules import matching_times, old_decay, sde_window
-from sampler.objectives.scoring import geneval_correct, score_questions
+from sampler.objectives.scoring import geneval_correct, geneval_share, score_questions
 
 __all__ = [
     "clipped_loss",
@@ -31,6 +31,7 @@ __all__ = [
     "fake_score_loss",
     "gdpo_advantages",
     "geneval_correct",
+    "geneval_share",
     "group_advantages",
     "guarded_log_ratio",
     "matching_log_prob",

@@ -44,6 +44,40 @@ def geneval_correct(
     )
 
 
+def geneval_share(
+    boxes: Mapping[str, Sequence[Sequence[float]]],
+    colours: Mapping[str, Sequence[str]],
+    metadata: Mapping[str, Any],
+) -> float:
+    """Share of what a GenEval prompt asks for that an image has, 0 to 1; 1 where it is correct.
+
+    Arguments as in `geneval_correct`. The mean over the entries of "include" and "exclude": of an
+    included class the mean of the found share of its count, min(found, count)/count, and of the
+    share of the pairs that have the colour and the position, where these are asked for; of an
+    excluded one 1 where there are fewer than `count`, else 0. Unlike the published reward, it has
+    neither negative values nor credit for a wrong position.
+    """
+    shares: list[float] = []
+    first: list[list[Sequence[float]]] = []
+    for wanted in metadata.get("include", ()):
+        name, count = wanted["class"], wanted["count"]
+        found = list(boxes.get(name, ()))[:count]
+        parts = [len(found) / count]
+        if "color" in wanted:
+            right = list(colours.get(name, ()))[:count].count(wanted["color"])
+            parts.append(right / count)
+        if wanted.get("position"):
+            relation, index = wanted["position"]
+            pairs = [(a, b) for a in found for b in first[index]]
+            holds = [relation in _relations(a, b) for a, b in pairs]
+            parts.append(sum(holds) / len(pairs) if pairs else 0.0)
+        shares.append(sum(parts) / len(parts))
+        first.append(found)
+    for entry in metadata.get("exclude", ()):
+        shares.append(float(len(boxes.get(entry["class"], ())) < entry["count"]))
+    return sum(shares) / len(shares) if shares else 1.0
+
+
 def _relations(a: Sequence[float], b: Sequence[float]) -> set[str]:
     """Relations of box a to box b, of [x0, y0, x1, y1] each.
 
@@ -62,21 +96,30 @@ def _relations(a: Sequence[float], b: Sequence[float]) -> set[str]:
 
 
 def score_questions(
-    order: Sequence[int], parents: Mapping[Any, Sequence[int]], answers: Sequence[Any]
+    order: Sequence[int],
+    parents: Mapping[Any, Sequence[int]],
+    answers: Sequence[Any],
+    released: bool = False,
 ) -> float:
     """DPG-Bench score of one image: share of questions answered yes with all ancestors yes.
 
     order: question ids; parents: {id: [parent ids]}, 0 for none; answers: a number per question in
     that order, or several such lists (one per crop), whose scores are averaged. The result does not
-    depend on the order: an answer counts 0 where any ancestor is no, at any depth (the released
-    script looks at the direct parents, in file order). Raises ValueError for a cycle.
+    depend on the order: an answer counts 0 where any ancestor is no, at any depth. released: as the
+    published script has it, an answer counts 0 where a direct parent counts 0 so far, in the given
+    order, so that a child before its parent keeps its yes. Raises ValueError for a cycle.
 
     Source: ELLA (Hu et al., 2024), arXiv:2403.05135, section 4.
     """
     if len(answers) and isinstance(answers[0], Sequence):
-        return sum(score_questions(order, parents, a) for a in answers) / len(answers)
+        return sum(score_questions(order, parents, a, released) for a in answers) / len(answers)
     own = dict(zip(order, map(float, answers), strict=True))
     above = {int(k): [p for p in v if p] for k, v in parents.items()}
+    if released:
+        for question in order:
+            if any(own[parent] == 0 for parent in above.get(question, ())):
+                own[question] = 0.0
+        return sum(own.values()) / len(order)
     known: dict[int, float] = {}
 
     def value(question: int, path: tuple[int, ...]) -> float:

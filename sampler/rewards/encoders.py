@@ -44,8 +44,8 @@ class Clip(nn.Module):
         self.prepare = prepare
         from transformers import AutoTokenizer, CLIPModel
 
-        self.model = _pretrained(CLIPModel, source, download, getattr(torch, dtype))
-        self.tokenizer: Any = _pretrained(AutoTokenizer, source, download)
+        self.model = pretrained(CLIPModel, source, download, getattr(torch, dtype))
+        self.tokenizer: Any = pretrained(AutoTokenizer, source, download)
         self.eval().requires_grad_(False)
 
     def image(self, images: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Blip(nn.Module):
         self.text = BlipTextModel(text, add_pooling_layer=False)
         self.mlp = ScoreHead(text.hidden_size)
         self.load_state_dict(weights)
-        self.tokenizer: Any = _pretrained(AutoTokenizer, folder, False)
+        self.tokenizer: Any = pretrained(AutoTokenizer, folder, False)
         self.vision.to(getattr(torch, dtype))
         self.text.to(getattr(torch, dtype))
         self.eval().requires_grad_(False)
@@ -119,13 +119,13 @@ class Vision(nn.Module):
         super().__init__()
         import transformers
 
-        self.model = _pretrained(
+        self.model = pretrained(
             getattr(transformers, kind), source, download, getattr(torch, dtype)
         )
         self.prepare = _preprocessing(source, download)
         self.tokenizer: Any = None
         if kind == "AutoModelForZeroShotObjectDetection":
-            self.tokenizer = _pretrained(transformers.AutoTokenizer, source, download)
+            self.tokenizer = pretrained(transformers.AutoTokenizer, source, download)
         self.eval().requires_grad_(False)
 
     @property
@@ -138,6 +138,24 @@ class Vision(nn.Module):
         pixels = self.prepare(images.float()).to(self.model.dtype)
         return self.model(pixel_values=pixels).logits.float()
 
+    def detections(self, images: Tensor, names: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+        """Return (p [B, queries], boxes [B, queries, 4]) for each class of a detector.
+
+        p: probability of the class, by softmax for detectors with a class "no object", else by
+        sigmoid; a class is a phrase where the detector has a tokenizer. Boxes are x0, y0, x1, y1 as
+        shares of the image. Raises KeyError for a class that the detector does not have.
+        """
+        pixels = self.prepare(images.float()).to(self.model.dtype)
+        if self.tokenizer is not None:
+            found = [self._answer(pixels, name) for name in names]
+            pairs = [(answer.logits.float().amax(-1).sigmoid(), answer) for answer in found]
+            return [(p, _corners(answer.pred_boxes)) for p, answer in pairs]
+        answer, labels = self.model(pixel_values=pixels), self.labels
+        logits, boxes = answer.logits.float(), _corners(answer.pred_boxes)
+        has_none = logits.shape[-1] == len(labels) + 1
+        p = logits.softmax(-1) if has_none else logits.sigmoid()
+        return [(p[..., labels[name]], boxes) for name in names]
+
     def phrase_logits(self, images: Tensor, phrase: str) -> Tensor:
         """Return logits [B, queries] of an open-vocabulary detector for one phrase.
 
@@ -145,16 +163,32 @@ class Vision(nn.Module):
         largest one is used, as in its own post-processing.
         """
         pixels = self.prepare(images.float()).to(self.model.dtype)
+        return self._answer(pixels, phrase).logits.float().amax(-1)
+
+    def _answer(self, pixels: Tensor, phrase: str) -> Any:
         if "grounding" in self.model.config.model_type:
             phrase = f"{phrase.lower().strip(' .')}."
-        tokens = self.tokenizer([phrase] * len(images), padding=True, return_tensors="pt")
+        tokens = self.tokenizer([phrase] * len(pixels), padding=True, return_tensors="pt")
         tokens = tokens.to(pixels.device)
-        answer = self.model(
+        return self.model(
             pixel_values=pixels,
             input_ids=tokens["input_ids"],
             attention_mask=tokens["attention_mask"],
         )
-        return answer.logits.float().amax(-1)
+
+
+def is_open(source: str) -> bool:
+    """Return True for the folder of a detector that takes phrases instead of fixed classes."""
+    import transformers
+
+    config = pretrained(transformers.AutoConfig, source, False)
+    return config.model_type in ("owlvit", "owlv2", "grounding-dino", "mm-grounding-dino")
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    """Corners x0, y0, x1, y1 of boxes [..., 4] given by centre, width and height."""
+    centre, half = boxes.float()[..., :2], boxes.float()[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], -1)
 
 
 def _tokens(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
@@ -201,8 +235,15 @@ def _preprocessing(source: str, download: bool) -> Preprocessing:
     return preprocessing_from(config)
 
 
-def _pretrained(cls: Any, source: str, download: bool, dtype: Any = None) -> Any:
-    """Call `from_pretrained` with a local folder, or a hub id with `download`; safetensors only."""
+def pretrained(cls: Any, source: str, download: bool, dtype: Any = None) -> Any:
+    """Call `from_pretrained` with a local folder, or a hub id with `download`; safetensors only.
+
+    cls: a class, or the name of one of transformers.
+    """
+    if isinstance(cls, str):
+        import transformers
+
+        cls = getattr(transformers, cls)
     if not download and not Path(source).is_dir():
         raise ModelError(
             f"The folder {source!r} does not exist; give a folder in the transformers layout "

@@ -1,8 +1,11 @@
 """`sampler.evaluate` on run folders and on folders of other images."""
 
+import functools
 import json
+import os
 import random
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -79,6 +82,53 @@ def test_scores_of_a_stopped_evaluation_are_those_of_one_that_was_not(run, monke
         assert {k: v for k, v in again.items() if k != path.name} == {
             k: v for k, v in whole.items() if k != path.name
         }
+
+
+def test_an_evaluation_that_is_killed_at_twenty_points_gives_the_same_bytes(run, monkeypatch):
+    """Before any durable call; a score file may keep a torn line, the tables are whole."""
+    monkeypatch.setattr(scoring, "CHUNK", 4)
+    total = []
+    with monkeypatch.context() as patched:
+        _before_durable(patched, lambda: total.append(1))
+        sampler.evaluate(run, "brightness")
+    whole = {k: v for k, v in content(run).items() if k.startswith("eval.")}
+    draw, killed = random.Random(0), 0
+    for _ in range(20):
+        for path in (*run.glob("scores-*"), *run.glob("eval.*")):
+            path.unlink()
+        killed += _killed_after(run, draw.randrange(len(total)))
+        sampler.evaluate(run, "brightness")
+        assert {k: v for k, v in content(run).items() if k.startswith("eval.")} == whole
+    assert killed == 20
+
+
+def _before_durable(patched, action):
+    """Call a function before each system call that makes something durable."""
+    for name in ("open", "write", "fsync", "replace"):
+        call = getattr(os, name)
+        wrapped = functools.partial(lambda call, *a, **k: (action(), call(*a, **k))[1], call)
+        patched.setattr(os, name, wrapped)
+
+
+def _killed_after(run, count):
+    """Evaluate in a forked process that kills itself before its durable call number `count`."""
+    child = os.fork()
+    if child == 0:
+        left = [count]
+
+        def die():
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            with pytest.MonkeyPatch.context() as patched:
+                _before_durable(patched, die)
+                sampler.evaluate(run, "brightness")
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 def test_a_further_scorer_leaves_images_and_scores_alone(run):

@@ -1,0 +1,149 @@
+"""Scorers that ask a vision-language model about an image: `vqa`, and `dpg` with its tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sampler.core.errors import SamplerError, UsageError
+from sampler.evaluation.scorers import ImageScorer, digest_of
+from sampler.objectives import score_questions
+from sampler.runs.tables import read_table
+
+_COLUMNS = ("prompt", "q", "answer", "parents", "id")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about the image of a prompt.
+
+    answer: what counts as right, "yes" by default; parents: ids of the questions that have to be
+    right as well; id: its number, by default its place among those of its prompt, from 1.
+    """
+
+    text: str
+    answer: str
+    parents: tuple[int, ...]
+    id: int
+
+
+def read_questions(source: str) -> dict[str, list[Question]]:
+    """Return the questions of each prompt in a table with the columns prompt, q, answer, parents.
+
+    parents: a list of numbers, or one; 0 is none. Raises UsageError.
+    """
+    found: dict[str, list[Question]] = {}
+    for cells, where in rows_of(source, ("prompt", "q")):
+        if unknown := [key for key in cells if key not in _COLUMNS]:
+            raise UsageError(
+                f"{where}: {unknown[0]!r:.40}: a question has the columns {', '.join(_COLUMNS)}."
+            )
+        own = found.setdefault(str(cells["prompt"]), [])
+        above = cells.get("parents") or ()
+        try:
+            parents = tuple(int(p) for p in (above if isinstance(above, list) else [above]) if p)
+            number = int(cells.get("id") or len(own) + 1)
+        except (TypeError, ValueError):
+            raise UsageError(f"{where}: parents and id must be numbers of questions.") from None
+        own.append(Question(str(cells["q"]), str(cells.get("answer") or "yes"), parents, number))
+    for prompt, own in found.items():
+        ids = {question.id for question in own}
+        missing = [p for question in own for p in question.parents if p not in ids]
+        if missing or len(ids) < len(own):
+            what = f"no question {missing[0]}" if missing else "two questions of one id"
+            raise UsageError(f"{source}: the prompt {prompt!r:.60} has {what}.")
+    return found
+
+
+def rows_of(source: str, needed: Sequence[str]) -> list[tuple[Mapping[str, Any], str]]:
+    """Return the rows of a table without empty cells, and their places, with `needed` in each.
+
+    Raises UsageError for a missing file or cell, and for a table without rows.
+    """
+    if not Path(source).expanduser().is_file():
+        raise UsageError(f"{source} does not exist; give a table with {', '.join(needed)}.")
+    found: list[tuple[Mapping[str, Any], str]] = []
+    for raw in read_table(source):
+        if isinstance(raw.cells, SamplerError):
+            raise raw.cells
+        cells = {key: value for key, value in raw.cells.items() if value not in (None, "")}
+        if lacking := [key for key in needed if key not in cells]:
+            raise UsageError(f"{raw.where}: {lacking[0]} is missing.")
+        found.append((cells, raw.where))
+    if not found:
+        raise UsageError(f"{source} has no row.")
+    return found
+
+
+@dataclass
+class QuestionScorer(ImageScorer):
+    """Scores of answers to the questions of a prompt.
+
+    vqa: the mean probability of the right answers. dpg: the share of right answers whose ancestors
+    are all right, an answer being right where it is more probable than the other of yes and no (any
+    other answer: where its probability is above one half); `released` looks at direct parents alone
+    and in the file's order, as the published script does.
+    """
+
+    name: str
+    questions: str
+    model: str
+    released: bool = False
+
+    reads_prompt = True
+
+    @property
+    def label(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Name of the column, with the model; a protocol's own name needs its protocol."""
+        model = Path(self.model).name + (", released" if self.released else "")
+        return f"dpg-like({model})" if self.name == "dpg" else f"vqa({model})"
+
+    @cached_property
+    def _asked(self) -> dict[str, list[Question]]:
+        return read_questions(self.questions)
+
+    @cached_property
+    def _network(self) -> Any:
+        from sampler.evaluation.vlm import VisionLanguage
+
+        return VisionLanguage(self.model)
+
+    def check(self) -> None:
+        _ = self._asked, self._network
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return digest_of(f"{self.label} {self._asked}", self._network)
+
+    def columns(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        pairs = zip(images, prompts, strict=True)
+        scores = [self._score(image, asked_of(self._asked, prompt)) for image, prompt in pairs]
+        return {self.label: torch.tensor(scores)}
+
+    def _score(self, image: Tensor, asked: Sequence[Question]) -> float:
+        if self.name == "vqa":
+            found = [self._network.probabilities(image, q.text, [q.answer])[0] for q in asked]
+            return sum(found) / len(found)
+        answers = [float(self._right(image, question)) for question in asked]
+        parents = {question.id: question.parents for question in asked}
+        order = [question.id for question in asked]
+        return score_questions(order, parents, answers, released=self.released)
+
+    def _right(self, image: Tensor, question: Question) -> bool:
+        other = {"yes": "no", "no": "yes"}.get(question.answer.strip().lower())
+        asked = [question.answer] if other is None else [question.answer, other]
+        p = self._network.probabilities(image, question.text, asked)
+        return p[0] > (0.5 if other is None else p[1])
+
+
+def asked_of(table: Mapping[str, Any], prompt: str) -> Any:
+    """Return a prompt's entry of a table. Raises UsageError for a prompt without one."""
+    if prompt not in table:
+        raise UsageError(f"The prompt {prompt!r:.60} has no entry in the scorer's file.")
+    return table[prompt]

@@ -1,0 +1,241 @@
+"""Scorers that ask a model about an image: vqa, dpg, geneval, on tiny random networks."""
+
+import json
+from itertools import permutations
+
+import pytest
+import torch
+from PIL import Image
+
+import sampler
+from sampler import objectives
+from sampler.core.errors import SamplerError
+from sampler.evaluation.objects import ObjectScorer
+from sampler.evaluation.parse import scorers_from
+from sampler.evaluation.questions import QuestionScorer, read_questions
+from sampler.evaluation.vlm import VisionLanguage
+from tests.evaluation.worlds import llava_folder
+from tests.rewards import worlds
+from tests.training.test_objectives import cases
+
+TREE = [  # 3 asks about 2, which asks about 1; 4 stands by itself
+    {"prompt": "a dog", "q": "is there a dog ?", "answer": "yes", "id": 1},
+    {"prompt": "a dog", "q": "is the dog red ?", "answer": "yes", "parents": [1], "id": 2},
+    {"prompt": "a dog", "q": "how many dog ?", "answer": "two", "parents": [2], "id": 3},
+    {"prompt": "a dog", "q": "is there a cat ?", "answer": "no", "parents": [0], "id": 4},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return llava_folder(tmp_path_factory.mktemp("vlm") / "llava")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four images of two prompts."""
+    root, lines = tmp_path_factory.mktemp("images"), []
+    for number in range(4):
+        torch.manual_seed(number)
+        pixels = (torch.rand(32, 48, 3) * 255).byte().numpy()
+        Image.fromarray(pixels).save(root / f"{number}.png")
+        prompt = "a dog" if number < 2 else "a cat"
+        lines.append({"file_name": f"{number}.png", "prompt": prompt, "seed": number})
+    write(root / "metadata.jsonl", lines)
+    return root
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_a_probability_is_that_of_the_next_token_summed_over_the_ways_to_write_it(model):
+    network, image = VisionLanguage(model), torch.rand(3, 24, 20)
+    found = network.probabilities(image, "is there a dog ?", ["yes", "no", "two"])
+    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    inputs = network.processor(
+        text=["<image> is there a dog ? "], images=[Image.fromarray(pixels)], return_tensors="pt"
+    )
+    with torch.no_grad():
+        p = network.model(**inputs).logits[0, -1].softmax(-1)
+    words = network.processor.tokenizer.get_vocab()
+    wanted = [p[words["yes"]] + p[words["Yes"]], p[words["no"]] + p[words["No"]], p[words["two"]]]
+    assert found == pytest.approx([float(v) for v in wanted], rel=1e-5)
+    with pytest.raises(SamplerError, match="no token for the answer"):
+        network.probabilities(image, "is there a dog ?", [" "])
+
+
+def test_a_model_without_a_chat_template_gets_its_image_token(model, tmp_path):
+    plain = VisionLanguage(llava_folder(tmp_path / "plain", chat=None))
+    assert plain._text("is it red ?") == "<image>\nis it red ?"
+    assert 0 < plain.probabilities(torch.rand(3, 24, 24), "is it red ?", ["yes"])[0] < 1
+
+
+def test_vqa_is_the_mean_probability_of_the_right_answers(model, folder, tmp_path):
+    file = write(
+        tmp_path / "q.jsonl", [*TREE, {"prompt": "a cat", "q": "is there a cat ?", "answer": "yes"}]
+    )
+    found = sampler.evaluate(folder, f"vqa:{file}:model={model}", out=tmp_path)
+    values = found.scored.images["vqa(llava)"]
+    network = VisionLanguage(model)
+    for row, picture in enumerate(found.scored.source.pictures):
+        asked = read_questions(file)[picture.prompt]
+        image = sampler.core.images.read(picture.read())[0]
+        each = [network.probabilities(image, q.text, [q.answer])[0] for q in asked]
+        assert values[row] == pytest.approx(sum(each) / len(each), rel=1e-5)
+    assert len(set(values)) == 4 and found["vqa(llava)"].prompts == 2
+    assert "vqa(llava)" in (tmp_path / "eval.md").read_text()
+
+
+def dpg(monkeypatch, tmp_path, order, right, released=False):
+    """Score of an image whose answers to the questions `right` are right."""
+    file = write(tmp_path / "tree.jsonl", [TREE[i] for i in order])
+    scorer = QuestionScorer("dpg", file, "some/vlm", released)
+
+    class Answers:
+        def probabilities(self, image, question, answers):
+            entry = next(line for line in TREE if line["q"] == question)
+            yes = entry["id"] in right
+            return [0.8 if yes else 0.1, *([0.3] if len(answers) > 1 else [])]
+
+    monkeypatch.setattr(QuestionScorer, "_network", Answers())
+    column = scorer.columns(torch.rand(1, 3, 16, 16), ["a dog"])
+    return float(column["dpg-like(vlm, released)" if released else "dpg-like(vlm)"])
+
+
+@pytest.mark.parametrize(
+    ("right", "score"), [((1, 2, 3, 4), 1.0), ((2, 3, 4), 0.25), ((1, 3), 0.25), ((1, 2, 3), 0.75)]
+)
+def test_dpg_counts_answers_with_right_ancestors_in_any_order(monkeypatch, tmp_path, right, score):
+    for order in permutations(range(4)):
+        assert dpg(monkeypatch, tmp_path, order, right) == score
+
+
+def test_the_released_form_depends_on_the_order_of_the_file(monkeypatch, tmp_path):
+    found = {
+        dpg(monkeypatch, tmp_path, o, (2, 3, 4), released=True) for o in permutations(range(4))
+    }
+    assert found == {0.25, 0.5}
+
+
+@pytest.mark.parametrize(("about", "a"), cases("evaluation", "dpg"))
+def test_released_scores_are_the_published_ones(about, a):
+    order, parents = about["order"], about["parents"]
+    score = objectives.score_questions(order, parents, about["answers"], released=True)
+    assert score == pytest.approx(about["score"], abs=1e-12)
+
+
+@pytest.mark.parametrize(("about", "a"), cases("evaluation", "geneval"))
+def test_the_share_is_one_for_correct_images_alone(about, a):
+    given = (about["boxes"], about["colours"], about["metadata"])
+    share = objectives.geneval_share(*given)
+    assert 0 <= share <= 1 and (share == 1) == objectives.geneval_correct(*given)
+
+
+OBJECTS = [
+    {"prompt": "a dog", "include": [{"class": "dog", "count": 1, "color": "red"}]},
+    {
+        **{"prompt": "a cat", "tag": "counting", "include": [{"class": "cat", "count": 2}]},
+        "exclude": [{"class": "car", "count": 3}],
+    },
+]
+
+
+def test_geneval_reads_the_boxes_of_a_detector_and_colours_of_clip(folder, tmp_path):
+    """End to end on random networks; correctness is that of the rules on what they found."""
+    clip = worlds.clip_folder(tmp_path / "clip")
+    detector = worlds.vision_folder(tmp_path / "yolos", "yolos")
+    file = write(tmp_path / "objects.jsonl", OBJECTS)
+    spec = f"geneval:{file}:detector={detector}:clip={clip}:threshold=0.1"
+    found = sampler.evaluate(folder, spec)
+    label = "geneval-like(yolos)"
+    assert {label, f"{label}.share"} <= set(found.scored.images)
+    (scorer,) = scorers_from([spec])
+    asked = dict(zip(("a dog", "a cat"), OBJECTS, strict=True))
+    for row, picture in enumerate(found.scored.source.pictures):
+        image = sampler.core.images.read(picture.read())[0]
+        boxes = scorer.boxes(image, asked[picture.prompt])
+        colours = {n: [scorer.colour(image, n, b) for b in boxes[n]] for n in boxes}
+        correct = objectives.geneval_correct(boxes, colours, asked[picture.prompt])
+        assert found.scored.images[label][row] == correct
+    boxes = scorer.boxes(image, {"include": [{"class": "dog", "count": 1}]})["dog"]
+    assert boxes and all(len(box) == 5 and box[4] > 0.1 for box in boxes)
+    assert [box[4] for box in boxes] == sorted((box[4] for box in boxes), reverse=True)
+    assert not scorer.boxes(image, {"tag": "counting", **OBJECTS[0]})["dog"]
+
+
+def test_boxes_are_pixels_of_the_image_and_an_open_vocabulary_takes_phrases(tmp_path):
+    torch.manual_seed(3)
+    image = torch.rand(3, 40, 60)
+    path = worlds.grounding_folder(tmp_path / "grounding")
+    scorer = ObjectScorer("none", path, threshold=0.01)
+    (boxes,) = scorer.boxes(image, {"include": [{"class": "a red dog", "count": 1}]}).values()
+    p, shares = scorer._detector.detections(image[None], ["a red dog"])[0]
+    answer = scorer._detector._answer(scorer._detector.prepare(image[None]), "a red dog")
+    x, y, w, h = answer.pred_boxes[0, int(p[0].argmax())].tolist()
+    wanted = [60 * (x - w / 2), 40 * (y - h / 2), 60 * (x + w / 2), 40 * (y + h / 2)]
+    assert boxes[0][:4] == pytest.approx(wanted, abs=1e-3)
+    assert boxes[0][4] == pytest.approx(float(p.max()))
+
+
+def test_a_colour_is_that_of_the_box(tmp_path, monkeypatch):
+    """By a stand-in for CLIP whose embedding is the mean colour."""
+    tones = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
+
+    class Colours:
+        def text(self, texts):
+            words = [next((c for c in tones if c in text), None) for text in texts]
+            return torch.tensor([tones.get(w, (-1, -1, -1)) for w in words]).float()
+
+        def image(self, crop):
+            assert min(crop.shape[2:]) >= 16
+            return crop.mean((2, 3))
+
+    monkeypatch.setattr(ObjectScorer, "_clip", Colours())
+    image = torch.zeros(3, 40, 40)
+    image[0, :, :20], image[2, :, 20:] = 1, 1
+    scorer = ObjectScorer("none", "detector")
+    assert scorer.colour(image, "dog", (0, 0, 19, 39)) == "red"
+    assert scorer.colour(image, "dog", (21, 0, 39, 39)) == "blue"
+    assert scorer.colour(image, "dog", (38, 38, 39, 39)) == "blue"  # grown to 16 pixels
+
+
+@pytest.mark.parametrize(
+    ("scorer", "line", "problem"),
+    [
+        ("geneval", {}, "is the name of a protocol.*geneval-like"),
+        ("dpg", {}, "is the name of a protocol.*dpg-like"),
+        ("vqa", {}, "vqa needs questions=PATH, as in vqa:FILE:model=DIR"),
+        ("dpg:FILE", TREE[0], "dpg needs model=PATH"),
+        ("vqa:FILE:model=MODEL:colour=red", TREE[0], "vqa has no option 'colour'"),
+        ("vqa:nowhere.jsonl:model=MODEL", {}, "nowhere.jsonl does not exist"),
+        ("vqa:FILE:model=MODEL", {"prompt": "a"}, "q is missing"),
+        ("vqa:FILE:model=MODEL", {**TREE[0], "colour": 1}, "'colour'.*has the columns"),
+        ("vqa:FILE:model=MODEL", {**TREE[0], "parents": [7]}, "has no question 7"),
+        ("vqa:FILE:model=MODEL", {**TREE[0], "parents": ["x"]}, "must be numbers"),
+        ("vqa:FILE:model=MODEL", TREE[0], "'a cat' has no entry"),
+        ("geneval:FILE:detector=YOLOS", OBJECTS[0], "give clip=FOLDER"),
+        (
+            "geneval:FILE:detector=YOLOS",
+            {"prompt": "a", "include": [{"class": "fox", "count": 1}]},
+            "has no class 'fox'",
+        ),
+        (
+            "geneval:FILE:detector=YOLOS",
+            {"prompt": "a", "include": [{"class": "dog", "color": "teal"}]},
+            "color must be one of red",
+        ),
+        ("geneval:FILE:detector=YOLOS", {"prompt": "a", "include": "dog"}, "must be a list"),
+        ("geneval:FILE:detector=YOLOS:threshold=2", OBJECTS[1], "above 0 and below 1"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(model, folder, tmp_path, scorer, line, problem):
+    file = write(tmp_path / "file.jsonl", [line])
+    if "YOLOS" in scorer:
+        worlds.vision_folder(tmp_path / "YOLOS", "yolos")
+    spec = scorer.replace("FILE", file).replace("MODEL", model)
+    spec = spec.replace("YOLOS", str(tmp_path / "YOLOS"))
+    with pytest.raises(SamplerError, match=problem) as error:
+        sampler.evaluate(folder, spec)
+    assert "\n" not in str(error.value)
