@@ -37,13 +37,15 @@ def images(engine):
     return engine.generate(["a dog"], seeds=5, **options).images
 
 
-@pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl])
+@pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl, tiny.sd3, tiny.flux])
 def test_stock_pipelines_make_our_images(tmp_path, build):
     """With the adapter by `load_lora_weights` and the same first noise."""
     _, ours = tuned(build, tmp_path)
     stock = build()
     generator = torch.Generator("cpu").manual_seed(5)
     options = {"num_inference_steps": 3, "guidance_scale": 4.0, "output_type": "np"}
+    if build is tiny.flux:
+        options["true_cfg_scale"], options["negative_prompt"] = options.pop("guidance_scale"), ""
 
     def run():
         return torch.tensor(stock("a dog", generator=generator.manual_seed(5), **options).images)
@@ -51,7 +53,7 @@ def test_stock_pipelines_make_our_images(tmp_path, build):
     bare = run()
     stock.load_lora_weights(str(tmp_path))
     theirs = run().permute(0, 3, 1, 2)
-    assert (theirs - ours).abs().max() <= 1e-6
+    assert (theirs - ours).abs().max() <= 2e-6  # stock Flux evaluates the branches one by one
     assert (bare.permute(0, 3, 1, 2) - ours).abs().max() > 0.01
 
 
