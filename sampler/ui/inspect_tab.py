@@ -55,7 +55,7 @@ class InspectTab:
             "Generates the images of setting A again, with its prompts, seeds and steps, and draws "
             "where they attend to the words. Dark is little attention, bright is much."
         ))  # fmt: skip
-        with gr.Row(elem_classes="controls"):
+        with gr.Row():
             self.words = gr.Textbox(
                 label="Words", placeholder="all words of the prompts", elem_id="words",
                 info="separated by spaces",
@@ -88,7 +88,7 @@ class InspectTab:
             "Reads labels of images from the features of each block by ridge regression: seven of "
             "ten images fit the probes, the others test them."
         ))  # fmt: skip
-        with gr.Row(elem_classes="controls"):
+        with gr.Row():
             folder = gr.Textbox(
                 label="Images", placeholder="run folder or folder", elem_id="images"
             )

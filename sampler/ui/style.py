@@ -38,6 +38,8 @@ font-size:.8rem;border:1px dashed var(--border-color-primary)}
 content:"settings changed since";font-size:.8rem;margin-left:.5rem}
 [id$=-drafts] .pictures{grid-template-columns:repeat(auto-fill,minmax(5.5rem,1fr));padding:.2rem}
 #report{overflow-x:auto}
+#maps .grid-wrap{max-height:none}
+.vote img{width:100%;height:100%;object-fit:contain}
 #report th,#report td{white-space:nowrap;padding:.3rem .6rem}
 .pictures .chosen img{outline:3px solid var(--color-accent);outline-offset:2px}
 .pictures video,.pictures audio{display:block;width:100%}

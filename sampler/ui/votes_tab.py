@@ -31,12 +31,12 @@ class VotesTab:
             "A fine-tuning with the reward votes shows its images here and waits. An image without "
             "a vote counts for nothing."
         ))  # fmt: skip
-        with gr.Row(elem_classes="controls"):
+        with gr.Row(equal_height=True):
             self.run = gr.Dropdown(
                 self._waiting(), value=None, label="Run folder of the training",
-                allow_custom_value=True, elem_id="votes-run",
+                allow_custom_value=True, elem_id="votes-run", scale=4,
             )  # fmt: skip
-            look = gr.Button("Show its images", elem_id="votes-look")
+            look = gr.Button("Show its images", elem_id="votes-look", scale=1)
         self.problem = html("", "votes-problem")
         self.note = html("", "votes-note")
         self.folder, self.timer = gr.State(None), gr.Timer(POLL, active=False)
@@ -112,7 +112,10 @@ def _questions(form: str, folder: Path, images: Sequence[Mapping[str, Any]]) -> 
 
 def _picture(folder: Path, image: Mapping[str, Any]) -> None:
     with Image.open(folder / str(image["file"])) as file:
-        gr.Image(file.copy(), label=str(image["row"]), interactive=False, min_width=120, buttons=[])
+        gr.Image(
+            file.copy(), label=str(image["row"]), interactive=False, min_width=120, height=220,
+            buttons=[], elem_classes="vote",
+        )  # fmt: skip
 
 
 def votes(ballot: Mapping[str, Any], answers: Sequence[Any]) -> list[dict[str, Any]]:

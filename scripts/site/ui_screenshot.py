@@ -48,18 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def drive(page: Any) -> None:
-    """Two prompts, plain guidance against APG at the same high scale."""
+    """Two prompts, plain guidance against APG at the same high scale, and the stock pipeline."""
     page.locator("#prompts textarea").fill(PROMPTS)
     page.locator("#seed :is(input, textarea)").fill("10")
     page.locator("#compare input").check()
+    page.locator("#stock input").check()
+    page.locator("#stock-scale input").fill("15")
     for side, rule, scale in (("A", "cfg", "15"), ("B", "apg", "15")):
         page.get_by_role("tab", name=f"Setting {side}").click()
         page.locator(f"#{side}-guidance-{rule}-scale input").fill(scale)
     page.get_by_role("tab", name="Setting A").click()
     page.locator("#generate").click()
-    page.locator("#B-pictures figure.made").first.wait_for(timeout=120_000)
-    page.get_by_text("Copy as").first.click()
-    page.locator("#A-command textarea").wait_for()
+    page.locator("#stock-pictures figure.made").first.wait_for(timeout=240_000)
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")  # the buttons are at their place
     page.wait_for_timeout(1000)  # the last transitions of the page
 
 
