@@ -182,7 +182,7 @@ def test_a_hosted_pipeline_runs_with_its_inputs_and_settings(tmp_path):
     missing = config_of(Form("a fox", seed=1, steps=2), chosen, model)
     with pytest.raises((SamplerError, ValueError), match="needs the input 'image'"):
         studio.run(missing, print_nothing, StopFlag())
-    with pytest.raises(SamplerError, match="no image that can be read"):
+    with pytest.raises(SamplerError, match="not a readable image"):
         studio.kept(str(folder / "model_index.json"))
 
 
