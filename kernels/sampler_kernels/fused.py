@@ -72,8 +72,6 @@ def settle(
         values = _launch_formula(formula, dtype, waiting)
     else:
         values = _settle_apart(list(left.values()), dtype, waiting)
-    if len(values) == len(lins):
-        return values
     done = dict(zip(left, values, strict=True))
     return [done[id(lin)] if id(lin) in done else lin.a for lin in lins]
 
@@ -94,18 +92,16 @@ def finish(lins: list[Lin], late: list[Any]) -> list[Tensor]:
 def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
     """G[i, j] = <V_i, V_j> per row: `RowGram`, or a tensor where it has to be differentiable."""
     shape = tuple(lins[0].shape)
-    rows, kept = shape[0], shape[:1]
-    trailing = True
+    rows, kept, trailing = shape[0], shape[:1], True
     if axes is not None:
         rows, kept = math.prod(shape[: axes[0]]), (*shape[: axes[0]], *(1,) * len(axes))
         trailing = axes == tuple(range(axes[0], len(shape)))
     if len(lins) > MAX_VECTORS or not trailing:
         return torch_ops.gram(lins, axes)
     formula = Formula(lins)
-    layout = layout_of(formula)
-    if not layout.computable:
+    if not layout_of(formula).computable:
         return torch_ops.gram(lins, axes)
-    if len(formula.tensors) > MAX_INPUTS or layout.rows > rows:
+    if len(formula.tensors) > MAX_INPUTS or layout_of(formula).rows > rows:
         lins = [Lin.of(value) for value in settle(lins)]
         formula = Formula(lins)
     pairs, places = _PAIRS[len(lins)]
@@ -205,9 +201,9 @@ def gram_op(
                             for i, j in pairs])  # fmt: skip
     formula = Formula.from_program(xs, code, consts, ends)
     sums = run_gram(formula, pairs, table, rows)
-    common = extent((rows,), sums.device)
-    products = [RowScalar(PART, (sums, p), common) for p in range(len(pairs))]
-    return run_scalars(ScalarProgram(products, rows))
+    own = extent((rows,), sums.device)
+    scalars = [RowScalar(PART, (sums, p), own) for p in range(len(pairs))]
+    return run_scalars(ScalarProgram(scalars, rows))
 
 
 def _formula_fake(
