@@ -54,7 +54,7 @@ class Choosing:
     steps: Any = None
 
     def best(self) -> BestOf | None:
-        """What they ask for, None without candidates. Raises UsageError and ValueError."""
+        """Return the request, None without candidates. Raises UsageError and ValueError."""
         count, draft = as_number(self.count), as_number(self.steps)
         if count is None:
             return None

@@ -1,4 +1,4 @@
-"""What a pipeline's call takes, as controls of the form; independent of gradio."""
+"""Inputs of a pipeline's call as controls of the form; independent of gradio."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OTHER = ("embeds", "callback", "latents", "attention_mask", "tensor_inputs", "a
 
 @dataclass(frozen=True)
 class Takes:
-    """What the form asks for.
+    """Controls that the form shows.
 
     prompt: texts, numbers of classes, or nothing; images: {name: needed by every call}; strength:
     the default of a start from an image, None where there is none; settings: further arguments.
@@ -48,7 +48,7 @@ class Takes:
 
 
 def takes_of(engine: Engine) -> Takes:
-    """What the pipeline of an engine takes; without a stock call, no images and no settings."""
+    """Inputs of an engine's pipeline; without a stock call, no images and no settings."""
     pipe: Any = engine.pipeline.pipe
     cls, known = type(pipe), arguments(type(pipe))
     prompt = "text" if "prompt" in known else ""

@@ -211,7 +211,7 @@ class Studio:
 
 
 def reason(error: str) -> str:
-    """What a record says of a failure, without the class of the exception."""
+    """The message of a failure in a record, without the class of the exception."""
     return re.sub(r"^exception: \w+: ", "", error).rstrip(".")
 
 

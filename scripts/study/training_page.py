@@ -148,7 +148,7 @@ def _first(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _of_ddpo(found: Sequence[Found]) -> Iterator[str]:
-    """Whether `ddpo` lacks the groups of the others."""
+    """Sentence on whether `ddpo` lacks the groups of the others."""
     for budget in dict.fromkeys(one.budget for one in found):
         pair = {one.name: one for one in found if one.budget == budget}
         if not {"ddpo", "ddpo groups", "grpo"} <= set(pair):
@@ -248,7 +248,7 @@ def _votes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _missing(rows: Sequence[Row]) -> Iterator[str]:
-    """What was planned and was not run."""
+    """Cells that were planned and not run."""
     from scripts.study.training import CELLS
 
     done = {(r["study"], r["cell"], r["reward"], str(r["budget"])): set[int]() for r in rows}

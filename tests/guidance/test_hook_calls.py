@@ -52,7 +52,7 @@ CALLS = {
 
 
 def state_of(pipe):
-    """What a call could leave behind: classes, names, hooks and settings; and the weights."""
+    """Traces that a call could leave: classes, names, hooks, settings and weights."""
     parts = {k: part for k, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     modules = [module for part in parts.values() for module in part.modules()]
     hooks = [(len(one._forward_hooks), len(one._forward_pre_hooks)) for one in modules]

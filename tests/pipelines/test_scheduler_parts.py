@@ -1,4 +1,4 @@
-"""What pipelines ask of a drop-in scheduler beside a step: tables, second answers, other parts."""
+"""Requests of pipelines to a drop-in scheduler beside a step: tables, second answers, parts."""
 
 import diffusers
 import pytest
