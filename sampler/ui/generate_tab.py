@@ -200,7 +200,7 @@ class GenerateTab:
 
     def _generate(self, values: Update, request: gr.Request) -> Iterator[Update]:
         stop = self.stops[request.session_hash] = StopFlag()
-        problem = ""
+        problem, done = "", dict[str, FinishedRun]()
         try:
             configs = self.configs(values)
             best = Choosing(**{name: values[c] for name, c in self.choosing.items()}).best()
@@ -213,7 +213,6 @@ class GenerateTab:
                 self.stock_pictures: pictures.placeholder("Next."),
                 **{part: value for side in configs for part, value in self._cleared(side).items()},
             }
-            done: dict[str, FinishedRun] = {}
             for side, config in configs.items():
                 if (old := values[self.results[side].run]) is not None:
                     self.studio.discard(old)
@@ -226,6 +225,8 @@ class GenerateTab:
             self.problem: pictures.problem(problem),
             self.generate: gr.update(interactive=True),
             self.stop: gr.update(interactive=False),
+            # Once more: the page may miss the first of two updates that follow each other closely.
+            **{self.results[title[0]].save: gr.update(interactive=True) for title in done},
         }
 
     def _cleared(self, side: str) -> Update:
