@@ -135,7 +135,7 @@ def test_the_command_writes_and_resumes_both_runs(tmp_path, monkeypatch, capsys)
         ("--reward brightness -o x", "belong to --best-of"),
         ("--best-of 2 --reward brightness", "needs the run folder -o"),
         ("--best-of 2 -o x", "needs --reward NAME"),
-        ("--best-of 2 --reward judge -o x", "no reward"),
+        ("--best-of 2 --reward judge -o x", "not a reward"),
         ("--best-of 2 --reward brightness --draft steps -o x", "takes COLUMN=VALUE"),
         ("--best-of 2 --reward brightness -n 3 -o x", "is more than --best-of 2"),
         ("--best-of 2 --reward brightness --draft stpes=2 -o x", "did you mean 'steps'"),
