@@ -95,7 +95,15 @@ def document() -> str:
         "<!-- written by `python -m scripts.bench.all document`; a test compares the two -->\n\n"
         "CPU figures; every file has its machine, date and versions. None comes from a GPU.\n"
     ]
-    for title, command, text in (_families(), _loop(), _rows(), _kernels(), _saving(), _rest()):
+    for title, command, text in (
+        _families(),
+        _loop(),
+        _hosting(),
+        _rows(),
+        _kernels(),
+        _saving(),
+        _rest(),
+    ):
         parts.append(f"\n## {title}\n\n`{command}`\n\n{text}")
     return "".join(parts)
 
@@ -130,6 +138,37 @@ def _loop() -> tuple[str, str, str]:
         "stock does not.\n\n" + table(head, body) + f"\n{_where(rows[0])}"
     )
     return "Overhead of the loop", "python -m scripts.bench.overhead", text
+
+
+_HOSTING = {
+    "hook": ("a run inside `sampler.guide` / by itself", "at most 1.03"),
+    "hook step": ("added to a step / a step", "at most 0.03"),
+    "hosted": ("a hosted run / the stock call", "at most 1.02"),
+    "adaptive": ("time saved by `adaptive` (hold)", "within 0.03 of the evaluations'"),
+    "memory": ("peak memory, hosted / stock", "within 1 %"),
+}
+
+
+def _hosting() -> tuple[str, str, str]:
+    rows = read("hosting.csv")
+    body = [
+        [_HOSTING[r["measure"]][0], r["pipeline"], r["images"], r["steps"],
+         f"{r['value']} [{r['low']}, {r['high']}]", _HOSTING[r["measure"]][1]]
+        for r in rows
+    ]  # fmt: skip
+    head = ["what", "pipeline", "images", "steps", "median [95 %]", "aim"]
+    saved = [
+        f"in {r['pipeline']} {r['evaluations']} of the evaluations and {r['networks']} of the "
+        "time, counted in the networks alone"
+        for r in rows
+        if r["measure"] == "adaptive"
+    ]
+    text = (
+        "Stock pipelines with a rule or a sampler of ours inside, in pairs that take turns.\n\n"
+        + table(head, body)
+        + f"\n`adaptive` saves {'; '.join(saved)}.\n\n{_where(rows[0])}"
+    )
+    return "Inside stock pipelines", "python -m scripts.bench.hosting", text
 
 
 def _rows() -> tuple[str, str, str]:

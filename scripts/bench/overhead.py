@@ -61,7 +61,7 @@ class Stub(torch.nn.Module):
         noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
         self.answers = {rows: noise[:rows].clone() for rows in (1, 2)}
 
-    def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+    def forward(self, x: torch.Tensor, timestep: Any, *_: Any, **__: Any) -> tuple[torch.Tensor]:
         return (self.answers[x.shape[0]],)
 
 
