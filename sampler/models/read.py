@@ -56,21 +56,29 @@ def read_pipeline(source: ModelSource, dtype: Any) -> Any:
 
     folder, options = source.folder, {"local_files_only": True}
     with quiet(), refuse_missing_weights(source.single or folder):
-        index = read_json(folder / INDEX)
-        # Saved without them; diffusers asks for the required ones (an SD3 without T5) by name.
-        parts: dict[str, Any] = {name: None for name, at in index.items() if at == [None, None]}
+        parts: dict[str, Any] = {}
         if source.vae is not None:
             path = source.vae
             parts["vae"] = load_or_refuse(path, lambda: _vae(path, source, dtype))
         if source.single is not None:
             pipe = load_or_refuse(source.single, lambda: _single_file(source, dtype, parts))
         else:
-            options |= {"use_safetensors": True, "variant": source.variant, **parts}
+            options |= {"use_safetensors": True, "variant": source.variant}
+            options |= _absent(folder) | parts
             pipe = load_or_refuse(
                 folder, lambda: DiffusionPipeline.from_pretrained(folder, dtype=dtype, **options)
             )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _absent(folder: Path) -> dict[str, None]:
+    """Components that a pipeline was saved without, as arguments.
+
+    diffusers asks for the required ones, such as the T5 encoder of an SD3, by name.
+    """
+    index = read_json(folder / INDEX)
+    return {name: None for name, at in index.items() if at == [None, None]}
 
 
 def _single_file(source: ModelSource, dtype: Any, parts: dict[str, Any]) -> Any:
@@ -86,6 +94,7 @@ def _single_file(source: ModelSource, dtype: Any, parts: dict[str, Any]) -> Any:
     name = source.network
     network: Any = getattr(diffusers, source.parts[name][1])
     parts[name] = network.from_single_file(path, config=str(folder), subfolder=name, **options)
+    parts = _absent(folder) | parts
     return cls.from_pretrained(folder, use_safetensors=True, **parts, **options)
 
 

@@ -80,5 +80,5 @@ def test_refusals(tmp_path):
     with pytest.raises(sampler.SamplerError, match=r"none\.png"):
         engine.generate("a", image=str(tmp_path / "none.png"), height=32, width=32)
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(sampler.SamplerError, match="no image"):
+    with pytest.raises(sampler.SamplerError, match="not a readable image"):
         images.read(tmp_path / "text.png")
