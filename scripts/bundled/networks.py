@@ -49,13 +49,13 @@ def new_unet(widths: tuple[int, int]) -> UNet2DConditionModel:
     )
 
 
-def new_text_encoder(tokenizer: Any) -> CLIPTextModel:
-    """Return an untrained two-layer text encoder for the tokenizer's vocabulary."""
-    config = CLIPTextConfig(
+def text_config(tokenizer: Any, width: int) -> CLIPTextConfig:
+    """Return the configuration of a two-layer text encoder for the tokenizer's vocabulary."""
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
-        intermediate_size=256,
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=TEXT_LENGTH,
@@ -63,7 +63,11 @@ def new_text_encoder(tokenizer: Any) -> CLIPTextModel:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
+
+
+def new_text_encoder(tokenizer: Any) -> CLIPTextModel:
+    """Return an untrained text encoder."""
+    return CLIPTextModel(text_config(tokenizer, TEXT_WIDTH))
 
 
 def new_scheduler() -> DDIMScheduler:

@@ -14,14 +14,14 @@ from diffusers import (
     StableDiffusion3Pipeline,  # pyright: ignore[reportPrivateImportUsage]
 )
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
 from sampler.bundled import FOLDER
 from sampler.pipelines.flow_view import FlowView
 from sampler.types import Level
 from scripts.bundled.emoji_data import generator
+from scripts.bundled.networks import text_config
 from scripts.bundled.tasks import Latents
-from scripts.bundled.tokenizer import TEXT_LENGTH
 
 WIDTH, ENCODER_WIDTH = 128, 64
 T5_LENGTH = 256
@@ -56,18 +56,7 @@ def new_transformer() -> SD3Transformer2DModel:
 
 def new_text_encoder(tokenizer: Any) -> CLIPTextModelWithProjection:
     """Return one of the two untrained text encoders: two layers of width 64."""
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=ENCODER_WIDTH,
-        projection_dim=ENCODER_WIDTH,
-        intermediate_size=2 * ENCODER_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=TEXT_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = text_config(tokenizer, ENCODER_WIDTH)
     return CLIPTextModelWithProjection._from_config(config, attn_implementation="eager")
 
 

@@ -170,12 +170,22 @@ def _long() -> Iterator[Cell]:
 S1 = _cells("S1", NFT, DDPO, GRPO, ALIGNPROP, AWM)
 GROUPS = {**DDPO, "advantage": "group", "group_size": 8}  # as nft, awm and grpo have them
 S1 += (replace(S1[1], name="ddpo groups", trainer=GROUPS),)
+
+
+def _choosing() -> Iterator[Cell]:
+    """Choice of images (D3S) and of prompts (VADE) for `ddpo` in groups of 8."""
+    for name, choice in (("ddpo spread", {"select": "spread"}), ("ddpo vade", {"prompts": "vade"})):
+        trainer = {**GROUPS, **choice}
+        yield Cell("choice", name, trainer, fit={"lr": RATES["ddpo"]}, images=IMAGES // 2)
+
+
 # In the order of their value; all cells of a block have their first seed before the second.
 BLOCKS: tuple[tuple[Cell, ...], ...] = (
     tuple(_trials()),
     tuple(replace(cell, images=IMAGES // 2) for cell in S1[:3]),
     tuple(replace(cell, images=IMAGES // 2) for cell in S1[3:]),
     tuple(_votes()),
+    tuple(_choosing()),
     S1,
     tuple(_samplers()),
     tuple(_pairs()),

@@ -19,7 +19,7 @@ def write_page(docs: Path) -> None:
     """Write docs/training_study.md."""
     rows = read(docs / "figures" / "training_study.csv")
     head = Path(__file__).with_name("training_study.md").read_text(encoding="utf-8")
-    parts = (_trials, _first, _samplers, _pairs, _votes, _missing)
+    parts = (_trials, _first, _samplers, _pairs, _votes, _choosing, _missing)
     text = "\n".join([head, *(line for part in parts for line in part(rows))])
     (docs / "training_study.md").write_text(text, encoding="utf-8")
 
@@ -245,6 +245,23 @@ def _votes(rows: Sequence[Row]) -> Iterator[str]:
     yield from gains(found)
     yield ""
     yield from effects(found)
+
+
+def _choosing(rows: Sequence[Row]) -> Iterator[str]:
+    if not (found := cells(rows, "choice")):
+        return
+    yield "\n## Choice of images and prompts\n"
+    yield "`ddpo` in groups of 8: on all images of prompts in order, on those of a group with the"
+    yield "most varied advantages (`select: spread`), and on prompts that are neither easy nor hard"
+    yield "(`prompts: vade`). The budget counts the images that are generated.\n"
+    plain = [
+        one
+        for one in cells(rows, "S1")
+        if (one.name, one.budget) == ("ddpo groups", found[0].budget)
+    ]
+    yield from gains([*plain, *found])
+    yield ""
+    yield from effects([*plain, *found])
 
 
 def _missing(rows: Sequence[Row]) -> Iterator[str]:
