@@ -7,7 +7,6 @@ out. Errors that make the rest of a file unreadable are raised.
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import math
@@ -147,7 +146,7 @@ def read_parquet(stream: BinaryIO, name: str) -> Iterator[RawLine]:
         ) from None
     number = 0
     try:
-        file = pyarrow.parquet.ParquetFile(io.BufferedReader(stream))  # pyright: ignore
+        file = pyarrow.parquet.ParquetFile(stream)
         for table in file.iter_batches(batch_size=1024):
             for cells in table.to_pylist():
                 number += 1

@@ -19,6 +19,7 @@ from sampler.core.inputs import opened
 from sampler.core.locks import exclusive
 from sampler.guidance.embedded import Embedded
 from sampler.pipelines.call_arguments import arguments, default_of, embeds_scale, takes_images
+from sampler.stock.clip_layers import readable_layers
 from sampler.stock.hook import guide
 from sampler.stock.hosted_output import converted, first_value
 from sampler.stock.hosted_pipeline import HostedPipeline
@@ -98,7 +99,9 @@ class HostedCalls:
             return [v for values, _ in parts for v in values], [c for _, nfe in parts for c in nfe]
         twin, given = self._twin(shared), self._arguments(jobs, shared, inputs)
         try:
-            with exclusive(*self._networks()), guide(twin, _around(shared.guidance)) as hook:
+            networks, around = self._networks(), _around(shared.guidance)
+            layers = readable_layers(twin, given)
+            with exclusive(*networks), layers, guide(twin, around) as hook:
                 hook.on_step = on_step
                 out = twin(**given)
         except NameError as error:  # classes of diffusers that use a package without asking for it
@@ -140,8 +143,10 @@ class HostedCalls:
             return [v for values, _ in parts for v in values], [c for _, nfe in parts for c in nfe]
         control = getattr(self.pipe, "controlnet", None)  # belongs to the network's evaluation
         networks = [network for network in denoisers(self.pipe) if network is not control]
-        with exclusive(*self._networks()), counted_rows(networks, on_call) as rows:
-            out = self.pipe(**self._arguments(jobs, shared, inputs))
+        given = self._arguments(jobs, shared, inputs)
+        counted = counted_rows(networks, on_call)
+        with exclusive(*self._networks()), readable_layers(self.pipe, given), counted as rows:
+            out = self.pipe(**given)
         values = converted(first_value(out), shared.output, len(jobs))
         return values, [sum(rows) // len(jobs)] * len(jobs)
 

@@ -308,6 +308,25 @@ def test_what_a_hosted_engine_cannot_do_is_refused(tmp_path):
         )
 
 
+@pytest.mark.parametrize("skip", [1, 2])
+def test_clip_skip_takes_the_states_of_an_earlier_layer(skip):
+    """Equal to an encoder without its last layers, whose own norm follows; nothing stays behind.
+
+    Without guidance, since the stock pipeline encodes the negative prompt with all layers.
+    """
+    pipe, shorter = tiny.sd(), tiny.sd()
+    encoder: Any = shorter.text_encoder
+    layers = getattr(encoder, "text_model", encoder).encoder.layers
+    del layers[len(layers) - skip :]
+    names = [*pipe.text_encoder.state_dict()], "text_model" in vars(pipe.text_encoder)
+    skipped = hosted(sampler.load(pipe).as_hosted(), {"clip_skip": skip}, SIZE, guidance="none")
+    wanted = hosted(sampler.load(shorter).as_hosted(), {}, SIZE, guidance="none")
+    plain = hosted(sampler.load(tiny.sd()).as_hosted(), {}, SIZE, guidance="none")
+    torch.testing.assert_close(skipped.latents, wanted.latents)
+    assert (skipped.latents - plain.latents).abs().max() > 1e-3
+    assert names == ([*pipe.text_encoder.state_dict()], "text_model" in vars(pipe.text_encoder))
+
+
 def test_inputs_choose_the_class_of_the_call():
     pipe = tiny.sd()
     pipe.to(torch.float16)

@@ -1,9 +1,12 @@
 """Prompt files of every kind: what they hold, and what is told of bad ones."""
 
+import gc
 import io
+import itertools
 import json
 import os
 import sys
+import warnings
 
 import pytest
 from hypothesis import given, settings
@@ -93,6 +96,25 @@ def test_parquet_comes_from_standard_input(monkeypatch):
         buffer.seek(0)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(buffer.getvalue())))
         assert [line.cells for line in read_table("-", kind)] == [{"prompt": "a\n" * 99, "seed": 3}]
+
+
+@pytest.mark.parametrize("read", [1, 3000])
+@pytest.mark.parametrize("name", ["p.parquet", "p.csv", "p.jsonl"])
+def test_files_are_closed_whether_read_to_the_end_or_not(tmp_path, name, read):
+    if name == "p.parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = pyarrow.Table.from_pylist([{"prompt": "a"}] * 3000)
+        parquet.write_table(table, tmp_path / name)
+    else:
+        rows = "prompt\n" + "a\n" * 3000 if name == "p.csv" else '{"prompt": "a"}\n' * 3000
+        (tmp_path / name).write_text(rows)
+    with warnings.catch_warnings(record=True, action="always") as found:
+        lines = read_table(tmp_path / name)
+        assert len(list(itertools.islice(lines, read))) == read
+        del lines
+        gc.collect()
+    assert [str(one.message) for one in found if one.category is ResourceWarning] == []
 
 
 def test_text_files_hold_prompts_of_several_lines(tmp_path):
