@@ -18,8 +18,8 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,6 @@ import torch
 import typer
 
 import sampler
-from sampler import bundled
 from sampler.core.errors import IncompleteError
 from sampler.core.images import read as read_image
 from sampler.evaluation.compare import rows_of
@@ -37,17 +36,25 @@ from sampler.models.lora import load_lora
 from sampler.rewards.ballots import open_ballots, read_ballot, save_votes
 from sampler.rewards.scoring import score
 from scripts.study.finetune import captions, write
+from scripts.study.guidance_document import read
+from scripts.study.training_cells import (
+    BATCH,
+    CELLS,
+    DDIM,
+    PAIRS,
+    REWARDS,
+    STEPS,
+    TRAINED,
+    Cell,
+    complete,
+    lines_of,
+    queue,
+)
+from scripts.study.training_page import write_page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-SEEDS, TRAINED, REPEATS, STEPS, BATCH = (0, 1, 2), 16, 4, 8, 32
-IMAGES, CPU_SECONDS, PAIRS = 512, 60, "pairs"
-REWARDS = ("classifier", "soft_compressibility", "colour_agreement")
+REPEATS = 4
 SCORERS = (*REWARDS, "judge", "vendi", "frechet")
-FIT: dict[str, Any] = {
-    "steps": STEPS, "guidance": "none", "batch": BATCH, "rank": 4, "alpha": 4, "lr": 1e-3,
-    "mixed_precision": "bf16", "checkpoint_every": 8,
-}  # fmt: skip
-DDIM: dict[str, Any] = {"name": "ddim"}  # of evaluations: Euler steps on a flow
 LOGGED = (
     "reward", "ratio_first", "ratio", "gain", "kl", "accuracy", "margin_chosen", "margin_rejected",
     "flat_groups",
@@ -60,178 +67,21 @@ COLUMNS = (
 app = typer.Typer(add_completion=False)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One setting of a study at one budget.
-
-    fit: settings beside FIT. images: budget; seconds: budget of CPU seconds instead, which goes on
-    with the run of `images`. ways: samplers of the evaluation, by name. wrong: share of wrong
-    votes.
-    """
-
-    study: str
-    name: str
-    trainer: Mapping[str, Any]
-    reward: Any = "classifier"
-    fit: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    images: int = IMAGES
-    seconds: int | None = None
-    ways: Mapping[str, Any] = field(default_factory=lambda: {"ddim": DDIM})
-    seeds: tuple[int, ...] = SEEDS
-    wrong: float = 0.0
-    model: str = bundled.BUNDLED_FLOW
-
-    @property
-    def budget(self) -> str:
-        return f"{self.images} images" if self.seconds is None else f"{self.seconds} CPU s"
-
-    @property
-    def score(self) -> str:
-        """Return the name of the reward, or of the scorer that votes."""
-        return "classifier" if self.reward == VOTES else str(self.reward)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {**FIT, **self.fit}
-
-    def folder(self, out: Path, seed: int) -> Path:
-        """Return the run folder of a seed, the same for all budgets."""
-        return out / f"{self.study}-{self.name}-{self.score}-{seed}".replace(" ", "_")
-
-    def file(self, out: Path, seed: int) -> Path:
-        """Return the file of this cell's lines."""
-        return self.folder(out, seed) / f"{self.budget.replace(' ', '_')}.json"
-
-
-NFT = {"name": "nft", "group_size": 8, "times": 4}
-AWM = {"name": "awm", "group_size": 8, "times": 4}
-GRPO = {"name": "grpo", "group_size": 8, "ratio": "guard", "window": {"size": 2, "every": 4}}
-DDPO = {"name": "ddpo"}
-ALIGNPROP = {"name": "alignprop", "truncation": "fixed", "k": 1}
-DPO = {"name": "dpo", "data": PAIRS, "times": 4}
-VOTES = {"name": "votes", "wait": False}
-RATES = {"nft": 3e-3, "awm": 3e-3, "grpo": 3e-3, "ddpo": 3e-3, "dpo": 3e-3}  # of the trials
-
-
-def _cells(study: str, *trainers: Mapping[str, Any], **more: Any) -> tuple[Cell, ...]:
-    """One cell for each trainer, at its learning rate."""
-    return tuple(
-        Cell(study, t["name"], t, fit={"lr": RATES.get(t["name"], FIT["lr"])}, **more)
-        for t in trainers
-    )
-
-
-def _trials() -> Iterator[Cell]:
-    """Short trials of the learning rate, with a seed that no study has."""
-    for trainer in (NFT, GRPO):
-        name = f"{trainer['name']} 0.003"
-        yield Cell("lr", name, trainer, fit={"lr": 3e-3}, images=192, seeds=(9,))
-
-
-def _samplers() -> Iterator[Cell]:
-    """S2: the same training with the noise of two samplers in all steps."""
-    for name in ("cps", "flow_sde"):
-        way = {"name": name, "noise_level": 0.7}
-        yield Cell(
-            "S2", name, {**GRPO, "window": None}, fit={"lr": RATES["grpo"], "sampler": way},
-            images=256, ways={"ddim": DDIM, "training": way},
-        )  # fmt: skip
-
-
-def _pairs() -> Iterator[Cell]:
-    """S5: pairs of images that the classifier has judged."""
-    for anchor in (0.0, 0.1):
-        yield Cell("S5", f"anchor {anchor:g}", {**DPO, "anchor": anchor}, fit={"lr": RATES["dpo"]})
-
-
-def _votes() -> Iterator[Cell]:
-    """S6: five rounds of votes on 16 images, right ones and with a tenth of them wrong."""
-    for wrong in (0.1, 0.0):
-        yield Cell(
-            "S6", f"{wrong:.0%} wrong", {**NFT, "group_size": 4}, VOTES, wrong=wrong, images=80,
-            fit={"lr": 5e-3, "batch": 16, "micro": 16},
-        )  # fmt: skip
-
-
-def _ratios() -> Iterator[Cell]:
-    """S3: the three ratios of `grpo` at three times the learning rate, off policy."""
-    for ratio in ("plain", "guard", "dppo"):
-        trainer = {**GRPO, "ratio": ratio, "minibatches": 4}
-        yield Cell("S3", ratio, trainer, fit={"lr": 3 * RATES["grpo"]})
-
-
-def _long() -> Iterator[Cell]:
-    """S4: over-optimisation, plain, with more KL to the base model, and with an average."""
-    for name, kl, ema in (("plain", 0.0, 0.0), ("kl 0.1", 0.1, 0.0), ("ema 0.9", 0.0, 0.9)):
-        fit = {"lr": RATES["nft"], "ema": ema}
-        yield Cell("S4", name, {**NFT, "kl": kl}, fit=fit, images=2048)
-
-
-S1 = _cells("S1", NFT, DDPO, GRPO, ALIGNPROP, AWM)
-GROUPS = {**DDPO, "advantage": "group", "group_size": 8}  # as nft, awm and grpo have them
-S1 += (replace(S1[1], name="ddpo groups", trainer=GROUPS),)
-
-
-def _choosing() -> Iterator[Cell]:
-    """Choice of images (D3S) and of prompts (VADE) for `ddpo` in groups of 8."""
-    for name, choice in (("ddpo spread", {"select": "spread"}), ("ddpo vade", {"prompts": "vade"})):
-        trainer = {**GROUPS, **choice}
-        yield Cell("choice", name, trainer, fit={"lr": RATES["ddpo"]}, images=IMAGES // 2)
-
-
-# In the order of their value; all cells of a block have their first seed before the second.
-BLOCKS: tuple[tuple[Cell, ...], ...] = (
-    tuple(_trials()),
-    tuple(replace(cell, images=IMAGES // 2) for cell in S1[:3]),
-    tuple(replace(cell, images=IMAGES // 2) for cell in S1[3:]),
-    tuple(_votes()),
-    tuple(_choosing()),
-    S1,
-    tuple(_samplers()),
-    tuple(_pairs()),
-    tuple(replace(cell, seconds=CPU_SECONDS) for cell in S1),
-    *(tuple(replace(cell, reward=reward) for cell in S1) for reward in REWARDS[1:]),
-    tuple(_ratios()),
-    tuple(_long()),
-    (replace(S1[1], images=8 * IMAGES, seeds=(0,)),),
-)
-CELLS = tuple(cell for block in BLOCKS for cell in block)
-
-
 @app.command()
 def run(
     out: Annotated[Path, typer.Option(help="Folder of the run folders.")],
     docs: Annotated[Path, typer.Option(help="Where the table goes.")] = DOCS,
 ) -> None:
-    """Run the cells that are missing, in order, each in a process of its own."""
-    for number, seed in _queue():
+    """Run the cells that the table lacks, in order, each in a process of its own."""
+    table = docs / "figures" / "training_study.csv"
+    kept = complete(read(table)) if table.is_file() else {}
+    for number, seed in queue():
         one = CELLS[number]
-        if not one.file(out, seed).is_file():
+        if one.key not in kept and not one.file(out, seed).is_file():
             call = [sys.executable, "-m", "scripts.study.training", "cell", str(number), str(seed)]
             if subprocess.run([*call, "--out", str(out)], check=False).returncode:
                 print(f"{one.file(out, seed)} failed", flush=True)
-        write(docs / "figures" / "training_study.csv", COLUMNS, _found(out))
-
-
-def _queue() -> Iterator[tuple[int, int]]:
-    first = 0
-    for block in BLOCKS:
-        for seed in sorted({seed for cell in block for seed in cell.seeds}):
-            for number, cell in enumerate(block, first):
-                if seed in cell.seeds:
-                    yield number, seed
-        first += len(block)
-
-
-def _found(out: Path) -> list[dict[str, Any]]:
-    """The lines of all cells that are done."""
-    files = [CELLS[number].file(out, seed) for number, seed in _queue()]
-    return [
-        {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in line.items()}
-        for file in files
-        if file.is_file()
-        for line in json.loads(file.read_text(encoding="utf-8"))
-    ]
+        write(table, COLUMNS, lines_of(kept, out))
 
 
 @app.command()
@@ -325,8 +175,6 @@ def _vote(ballot: Path, seed: int, wrong: float) -> None:
 @app.command()
 def page(docs: Annotated[Path, typer.Option(help="Folder of the pages.")] = DOCS) -> None:
     """Write docs/training_study.md from the table."""
-    from scripts.study.training_page import write_page
-
     write_page(docs)
 
 
@@ -339,15 +187,18 @@ def texts() -> tuple[str, ...]:
 
 def _of_seed(own: Cell, out: Path, seed: int, name: str, how: Mapping[str, Any]) -> Scored:
     folder = own.folder(out, seed)
-    return _scored(own.model, folder, folder / f"{own.budget}-{name}".replace(" ", "_"), how)
+    images = folder / f"{own.file(out, seed).stem}-{name}"
+    return _scored(own.model, folder, images, how, own.until)
 
 
-def _scored(model: str, lora: Path | None, folder: Path, how: Mapping[str, Any]) -> Scored:
+def _scored(
+    model: str, lora: Path | None, folder: Path, how: Mapping[str, Any], until: float | None = None
+) -> Scored:
     """Scores of the images of a model, which are made unless they are there."""
     if not (folder / "eval.json").is_file():
         engine = sampler.load(model, dtype="bfloat16")
         if lora is not None:
-            load_lora(engine, lora)
+            load_lora(engine, lora, until=until)
         engine.generate(
             [text for text in texts() for _ in range(REPEATS)], seeds=0, steps=STEPS,
             sampler=dict(how), guidance="none", batch_size=BATCH, out=folder,

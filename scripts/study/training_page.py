@@ -2,127 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from scripts.study.guidance_document import read
+from scripts.study.training_cells import CELLS
+from scripts.study.training_tables import Check, Found, Row, answers, both, cells, gains
 
-Row = dict[str, Any]
-Check = tuple[str, bool | None, str]
-VENDI, FRECHET = "vendi(bundled classifier)", "frechet(bundled classifier)"
-SEEDS, Z = 3, 1.959964  # half the width of a 95 % interval in standard errors
+SEEDS = 3
 
 
 def write_page(docs: Path) -> None:
     """Write docs/training_study.md."""
     rows = read(docs / "figures" / "training_study.csv")
     head = Path(__file__).with_name("training_study.md").read_text(encoding="utf-8")
-    parts = (_trials, _first, _samplers, _pairs, _votes, _choosing, _missing)
+    parts = (
+        _trials, _first, _samplers, _ratios, _long, _pairs, _votes, _direct, _choosing, _missing,
+    )  # fmt: skip
     text = "\n".join([head, *(line for part in parts for line in part(rows))])
     (docs / "training_study.md").write_text(text, encoding="utf-8")
-
-
-class Found:
-    """The lines of one cell at one budget, of all its seeds."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows, first = rows, rows[0]
-        self.study, self.name, self.reward = (first[k] for k in ("study", "cell", "reward"))
-        self.budget = str(first["budget"])
-        self.seeds = sorted({r["seed"] for r in rows if isinstance(r["seed"], int)})
-        self.together = max((str(r["seed"]) for r in rows), key=len)
-
-    def of(self, scorer: str, seed: int | None = None, sampler: str = "ddim") -> Row:
-        """The line of a scorer; of all seeds together unless one is given."""
-        wanted = self.together if seed is None else str(seed)
-        return next(
-            r
-            for r in self.rows
-            if (r["scorer"], str(r["seed"]), r["sampler"]) == (scorer, wanted, sampler)
-        )
-
-    def log(self, name: str) -> list[float]:
-        """A column of the training's log, mean of the last quarter of the updates, by seed."""
-        return [r["mean"] for r in self.rows if r["scorer"] == f"log {name}"]
-
-    def spent(self, column: str) -> float:
-        """Mean of a cost over the seeds."""
-        found = {r["seed"]: r[column] for r in self.rows if isinstance(r["seed"], int)}
-        return sum(found.values()) / len(found)
-
-    @property
-    def gain(self) -> float:
-        return self.of(self.reward)["difference"]
-
-    @property
-    def error(self) -> float:
-        """Standard error of the gain, from the width of its interval."""
-        row = self.of(self.reward)
-        return (row["difference_high"] - row["difference_low"]) / (2 * Z)
-
-    @property
-    def errors(self) -> float:
-        """The gain in standard errors."""
-        return self.gain / self.error if self.error else math.inf
-
-
-def cells(rows: Sequence[Row], study: str) -> list[Found]:
-    """The cells of a study in the order of the file."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        if row["study"] == study:
-            found.setdefault((row["cell"], row["reward"], row["budget"]), []).append(row)
-    return [Found(own) for own in found.values()]
-
-
-def gains(found: Sequence[Found], sampler: str = "ddim") -> list[str]:
-    """A table of what was gained, and at what cost."""
-    lines = [
-        "| trainer | budget | gain, each seed | gain, together (95 %) | shown | images | NFE | "
-        "CPU s | wall s |",
-        "|---" * 9 + "|",
-    ]
-    for one in found:
-        every = ", ".join(f"{one.of(one.reward, s, sampler)['difference']:+.3f}" for s in one.seeds)
-        row = one.of(one.reward, sampler=sampler)
-        cost = " | ".join(f"{one.spent(k):.0f}" for k in ("made", "nfe", "cpu_seconds", "seconds"))
-        lines.append(
-            f"| {one.name} | {one.budget} | {every} | {change(row)} | {row['verdict']} | {cost} |"
-        )
-    return lines
-
-
-def effects(found: Sequence[Found]) -> list[str]:
-    """A table of what the reward did not ask for."""
-    lines = [
-        "| trainer | budget | judge, before → after | background | Vendi | saturation | Fréchet | "
-        "drift |",
-        "|---" * 8 + "|",
-    ]
-    for one in found:
-        judge, frechet = one.of("judge.concept"), one.of(FRECHET)
-        lines.append(
-            f"| {one.name} | {one.budget} | {judge['other']:.3f} → {judge['mean']:.3f}, "
-            f"{change(judge)} | {change(one.of('judge.background'))} | {change(one.of(VENDI))} | "
-            f"{change(one.of('saturation'))} | {frechet['other']:.1f} → {frechet['mean']:.1f} | "
-            f"{one.of('drift')['mean']:.4f} |"
-        )
-    return lines
-
-
-def change(row: Row) -> str:
-    """A paired difference and its interval."""
-    low, high = row["difference_low"], row["difference_high"]
-    return f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-
-
-def answers(checks: Sequence[Check]) -> list[str]:
-    """A table of what was asked for and what was seen; None: too few seeds to tell."""
-    lines = ["| asked | held | seen |", "|---|---|---|"]
-    told = {True: "yes", False: "**no**", None: "open"}
-    return lines + [f"| {asked} | {told[held]} | {seen} |" for asked, held, seen in checks]
 
 
 def _trials(rows: Sequence[Row]) -> Iterator[str]:
@@ -138,9 +36,7 @@ def _first(rows: Sequence[Row]) -> Iterator[str]:
     for reward in dict.fromkeys(one.reward for one in every):
         found = [one for one in every if one.reward == reward]
         yield f"\n## S1: the trainers on `{reward}`\n"
-        yield from gains(found)
-        yield ""
-        yield from effects(found)
+        yield from both(found)
         if checks := [*_asked(found)]:
             yield ""
             yield from answers(checks)
@@ -213,13 +109,42 @@ def _samplers(rows: Sequence[Row]) -> Iterator[str]:
         yield from answers([("the gap of `flow_sde` vanishes with `cps`", cps < sde / 4, seen)])
 
 
+def _ratios(rows: Sequence[Row]) -> Iterator[str]:
+    if not (found := cells(rows, "S3")):
+        return
+    yield "\n## S3: the ratios of `grpo`\n"
+    yield "At three times the learning rate of S1, with four optimiser steps per batch of images.\n"
+    yield from both(found)
+
+
+def _long(rows: Sequence[Row]) -> Iterator[str]:
+    if not (found := cells(rows, "S4")):
+        return
+    yield "\n## S4: over-optimisation\n"
+    yield (
+        "`nft` for four times the images of S1: as it is, with a KL penalty to the model without "
+        "LoRA, with a\nrunning average of the weights, and the first training's LoRA in the first "
+        "half of the steps only\n(`until: 0.5`).\n"
+    )
+    yield from both(found)
+
+
+def _direct(rows: Sequence[Row]) -> Iterator[str]:
+    if not (found := cells(rows, "S9")):
+        return
+    yield "\n## S9: direct gradients\n"
+    yield (
+        "`srpo` without control words (the classifier does not read them) and `alignprop` through "
+        "the last step,\nof equal CPU seconds.\n"
+    )
+    yield from both(found)
+
+
 def _pairs(rows: Sequence[Row]) -> Iterator[str]:
     if not (found := cells(rows, "S5")):
         return
     yield "\n## S5: `dpo` from 256 pairs that the classifier judged\n"
-    yield from gains(found)
-    yield ""
-    yield from effects(found)
+    yield from both(found)
     yield ""
     yield "| setting | pairs in the right order | margin of the chosen | margin of the rejected |"
     yield "|---" * 4 + "|"
@@ -242,9 +167,7 @@ def _votes(rows: Sequence[Row]) -> Iterator[str]:
         "classifier: 1 for\nthe better half of a caption's images, a tenth of the votes wrong, or "
         "none.\n"
     )
-    yield from gains(found)
-    yield ""
-    yield from effects(found)
+    yield from both(found)
 
 
 def _choosing(rows: Sequence[Row]) -> Iterator[str]:
@@ -259,15 +182,11 @@ def _choosing(rows: Sequence[Row]) -> Iterator[str]:
         for one in cells(rows, "S1")
         if (one.name, one.budget) == ("ddpo groups", found[0].budget)
     ]
-    yield from gains([*plain, *found])
-    yield ""
-    yield from effects([*plain, *found])
+    yield from both([*plain, *found])
 
 
 def _missing(rows: Sequence[Row]) -> Iterator[str]:
     """Cells that were planned and not run."""
-    from scripts.study.training import CELLS
-
     done = {(r["study"], r["cell"], r["reward"], str(r["budget"])): set[int]() for r in rows}
     for r in rows:
         if isinstance(r["seed"], int):
