@@ -6,9 +6,9 @@ from .core.schedule import Schedule as Schedule
 from .core.snapshots import load_snapshot as load_snapshot
 from .core.snapshots import save_snapshot as save_snapshot
 from .engine import Engine as Engine
+from .engine.loading import load as load
 from .evaluation.api import evaluate as evaluate
 from .guidance.f_divergence import f_weight as f_weight
-from .loading import load as load
 from .registry import build as build
 from .registry import describe as describe
 from .registry import names as names

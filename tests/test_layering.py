@@ -95,12 +95,11 @@ def violations(imports):
 # library -> the only modules that may import it
 ONLY = {
     "triton": ("sampler_kernels.triton_ops", "sampler_kernels.triton_kernels"),
-    "diffusers": ("sampler.pipelines", "sampler.models", "sampler.stock", "sampler.loading"),
+    "diffusers": ("sampler.pipelines", "sampler.models", "sampler.stock", "sampler.engine.loading"),
     "transformers": (
         "sampler.pipelines",
         "sampler.models",
         "sampler.stock",
-        "sampler.loading",
         "sampler.rewards.encoders",
     ),
     "accelerate": ("sampler.training",),

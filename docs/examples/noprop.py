@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sampler
-from sampler.inspection.probe import ridge_probe
+from sampler.engine.inspection.probe import ridge_probe
 
 CONCEPTS = ("apple", "car", "flower", "fox", "guitar", "house")
 

@@ -52,8 +52,8 @@ def features(
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.cli.models import load_engine, model_config
+        from sampler.engine.inspection.classify import block_table
         from sampler.evaluation.image_sets import read_labels
-        from sampler.inspection.classify import block_table
 
         engine = load_engine(model_config(model))
         found = read_images(images, engine.pipeline, limit, report)
@@ -93,8 +93,8 @@ def attention(
         from safetensors.torch import save
 
         from sampler.cli.models import load_engine, model_config
-        from sampler.inspection.attention import table_of
-        from sampler.inspection.pictures import overlay, sheet
+        from sampler.engine.inspection.attention import table_of
+        from sampler.engine.inspection.pictures import overlay, sheet
 
         engine = load_engine(model_config(model))
         found = engine.attention(
@@ -139,7 +139,7 @@ def basis(
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.cli.models import load_engine, model_config
-        from sampler.inspection.denoiser import inspected
+        from sampler.engine.inspection.denoiser import inspected
 
         engine = load_engine(model_config(model))
         found = read_images(images, engine.pipeline, limit, report)

@@ -48,8 +48,8 @@ def memory(
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.cli.models import load_engine, model_config
-        from sampler.inspection.memory import agreement, nearest
-        from sampler.inspection.pictures import sheet
+        from sampler.engine.inspection.memory import agreement, nearest
+        from sampler.engine.inspection.pictures import sheet
 
         engine = load_engine(model_config(model))
         twin = other and load_engine(model_config({**model, "path": other}))
@@ -105,8 +105,8 @@ def realism(
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.cli.models import load_engine, model_config
-        from sampler.inspection import realism as inspection
-        from sampler.inspection.pictures import overlay, sheet
+        from sampler.engine.inspection import realism as inspection
+        from sampler.engine.inspection.pictures import overlay, sheet
 
         engine = load_engine(model_config(model))
         first = read_images(real, engine.pipeline, limit, report).pixels
@@ -151,9 +151,9 @@ def loss(
     report = Report(as_json=as_json, quiet=quiet, debug=debug)
     with report.errors():
         from sampler.cli.models import load_engine, model_config
-        from sampler.inspection.loss import SHARES
-        from sampler.inspection.loss import loss as measured
-        from sampler.inspection.pictures import curves
+        from sampler.engine.inspection.loss import SHARES
+        from sampler.engine.inspection.loss import loss as measured
+        from sampler.engine.inspection.pictures import curves
 
         engine = load_engine(model_config(model))
         found = read_images(images, engine.pipeline, limit, report)
@@ -175,8 +175,8 @@ def loss(
 
 def _extractor(engine: Any, name: str) -> Callable[[Tensor], Tensor]:
     """Features of images by name, or by the folder of an encoder."""
+    from sampler.engine.inspection.realism import log_spectrum
     from sampler.evaluation.features import BUNDLED, Extractor
-    from sampler.inspection.realism import log_spectrum
 
     if name == "spectrum":
         return log_spectrum

@@ -43,7 +43,7 @@ class Loop:
     No state of a run is stored here. `pipeline`: the adapter that knows prompts, schedule and
     decoding, which `run` does not need; reading it from an engine without one raises UsageError.
 
-    hosted: True where a stock pipeline's own call runs (`sampler.stock.hosted`); host: makes the
+    hosted: True where a stock pipeline's own call runs (`sampler.engine.hosted`); host: makes the
     hosted engine of the same pipeline.
     """
 

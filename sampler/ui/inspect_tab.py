@@ -10,11 +10,11 @@ import gradio as gr
 
 from sampler.core.batch import to_output
 from sampler.core.errors import SamplerError, UsageError
+from sampler.engine.inspection.attention import table_of
+from sampler.engine.inspection.classify import block_table
+from sampler.engine.inspection.features import check_adapter
+from sampler.engine.inspection.pictures import overlay
 from sampler.evaluation.image_sets import read_images, read_labels
-from sampler.inspection.attention import table_of
-from sampler.inspection.classify import block_table
-from sampler.inspection.features import check_adapter
-from sampler.inspection.pictures import overlay
 from sampler.ui import pictures
 from sampler.ui.generate_tab import GenerateTab
 from sampler.ui.parts import EVENT, html

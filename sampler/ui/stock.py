@@ -19,10 +19,10 @@ from sampler.core.errors import UsageError
 from sampler.core.images import read
 from sampler.core.inputs import IMAGES, planned
 from sampler.engine import Engine
+from sampler.engine.hosted import HostedEngine
+from sampler.engine.hosted_calls import StockCall
 from sampler.metrics import ssim
 from sampler.runs.stop import StopFlag
-from sampler.stock.hosted import HostedEngine
-from sampler.stock.hosted_calls import StockCall
 from sampler.workers.batch_runner import Stopped
 
 Job = tuple[str, str, int]  # prompt, negative prompt, seed

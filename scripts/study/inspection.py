@@ -24,11 +24,11 @@ from torch import Tensor
 
 import sampler
 from sampler.bundled import concepts, prompts
+from sampler.engine.inspection import realism
+from sampler.engine.inspection.attention import region
+from sampler.engine.inspection.classify import block_table
+from sampler.engine.inspection.loss import loss
 from sampler.evaluation.features import Extractor
-from sampler.inspection import realism
-from sampler.inspection.attention import region
-from sampler.inspection.classify import block_table
-from sampler.inspection.loss import loss
 from scripts.bundled.emoji_data import EmojiData
 
 SHARES = (0.05, 0.15, 0.3, 0.45, 0.6)

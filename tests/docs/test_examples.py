@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sampler
-from sampler.inspection.probe import ridge_probe
+from sampler.engine.inspection.probe import ridge_probe
 from tests.docs.pages import ROOT
 
 

@@ -5,7 +5,7 @@ import torch
 
 import sampler
 from sampler.core.word_maps import token_grid, word_maps
-from sampler.inspection.attention import region, words_of
+from sampler.engine.inspection.attention import region, words_of
 from tests import tiny
 
 PROMPTS = ["a red apple on a blue background", "a dog on a green background"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sampler.inspection.basis import basis
+from sampler.engine.inspection.basis import basis
 
 SIZE, Q = 24, 0.7
 

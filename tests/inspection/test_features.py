@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import sampler
-from sampler.inspection.features import level_at
-from sampler.inspection.probe import ridge_probe, wilson
+from sampler.engine.inspection.features import level_at
+from sampler.engine.inspection.probe import ridge_probe, wilson
 from tests import tiny
 
 
@@ -96,7 +96,7 @@ def test_the_probe_solves_ridge_regression():
 
 def test_leave_one_out_is_that_of_forty_fits(monkeypatch):
     """The chosen penalty is the best of refitting without each image."""
-    from sampler.inspection import probe as module
+    from sampler.engine.inspection import probe as module
 
     g = torch.Generator().manual_seed(2)
     x, labels = torch.randn(40, 60, generator=g), torch.arange(40) % 3

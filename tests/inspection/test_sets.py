@@ -8,9 +8,9 @@ import torch
 import sampler
 from sampler.bundled import classifier
 from sampler.core.noise import Noise
-from sampler.inspection import realism
-from sampler.inspection.loss import eigenvalues, loss, wiener
-from sampler.inspection.memory import agreement, nearest
+from sampler.engine.inspection import realism
+from sampler.engine.inspection.loss import eigenvalues, loss, wiener
+from sampler.engine.inspection.memory import agreement, nearest
 from tests.analytic import vp_grid
 
 

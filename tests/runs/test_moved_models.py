@@ -79,7 +79,7 @@ def test_replay_takes_them_too_and_knows_the_rest_from_the_record(moved, tmp_pat
 
 def test_a_dtype_of_auto_is_what_it_was_when_the_run_began(tmp_path, capsys, monkeypatch):
     """A run that began in float32 on a CPU, resumed where auto would be bfloat16."""
-    from sampler import loading
+    from sampler.engine import loading
 
     run = tmp_path / "run"
     line = ["generate", "a fox", "-n", "2", "--seed", "1", "--steps", "2", "-q"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sampler.core.errors import UsageError
-from sampler.inspection.features import features, pooled
-from sampler.inspection.probe import Proportion, ridge_probe, wilson
+from sampler.engine.inspection.features import features, pooled
+from sampler.engine.inspection.probe import Proportion, ridge_probe, wilson
 
 TRAINED = 7  # of ten images
 

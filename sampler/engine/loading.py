@@ -17,7 +17,7 @@ from sampler.bundled import (
 )
 from sampler.config.model import DTYPES, OFFLOADS
 from sampler.core.errors import ModelError, first_line
-from sampler.engine import Engine
+from sampler.engine.engine import Engine
 from sampler.models import preflight, student_files
 from sampler.models.controlnet import controlnet_paths, with_controlnets
 from sampler.models.folder import HUB_ID
@@ -197,7 +197,7 @@ def _hosted(pipe: Any, unused: list[str], sampler: Any = None, guidance: Any = N
     """An engine that calls the pipeline itself; `unused`: arguments that need an adapter."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    from sampler.stock.hosted import HostedEngine
+    from sampler.engine.hosted import HostedEngine
 
     if not isinstance(pipe, DiffusionPipeline):
         raise ModelError(f"{type(pipe).__name__} is not a diffusers pipeline.")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler.inspection.features import default_block, features
-from sampler.inspection.probe import Probe, Proportion, ridge_probe
+from sampler.engine.inspection.features import default_block, features
+from sampler.engine.inspection.probe import Probe, Proportion, ridge_probe
 
 Features = Callable[[Tensor], Tensor]  # images [B, 3, H, W] in [0, 1] -> [B, F]
 PAIRS = ("generated", "real", "real through the VAE")

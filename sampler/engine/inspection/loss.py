@@ -12,7 +12,7 @@ from torch import Tensor
 from sampler.core.adapter import PipelineAdapter
 from sampler.core.loop import Loop
 from sampler.core.noise import Noise
-from sampler.inspection.features import check_adapter, level_at
+from sampler.engine.inspection.features import check_adapter, level_at
 from sampler.types import Level
 
 SHARES = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)

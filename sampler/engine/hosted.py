@@ -20,17 +20,17 @@ from sampler.core.batch import DEFAULT_BATCH, Output, Result, Sample, expand
 from sampler.core.errors import UsageError
 from sampler.core.images import strength_of
 from sampler.core.spacings import count_of
-from sampler.engine import Engine
+from sampler.engine.engine import Engine
+from sampler.engine.hosted_calls import HostedCalls, StockCall
+from sampler.engine.hosted_inputs import batches, inputs_per_image
+from sampler.engine.hosted_output import stored
+from sampler.engine.hosted_pipeline import HostedPipeline
 from sampler.models.ip_adapter import has_ip_adapter
 from sampler.pipelines.call_arguments import check_types
 from sampler.pipelines.serving import check_ip_inputs, own_names, serving_class, with_class
 from sampler.registry.constraints import as_int
 from sampler.runs.jobs import JobSettings
 from sampler.samplers.aliases import named
-from sampler.stock.hosted_calls import HostedCalls, StockCall
-from sampler.stock.hosted_inputs import batches, inputs_per_image
-from sampler.stock.hosted_output import stored
-from sampler.stock.hosted_pipeline import HostedPipeline
 from sampler.types import Guidance, Snapshot
 from sampler.workers.best_of import check_best_of, generate_best
 from sampler.workers.from_python import GenerateRequest, generate_into

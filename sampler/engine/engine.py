@@ -15,10 +15,10 @@ from sampler.core.generation import GenerateRequest, generate_batches
 from sampler.core.images import strength_of
 from sampler.core.loop import Loop
 from sampler.core.spacings import count_of
-from sampler.inspection.attention import Attention, attention
-from sampler.inspection.features import features
+from sampler.engine.inspection.attention import Attention, attention
+from sampler.engine.inspection.features import features
+from sampler.engine.restoration import Restored, restore
 from sampler.registry.constraints import as_int
-from sampler.restoration import Restored, restore
 from sampler.samplers.aliases import named
 from sampler.workers.best_of import check_best_of, generate_best
 from sampler.workers.from_python import generate_into

@@ -16,7 +16,7 @@ from sampler.core.binding import SamplerContext, bind_sampler
 from sampler.core.loop import Loop
 from sampler.core.trajectory import begin
 from sampler.core.word_maps import half_squared_gap, word_maps
-from sampler.inspection.features import check_adapter
+from sampler.engine.inspection.features import check_adapter
 from sampler.registry import spec_of
 from sampler.registry.constraints import as_int
 from sampler.types import Branch, Cond, GuidanceBase, Prediction, Span, Watch

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sampler.core.adapter import PipelineAdapter
 from sampler.core.loop import Loop
-from sampler.inspection.basis import Basis, Denoise, basis
-from sampler.inspection.features import check_adapter, level_at, noised, raw_output
-from sampler.inspection.pictures import curves, sheet
+from sampler.engine.inspection.basis import Basis, Denoise, basis
+from sampler.engine.inspection.features import check_adapter, level_at, noised, raw_output
+from sampler.engine.inspection.pictures import curves, sheet
 from sampler.types import Level
 
 SHOWN = 4  # eigenvectors in the sheet

@@ -17,12 +17,12 @@ from sampler.core.calibrated_grid import PREFIX, grid_of
 from sampler.core.errors import ModelError
 from sampler.core.inputs import opened
 from sampler.core.locks import exclusive
+from sampler.engine.hosted_output import converted, first_value
+from sampler.engine.hosted_pipeline import HostedPipeline
 from sampler.guidance.embedded import Embedded
 from sampler.pipelines.call_arguments import arguments, default_of, embeds_scale, takes_images
 from sampler.stock.clip_layers import readable_layers
 from sampler.stock.hook import guide
-from sampler.stock.hosted_output import converted, first_value
-from sampler.stock.hosted_pipeline import HostedPipeline
 from sampler.stock.row_count import counted_rows
 from sampler.stock.scheduler import scheduler
 from sampler.stock.step_arguments import AbsentError
