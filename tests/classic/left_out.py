@@ -14,15 +14,12 @@ _STAGES = "It has several networks with a scheduler each and none of its own to 
 
 _GROUPS = {
     _TORCHVISION: """BriaFibo2 DreamLite DreamLiteMobile JoyImageEdit JoyImageEditPlus
-        LongCatImageEdit Kandinsky5I2I NucleusMoEImage OmniGen QwenImage21 QwenImageEdit
-        QwenImageEditInpaint QwenImageEditPlus QwenImageLayered ZImageOmni GlmImage
+        NucleusMoEImage OmniGen QwenImage21 QwenImageLayered ZImageOmni GlmImage
         Kandinsky6TI2VA""",
     _AUDIO: """AceStep AudioLDM AudioLDM2 LongCatAudioDiT MusicLDM StableAudio StableAudio3
         StableAudio3AudioToAudio StableAudio3Inpaint DanceDiffusion""",
-    _ENCODER: """BriaFiboEdit Cosmos3Omni Cosmos2_5_PredictBase Cosmos2_5_Transfer ErnieImage
-        HunyuanImage
-        HunyuanImageRefiner HunyuanVideo15 HunyuanVideo15ImageToVideo HunyuanVideoImageToVideo
-        Ideogram4 Krea2 MotifVideo MotifVideoImage2Video PRX PRXPixel SanaWM HeliosPyramid""",
+    _ENCODER: """BriaFiboEdit Cosmos3Omni Cosmos2_5_PredictBase Cosmos2_5_Transfer
+        SanaWM HeliosPyramid""",
     _NO_LOOP: "FluxPriorRedux LTXLatentUpsample LTX2LatentUpsample LTX2VideoDiffusionDecode",
     _TEXT: "DiffusionGemma LLaDA2",
     _LTX2: """LTX2 LTX2Condition LTX2DFR LTX2DFRTemporalRefine LTX2HDR LTX2ImageToVideo
@@ -33,14 +30,13 @@ _GROUPS = {
         VQDiffusion VersatileDiffusion VersatileDiffusionDualGuided ShapE ShapEImg2Img
         VersatileDiffusionImageVariation VersatileDiffusionTextToImage WuerstchenDecoder""",
     _STAGES: "StableCascadeCombined UnCLIP UnCLIPImageVariation WuerstchenCombined RFD4Proteina",
-    "Its images have a megapixel, which is not tiny.": "Kandinsky5T2I Kandinsky6SR",
+    "Its images have a megapixel, which is not tiny.": "Kandinsky6SR",
     "The class asks its transformer for guidance_embeds, which Chroma's does not have.":
         "ChromaInpaint",
     "The class gives its own encode_prompt an argument that it does not take.":
         "EasyAnimateControl",
     "The class asks its autoencoder for cache_mag_vae, which it does not have.":
         "EasyAnimateInpaint",
-    "A tiny random network gives it numbers that are not finite.": "Kandinsky5I2V",
     "It needs the package librosa.": "AudioDiffusion",
     "It needs the package opencv-python.": "ConsisID",
     "It needs the package note_seq.": "SpectrogramDiffusion",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-import diffusers
 import transformers
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
 
 from tests import tiny
 from tests.classic.flux import PACKED
-from tests.classic.parts import WIDTH, clip, decoder, small
+from tests.classic.parts import WIDTH, decoder, small
 from tests.classic.recipe import Recipe
 from tests.classic.video_vaes import VAES
 from tests.tiny_transformers import flow, qwen_tokenizer
@@ -54,6 +55,35 @@ class Texts:
         return getattr(self.tokenizer, name)
 
 
+class Sights(Texts):
+    """A processor of texts and images, of which each image token of a text becomes several."""
+
+    image_token = "<|image_pad|>"
+
+    def __init__(self, words: Any) -> None:
+        super().__init__(words)
+        self.image_processor = image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
+            min_pixels=28 * 28, max_pixels=56 * 56
+        )
+        self.image_token_id = words.convert_tokens_to_ids(self.image_token)
+
+    def __call__(self, text: Any, images: Any = None, videos: Any = None, **options: Any) -> Any:
+        if images is None:
+            return super().__call__(text, None, videos, **options)
+        seen = self.image_processor(images=images, return_tensors="pt")
+        patches = seen["image_grid_thw"].prod(1) // self.image_processor.merge_size**2
+        counts = iter(patches.tolist())
+
+        def filled(_: Any) -> str:
+            return self.image_token * next(counts)
+
+        texts = [text] if isinstance(text, str) else text
+        texts = [re.sub(re.escape(self.image_token), filled, one) for one in texts]
+        found = self.tokenizer(texts, **{"return_tensors": "pt", **options})
+        kinds = (found["input_ids"] == self.image_token_id).long()
+        return transformers.BatchEncoding({**found, **seen, "mm_token_type_ids": kinds})
+
+
 def qwen(**more: Any) -> dict[str, Any]:
     words = tokenizer()
     return {"tokenizer": words, "text_encoder": qwen_vl(words), "text_processor": Texts(words),
@@ -64,23 +94,6 @@ def longcat() -> dict[str, Any]:
     network = small("LongCatImageTransformer2DModel", **{**PACKED, "in_channels": 64})
     scheduler = flow(use_dynamic_shifting=True)
     return qwen(transformer=network, vae=tiny.flow_vae(16), scheduler=scheduler)
-
-
-def kandinsky5() -> dict[str, Any]:
-    words, second = tokenizer(), tiny.clip_tokenizer(77)
-    network = diffusers.Kandinsky5Transformer3DModel(
-        in_visual_dim=4, in_text_dim=WIDTH, in_text_dim2=WIDTH, time_dim=16, out_visual_dim=4,
-        model_dim=16, ff_dim=32, num_text_blocks=1, num_visual_blocks=1, axes_dims=(4, 6, 6),
-    )  # fmt: skip
-    return {
-        "text_encoder": qwen_vl(words),
-        "tokenizer": Texts(words),
-        "text_encoder_2": clip(second),
-        "tokenizer_2": second,
-        "transformer": network,
-        "vae": VAES["hunyuan"](),
-        "scheduler": flow(shift=7.0),
-    }
 
 
 def easy_animate() -> dict[str, Any]:
@@ -110,12 +123,10 @@ def bria_fibo() -> dict[str, Any]:
 
 
 TEXT = {"max_sequence_length": 64}
-CLIP5 = {**TEXT, "num_frames": 5}
 TINY = {
     "LongCatImagePipeline": Recipe(
         longcat, {"enable_cfg_renorm": False, "enable_prompt_rewrite": False}
     ),
-    "Kandinsky5T2VPipeline": Recipe(kandinsky5, CLIP5),
     "EasyAnimatePipeline": Recipe(easy_animate),
     "BriaFiboPipeline": Recipe(bria_fibo, TEXT),
 }

@@ -34,12 +34,14 @@ class Recipe:
     """Parts by the names of the class's signature, and arguments of its call that differ.
 
     parts: builds them; call: arguments beside the usual ones, `...` to leave one out; drawn:
-    whether weights of the networks are drawn anew (see `randomised`).
+    whether weights of the networks are drawn anew (see `randomised`); constants: attributes that
+    the class sets to the sizes of its published models.
     """
 
     parts: Callable[[], dict[str, Any]]
     call: dict[str, Any] = field(default_factory=dict)
     drawn: bool = True
+    constants: dict[str, Any] = field(default_factory=dict)
 
     def build(self, name: str, seed: int = 0) -> Any:
         """A fresh pipeline of a class."""
@@ -60,6 +62,7 @@ class Recipe:
             if off in wanted:
                 own[off] = False
         pipe = cls(**own)
+        vars(pipe).update(self.constants)
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval().requires_grad_(False)
