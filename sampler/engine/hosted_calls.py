@@ -205,6 +205,7 @@ class HostedCalls:
             usual = default_of(cls, hosted.scale_argument)
             own = scale if isinstance(scale, (int, float)) and scale > 1 else max(2.0, usual or 0)
             given[hosted.scale_argument] = float(own) if guided else 1.0
+            given["guidance_schedule"] = None  # one scale per step, in its place
         if isinstance(shared.guidance, Embedded):
             given["guidance_scale"] = shared.guidance.scale
         if hosted.makes_audio:

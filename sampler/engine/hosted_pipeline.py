@@ -88,6 +88,8 @@ class HostedPipeline:
         """CFG at the default scale of the pipeline's call; none where its guidance is off."""
         name = self.scale_argument
         scale = None if name is None else default_of(type(self.pipe), name)
+        if scale is None and (scales := default_of(type(self.pipe), "guidance_schedule")):
+            scale = scales[0]  # of the first step
         if not isinstance(scale, (int, float)) or scale <= 1 or name == "true_cfg_scale":
             return {"name": "none"}
         return {"name": "cfg", "scale": float(scale)}

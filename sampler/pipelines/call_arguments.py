@@ -19,6 +19,7 @@ RESERVED: Mapping[str, str] = {
     "latents": "seeds",
     "guidance_scale": "the scale of the guidance rule",
     "true_cfg_scale": "the scale of the guidance rule",
+    "guidance_schedule": "the scale of the guidance rule",
     "guidance_rescale": "the field rescale of the guidance rule",
     "output_type": "output",
     "return_dict": "output",
@@ -54,7 +55,7 @@ def embeds_scale(cls: type) -> bool:
     """Return True if guidance_scale is an input of the network, beside or instead of CFG."""
     known = arguments(cls)
     prompted = any("prompt" in name for name in known)
-    negative = any(name.startswith("neg") for name in known)
+    negative = any(name.startswith("neg") or name == "guidance_schedule" for name in known)
     return "guidance_scale" in known and ("true_cfg_scale" in known or (prompted and not negative))
 
 
@@ -104,7 +105,7 @@ def check_types(cls: type, given: Mapping[str, Any]) -> None:
 def takes_images(name: str) -> bool:
     """Return True for the name of an argument that takes images."""
     named = "image" in name or name in ("video", "mask")
-    return named and not any(part in name for part in ("guid", "num_", "embeds", "latent", "scale"))
+    return named and not any(part in name for part in ("guid", "num_", "embed", "latent", "scale"))
 
 
 def required(cls: type, given: Iterable[str]) -> list[str]:
