@@ -84,6 +84,8 @@ def lora_file(source: Path) -> Path:
         names = ", ".join(path.name for path in found[:5])
         raise ModelError(f"{source} has several safetensors files ({names}); name one of them.")
     if not found:
+        if (source / "model" / "model_index.json").is_file():
+            raise ModelError(f"{source} trained a whole network; load {source / 'model'} as model.")
         what = "has no LoRA" if source.exists() else "does not exist"
         raise ModelError(f"{source} {what}; a LoRA is a .safetensors file, or a folder with one.")
     return found[0]

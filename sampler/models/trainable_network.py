@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from sampler_kernels import map_tree
 from torch import Tensor
 from torch.nn import Parameter
 
 from sampler.core.durable import write_file, write_folder
 from sampler.models.lora import check_bare
 
+_HALF = (torch.bfloat16, torch.float16)
+_WIDE = (torch.float32, torch.float64)
+
 
 @dataclass(frozen=True)
 class WholeNetwork:
-    """The trained weights of a float32 network; `parameters` by name.
+    """The trained weights of a network by name, float32 also where it came in half precision.
 
     given: the weights that it came with. own: those in training, while they are switched off.
     """
@@ -31,7 +35,7 @@ class WholeNetwork:
 
     def disable(self) -> None:
         self.own.update({k: p.data for k, p in self.parameters.items()})
-        _put(self.parameters, self.given)
+        _put(self.parameters, {k: _wide(value) for k, value in self.given.items()})
 
     def enable(self) -> None:
         _put(self.parameters, self.own)
@@ -47,31 +51,46 @@ class WholeNetwork:
             for key, parameter in self.parameters.items():
                 parameter.copy_(tensors[key])
 
+    @contextmanager
+    def in_given_dtype(self) -> Iterator[None]:
+        """Round the weights to the data types that they came in, for the time of a context."""
+        own = {k: p.data for k, p in self.parameters.items()}
+        _put(self.parameters, {k: v.to(self.given[k].dtype) for k, v in own.items()})
+        try:
+            yield
+        finally:
+            _put(self.parameters, own)
+
 
 @contextmanager
 def unfrozen(network: Any) -> Iterator[WholeNetwork]:
-    """Train all weights of a float32 network for the time of a context.
+    """Train all weights of a network in float32 for the time of a context.
 
-    Weights, flags and modes of the network are restored at the end. Raises UsageError for a network
-    that has LoRAs, and ValueError for one of another dtype.
+    A network in half precision computes in float32 meanwhile, with inputs that are converted, and
+    under autocast where that is on. Weights, flags and modes of the network are restored at the
+    end. Raises UsageError for a network that has LoRAs, and ValueError for quantised weights.
     """
     check_bare(network)
     parameters: dict[str, Parameter] = dict(network.named_parameters())
-    if other := {p.dtype for p in parameters.values()} - {torch.float32}:
+    if other := {p.dtype for p in parameters.values()} - {*_HALF, *_WIDE}:
         raise ValueError(
-            f"All weights are trained in float32, and this network is {str(other.pop())[6:]}; load "
-            "it with dtype = float32 (mixed_precision = 'bf16' saves memory), or train a LoRA."
+            f"fit.adapter = 'full' trains weights in float32, bfloat16 or float16, and this "
+            f"network has {str(other.pop())[6:]} ones; train a LoRA (fit.adapter = 'lora')."
         )
     given = {name: p.data for name, p in parameters.items()}
     flags = {name: p.requires_grad for name, p in parameters.items()}
     modes = {name: m.training for name, m in network.named_modules()}
     network.eval()
+    half = any(value.dtype in _HALF for value in given.values())
+    hook = network.register_forward_pre_hook(_wide_inputs, with_kwargs=True) if half else None
     try:
-        for parameter in parameters.values():
-            parameter.data = parameter.data.clone()
+        for name, parameter in parameters.items():
+            parameter.data = _wide(given[name]).clone()
             parameter.requires_grad_(True)
         yield WholeNetwork(network, parameters, given)
     finally:
+        if hook is not None:
+            hook.remove()
         _put(parameters, given)
         for name, parameter in parameters.items():
             parameter.requires_grad_(flags[name])
@@ -80,17 +99,29 @@ def unfrozen(network: Any) -> Iterator[WholeNetwork]:
             module.training = modes[name]
 
 
-def _put(parameters: dict[str, Parameter], values: dict[str, Tensor]) -> None:
+def _put(parameters: Mapping[str, Parameter], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         parameters[name].data = value
+    torch.clear_autocast_cache()  # which goes by the parameter, not by its values
 
 
-def save_pipeline(pipe: Any, folder: Path, manifest: dict[str, Any]) -> Path:
-    """Write the pipeline, whose network is in training, in place of a folder.
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in _HALF else value
+
+
+def _wide_inputs(
+    _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Convert the inputs of a network in half precision, such as its encoded prompts."""
+    return map_tree(_wide, args), map_tree(_wide, kwargs)
+
+
+def save_pipeline(trained: WholeNetwork, pipe: Any, folder: Path, manifest: dict[str, Any]) -> Path:
+    """Write the pipeline around a network in training, in its own data types, in place of a folder.
 
     The folder is that of a stock pipeline, with manifest.json beside model_index.json.
     """
-    with write_folder(folder) as temporary:
+    with write_folder(folder) as temporary, trained.in_given_dtype():
         pipe.save_pretrained(temporary, safe_serialization=True)
         text = json.dumps({"kind": "model", **manifest}, indent=2, sort_keys=True) + "\n"
         write_file(temporary / "manifest.json", text.encode())

@@ -31,14 +31,14 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune the engine's network for a reward and write a LoRA; resume the run in `out`.
 
-    The trainer "f_distill" writes a one- or few-step student instead. It and "denoise", which
+    With the setting adapter = "full" the result is a stock pipeline. The trainer "f_distill" writes a one- or few-step student instead. It and "denoise", which
     learns images of your own, need no reward.
 
     trainer, reward: a name, a mapping or an instance; the reward also a function (images, prompts)
         -> scores, or "module:function" with allow_python.
     prompts: texts, mappings {"prompt": text, "meta_...": value}, or a prompt file. Rewards get the
         metadata, without "meta_" (`sampler.rewards.base`). A trainer on data has its own.
-    out: the run folder; the LoRA is written to out/lora.
+    out: the run folder; the LoRA is written to out/lora, a pipeline to out/model.
     updates: number of batches to learn from (20).
     settings: `sampler.training.settings.Settings` or a mapping of its fields.
     progress: called as progress(record) after every update and evaluation.

@@ -55,6 +55,7 @@ class Average:
     def _copy(self, values: Mapping[str, Tensor]) -> None:
         for key, value in values.items():
             self.parameters[key].copy_(value)
+        torch.clear_autocast_cache()  # which goes by the parameter, not by its values
 
 
 def warm_decay(decay: float, updates: int) -> float:

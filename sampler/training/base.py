@@ -48,7 +48,7 @@ class MicroBatchLoss:
 class TrainerBase:
     """Defaults of a trainer; a strategy is a frozen dataclass that overrides what differs.
 
-    averages: names of averages of the LoRA that the trainer keeps.
+    averages: names of averages of the trained weights that the trainer keeps.
     """
 
     name: ClassVar[str] = ""
@@ -124,11 +124,14 @@ class TrainerBase:
     def weights(
         self, session: Session, settings: Settings
     ) -> AbstractContextManager[TrainableLoRA | WholeNetwork]:
-        """Make weights trainable for the time of a context: by default a LoRA on the network."""
+        """Make a LoRA or the network itself trainable for the time of a context."""
         from sampler.models.lora_files import lora_pairs
         from sampler.models.start_lora import read_factors
         from sampler.models.trainable_lora import adapted
+        from sampler.models.trainable_network import unfrozen
 
+        if settings.adapter == "full":
+            return unfrozen(session.pipeline.network)
         rank, alpha, targets = settings.rank or 1, settings.alpha or 1.0, settings.targets or ()
         seed, network = derived(settings.seed, 0, "adapter"), session.pipeline.network
         start = None
@@ -152,11 +155,18 @@ class TrainerBase:
             return self.save_weights(session, out / "lora", manifest)
 
     def save_weights(self, session: Session, folder: Path, manifest: dict[str, Any]) -> Path:
-        """Write the trained weights as they are into a folder and return it."""
-        from sampler.models.trainable_lora import save_lora
+        """Write the trained weights as they are into a folder and return it.
 
-        adapter, name = session.trainable.adapter, session.pipeline.network_name
-        return save_lora(adapter, name, folder, manifest).parent
+        Those of a whole network are a stock pipeline in model/ instead of lora/.
+        """
+        from sampler.models.trainable_lora import save_lora
+        from sampler.models.trainable_network import WholeNetwork, save_pipeline
+
+        adapter, pipeline = session.trainable.adapter, session.pipeline
+        if isinstance(adapter, WholeNetwork):
+            place = folder.with_name(folder.name.replace("lora", "model"))
+            return save_pipeline(adapter, pipeline.pipe, place, manifest)
+        return save_lora(adapter, pipeline.network_name, folder, manifest).parent
 
     def start(self) -> Any:
         """Return the first state: plain data, saved with the checkpoints."""

@@ -33,8 +33,8 @@ from sampler.training.settings import Settings, changed
 class FinetuneResult:
     """Result of a run.
 
-    folder: the run folder; lora: folder of the LoRA, for `load_lora` (f_distill: of the student,
-    for `sampler.load(student=...)`); updates: done in all; log: records of log.jsonl; stopped: the
+    folder: the run folder; lora: folder of the LoRA, for `load_lora` (of a whole network's
+    pipeline, for `sampler.load`; f_distill: of the student, for `sampler.load(student=...)`); updates: done in all; log: records of log.jsonl; stopped: the
     reason to stop before the last update, or ""; seconds: wall time of this call.
     """
 

@@ -105,6 +105,7 @@ class ProxMatching(TrainerBase):
         clip=0.0,
         rank=1,
         alpha=1.0,
+        adapter=None,
     )
 
     def for_dry_run(self, prompts: int) -> ProxMatching:
@@ -129,12 +130,14 @@ class ProxMatching(TrainerBase):
         found.check(prompts)
         return found
 
-    def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
-        for name in ("ema", "init_lora", "eval_every"):
+    def check_settings(self, settings: Settings) -> None:
+        for name in ("adapter", "ema", "init_lora", "eval_every"):
             if getattr(settings, name):
                 raise ValueError(
                     f"prox_matching: fit.{name} is of trainers that change the model; leave it out."
                 )
+
+    def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
         self.data_of(session, prompts, out, settings)
 
     @contextmanager

@@ -15,7 +15,11 @@ from sampler.registry.constraints import Count, Fraction, Nonnegative, Positive,
 
 @dataclass(frozen=True)
 class Defaults:
-    """Defaults of a trainer for settings that are None: the values of its authors."""
+    """Defaults of a trainer for settings that are None: the values of its authors.
+
+    lr: of a LoRA; lr_full: of the whole network, by default that of diffusers'
+    train_text_to_image.py. adapter: None for a trainer of networks of its own.
+    """
 
     steps: int
     sampler: Any
@@ -25,6 +29,8 @@ class Defaults:
     rank: int
     alpha: float
     lr_end: float = 1.0
+    lr_full: float = 1e-5
+    adapter: Literal["lora", "full"] | None = "lora"
 
 
 @checked("fit.stop")
@@ -50,6 +56,8 @@ class Settings:
     steps, sampler, guidance, height, width, negative: of sampling.
     lr, betas, eps, weight_decay: of AdamW; lr_end: fraction of lr after the last update,
     reached linearly; clip: of the global gradient norm, 0 is off.
+    adapter: what is trained, a "lora", or "full": all weights of the network, in float32, which
+    are saved as a stock pipeline in RUN/model.
     rank, alpha, targets: of the LoRA (Gaussian A, B = 0); targets are ends of layer names, by
     default the attention's projections.
     init_lora: a LoRA to start from, PATH or PATH:weight, of at most `rank`.
@@ -58,8 +66,8 @@ class Settings:
     max_skips: updates in a row with a loss, gradient or score that is not finite, after which the
     run stops.
     checkpoint_every: updates; the newest `keep` are kept.
-    ema: decay of a moving average of the LoRA, 0 is off; it is evaluated and saved as lora/, and
-    the last weights as lora_last/.
+    ema: decay of a moving average of the trained weights, 0 is off; it is evaluated and saved as
+    lora/ (model/), and the last weights as lora_last/ (model_last/).
     eval_every: updates, 0 is never; eval_prompts: the first 8 training prompts by
     default, with the seeds 0, 1, ...
     stop_reward, patience, max_drift: stop at this evaluation reward; after this number of
@@ -87,6 +95,7 @@ class Settings:
     eps: Positive = 1e-8
     weight_decay: Nonnegative | None = None
     clip: Annotated[float, Ge(0), DocInfo("0 is off")] | None = None
+    adapter: Literal["lora", "full"] | None = None
     rank: Count | None = None
     alpha: Positive | None = None
     targets: Annotated[tuple[str, ...], MinLen(1)] | None = None
@@ -110,6 +119,11 @@ class Settings:
             if not isinstance(self.stop, Mapping) or set(self.stop) != {"scorer", "worse_by"}:
                 raise ValueError('fit: stop must be {"scorer": NAME, "worse_by": NUMBER}.')
             object.__setattr__(self, "stop", Stop(**self.stop))
+        of_lora = [k for k in ("rank", "alpha", "targets", "init_lora") if getattr(self, k)]
+        if self.adapter == "full" and of_lora:
+            raise ValueError(
+                f"fit.{of_lora[0]} is of a LoRA; adapter = 'full' trains the network itself."
+            )
         watched = (self.stop_reward, self.patience, self.max_drift, self.stop, self.evals or None)
         if watched != (None,) * len(watched) and not self.eval_every:
             raise ValueError(
@@ -119,13 +133,18 @@ class Settings:
 
     def resolved(self, own: Defaults, engine: Any, prompts: list[str]) -> Settings:
         """Fill in the defaults of trainer and engine, and build the strategies."""
-        given = {
-            key: getattr(own, key)
-            for key in ("steps", "lr", "lr_end", "weight_decay", "clip", "rank", "alpha")
-            if getattr(self, key) is None
-        }
         from sampler.models.trainable_lora import default_targets
 
+        usual = {
+            key: getattr(own, key) for key in ("steps", "lr", "lr_end", "weight_decay", "clip")
+        }
+        usual["adapter"] = own.adapter
+        if self.adapter == "full":
+            usual["lr"] = own.lr_full
+        else:
+            targets = default_targets(engine.pipeline.network)
+            usual |= {"rank": own.rank, "alpha": own.alpha, "targets": targets}
+        given = {key: value for key, value in usual.items() if getattr(self, key) is None}
         rule = engine.guidance if self.guidance is None else self.guidance
         height, width = engine.pipeline.size(self.height, self.width)
         return replace(
@@ -137,7 +156,6 @@ class Settings:
             width=width,
             eval_prompts=tuple(self.eval_prompts or prompts[:8]),
             micro=self.micro or self.batch,
-            targets=self.targets or default_targets(engine.pipeline.network),
         )
 
     def record(self) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class SRPO(TrainerBase):
         clip=0.1,
         rank=32,
         alpha=64,
+        lr_full=5e-6,  # of the published code, which trains all weights
     )
 
     def __post_init__(self) -> None:

@@ -83,13 +83,14 @@ def run(latents: Path, out: Path, law: str, seed: int, updates: int, images: int
         "lr": 3e-4,
         "steps": 8,
         "seed": seed,
+        "adapter": "full",
         "guidance": {"name": "cfg", "scale": 3.0},
         "eval_every": max(updates // 8, 1),
         "eval_prompts": left_out(images),
         "checkpoint_every": max(updates // 2, 1),
     }
     engine = sampler.load(dtype=torch.float32)
-    trainer = {"name": "denoise", "data": str(latents), "form": "full", "times": law}
+    trainer = {"name": "denoise", "data": str(latents), "times": law}
     report = sampler.finetune(
         engine, trainer, Backgrounds(), out=out, updates=updates, settings=settings
     )

@@ -1,9 +1,9 @@
-"""Supervised fine-tuning on images and captions, of a LoRA or of the whole network."""
+"""Supervised fine-tuning on images and captions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,8 +17,6 @@ from sampler.training.settings import Defaults
 from sampler.training.times import time_law
 
 if TYPE_CHECKING:
-    from sampler.models.trainable_lora import TrainableLoRA
-    from sampler.models.trainable_network import WholeNetwork
     from sampler.training.averages import Averaged
     from sampler.training.session import Session
     from sampler.training.settings import Settings
@@ -39,7 +37,6 @@ class Denoise(TrainerBase):
 
     data: a folder or table of images with captions, or latents (sampler/training/data.py).
         caption: of images without one.
-    form: "lora", or "full", which trains all weights and writes a stock pipeline to RUN/model.
     times: law of the noise levels, "uniform", "logit_normal", "movis", "pieces" or "laplace", or a
         mapping with its fields (sampler/training/times.py).
     weight: w, "none" (1) or "min_snr", which weights the error of x0 by min(SNR, gamma).
@@ -51,7 +48,6 @@ class Denoise(TrainerBase):
 
     data: str
     caption: str | None = None
-    form: Literal["lora", "full"] = "lora"
     times: Any = "uniform"
     weight: Literal["none", "min_snr"] = "none"
     gamma: Positive = 5.0
@@ -114,13 +110,6 @@ class Denoise(TrainerBase):
                 f"{pipeline.schedule.process}."
             )
 
-    def check_settings(self, settings: Settings) -> None:
-        given = [k for k in ("rank", "alpha", "targets", "init_lora") if getattr(settings, k)]
-        if self.form == "full" and given:
-            raise ValueError(
-                f"denoise: fit.{given[0]} is of a LoRA; form = 'full' trains the network itself."
-            )
-
     def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
         self._samples(session, out)
 
@@ -136,23 +125,6 @@ class Denoise(TrainerBase):
     ) -> Iterator[Averaged]:
         with self.averaged(session, settings) as averaged:
             yield replace(averaged, data=self._samples(session, out))
-
-    def weights(
-        self, session: Session, settings: Settings
-    ) -> AbstractContextManager[TrainableLoRA | WholeNetwork]:
-        from sampler.models.trainable_network import unfrozen
-
-        if self.form == "full":
-            return unfrozen(session.pipeline.network)
-        return super().weights(session, settings)
-
-    def save_weights(self, session: Session, folder: Path, manifest: dict[str, Any]) -> Path:
-        from sampler.models.trainable_network import save_pipeline
-
-        if self.form == "lora":
-            return super().save_weights(session, folder, manifest)
-        place = folder.with_name(folder.name.replace("lora", "model"))
-        return save_pipeline(session.pipeline.pipe, place, manifest)
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
         from sampler.training.denoise.update import DenoiseObjective, Update

@@ -117,6 +117,7 @@ class FDistill(TrainerBase):
         clip=1.0,
         rank=64,
         alpha=64,
+        adapter=None,
     )
 
     def __post_init__(self) -> None:
@@ -187,6 +188,11 @@ class FDistill(TrainerBase):
     def check_settings(self, settings: Settings) -> None:
         if settings.ema:
             raise ValueError("f_distill: fit.ema is of trainers of a LoRA; set ema in trainer.")
+        if settings.adapter is not None:
+            raise ValueError(
+                "f_distill: fit.adapter is of trainers that change the model; set student and "
+                "fake in trainer, 'full' or 'lora' each."
+            )
         if settings.init_lora is not None:
             raise ValueError(
                 "f_distill: fit.init_lora is of trainers of a LoRA on the model itself; give a "

@@ -26,7 +26,7 @@ class DPO(PairBase):
 
     out is the network's output at x = alpha·x0 + sigma·eps and out* the exact one; both images of
     a pair have the same level and the same noise and are evaluated together; base is the model
-    without the LoRA. The pairs are those of the field data, or the best and the worst image of
+    that was given. The pairs are those of the field data, or the best and the worst image of
     each group of samples by the reward; a group of equal rewards has none.
 
     beta: above 0; published recipes have 2000 to 5000. The strength of the pull to the base model.
