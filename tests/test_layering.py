@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PLACES = {"sampler": ROOT / "sampler", "sampler_kernels": ROOT / "kernels" / "sampler_kernels"}
+SHIPPED = {"sampler": ROOT / "sampler", "sampler_kernels": ROOT / "kernels" / "sampler_kernels"}
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Import:
     target: str
 
 
-def modules():
-    """{"sampler.types": path} of everything that is shipped."""
+def modules(places):
+    """{"sampler.types": path} of the modules in the folders of packages."""
     found = {}
-    for package, folder in PLACES.items():
+    for package, folder in places.items():
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
             name = ".".join((package, *parts)).removesuffix(".__init__")
@@ -36,10 +36,11 @@ def modules():
     return found
 
 
-MODULES = modules()
+MODULES = modules(SHIPPED)
+SCRIPTS = modules({"scripts": ROOT / "scripts"})
 
 
-def imports_of(name, text, known=frozenset(MODULES)):
+def imports_of(name, text, known=frozenset(MODULES | SCRIPTS)):
     """The imports of a module's source, `from package import submodule` resolved."""
     found = []
     for node in ast.walk(ast.parse(text)):
@@ -53,7 +54,11 @@ def imports_of(name, text, known=frozenset(MODULES)):
     return found
 
 
-IMPORTS = [i for name, path in MODULES.items() for i in imports_of(name, path.read_text())]
+def imports_in(modules):
+    return [i for name, path in modules.items() for i in imports_of(name, path.read_text())]
+
+
+IMPORTS = imports_in(MODULES)
 
 
 def below(name, *packages):
@@ -125,7 +130,7 @@ def cycle(imports):
     """An import cycle between our modules, or None."""
     graph = {}
     for entry in imports:
-        if entry.target in MODULES and entry.target != entry.module:
+        if entry.target in (MODULES | SCRIPTS) and entry.target != entry.module:
             graph.setdefault(entry.module, set()).add(entry.target)
     try:
         graphlib.TopologicalSorter(graph).prepare()
@@ -148,6 +153,11 @@ def test_each_library_has_its_place():
 
 def test_there_is_no_cycle():
     assert cycle(IMPORTS) is None
+    assert cycle(imports_in(SCRIPTS)) is None
+
+
+def test_nothing_shipped_imports_a_script():
+    assert [i for i in IMPORTS if below(i.target, "scripts", "tests")] == []
 
 
 def test_strategies_stand_alone():
@@ -213,3 +223,7 @@ def later():
         Import("sampler.core.noise", "sampler.types"),
     ]
     assert cycle(loop) and not cycle(loop[:1])
+    study = "from scripts.study import training_page\n"
+    assert {i.target for i in imports_of("scripts.study.training", study)} == {
+        "scripts.study.training_page"
+    }
