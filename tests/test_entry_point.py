@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import typer
+
+from sampler.cli.commands import COMMANDS, parser
 
 # Send SIGINT to this process at the moment when a module is imported for the first time.
 AT_IMPORT = """
@@ -154,15 +157,21 @@ def test_completion_of_a_shell(words, expected):
 
 @pytest.mark.parametrize(
     ("words", "imported"),
-    [("list samplers", "list"), ("config schema", "validate"), ("--help", "generate list verify")],
+    [("list samplers", "list"), ("config schema", "validate"), ("--help", ""), ("--version", "")],
 )
 def test_only_the_named_command_is_imported(words, imported):
-    """The overview needs the first lines of all commands."""
     code = (
         "import sys; from sampler.cli import main; main(sys.argv[1:]); "
         "print(*sorted(m for m in sys.modules if m.startswith('sampler.cli.')), file=sys.stderr)"
     )
     done = python(code, *words.split())
     loaded = set(done.stderr.decode().split())
-    assert {f"sampler.cli.{name}" for name in imported.split()} <= loaded
-    assert ("sampler.cli.doctor" in loaded) is (words == "--help")
+    commands = {place.partition(":")[0] for place, _ in COMMANDS.values()}
+    assert {name for name in commands if f"sampler.cli.{name}" in loaded} == set(imported.split())
+
+
+def test_the_overview_has_the_first_paragraph_of_every_help():
+    whole = typer.main.get_command(parser()).commands
+    assert set(whole) == set(COMMANDS)
+    for name, (_, summary) in COMMANDS.items():
+        assert " ".join(whole[name].help.split("\n\n")[0].split()) == summary

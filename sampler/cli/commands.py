@@ -15,29 +15,63 @@ import typer
 from sampler import __version__
 from sampler.cli.report import Report
 
-# Where each command is: a function, or a Typer with commands of its own.
+# Where each command is, a function or a Typer with commands of its own, and its line in the
+# overview: the first paragraph of its help, which is there without importing its module.
 COMMANDS = {
-    "generate": "generate:command",
-    "sweep": "generate:command",
-    "restore": "restore:command",
-    "finetune": "finetune:command",
-    "vote": "vote:command",
-    "eval": "evaluate:command",
-    "resume": "resume:command",
-    "verify": "verify:command",
-    "replay": "replay:command",
-    "show": "show:command",
-    "grid": "sheets:grid",
-    "gallery": "sheets:gallery",
-    "export": "sheets:export",
-    "validate": "validate:validate",
-    "list": "list:command",
-    "doctor": "doctor:command",
-    "ui": "ui:command",
-    "bench": "bench:app",
-    "calibrate": "calibrate:app",
-    "inspect": "inspect:app",
-    "config": "validate:config",
+    "generate": (
+        "generate:command",
+        "Generate images from prompts; without --model, with the small bundled model.",
+    ),
+    "sweep": (
+        "generate:command",
+        "Generate images for every combination of the values of one or more --axis options.",
+    ),
+    "restore": (
+        "restore:command",
+        "Restore images: several versions of each, their mean, and a map of where they differ.",
+    ),
+    "finetune": (
+        "finetune:command",
+        "Fine-tune a model for a reward; the same command resumes a stopped run.",
+    ),
+    "vote": ("vote:command", "Vote on the images of a fine-tuning run with the reward `votes`."),
+    "eval": ("evaluate:command", "Score images, with 95 % intervals by bootstrap over prompts."),
+    "resume": ("resume:command", "Resume a run: generate the missing images with its stored plan."),
+    "verify": (
+        "verify:command",
+        "Check every file of a run against its journal; exit code 3 if anything is wrong.",
+    ),
+    "replay": (
+        "replay:command",
+        "Regenerate an image; bit-identical from its run folder, which records its batch.",
+    ),
+    "show": ("show:command", "Show the records of a run, or the record inside an image."),
+    "grid": (
+        "sheets:grid",
+        "Draw contact sheets of a run into its folder grids/, labelled with the axes of a sweep.",
+    ),
+    "gallery": (
+        "sheets:gallery",
+        "Write gallery.html into a run folder: thumbnails, filters and records, without scripts.",
+    ),
+    "export": (
+        "sheets:export",
+        "Export a run, complete or not, as a table or as shards of images with records.",
+    ),
+    "validate": (
+        "validate:validate",
+        "Check configuration and prompt files; exit code 2 if one is invalid.",
+    ),
+    "list": ("list:command", "List samplers, guidance rules, rewards, trainers or schedulers."),
+    "doctor": ("doctor:command", "Show versions, devices, optional extras and free disk space."),
+    "ui": ("ui:command", "Serve the playground for samplers and guidance rules (localhost only)."),
+    "bench": (
+        "bench:app",
+        "Measure a model: the cost of runs (default) and the accuracy of samplers.",
+    ),
+    "calibrate": ("calibrate:app", "Fit per-model parameters (LinearAG, momentum number, grid)."),
+    "inspect": ("inspect:app", "Inspect a model: features, attention, denoiser, training images."),
+    "config": ("validate:config", "Configuration files."),
 }
 
 
@@ -60,7 +94,8 @@ def parser(words: Sequence[str] | None = None) -> typer.Typer:
     """The parser for a command line; of all commands for None.
 
     Building the options of every command takes longer than many commands themselves: where the
-    first word is a command, the parser has that one only, and the overview has none of them.
+    first word is a command, the parser has that one only, and the overview has none of them and
+    imports no command.
     """
     app = typer.Typer(
         help="Generate images with diffusion models: samplers, guidance rules and resumable "
@@ -72,11 +107,13 @@ def parser(words: Sequence[str] | None = None) -> typer.Typer:
     app.callback()(_options)
     first = None if words is None else next(iter(words), "--help")
     for name in [first] if first in COMMANDS else COMMANDS:
-        module, attribute = COMMANDS[name].split(":")
+        place, summary = COMMANDS[name]
+        if first in ("-h", "--help", "--version"):
+            app.command(name, help=summary)(_nothing)
+            continue
+        module, attribute = place.split(":")
         found = getattr(import_module(f"sampler.cli.{module}"), attribute)
-        if first in ("-h", "--help"):
-            app.command(name, help=_help(name, found))(_nothing)
-        elif isinstance(found, typer.Typer):
+        if isinstance(found, typer.Typer):
             app.add_typer(found, name=name)
         else:
             app.command(name, help=_help(name, found))(found)
@@ -88,7 +125,7 @@ def _help(name: str, command: Any) -> str | None:
         from sampler.cli.generate import SWEEP
 
         return SWEEP
-    return command.info.help if isinstance(command, typer.Typer) else inspect.getdoc(command)
+    return inspect.getdoc(command)
 
 
 def _nothing() -> None:

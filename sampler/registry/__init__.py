@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
 from sampler.registry.constraints import check_fields, on_construction
-from sampler.registry.ranges import hints, type_text, words
-from sampler.types import GuidanceBase, SamplerBase
+from sampler.registry.instances import spec_of as spec_of
+from sampler.registry.instances import with_defaults as with_defaults
+from sampler.registry.ranges import hints, words
 
 T = TypeVar("T", bound=type)
-Strategy = TypeVar("Strategy")
 
 # kind -> (package whose import registers our own, entry-point group of third parties)
 KINDS = {
@@ -30,7 +31,6 @@ KINDS = {
 # Method by which an object is recognised as a strategy of a kind.
 _METHOD = {"sampler": "step", "guidance": "combine", "reward": "__call__", "trainer": "updates"}
 
-_BASES: dict[str, type] = {"sampler": SamplerBase, "guidance": GuidanceBase}
 
 R = TypeVar("R", bound=Callable[[Mapping[str, Any]], Mapping[str, Any]])
 _resolvers: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {}
@@ -78,6 +78,11 @@ def names(kind: str) -> list[str]:
     """The names of a kind: ours in their order of import, then third parties'."""
     table = _load(kind)
     return [*table, *sorted(set(_plugins(kind)) - set(table))]
+
+
+def exists(kind: str, name: str) -> bool:
+    """Return True for a name of a kind; third parties' are read for names that are not ours."""
+    return name in _load(kind) or name in _plugins(kind)
 
 
 def lookup(kind: str, name: str) -> type:
@@ -132,26 +137,6 @@ def build(kind: str, spec: Any) -> Any:
     return with_defaults(kind, cls(**given))
 
 
-def with_defaults(kind: str, strategy: Strategy) -> Strategy:
-    """The strategy; a class without the base of its kind gets the base's methods that it lacks.
-
-    Raises ValueError for an object whose class cannot get them.
-    """
-    base = _BASES.get(kind, object)
-    if isinstance(strategy, base):
-        return strategy
-    lacking = {name for name in vars(base) if not name.startswith("_")} - set(dir(strategy))
-    try:
-        for name in lacking:
-            setattr(type(strategy), name, vars(base)[name])
-    except TypeError:
-        raise ValueError(
-            f"A {kind} has the method {min(lacking)!r}, and {strategy!r:.60} has not; derive its "
-            f"class from sampler.{base.__name__}."
-        ) from None
-    return strategy
-
-
 def _complete(strategy: Any) -> None:
     """Builds the strategies in the fields of a new one, and checks its other fields."""
     nested = [f for f in fields(strategy) if f.metadata.get("kind")]
@@ -169,29 +154,6 @@ def _is_required(entry: Field[Any]) -> bool:
     return entry.default is MISSING and entry.default_factory is MISSING
 
 
-def spec_of(strategy: Any) -> Any:
-    """{"name": ..., field: ...} of an instance: `build` of it gives an equal instance.
-
-    An object that is not a dataclass is returned unchanged.
-    """
-    if not is_dataclass(strategy):
-        return strategy
-    cls: Any = type(strategy)
-    spec: dict[str, Any] = {"name": cls.name}
-    for entry in fields(cls):
-        value = getattr(strategy, entry.name)
-        if isinstance(value, tuple) and entry.metadata.get("kind"):
-            spec[entry.name] = [spec_of(item) for item in cast("tuple[Any, ...]", value)]
-        else:
-            spec[entry.name] = spec_of(value) if _is_strategy(value) else value
-    return spec
-
-
-def _is_strategy(value: Any) -> bool:
-    named = isinstance(getattr(value, "name", None), str)
-    return named and is_dataclass(value) and not isinstance(value, type)
-
-
 def describe(kind: str, name: str) -> dict[str, Any]:
     """Summary, docstring, reference and fields of a strategy.
 
@@ -199,7 +161,7 @@ def describe(kind: str, name: str) -> dict[str, Any]:
     """
     cls = lookup(kind, name)
     text = (cls.__doc__ or "").strip()
-    types = hints(cls)
+    types, plain = hints(cls), get_type_hints(cls)
     return {
         "kind": kind,
         "name": name,
@@ -209,7 +171,7 @@ def describe(kind: str, name: str) -> dict[str, Any]:
         "fields": [
             {
                 "name": f.name,
-                "type": type_text(cls, f.name),
+                "type": inspect.formatannotation(plain[f.name]),
                 "default": _default(f),
                 "range": words(types[f.name]),
             }

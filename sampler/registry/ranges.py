@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from typing import (
     Annotated,
     Any,
@@ -19,14 +20,10 @@ from typing import (
 from annotated_types import DocInfo, Ge, Gt, Le, Lt, MaxLen, Predicate
 
 
-def hints(cls: type) -> dict[str, Any]:
+@cache
+def hints(cls: type) -> Mapping[str, Any]:
     """{field: type} of a dataclass, with the constraints."""
     return get_type_hints(cls, include_extras=True)
-
-
-def type_text(cls: type, field: str) -> str:
-    """Type of a field as text, without its constraints."""
-    return inspect.formatannotation(get_type_hints(cls)[field])
 
 
 def without_none(hint: Any) -> Any:

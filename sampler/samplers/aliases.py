@@ -116,7 +116,7 @@ def alias(text: str) -> dict[str, Any]:
 
     Raises ValueError for unknown names, with suggestions.
     """
-    if text in registry.names("sampler"):
+    if registry.exists("sampler", text):
         return {"sampler": {"name": text}, "grid": None}
     name, grid, automatic = _split(text)
     if name.endswith("cfgpp") and name not in _NAMES:
@@ -169,8 +169,9 @@ def _warn_once(text: str, note: str) -> None:
 def _is_known(text: str) -> bool:
     """Return True for a name that `alias` resolves, or refuses with a reason."""
     name = _split(text)[0].removesuffix("cfgpp")
-    own = (_plain(own) for own in registry.names("sampler"))
-    return name in _NAMES or name in _NO_NAMES or name in own
+    if name in _NAMES or name in _NO_NAMES:
+        return True
+    return name in (_plain(own) for own in registry.names("sampler"))
 
 
 def named(spec: Any) -> tuple[Any, str | None]:
@@ -181,7 +182,7 @@ def named(spec: Any) -> tuple[Any, str | None]:
     """
     given = dict(cast("Mapping[str, Any]", spec)) if isinstance(spec, Mapping) else {"name": spec}
     name = given.pop("name", None)
-    if not isinstance(name, str) or name in registry.names("sampler") or not _is_known(name):
+    if not isinstance(name, str) or registry.exists("sampler", name) or not _is_known(name):
         return cast("Any", spec), None
     found = alias(name)
     return {**found["sampler"], **given}, found["grid"]
