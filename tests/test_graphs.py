@@ -60,6 +60,7 @@ def test_replayed_batches_are_the_batches(engine, monkeypatch, guidance):
     usual = images(engine, monkeypatch, None, guidance=guidance)
     mine = images(engine, monkeypatch, GraphedRuns(engine, True, recorded), guidance=guidance)
     assert torch.equal(usual.latents, mine.latents) and usual.nfe == mine.nfe
+    assert usual.solver_error == mine.solver_error
     # Five images in batches of two: the last one has another shape and runs as usual.
     assert (recorded.captures, recorded.replays) == (STEPS, 2 * STEPS)
 

@@ -14,7 +14,7 @@ from sampler.core.adapter import PipelineAdapter
 from sampler.core.graphs import GraphedRuns
 from sampler.core.images import as_images, check_strength, steps_left, to_pixels
 from sampler.core.loop import Loop
-from sampler.core.solver_error import error_of, with_error
+from sampler.core.solver_error import SolverError, has_estimate
 from sampler.core.trajectory import begin
 from sampler.registry.constraints import as_int
 from sampler.types import MAX_SEED, Cond, Guidance, Sampler, Snapshot
@@ -89,9 +89,9 @@ def sample_batch(
 ) -> Sampled:
     """Sample some jobs; with `estimate` also their solver error.
 
-    cond: their conditions, where they are encoded already. on_step receives every snapshot, unless
-    `graphs` replays the run. clean: latents [B, ...] to start from and the strength of the noise
-    on them, instead of noise alone.
+    cond: their conditions, where they are encoded already. on_step receives every snapshot; where
+    `graphs` replays the run, the next batch overwrites its tensors. clean: latents [B, ...] to
+    start from and the strength of the noise on them, instead of noise alone.
     """
     if clean is not None and steps_left(steps, clean[1]) == 0:
         return Sampled(clean[0], (0,) * len(jobs))
@@ -107,10 +107,14 @@ def sample_batch(
         cond,
         clean,
     )
-    if estimate:
-        run = with_error(run)
-    x, last = engine.run_to_end(*run, on_step=on_step) if graphs is None else graphs(run)
-    return Sampled(x, last.nfe, error_of(last))
+    error = SolverError(run, on_step) if estimate and has_estimate(run) else None
+    if error is not None:
+        run, on_step = error.run, error
+    if graphs is None:
+        x, last = engine.run_to_end(*run, on_step=on_step)
+    else:
+        x, last = graphs(run, on_step)
+    return Sampled(x, last.nfe, None if error is None else error.total())
 
 
 def clean_latents(

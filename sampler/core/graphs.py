@@ -67,8 +67,12 @@ class GraphedRuns:
         self.graphs: StepGraphs | None = None
         self.failed = False
 
-    def __call__(self, run: Run) -> tuple[Tensor, Snapshot]:
+    def __call__(
+        self, run: Run, on_step: Callable[[Snapshot], None] | None = None
+    ) -> tuple[Tensor, Snapshot]:
         """Take a run to its end; return the result [B, ...] and the last snapshot.
+
+        on_step receives every snapshot; the next batch overwrites the tensors of a replayed one.
 
         Raises UsageError where graphs are required and a step cannot be captured.
         """
@@ -76,10 +80,10 @@ class GraphedRuns:
         if method.stochastic:
             self._refuse(f"the sampler {method.name!r} draws noise at every step", None)
         if method.stochastic or self.failed:
-            return self.engine.run_to_end(*run)
+            return self.engine.run_to_end(*run, on_step=on_step)
         if reason := rule.graph_refusal:
             self._refuse(reason, None)
-            return self.engine.run_to_end(*run)
+            return self.engine.run_to_end(*run, on_step=on_step)
         cond = seeded(cond, snap)
         conds = [cond.cond, cond.uncond, dict(cond.extra)]
         batch = (levels, map_tree(form, [snap.x, conds]))
@@ -88,7 +92,7 @@ class GraphedRuns:
             own = (self.conds, self.capture, self._refuse)
             self.graphs = StepGraphs(self.engine, method, rule, *own)
         if self.first[0] != batch or not _same(self.first[1:], (method, rule)):
-            return self.engine.run_to_end(*run)
+            return self.engine.run_to_end(*run, on_step=on_step)
         # The graphs read these tensors, so that one copy serves all steps of a batch.
         map_tree(refill, self.conds, conds)
         with torch.no_grad():
@@ -97,6 +101,8 @@ class GraphedRuns:
             for span in spans(levels):
                 branches = rule.plan(snap.x, span, own_cond, snap.guidance)
                 snap = self.graphs.step(snap, span, branches)
+                if on_step is not None:
+                    on_step(snap)
             # The next batch overwrites the outputs of the graphs.
             x, snap = map_tree(clone, [settle(method.finish(snap.x, snap.sampler)), snap])
         if self.graphs.failed:

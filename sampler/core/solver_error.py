@@ -2,46 +2,46 @@
 
     solver_error = sum over steps of ‖x'_{p+1} − x'_p‖/sqrt(D),   D = number of elements of x
 
-x'_p is the mean of the step as taken, x'_{p+1} that of the next higher order
-(`SamplerBase.step_with_error`). Per row: a row's value does not depend on the batch.
+x'_p is the mean of the step as taken, x'_{p+1} that of the next higher order. Their difference is a
+sum of terms that the steps compute anyway (`SamplerBase.error_term`, `error_weights`). The terms of
+several steps are kept and summed together, so that a step costs next to nothing. Per row: a row's
+value does not depend on the batch.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import zip_longest
+from typing import Any, NamedTuple, cast
 
-from sampler_kernels import gram, sqrt
+import torch
+from sampler_kernels import Lin, gram, settle, sqrt
+from torch import Tensor
 
+from sampler.core.rows import has_levels_of_rows
+from sampler.core.stacking import to_device
 from sampler.core.trajectory import Run
-from sampler.types import Move, Prediction, Sampler, SamplerBase, Snapshot, Span
+from sampler.types import Level, Move, Prediction, Sampler, SamplerBase, Snapshot, Span, spans
+
+KEPT_STEPS, KEPT_BYTES = 16, 4 * 2**20
+"""The most terms that are kept before their errors are formed: more would leave the cache."""
 
 
-class Summed(NamedTuple):
-    """State of a sampler; the sum [B] up to the last step, and the difference [B, ...] of that one.
-
-    Either is None before the first estimate. The difference is settled with its step, which has
-    computed most of it anyway, and its norm is taken at the next one.
-    """
+class Recorded(NamedTuple):
+    """State of a sampler, and the term [B, ...] of its last step; None where it had none."""
 
     state: Any
-    error: Any = None
-    gap: Any = None
-
-    def total(self) -> Any:
-        """The sum [B] with the last step; None without an estimate."""
-        if self.gap is None:
-            return self.error
-        rms = sqrt(gram(self.gap)[0, 0] / math.prod(self.gap.shape[1:]))
-        return rms if self.error is None else self.error + rms
+    term: Any = None
 
 
 @dataclass(frozen=True)
-class ErrorSum:
-    """A sampler that takes the same steps as `method` and sums their errors in its state."""
+class Recorder:
+    """A sampler that takes the same steps as `method` and leaves their terms in its state."""
 
-    method: Any
+    method: Sampler
 
     @property
     def name(self) -> str:
@@ -51,30 +51,94 @@ class ErrorSum:
     def stochastic(self) -> bool:
         return self.method.stochastic
 
-    def step(self, x: Any, pred: Prediction, span: Span, state: Summed) -> Move:
-        move, gap = self.method.step_with_error(x, pred, span, state.state)
-        return replace(move, state=Summed(move.state, state.total(), gap))
+    @property
+    def draws(self) -> tuple[str, ...]:
+        return self.method.draws
 
-    def finish(self, x: Any, state: Summed) -> Any:
+    def step(self, x: Any, pred: Prediction, span: Span, state: Recorded) -> Move:
+        move = self.method.step(x, pred, span, state.state)
+        term = self.method.error_term(pred, move, span, state.state)
+        return Move(move.mean, move.std, Recorded(move.state, term), move.over)
+
+    def finish(self, x: Any, state: Recorded) -> Any:
         return self.method.finish(x, state.state)
 
 
-def with_error(run: Run) -> Run:
-    """Return the run with its errors summed; the run itself where its sampler has no estimate."""
-    if not has_estimate(run.method):
-        return run
-    method: Any = ErrorSum(run.method)
-    snapshot = run.snapshot._replace(sampler=Summed(run.snapshot.sampler))
-    return run._replace(snapshot=snapshot, method=method)
+class SolverError:
+    """Sum of the local errors of a run.
+
+    Called with every snapshot of `self.run`, which takes the steps of the run given; `on_step`, if
+    there is one, is then called with the snapshot of that one.
+    """
+
+    def __init__(self, run: Run, on_step: Callable[[Snapshot], None] | None = None) -> None:
+        start, recorder = run.snapshot, cast(Any, Recorder(run.method))
+        start = start._replace(sampler=Recorded(start.sampler))
+        self.run = run._replace(snapshot=start, method=recorder)
+        self._on_step = on_step
+        self._weights = _weights(run.method, run.levels)
+        self._reach = max(map(len, self._weights), default=0) - 1
+        self._terms: dict[int, Tensor] = {}  # by step
+        self._next = start.index  # first step whose error is not formed yet
+        self._errors: list[Tensor] = []  # [N, B], of N steps each
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        state, term = snapshot.sampler
+        if term is not None:
+            self._terms[snapshot.index - 1] = term
+            if len(self._terms) >= self._most(term):
+                self._form()
+        if self._on_step is not None:
+            self._on_step(snapshot._replace(sampler=state))
+
+    def _most(self, term: Tensor) -> int:
+        """Number of terms that are kept."""
+        return min(KEPT_STEPS, KEPT_BYTES // (term.numel() * term.element_size())) + self._reach
+
+    def total(self) -> tuple[float, ...] | None:
+        """The sums, one per row; None where nothing was estimated."""
+        self._form()
+        if not self._errors:
+            return None
+        rows: list[list[float]] = cast(Any, torch.cat(self._errors).T).tolist()
+        return tuple(map(math.fsum, rows))
+
+    def _form(self) -> None:
+        """Form the errors of the steps since the last time, in one pass over their terms."""
+        end = max(self._terms, default=-1) + 1
+        steps = [k for k in range(self._next, end) if self._weights[k] and k in self._terms]
+        if steps:
+            squares = gram(self._gaps(steps))[0, 0]
+            count = math.prod(self._terms[steps[0]].shape[1:])
+            self._errors.append(settle(sqrt(squares / count)).view(len(steps), -1))
+        self._next = end
+        self._terms = {k: term for k, term in self._terms.items() if k >= end - self._reach}
+
+    def _gaps(self, steps: list[int]) -> Lin:
+        """x'_{p+1} − x'_p [N·B, ...] of N steps, one after the other."""
+        terms, weights = self._terms, [self._weights[k] for k in steps]
+        newest = Lin.of(torch.cat([terms[k] for k in steps]))
+        total, rows = Lin.zero(newest), newest.shape[0] // len(steps)
+        for place, column in enumerate(zip_longest(*weights, fillvalue=0.0)):
+            if not any(column):
+                continue
+            part = newest
+            if place:
+                older = [k - place if w else k for k, w in zip(steps, column, strict=True)]
+                part = Lin.of(torch.cat([terms[k] for k in older])) - newest
+            w = torch.tensor(column, dtype=newest.like.dtype).repeat_interleave(rows)
+            total = total + to_device(w, newest.like.device) * part
+        return total
 
 
-def error_of(last: Snapshot) -> tuple[float, ...] | None:
-    """The sums of a run's last snapshot, one per row; None where nothing was estimated."""
-    total = last.sampler.total() if isinstance(last.sampler, Summed) else None
-    return None if total is None else tuple(total.tolist())
+@lru_cache(maxsize=32)
+def _weights(method: Sampler, levels: tuple[Level, ...]) -> tuple[tuple[float, ...], ...]:
+    """`error_weights` of every step of a grid; kept, since every batch takes the same steps."""
+    steps = spans(levels)
+    return tuple(method.error_weights(steps[: k + 1]) for k in range(len(steps)))
 
 
-def has_estimate(method: Sampler) -> bool:
-    """Return True for samplers with a `step_with_error` of their own."""
-    own = getattr(type(method), "step_with_error", None)
-    return own not in (None, SamplerBase.step_with_error)
+def has_estimate(run: Run) -> bool:
+    """Return True for a run whose sampler has errors, over levels that all samples share."""
+    own = type(run.method).error_weights is not SamplerBase.error_weights
+    return own and not has_levels_of_rows(run.levels)

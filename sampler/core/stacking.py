@@ -26,8 +26,12 @@ def evaluated_rows(
     index = branch.rows.nonzero()[:, 0]
     for b in index.tolist():
         nfe[b] += cost
-    # From pinned memory, so that the copy does not wait for what the device has still to do.
-    return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
+    return to_device(index, device)
+
+
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor from the CPU, without waiting for what the device has still to do."""
+    return value if device.type == "cpu" else value.pin_memory().to(device, non_blocking=True)
 
 
 def cat(parts: list[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -58,11 +59,11 @@ class EulerAncestral(SamplerBase):
         k, fresh = self._share(span)
         return noisy(self, line(pred, span, k=k), span, fresh, state)
 
-    def step_with_error(
-        self, x: Any, pred: Prediction, span: Span, state: Any
-    ) -> tuple[Move, Lin | None]:
-        move = self.step(x, pred, span, state)
-        return next_order(move, pred, span, state, 1, self._share(span).k)
+    def error_term(self, pred: Prediction, move: Move, span: Span, state: Any) -> Lin:
+        return pred.x0
+
+    def error_weights(self, spans: Sequence[Span]) -> tuple[float, ...]:
+        return next_order(spans, 1, k=self._share(spans[-1]).k)
 
     def _share(self, span: Span) -> Share:
         policy = "flow" if self.form == "auto" and is_flow(span) else "eta"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -55,11 +56,11 @@ class DDIM(SamplerBase):
         mean = b.alpha * pred.x0 + b.sigma * sqrt(1 - tau) * pred.eps
         return Move(mean, b.sigma * sqrt(tau), state, interval(span, self.noise))
 
-    def step_with_error(
-        self, x: Any, pred: Prediction, span: Span, state: Any
-    ) -> tuple[Move, Lin | None]:
-        k = share("eta", span, self.eta).k
-        return next_order(self.step(x, pred, span, state), pred, span, state, 1, k)
+    def error_term(self, pred: Prediction, move: Move, span: Span, state: Any) -> Lin:
+        return pred.x0
+
+    def error_weights(self, spans: Sequence[Span]) -> tuple[float, ...]:
+        return next_order(spans, 1, k=share("eta", spans[-1], self.eta).k)
 
 
 def _share(a: Level, b: Level) -> Any:

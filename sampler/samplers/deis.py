@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import DocInfo, Ge, Le
 
 from sampler.registry import register
-from sampler.samplers.coordinates import advance, euler, log_snr, slope, weighted
+from sampler.samplers.coordinates import advance, euler, gain, log_snr, slope, weighted
 from sampler.samplers.dpmpp import SHORT_RUN
-from sampler.samplers.exponential import History, falling
+from sampler.samplers.exponential import History, falling, nodes, to_next_order
 from sampler.samplers.multistep_weights import places, weights
 from sampler.samplers.shares import refuse_rows
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
@@ -56,20 +57,26 @@ class DEIS(SamplerBase):
         if u == -math.inf:
             return Move(euler(pred, span), 0.0, ())
         known = ((u, pred.eps), *state)[: self.order]
-        left = span.total - span.index if 0 < span.total < SHORT_RUN else self.order
-        return Move(_mean(pred, span, known[:left]), 0.0, known[: self.order - 1])
+        return Move(
+            _mean(pred, span, known[: _left(span, self.order)]), 0.0, known[: self.order - 1]
+        )
 
-    def step_with_error(
-        self, x: Any, pred: Prediction, span: Span, state: Any
-    ) -> tuple[Move, Lin | None]:
-        move, u = self.step(x, pred, span, state), log_snr(span.now)
-        if not math.isfinite(u) or span.next.sigma == 0:
-            return move, None
-        known = ((u, pred.eps), *state)[: self.order + 1]
-        move = replace(move, state=known[: self.order])
-        if len(known) <= self.order:
-            return move, None
-        return move, _mean(pred, span, known) - Lin.of(move.mean)
+    def error_term(self, pred: Prediction, move: Move, span: Span, state: Any) -> Lin:
+        return pred.eps
+
+    def error_weights(self, spans: Sequence[Span]) -> tuple[float, ...]:
+        span = spans[-1]
+        found = nodes(spans, self.order + 1, log_snr)
+        if not found:
+            return ()
+        h = log_snr(span.next) - log_snr(span.now)
+        taken = min(self.order, _left(span, self.order))
+        return to_next_order(spans, found, log_snr, weights, -h, gain(span, "eps"), taken)
+
+
+def _left(span: Span, order: int) -> int:
+    """Highest order of a step: short runs end with lower ones."""
+    return span.total - span.index if 0 < span.total < SHORT_RUN else order
 
 
 def _mean(pred: Prediction, span: Span, known: History) -> Lin:

@@ -40,6 +40,8 @@ class DataMultistep(SamplerBase):
 
     follows_direction: ClassVar[bool] = True
     eta: float = 0.0
+    s_noise: float = 1.0
+    noise: NoiseKind = "step"
     order: int = 2
     clock: Clock = "snr"
 
@@ -55,21 +57,38 @@ class DataMultistep(SamplerBase):
         """The grid itself. Raises ValueError for a level that is not below the one before."""
         return falling(self.name, grid)
 
-    def step_with_error(
-        self, x: Any, pred: Prediction, span: Span, state: Any
-    ) -> tuple[Move, Lin | None]:
-        k, clock = share("sde", span, self.eta).k, "snr" if self.stochastic else self.clock
-        move = self.step(x, pred, span, state)
-        return next_order(move, pred, span, state, self.order, k, clock)
+    def node_weights(self, places: tuple[float, ...], H: float) -> Sequence[float]:
+        """Weights of the values at `places` of a step."""
+        return weights(places, H)
+
+    def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
+        k, fresh = share("sde", span, self.eta)
+        rule, clock = self.node_weights, self._clock
+        e, history = extrapolated(pred, span, state, self.order, rule, k, clock)
+        return noisy(self, line(pred, span, e, k), span, fresh, history)
+
+    def error_term(self, pred: Prediction, move: Move, span: Span, state: Any) -> Lin:
+        return pred.x0
+
+    def error_weights(self, spans: Sequence[Span]) -> tuple[float, ...]:
+        k = share("sde", spans[-1], self.eta).k
+        return next_order(spans, self.order, self.node_weights, k, self._clock)
+
+    @property
+    def _clock(self) -> Clock:
+        return "snr" if self.stochastic else self.clock
 
 
 def second_order(
     pred: Prediction, span: Span, history: History, kind: Solver = "midpoint", clock: Clock = "snr"
 ) -> tuple[Lin | None, History]:
     """(e, history) of DPM-Solver++(2M); first order, e = None, at the start and in a short end."""
-    short = span.index == span.total - 1 and span.total < SHORT_RUN
     e, history = extrapolated(pred, span, history, 2, RULES[kind], clock=clock)
-    return (None if short else e), history
+    return (None if _short_end(span) else e), history
+
+
+def _short_end(span: Span) -> bool:
+    return span.index == span.total - 1 and span.total < SHORT_RUN
 
 
 @register("sampler", "dpmpp_2m")
@@ -96,6 +115,13 @@ class DPMSolverPP2M(DataMultistep):
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         e, history = second_order(pred, span, state, self.solver_type, self.clock)
         return Move(line(pred, span, e), 0.0, history)
+
+    def node_weights(self, places: tuple[float, ...], H: float) -> Sequence[float]:
+        return RULES[self.solver_type](places, H)
+
+    def error_weights(self, spans: Sequence[Span]) -> tuple[float, ...]:
+        taken = 1 if _short_end(spans[-1]) else 2
+        return next_order(spans, 2, self.node_weights, clock=self.clock, taken=taken)
 
 
 @register("sampler", "dpmpp_2m_sde")
@@ -124,10 +150,8 @@ class DPMSolverPP2MSDE(DataMultistep):
         "sample_dpmpp_2m_sde"
     )
 
-    def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
-        k, fresh = share("sde", span, self.eta)
-        e, history = extrapolated(pred, span, state, 2, RULES[self.solver_type], k)
-        return noisy(self, line(pred, span, e, k), span, fresh, history)
+    def node_weights(self, places: tuple[float, ...], H: float) -> Sequence[float]:
+        return RULES[self.solver_type](places, H)
 
 
 @register("sampler", "dpmpp_3m_sde")
@@ -159,10 +183,10 @@ class DPMSolverPP3MSDE(DataMultistep):
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         if self.stochastic:
             warn_short_run(MIN_STEPS_3M, "dpmpp_3m_sde overshoots", span, "er_sde")
-        k, fresh = share("sde", span, self.eta)
-        rule = _halved if self.weights == "published" else weights
-        e, history = extrapolated(pred, span, state, 3, rule, k)
-        return noisy(self, line(pred, span, e, k), span, fresh, history)
+        return super().step(x, pred, span, state)
+
+    def node_weights(self, places: tuple[float, ...], H: float) -> Sequence[float]:
+        return (_halved if self.weights == "published" else weights)(places, H)
 
 
 def warn_short_run(least: int, what: str, span: Span, instead: str) -> None:

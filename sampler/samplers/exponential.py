@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 
@@ -24,6 +23,7 @@ from sampler.types import Level, Lin, Move, Prediction, Span
 
 Clock = Literal["auto", "snr", "sigma"]
 History = tuple[tuple[float, Any], ...]  # (u, D), newest first
+Rule = Callable[[tuple[float, ...], float], Sequence[float]]  # (places, H) to weights
 
 
 class Noisy(Protocol):
@@ -89,7 +89,7 @@ def extrapolated(
     span: Span,
     history: History,
     order: int,
-    rule: Callable[[tuple[float, ...], float], Sequence[float]],
+    rule: Rule,
     k: float = 1.0,
     clock: Clock = "snr",
 ) -> tuple[Lin | None, History]:
@@ -111,28 +111,70 @@ def extrapolated(
 
 
 def next_order(
-    move: Move,
-    pred: Prediction,
-    span: Span,
-    history: History,
+    spans: Sequence[Span],
     order: int,
+    rule: Rule = weights,
     k: Any = 1.0,
     clock: Clock = "snr",
-) -> tuple[Move, Lin | None]:
-    """(move with one more value in its history, mean of order + 1 with the exact kernel − mean).
+    taken: int | None = None,
+) -> tuple[float, ...]:
+    """Weights of the targets D in the error of the last of these steps (`error_weights`).
 
-        (alpha' − c·alpha)·(e_{p+1} − e_p)
+        (alpha' − c·alpha)·(e_{p+1} − e_p),   p = order
 
-    for a move of `order` p made with `history`. The second is None without p + 1 values, and where
-    the step ends at sigma' = 0, which is D in every order.
+    e_{p+1} is averaged with the exact kernel; e_p is that of the step, made with `rule` from
+    `taken` values (default p).
     """
-    if span.now.sigma * span.next.alpha == span.next.sigma * span.now.alpha:
-        return replace(move, state=history), None  # a repeated level is no node
-    e, kept = extrapolated(pred, span, history, order + 1, weights, k, clock)
-    move = replace(move, state=kept)
-    if e is None or len(history) < order or span.next.sigma == 0:
-        return move, None
-    return move, line(pred, span, e, k) - Lin.of(move.mean)
+    span = spans[-1]
+    u = clock_of(span, clock)
+    found = nodes(spans, order + 1, u)
+    if not found:
+        return ()
+    (_, a, s), (_, a_next, s_next) = span.now, span.next
+    H = effective(u(span.next) - u(span.now), k)
+    gain = a_next - k * s_next * a / s
+    return to_next_order(spans, found, u, rule, H, gain, order if taken is None else taken)
+
+
+def nodes(spans: Sequence[Span], count: int, u: Callable[[Level], float]) -> list[int]:
+    """Places of the last `count` steps that are nodes of a polynomial in u, newest (0) first.
+
+    Empty where there are fewer, and where the last step has no higher order: it ends at sigma' = 0
+    or repeats its level. A level without u (alpha = 0) and those before it are no nodes.
+    """
+    last = spans[-1]
+    if last.next.sigma == 0 or _repeats(last):
+        return []
+    found: list[int] = []
+    for place, span in enumerate(reversed(spans)):
+        if len(found) == count or not math.isfinite(u(span.now)):
+            break
+        if not _repeats(span):
+            found.append(place)
+    return found if len(found) == count else []
+
+
+def to_next_order(
+    spans: Sequence[Span],
+    found: Sequence[int],
+    u: Callable[[Level], float],
+    rule: Rule,
+    H: float,
+    gain: float,
+    taken: int,
+) -> tuple[float, ...]:
+    """gain·(w of all nodes found − w of the first `taken`), by place; w_0 is that of the rest."""
+    last = spans[-1]
+    known = places([u(spans[-1 - place].now) for place in found], u(last.next))
+    own = (*rule(known[:taken], H), *(0.0,) * len(known))
+    by_place = [0.0] * (found[-1] + 1)
+    for place, after, before in zip(found[1:], weights(known, H)[1:], own[1:], strict=False):
+        by_place[place] = gain * (after - before)
+    return tuple(by_place)
+
+
+def _repeats(span: Span) -> bool:
+    return span.now.sigma * span.next.alpha == span.next.sigma * span.now.alpha
 
 
 def falling(name: str, grid: tuple[Level, ...]) -> tuple[Level, ...]:

@@ -9,15 +9,12 @@ predicted without the noise that was drawn, which stays. c, k, w as in `exponent
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sampler.samplers.exponential import History, combined
+from sampler.samplers.exponential import History, Rule, combined
 from sampler.samplers.multistep_weights import places
 from sampler.samplers.shares import effective
 from sampler.types import Level, Lin
-
-Rule = Callable[[tuple[float, ...], float], tuple[float, ...]]
 
 
 class CorrectorState(NamedTuple):

@@ -11,9 +11,8 @@ from sampler.registry import register
 from sampler.registry.constraints import Nonnegative
 from sampler.samplers.coordinates import is_flow
 from sampler.samplers.dpmpp import DataMultistep, Eta, warn_short_run
-from sampler.samplers.exponential import Clock, extrapolated, line, noisy
-from sampler.samplers.multistep_weights import weights
-from sampler.samplers.shares import NoiseKind, share
+from sampler.samplers.exponential import Clock
+from sampler.samplers.shares import NoiseKind
 from sampler.types import Move, Prediction, Span
 
 Order = Annotated[int, Ge(1), Le(3)]
@@ -56,7 +55,4 @@ class RESMultistep(DataMultistep):
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         if is_flow(span) and self.order > 1:
             warn_short_run(MIN_STEPS, "res_multistep overshoots on flow models", span, "unipc")
-        k, fresh = share("sde", span, self.eta)
-        clock = "snr" if self.stochastic else self.clock
-        e, history = extrapolated(pred, span, state, self.order, weights, k, clock)
-        return noisy(self, line(pred, span, e, k), span, fresh, history)
+        return super().step(x, pred, span, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -10,9 +11,9 @@ from annotated_types import Ge, Le
 
 from sampler.registry import register
 from sampler.registry.constraints import Nonnegative
-from sampler.samplers.exponential import History, carried, clock_of, falling, noisy
+from sampler.samplers.exponential import History, Rule, carried, clock_of, falling, noisy
 from sampler.samplers.multistep_weights import simple, weights
-from sampler.samplers.predictor_corrector import CorrectorState, Rule, target
+from sampler.samplers.predictor_corrector import CorrectorState, target
 from sampler.samplers.shares import NoiseKind, refuse_rows, share
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
@@ -92,15 +93,15 @@ class SASolver(SamplerBase):
         history = ((clock_of(span, "snr")(span.now), pred.x0), *history)
         return self._predicted(x, pred, span, history[: self._kept], number, left)
 
-    def step_with_error(
-        self, x: Any, pred: Prediction, span: Span, state: Any
-    ) -> tuple[Move, Lin | None]:
-        move = self.step(x, pred, span, state)
+    def error_term(self, pred: Prediction, move: Move, span: Span, state: Any) -> Lin | None:
         arrived = state and state.level != span.now  # not the second evaluation of `pece`
         if not (arrived and self.corrector_order and move.state):
-            return move, None
+            return None
         again = self.pece and span.now == span.next
-        return move, Lin.of(move.mean if again else move.state.x) - pred.x
+        return Lin.of(move.mean if again else move.state.x) - pred.x
+
+    def error_weights(self, spans: Sequence[Span]) -> tuple[float, ...]:
+        return (1.0,)  # corrected − predicted
 
     @property
     def _kept(self) -> int:

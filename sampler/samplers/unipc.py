@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
 from sampler.registry import register
-from sampler.samplers.exponential import Clock, carried, clock_of, falling
+from sampler.samplers.exponential import Clock, Rule, carried, clock_of, falling
 from sampler.samplers.momentum import damped
 from sampler.samplers.multistep_weights import flat, simple, weights
-from sampler.samplers.predictor_corrector import CorrectorState, Rule, target
+from sampler.samplers.predictor_corrector import CorrectorState, target
 from sampler.samplers.shares import refuse_rows
 from sampler.types import Level, Lin, Move, Prediction, SamplerBase, Span
 
@@ -87,8 +88,8 @@ class UniPC(SamplerBase):
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
         return unipc(pred, span, state, self.order, self.variant, self.clock)
 
-    def step_with_error(
-        self, x: Any, pred: Prediction, span: Span, state: Any
-    ) -> tuple[Move, Lin | None]:
-        move = self.step(x, pred, span, state)
-        return move, move.state.x - pred.x if state and move.state else None
+    def error_term(self, pred: Prediction, move: Move, span: Span, state: Any) -> Lin | None:
+        return move.state.x - pred.x if state and move.state else None
+
+    def error_weights(self, spans: Sequence[Span]) -> tuple[float, ...]:
+        return (1.0,)  # corrected − predicted

@@ -97,7 +97,13 @@ class Prediction:
 
     @property
     def x0(self) -> Lin:
-        """The estimate of the clean sample."""
+        """The estimate of the clean sample; the same node at every access, computed once."""
+        x0 = self.__dict__.get("_x0")
+        if x0 is None:
+            x0 = self.__dict__["_x0"] = self._clean()
+        return x0
+
+    def _clean(self) -> Lin:
         a, s = self.level.alpha, self.level.sigma
         if self.kind == "x0":
             return self.out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sampler_kernels import Lin
@@ -79,15 +79,21 @@ class SamplerBase:
         """The result [B, ...] from the last x and state."""
         return x
 
-    def step_with_error(
-        self, x: Tensor, pred: Prediction, span: Span, state: Any
-    ) -> tuple[Move, Lin | None]:
-        """(move of `step`, mean of the next higher order − its mean [B, ...]), for `solver_error`.
+    def error_term(self, pred: Prediction, move: Move, span: Span, state: Any) -> Lin | None:
+        """The term T [B, ...] of a move that was made with `state`, for `Result.solver_error`.
 
-        The second is None where no estimate can be formed. The state may hold one prediction more
-        than that of `step`.
+        None where the step has none.
         """
-        return self.step(x, pred, span, state), None
+        return None
+
+    def error_weights(self, spans: Sequence[Span]) -> tuple[float, ...]:
+        """Weights w of the terms in the local error of the last step, from all steps up to it.
+
+            x'_{p+1} − x'_p = w_0·T_0 + sum_{j >= 1} w_j·(T_j − T_0)
+
+        T_j is the term of the step j before it. Without weights the step has no estimate.
+        """
+        return ()
 
     def step(self, x: Tensor, pred: Prediction, span: Span, state: Any) -> Move:
         """The move from `span.now` to `span.next`."""

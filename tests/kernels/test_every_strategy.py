@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 import torch
+from sampler_kernels import use_backend
 
 from sampler import registry
-from sampler.core.solver_error import error_of, with_error
+from sampler.core.solver_error import SolverError
 from sampler.core.trajectory import Run
 from tests.kernels.canary import both, buildable, engine, flow_levels, gap, vp_levels, watched
 from tests.laws.world import FLOW_ONLY
@@ -73,13 +74,22 @@ def test_the_sum_of_errors(monkeypatch, name):
     canary = watched(monkeypatch)
     x = torch.randn((ROWS, 1000), generator=torch.Generator().manual_seed(1))
     first = model.start(x, vp_levels(5), cond, SAMPLERS[name], RULES["cfg"])
-    snap, levels, *rest = with_error(Run(*first, cond, SAMPLERS[name], RULES["cfg"]))
+    run = Run(*first, cond, SAMPLERS[name], RULES["cfg"])
+    errors = SolverError(run), SolverError(run)
+    snap, levels, *rest = errors[0].run
     while snap.index < len(levels) - 1:
-        right, mine = both(lambda s: model.steps(s, levels, *rest), snap)
-        assert gap(right, mine) <= 1e-6
-        snap = right
+        made = both(lambda s: model.steps(s, levels, *rest), snap)
+        assert gap(*made) <= 1e-6
+        snap = made[0]
+        for error, own in zip(errors, made, strict=True):
+            error(own)
+    totals = []
+    for backend, error in zip(("reference", "triton"), errors, strict=True):
+        with use_backend(backend):
+            totals.append(torch.tensor(error.total()))
+    right, mine = totals
     canary.check()
-    assert error_of(snap) is not None
+    assert gap(right, mine) <= 1e-6 and right.min() > 0
 
 
 @pytest.mark.parametrize(("dtype", "size"), EVERY, ids=str)

@@ -10,7 +10,7 @@ from scipy.integrate import quad
 
 import sampler
 from sampler import registry
-from sampler.core.solver_error import error_of, with_error
+from sampler.core.solver_error import SolverError, has_estimate
 from sampler.core.trajectory import Run
 from sampler.types import Cond, Level, SamplerBase
 from tests.analytic import flow_grid, mixture, vp_grid
@@ -45,9 +45,11 @@ def estimated(spec, levels, x, seeds=None, mix=None) -> tuple[torch.Tensor, Any]
     engine = sampler.Engine(sampler.denoiser(lambda x, level, _: out(mix, x, level, kind), kind))
     method = sampler.build("sampler", spec)
     first, grid = engine.start(x, levels, sampler=method, seeds=seeds)
-    run = with_error(Run(first, grid, Cond(), method, engine.guidance))
-    result, last = engine.run_to_end(*run)
-    return result, error_of(last)
+    run = Run(first, grid, Cond(), method, engine.guidance)
+    if not has_estimate(run):
+        return engine.run_to_end(*run)[0], None
+    error = SolverError(run)
+    return engine.run_to_end(*error.run, on_step=error)[0], error.total()
 
 
 def exact_target(places, values, H):
@@ -141,8 +143,8 @@ def test_it_is_finite_from_a_level_without_signal(spec):
 
 
 def test_it_is_none_where_nothing_can_be_estimated():
-    named = {n: registry.lookup("sampler", n).step_with_error for n in registry.names("sampler")}
-    assert {n for n, own in named.items() if own is not SamplerBase.step_with_error} == WITH
+    named = {n: registry.lookup("sampler", n).error_term for n in registry.names("sampler")}
+    assert {n for n, own in named.items() if own is not SamplerBase.error_term} == WITH
     assert estimated("heun", vp_grid(6), noise(2))[1] is None
     assert estimated({"name": "sa_solver", "corrector_order": 0}, vp_grid(6), noise(2))[1] is None
     assert [estimated("res_multistep", vp_grid(n), noise(1))[1] is None for n in (1, 2, 3, 4)] == [
