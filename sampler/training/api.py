@@ -31,8 +31,9 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune the engine's network for a reward and write a LoRA; resume the run in `out`.
 
-    With the setting adapter = "full" the result is a stock pipeline. The trainer "f_distill" writes a one- or few-step student instead. It and "denoise", which
-    learns images of your own, need no reward.
+    With the setting adapter = "full" the result is a stock pipeline. The trainer "f_distill" writes
+    a one- or few-step student instead. It and "denoise", which learns images of your own, need no
+    reward.
 
     trainer, reward: a name, a mapping or an instance; the reward also a function (images, prompts)
         -> scores, or "module:function" with allow_python.

@@ -34,8 +34,9 @@ class FinetuneResult:
     """Result of a run.
 
     folder: the run folder; lora: folder of the LoRA, for `load_lora` (of a whole network's
-    pipeline, for `sampler.load`; f_distill: of the student, for `sampler.load(student=...)`); updates: done in all; log: records of log.jsonl; stopped: the
-    reason to stop before the last update, or ""; seconds: wall time of this call.
+    pipeline, for `sampler.load`; f_distill: of the student, for `sampler.load(student=...)`);
+    updates: done in all; log: records of log.jsonl; stopped: the reason to stop before the last
+    update, or ""; seconds: wall time of this call.
     """
 
     folder: Path
