@@ -160,6 +160,15 @@ def test_nothing_shipped_imports_a_script():
     assert [i for i in IMPORTS if below(i.target, "scripts", "tests")] == []
 
 
+def test_a_class_name_has_one_meaning():
+    homes = {}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(name)
+    assert [found for found in homes.items() if len(found[1]) > 1] == []
+
+
 def test_strategies_stand_alone():
     """A strategy's file uses another strategy's class through the registry only."""
     from sampler import registry

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import NamedTuple
 
 
-class Launch(NamedTuple):
+class CountedLaunch(NamedTuple):
     """One kernel launch, and the bytes of the tensors that it reads and writes once."""
 
     kernel: str
@@ -17,13 +17,15 @@ class Launch(NamedTuple):
 
 
 _dry: ContextVar[bool] = ContextVar("sampler_kernels_dry", default=False)
-_launches: ContextVar[list[Launch] | None] = ContextVar("sampler_kernels_launches", default=None)
+_launches: ContextVar[list[CountedLaunch] | None] = ContextVar(
+    "sampler_kernels_launches", default=None
+)
 
 
 @contextmanager
-def count_launches() -> Generator[list[Launch]]:
+def count_launches() -> Generator[list[CountedLaunch]]:
     """Yield a list that receives every launch inside the context."""
-    launches: list[Launch] = []
+    launches: list[CountedLaunch] = []
     token = _launches.set(launches)
     try:
         yield launches
@@ -51,4 +53,4 @@ def dry() -> bool:
 def record(kernel: str, read: int, written: int) -> None:
     launches = _launches.get()
     if launches is not None:
-        launches.append(Launch(kernel, read, written))
+        launches.append(CountedLaunch(kernel, read, written))

@@ -14,7 +14,7 @@ from sampler.workers.best_of import DRAFTS
 
 
 @dataclass(frozen=True)
-class BestOf:
+class BestOfOptions:
     """Options of the command. drafts: COLUMN=VALUE of prompt files, for the drafts only."""
 
     count: int
@@ -22,7 +22,9 @@ class BestOf:
     drafts: Sequence[str]
 
 
-def generate_best(source: Source, given: BestOf, options: batch.RunOptions, report: Report) -> None:
+def generate_best(
+    source: Source, given: BestOfOptions, options: batch.RunOptions, report: Report
+) -> None:
     """Generate drafts into OUT/drafts, choose, and run the chosen ones in full into OUT.
 
     Both are run folders: the same command resumes whichever was stopped. Raises SamplerError.

@@ -262,6 +262,6 @@ def command(
                 raise UsageError("--reward and --draft belong to --best-of N.")
             batch.generate(source, run, report)
             return
-        from sampler.cli.best_of import BestOf, generate_best
+        from sampler.cli.best_of import BestOfOptions, generate_best
 
-        generate_best(source, BestOf(best_of, reward, draft or ()), run, report)
+        generate_best(source, BestOfOptions(best_of, reward, draft or ()), run, report)

@@ -10,7 +10,7 @@ _ONES = 32  # Z-Image fills its sequences to multiples of this
 
 
 @dataclass(frozen=True)
-class Layout:
+class AttentionLayout:
     """Attention of a class of networks.
 
     attentions: pattern of the names of modules in which image tokens attend to text. image: where
@@ -25,23 +25,23 @@ class Layout:
 
 
 _JOINT = r"transformer_blocks\.\d+\.attn"
-LAYOUTS: Mapping[str, Layout] = {
-    "UNet2DConditionModel": Layout(r".*\.attn2", rows=1),
-    "PixArtTransformer2DModel": Layout(r"transformer_blocks\.\d+\.attn2"),
-    "SanaTransformer2DModel": Layout(r"transformer_blocks\.\d+\.attn2"),
-    "HunyuanDiT2DModel": Layout(r"blocks\.\d+\.attn2", pooling="time_extra_emb"),
-    "WanTransformer3DModel": Layout(r"blocks\.\d+\.attn2"),
-    "SD3Transformer2DModel": Layout(_JOINT, "first"),
-    "QwenImageTransformer2DModel": Layout(_JOINT, "last"),
-    "FluxTransformer2DModel": Layout(rf"(single_)?{_JOINT}", "last"),
-    "Flux2Transformer2DModel": Layout(rf"(single_)?{_JOINT}", "last"),
-    "AuraFlowTransformer2DModel": Layout(rf"(joint|single)_{_JOINT}", "last"),
-    "Lumina2Transformer2DModel": Layout(r"layers\.\d+\.attn", "after text"),
-    "ZImageTransformer2DModel": Layout(r"layers\.\d+\.attention", "first"),
+LAYOUTS: Mapping[str, AttentionLayout] = {
+    "UNet2DConditionModel": AttentionLayout(r".*\.attn2", rows=1),
+    "PixArtTransformer2DModel": AttentionLayout(r"transformer_blocks\.\d+\.attn2"),
+    "SanaTransformer2DModel": AttentionLayout(r"transformer_blocks\.\d+\.attn2"),
+    "HunyuanDiT2DModel": AttentionLayout(r"blocks\.\d+\.attn2", pooling="time_extra_emb"),
+    "WanTransformer3DModel": AttentionLayout(r"blocks\.\d+\.attn2"),
+    "SD3Transformer2DModel": AttentionLayout(_JOINT, "first"),
+    "QwenImageTransformer2DModel": AttentionLayout(_JOINT, "last"),
+    "FluxTransformer2DModel": AttentionLayout(rf"(single_)?{_JOINT}", "last"),
+    "Flux2Transformer2DModel": AttentionLayout(rf"(single_)?{_JOINT}", "last"),
+    "AuraFlowTransformer2DModel": AttentionLayout(rf"(joint|single)_{_JOINT}", "last"),
+    "Lumina2Transformer2DModel": AttentionLayout(r"layers\.\d+\.attn", "after text"),
+    "ZImageTransformer2DModel": AttentionLayout(r"layers\.\d+\.attention", "first"),
 }
 
 
-def layout_of(network: Any, who: str = "nag") -> Layout:
+def layout_of(network: Any, who: str = "nag") -> AttentionLayout:
     """The layout of a network's attention; `who`: the name that errors begin with.
 
     Raises ValueError for a network without one and for a compiled one, whose attention is out of
@@ -61,7 +61,7 @@ def layout_of(network: Any, who: str = "nag") -> Layout:
 class ImageTokens:
     """Places of the image's tokens in the sequences of a network; `read` is a forward pre-hook."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: AttentionLayout) -> None:
         self.layout = layout
         self.count, self.texts = 0, list[int]()
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from sampler.pipelines.layouts import ImageTokens, Layout, layout_of
+from sampler.pipelines.layouts import AttentionLayout, ImageTokens, layout_of
 
 Mixing = Callable[[Tensor, Tensor], Tensor]  # of attention outputs [R, tokens, channels]
 
@@ -86,7 +86,7 @@ class _Attention(TorchFunctionMode):
 class _Call:
     """Hooks of one call of a network."""
 
-    def __init__(self, network: Any, layout: Layout, mixing: Any, negative: Any) -> None:
+    def __init__(self, network: Any, layout: AttentionLayout, mixing: Any, negative: Any) -> None:
         self.network, self.layout, self.mixing, self.negative = network, layout, mixing, negative
         self.modes: list[_Attention] = []
         self.places = ImageTokens(layout)

@@ -24,7 +24,7 @@ _HERE = "sampler.samplers.operators"
 # name in a configuration -> (module, class)
 OPERATORS = {
     "inpaint": (_HERE, "Inpaint"),
-    "denoise": (_HERE, "Denoise"),
+    "denoise": (_HERE, "Identity"),
     "grayscale": (_HERE, "Grayscale"),
     "compressed_sensing": (_HERE, "CompressedSensing"),
     "superres": (f"{_HERE}_filter", "SuperResolution"),
@@ -120,7 +120,7 @@ class Inpaint:
 
 
 @dataclass(frozen=True)
-class Denoise:
+class Identity:
     """A(x) = x; all that is lost is noise."""
 
     def A(self, x: Tensor) -> Tensor:

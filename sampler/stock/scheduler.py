@@ -26,7 +26,7 @@ from sampler.core.schedule import Schedule, clipped
 from sampler.core.spacings import count_of
 from sampler.samplers.aliases import named
 from sampler.stock.requested_grid import requested_grid
-from sampler.stock.step_arguments import Answer, absent, common, refuse, without_variance
+from sampler.stock.step_arguments import StepAnswer, absent, common, refuse, without_variance
 from sampler.stock.step_seeds import NOT_PASSED, step_seeds
 from sampler.types import Level, SamplerBase, Span, spans
 
@@ -253,7 +253,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
             self._check_finite(x)
         self._index, self._x = index + 1, x
         out = x.to(sample.dtype)
-        return SchedulerOutput(prev_sample=out) if return_dict else Answer((out,))
+        return SchedulerOutput(prev_sample=out) if return_dict else StepAnswer((out,))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return alpha·x0 + sigma·noise, each sample at its timestep.

@@ -19,7 +19,7 @@ class AbsentError(ModelError, AttributeError):
     """A part of the replaced scheduler that a pipeline computes with and the drop-in lacks."""
 
 
-class Answer(tuple[Tensor]):
+class StepAnswer(tuple[Tensor]):
     """The one value that a step of the drop-in answers with."""
 
     def __getitem__(self, key: Any) -> Any:

@@ -19,7 +19,7 @@ MAX_IMAGES = 64  # per side; larger batches belong on the command line
 
 
 @dataclass(frozen=True)
-class Form:
+class PageInput:
     """Input shared by both sides of the page, as typed; an empty number is None.
 
     prompted: False for a pipeline without prompts, which are then left out; inputs: arguments of
@@ -78,7 +78,10 @@ def new_seed() -> int:
 
 
 def config_of(
-    form: Form, choices: Mapping[str, StrategyChoice], model: ModelConfig, grid: str | None = ""
+    form: PageInput,
+    choices: Mapping[str, StrategyChoice],
+    model: ModelConfig,
+    grid: str | None = "",
 ) -> Config:
     """Configuration of one side; choices: {kind: choice}; grid: that of `--grid`, "" for none.
 

@@ -14,7 +14,7 @@ from sampler.evaluation.best_of import BestOf
 from sampler.runs.metadata import scale_of
 from sampler.runs.stop import StopFlag
 from sampler.ui import pictures
-from sampler.ui.form import Choosing, Form, config_of, new_seed
+from sampler.ui.form import Choosing, PageInput, config_of, new_seed
 from sampler.ui.input_controls import InputControls
 from sampler.ui.parts import (
     EVENT,
@@ -182,7 +182,7 @@ class GenerateTab:
 
     def configs(self, values: Mapping[Any, Any]) -> dict[str, Config]:
         """Configuration of each side, with the same seed."""
-        form = Form(
+        form = PageInput(
             **{name: values[c] for name, c in self.form.items()},
             inputs=self.inputs.given(values, self.studio.kept),
             prompted=self.studio.takes.prompt != "",

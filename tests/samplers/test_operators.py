@@ -30,7 +30,7 @@ def picture(rows=2):
 
 LINEAR = {
     "inpaint": operators.Inpaint((torch.rand(16, 16) > 0.4).double()),
-    "denoise": operators.Denoise(),
+    "denoise": operators.Identity(),
     "grayscale": operators.Grayscale(),
     "compressed_sensing": operators.CompressedSensing(SIZE, 0.5),
     "average": SuperResolution(4),
@@ -158,11 +158,11 @@ def test_clipping_and_lost_phase():
 
 def test_measured_noise_is_a_share_of_the_range():
     x = torch.zeros(1, 3, 64, 64)
-    y = operators.measure(operators.Denoise(), x, sigma=0.1, seed=4)
+    y = operators.measure(operators.Identity(), x, sigma=0.1, seed=4)
     assert float(y.std()) == pytest.approx(0.2, rel=0.03)
-    unit = operators.measure(operators.Denoise(), x, sigma=0.1, seed=4, data_range=(0.0, 1.0))
+    unit = operators.measure(operators.Identity(), x, sigma=0.1, seed=4, data_range=(0.0, 1.0))
     assert torch.allclose(2 * unit, y)
-    two = operators.measure(operators.Denoise(), x.expand(2, -1, -1, -1), sigma=0.1, seed=3)
+    two = operators.measure(operators.Identity(), x.expand(2, -1, -1, -1), sigma=0.1, seed=3)
     assert torch.equal(two[1], y[0])
 
 

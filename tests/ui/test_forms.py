@@ -9,7 +9,7 @@ from sampler.config.model import ModelConfig
 from sampler.core.errors import SamplerError
 from sampler.ui.export import python, shell, short, yaml, yaml_scalar
 from sampler.ui.fields import controls, explanations, spec
-from sampler.ui.form import MAX_IMAGES, Form, StrategyChoice, config_of
+from sampler.ui.form import MAX_IMAGES, PageInput, StrategyChoice, config_of
 from sampler.ui.studio import second_rule
 
 EVERY = [(kind, name) for kind in ("sampler", "guidance") for name in registry.names(kind)]
@@ -22,12 +22,12 @@ def by_name(kind, name, given=None):
 def asked(form=None, sampler="ddim", guidance="cfg", **values):
     """A configuration of a form; values: of the guidance's controls."""
     chosen = {"sampler": StrategyChoice(sampler, {}), "guidance": StrategyChoice(guidance, values)}
-    return config_of(form or Form("a fox", seed=1), chosen, ModelConfig())
+    return config_of(form or PageInput("a fox", seed=1), chosen, ModelConfig())
 
 
 def test_inputs_are_in_every_copied_text():
     given = {"image": "/x/a b.png", "strength": 0.5}
-    config = asked(Form("a fox", seed=1, inputs=given))
+    config = asked(PageInput("a fox", seed=1, inputs=given))
     assert config.inputs == given
     assert "--input 'image=/x/a b.png' --input strength=0.5" in shell(config)
     assert 'inputs:\n  image: "/x/a b.png"\n  strength: 0.5\n' in yaml(config)
@@ -89,30 +89,38 @@ def test_what_controls_hold_becomes_a_spec_that_builds():
 @pytest.mark.parametrize(
     ("form", "values", "sentence"),
     [
-        (Form("\n  \n"), {}, "No prompts: write one per line."),
-        (Form("a", steps=0), {}, "--steps: run.steps = 0 must be an integer from 1 to 1000."),
-        (Form("a", steps=2.5), {}, "--steps: run.steps = 2.5 must be an integer from 1 to 1000."),
+        (PageInput("\n  \n"), {}, "No prompts: write one per line."),
+        (PageInput("a", steps=0), {}, "--steps: run.steps = 0 must be an integer from 1 to 1000."),
         (
-            Form("a", seed=-1),
+            PageInput("a", steps=2.5),
+            {},
+            "--steps: run.steps = 2.5 must be an integer from 1 to 1000.",
+        ),
+        (
+            PageInput("a", seed=-1),
             {},
             "--seed: run.seed = -1 must be an integer of at least 0 and below "
             "9,223,372,036,854,775,808.",
         ),
         (
-            Form("a", n=MAX_IMAGES + 1),
+            PageInput("a", n=MAX_IMAGES + 1),
             {},
             f"{MAX_IMAGES + 1} images exceed the limit of {MAX_IMAGES};",
         ),
         (
-            Form("a"),
+            PageInput("a"),
             {"scale": -1.0},
             "--guidance: cfg: scale = -1 must be a number of at least 0",
         ),
-        (Form("a"), {"scale": None}, "guidance 'cfg': field 'scale' is empty; its default is 7.5."),
-        (Form("a"), {"interval": "[1"}, "guidance.interval:1: "),
-        (Form("a"), {"interval": "later"}, "cfg: interval = 'later' must be (low, high)"),
         (
-            Form("a"),
+            PageInput("a"),
+            {"scale": None},
+            "guidance 'cfg': field 'scale' is empty; its default is 7.5.",
+        ),
+        (PageInput("a"), {"interval": "[1"}, "guidance.interval:1: "),
+        (PageInput("a"), {"interval": "later"}, "cfg: interval = 'later' must be (low, high)"),
+        (
+            PageInput("a"),
             {"rescale_space": "nowhere"},
             "cfg: rescale_space = 'nowhere' must be one of 'x0'",
         ),
@@ -126,7 +134,7 @@ def test_wrong_input_is_one_sentence(form, values, sentence):
 
 
 def test_equal_prompts_are_asked_for_once_and_empty_numbers_are_defaults():
-    config = asked(Form(" a fox \n\na dog\na fox\n", steps=None, seed=None, n=None))
+    config = asked(PageInput(" a fox \n\na dog\na fox\n", steps=None, seed=None, n=None))
     assert config.prompts.texts == ("a fox", "a dog")
     assert (config.run.steps, config.run.seed, config.run.n) == (20, None, 1)
 
@@ -135,7 +143,7 @@ def test_a_grid_is_that_of_the_command_line():
     chosen = {"sampler": StrategyChoice("ddim", {}), "guidance": StrategyChoice("none", {})}
 
     def grid(text, own=None):
-        return config_of(Form("a", seed=1), chosen, ModelConfig(grid=own), text)
+        return config_of(PageInput("a", seed=1), chosen, ModelConfig(grid=own), text)
 
     assert "--grid karras" in shell(grid("karras")) and "grid: karras" in yaml(grid("karras"))
     assert "grid='karras'" in python(grid("karras"), [1], 1)
@@ -150,7 +158,7 @@ def test_the_words_are_read_back_as_the_values_that_they_say():
 
 
 def test_texts_name_the_model_and_quote_what_a_shell_would_read():
-    form = Form("-it's $HOME\na dog", "a # b", seed=3, n=2, steps=4, width=64)
+    form = PageInput("-it's $HOME\na dog", "a # b", seed=3, n=2, steps=4, width=64)
     chosen = {"sampler": StrategyChoice("ab", {"order": 2}), "guidance": StrategyChoice("none", {})}
     config = config_of(form, chosen, ModelConfig(path="models/x", dtype="float16"))
     assert shell(config) == (

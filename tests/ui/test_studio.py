@@ -14,7 +14,7 @@ from sampler.config.model import ModelConfig
 from sampler.core.errors import SamplerError
 from sampler.rewards.ballots import read_ballot, read_votes, save_votes, write_ballot
 from sampler.runs.stop import StopFlag
-from sampler.ui.form import Choosing, Form, StrategyChoice, config_of
+from sampler.ui.form import Choosing, PageInput, StrategyChoice, config_of
 from sampler.ui.inputs import takes_of
 from sampler.ui.pictures import drafts, finished, pending
 from sampler.ui.report import report
@@ -44,7 +44,7 @@ def config(prompts="a fox on a green background\na <b>robot</b>", **shared):
         "sampler": StrategyChoice("ddim", {"eta": 0.5}),
         "guidance": StrategyChoice("adaptive", ADAPTIVE),
     }
-    return config_of(Form(prompts, **{"seed": 5, "n": 2, "steps": 3, **shared}), chosen,
+    return config_of(PageInput(prompts, **{"seed": 5, "n": 2, "steps": 3, **shared}), chosen,
                      ModelConfig())  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_a_run_that_is_told_to_stop_leaves_nothing(studio):
 def test_what_cannot_be_made_is_a_sentence(studio):
     chosen = {"sampler": StrategyChoice("ddim", {}), "guidance": StrategyChoice("student", {})}
     with pytest.raises((SamplerError, ValueError), match="student"):
-        studio.run(config_of(Form("a", seed=1), chosen, ModelConfig()), print, StopFlag())
+        studio.run(config_of(PageInput("a", seed=1), chosen, ModelConfig()), print, StopFlag())
     with pytest.raises(SamplerError, match="is a file"):
         Studio(studio.engine, ModelConfig(), Path(__file__), studio.home)
 
@@ -154,7 +154,7 @@ def test_pipelines_without_prompts_ask_for_none(tmp_path):
     engine.pipeline.pipe.save_pretrained(folder)
     studio = Studio(engine, ModelConfig(path=str(folder)), tmp_path / "runs", tmp_path)
     chosen = {"sampler": StrategyChoice("ddim", {}), "guidance": StrategyChoice("none", {})}
-    form = Form("", seed="1", n="2", steps=2, prompted=False)
+    form = PageInput("", seed="1", n="2", steps=2, prompted=False)
     run = studio.run(config_of(form, chosen, studio.config), print_nothing, StopFlag())
     assert [record["seed"] for record in run.records] == [1, 2]
 
@@ -173,13 +173,13 @@ def test_a_hosted_pipeline_runs_with_its_inputs_and_settings(tmp_path):
     given = studio.takes.given({**files, "strength": 0.5, "padding_mask_crop": "4"})
     assert given == {**files, "strength": 0.5, "padding_mask_crop": 4}
     chosen = {"sampler": StrategyChoice("ddim", {}), "guidance": StrategyChoice("apg", {})}
-    form = Form("a fox", seed=1, steps=4, inputs={**files, "strength": 0.5})
+    form = PageInput("a fox", seed=1, steps=4, inputs={**files, "strength": 0.5})
     run = studio.run(config_of(form, chosen, model), print_nothing, StopFlag())
     stock = studio.run_stock(run, 7.5, StopFlag())
     assert [*stock.nfe] == [4] == [record["nfe"] for record in run.records]  # two steps, twice
     (same,) = stock.similarity(run.records, run.folder)
     assert -1 < same < 1
-    missing = config_of(Form("a fox", seed=1, steps=2), chosen, model)
+    missing = config_of(PageInput("a fox", seed=1, steps=2), chosen, model)
     with pytest.raises((SamplerError, ValueError), match="needs the input 'image'"):
         studio.run(missing, print_nothing, StopFlag())
     with pytest.raises(SamplerError, match="not a readable image"):
@@ -229,7 +229,7 @@ def test_wrong_fields_of_the_best_of_several(fields, sentence):
 def test_the_stock_pipeline_beside_a_run(studio):
     chosen = {"sampler": StrategyChoice("ddim", {}),
               "guidance": StrategyChoice("cfg", {"scale": 3.0})}  # fmt: skip
-    asked = config_of(Form("a fox\na robot", "red", seed=5, steps=4), chosen, ModelConfig())
+    asked = config_of(PageInput("a fox\na robot", "red", seed=5, steps=4), chosen, ModelConfig())
     run = studio.run(asked, print_nothing, StopFlag())
     stock = studio.run_stock(run, 3.0, StopFlag())
     pipe = studio.engine.pipeline.pipe
