@@ -1,6 +1,6 @@
 from .core.batch import Result as Result
-from .core.denoisers import denoiser as denoiser
 from .core.errors import SamplerError as SamplerError
+from .core.function_denoiser import denoiser as denoiser
 from .core.images import start_from as start_from
 from .core.schedule import Schedule as Schedule
 from .core.snapshots import load_snapshot as load_snapshot

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from sampler.cli.image_options import (
+    ControlImages,
+    ControlScales,
+    ImagePrompts,
+    InitImage,
+    Inputs,
+    MaskImage,
+    Strength,
+    TaskImage,
+    TaskName,
+)
 from sampler.cli.options import (
     Address,
     Assignments,
@@ -37,11 +48,7 @@ from sampler.config.options import (
     OnBadRow,
     Preset,
     TableFormat,
-    Task,
 )
-
-if TYPE_CHECKING:
-    pass
 
 SWEEP = """Generate images for every combination of the values of one or more --axis options.
 
@@ -138,41 +145,15 @@ def command(
     ] = None,
     width: Annotated[int | None, image_option(help="Width in pixels.")] = None,
     height: Annotated[int | None, image_option(help="Height in pixels.")] = None,
-    task: Annotated[Task | None, image_option(help="Restore the image of --image.")] = None,
-    image: Annotated[
-        str | None, image_option(metavar="FILE", help="Input image for --task.")
-    ] = None,
-    mask: Annotated[
-        str | None, image_option(metavar="FILE", help="Mask image; white pixels are inpainted.")
-    ] = None,
-    init_image: Annotated[
-        str | None,
-        image_option(metavar="FILE", help="Image to start from; with --mask, to inpaint."),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        image_option(help="Denoising strength for --init-image, up to 1; default: 0.6."),
-    ] = None,
-    control_image: Annotated[
-        list[str] | None,
-        image_option(metavar="FILE", help="Control image of --controlnet; repeatable, in order."),
-    ] = None,
-    control_scale: Annotated[
-        list[float] | None,
-        image_option(help="Weight of --controlnet, 0 or more; repeatable, in order."),
-    ] = None,
-    ip_image: Annotated[
-        list[str] | None,
-        image_option(metavar="FILE", help="Image prompt of --ip-adapter; repeatable, in order."),
-    ] = None,
-    inputs: Annotated[
-        list[str] | None,
-        image_option(
-            "--input",
-            metavar="NAME=VALUE",
-            help="Argument of the stock pipeline's call, such as image=FILE; repeatable.",
-        ),
-    ] = None,
+    task: TaskName = None,
+    image: TaskImage = None,
+    mask: MaskImage = None,
+    init_image: InitImage = None,
+    strength: Strength = None,
+    control_image: ControlImages = None,
+    control_scale: ControlScales = None,
+    ip_image: ImagePrompts = None,
+    inputs: Inputs = None,
     dedupe: Annotated[
         bool | None, image_option("--dedupe/--no-dedupe", help="Generate identical jobs once.")
     ] = None,

@@ -14,7 +14,7 @@ from sampler_kernels import leaves
 from torch import Tensor
 
 from sampler.core.stacking import cat, cat_level, evaluated_rows, stack, take_rows
-from sampler.types import KINDS, Branch, Level, Prediction, Span, Watch
+from sampler.types import Branch, Level, Prediction, Span, Watch
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -216,36 +216,3 @@ class BatchedDenoiser:
                 cond = out
             found[name] = self.predict(x, out, level, branches[name].model)
         return found
-
-
-class FunctionDenoiser(BatchedDenoiser):
-    """Denoiser over plain functions fn(x, level, cond) -> tensor; see `denoiser`."""
-
-    def __init__(self, fns: dict[str, Callable[..., Tensor]], prediction: str) -> None:
-        self.fns = fns
-        self.prediction = prediction
-        self.models = tuple(fns)
-
-    def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
-        return self.fns[model](x, level, cond)
-
-    def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
-        return Prediction.of(self.prediction, x, out, level)
-
-
-def denoiser(
-    fn: Callable[..., Tensor],
-    prediction: str = "eps",
-    models: Mapping[str, Callable[..., Tensor]] | None = None,
-) -> FunctionDenoiser:
-    """Build a denoiser from `fn(x, level, cond) -> tensor`, for research without a pipeline.
-
-    x [R, ...] holds the rows of all branches of a step, cond their concatenated conditions
-    (tensors along dim 0; None where every branch has None). `prediction`: what fn returns, one of
-    "eps", "v", "x0", "velocity". `models`: further networks by name, such as {"weak": fn}.
-
-    Raises ValueError for an unknown prediction type.
-    """
-    if prediction not in KINDS:
-        raise ValueError(f"Unknown prediction type {prediction!r}; one of {', '.join(KINDS)}.")
-    return FunctionDenoiser({"main": fn, **(models or {})}, prediction)

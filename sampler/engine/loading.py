@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sampler.bundled import (
     BUNDLED_FLOW,
@@ -15,20 +15,14 @@ from sampler.bundled import (
     FOLDER,
     bundled_folder,
 )
-from sampler.config.model import DTYPES, OFFLOADS
-from sampler.core.errors import ModelError, first_line
+from sampler.config.model import OFFLOADS
+from sampler.core.errors import ModelError
 from sampler.engine.engine import Engine
-from sampler.models import preflight, student_files
-from sampler.models.controlnet import controlnet_paths, with_controlnets
-from sampler.models.folder import HUB_ID
-from sampler.models.ip_adapter import IP_ADAPTER, apply_ip_adapters, has_ip_adapter
+from sampler.models import student_files
+from sampler.models.controlnet import controlnet_paths
+from sampler.models.ip_adapter import IP_ADAPTER, has_ip_adapter
 from sampler.models.lora_files import checked_until, lora_pairs
-from sampler.models.source import ModelSource, find_source
-
-if TYPE_CHECKING:
-    import torch
-
-_STORED = {"F16": "float16", "BF16": "bfloat16"}
+from sampler.models.open_pipeline import find_files, open_pipeline
 
 
 def load(
@@ -113,9 +107,9 @@ def load(
     files, until = {"config": config, "revision": revision, "variant": variant, "vae": vae}, None
     if isinstance(source, (str, Path)):
         until = checked_until(lora_until, lora is not None, hosted is not None)
-        found = _found(source, download, files)
+        found = find_files(source, download, files)
         place = {"device": device, "offload": offload, "tiling": vae_tiling, "slicing": vae_slicing}
-        pipe: Any = _read(found, dtype, lora_pairs(lora), **extras, **place)
+        pipe: Any = open_pipeline(found, dtype, lora_pairs(lora), **extras, **place)
     else:
         given = {**files, "dtype": dtype, "device": device, "lora": lora, "offload": offload,
                  "lora_until": lora_until, "controlnet": controlnet,
@@ -209,59 +203,6 @@ def _hosted(pipe: Any, unused: list[str], sampler: Any = None, guidance: Any = N
     return HostedEngine(pipe, sampler, guidance)
 
 
-def _read(
-    source: ModelSource,
-    dtype: Any,
-    loras: list[tuple[Path, float]],
-    *,
-    controlnet: list[Path],
-    ip_adapter: list[tuple[Path, float]],
-    device: Any,
-    offload: str | None,
-    tiling: bool,
-    slicing: bool,
-) -> Any:
-    """The pipeline of a source on its device, with adapters and the options of its VAE."""
-    from sampler.models.lora import apply_loras
-    from sampler.models.options import place, set_vae
-    from sampler.models.read import load_or_refuse, read_pipeline, refuse_unknown
-
-    refuse_unknown(source)
-    pipe = read_pipeline(source, _dtype(dtype, _device(device), source))
-    if controlnet:
-        pipe = with_controlnets(pipe, controlnet)
-    if loras:
-        apply_loras(pipe, loras)
-    if ip_adapter:
-        apply_ip_adapters(pipe, ip_adapter)
-    load_or_refuse(source.folder, lambda: place(pipe, _device(device), offload))
-    set_vae(pipe, tiling, slicing)
-    return pipe
-
-
-def _found(source: Any, download: bool, options: dict[str, Any]) -> ModelSource:
-    """The files of a model, after fetching a Hub model where `download` is set."""
-    if not download or Path(source).expanduser().exists() or not HUB_ID.fullmatch(str(source)):
-        return find_source(source, **options)
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-    chosen = {name: options[name] for name in ("revision", "variant")}
-    try:
-        folder = DiffusionPipeline.download(str(source), use_safetensors=True, **chosen)
-    except Exception as error:
-        raise ModelError(f"{source} cannot be downloaded: {first_line(error)}") from error
-    return find_source(folder, **{**options, "revision": None})
-
-
-def _device(device: Any) -> torch.device:
-    import torch
-
-    try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"device = {device!r:.40} is not a torch device; use 'cpu'.") from None
-
-
 def _read_weak(weak: Any, network: Any) -> Any:
     """The weak network: a module, or one of the main network's class from a folder."""
     from sampler.models.student import read_network
@@ -269,14 +210,3 @@ def _read_weak(weak: Any, network: Any) -> Any:
     if not isinstance(weak, (str, Path)):
         return weak
     return read_network(network, Path(weak).expanduser())
-
-
-def _dtype(dtype: Any, device: torch.device, source: ModelSource) -> torch.dtype:
-    import torch
-
-    name = str(dtype).removeprefix("torch.") if dtype is not None else None
-    if name is None and device.type == "cuda":
-        name = _STORED.get(preflight.stored_dtype(source.network_file))
-    if name not in (None, *DTYPES):
-        raise ValueError(f"dtype = {name!r:.40} must be one of {', '.join(DTYPES)}.")
-    return getattr(torch, name or "float32")

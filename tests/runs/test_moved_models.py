@@ -79,7 +79,7 @@ def test_replay_takes_them_too_and_knows_the_rest_from_the_record(moved, tmp_pat
 
 def test_a_dtype_of_auto_is_what_it_was_when_the_run_began(tmp_path, capsys, monkeypatch):
     """A run that began in float32 on a CPU, resumed where auto would be bfloat16."""
-    from sampler.engine import loading
+    from sampler.models import open_pipeline
 
     run = tmp_path / "run"
     line = ["generate", "a fox", "-n", "2", "--seed", "1", "--steps", "2", "-q"]
@@ -88,9 +88,9 @@ def test_a_dtype_of_auto_is_what_it_was_when_the_run_began(tmp_path, capsys, mon
     first, second = sorted((run / "images").iterdir())
     alone, data = Path(shutil.copy(first, tmp_path / "alone.png")), second.read_bytes()
     second.unlink()
-    real = loading._dtype
+    real = open_pipeline._dtype
     monkeypatch.setattr(
-        loading, "_dtype", lambda dtype, *rest: real(dtype or torch.bfloat16, *rest)
+        open_pipeline, "_dtype", lambda dtype, *rest: real(dtype or torch.bfloat16, *rest)
     )
     refused(capsys, ["resume", run], "begun in float32", "bfloat16 here", "--dtype float32")
     assert main(["replay", f"{run}#1", "-o", str(tmp_path / "x.png"), "-q"]) == 0
