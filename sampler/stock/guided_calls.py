@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sampler.stock.first_order import AsCFG, served
-from sampler.stock.forms import Form
+from sampler.stock.forms import Form, Given
 from sampler.stock.interception import Call, intercept
 from sampler.stock.negative_calls import NegativeCalls
 from sampler.stock.network_calls import NetworkCalls
@@ -101,7 +101,8 @@ class GuidedCalls:
 
     def _begin(self, times: Any) -> None:
         """Begin a run; `set_timesteps` makes a new tensor for each."""
-        self._times, self.formula.form = times, None
+        self._times, self._trial = times, False  # a step of every branch, for its x0
+        self.formula.begin()
         self.steps.begin()
         self.calls.begin()
         self._step_names = [*inspect.signature(type(self.pipe.scheduler).step).parameters][1:]
@@ -113,6 +114,11 @@ class GuidedCalls:
         if self.pipe.scheduler.timesteps is not self._times:
             self._begin(self.pipe.scheduler.timesteps)
         given = sample_of(args, kwargs)
+        if self._trial:
+            raise ValueError(
+                f"{type(self.pipe).__name__} steps the branches of its network apart; "
+                "sampler.guide cannot serve it."
+            )
         if not self.steps.index and not self.calls.answers:
             self._check_run(given)
         return self.calls.evaluate(number, call, args, kwargs, given)
@@ -136,39 +142,60 @@ class GuidedCalls:
                 f"{names_of(self.pipe, self.networks)}; sampler.guide cannot serve it as it is set "
                 "up."
             )
-        guided = self._guided(output, given["timestep"], x)
-        if "model_output" in kwargs:
-            result = call(*args, **{**kwargs, "model_output": guided})
-        else:
-            result = call(guided, *args[1:], **kwargs)
+        if self.calls.are(output):
+            self._trial = True
+            return call(*args, **kwargs)
+        self._trial, guided = False, self._guided(given)
+        for name in ("model_output", "pred_original_sample"):
+            if name in kwargs:
+                kwargs = {**kwargs, name: guided}
+        if "model_output" not in kwargs:
+            args = guided, *args[1:]
+        result = call(*args, **kwargs)
         after = result[0] if isinstance(result, tuple) else result.prev_sample
         self.steps.index += 1
         if self.on_step is not None and self.form is not None:
-            rows = self.form.frame.rows(after)
+            rows = self.form.rows(after)
             self.on_step(Snapshot(self.steps.index, rows, (), (), (), tuple(self.nfe)))
         self.calls.end_step(after if after.shape == x.shape else None)
         self.steps.forget()
         return result
 
-    def _guided(self, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
-        """`model_output` with the rule's result in the place of the pipeline's guidance."""
-        values = [answer.value for answer in self.calls.answers]
-        form = self.formula.at(self.steps.index, output, sample, values, self.calls.as_before)
-        blocks = form.blocks(values, output)
-        x = form.frame.rows(sample)
+    def _guided(self, given: Mapping[str, Any]) -> Tensor:
+        """`model_output` with the rule's result in the place of the pipeline's guidance.
+
+        given: arguments of the scheduler's step.
+        """
+        span = self.steps.span(given["timestep"])
+        step = Given(
+            given["model_output"],
+            given["sample"],
+            [answer.value for answer in self.calls.answers],
+            "x0" if given.get("pred_original_sample") is not None else self.levels.kind,
+            self.levels.sigma(span.now),
+            self.levels.exploding,
+            self.levels.schedule.sigma_data,
+        )
+        last = span.index + 1 == span.total
+        form = self.formula.at(self.steps.index, step, self.calls.as_before, last)
+        blocks, x = form.guided(form.branches(step)), form.rows(step.x)
         if self.steps.index == 0:
             self.nfe = [0] * len(x)
             self.steps.start()
-        branches, x_planned = self.steps.branches(x, timestep, type(self.pipe).__name__)
+        branches, x_planned = self.steps.branches(x, given["timestep"], type(self.pipe).__name__)
         self._count(form)
-        guided = self.steps.combine(x, x_planned, outputs(form, blocks, branches))
+        outs = outputs(form, blocks, branches)
+        guided = self.steps.combine(x, x_planned, outs, step.kind)
         for weight, block in zip(form.extra, blocks, strict=False):
-            guided = guided + form.sign * weight * block.float()
-        return form.frame.back(guided, output).to(output.dtype)
+            guided = guided + weight * block.float()
+        return form.back(guided, step.output).to(step.output.dtype)
 
     def _count(self, form: Form) -> None:
         """Add the evaluated rows of this step to `nfe`."""
+        used = {a.network for a, count in zip(self.calls.answers, form.used, strict=True) if count}
         for answer, count in zip(self.calls.answers, form.used, strict=True):
+            if not count and answer.network in used:  # for another end, such as attention maps
+                count = answer.count // len(self.nfe)
             rows = answer.evaluated
             per_row = [count] * len(self.nfe)
             if rows is not None and count:

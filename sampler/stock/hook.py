@@ -30,11 +30,11 @@ _guided: list[Any] = []  # pipelines inside a context
 def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
     """Guide every call of `pipe(...)` inside by `rule` instead of the pipeline's own guidance.
 
-    With O_k what the networks answer for the branches of a step, and M = Σ a_k·O_k what the
-    pipeline gives to its scheduler, the coefficients a are solved at the first step of every run,
-    where everything is evaluated. a = (1 − s, s) is classifier-free guidance; of three branches
-    (perturbed attention, Pix2Pix) the extra term of the pipeline stays: M = rule(c, u) + rest.
-    Every later step is checked.
+    With P_k what the pipeline makes of its networks' answers for the branches of a step (mostly the
+    answers themselves, or x0 of them), and M = Σ a_k·P_k what it gives to its scheduler, the
+    coefficients a are solved at the first step of every run, where everything is evaluated.
+    a = (1 − s, s) is classifier-free guidance; of three branches (perturbed attention, Pix2Pix)
+    the extra term of the pipeline stays: M = rule(c, u) + rest. Every later step is checked.
 
     pipe: any diffusers pipeline with a scheduler, called with its guidance on (guidance_scale > 1,
     or a negative prompt and true_cfg_scale > 1; the value has no effect). It may be offloaded, also

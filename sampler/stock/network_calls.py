@@ -61,8 +61,16 @@ class NetworkCalls:
 
     @property
     def as_before(self) -> bool:
-        """True where the calls of this step are those of the last one."""
+        """Return whether the calls of this step are those of the last one."""
         return [a.key for a in self.answers] == [a.key for a in self.expected]
+
+    def are(self, output: Tensor) -> bool:
+        """Return True if a model_output is the answers of several calls, one below the other."""
+        values = [answer.value for answer in self.answers if answer.value.numel()]
+        if len(values) < 2 or sum(map(len, values)) != len(output):
+            return False
+        blocks = output.split(len(values[0]))
+        return all(any(torch.equal(v, block) for block in blocks) for v in values)
 
     def evaluate(self, number: int, call: Call, args: Any, kwargs: Any, given: Any) -> Any:
         """The answer of network `number`, called on the sample `given`."""
@@ -110,7 +118,7 @@ class NetworkCalls:
 
     def _planned_rows(self, form: Form, position: int, x: Tensor) -> Tensor | None:
         """Rows of a call that the rule asks for in this step, bool [count], None for all."""
-        branches = self.steps.plan(form.frame.rows(x))
+        branches = self.steps.plan(form.rows(x))
         used, count = form.used[position], self.expected[position].count
         first = sum(form.used[:position])
         roles = form.roles[first : first + used]
@@ -125,7 +133,7 @@ class NetworkCalls:
         branches, form = self.steps.first, self.formula.form
         if self.steps.index:
             x = given if self._next is None else self._next
-            branches = self.steps.plan(form.frame.rows(x) if form else x)
+            branches = self.steps.plan(form.rows(x) if form else x)
         branch, network = branches.get("cond"), self.networks[number]
         if branch is None or branch.mixing is None:
             return call, 1

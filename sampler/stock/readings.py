@@ -32,6 +32,29 @@ class Frame:
     back: Callable[[Tensor, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Region:
+    """First or last entries of one dimension of the rows of a frame: `length` from `start`."""
+
+    dim: int
+    start: int
+    length: int
+
+    def of(self, rows: Tensor) -> Tensor:
+        return rows.narrow(self.dim, self.start, self.length)
+
+    def rest(self, rows: Tensor) -> Tensor:
+        """The other entries."""
+        start = 0 if self.start else self.length
+        return rows.narrow(self.dim, start, rows.shape[self.dim] - self.length)
+
+    def put(self, part: Tensor, whole: Tensor) -> Tensor:
+        """`whole` with other entries in this region."""
+        made = whole.to(part, copy=True)
+        self.of(made).copy_(part)
+        return made
+
+
 PLAIN = Frame("plain", lambda m: m, lambda g, m: g)
 
 
@@ -134,4 +157,14 @@ def is_single(raw: Any) -> bool:
     return not any(isinstance(value, (Tensor, list, tuple)) for value in list(values)[1:])
 
 
-__all__ = ["PLAIN", "Frame", "Part", "frames", "is_single", "replaced", "rows_like", "tensor_of"]
+__all__ = [
+    "PLAIN",
+    "Frame",
+    "Part",
+    "Region",
+    "frames",
+    "is_single",
+    "replaced",
+    "rows_like",
+    "tensor_of",
+]

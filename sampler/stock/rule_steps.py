@@ -35,7 +35,8 @@ class RuleSteps:
 
     def forget(self) -> None:
         """Forget the plan of a step that has ended, or that will not."""
-        self._planned: tuple[Tensor, Span, Mapping[str, Branch]] | None = None
+        self._span: Span | None = None
+        self._planned: tuple[Tensor, Mapping[str, Branch]] | None = None
 
     def start(self) -> None:
         """Give the rule the state of a first step."""
@@ -43,15 +44,25 @@ class RuleSteps:
 
     def try_plan(self, x: Tensor) -> None:
         """Raise what the rule has against the levels of this run, before the network is called."""
-        self.first = self.rule.plan(x, self.levels.expected(), _BOTH, self.rule.start(Cond()))
+        span = self.levels.expected()
+        x = self.levels.seen(x, span.now)
+        self.first = self.rule.plan(x, span, _BOTH, self.rule.start(Cond()))
+
+    def span(self, timestep: object = None) -> Span:
+        """Levels of this step; timestep: by default the scheduler's."""
+        if self._span is None:
+            time = self.levels.time(self.index) if timestep is None else timestep
+            self._span = self.levels.span(self.index, time)
+        return self._span
 
     def plan(self, x: Tensor, timestep: object = None) -> Mapping[str, Branch]:
-        """Plan this step once; timestep: by default the scheduler's."""
+        """Plan this step once."""
         if self._planned is None:
-            time = self.levels.time(self.index) if timestep is None else timestep
-            span = self.levels.span(self.index, time)
-            self._planned = x, span, self.rule.plan(x, span, _BOTH, self.state)
-        return self._planned[2]
+            self._planned = x, self._plan_of(x, self.span(timestep))
+        return self._planned[1]
+
+    def _plan_of(self, x: Tensor, span: Span) -> Mapping[str, Branch]:
+        return self.rule.plan(self.levels.seen(x, span.now), span, _BOTH, self.state)
 
     def branches(
         self, x: Tensor, timestep: object, name: str
@@ -62,9 +73,9 @@ class RuleSteps:
         the pipeline may have changed since (inpainting). name: of the pipeline class. Raises
         ValueError for a step that is not the next one of the run.
         """
-        branches = self.plan(x, timestep)
+        branches, span = self.plan(x, timestep), self.span()
         assert self._planned is not None
-        seen, span, _ = self._planned
+        seen = self._planned[0]
         if abs(number(timestep) - span.now.t) > 1e-3 * max(1.0, abs(span.now.t)):
             raise ValueError(
                 f"{name} took a step at timestep {number(timestep):g}, and "
@@ -72,21 +83,21 @@ class RuleSteps:
             )
         if seen is x or torch.equal(seen, x):
             return branches, x
-        again = self.rule.plan(x, span, _BOTH, self.state)
+        again = self._plan_of(x, span)
         pairs = [(branches.get(k), again.get(k)) for k in {*branches, *again}]
         same = all(torch.equal(mask(a, len(x)), mask(b, len(x))) for a, b in pairs)
         return branches, x if same else seen
 
-    def combine(self, x: Tensor, x_planned: Tensor, outs: Mapping[str, Tensor]) -> Tensor:
-        """Guided output in the network's own parametrisation; advances the rule's state."""
-        assert self._planned is not None
-        schedule = self.levels.schedule
-        span, kind, edm = self._planned[1], schedule.prediction, schedule.process == "edm"
-        x = x.float()
-        make = schedule.predict if edm else partial(Prediction.of, kind)
+    def combine(
+        self, x: Tensor, x_planned: Tensor, outs: Mapping[str, Tensor], kind: str
+    ) -> Tensor:
+        """Guided output in parametrisation `kind`, "" for the network's own; advances the state."""
+        schedule, span = self.levels.schedule, self.span()
+        x, x_planned = (self.levels.seen(v.float(), span.now) for v in (x, x_planned))
+        make = partial(Prediction.of, kind) if kind else schedule.predict
         preds = {k: make(x, out, span.now) for k, out in outs.items()}
-        pred, state = self.rule.combine(x_planned.float(), preds, span, self.state)
-        value = schedule.output_of(x, pred, span.now) if edm else in_space(pred, kind)
+        pred, state = self.rule.combine(x_planned, preds, span, self.state)
+        value = in_space(pred, kind) if kind else schedule.output_of(x, pred, span.now)
         guided, self.state = settle((Lin.of(value), state))
         return guided
 
@@ -95,7 +106,7 @@ def outputs(
     form: Form, blocks: Sequence[Tensor], branches: Mapping[str, Branch]
 ) -> dict[str, Tensor]:
     """Planned predictions by branch; rows as `Branch` says where a plan leaves some out."""
-    by_role = {role: form.sign * b for role, b in zip(form.roles, blocks, strict=True)}
+    by_role = {role: b for role, b in zip(form.roles, blocks, strict=True)}
     outs: dict[str, Tensor] = {}
     for name in sorted(branches):  # "cond" first: it fills the rows that others leave out
         rows, value = branches[name].rows, by_role.get(name, by_role["cond"])

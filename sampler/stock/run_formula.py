@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from sampler.stock.forms import Form, Unsolved, tolerance
+from sampler.stock.forms import Form, Given, Unsolved, tolerance
 from sampler.stock.negative_calls import GUIDANCE_ON
 from sampler.stock.solving import solve
 from sampler.stock.stock_calls import guidance_is_off, guidance_off, refuse_settings
@@ -27,6 +26,7 @@ class RunFormula:
     def __init__(self, pipe: Any, rule: Guidance, against: bool) -> None:
         self.pipe, self.rule, self.against = pipe, rule, against
         self.form: Form | None = None
+        self._rest: Tensor | None = None
         self._warned = False
 
     def check_run(self) -> None:
@@ -37,36 +37,53 @@ class RunFormula:
         if self.against and getattr(self.pipe, "do_classifier_free_guidance", False):
             raise ValueError(GUIDANCE_ON)
 
-    def at(
-        self, index: int, output: Tensor, x: Tensor, values: Sequence[Tensor], same: bool
-    ) -> Form:
+    def begin(self) -> None:
+        """Begin a run."""
+        self.form, self._rest = None, None
+
+    def at(self, index: int, given: Given, same: bool, last: bool) -> Form:
         """The formula of the last step where it still holds at step `index`, else the solved one.
 
-        values: the answers; same: the calls are those of the last step. The check holds for rows
-        that were not evaluated too: the pipeline computes with what it was handed. Raises
-        ValueError for a formula that cannot be replaced.
+        same: the calls are those of the last step; last: whether the run ends with this step. The
+        check holds for rows that were not evaluated too: the pipeline computes with what it was
+        handed. Raises ValueError for a formula that cannot be replaced.
         """
         form = self.form if same else None
-        if form is not None and form.settled:
-            error = form.residual(form.blocks(values, output), output)
-            if error <= tolerance(output, *values):
-                return form
         name = type(self.pipe).__name__
-        try:
-            found = solve(output, x, values, name)
-        except Unsolved as error:
-            raise ValueError(
-                f"sampler.guide cannot replace the guidance of {name}: {error}."
-            ) from None
-        known = form if form is not None and form.settled and found.settled else None
-        if known is not None and found.roles != known.roles:
-            raise ValueError(
-                f"{name} guides by another formula in step {index} than before, with the same "
-                "calls; sampler.guide cannot serve it."
-            )
-        self._look_at(found, index)
-        self.form = found
-        return found
+        bar = tolerance(given.output, *given.answers)
+        if form is None or not form.settled or not form.residual(given) <= bar:
+            try:
+                found = solve(given, name)
+            except Unsolved as error:
+                raise ValueError(
+                    f"sampler.guide cannot replace the guidance of {name}: {error}."
+                ) from None
+            known = form if form is not None and form.settled and found.settled else None
+            if known is not None and found.roles != known.roles:
+                raise ValueError(
+                    f"{name} guides by another formula in step {index} than before, with the same "
+                    "calls; sampler.guide cannot serve it."
+                )
+            self._look_at(found, index)
+            self.form = form = found
+        if form.given_rest:
+            self._check_rest(form.x0_of_rest(given), given, bar, last)
+        return form
+
+    def _check_rest(self, x0: Tensor, given: Given, bar: float, last: bool) -> None:
+        """Raise ValueError where the part that a formula leaves out is not one fixed x0."""
+        known, self._rest = self._rest, x0
+        if known is not None and known.shape == x0.shape:
+            rounding = 1e-7 * given.sigma * x0.numel() ** 0.5
+            if (x0 - known).norm() <= 10 * bar * known.norm() + rounding:
+                return
+        elif not last:
+            return
+        raise ValueError(
+            f"sampler.guide cannot replace the guidance of {type(self.pipe).__name__}: its formula "
+            "is a sum of the branches in a part of the sample only, and the rest is not known to "
+            "be given."
+        )
 
     def _look_at(self, form: Form, index: int) -> None:
         """Raise ValueError for a formula that the rule does not go with; warn of lost norms."""

@@ -64,6 +64,36 @@ class RunLevels:
         times, _ = self._numbers()
         return times[min(self.position + index, len(times) - 1)]
 
+    @property
+    def exploding(self) -> bool:
+        """Return whether the scheduler holds x0 + sigma·eps with a sigma that may be above 1."""
+        schedule = self.schedule
+        if schedule.process == "flow":  # of Cosmos-Predict2
+            return max(self._numbers()[1], default=0.0) > 1
+        return schedule.process == "edm" or (schedule.process == "vp" and schedule.sigma_units)
+
+    @property
+    def kind(self) -> str:
+        """Parametrisation that the scheduler is given, "" for the network's own (EDM)."""
+        if self.schedule.process == "edm":
+            return ""
+        return (
+            "eps"
+            if self.schedule.process == "flow" and self.exploding
+            else self.schedule.prediction
+        )
+
+    def sigma(self, level: Level) -> float:
+        """sigma of the scheduler's x = x0 + sigma·eps or of a flow, 0 where it holds others."""
+        if self.schedule.process == "flow":
+            return level.sigma
+        return level.sigma / level.alpha if self.exploding and level.alpha else 0.0
+
+    def seen(self, x: Tensor, level: Level) -> Tensor:
+        """x = alpha·x0 + sigma·eps of what the scheduler holds."""
+        scaled = self.schedule.process == "vp" and self.schedule.sigma_units
+        return x * level.alpha if scaled else x
+
     def _numbers(self) -> tuple[list[float], list[float]]:
         """Timesteps and sigmas of the run, copied to the host once; no sigmas where it has none."""
         scheduler = self.pipe.scheduler
@@ -84,6 +114,8 @@ class RunLevels:
         if self.schedule.process == "edm":
             return Level(t, 1.0, sigma)
         if not math.isnan(sigma):
+            if self.schedule.process == "flow" and max(sigmas) > 1:
+                return Level(t, 1.0, sigma)
             return self.schedule.level_of(t, sigma)
         return self.schedule.level(t) if position < len(times) else Level(0, 1.0, 0.0)
 

@@ -149,6 +149,7 @@ def sana_video() -> dict[str, Any]:
 FRAMES = [picture(k) for k in range(9)]
 TEMPLATE = {"num_frames": 5, "prompt_template": {"template": "{}", "crop_start": 0}}
 SANA = {"complex_human_instruction": [], "frames": 9}
+COSMOS = {"num_frames": 9, "output_type": "latent"}  # its frames are rounded to 8 bits
 TINY = {
     "LattePipeline": Recipe(latte, {"video_length": 2}),
     "AllegroPipeline": Recipe(
@@ -167,13 +168,13 @@ TINY = {
     "HunyuanVideoPipeline": Recipe(hunyuan, TEMPLATE),
     "HunyuanSkyreelsImageToVideoPipeline": Recipe(lambda: hunyuan(in_channels=8), TEMPLATE),
     "HunyuanVideoFramepackPipeline": Recipe(framepack, {**TEMPLATE, "latent_window_size": 3}),
-    "CosmosTextToWorldPipeline": Recipe(lambda: cosmos(edm=True), {"num_frames": 9}),
+    "CosmosTextToWorldPipeline": Recipe(lambda: cosmos(edm=True), COSMOS),
     "CosmosVideoToWorldPipeline": Recipe(
-        lambda: cosmos(conditioned=True, edm=True), {"num_frames": 9, "video": ...}
+        lambda: cosmos(conditioned=True, edm=True), {**COSMOS, "video": ...}
     ),
-    "Cosmos2TextToImagePipeline": Recipe(cosmos),
+    "Cosmos2TextToImagePipeline": Recipe(cosmos, {"output_type": "latent"}),
     "Cosmos2VideoToWorldPipeline": Recipe(
-        lambda: cosmos(conditioned=True), {"num_frames": 9, "video": ...}
+        lambda: cosmos(conditioned=True), {**COSMOS, "video": ...}
     ),
     "SanaVideoPipeline": Recipe(sana_video, SANA),
     "SanaImageToVideoPipeline": Recipe(sana_video, SANA),

@@ -2,43 +2,13 @@
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 
 import sampler
-from tests import tiny
+from tests.guidance.own_formula import STEPS, Pipe, built
 from tests.guidance.stock import Rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-S, STEPS = 3.0, 5
-
-
-class Pipe(StableDiffusionPipeline):
-    """Stable Diffusion with a loop of its own: `formula(self, u, c, x, i)` is its guidance."""
-
-    formula = None
-    calls = "uncond first"
-
-    def evaluated(self, x, t, cond, uncond):
-        if self.calls == "sequential":
-            c, u = (self.unet(x, t, encoder_hidden_states=e).sample for e in (cond, uncond))
-            return u, c
-        pair = [uncond, cond] if self.calls == "uncond first" else [cond, uncond]
-        twice = torch.cat([x, x])
-        out = self.unet(twice, t, encoder_hidden_states=torch.cat(pair), return_dict=False)[0]
-        first, second = out.chunk(2)
-        return (first, second) if self.calls == "uncond first" else (second, first)
-
-    @torch.no_grad()
-    def __call__(self):
-        prompts, negative = ["a fox", "a blue door"], ["ugly", "dark"]
-        cond, uncond = self.encode_prompt(prompts, "cpu", 1, True, negative)
-        self.scheduler.set_timesteps(STEPS)
-        x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-        self.last = 0.0
-        for i, t in enumerate(self.scheduler.timesteps):
-            u, c = self.evaluated(x, t, cond, uncond)
-            x = self.scheduler.step(type(self).formula(self, u, c, x, i), t, x).prev_sample
-        return x
+S = 3.0
 
 
 def cfg(s):
@@ -98,17 +68,6 @@ REFUSED = {
     "exchanged halfway": lambda p, u, c, x, i: cfg(S)(p, *((u, c), (c, u))[i > 2], x, i),
 }
 CALLS = ("uncond first", "cond first", "sequential")
-
-
-def built(formula, calls):
-    class Changed(Pipe):
-        pass
-
-    Changed.formula, Changed.calls = formula, calls
-    pipe = Changed(**tiny.sd().components, requires_safety_checker=False)
-    for block in (pipe.unet.conv_out,):
-        block.weight.mul_(3)
-    return pipe
 
 
 @pytest.mark.parametrize("calls", CALLS)
