@@ -16,21 +16,27 @@ class CountedLaunch(NamedTuple):
     written: int
 
 
-_dry: ContextVar[bool] = ContextVar("sampler_kernels_dry", default=False)
-_launches: ContextVar[list[CountedLaunch] | None] = ContextVar(
-    "sampler_kernels_launches", default=None
-)
+class Counting(NamedTuple):
+    """What is done about launches in a context: `launches` receives them; dry: none is made."""
+
+    launches: list[CountedLaunch] | None = None
+    dry: bool = False
+
+
+_counting: ContextVar[Counting | None] = ContextVar("sampler_kernels_counting", default=None)
+counting = _counting.get
+"""The counting of this context; None, the usual answer, outside `count_launches` and `dry_run`."""
 
 
 @contextmanager
 def count_launches() -> Generator[list[CountedLaunch]]:
     """Yield a list that receives every launch inside the context."""
     launches: list[CountedLaunch] = []
-    token = _launches.set(launches)
+    token = _counting.set(Counting(launches, dry()))
     try:
         yield launches
     finally:
-        _launches.reset(token)
+        _counting.reset(token)
 
 
 @contextmanager
@@ -39,18 +45,20 @@ def dry_run() -> Generator[None]:
 
     Results are zeros. For counting on machines without a GPU.
     """
-    token = _dry.set(True)
+    outer = counting()
+    token = _counting.set(Counting(outer.launches if outer else None, dry=True))
     try:
         yield
     finally:
-        _dry.reset(token)
+        _counting.reset(token)
 
 
 def dry() -> bool:
-    return _dry.get()
+    found = counting()
+    return found is not None and found.dry
 
 
 def record(kernel: str, read: int, written: int) -> None:
-    launches = _launches.get()
-    if launches is not None:
-        launches.append(CountedLaunch(kernel, read, written))
+    found = counting()
+    if found is not None and found.launches is not None:
+        found.launches.append(CountedLaunch(kernel, read, written))

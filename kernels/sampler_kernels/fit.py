@@ -26,10 +26,11 @@ class Layout:
 
     rows: the number of rows that the finest coefficient distinguishes; the batch without one.
     computable: the kernels can compute it; `shares_launch`: and all outputs in one launch. plain:
-    torch need not trace it. launches: what `triton_ops` has prepared.
+    torch need not trace it. contiguous: all tensors are. launches: what `triton_ops` has prepared;
+    size: the length of the program, which further outputs over the same tensors extend.
     """
 
-    __slots__ = ("computable", "launches", "plain", "rows", "shares_launch")
+    __slots__ = ("computable", "contiguous", "launches", "plain", "rows", "shares_launch", "size")
 
     def __init__(self, formula: Formula, plain: bool) -> None:
         tensors = formula.tensors
@@ -38,6 +39,8 @@ class Layout:
         few = len(tensors) <= MAX_INPUTS and len(formula.outs) <= MAX_OUTPUTS
         self.shares_launch = few and self.computable
         self.plain = plain
+        self.contiguous = plain and all([x.is_contiguous() for x in tensors])
+        self.size = len(formula.code)
         self.launches: dict[Any, Any] = {}
 
 
@@ -54,16 +57,19 @@ def layout_of(formula: Formula) -> Layout:
 def _cached(formula: Formula) -> Layout:
     if torch.compiler.is_compiling():  # shapes may be symbols
         return Layout(formula, plain=False)
-    inputs: list[Any] = []
-    operands: list[Any] = [*formula.tensors, *formula.coefficients]
-    for t in operands:
+    inputs: list[Any] = [tuple(formula.code), *formula.outs]
+    for t in formula.tensors:
+        if type(t) not in _PLAIN:
+            return Layout(formula, plain=False)
+        inputs += t.dtype, t.shape, t.device, t.is_contiguous()
+    for t in formula.coefficients:
         if type(t) is RowScalar:  # of float32
             inputs.append(t.extent)
         elif type(t) in _PLAIN:
-            inputs += (*t.shape, t.device, t.dtype)
+            inputs += t.dtype, t.shape, t.device
         else:
             return Layout(formula, plain=False)
-    key = (tuple(formula.code), tuple(formula.outs), *inputs)
+    key = tuple(inputs)
     layout = _layouts.get(key)
     if layout is None:
         if len(_layouts) >= _MAX_LAYOUTS:

@@ -64,26 +64,26 @@ def settle(
 
     waiting: reductions to compute in the same passes, where they fit.
     """
-    left = {id(lin): lin for lin in lins if lin.op != LOAD or lin.a.dtype != dtype}
+    left = dict.fromkeys([lin for lin in lins if lin.op != LOAD or lin.a.dtype != dtype])
     if not left:
         return [lin.a for lin in lins]
-    formula = Formula(left.values())
+    formula = Formula(left)
     if layout_of(formula).shares_launch:
         values = _launch_formula(formula, dtype, waiting)
     else:
-        values = _settle_apart(list(left.values()), dtype, waiting)
+        values = _settle_apart(list(left), dtype, waiting)
     done = dict(zip(left, values, strict=True))
-    return [done[id(lin)] if id(lin) in done else lin.a for lin in lins]
+    return [done[lin] if lin in done else lin.a for lin in lins]
 
 
 def finish(lins: list[Lin], late: list[Any]) -> list[Tensor]:
     """The values of lazy formulas and of recorded scalars, with all pending reductions."""
-    nodes: list[Any] = []
+    nodes: list[RowScalar] = []
     for leaf in late:
         nodes += leaf.nodes if isinstance(leaf, RowGram) else [leaf]
-    programs = scalar_programs(node for node in nodes if isinstance(node, RowScalar))
-    waiting = {id(p): p for _, program in programs for p in program.parts if p.value is None}
-    values = settle(lins, waiting=list(waiting.values()))
+    programs = scalar_programs(nodes)
+    waiting = dict.fromkeys([p for _, program in programs for p in program.parts])
+    values = settle(lins, waiting=list(waiting))
     for mine, program in programs:
         set_values(mine, program)
     return [*values, *(leaf.tensor() for leaf in late)]
@@ -91,7 +91,7 @@ def finish(lins: list[Lin], late: list[Any]) -> list[Tensor]:
 
 def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
     """G[i, j] = <V_i, V_j> per row: `RowGram`, or a tensor where it has to be differentiable."""
-    shape = tuple(lins[0].shape)
+    shape = tuple(lins[0].like.shape)
     rows, kept, trailing = shape[0], shape[:1], True
     if axes is not None:
         rows, kept = math.prod(shape[: axes[0]]), (*shape[: axes[0]], *(1,) * len(axes))
@@ -99,9 +99,10 @@ def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
     if len(lins) > MAX_VECTORS or not trailing:
         return torch_ops.gram(lins, axes)
     formula = Formula(lins)
-    if not layout_of(formula).computable:
+    layout = layout_of(formula)
+    if not layout.computable:
         return torch_ops.gram(lins, axes)
-    if len(formula.tensors) > MAX_INPUTS or layout_of(formula).rows > rows:
+    if layout.rows > rows or len(formula.tensors) > MAX_INPUTS:
         lins = [Lin.of(value) for value in settle(lins)]
         formula = Formula(lins)
     pairs, places = _PAIRS[len(lins)]
@@ -110,7 +111,7 @@ def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
         sums = gram_op(*_operands(formula, rows), ends)
         cells = torch.stack([torch.stack([sums[p] for p in line]) for line in places])
         return cells.view(len(lins), len(lins), *kept)
-    sums, common = Sums(formula, lins, pairs, shape, rows), extent(kept, formula.tensors[0].device)
+    sums, common = Sums(formula, lins, pairs, rows), extent(kept, formula.tensors[0].device)
     known = [RowScalar(PART, (sums, p), common) for p in range(len(pairs))]
     return RowGram([[known[p] for p in line] for line in places])
 
@@ -139,19 +140,19 @@ def _settle_apart(lins: list[Lin], dtype: torch.dtype, waiting: Sequence[Sums]) 
 
 
 def _launch_formula(formula: Formula, dtype: torch.dtype, waiting: Sequence[Sums]) -> list[Tensor]:
-    rows, shape = layout_of(formula).rows, tuple(formula.tensors[0].shape)
+    rows = layout_of(formula).rows
     if must_differentiate(formula):
-        flat = formula_op(*_operands(formula, rows), formula.outs)
+        flat, shape = formula_op(*_operands(formula, rows), formula.outs), formula.tensors[0].shape
         return [y.view(shape).to(dtype) for y in flat]
     count = len(formula.outs)
-    scalars = coefficients_of(formula, shape, rows)
+    scalars = coefficients_of(formula, rows)
     joined = joined_with(waiting, formula, scalars, rows) if waiting else []
     if not joined:
         return run_formula(formula, table_of(scalars), rows, dtype)
     for sums in joined:
         formula.extend(sums.lins)
     if len(formula.coefficients) > len(scalars.outs):
-        scalars = coefficients_of(formula, shape, rows)
+        scalars = coefficients_of(formula, rows)
     table = table_of(scalars)
     pairs: list[tuple[int, int]] = []
     first = count

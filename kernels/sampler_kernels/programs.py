@@ -36,17 +36,7 @@ class Formula:
     recorded values, `leaves` a leaf of each tensor, `layout` what `fit` has found out.
     """
 
-    __slots__ = (
-        "_indices",
-        "_places",
-        "code",
-        "coefficients",
-        "consts",
-        "layout",
-        "leaves",
-        "outs",
-        "tensors",
-    )
+    __slots__ = ("_places", "code", "coefficients", "consts", "layout", "leaves", "outs", "tensors")
 
     def __init__(self, lins: Iterable[Lin] = ()) -> None:
         self.tensors: list[Tensor] = []
@@ -56,8 +46,7 @@ class Formula:
         self.code: list[int] = []
         self.outs: list[int] = []
         self.layout: Any = None
-        self._places: dict[Any, int] = {}  # of nodes; of (operation, index of a tensor) for leaves
-        self._indices: dict[int, int] = {}  # of tensors and coefficients, by id
+        self._places: dict[Any, int] = {}  # of nodes; of LOAD by id of its tensor, of FIRST by ~id
         self.extend(lins)
 
     @staticmethod
@@ -72,12 +61,13 @@ class Formula:
         return self
 
     def extend(self, lins: Iterable[Lin]) -> None:
-        """Record further outputs; nodes that are recorded already are not walked again."""
+        """Record outputs, further ones over the same tensors; nodes that are recorded already are
+        not walked again.
+        """
         places, code = self._places, self.code
         for lin in lins:
             place = places.get(lin)
             self.outs.append(self._visit(lin, places, code) if place is None else place)
-        self.layout = None
 
     def _visit(self, node: Lin, places: dict[Any, int], code: list[int]) -> int:
         """Record a node that has no place yet.
@@ -85,21 +75,19 @@ class Formula:
         A method, since a closure that calls itself would keep the tensors alive until the garbage
         collector runs. Nodes that have a place are not visited, which saves their calls.
         """
-        op, b = node.op, node.b
+        op, a, b = node.op, node.a, node.b
         if op <= FIRST:
-            return self._visit_leaf(node, places, code)
+            place = places[node] = self._visit_leaf(node, places, code)
+            return place
         if op == FILL:
-            a, b = len(self.consts), 0
-            self.consts.append(node.b)
+            self.consts.append(b)
+            a, b = len(self.consts) - 1, 0
         else:
-            child = node.a
-            a = places.get(child)
-            if a is None:
-                a = self._visit(child, places, code)
+            place = places.get(a)
+            a = self._visit(a, places, code) if place is None else place
             if op <= SUB:  # ADD or SUB
-                child, b = b, places.get(b)
-                if b is None:
-                    b = self._visit(child, places, code)
+                place = places.get(b)
+                b = self._visit(b, places, code) if place is None else place
             elif op == MUL_CONST or op == DIV_CONST:
                 self.consts.append(b)
                 b = len(self.consts) - 1
@@ -111,26 +99,27 @@ class Formula:
 
     def _visit_leaf(self, leaf: Lin, places: dict[Any, int], code: list[int]) -> int:
         """Record a leaf; two leaves of one tensor are loaded once."""
-        x = leaf.a
-        index = self._indices.get(id(x))
-        if index is None:
-            index = self._indices[id(x)] = len(self.tensors)
-            self.tensors.append(x)
-            self.leaves.append(leaf)
-        key = (leaf.op, index)
+        x, op = leaf.a, leaf.op
+        key = id(x) if op == LOAD else ~id(x)
         place = places.get(key)
         if place is None:
+            other = places.get(~key)
+            if other is None:
+                index = len(self.tensors)
+                self.tensors.append(x)
+                self.leaves.append(leaf)
+            else:
+                index = code[3 * other + 1]
             place = places[key] = len(code) // 3
-            code += leaf.op, index, 0
-        places[leaf] = place
+            code += op, index, 0
         return place
 
     def _coefficient(self, scalar: Any) -> int:
-        index = self._indices.get(id(scalar))
-        if index is None:
-            index = self._indices[id(scalar)] = len(self.coefficients)
-            self.coefficients.append(scalar)
-        return index
+        for index, known in enumerate(self.coefficients):
+            if known is scalar:
+                return index
+        self.coefficients.append(scalar)
+        return len(self.coefficients) - 1
 
     def packed(self) -> tuple[Tensor, ...]:
         """The tensors, contiguous. A copy is kept by its leaf, for the other passes of a step."""
@@ -162,36 +151,35 @@ class ScalarProgram:
         self.consts: list[float] = []
         self.code: list[int] = []
         self._places: dict[Any, int] = {}  # of nodes; of reductions among the parts
-        self.outs = [self._visit(scalar, self._places, self.code) for scalar in scalars]
+        self.outs: list[int] = []
+        places, code = self._places, self.code
+        for scalar in scalars:
+            place = places.get(scalar)
+            self.outs.append(self._visit(scalar, places, code) if place is None else place)
 
     def _visit(self, node: RowScalar, places: dict[Any, int], code: list[int]) -> int:
-        """The position of a node; a node that two scalars share is computed once."""
-        place = places.get(node)
-        if place is not None:
-            return place
-        op = node.op
-        if op == PART and node.value is None:
+        """Record a node that has no place yet; one that two scalars share is computed once."""
+        op, value = node.op, node.value
+        if op == INPUT or value is not None:
+            found = INPUT, len(self.inputs), 0, self.rows // node.extent.rows
+            self.inputs.append(node.args[0] if value is None else value)
+        elif op == PART:
             sums, pair = node.args
             part = places.get(sums)
             if part is None:
                 part = places[sums] = len(self.parts)
                 self.parts.append(sums)
-            found = [PART, part, pair, self.rows // node.extent.rows]
-        elif op == INPUT or node.value is not None:
-            found = [INPUT, len(self.inputs), 0, self.rows // node.extent.rows]
-            self.inputs.append(node.args[0] if node.value is None else node.value)
+            found = PART, part, pair, self.rows // node.extent.rows
         else:
             found = [op]
             for operand in node.args:
                 if type(operand) is float:
-                    place = len(code) // 4
+                    found.append(len(code) // 4)
                     code += CONST, len(self.consts), 0, 0
                     self.consts.append(operand)
                 else:
                     place = places.get(operand)
-                    if place is None:
-                        place = self._visit(operand, places, code)
-                found.append(place)
+                    found.append(self._visit(operand, places, code) if place is None else place)
             found += _PADDING[len(found)]
         place = places[node] = len(code) // 4
         code += found

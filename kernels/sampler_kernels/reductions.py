@@ -24,23 +24,21 @@ MAX_PAIRS = 8
 class Sums(Deferred):
     """Partial sums [P, R, splits] of products of lazy values; `value` once they are computed."""
 
-    __slots__ = ("formula", "lins", "pairs", "rows", "shape", "value")
+    __slots__ = ("formula", "lins", "pairs", "rows", "value")
 
     def __init__(
         self,
         formula: Formula,
         lins: list[Lin],
         pairs: list[tuple[int, int]],
-        shape: tuple[int, ...],
         rows: int,
     ) -> None:
-        self.formula, self.lins, self.pairs = formula, lins, pairs
-        self.shape, self.rows = shape, rows
+        self.formula, self.lins, self.pairs, self.rows = formula, lins, pairs, rows
         self.value: Tensor | None = None
 
     def tensor(self) -> Tensor:
         if self.value is None:
-            table = table_of(coefficients_of(self.formula, self.shape, self.rows))
+            table = table_of(coefficients_of(self.formula, self.rows))
             self.value = run_gram(self.formula, self.pairs, table, self.rows)
         return self.value
 
@@ -52,24 +50,24 @@ def joined_with(
 
     table: the formula's coefficients, which must not depend on them.
     """
-    known = {id(t) for t in formula.tensors}
+    known, room = set(map(id, formula.tensors)), MAX_PAIRS
     fit: list[Sums] = []
+    needed: list[Any] = list(table.parts)
     for sums in waiting:
-        room = sum(len(other.pairs) for other in (*fit, sums)) <= MAX_PAIRS
-        reads = all(id(t) in known for t in sums.formula.tensors)
-        if sums.value is None and reads and sums.rows == rows and room:
+        fits = sums.value is None and sums.rows == rows and len(sums.pairs) <= room
+        if fits and known.issuperset(map(id, sums.formula.tensors)):
             fit.append(sums)
-    own = coefficients_of
-    needed = [p for sums in fit for p in own(sums.formula, sums.shape, rows).parts]
-    needed += table.parts
-    return [sums for sums in fit if all(sums is not other for other in needed)]
+            room -= len(sums.pairs)
+            needed += coefficients_of(sums.formula, rows).parts
+    return [sums for sums in fit if sums not in needed]
 
 
-def coefficients_of(formula: Formula, shape: tuple[int, ...], rows: int) -> ScalarProgram:
+def coefficients_of(formula: Formula, rows: int) -> ScalarProgram:
     """The coefficients of a formula that are not launch constants."""
     nodes: list[RowScalar] = []
     for s in formula.coefficients:
         if type(s) is not RowScalar:
+            shape = tuple(formula.tensors[0].shape)
             fine = s.ndim == len(shape) > 1 and math.prod(s.shape) > 1
             s = RowScalar.of(s, extent(tuple(s.shape) if fine else shape[:1], s.device))
         nodes.append(s)

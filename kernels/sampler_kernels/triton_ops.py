@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sampler_kernels import triton_kernels
-from sampler_kernels.counting import dry, record
+from sampler_kernels.counting import dry, record, counting
 from sampler_kernels.deferred import computed
 from sampler_kernels.fit import layout_of
 from sampler_kernels.programs import Formula, ScalarProgram
@@ -56,9 +56,10 @@ class Launch:
 
     def __call__(self, kernel: Any, *args: Any) -> None:
         """Launch on the tensors' device; Triton uses the current one."""
-        record(self.kernel, *self.traffic)
-        if dry():
-            return
+        if counting() is not None:
+            record(self.kernel, *self.traffic)
+            if dry():
+                return
         if not self.cuda:
             kernel[self.grid](*args, *self.numbers, **self.constants)
             return
@@ -70,12 +71,12 @@ def run_formula(
     formula: Formula, table: Tensor | None, rows: int, dtype: torch.dtype
 ) -> list[Tensor]:
     """The values of a formula's outputs: new contiguous tensors of the inputs' shape."""
-    xs = formula.packed()
-    launches = layout_of(formula).launches
-    launch = launches.get((rows, dtype))
+    layout = layout_of(formula)
+    xs = tuple(formula.tensors) if layout.contiguous else formula.packed()
+    launch = layout.launches.get((rows, dtype))
     if launch is None:
-        launch = launches[rows, dtype] = _plan_formula(formula, xs, rows, dtype)
-    outs = [new_like(xs[0], dtype) for _ in formula.outs]
+        launch = layout.launches[rows, dtype] = _plan_formula(formula, xs, rows, dtype)
+    outs = new_like(xs[0], dtype, len(formula.outs))
     launch(_formula, xs, tuple(outs), tuple(formula.consts), table, rows)
     return outs
 
@@ -96,13 +97,14 @@ def run_both(
     dtype: torch.dtype,
 ) -> tuple[list[Tensor], Tensor]:
     """(the values of the first `count` outputs, `run_gram` of pairs of outputs) in one pass."""
-    xs = formula.packed()
-    key = (rows, dtype, count, tuple(pairs))
-    launches = layout_of(formula).launches
-    launch = launches.get(key)
+    layout = layout_of(formula)
+    xs = tuple(formula.tensors) if layout.contiguous else formula.packed()
+    key = (rows, dtype, count, *pairs, *formula.outs, *formula.code[layout.size :])
+    launch = layout.launches.get(key)
     if launch is None:
-        launch = launches[key] = _plan_both(formula, xs, *key)
-    outs = [new_like(xs[0], dtype) for _ in range(count)]
+        launch = _plan_both(formula, xs, rows, dtype, count, pairs)
+        layout.launches[key] = launch
+    outs = new_like(xs[0], dtype, count)
     sums = new((len(pairs), rows, launch.numbers[1]), torch.float32, launch.device)
     launch(_gram, xs, tuple(outs), sums, tuple(formula.consts), table, rows)
     return outs, sums
@@ -218,10 +220,10 @@ def new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tenso
     return make(shape, dtype=dtype, device=device)
 
 
-def new_like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same in the shape of a contiguous tensor, which torch allocates in less time."""
+def new_like(x: Tensor, dtype: torch.dtype, count: int) -> list[Tensor]:
+    """The same, `count` times in the shape of a contiguous tensor, which takes torch less time."""
     make = torch.zeros_like if dry() else torch.empty_like
-    return make(x, dtype=dtype)
+    return [make(x, dtype=dtype) for _ in range(count)]
 
 
 def _ceil(a: int, b: int) -> int:

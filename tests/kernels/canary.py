@@ -25,8 +25,8 @@ class Canary:
         self.buffers.append(buffer)
         return buffer[MARGIN : MARGIN + count].view(tuple(shape))
 
-    def new_like(self, x, dtype):
-        return self.new(x.shape, dtype, x.device)
+    def new_like(self, x, dtype, count):
+        return [self.new(x.shape, dtype, x.device) for _ in range(count)]
 
     def check(self):
         assert self.buffers, "no kernel has run"

@@ -135,7 +135,7 @@ def install():
 def main():
     selection.works = lambda device: True
     triton_ops.new = lambda shape, dtype, device: torch.ones(tuple(shape), dtype=dtype)
-    triton_ops.new_like = lambda x, dtype: torch.ones_like(x, dtype=dtype)
+    triton_ops.new_like = lambda x, dtype, n: [torch.ones_like(x, dtype=dtype) for _ in range(n)]
     install()
     with torch.no_grad(), use_backend("triton"):
         for method in registry.names("sampler"):
