@@ -16,7 +16,7 @@ from sampler_kernels.scalars import RowScalar
 
 MAX_INPUTS, MAX_OUTPUTS, MAX_VECTORS = 8, 4, 4
 # Subclasses are stand-ins of tracers, without memory.
-_PLAIN: tuple[Any, ...] = (torch.Tensor, torch.nn.Parameter)
+PLAIN: tuple[Any, ...] = (torch.Tensor, torch.nn.Parameter)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _MAX_LAYOUTS = 4096  # a run has a few dozen
 
@@ -59,13 +59,13 @@ def _cached(formula: Formula) -> Layout:
         return Layout(formula, plain=False)
     inputs: list[Any] = [tuple(formula.code), *formula.outs]
     for t in formula.tensors:
-        if type(t) not in _PLAIN:
+        if type(t) not in PLAIN:
             return Layout(formula, plain=False)
         inputs += t.dtype, t.shape, t.device, t.is_contiguous()
     for t in formula.coefficients:
         if type(t) is RowScalar:  # of float32
             inputs.append(t.extent)
-        elif type(t) in _PLAIN:
+        elif type(t) in PLAIN:
             inputs += t.dtype, t.shape, t.device
         else:
             return Layout(formula, plain=False)
@@ -89,7 +89,7 @@ def must_differentiate(formula: Formula) -> bool:
 
 def is_plain(value: Tensor) -> bool:
     """Return True where torch need not see the arithmetic of a tensor."""
-    if torch.compiler.is_compiling() or type(value) not in _PLAIN:
+    if torch.compiler.is_compiling() or type(value) not in PLAIN:
         return False
     return not (torch.is_grad_enabled() and value.requires_grad)
 

@@ -7,40 +7,89 @@ reduction has no launch of its own: `fused.settle` computes it in the pass of th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from sampler_kernels.deferred import Deferred
 from sampler_kernels.lin import Lin
+from sampler_kernels.planning import run_gram, run_scalars
 from sampler_kernels.programs import Formula, ScalarProgram
 from sampler_kernels.scalars import RowScalar, extent
-from sampler_kernels.triton_ops import run_gram, run_scalars
 
 # Products that one pass sums, each in its own registers.
 MAX_PAIRS = 8
 
+# Annotated, so that what is tested against it stays of type Any.
+_TUPLE: type[Any] = tuple
+
 
 class Sums(Deferred):
-    """Partial sums [P, R, splits] of products of lazy values; `value` once they are computed."""
+    """Partial sums [P, R, splits] of products of lazy values; `value` once they are computed.
 
-    __slots__ = ("formula", "lins", "pairs", "rows", "value")
+    walked: the formula of the values where it is known, else None.
+    """
+
+    __slots__ = ("lins", "pairs", "rows", "value", "walked")
 
     def __init__(
-        self,
-        formula: Formula,
-        lins: list[Lin],
-        pairs: list[tuple[int, int]],
-        rows: int,
+        self, lins: list[Lin], pairs: list[tuple[int, int]], rows: int, walked: Formula | None
     ) -> None:
-        self.formula, self.lins, self.pairs, self.rows = formula, lins, pairs, rows
+        self.lins, self.pairs, self.rows, self.walked = lins, pairs, rows, walked
         self.value: Tensor | None = None
+
+    @property
+    def formula(self) -> Formula:
+        if self.walked is None:
+            self.walked = Formula(self.lins)
+        return self.walked
 
     def tensor(self) -> Tensor:
         if self.value is None:
             table = table_of(coefficients_of(self.formula, self.rows))
             self.value = run_gram(self.formula, self.pairs, table, self.rows)
         return self.value
+
+
+class RowGram(Deferred):
+    """A nested list of `RowScalar`s, as `gram` returns it: [K, K, B, ...], or one line of it."""
+
+    __slots__ = ("cells",)
+
+    def __init__(self, cells: list[Any]) -> None:
+        self.cells = cells
+
+    def __getitem__(self, index: Any) -> Any:
+        places: tuple[Any, ...] = index if isinstance(index, _TUPLE) else (index,)
+        cell: Any = self.cells
+        for place in places:
+            if type(place) is not int or isinstance(cell, RowScalar):
+                return self.tensor()[index]
+            cell = cell[place]
+        return cell if isinstance(cell, RowScalar) else RowGram(cell)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self.cells)))
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @property
+    def nodes(self) -> list[RowScalar]:
+        """All scalars, line by line."""
+        found: list[RowScalar] = []
+        for cell in self.cells:
+            found += [cell] if isinstance(cell, RowScalar) else cell
+        return found
+
+    def tensor(self) -> Tensor:
+        """The inner products, computed together in one launch."""
+        lines = self.cells if isinstance(self.cells[0], list) else [self.cells]
+        RowScalar.evaluate(self.nodes)
+        known = torch.stack([torch.stack([c.tensor() for c in line]) for line in lines])
+        return known if lines is self.cells else known[0]
 
 
 def joined_with(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -67,10 +68,8 @@ def settle(tree: Any) -> Any:
     late = [leaf for leaf in found if isinstance(leaf, Deferred)]
     if not lins and not late:
         return tree
-    if late:  # only the Triton backend defers
-        from sampler_kernels.fused import finish
-
-        values = finish(lins, late)
+    if late:  # only the Triton backend defers, which is imported then
+        values = sys.modules["sampler_kernels.fused"].settle(lins, late=late)
     else:
         values = backend(lins[0].like).settle(lins)
     done = dict(zip(map(id, [*lins, *late]), values, strict=True))

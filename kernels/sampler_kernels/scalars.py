@@ -11,9 +11,9 @@ function or method) works too: then its value is computed first, in a launch of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sampler_kernels.deferred import Deferred, computed
 from sampler_kernels.opcodes import (
@@ -34,16 +34,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Annotated, so that what is tested against it stays of type Any.
-_TUPLE: type[Any] = tuple
-
-
-class Extent(NamedTuple):
+class Extent:
     """Shape and device that scalars share, and the number of rows that they distinguish."""
 
-    shape: tuple[int, ...]
-    device: Any
-    rows: int
+    __slots__ = ("device", "rows", "shape")
+
+    def __init__(self, shape: tuple[int, ...], device: Any) -> None:
+        self.shape, self.device, self.rows = shape, device, math.prod(shape)
+
+    def takes(self, value: Any, truth: bool) -> bool:
+        """Return True for a tensor that is an operand as it is: recording costs no launch.
+
+        truth: an operand is a condition, bool, else float32.
+        """
+        if isinstance(value, Deferred) or getattr(value, "requires_grad", True):
+            return False
+        import torch
+
+        right = torch.bool if truth else torch.float32
+        alike = value.shape == self.shape and value.device == self.device
+        return alike and value.dtype is right and value.is_contiguous()
 
 
 @lru_cache(maxsize=4096)
@@ -52,7 +62,7 @@ def extent(shape: tuple[int, ...], device: Any) -> Extent:
 
     The same object every time, so that scalars are compared by it.
     """
-    return Extent(shape, device, math.prod(shape))
+    return Extent(shape, device)
 
 
 _TORCH = {ADD: "add", SUB: "sub", MUL: "mul", DIV: "div", LESS: "lt", LESS_EQUAL: "le", EQUAL: "eq"}
@@ -75,7 +85,7 @@ def _operator(op: int, swap: bool = False) -> Callable[[Any, Any], Any]:
             other = float(other)
         elif not hasattr(other, "dtype"):
             return NotImplemented
-        elif self.takes(other):
+        elif self.extent.takes(other, self.truth):
             other = RowScalar(INPUT, (other,), self.extent)
         else:
             import torch
@@ -97,7 +107,7 @@ class RowScalar(Deferred):
     __slots__ = ("args", "extent", "op", "truth", "value")
     __hash__ = object.__hash__
     evaluate: ClassVar[Callable[[Sequence[RowScalar]], None]]
-    """Computes the values of some scalars in one launch. Set by `triton_ops`, which reads them."""
+    """Computes the values of some scalars in one launch. Set by `planning`, which reads them."""
 
     def __init__(self, op: int, args: tuple[Any, ...], extent: Extent, truth: bool = False) -> None:
         self.op = op
@@ -189,61 +199,14 @@ class RowScalar(Deferred):
         low = self if min is None else select(self < min, min, self)
         return low if max is None else select(low > max, max, low)
 
-    def takes(self, other: Any) -> bool:
-        """Return True for a tensor that is an operand as it is: recording costs no launch."""
-        if isinstance(other, Deferred) or getattr(other, "requires_grad", True):
-            return False
-        shape, device, _ = self.extent
-        alike = tuple(other.shape) == shape and other.device == device
-        return alike and other.dtype == self.dtype and other.is_contiguous()
-
     def __repr__(self) -> str:
         return f"RowScalar({self.shape})"
 
 
-class RowGram(Deferred):
-    """A nested list of `RowScalar`s, as `gram` returns it: [K, K, B, ...], or one line of it."""
-
-    __slots__ = ("cells",)
-
-    def __init__(self, cells: list[Any]) -> None:
-        self.cells = cells
-
-    def __getitem__(self, index: Any) -> Any:
-        places: tuple[Any, ...] = index if isinstance(index, _TUPLE) else (index,)
-        cell: Any = self.cells
-        for place in places:
-            if type(place) is not int or isinstance(cell, RowScalar):
-                return self.tensor()[index]
-            cell = cell[place]
-        return cell if isinstance(cell, RowScalar) else RowGram(cell)
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self.cells)))
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    @property
-    def nodes(self) -> list[RowScalar]:
-        """All scalars, line by line."""
-        found: list[RowScalar] = []
-        for cell in self.cells:
-            found += [cell] if isinstance(cell, RowScalar) else cell
-        return found
-
-    def tensor(self) -> Tensor:
-        """The inner products, computed together in one launch."""
-        import torch
-
-        lines = self.cells if isinstance(self.cells[0], list) else [self.cells]
-        RowScalar.evaluate(self.nodes)
-        known = torch.stack([torch.stack([c.tensor() for c in line]) for line in lines])
-        return known if lines is self.cells else known[0]
-
-
 def select(condition: RowScalar, yes: Any, no: Any) -> Any:
-    """`yes` where the condition holds, else `no`: numbers, or scalars of the condition's extent."""
+    """`yes` where the condition holds, else `no`: numbers, scalars of the condition's extent, or
+    tensors that are operands as they are.
+    """
     truth = True
     parts: list[Any] = [condition]
     for part in (yes, no):
@@ -251,6 +214,8 @@ def select(condition: RowScalar, yes: Any, no: Any) -> Any:
             truth = truth and part.truth
         elif isinstance(part, (int, float)):
             part, truth = float(part), False
+        elif condition.extent.takes(part, truth=False):
+            part, truth = RowScalar(INPUT, (part,), condition.extent), False
         else:
             import torch
 
