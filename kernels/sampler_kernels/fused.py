@@ -4,19 +4,21 @@ Left to the reference, which computes every formula: float64, tensors of differe
 shapes, coefficients that vary over other than the leading dimensions, gram over other than the
 trailing ones, and more than 4 gram vectors.
 
-Where torch has to see an operation (autograd, torch.compile), it is one of `operators`.
+Where torch has to see an operation (autograd, torch.compile), it is one of `operators`. Otherwise
+values of a structure that has come often are computed by a replay of the same launches (`replay`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sampler_kernels import torch_ops
+from sampler_kernels import replay, torch_ops
 from sampler_kernels.fit import (
     MAX_INPUTS,
     MAX_VECTORS,
@@ -60,7 +62,10 @@ def settle(
     nodes: list[RowScalar] = []
     for leaf in late:
         nodes += leaf.nodes if isinstance(leaf, RowGram) else [leaf]
-    values = _compute(lins, nodes, dtype)
+    if replay.is_possible():
+        values = replay.settle(lins, nodes, dtype, partial(_compute, lins, nodes, dtype))
+    else:
+        values = _compute(lins, nodes, dtype)
     return [*values, *[leaf.tensor() for leaf in late]]
 
 
@@ -75,18 +80,22 @@ def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
     if len(lins) > MAX_VECTORS or not trailing:
         return torch_ops.gram(lins, axes)
     pairs, places = _PAIRS[len(lins)]
-    formula = Formula(lins)
-    layout = layout_of(formula)
-    if not layout.computable:
-        return torch_ops.gram(lins, axes)
-    if layout.rows > rows or len(formula.tensors) > MAX_INPUTS:
-        lins = [Lin.of(value) for value in settle(lins)]
+    possible, formula = replay.is_possible(), None
+    if not (possible and replay.is_reducible(lins, axes)):
         formula = Formula(lins)
-    if must_differentiate(formula):
-        ends = [formula.outs[k] for pair in pairs for k in pair]
-        sums = gram_op(*operands(formula, rows), ends)
-        cells = torch.stack([torch.stack([sums[p] for p in line]) for line in places])
-        return cells.view(len(lins), len(lins), *kept)
+        layout = layout_of(formula)
+        if not layout.computable:
+            return torch_ops.gram(lins, axes)
+        if layout.rows > rows or len(formula.tensors) > MAX_INPUTS:
+            lins = [Lin.of(value) for value in settle(lins)]
+            formula = Formula(lins)
+        elif possible and layout.plain:
+            replay.note_reducible(lins, axes)
+        if must_differentiate(formula):
+            ends = [formula.outs[k] for pair in pairs for k in pair]
+            sums = gram_op(*operands(formula, rows), ends)
+            cells = torch.stack([torch.stack([sums[p] for p in line]) for line in places])
+            return cells.view(len(lins), len(lins), *kept)
     sums, common = Sums(lins, pairs, rows, formula), extent(kept, like.device)
     known = [RowScalar(PART, (sums, p), common) for p in range(len(pairs))]
     return RowGram([[known[p] for p in line] for line in places])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,30 @@ from sampler_kernels.fit import layout_of
 from sampler_kernels.programs import Formula, ScalarProgram
 from sampler_kernels.scalars import RowScalar
 from sampler_kernels.triton_ops import FormulaLaunch, GramLaunch, Launch, ScalarLaunch
+
+
+class MadeLaunch(NamedTuple):
+    """A launch that was made: its inputs, the nodes that its constants are of, and its outputs."""
+
+    launch: Launch
+    xs: tuple[Tensor, ...]
+    consts: int
+    numbers: Sequence[Any]
+    table: Tensor | None
+    outs: list[Tensor]
+
+
+class ValuedScalars(NamedTuple):
+    """Scalars that have got their values, the lines of `out`."""
+
+    scalars: Sequence[RowScalar]
+    out: Tensor
+
+
+events: ContextVar[list[MadeLaunch | ValuedScalars] | None] = ContextVar(
+    "sampler_kernels_events", default=None
+)
+"""A list that receives what happens in this context, for a replay of it; usually None."""
 
 
 def run_formula(
@@ -78,7 +103,10 @@ def _run(
     program: Formula | ScalarProgram,
     table: Tensor | None,
 ) -> list[Tensor]:
-    return launch.run(xs, tuple(program.consts), table)
+    outs = launch.run(xs, tuple(program.consts), table)
+    if (made := events.get()) is not None:
+        made.append(MadeLaunch(launch, xs, len(program.consts), program.numbers, table, outs))
+    return outs
 
 
 def compute_scalars(nodes: Sequence[RowScalar]) -> None:
@@ -105,3 +133,5 @@ def set_values(nodes: Sequence[RowScalar], out: Tensor) -> None:
     for node, line in zip(nodes, out.unbind(), strict=True):
         value = line != 0 if node.truth else line
         node.value = value if node.ndim == 1 else value.view(node.shape)
+    if (made := events.get()) is not None:
+        made.append(ValuedScalars(nodes, out))

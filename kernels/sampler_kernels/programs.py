@@ -33,16 +33,28 @@ class Formula:
 
     LOAD and FIRST read tensors[a]; FILL consts[a]; ADD and SUB nodes a, b; MUL_CONST and DIV_CONST
     node a, consts[b]; MUL_TABLE and DIV_TABLE node a, coefficients[b]. `outs` are the nodes of the
-    recorded values, `leaves` a leaf of each tensor, `layout` what `fit` has found out.
+    recorded values, `numbers` the nodes that the consts are of, `leaves` a leaf of each tensor,
+    `layout` what `fit` has found out.
     """
 
-    __slots__ = ("_places", "code", "coefficients", "consts", "layout", "leaves", "outs", "tensors")
+    __slots__ = (
+        "_places",
+        "code",
+        "coefficients",
+        "consts",
+        "layout",
+        "leaves",
+        "numbers",
+        "outs",
+        "tensors",
+    )
 
     def __init__(self, lins: Iterable[Lin] = ()) -> None:
         self.tensors: list[Tensor] = []
         self.leaves: list[Lin] = []
         self.coefficients: list[Any] = []
         self.consts: list[float] = []
+        self.numbers: list[Lin] = []
         self.code: list[int] = []
         self.outs: list[int] = []
         self.layout: Any = None
@@ -80,8 +92,7 @@ class Formula:
             place = places[node] = self._visit_leaf(node, places, code)
             return place
         if op == FILL:
-            self.consts.append(b)
-            a, b = len(self.consts) - 1, 0
+            a, b = self._number(node), 0
         else:
             place = places.get(a)
             a = self._visit(a, places, code) if place is None else place
@@ -89,8 +100,7 @@ class Formula:
                 place = places.get(b)
                 b = self._visit(b, places, code) if place is None else place
             elif op == MUL_CONST or op == DIV_CONST:
-                self.consts.append(b)
-                b = len(self.consts) - 1
+                b = self._number(node)
             else:
                 b = self._coefficient(b)
         place = places[node] = len(code) // 3
@@ -113,6 +123,11 @@ class Formula:
             place = places[key] = len(code) // 3
             code += op, index, 0
         return place
+
+    def _number(self, node: Lin) -> int:
+        self.numbers.append(node)
+        self.consts.append(node.b)
+        return len(self.consts) - 1
 
     def _coefficient(self, scalar: Any) -> int:
         for index, known in enumerate(self.coefficients):
@@ -138,10 +153,21 @@ class ScalarProgram:
     """Recorded scalars as `code`: node i is code[4i : 4i + 4], (operation, a, b, c).
 
     PART: pair b of the reduction parts[a], c rows share one value; INPUT: inputs[a], likewise;
-    CONST: consts[a]; other operations: nodes. `rows` is a multiple of every scalar's rows.
+    CONST: consts[a]; other operations: nodes. `rows` is a multiple of every scalar's rows;
+    `numbers` are the nodes that the consts are arguments of, one after the other.
     """
 
-    __slots__ = ("_places", "code", "consts", "device", "inputs", "outs", "parts", "rows")
+    __slots__ = (
+        "_places",
+        "code",
+        "consts",
+        "device",
+        "inputs",
+        "numbers",
+        "outs",
+        "parts",
+        "rows",
+    )
 
     def __init__(self, scalars: Sequence[RowScalar], rows: int) -> None:
         self.rows = rows
@@ -149,6 +175,7 @@ class ScalarProgram:
         self.parts: list[Any] = []
         self.inputs: list[Tensor] = []
         self.consts: list[float] = []
+        self.numbers: list[RowScalar] = []
         self.code: list[int] = []
         self._places: dict[Any, int] = {}  # of nodes; of reductions among the parts
         self.outs: list[int] = []
@@ -177,6 +204,7 @@ class ScalarProgram:
                     found.append(len(code) // 4)
                     code += CONST, len(self.consts), 0, 0
                     self.consts.append(operand)
+                    self.numbers.append(node)
                 else:
                     place = places.get(operand)
                     found.append(self._visit(operand, places, code) if place is None else place)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sampler_kernels.backend import backend
@@ -64,7 +63,7 @@ def settle(tree: Any) -> Any:
     A Lin that is a plain float32 or float64 tensor gives that tensor itself, not a copy.
     """
     found = leaves(tree)
-    lins = [leaf for leaf in found if isinstance(leaf, Lin)]
+    lins = [leaf for leaf in found if type(leaf) is Lin]
     late = [leaf for leaf in found if isinstance(leaf, Deferred)]
     if not lins and not late:
         return tree
@@ -73,11 +72,11 @@ def settle(tree: Any) -> Any:
     else:
         values = backend(lins[0].like).settle(lins)
     done = dict(zip(map(id, [*lins, *late]), values, strict=True))
-    return map_tree(partial(_known, done), tree)
 
+    def known(leaf: Any) -> Any:
+        return done.get(id(leaf), leaf)
 
-def _known(done: dict[int, Tensor], leaf: Any) -> Any:
-    return done.get(id(leaf), leaf)
+    return map_tree(known, tree)
 
 
 def recorded(value: Tensor, like: Tensor) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 # Annotated, so that a test of a tree against them leaves its branches of type Any.
 _ITEMS: tuple[type[Any], ...] = (list, tuple)
+_TUPLE: type[Any] = tuple
 _NAMED: type[Any] = dict
 
 
@@ -38,6 +39,8 @@ def map_tree(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 def _map(fn: Callable[[Any], Any], tree: Any) -> Any:
     """`map_tree` over one tree: once or more per step."""
+    if type(tree) is _TUPLE:
+        return tuple([_map(fn, branch) for branch in tree]) if tree else tree
     if isinstance(tree, _ITEMS):
         return _like(tree, [_map(fn, branch) for branch in tree])
     if isinstance(tree, _NAMED):
@@ -47,7 +50,7 @@ def _map(fn: Callable[[Any], Any], tree: Any) -> Any:
 
 def _like(items: Any, done: list[Any]) -> Any:
     """A list, tuple or NamedTuple of other items."""
-    return type(items)(*done) if hasattr(items, "_fields") else type(items)(done)
+    return items._make(done) if hasattr(items, "_make") else type(items)(done)
 
 
 def leaves(tree: Any) -> list[Any]:

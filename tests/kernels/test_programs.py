@@ -1,4 +1,4 @@
-"""Launches of a step, program by program, and the walks of its formulas on the way.
+"""Launches of a step, walked and replayed, program by program, and the walks of its formulas.
 
 programs.json is written by `python -m tests.kernels.test_programs`, where a change is intended.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sampler_kernels import Lin, selection, triton_ops, use_backend
+from sampler_kernels import Lin, replay, selection, triton_ops, use_backend
 
 from sampler.core.benchmark import CASES, BenchmarkStep
 
@@ -34,27 +34,42 @@ class Recorder:
         return launch
 
 
-@pytest.fixture
-def launches(monkeypatch):
+@pytest.fixture(params=["walked", "replayed"])
+def launches(monkeypatch, request):
+    """What the kernels were launched with, and the number of calls of a step before it counts."""
     found = []
+    monkeypatch.setattr(replay, "_settled", {})
+    monkeypatch.setattr(replay, "_reduced", {})
+    if request.param == "replayed":
+        monkeypatch.setattr(replay, "OFTEN", 1)
     for name in KERNELS:
         monkeypatch.setattr(triton_ops, name, Recorder(name, found))
     monkeypatch.setattr(selection, "works", lambda device: True)
     with torch.no_grad(), use_backend("triton"):
-        yield found
+        yield found, int(request.param == "replayed")
+
+
+def prepared(case, launches):
+    """The list of launches, empty, and a step that has been called."""
+    (found, calls), step = launches, BenchmarkStep(case, SHAPE)
+    for _ in range(calls):
+        step()
+    found.clear()
+    return found, step
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_programs_of_a_step_are_these(case, launches):
-    BenchmarkStep(case, SHAPE)()
+    found, step = prepared(case, launches)
+    step()
     right = json.loads(GOLDEN.read_text(encoding="utf-8"))[case.name]
-    assert json.loads(json.dumps(launches)) == right
+    assert json.loads(json.dumps(found)) == right
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_formula_is_walked_at_most_three_times_per_step(case, launches, monkeypatch):
     """Every walk reads the operands of a node, which are counted."""
-    step = BenchmarkStep(case, SHAPE)
+    _, step = prepared(case, launches)
     reads, real, alive = Counter(), Lin.a, []
 
     def counted(node):
