@@ -45,12 +45,12 @@ def advance(
     last, turned = upcoming[-1], None
     latched = last.latched
     if cosines:
-        crossed = cosines[0] > threshold
-        now = where(crossed, 0.0, 0.0) + upcoming[0].live
-        latched = _either(where(crossed, 1.0, 0.0) * now * armed, latched)
-        armed = _either(where(crossed, 0.0, 1.0) * now, armed)
+        # Every operation begins with a cosine or what is made of it, so that it is recorded.
+        crossed, live = cosines[0] > threshold, upcoming[0].live
+        latched = _either(where(crossed, live, 0.0) * armed, latched)
+        armed = _either(where(crossed, 0.0, live), armed)
         if len(cosines) > 1:
-            turned = where(cosines[1] < turn, 1.0, 0.0) * now * latched
+            turned = where(cosines[1] < turn, live, 0.0) * latched
     if period:
         last = _refreshed(latched, last, turned, period)
     elif cosines:
@@ -70,4 +70,4 @@ def _refreshed(latched: Any, before: StepFlags, turned: Any, period: int) -> Ste
 
 def _either(a: Any, b: Any) -> Any:
     """1 where one of two flags is 1, else 0."""
-    return a + b - a * b
+    return where(a == 0, b, 1.0)

@@ -48,6 +48,8 @@ def choose_state(rows: Tensor, new: Any, old: Any) -> Any:
 
     A state that has grown (a buffer that was not there yet) is taken as it is.
     """
+    if new is old:
+        return new
     if len(leaves(new)) != len(leaves(old)):
         return new
     return map_tree(partial(_choose_leaf, rows), new, old)
@@ -63,4 +65,4 @@ def cosine(a: Lin, b: Lin) -> Tensor:
     """<a, b> / (‖a‖·‖b‖) per row [B]; 0 where one of them is 0."""
     products = gram(a, b)
     norm = (products[0, 0] * products[1, 1]).sqrt()
-    return where(norm == 0, norm, products[0, 1] / where(norm == 0, norm + 1, norm))
+    return products[0, 1] / where(norm == 0, 1.0, norm)
