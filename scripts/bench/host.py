@@ -8,6 +8,7 @@ The kernels are replaced by stubs that return at once; all else is what runs bef
 GPU. Compared with diffusers' own functions and with the reference backend, both operation by
 operation in torch, on tensors so small that only the dispatch counts. The sides take turns; a
 figure is the fastest round in microseconds of thread CPU time, since other programs only add time.
+"walked" is ours before a step's launches are replayed (`sampler_kernels.replay`).
 A launch through Triton's own `run` (about 14 µs) and, for the operations of torch, the driver's
 launch (about 2.5 µs each) come on top.
 
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from sampler_kernels import selection, triton_ops, use_backend
+from sampler_kernels import replay, selection, triton_ops, use_backend
 
 import sampler
 from sampler.core.benchmark import CASES, BenchmarkStep
@@ -82,6 +83,18 @@ def stubbed() -> Iterator[None]:
 
 
 @contextmanager
+def walked() -> Iterator[None]:
+    """The same without replays of launches, as the first steps of a process are."""
+    possible = replay.is_possible
+    try:
+        replay.is_possible = lambda: False  # pyright: ignore[reportAttributeAccessIssue]
+        with stubbed():
+            yield
+    finally:
+        replay.is_possible = possible
+
+
+@contextmanager
 def reference() -> Iterator[None]:
     """The reference backend, as the context of a side."""
     with use_backend("reference"):
@@ -99,7 +112,11 @@ def sides(name: str) -> dict[str, Side]:
     """The same step on each side."""
     case = next(case for case in CASES if case.name == name)
     step = BenchmarkStep(case, SHAPE)
-    found = {"ours": Side(step, stubbed), "reference": Side(step, reference)}
+    found = {
+        "ours": Side(step, stubbed),
+        "walked": Side(step, walked),
+        "reference": Side(step, reference),
+    }
     partner = next((c for c in CASES if c.name == name.replace("Adaptive ", "")), case)
     stock = stock_calls(partner, [BenchmarkStep(partner, SHAPE)])
     if stock:
@@ -134,6 +151,7 @@ def rows(rounds: int) -> Iterator[dict[str, Any]]:
         yield {
             "case": name,
             "ours µs": round(found["ours"], 1),
+            "walked µs": round(found["walked"], 1),
             "reference µs": round(found["reference"], 1),
             "compared with": side,
             "its µs": round(found[side], 1),

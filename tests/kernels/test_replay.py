@@ -137,6 +137,26 @@ def test_a_number_that_two_nodes_share_is_two_numbers(replays):
     assert len(replays) == 1 and torch.equal(found, 0.4 * x + 0.7 * y)
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 6, 6), (2, 4, 6, 7), (2, 144)])
+def test_another_shape_is_not_taken_for_it(shape, replays):
+    """Of a formula without scalars, which tells the batch by themselves."""
+    settle(2.0 * Lin.of(inputs()[0]))
+    x = torch.randn(shape)
+    assert torch.equal(settle(2.0 * Lin.of(x)), 2.0 * x) and not replays
+
+
+def test_a_node_may_have_two_numbers(replays):
+    def chosen(x, yes, no):
+        square = gram(x)[0, 0]
+        return settle(Lin.of(x) * where(square > 1e6, yes, no))
+
+    x = inputs()[0] * torch.tensor([1e4, 1.0]).view(2, 1, 1, 1)
+    chosen(x, 2.0, 3.0)
+    found = chosen(x, 5.0, 7.0)
+    assert len(replays) == 1
+    assert torch.equal(found, x * torch.tensor([5.0, 7.0]).view(2, 1, 1, 1))
+
+
 def test_gradients_are_never_replayed(replays):
     settle(lazy(*inputs())[0])
     with torch.enable_grad():
