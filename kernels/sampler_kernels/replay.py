@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sampler_kernels.lin import Lin
 from sampler_kernels.matching import Match, Structure
-from sampler_kernels.planning import ValuedScalars, MadeLaunch, events, set_values
+from sampler_kernels.planning import MadeLaunch, ValuedScalars, events, set_values
 from sampler_kernels.scalars import RowScalar
 from sampler_kernels.triton_ops import Launch
 
