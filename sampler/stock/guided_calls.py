@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sampler.stock.first_order import AsCFG, served
 from sampler.stock.forms import Form, Given
+from sampler.stock.frame_steps import DIM, FrameSteps, frame_steps
 from sampler.stock.interception import Call, intercept
 from sampler.stock.negative_calls import NegativeCalls
 from sampler.stock.network_calls import NetworkCalls
@@ -86,8 +87,9 @@ class GuidedCalls:
                     raise ValueError("cfg_pp: inside sampler.guide the step has no noise; eta = 0.")
             self.levels.read_schedule()
             self._begin(None)
-            with intercept(self.pipe.scheduler, self._scheduler_step, "step"):
+            with intercept(self.pipe.scheduler, self._scheduler_step, "step", copies=True):
                 result = call(*args, **kwargs)
+                self._end_frames()
             if self.calls.answers:
                 raise ValueError(
                     f"{type(self.pipe).__name__} does not give the answers of its network to the "
@@ -102,6 +104,7 @@ class GuidedCalls:
     def _begin(self, times: Any) -> None:
         """Begin a run; `set_timesteps` makes a new tensor for each."""
         self._times, self._trial = times, False  # a step of every branch, for its x0
+        self._frames: FrameSteps | None = None
         self.formula.begin()
         self.steps.begin()
         self.calls.begin()
@@ -114,6 +117,8 @@ class GuidedCalls:
         if self.pipe.scheduler.timesteps is not self._times:
             self._begin(self.pipe.scheduler.timesteps)
         given = sample_of(args, kwargs)
+        self._end_frames()
+        self._sample, self._kwargs = given, kwargs
         if self._trial:
             raise ValueError(
                 f"{type(self.pipe).__name__} steps the branches of its network apart; "
@@ -153,20 +158,43 @@ class GuidedCalls:
             args = guided, *args[1:]
         result = call(*args, **kwargs)
         after = result[0] if isinstance(result, tuple) else result.prev_sample
+        if self._frames is not None:
+            self._frames.taken.append(after)
+        else:
+            self._end_step(after, after if after.shape == x.shape else None)
+        return result
+
+    def _end_step(self, after: Tensor, planned: Tensor | None) -> None:
+        """End a step; after: the sample; planned: the same where the next step is planned on it."""
         self.steps.index += 1
         if self.on_step is not None and self.form is not None:
             rows = self.form.rows(after)
             self.on_step(Snapshot(self.steps.index, rows, (), (), (), tuple(self.nfe)))
-        self.calls.end_step(after if after.shape == x.shape else None)
+        self.calls.end_step(planned)
         self.steps.forget()
-        return result
+
+    def _end_frames(self) -> None:
+        """End a step of frames one by one. Raises ValueError where some were left out."""
+        frames, self._frames = self._frames, None
+        if frames is None:
+            return
+        if frames.next < len(frames.places):
+            raise ValueError(self._unordered())
+        self._end_step(torch.stack(frames.taken, DIM), None)
+
+    def _unordered(self) -> str:
+        return (
+            f"{type(self.pipe).__name__} steps frames at several noise levels after one call of "
+            f"its {names_of(self.pipe, self.networks)}; sampler.guide serves frames of one level "
+            "only (ar_step=0)."
+        )
 
     def _guided(self, given: Mapping[str, Any]) -> Tensor:
         """`model_output` with the rule's result in the place of the pipeline's guidance.
 
         given: arguments of the scheduler's step.
         """
-        span = self.steps.span(given["timestep"])
+        time, span = given["timestep"], self.steps.span(given["timestep"])
         step = Given(
             given["model_output"],
             given["sample"],
@@ -176,19 +204,33 @@ class GuidedCalls:
             self.levels.exploding,
             self.levels.schedule.sigma_data,
         )
-        last = span.index + 1 == span.total
-        form = self.formula.at(self.steps.index, step, self.calls.as_before, last)
+        last, same = span.index + 1 == span.total, self.calls.as_before
+        frames = self._frames or frame_steps(step, time, self._sample, self._kwargs)
+        if frames is None:
+            form = self.formula.at(self.steps.index, step, same, last)
+            return form.back(self._combined(form, step, time), step.output).to(step.output.dtype)
+        if not frames.is_due(step.x):
+            raise ValueError(self._unordered())
+        same = same or self._frames is not None
+        form = self.formula.at(self.steps.index, frames.one(step), same, last)
+        if frames.guided is None:
+            frames.guided = self._combined(form, frames.whole, time)
+        self._frames = frames
+        guided = frames.guided.select(DIM, frames.next)
+        return form.back(guided, step.output).to(step.output.dtype)
+
+    def _combined(self, form: Form, step: Given, time: Any) -> Tensor:
+        """The rule's result for the guided rows of a step."""
         blocks, x = form.guided(form.branches(step)), form.rows(step.x)
         if self.steps.index == 0:
             self.nfe = [0] * len(x)
             self.steps.start()
-        branches, x_planned = self.steps.branches(x, given["timestep"], type(self.pipe).__name__)
+        branches, x_planned = self.steps.branches(x, time, type(self.pipe).__name__)
         self._count(form)
-        outs = outputs(form, blocks, branches)
-        guided = self.steps.combine(x, x_planned, outs, step.kind)
+        guided = self.steps.combine(x, x_planned, outputs(form, blocks, branches), step.kind)
         for weight, block in zip(form.extra, blocks, strict=False):
             guided = guided + weight * block.float()
-        return form.back(guided, step.output).to(step.output.dtype)
+        return guided
 
     def _count(self, form: Form) -> None:
         """Add the evaluated rows of this step to `nfe`."""

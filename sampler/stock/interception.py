@@ -13,21 +13,27 @@ Handler = Callable[[Call, tuple[Any, ...], Mapping[str, Any]], Any]
 
 
 @contextmanager
-def intercept(target: Any, handler: Handler, method: str = "__call__") -> Iterator[None]:
+def intercept(
+    target: Any, handler: Handler, method: str = "__call__", copies: bool = False
+) -> Iterator[None]:
     """Inside, `target.method(*args, **kwargs)` is `handler(call, args, kwargs)`.
+
+    copies: also that of objects that are copied from the target meanwhile.
 
     `call` is the method itself. The class of the object is replaced by a subclass of the same name:
     an attribute of the instance would be lost where offloading, compilation or caching hooks
     rebuild `forward`, and copies of the object would carry it along.
     """
     original: type = type(target)
-    active = True
+    active, found = True, [target]
 
     def wrap(function: Call) -> Call:
         @functools.wraps(function)
         def intercepted(self: Any, *args: Any, **kwargs: Any) -> Any:
             call = functools.partial(function, self)
-            if self is target and active:
+            if active and (self is target or copies):
+                if not any(self is one for one in found):
+                    found.append(self)
                 return handler(call, args, kwargs)
             return call(*args, **kwargs)
 
@@ -46,8 +52,9 @@ def intercept(target: Any, handler: Handler, method: str = "__call__") -> Iterat
         yield
     finally:
         active = False
-        if type(target) is replaced:  # else a later interception ends after this one
-            object.__setattr__(target, "__class__", original)
+        for one in found:
+            if type(one) is replaced:  # else a later interception ends after this one
+                object.__setattr__(one, "__class__", original)
 
 
 def _alike(original: type) -> type:
