@@ -9,10 +9,14 @@ n = 0 .. N − 1, noisiest first, at t = (N − n)·1000/N − 1; level N is cle
 guidance scale w are drawn, x_n = alpha·x0 + sigma·eps for a training image x0, and
 
     x'   = DDIM step from level n to n + 1 of the teacher guided with w
-    loss = mean sqrt((f(x_n, n, w) − stop(f(x', n + 1, w)))² + c²) − c
+    e    = (f(x_n, n, w) − stop(f(x', n + 1, w)))/sigma_n
+    loss = mean sqrt(e² + c²) − c
 
-with f the network's estimate of x0 (at level N: x' itself). Deviations from the paper: the target
-network is the student itself instead of a moving average (Song & Dhariwal, 2023, arXiv:2310.14189,
+with f the network's estimate of x0 (at level N: x' itself). The division makes e an error of the
+network's output (v) at every level. Without it low levels, where x0 depends little on the output,
+are learned badly, and every visit of them damages the image; consistency training gives low levels
+more weight for the same reason (Song & Dhariwal, 2023, arXiv:2310.14189, section 3.4). Deviations
+from the paper: the target network is the student itself instead of a moving average (the same,
 section 3.2), and an average serves as the result; c_skip and c_out are left out of the loss (at the
 lowest level, t = 124, c_skip is 2e-7).
 
@@ -34,8 +38,9 @@ from torch import Tensor, nn
 import sampler
 from sampler.bundled import FOLDER, classifier, prompts
 from sampler.bundled.measures import measure
-from sampler.models.difference import packed
+from sampler.models.difference import load_difference, packed
 from sampler.models.few_step import pipeline
+from sampler.models.student_files import WEIGHTS
 from sampler.pipelines.stable_diffusion import scale_embedding
 from scripts.bundled.emoji_data import EmojiData, generator
 from scripts.bundled.loop import Plan, save_pictures, train
@@ -62,10 +67,14 @@ def with_scale_input(teacher: Any) -> Any:
 class ConsistencyTask:
     """Consistency of a student with a guided teacher; see the module's docstring."""
 
-    def __init__(self, latents: Latents, pipe: Any, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, latents: Latents, pipe: Any, batch_size: int, seed: int, init: Path | None = None
+    ) -> None:
         self.latents, self.pipe, self.batch_size, self.seed = latents, pipe, batch_size, seed
         self.teacher = pipe.unet.eval().requires_grad_(False)
         student = with_scale_input(self.teacher)
+        if init is not None:
+            load_difference(student, init / WEIGHTS, self.teacher)
         plain_attention(student)
         self.modules = nn.ModuleDict({"unet": student})
         bars = pipe.scheduler.alphas_cumprod
@@ -117,7 +126,7 @@ class ConsistencyTask:
             context = self.context(captions)
             x_next = self.taught(x, n, context, scale)
             target = self.estimate(x_next, n + 1, context, embedded)
-        error = self.estimate(x, n, context, embedded) - target
+        error = (self.estimate(x, n, context, embedded) - target) / sigma
         return ((error.square() + HUBER**2).sqrt() - HUBER).mean()
 
     @torch.no_grad()
@@ -145,6 +154,7 @@ def train_student(
     data: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Sprite file (npz).")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/lcm"),
     teacher: Annotated[Path, typer.Option(help="Pipeline folder.")] = FOLDER / "pipeline",
+    init: Annotated[Path | None, typer.Option(help="Folder of a student to begin with.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Budget in images seen.")] = 64_000,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     lr: Annotated[float, typer.Option(min=0)] = 4e-4,
@@ -160,7 +170,7 @@ def train_student(
     pipe.vae.requires_grad_(False)
     pipe.text_encoder.requires_grad_(False)
     cache = Latents(EmojiData(data), pipe.vae, latents, seed, out / "latents.safetensors")
-    task = ConsistencyTask(cache, pipe, batch_size, seed)
+    task = ConsistencyTask(cache, pipe, batch_size, seed, init)
     if compiled:
         task.teacher.compile()
         task.modules["unet"].compile()
@@ -184,7 +194,7 @@ def pack(
     folder.mkdir(parents=True, exist_ok=True)
     before = load_pipeline(teacher).unet.state_dict()
     stored = packed(load_file(out / "student.safetensors"), before)
-    save_file(stored, folder / "student.safetensors", {"format": "pt"})
+    save_file(stored, folder / WEIGHTS, {"format": "pt"})
     config: dict[str, Any] = {
         "time_cond_proj_dim": EMBEDDING,
         "original_inference_steps": LEVELS,
