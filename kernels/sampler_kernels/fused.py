@@ -29,7 +29,7 @@ from sampler_kernels.fit import (
     narrow,
 )
 from sampler_kernels.lin import Lin
-from sampler_kernels.opcodes import LOAD, PART
+from sampler_kernels.opcodes import INPUT, LOAD, PART
 from sampler_kernels.operators import formula_op, gram_op, operands
 from sampler_kernels.planning import (
     run_both,
@@ -73,7 +73,7 @@ def gram(lins: list[Lin], axes: tuple[int, ...] | None) -> Any:
     """G[i, j] = <V_i, V_j> per row: `RowGram`, or a tensor where it has to be differentiable."""
     like = lins[0].like
     shape: tuple[int, ...] = like.shape
-    rows, kept, trailing = shape[0], shape[:1], True
+    rows, kept, trailing = shape[0], (shape[0],), True
     if axes is not None:
         rows, kept = math.prod(shape[: axes[0]]), (*shape[: axes[0]], *(1,) * len(axes))
         trailing = axes == tuple(range(axes[0], len(shape)))
@@ -105,7 +105,7 @@ def recorded(value: Tensor) -> Any:
     """A float32 tensor [B] whose arithmetic is recorded, unless torch has to see it."""
     if not is_plain(value):
         return value
-    return RowScalar.of(value, extent(tuple(value.shape), value.device))
+    return RowScalar(INPUT, (value,), extent(tuple(value.shape), value.device))
 
 
 def _compute(lins: list[Lin], nodes: Sequence[RowScalar], dtype: torch.dtype) -> list[Tensor]:

@@ -78,27 +78,32 @@ class Structure:
         name = self._met(node, text)
         if name is None:
             return
-        extent = self._constant(node.extent)
-        self._require(f"type({name}) is RowScalar", f"{name}.op == {node.op}")
-        self._require(f"{name}.extent is {extent}", f"{name}.truth is {node.truth}")
+        self._require(
+            f"type({name}) is RowScalar",
+            f"{name}.op == {node.op}",
+            f"{name}.extent is {self._constant(node.extent)}",
+            f"{name}.truth is {node.truth}",
+            f"{name}.value is {'not ' if node.value is not None else ''}None",
+        )
         if node.value is not None:
             self._tensor(node.value, f"{name}.value")
             return
-        self._require(f"{name}.value is None")
+        parts = [f"{name}_{k}" for k in range(len(node.args))]  # as many for every node of an op
+        self._lines.append(f"{', '.join(parts)}, = {name}.args")
         if node.op == PART:
-            self._require(f"{name}.args[1] == {node.args[1]}")
-            self._sums(node.args[0], f"{name}.args[0]")
+            self._require(f"{parts[1]} == {node.args[1]}")
+            self._sums(node.args[0], parts[0])
         elif node.op == INPUT:
-            self._tensor(node.args[0], f"{name}.args[0]")
+            self._tensor(node.args[0], parts[0])
         else:
             numbers = 0
-            for k, operand in enumerate(node.args):
+            for operand, part in zip(node.args, parts, strict=True):
                 if type(operand) is float:
-                    self._require(f"type({name}.args[{k}]) is float")
-                    self._give((id(node), numbers), f"{name}.args[{k}]")
+                    self._require(f"type({part}) is float")
+                    self._give((id(node), numbers), part)
                     numbers += 1
                 else:
-                    self._scalar(operand, f"{name}.args[{k}]")
+                    self._scalar(operand, part)
 
     def _sums(self, sums: Any, text: str) -> None:
         name = self._met(sums, text)
@@ -125,9 +130,13 @@ class Structure:
             return
         self.complete = self.complete and type(x) in PLAIN and x.is_contiguous()
         kind, dtype, shape, device = map(self._constant, (type(x), x.dtype, x.shape, x.device))
-        self._require(f"type({name}) is {kind}", f"{name}.dtype is {dtype}")
-        self._require(f"{name}.shape == {shape}", f"{name}.device == {device}")
-        self._require(f"{name}.is_contiguous()")
+        self._require(
+            f"type({name}) is {kind}",
+            f"{name}.dtype is {dtype}",
+            f"{name}.shape == {shape}",
+            f"{name}.device == {device}",
+            f"{name}.is_contiguous()",
+        )
         self._give(id(x), name)
 
     def _met(self, value: Any, text: str) -> str | None:

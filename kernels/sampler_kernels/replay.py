@@ -120,7 +120,10 @@ def settle(
 def is_reducible(lins: Sequence[Lin], axes: Any) -> bool:
     """Return True for formulas of which `gram` is known to be the kernel's over these axes."""
     seen = _seen(_reduced, (axes, *[lin.op for lin in lins]))
-    return any([match(lins, ()) is not None for match in seen.known])
+    for match in seen.known:
+        if match(lins, ()) is not None:
+            return True
+    return False
 
 
 def note_reducible(lins: Sequence[Lin], axes: Any) -> None:

@@ -35,12 +35,18 @@ if TYPE_CHECKING:
 
 
 class Extent:
-    """Shape and device that scalars share, and the number of rows that they distinguish."""
+    """Shape and device that scalars share, and the number of rows that they distinguish.
 
-    __slots__ = ("device", "rows", "shape")
+    types: the types of a number and of a condition.
+    """
+
+    __slots__ = ("device", "rows", "shape", "types")
 
     def __init__(self, shape: tuple[int, ...], device: Any) -> None:
+        import torch
+
         self.shape, self.device, self.rows = shape, device, math.prod(shape)
+        self.types = torch.float32, torch.bool
 
     def takes(self, value: Any, truth: bool) -> bool:
         """Return True for a tensor that is an operand as it is: recording costs no launch.
@@ -49,11 +55,9 @@ class Extent:
         """
         if isinstance(value, Deferred) or getattr(value, "requires_grad", True):
             return False
-        import torch
-
-        right = torch.bool if truth else torch.float32
-        alike = value.shape == self.shape and value.device == self.device
-        return alike and value.dtype is right and value.is_contiguous()
+        if value.dtype is not self.types[truth] or value.shape != self.shape:
+            return False
+        return value.device == self.device and value.is_contiguous()
 
 
 @lru_cache(maxsize=4096)
@@ -139,9 +143,7 @@ class RowScalar(Deferred):
 
     @property
     def dtype(self) -> torch.dtype:
-        import torch
-
-        return torch.bool if self.truth else torch.float32
+        return self.extent.types[self.truth]
 
     def tensor(self) -> Tensor:
         """The value, computed now: float32 (bool for a condition), of this shape."""
