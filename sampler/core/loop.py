@@ -72,6 +72,12 @@ class Loop:
         """Return the same engine over another denoiser."""
         return type(self)(denoiser, self._pipeline, self.sampler, self.guidance)
 
+    def with_pipeline(self: L, pipeline: PipelineAdapter) -> L:
+        """Return the same engine with another adapter of its pipeline; the denoiser stays."""
+        twin = copy.copy(self)
+        twin._pipeline = pipeline
+        return twin
+
     def as_hosted(self) -> Loop:
         """Return the engine that calls the stock pipeline itself; UsageError without a pipeline."""
         if self.hosted:
@@ -112,9 +118,7 @@ class Loop:
         """
         if spacing is None:
             return self
-        twin = copy.copy(self)
-        twin._pipeline = self.pipeline.with_grid(spacing)
-        return twin
+        return self.with_pipeline(self.pipeline.with_grid(spacing))
 
     def with_grid_for(self: L, spacing: Any, sampler: Any, guidance: Any, steps: int) -> L:
         """`with_grid` for a run with these settings, which a calibrated grid is looked up for.

@@ -72,6 +72,11 @@ class TrainerBase:
         return False
 
     @property
+    def differentiates_decoder(self) -> bool:
+        """True where the gradient of the reward goes through the decoder."""
+        return False
+
+    @property
     def images_per_prompt(self) -> int:
         """Number of images of each prompt in a batch."""
         return 1

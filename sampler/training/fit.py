@@ -25,6 +25,7 @@ from sampler.runs.lock import Lock
 from sampler.runs.stop import exit_on_sigterm
 from sampler.training.base import TrainerBase
 from sampler.training.fit_loop import FitLoop, Progress
+from sampler.training.placement import check_placement, placed
 from sampler.training.session import Session
 from sampler.training.settings import Settings, changed
 
@@ -81,6 +82,7 @@ def fit(
             "batches; use nft, awm or dpo."
         )
     trainer.check(session)
+    check_placement(session, trainer, settings)
     if session.reward is not None:
         session.reward.check()
     main = accelerator.is_main_process
@@ -92,13 +94,14 @@ def fit(
         if settings.log_with:
             accelerator.init_trackers("sampler")
         accelerator.wait_for_everyone()
-        with accelerator.main_process_first():
-            trainer.prepare(session, prompts, out, settings)
-        with trainer.trainable(session, prompts, out, settings) as trainable:
-            session = replace(session, trainable=trainable)
-            loop = FitLoop(session, trainer, prompts, out, settings, accelerator, progress)
-            with exit_on_sigterm():  # so that the loop saves a checkpoint
-                stopped = loop.run()
+        with placed(session, settings, out) as session:
+            with accelerator.main_process_first():
+                trainer.prepare(session, prompts, out, settings)
+            with trainer.trainable(session, prompts, out, settings) as trainable:
+                session = replace(session, trainable=trainable)
+                loop = FitLoop(session, trainer, prompts, out, settings, accelerator, progress)
+                with exit_on_sigterm():  # so that the loop saves a checkpoint
+                    stopped = loop.run()
         accelerator.wait_for_everyone()
         if settings.log_with:
             accelerator.end_training()

@@ -131,7 +131,7 @@ class ProxMatching(TrainerBase):
         return found
 
     def check_settings(self, settings: Settings) -> None:
-        for name in ("adapter", "ema", "init_lora", "eval_every"):
+        for name in ("adapter", "cache_text", "ema", "init_lora", "offload", "eval_every"):
             if getattr(settings, name):
                 raise ValueError(
                     f"prox_matching: fit.{name} is of trainers that change the model; leave it out."

@@ -42,6 +42,7 @@ class Stop:
     worse_by: Nonnegative
 
 
+_TEXT_CACHE_MB = 2048
 Decay = Annotated[float, Ge(0), Lt(1)]  # of a moving average
 
 
@@ -63,6 +64,11 @@ class Settings:
     init_lora: a LoRA to start from, PATH or PATH:weight, of at most `rank`.
     mixed_precision: "bf16" runs the network under autocast; LoRA, scores, log-probabilities and
     optimiser stay float32.
+    cache_text: encode each prompt once, alone, and keep the conditions in main memory, at most
+    text_cache_mb (2048) of them, and the rest in a memory-mapped file in RUN/text_cache while the
+    run lasts. Conditions then do not depend on the other prompts of a batch.
+    offload: parts that wait in main memory while they are not used, "text" (with cache_text) and
+    "vae" (not where the reward's gradient goes through it).
     max_skips: updates in a row with a loss, gradient or score that is not finite, after which the
     run stops.
     checkpoint_every: updates; the newest `keep` are kept.
@@ -101,6 +107,9 @@ class Settings:
     targets: Annotated[tuple[str, ...], MinLen(1)] | None = None
     init_lora: str | None = None
     mixed_precision: Literal["no", "bf16"] = "no"
+    cache_text: bool = False
+    text_cache_mb: Annotated[int, Ge(0)] | None = None
+    offload: tuple[Literal["text", "vae"], ...] = ()
     max_skips: Count = 5
     checkpoint_every: Count = 10
     keep: Count = 2
@@ -123,6 +132,11 @@ class Settings:
         if self.adapter == "full" and of_lora:
             raise ValueError(
                 f"fit.{of_lora[0]} is of a LoRA; adapter = 'full' trains the network itself."
+            )
+        if not self.cache_text and (self.text_cache_mb is not None or "text" in self.offload):
+            given = "offload = ['text']" if "text" in self.offload else "text_cache_mb"
+            raise ValueError(
+                f"fit: {given} needs cache_text = true, which keeps what the text encoders give."
             )
         watched = (self.stop_reward, self.patience, self.max_drift, self.stop, self.evals or None)
         if watched != (None,) * len(watched) and not self.eval_every:
@@ -147,6 +161,7 @@ class Settings:
         given = {key: value for key, value in usual.items() if getattr(self, key) is None}
         rule = engine.guidance if self.guidance is None else self.guidance
         height, width = engine.pipeline.size(self.height, self.width)
+        given_mb = self.text_cache_mb
         return replace(
             self,
             **given,
@@ -156,6 +171,7 @@ class Settings:
             width=width,
             eval_prompts=tuple(self.eval_prompts or prompts[:8]),
             micro=self.micro or self.batch,
+            text_cache_mb=_TEXT_CACHE_MB if self.cache_text and given_mb is None else given_mb,
         )
 
     def record(self) -> dict[str, Any]:
@@ -171,6 +187,8 @@ RESUMABLE = (
     "checkpoint_every",
     "keep",
     "log_with",
+    "text_cache_mb",
+    "offload",
     "max_skips",
     "stop_reward",
     "patience",

@@ -111,6 +111,10 @@ class SRPO(TrainerBase):
                 "prompt alone."
             )
 
+    @property
+    def differentiates_decoder(self) -> bool:
+        return True
+
     def check(self, session: Session) -> None:
         reward = session.reward
         if reward is None or not reward.differentiable:

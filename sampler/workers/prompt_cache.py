@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from sampler.core.adapter import PipelineAdapter
 from sampler.core.locks import exclusive
 from sampler.core.stacking import cat_rows
 from sampler.types import Cond
+from sampler.workers.prompt_file import ConditionFile
 from sampler.workers.recovery import free_memory
 
 MAX_BYTES = 64 * 2**20
@@ -27,13 +29,22 @@ Size = tuple[int, int]
 
 
 class PromptCache:
-    """Conditions of prompts and negative prompts; the least recently used are evicted."""
+    """Conditions of prompts and negative prompts.
 
-    def __init__(self, adapter: PipelineAdapter) -> None:
-        self._adapter = adapter
+    Beyond `limit` bytes, the least recently used are evicted: to the file `spill`, or without one
+    forgotten, beyond MAX_PROMPTS as well. With a file, all of them are in main memory instead of
+    on the device.
+    """
+
+    def __init__(
+        self, adapter: PipelineAdapter, limit: int = MAX_BYTES, spill: Path | None = None
+    ) -> None:
+        self._adapter, self._limit = adapter, limit
         self._known: OrderedDict[Any, Any] = OrderedDict()
         self._bytes = 0
         self._keep_all = False
+        self._file = None if spill is None else ConditionFile(spill)
+        self._filed: dict[Any, Any] = {}  # places in the file
 
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: Size
@@ -77,33 +88,58 @@ class PromptCache:
     def _pair(self, prompt: str, negative: str, guided: bool, size: Size) -> tuple[Any, Any]:
         """Conditions of a prompt and its negative prompt; cached ones are not encoded again."""
         own, against = ("cond", prompt, size), ("uncond", negative, size)
-        both = guided and against not in self._known
-        if both or own not in self._known:
+        both = guided and not self._has(against)
+        if both or not self._has(own):
             with torch.no_grad():
                 encoded = self._adapter.encode([prompt], [negative], both, size)
             if both:
                 self._keep(against, encoded.uncond)
-            if own not in self._known:
+            if not self._has(own):
                 self._keep(own, encoded.cond)
         found = self._cached(own), self._cached(against) if guided else None
         self._evict()
         return found
 
+    @property
+    def _on_host(self) -> bool:
+        return self._keep_all or self._file is not None
+
+    def _has(self, key: Any) -> bool:
+        return key in self._known or key in self._filed
+
     def _keep(self, key: Any, tree: Any) -> None:
-        self._known[key] = map_tree(_on_host, tree) if self._keep_all else tree
+        self._known[key] = map_tree(_on_host, tree) if self._on_host else tree
         self._bytes += _bytes(tree)
 
     def _cached(self, key: Any) -> Any:
-        self._known.move_to_end(key)
-        tree, device = self._known[key], self._adapter.device
-        return map_tree(lambda leaf: _moved(leaf, device), tree) if self._keep_all else tree
+        if key in self._known:
+            self._known.move_to_end(key)
+            tree = self._known[key]
+        else:
+            tree = self._file.read(self._filed[key]) if self._file else None
+        device = self._adapter.device
+        return map_tree(lambda leaf: _moved(leaf, device), tree) if self._on_host else tree
 
     def _evict(self) -> None:
         """Evict the least recently used prompts until the rest is within the limits."""
-        while not self._keep_all and len(self._known) > 2 and (
-            len(self._known) > MAX_PROMPTS or self._bytes > MAX_BYTES
-        ):  # fmt: skip
-            self._bytes -= _bytes(self._known.popitem(last=False)[1])
+        while not self._keep_all and self._is_full():
+            key, tree = self._known.popitem(last=False)
+            self._bytes -= _bytes(tree)
+            if self._file is not None:
+                self._filed[key] = self._file.add(tree)
+
+    def _is_full(self) -> bool:
+        if self._file is not None:
+            return bool(self._known) and self._bytes > self._limit
+        many = len(self._known) > MAX_PROMPTS or self._bytes > self._limit
+        return len(self._known) > 2 and many
+
+    def close(self) -> None:
+        """Forget everything, and remove the file."""
+        self._known.clear()
+        self._filed.clear()
+        if self._file is not None:
+            self._file.remove()
 
 
 def _joined(trees: Sequence[Any]) -> Any:

@@ -103,6 +103,10 @@ class AlignProp(TrainerBase):
             other = "ending = 'jump'" if self.ending == "jump" else "lv"
             raise ValueError(f"alignprop: early and {other} end a run differently; give one.")
 
+    @property
+    def differentiates_decoder(self) -> bool:
+        return True
+
     def check(self, session: Session) -> None:
         if session.reward is None or not session.reward.differentiable:
             name = session.reward.name if session.reward else "none"

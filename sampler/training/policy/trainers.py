@@ -114,6 +114,10 @@ class RLCM(PPOBase):
     def needs_actions(self) -> bool:
         return self.final_step == "drop"
 
+    @property
+    def differentiates_decoder(self) -> bool:
+        return self.final_step == "pathwise"
+
     def check(self, session: Session) -> None:
         super().check(session)
         reward = session.reward
