@@ -6,7 +6,8 @@ from sampler_kernels import leaves
 
 import sampler
 from sampler.core.benchmark import APG
-from sampler.core.graphs import CudaCapture, GraphedRuns
+from sampler.core.cuda_capture import CudaCapture
+from sampler.core.graphs import GraphedRuns
 from sampler.guidance import host_copy
 from tests.kernels.fake_cuda import CAUSE, Fake
 from tests.test_graphs import equal, toy_runs

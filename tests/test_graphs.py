@@ -8,7 +8,8 @@ import sampler
 from sampler import registry
 from sampler.core import generation as module
 from sampler.core.benchmark import APG
-from sampler.core.graphs import GraphedRuns, clone, graphed, refill
+from sampler.core.cuda_capture import clone, refill
+from sampler.core.graphs import GraphedRuns, graphed
 from sampler.core.trajectory import Run
 from tests.kernels.canary import vp_levels
 

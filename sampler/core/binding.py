@@ -1,7 +1,4 @@
-"""Contexts in which strategies are completed before a run of `generate`.
-
-`SamplerBase.bind` and `GuidanceBase.bind` receive them before the network is called.
-"""
+"""Checks of strategies before a run, and the contexts in which `bind` completes them."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sampler.core.adapter import PipelineAdapter
-from sampler.types import Level, Sampler
+from sampler.types import Cond, Guidance, Level, Sampler
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,28 @@ def bind_sampler(method: Sampler, context: SamplerContext) -> Sampler:
     bound = method.bind(context)
     bound.levels(tuple(context.levels))
     return bound
+
+
+def check_rule(rule: Guidance, method: Sampler, cond: Cond, models: Sequence[str]) -> None:
+    """Raise ValueError for a rule that lacks a condition or a model, or whose direction is dropped.
+
+    models: names of the denoiser's networks.
+    """
+    if "uncond" in rule.needs and cond.uncond is None:
+        raise ValueError(
+            f"Guidance {rule.name!r} needs an unconditional branch: "
+            "pass cond=sampler.Cond(cond=..., uncond=...)."
+        )
+    if missing := rule.needs - {"cond", "uncond", *models}:
+        raise ValueError(
+            f"Guidance {rule.name!r} needs the model {min(missing)!r}, and this denoiser has "
+            f"{', '.join(models)}; give one: sampler.load(weak=...) or denoiser(models=...)."
+        )
+    if rule.sets_direction and not method.follows_direction:
+        raise ValueError(
+            f"{rule.name}: {method.name!r} has no place for a direction apart from the target; use "
+            "ddim, ab, ghvb or dpmpp_2m."
+        )
 
 
 def model_name(adapter: PipelineAdapter) -> str:

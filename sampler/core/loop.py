@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from sampler_kernels import Lin, settle
+from sampler_kernels import settle
 from torch import Tensor
 
 from sampler import registry
 from sampler.core.adapter import PipelineAdapter
-from sampler.core.binding import model_name
+from sampler.core.binding import check_rule, model_name
 from sampler.core.calibrated_grid import grid_of
 from sampler.core.errors import UsageError
-from sampler.core.noise import Noise, with_noise
+from sampler.core.noise import with_noise
 from sampler.core.rows import has_levels_of_rows, moves_of_rows, step_rows
+from sampler.core.step import apply_move, as_cond, evaluate, seeded
 from sampler.registry.constraints import as_int
 from sampler.types import (
-    Cond,
     Denoiser,
     Guidance,
     Level,
-    Move,
     Prediction,
     Sampler,
     SamplerBase,
@@ -157,7 +155,8 @@ class Loop:
         own = has_levels_of_rows(levels)
         totals = moves_of_rows(levels, snapshot.x.shape[0]) if own else ()
         for span in spans(levels)[snapshot.index :]:
-            pred, state, nfe = self.predict(snapshot, span, cond, rule)
+            branches = rule.plan(snapshot.x, span, cond, snapshot.guidance)
+            pred, state, nfe = evaluate(self.denoiser, snapshot, span, branches, rule)
             span = with_noise(span, method, snapshot.seeds)
             if own:
                 move = step_rows(method, snapshot.x, pred, span, snapshot.sampler, totals)
@@ -170,12 +169,9 @@ class Loop:
         self, snapshot: Snapshot, span: Span, cond: Any = None, guidance: Any = None
     ) -> tuple[Prediction, Any, tuple[int, ...]]:
         """First half of a step: (guided prediction, the rule's next state, NFE per sample)."""
-        rule, nfe = self.build_guidance(guidance), list(snapshot.nfe)
-        branches = rule.plan(snapshot.x, span, seeded(cond, snapshot), snapshot.guidance)
-        preds: Mapping[str, Prediction] = {}
-        if branches:
-            preds = self.denoiser(snapshot.x, span, branches, nfe)
-        return *rule.combine(snapshot.x, preds, span, snapshot.guidance), tuple(nfe)
+        rule, cond = self.build_guidance(guidance), seeded(cond, snapshot)
+        branches = rule.plan(snapshot.x, span, cond, snapshot.guidance)
+        return evaluate(self.denoiser, snapshot, span, branches, rule)
 
     def start(
         self,
@@ -201,8 +197,8 @@ class Loop:
             raise ValueError(f"{len(seeds)} seeds for {x.shape[0]} samples; give one per sample.")
         if len(levels) < 2:
             raise ValueError("A run needs at least two levels, its start and its end.")
-        self._check_needs(rule, _as_cond(cond))
-        _check_direction(rule, method)
+        cond = as_cond(cond)
+        check_rule(rule, method, cond, getattr(self.denoiser, "models", ("main",)))
         if has_levels_of_rows(levels) and type(method).finish is not SamplerBase.finish:
             raise ValueError(
                 f"{method.name}: all samples of a run need the same levels; give them as floats."
@@ -212,7 +208,7 @@ class Loop:
         grid = method.levels(tuple(Level(*level) for level in levels))
         x, state = settle(method.start(x, grid[0]))
         zeros = (0,) * len(seeds)
-        return Snapshot(0, x, state, rule.start(_as_cond(cond)), seeds, zeros), grid
+        return Snapshot(0, x, state, rule.start(cond), seeds, zeros), grid
 
     def run(
         self,
@@ -248,47 +244,3 @@ class Loop:
             if on_step is not None:
                 on_step(last)
         return settle(method.finish(last.x, last.sampler)), last
-
-    def _check_needs(self, rule: Guidance, cond: Cond) -> None:
-        if "uncond" in rule.needs and cond.uncond is None:
-            raise ValueError(
-                f"Guidance {rule.name!r} needs an unconditional branch: "
-                "pass cond=sampler.Cond(cond=..., uncond=...)."
-            )
-        models = getattr(self.denoiser, "models", ("main",))
-        if missing := rule.needs - {"cond", "uncond", *models}:
-            raise ValueError(
-                f"Guidance {rule.name!r} needs the model {min(missing)!r}, and this denoiser has "
-                f"{', '.join(models)}; give one: sampler.load(weak=...) or denoiser(models=...)."
-            )
-
-
-def apply_move(snapshot: Snapshot, move: Move, guidance: Any, nfe: tuple[int, ...]) -> Snapshot:
-    """Second half of a step: draw the noise of a move and evaluate the next snapshot."""
-    x = Lin.of(move.mean)
-    if not isinstance(move.std, (int, float)) or move.std != 0:
-        noise = Noise(snapshot.seeds).of_move(snapshot.index, x.like, move.over)
-        x = x + move.std * Lin.of(noise)
-    x, state, guidance = settle((x, move.state, guidance))
-    return Snapshot(snapshot.index + 1, x, state, guidance, snapshot.seeds, nfe)
-
-
-def _check_direction(rule: Guidance, method: Sampler) -> None:
-    """Raise ValueError for a rule whose direction the sampler would drop."""
-    if rule.sets_direction and not method.follows_direction:
-        raise ValueError(
-            f"{rule.name}: {method.name!r} has no place for a direction apart from the target; use "
-            "ddim, ab, ghvb or dpmpp_2m."
-        )
-
-
-def seeded(cond: Any, snapshot: Snapshot) -> Cond:
-    """The conditions, with the samples' seeds (int64 [B]) for rules that draw noise."""
-    cond = _as_cond(cond)
-    if "seeds" in cond.extra:
-        return cond
-    return replace(cond, extra={**cond.extra, "seeds": torch.tensor(snapshot.seeds)})
-
-
-def _as_cond(cond: Any) -> Cond:
-    return cond if isinstance(cond, Cond) else Cond(cond=cond)

@@ -12,8 +12,8 @@ from sampler_kernels import settle
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sampler.core.loop import apply_move
 from sampler.core.noise import Noise, with_noise
+from sampler.core.step import apply_move
 from sampler.core.trajectory import Run
 from sampler.training.batches import Batch
 from sampler.training.session import Session

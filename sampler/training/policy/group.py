@@ -13,7 +13,7 @@ import torch
 from sampler_kernels import settle
 from torch import Tensor
 
-from sampler.core.loop import apply_move
+from sampler.core.step import apply_move
 from sampler.core.trajectory import Run, first_noise
 from sampler.objectives import clipped_loss, dppo_keep, group_advantages, guarded_log_ratio
 from sampler.training.batches import Batch

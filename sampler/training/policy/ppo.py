@@ -11,7 +11,7 @@ from sampler_kernels import gram, settle
 from torch import Tensor
 
 from sampler.core.errors import SamplerError
-from sampler.core.loop import apply_move
+from sampler.core.step import apply_move
 from sampler.core.trajectory import Run
 from sampler.objectives import clipped_loss
 from sampler.training.batches import Batch

@@ -10,8 +10,8 @@ import torch
 from sampler_kernels import map_tree, settle
 from torch import Tensor
 
-from sampler.core.loop import apply_move
 from sampler.core.noise import Noise
+from sampler.core.step import apply_move
 from sampler.core.trajectory import Run
 from sampler.training.batches import Batch
 from sampler.training.online import Collected
