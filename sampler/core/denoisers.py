@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from operator import is_
 from typing import Any, Literal
 
@@ -14,9 +15,11 @@ from sampler_kernels import leaves
 from torch import Tensor
 
 from sampler.core.stacking import cat, cat_level, evaluated_rows, stack, take_rows
-from sampler.types import Branch, Level, Prediction, Span, Watch
+from sampler.types import Branch, Level, Prediction, Span
 
+NO_CONTEXT = nullcontext()
 HALF_DTYPES = (torch.float16, torch.bfloat16)
+Part = tuple[Tensor, Tensor | None]  # raw output of a branch, and the rows that it is of
 
 
 class BatchedDenoiser:
@@ -26,8 +29,8 @@ class BatchedDenoiser:
     """
 
     models: tuple[str, ...] = ("main",)
-    # Cache of `_stacked`: the last conditions, the versions of their tensors, and the result.
-    _memo: tuple[list[Any], list[int], Any] = ([], [], None)
+    # Cache of `_stacked`: the last conditions, their tensors with versions, and the result.
+    _memo: tuple[list[Any], list[Tensor], list[int], Any] = ([], [], [], None)
 
     def forward(self, x: Tensor, level: Level, cond: Any, model: str) -> Tensor:
         """Raw output [R, ...] of the network for x [R, ...] and their conditions."""
@@ -83,76 +86,78 @@ class BatchedDenoiser:
         A branch whose mask is empty is the same as no branch. Raises ValueError for an unknown
         model.
         """
-        level, count = span.now, x.shape[0]
-        calls: dict[tuple[str, Any, str], list[str]] = {}
-        for name, branch in branches.items():
-            own = name if self.apart(branch.model) else ""
-            calls.setdefault((branch.model, branch.mixing, own), []).append(name)
-        outs: dict[str, tuple[Tensor, Tensor | None]] = {}
-        answers: dict[str, Any] = {}
-        for (model, mixing, own), names in calls.items():
-            if model not in self.models:
-                known = ", ".join(self.models)
-                raise ValueError(f"Unknown model {model!r}; this denoiser has {known}.")
-            cost = 1 if mixing is None else self.mixed_rows(model)
-            rows = {
-                name: evaluated_rows(branches[name], count, nfe, x.device, cost) for name in names
-            }
-            rows = {name: at for name, at in rows.items() if at is None or at.shape[0]}
-            if rows:
-                with self.context(level, model, own) if own else nullcontext():
-                    found, seen = self._evaluate(x, level, branches, rows, model)
-                outs |= {name: (found[name], at) for name, at in rows.items()}
-                answers |= seen
+        level, outs, answers = span.now, dict[str, Part](), dict[str, Any]()
+        for (model, _, own), asked in self._calls(branches).items():
+            with self.context(level, model, own) if own else NO_CONTEXT:
+                found, seen = self._evaluate(x, level, asked, nfe)
+            outs |= found
+            answers |= seen
         preds = self._filled(x, branches, outs, level)
-        return preds | {name: replace(preds[name], seen=seen) for name, seen in answers.items()}
+        for name, seen in answers.items():
+            preds[name] = replace(preds[name], seen=seen)
+        return preds
+
+    def _calls(self, branches: Mapping[str, Branch]) -> dict[Any, dict[str, Branch]]:
+        """The branches that share a call of a network, by (model, mixing, context of their own)."""
+        calls: dict[Any, dict[str, Branch]] = {}
+        apart: dict[str, bool] = {}
+        for name, branch in branches.items():
+            model = branch.model
+            if model not in apart:
+                if model not in self.models:
+                    known = ", ".join(self.models)
+                    raise ValueError(f"Unknown model {model!r}; this denoiser has {known}.")
+                apart[model] = self.apart(model)
+            key = (model, branch.mixing, name if apart[model] else "")
+            calls.setdefault(key, {})[name] = branch
+        return calls
 
     def _evaluate(
-        self,
-        x: Tensor,
-        level: Level,
-        branches: Mapping[str, Branch],
-        rows: Mapping[str, Tensor | None],
-        model: str,
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        self, x: Tensor, level: Level, asked: Mapping[str, Branch], nfe: list[int]
+    ) -> tuple[dict[str, Part], dict[str, Any]]:
         """Call a network once for the rows of some branches.
 
         Returns the raw output of each branch, and the attention maps of those with a `Watch`.
         """
-        parts = {name: x if at is None else x[at] for name, at in rows.items()}
-        chosen, first = list(rows.values()), branches[next(iter(rows))]
-        cond = self._stacked([branches[name].cond for name in rows], chosen)
-        inputs = (cat(list(parts.values())), cat_level(level, chosen), cond)
-        call = partial(self.forward, *inputs, model)
-        if first.mixing is not None:
-            negative = stack([take_rows(branches[name].negative, at) for name, at in rows.items()])
-            call = partial(self.forward_mixed, *inputs, negative, first.mixing, model)
-        watched = [name for name in rows if branches[name].watch is not None]
-        seen: dict[str, Any] = {}
-        if watched:
-            out, maps = self._watched(call, parts, branches[watched[0]].watch, level, model)
-            seen = {name: maps[name] for name in watched}
-        else:
-            out = call()
-        if out.dtype not in HALF_DTYPES or x.dtype is torch.float64:
+        first, count = next(iter(asked.values())), x.shape[0]
+        model, mixing = first.model, first.mixing
+        cost = 1 if mixing is None else self.mixed_rows(model)
+        rows = [evaluated_rows(branch, count, nfe, x.device, cost) for branch in asked.values()]
+        if any(at is not None for at in rows):
+            kept = [at is None or bool(at.shape[0]) for at in rows]
+            asked, rows = dict(compress(asked.items(), kept)), [*compress(rows, kept)]
+            if not asked:
+                return {}, {}
+        parts = [x if at is None else x[at] for at in rows]
+        cond = self._stacked([branch.cond for branch in asked.values()], rows)
+        call = partial(self.forward, cat(parts), cat_level(level, rows), cond, model)
+        if mixing is not None:
+            negatives = zip((branch.negative for branch in asked.values()), rows, strict=True)
+            negative = stack([take_rows(value, at) for value, at in negatives])
+            call = partial(self.forward_mixed, *call.args[:3], negative, mixing, model)
+        watched = any(branch.watch is not None for branch in asked.values())
+        out, seen = self._watched(call, parts, asked, level, model) if watched else (call(), {})
+        if out.dtype is not x.dtype and (out.dtype not in HALF_DTYPES or x.dtype is torch.float64):
             out = out.to(x.dtype)  # half precision is converted where it is first used
-        cut = out.split_with_sizes([part.shape[0] for part in parts.values()])
-        return dict(zip(rows, cut, strict=True)), seen
+        if len(parts) == 1:
+            return {name: (out, rows[0]) for name in asked}, seen
+        cut = out.split_with_sizes([part.shape[0] for part in parts])
+        return dict(zip(asked, zip(cut, rows, strict=True), strict=True)), seen
 
     def _watched(
         self,
         call: Callable[[], Tensor],
-        parts: Mapping[str, Tensor],
-        watch: Watch | None,
+        parts: Sequence[Tensor],
+        asked: Mapping[str, Branch],
         level: Level,
         model: str,
     ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
-        """Output of a call, and the maps {branch: {layer: [R, N, T]}} of a recording of it.
+        """Output of a call, and the maps {branch: {layer: [R, N, T]}} of branches with a `Watch`.
 
         parts: x of the branches, in the order in which they are stacked.
         """
-        score = None if watch is None else watch.score
-        sizes = [part.shape[0] for part in parts.values()]
+        watch = next(branch.watch for branch in asked.values() if branch.watch is not None)
+        score, sizes = watch.score, [part.shape[0] for part in parts]
         with self.recording((), True if score is None else "grad", model) as recording:
             if score is None:
                 out = call()
@@ -160,17 +165,19 @@ class BatchedDenoiser:
             else:
                 with torch.enable_grad():
                     out = call()
-                    outs = zip(parts.items(), out.split_with_sizes(sizes), strict=True)
+                    outs = zip(asked, parts, out.split_with_sizes(sizes), strict=True)
                     preds = {
-                        name: self.predict(x, part.to(x.dtype), level, model)
-                        for (name, x), part in outs
+                        name: self.predict(x, cut.to(x.dtype), level, model)
+                        for name, x, cut in outs
                     }
                     maps = recording.weighted(score(preds))
                 out = out.detach()
         # A call on [positive; negative] rows begins with the positive ones.
         cut = {layer: found[: sum(sizes)].split_with_sizes(sizes) for layer, found in maps.items()}
         return out, {
-            name: {layer: rows[k] for layer, rows in cut.items()} for k, name in enumerate(parts)
+            name: {layer: rows[k] for layer, rows in cut.items()}
+            for k, (name, branch) in enumerate(asked.items())
+            if branch.watch is not None
         }
 
     def _stacked(self, conds: list[Any], rows: list[Tensor | None]) -> Any:
@@ -180,34 +187,30 @@ class BatchedDenoiser:
         identity and the versions of the tensors it was made from. The cache is bypassed where
         gradients flow (a graph serves one backward pass) and where rows are left out.
         """
-        if len(conds) == 1 and rows[0] is None:
-            return conds[0]
-        if torch.is_grad_enabled() or any(r is not None for r in rows):
-            return stack([take_rows(c, r) for c, r in zip(conds, rows, strict=True)])
-        parts = [*conds, *leaves(conds)]
-        tensors = [part for part in parts if isinstance(part, Tensor)]
-        if any(t.is_inference() for t in tensors):  # these do not count how often they change
+        if any(at is not None for at in rows):
+            return stack([take_rows(c, at) for c, at in zip(conds, rows, strict=True)])
+        if len(conds) == 1 or torch.is_grad_enabled():
             return stack(conds)
-        versions = [t._version for t in tensors]
-        known, before, stacked = self._memo
+        known, tensors, versions, stacked = self._memo
+        parts = [*conds, *leaves(conds)]
         same = len(known) == len(parts) and all(map(is_, known, parts))
-        if not same or versions != before:
+        if not same or versions != [t._version for t in tensors]:
             stacked = stack(conds)
-            self._memo = (parts, versions, stacked)
+            tensors = [part for part in parts if isinstance(part, Tensor)]
+            if not any(t.is_inference() for t in tensors):  # these do not count their changes
+                self._memo = (parts, tensors, [t._version for t in tensors], stacked)
         return stacked
 
     def _filled(
-        self,
-        x: Tensor,
-        branches: Mapping[str, Branch],
-        outs: Mapping[str, tuple[Tensor, Tensor | None]],
-        level: Level,
+        self, x: Tensor, branches: Mapping[str, Branch], outs: Mapping[str, Part], level: Level
     ) -> dict[str, Prediction]:
         """The evaluated branches as Predictions [B, ...], with the rows that they leave out."""
         found: dict[str, Prediction] = {}
         cond: Tensor | None = None
         # "cond" first: it is what others leave out
-        for name in sorted(outs, key=lambda name: name != "cond"):
+        for name in ("cond", *outs) if "cond" in outs else outs:
+            if name in found:
+                continue
             out, rows = outs[name]
             if rows is not None:
                 base = out.new_zeros((x.shape[0], *out.shape[1:])) if cond is None else cond

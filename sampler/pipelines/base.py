@@ -7,35 +7,31 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sampler.core.adapter import ClassReader
-from sampler.core.denoisers import BatchedDenoiser
 from sampler.core.errors import ModelError
 from sampler.core.locks import exclusive
 from sampler.core.schedule import Schedule
 from sampler.core.spacings import parsed
-from sampler.core.stacking import stack
+from sampler.pipelines.attention import NetworkAttention
 from sampler.pipelines.latents import LatentImages
-from sampler.pipelines.layouts import layout_of
 from sampler.pipelines.loras import without_loras
-from sampler.pipelines.negative import mixed, paired
-from sampler.pipelines.recording import INPUT, Recording, blocks_of
-from sampler.pipelines.recording_hooks import recorded
+from sampler.pipelines.sizes import ImageSizes
 from sampler.pipelines.texts import PromptTexts
 from sampler.types import Branch, Cond, Level, Prediction, Span
 
+UNREAD = (None, None, None)
 HOOKS = ("_hf_hook", "_diffusers_hook")  # of accelerate (offloading) and diffusers (caching)
 
 
-class Adapter(PromptTexts, LatentImages, BatchedDenoiser):
+class Adapter(PromptTexts, LatentImages, ImageSizes, NetworkAttention):
     """Pipeline family; implements `sampler.core.adapter.PipelineAdapter`.
 
     A subclass sets `network_name` and defines `encode`, `forward` and, where they differ, `decode`,
@@ -69,7 +65,7 @@ class Adapter(PromptTexts, LatentImages, BatchedDenoiser):
         if weak is not None:
             self.networks["weak"] = weak
         self.models = tuple(self.networks)
-        self._dtype: tuple[torch.dtype, torch.dtype] | None = None
+        self._dtype: tuple[Tensor | None, torch.dtype | None, torch.dtype | None] = UNREAD
         self.check()
         name = type(pipe.scheduler).__name__
         try:
@@ -107,13 +103,15 @@ class Adapter(PromptTexts, LatentImages, BatchedDenoiser):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The network's dtype, cached: diffusers walks all its modules to find it."""
-        first = next(self.network.parameters(), None)
-        if first is None:
-            return self.network.dtype
-        if self._dtype is None or self._dtype[0] != first.dtype:
-            self._dtype = (first.dtype, self.network.dtype)
-        return self._dtype[1]
+        """The network's dtype; diffusers walks all its modules to find it.
+
+        Kept until the next run begins, or the dtype of the first parameter changes.
+        """
+        first, own, dtype = self._dtype
+        if dtype is None or (first is not None and first.dtype is not own):
+            first, dtype = next(self.network.parameters(), None), self.network.dtype
+            self._dtype = (first, None if first is None else first.dtype, dtype)
+        return dtype
 
     @property
     def default_scale(self) -> float:
@@ -137,45 +135,6 @@ class Adapter(PromptTexts, LatentImages, BatchedDenoiser):
         """Rule that the stock pipeline applies."""
         return {"name": "cfg", "scale": self.default_scale}
 
-    @property
-    def factor(self) -> int:
-        """Pixels per latent, along each side."""
-        return self.pipe.vae_scale_factor
-
-    @property
-    def patch(self) -> int:
-        """Latents per token of the network, along each side."""
-        return self.network.config.get("patch_size") or 1
-
-    @property
-    def native(self) -> tuple[int, int]:
-        """(height, width) that the model was trained for, in latents."""
-        own = self.network.config.sample_size
-        return (own, own) if isinstance(own, int) else tuple(own)
-
-    @property
-    def unit(self) -> int:
-        """Divisor of height and width: whole latents and, for transformers, patches.
-
-        At least 8, as in the stock pipelines.
-        """
-        return math.lcm(8, self.factor * self.patch)
-
-    def size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Return (height, width) in pixels, with the model's own size where None.
-
-        Raises ValueError for a size that the latents cannot represent.
-        """
-        rows, cols = self.native
-        chosen = (
-            rows * self.factor if height is None else height,
-            cols * self.factor if width is None else width,
-        )
-        for label, value in zip(("height", "width"), chosen, strict=True):
-            if value < self.unit or value % self.unit:
-                raise ValueError(f"{label} = {value} must be a positive multiple of {self.unit}.")
-        return chosen
-
     def grid(self, steps: int, size: tuple[int, int]) -> tuple[Level, ...]:
         """Return the levels of a run for this image size; raises what `Schedule.grid` raises."""
         return self.schedule.grid(steps, spacing=self.spacing)
@@ -191,10 +150,6 @@ class Adapter(PromptTexts, LatentImages, BatchedDenoiser):
         twin.spacing = spacing
         return twin
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """Shape of one latent, without the batch."""
-        return (self.network.config.in_channels, height // self.factor, width // self.factor)
-
     def encode(
         self, prompts: Sequence[str], negative: Sequence[str], guided: bool, size: tuple[int, int]
     ) -> Cond:
@@ -209,86 +164,38 @@ class Adapter(PromptTexts, LatentImages, BatchedDenoiser):
     def __call__(
         self, x: Tensor, span: Span, branches: Mapping[str, Branch], nfe: list[int]
     ) -> dict[str, Prediction]:
-        last = math.inf if self.lora_until is None else self.lora_until * span.total - 1e-9
-        with nullcontext() if span.index < last or not span.total else without_loras(self.network):
-            return super().__call__(x, span, branches, nfe)
+        if self.lora_until is not None and span.total:
+            if span.index >= self.lora_until * span.total - 1e-9:
+                with without_loras(self.network):
+                    return super().__call__(x, span, branches, nfe)
+        return super().__call__(x, span, branches, nfe)
 
     @property
     def _hooked(self) -> bool:
         return any(getattr(self.network, name, None) is not None for name in HOOKS)
 
     def apart(self, model: str) -> bool:
-        return getattr(self.networks[model], "is_cache_enabled", False)
+        return has_cache(self.networks[model])
 
     def context(self, level: Level, model: str, branch: str) -> AbstractContextManager[None]:
         # The names of stock pipelines; a cache keeps the residuals of each context apart.
         return self.network_at(level, model).cache_context(branch)
 
     def begin_run(self) -> None:
-        """Clear what caches inside the networks have kept of the last run."""
+        """Clear what is kept of the last run, also by caches inside the networks."""
+        self._dtype = UNREAD
         for network in self.networks.values():
-            if getattr(network, "is_cache_enabled", False):
+            if has_cache(network):
                 network._reset_stateful_cache()
-
-    def mixed_rows(self, model: str) -> int:
-        return layout_of(self.networks[model]).rows
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """Names of the blocks that can be recorded: "input", then those of the network."""
-        return (INPUT, *blocks_of(self.network))
-
-    def recording(
-        self,
-        blocks: Sequence[str] = (),
-        attention: bool | Literal["grad"] = False,
-        model: str = "main",
-    ) -> AbstractContextManager[Recording]:
-        """Record what a network does inside a `with` statement, by this thread.
-
-            with adapter.recording(("up.0",), attention=True) as seen:
-                engine.generate("a fox", steps=4)
-            seen.blocks["up.0"][0]      # [R, C, h, w] of the first step
-
-        blocks: names out of `blocks`. attention: also the probabilities of image tokens on text
-        tokens, in the layers inside these blocks, of the whole network where none is named. Images
-        are bit-equal with and without; with "grad" the network computes with these probabilities,
-        rounded differently, so that scores can be differentiated (`Recording.weighted`).
-
-        Raises ValueError for an unknown block, and for a network whose attention is not torch's or
-        is not known here.
-        """
-        return recorded(self.networks[model], blocks, attention)
-
-    def check_mixed(self) -> None:
-        """Raise ValueError for a network whose attention cannot hold a negative prompt."""
-        layout_of(self.network)
-
-    def forward_mixed(
-        self, x: Tensor, level: Level, cond: Any, negative: Any, mixing: Any, model: str
-    ) -> Tensor:
-        network = self.network_at(level, model)
-        if self.mixed_rows(model) == 1:
-            with mixed(network, mixing, self.text_states(negative, model)):
-                return self.forward(x, level, cond, model)
-        twice = Level(
-            *(torch.cat([v, v]) if isinstance(v, Tensor) and v.ndim else v for v in level)
-        )
-        with mixed(network, mixing):
-            both = paired(cond, negative, stack)
-            return self.forward(torch.cat([x, x]), twice, both, model)[: x.shape[0]]
-
-    def network_at(self, level: Level, model: str) -> Any:
-        """Network that is called at a level."""
-        return self.networks[model]
 
     def predict(self, x: Tensor, out: Tensor, level: Level, model: str) -> Prediction:
         return self.schedule.predict(x, out, level)
 
     def scaled(self, x: Tensor, level: Level) -> Tensor:
         """Scale x for the network (EDM), in its dtype."""
-        factor = self.schedule.network_input(level)
-        return (x if factor == 1 else x * factor).to(self.dtype)
+        factor, dtype = self.schedule.network_input(level), self.dtype
+        x = x if factor == 1 else x * factor
+        return x if x.dtype is dtype else x.to(dtype)
 
     def time(self, level: Level, like: Tensor) -> Tensor:
         """Timestep of a level: 0-d, integer where it is one, as in stock pipelines; or [R]."""
@@ -297,21 +204,12 @@ class Adapter(PromptTexts, LatentImages, BatchedDenoiser):
         return torch.as_tensor(level.t, device=like.device)
 
 
-def class_ids(prompts: Sequence[str], count: int, labels: Mapping[str, int]) -> list[int]:
-    """Class numbers of prompts that name classes by number or by label.
+def has_cache(network: Any) -> bool:
+    """Return True where a block cache of diffusers is enabled inside a network.
 
-    Raises ValueError for an unknown class.
+    By its class: a module looks everywhere for an attribute that it does not have.
     """
-    found = []
-    for prompt in prompts:
-        number = int(prompt) if prompt.strip().isdecimal() else labels.get(prompt.strip(), -1)
-        if not 0 <= number < count:
-            raise ValueError(
-                f"The prompt {prompt!r:.60} is not a class of this model; give a number in "
-                f"0..{count - 1}{' or a label of the pipeline' if labels else ''}."
-            )
-        found.append(number)
-    return found
+    return getattr(type(network), "is_cache_enabled", None) is not None and network.is_cache_enabled
 
 
 @lru_cache(maxsize=2048, typed=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sampler.core.consistency_schedule import ConsistencySchedule
-from sampler.pipelines.base import class_ids
 from sampler.pipelines.families import adapter
+from sampler.pipelines.texts import class_ids
 from sampler.pipelines.unconditional import PixelUNet
 from sampler.types import Cond, Level, Prediction
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler.pipelines.base import Adapter, class_ids
+from sampler.pipelines.base import Adapter
 from sampler.pipelines.families import adapter
+from sampler.pipelines.texts import class_ids
 from sampler.types import Cond, Level
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
@@ -101,3 +101,20 @@ class PromptTexts:
         raise ValueError(
             "This network does not take the guidance scale as an input; use guidance 'cfg'."
         )
+
+
+def class_ids(prompts: Sequence[str], count: int, labels: Mapping[str, int]) -> list[int]:
+    """Class numbers of prompts that name classes by number or by label.
+
+    Raises ValueError for an unknown class.
+    """
+    found = []
+    for prompt in prompts:
+        number = int(prompt) if prompt.strip().isdecimal() else labels.get(prompt.strip(), -1)
+        if not 0 <= number < count:
+            raise ValueError(
+                f"The prompt {prompt!r:.60} is not a class of this model; give a number in "
+                f"0..{count - 1}{' or a label of the pipeline' if labels else ''}."
+            )
+        found.append(number)
+    return found
