@@ -66,10 +66,16 @@ def test_the_bundled_folder_is_small(wheel):
     assert size <= 32 * 2**20  # 14, and 6 for each of the two students and the small SD3
 
 
-def test_the_installed_wheel_works_from_another_folder(wheel, tmp_path):
-    target = tmp_path / "site"
+@pytest.fixture(scope="module")
+def target(wheel, tmp_path_factory):
+    """A folder into which the wheel is installed."""
+    folder = tmp_path_factory.mktemp("site")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*install, "--target", str(target), str(wheel)], check=True, timeout=300)
+    subprocess.run([*install, "--target", str(folder), str(wheel)], check=True, timeout=300)
+    return folder
+
+
+def test_the_installed_wheel_works_from_another_folder(target, tmp_path):
     code = (
         "import sampler, sampler_kernels, sys; print(sampler.__file__, sampler_kernels.__file__)\n"
         "result = sampler.load().generate('a fox on a red background', steps=2)\n"
@@ -142,11 +148,9 @@ def core():
 
 
 @pytest.fixture(scope="module")
-def plain(wheel, tmp_path_factory):
+def plain(target, tmp_path_factory):
     """Runs Python with the wheel, and without what only extras bring."""
-    target = tmp_path_factory.mktemp("plain")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*install, "--target", str(target), str(wheel)], check=True, timeout=300)
+    blocker = tmp_path_factory.mktemp("blocker")
     needed = core()
     absent = {
         package
@@ -154,12 +158,13 @@ def plain(wheel, tmp_path_factory):
         if not {canonicalize_name(owner) for owner in owners} & needed
     }
     absent |= {*EXTRAS} - {canonicalize_name(name) for name in needed}
-    (target / "sitecustomize.py").write_text(BLOCKER.format(absent=absent))
+    (blocker / "sitecustomize.py").write_text(BLOCKER.format(absent=absent))
+    path = os.pathsep.join(map(str, (blocker, target)))
 
     def run(code, folder):
         return subprocess.run(
             [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300,
-            env={**os.environ, "PYTHONPATH": str(target)},
+            env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
 
     return run

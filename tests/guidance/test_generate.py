@@ -1,7 +1,5 @@
 """Rules through `engine.generate`: what is bound before a run, calibration, classes, refusals."""
 
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -30,6 +28,7 @@ from sampler.pipelines.classes import (
     image_classifier,
 )
 from tests import tiny
+from tests.processes import Forked
 
 CFG = {"name": "cfg", "scale": 3.0}
 SMALL = {"steps": 4, "output": "latent", "seeds": 0, "height": 32, "width": 32}
@@ -113,8 +112,7 @@ def test_calibration_from_the_command_line(tmp_path):
     (tmp_path / "prompts.txt").write_text("a fox\n\na car\n")
     given = ["--prompts", tmp_path / "prompts.txt", "--model", tmp_path / "model"]
     options = ["--out", tmp_path / "k.json", "--steps", "3", "--scale", "2", "-q"]
-    call = [sys.executable, "-m", "sampler", "calibrate", "linear-ag"]
-    done = subprocess.run([*call, *map(str, [*given, *options])], capture_output=True, text=True)
+    done = Forked(["calibrate", "linear-ag", *given, *options], tmp_path).wait()
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "k.json")
     known = Coefficients.load(tmp_path / "k.json")

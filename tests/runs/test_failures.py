@@ -25,6 +25,7 @@ from sampler.workers.execute import raise_for
 from sampler.workers.prompt_cache import PromptCache
 from sampler.workers.recovery import is_out_of_memory
 from sampler.workers.work import WorkOptions
+from tests.processes import Forked
 from tests.runs.stub import SCHEDULE, engine, is_intact, make, pictures, prompts
 
 TABLE = prompts(8)
@@ -245,14 +246,13 @@ def test_a_file_size_limit_is_a_storage_error(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_the_writer_and_tells_how_to_go_on(tmp_path, number):
     out = tmp_path / "run"
-    line = [sys.executable, "-m", "sampler", "generate", "a fox", "-n", "60",
-            "--batch-size", "1", "--steps", "4", "-o", str(out)]  # fmt: skip
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.send_signal(number)
-    _, told = process.communicate(timeout=600)
-    assert process.returncode == 128 + number and "sampler resume" in told
+    line = ["generate", "a fox", "-n", "60", "--batch-size", "1", "--steps", "4", "-o", out]
+    process = Forked(line, tmp_path)
+    while not process.out.read_text():
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    done = process.wait()
+    assert done.returncode == 128 + number and "sampler resume" in done.stderr
     entries = (out / "journal.jsonl").read_text().splitlines()
     assert 0 < len(entries) < 60
     assert all((out / json.loads(line)["file"]).is_file() for line in entries)
