@@ -11,27 +11,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sampler.core.errors import ModelError, SamplerError, first_line
 from sampler.models.folder import INDEX
 from sampler.models.vocabulary import check_vocabulary
-from sampler.models.weights import PICKLES, weight_files
+from sampler.models.weights import PICKLES, stem_of, weight_files
 
 MAX_INDEX = 2**18  # bytes; real ones have a few hundred
 MAX_CONFIG = 2**24  # bytes; a tokenizer_config.json with many added tokens has a few hundred KB
 MAX_DEPTH = 64
 
-# Modules of diffusers itself: the safety checker, and the text encoder of Kolors.
-_OWN = ("stable_diffusion", "kolors")
-_LIBRARIES = ("diffusers", "transformers", *_OWN)
+_LIBRARIES = ("diffusers", "transformers")
 _POINTER = b"version https://git-lfs"
 CONFIG = "config.json"
 _NO_WEIGHTS = re.compile(r"(Tokenizer|Scheduler|Processor|FeatureExtractor)(Fast|Pil)?$")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _FOREIGN_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")
 _KERNEL_KEYS = ("_implementation", "use_kernels", "kernel_config", "hub_kernel")
+_PLAIN_NAME = re.compile(r"[a-z0-9_]+")
 _PLAIN = re.compile(r"[a-z0-9_|]*")
 
 
@@ -47,7 +47,7 @@ def check(
     _no_code(folder)
     parts: dict[str, tuple[str, str]] = {}
     for name, (library, cls) in _components(folder, index).items():
-        if not isinstance(library, str) or library not in _LIBRARIES:
+        if not isinstance(library, str) or not (library in _LIBRARIES or _is_own(library)):
             raise _refused(
                 folder, f"its component {name!r} comes from {library!r:.60}, not from diffusers "
                 "or transformers"
@@ -56,7 +56,7 @@ def check(
             raise _refused(folder, f"the class of its component {name!r} is {cls!r:.60}")
         if not (folder / name).is_dir():
             raise ModelError(f"{folder} is incomplete: the folder {name} is missing.")
-        parts[name] = library, cls
+        parts[name] = _library_of(folder / name, library), cls
     for name, (library, cls) in parts.items():
         if has_weights(cls):
             check_component(folder / name, library, variant, needs(name))
@@ -64,6 +64,22 @@ def check(
             _check_files(folder / name)
             _check_tools(folder, name, cls, parts)
     return index["_class_name"], parts
+
+
+def _is_own(library: str) -> bool:
+    """True for a pipeline folder of diffusers itself, whose class brings parts of its own."""
+    spec = find_spec("diffusers")
+    if spec is None or spec.origin is None or not _PLAIN_NAME.fullmatch(library):
+        return False
+    return (Path(spec.origin).parent / "pipelines" / library / "__init__.py").is_file()
+
+
+def _library_of(folder: Path, library: str) -> str:
+    """The library whose file names a component has; parts of pipelines are of either kind."""
+    if library in _LIBRARIES:
+        return library
+    own = any(path.name.startswith(stem_of("diffusers")) for path in folder.iterdir())
+    return "diffusers" if own else "transformers"
 
 
 def has_weights(cls: str) -> bool:

@@ -262,6 +262,16 @@ def test_incomplete_and_malformed_folders(model):
     refuses(model, "incomplete", "vae")
 
 
+@pytest.mark.parametrize(
+    "library", ["os", "pipeline_utils", "deprecated/../unclip", "Stable_Audio"]
+)
+def test_parts_come_from_the_libraries_or_a_pipeline_of_diffusers(model, library):
+    edit(model / "model_index.json", unet=["audioldm2", "AudioLDM2UNet2DConditionModel"])
+    assert preflight.check(model)[1]["unet"] == ("diffusers", "AudioLDM2UNet2DConditionModel")
+    edit(model / "model_index.json", unet=[library, "UNet2DConditionModel"])
+    refuses(model, "its component 'unet' comes from")
+
+
 def test_a_pipeline_of_another_family_is_refused_before_it_is_opened(model, monkeypatch):
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
