@@ -114,7 +114,8 @@ class HostedCalls:
             if not self._arrays and shared.output == "pil" and "output_type" in str(error):
                 self._arrays = True  # depth maps and embeddings are no images
                 return self.call(jobs, shared, inputs, on_step)
-            one_only = "enerator" in str(error) or "list of prompts" in str(error)
+            signs = "enerator", "list of prompts", "`prompt` has to be of type `str` but"
+            one_only = any(sign in str(error) for sign in signs)
             if self._one_at_a_time or not one_only:
                 raise
             self._one_at_a_time = True
@@ -123,6 +124,11 @@ class HostedCalls:
                 type(twin).__name__,
             )
             return self.call(jobs, shared, inputs, on_step)
+        if isinstance(shared.guidance, Embedded) and hook.form and "uncond" in hook.form.roles:
+            raise ValueError(
+                f"embedded: {type(twin).__name__} evaluates an unconditional branch, so its scale "
+                "is no input of the network; use 'cfg'."
+            )
         values = converted(first_value(out), shared.output, len(jobs))
         return values, hook.nfe
 
@@ -195,17 +201,20 @@ class HostedCalls:
             "generator": generators if len(jobs) > 1 else generators[0],
             "output_type": "pt" if shared.output == "tensor" else shared.output,
             **({"output_type": "np"} if self._arrays and shared.output == "pil" else {}),
+            "guidance_rescale": 0.0,  # the rule's own takes its place
             **{k: v for k, v in zip(("height", "width"), shared.size, strict=True) if v},
         }
         guided = "uncond" in shared.guidance.needs
         if any(job.negative for job in jobs) or (guided and "true_cfg_scale" in known):
             given["negative_prompt"] = [job.negative for job in jobs]
-        if hosted.scale_argument:
-            scale = getattr(shared.guidance, "scale", None)
-            usual = default_of(cls, hosted.scale_argument)
-            own = scale if isinstance(scale, (int, float)) and scale > 1 else max(2.0, usual or 0)
-            given[hosted.scale_argument] = float(own) if guided else 1.0
-            given["guidance_schedule"] = None  # one scale per step, in its place
+        scale, named = getattr(shared.guidance, "scale", None), hosted.scale_argument
+        if guided:
+            named = named or "guidance_scale"  # of classes whose other branch has no prompt
+            own = scale if isinstance(scale, (int, float)) and scale > 1 else 0.0
+            given[named] = float(own or max(2.0, default_of(cls, named) or 0))
+        elif named:
+            given[named] = 1.0
+        given["guidance_schedule"] = None  # one scale per step, in its place
         if isinstance(shared.guidance, Embedded):
             given["guidance_scale"] = shared.guidance.scale
         if hosted.makes_audio:

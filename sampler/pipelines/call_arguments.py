@@ -105,7 +105,9 @@ def check_types(cls: type, given: Mapping[str, Any]) -> None:
 def takes_images(name: str) -> bool:
     """Return True for the name of an argument that takes images."""
     named = "image" in name or name in ("video", "mask")
-    return named and not any(part in name for part in ("guid", "num_", "embed", "latent", "scale"))
+    return named and not any(
+        part in name for part in ("guid", "num_", "embed", "latent", "scale", "crf")
+    )
 
 
 def required(cls: type, given: Iterable[str]) -> list[str]:

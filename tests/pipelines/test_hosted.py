@@ -11,6 +11,7 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPAGPipeline
 
 import sampler
 from tests import tiny
+from tests.classic.table import TINY
 from tests.guidance.stock import Rows
 from tests.guidance.stock_hosted import controlnet, half_mask, inpaint, pag, picture, pix2pix
 
@@ -239,6 +240,38 @@ def test_an_output_that_is_no_image_is_refused(tmp_path, monkeypatch):
         engine.generate("a", seeds=1, steps=2, inputs=inputs, out="run")
     journal = "".join(path.read_text() for path in (tmp_path / "run").rglob("*.jsonl"))
     assert "returned str, which is not one value for each image" in journal
+
+
+def test_a_scale_of_guidance_by_an_empty_prompt_is_no_input_of_the_network():
+    name = "LDMTextToImagePipeline"  # which takes no negative prompt
+    pipe = TINY[name].build(name)
+    engine = sampler.load(pipe)
+    settings = {"seeds": 1, "steps": 3, "sampler": "ddim", "output": "tensor", **SIZE}
+    found = engine.generate("a red fox", guidance=CFG, **settings).images[0]
+    plain = pipe(
+        "a red fox", guidance_scale=4.0, num_inference_steps=3, output_type="pt", **SIZE,
+        generator=torch.Generator().manual_seed(1),
+    ).images[0]  # fmt: skip
+    assert torch.allclose(found, torch.as_tensor(np.asarray(plain)), atol=1e-5)
+    with pytest.raises(ValueError, match="evaluates an unconditional branch.*use 'cfg'"):
+        engine.generate("a red fox", guidance={"name": "embedded", "scale": 4.0}, **settings)
+
+
+def test_a_schedule_of_scales_gives_way_to_the_rule():
+    name = "Ideogram4Pipeline"
+    pipe = TINY[name].build(name)
+    engine = sampler.load(pipe)
+    assert engine.pipeline.default_guidance == {"name": "cfg", "scale": 7.0}
+    settings = {"seeds": 1, "steps": 3, "sampler": "ddim", "output": "tensor", **SIZE}
+    inputs = {"max_sequence_length": 64}
+    found = engine.generate("a red fox", inputs=inputs, guidance=CFG, **settings).images[0]
+    plain = pipe(
+        "a red fox", guidance_scale=4.0, guidance_schedule=None, num_inference_steps=3,
+        output_type="pt", generator=torch.Generator().manual_seed(1), **inputs, **SIZE,
+    ).images[0]  # fmt: skip
+    assert torch.allclose(found, plain, atol=1e-5)
+    with pytest.raises(ValueError, match="set by the engine; give the scale"):
+        engine.generate("a fox", inputs={"guidance_schedule": [7.0] * 3}, **settings)
 
 
 def test_guess_mode_is_refused_before_any_call():
