@@ -107,7 +107,7 @@ def hosted(recipe: Recipe, pipe: Any, _: torch.Tensor) -> str:
         if name not in RESERVED
     }
     size = {name: own[name] for name in ("height", "width") if name in own}
-    prompt = "a red fox" if "prompt" in own else "3" if "class_labels" in own else ""
+    prompt = own.get("prompt", "3" if "class_labels" in own else "")
     if "negative_prompt" in own:
         size["negative"] = own["negative_prompt"]
     for name in ("ab", "ghvb"):

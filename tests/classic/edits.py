@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests import tiny_transformers
+import diffusers
+from diffusers.pipelines.joyimage import image_processor
+
+from tests import tiny, tiny_transformers
+from tests.classic.newer import qwen3_vl
 from tests.classic.parts import WIDTH
-from tests.classic.qwen import Sights, longcat, qwen_vl, tokenizer
+from tests.classic.qwen import Sights, bria_fibo, longcat, qwen_vl, tokenizer
 from tests.classic.recipe import Recipe
-from tests.tiny import qwen_transformer
+from tests.classic.video_vaes import VAES
+from tests.guidance.stock_hosted import picture
+from tests.tiny import STATISTICS, qwen_transformer
+from tests.tiny_transformers import flow
 
 
 def qwen_edit() -> dict[str, Any]:
@@ -24,14 +31,77 @@ def qwen_edit() -> dict[str, Any]:
     }
 
 
+def qwen3(layers: int = 2) -> dict[str, Any]:
+    """Qwen3-VL with its processor."""
+    words = tokenizer()
+    encoder = qwen3_vl(words, layers, "Qwen3VLForConditionalGeneration")
+    return {"text_encoder": encoder, "tokenizer": words, "processor": Sights(words, 16)}
+
+
+def nucleus() -> dict[str, Any]:
+    network = diffusers.NucleusMoEImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=WIDTH, axes_dims_rope=(8, 4, 4), moe_enabled=False,
+        capacity_factors=[8.0],
+    )  # fmt: skip
+    vae = tiny_transformers.qwen_image().vae
+    return {**qwen3(8), "transformer": network, "vae": vae, "scheduler": flow()}
+
+
+def joy(kind: str) -> dict[str, Any]:
+    network = getattr(diffusers, kind)(
+        patch_size=[1, 2, 2], in_channels=16, hidden_size=32, num_attention_heads=2,
+        text_dim=WIDTH, num_layers=1, rope_dim_list=[4, 6, 6], theta=256,
+    )  # fmt: skip
+    return {**qwen3(), "transformer": network, "vae": VAES["wan16"](), "scheduler": flow()}
+
+
+def dream_lite() -> dict[str, Any]:
+    network = diffusers.DreamLiteUNetModel(
+        sample_size=8, in_channels=4, out_channels=4,
+        down_block_types=("DreamLiteCrossAttnNoSelfAttnDownBlock2D",
+                          "DreamLiteCrossAttnDownBlock2D"),
+        up_block_types=("DreamLiteCrossAttnUpBlock2D", "DreamLiteUpBlock2D"),
+        block_out_channels=(16, 32), cross_attention_dim=WIDTH, attention_head_dim=8,
+        layers_per_block=1, norm_num_groups=8, transformer_layers_per_block=1,
+    )  # fmt: skip
+    return {**qwen3(), "unet": network, "vae": tiny.sd(tiny_vae=True).vae, "scheduler": flow()}
+
+
+def fibo_edit() -> dict[str, Any]:
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1, 1], num_res_blocks=1,
+        temperal_downsample=[False] * 4, **STATISTICS, scale_factor_spatial=16,
+    )  # fmt: skip
+    return {**bria_fibo(), "vae": vae}
+
+
 def longcat_edit() -> dict[str, Any]:
     parts = longcat()
     return {**parts, "text_processor": Sights(parts["tokenizer"])}
 
 
+BUCKET = dict.fromkeys(
+    ("vae_image_processor", "image_processor"),
+    image_processor.JoyImageEditImageProcessor(vae_scale_factor=8, basesize=32),
+)
+image_processor.BUCKETS.setdefault(32, [(32, 32)])  # the published ones have a megapixel
+EDIT = '{"edit_instruction": "a red fox"}'
 TINY = {
     "QwenImageEditPipeline": Recipe(qwen_edit),
     "QwenImageEditInpaintPipeline": Recipe(qwen_edit),
     "QwenImageEditPlusPipeline": Recipe(qwen_edit),
     "LongCatImageEditPipeline": Recipe(longcat_edit),
+    "NucleusMoEImagePipeline": Recipe(nucleus, {"return_index": -1, "max_sequence_length": 64}),
+    "JoyImageEditPipeline": Recipe(lambda: joy("JoyImageEditTransformer3DModel"), constants=BUCKET),
+    "JoyImageEditPlusPipeline": Recipe(
+        lambda: joy("JoyImageEditPlusTransformer3DModel"),
+        {"images": [picture(1), picture(2)]},
+        constants=BUCKET,
+    ),
+    "DreamLitePipeline": Recipe(dream_lite),
+    "DreamLiteMobilePipeline": Recipe(dream_lite),
+    "BriaFiboEditPipeline": Recipe(
+        fibo_edit, {"max_sequence_length": 64, "_auto_resize": False, "prompt": EDIT}
+    ),
 }

@@ -12,6 +12,7 @@ from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
 from tests import tiny, tiny_transformers
 from tests.classic.hunyuan import guider
 from tests.classic.parts import WIDTH, decoder, siglip, small
+from tests.classic.qwen import VISION
 from tests.classic.recipe import Recipe
 from tests.classic.video_vaes import VAES
 from tests.tiny_transformers import DYNAMIC, flow, gemma_tokenizer, qwen_tokenizer
@@ -48,13 +49,15 @@ def prx_pixels() -> dict[str, Any]:
             "scheduler": flow()}  # fmt: skip
 
 
-def qwen3_vl(words: Any, layers: int = 2) -> Any:
-    """Qwen3-VL with an image encoder of one block."""
+def qwen3_vl(words: Any, layers: int = 2, kind: str = "Qwen3VLModel") -> Any:
+    """Qwen3-VL with an image encoder of one block, which takes patches of 16 x 16 pixels."""
     vision = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": 32, "num_heads": 2,
               "out_hidden_size": WIDTH, "deepstack_visual_indexes": [0]}  # fmt: skip
     text = {**LANGUAGE, "num_hidden_layers": layers, "vocab_size": len(words)}
-    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
-    return transformers.Qwen3VLModel(config)
+    marks = dict(zip(("vision_start", "vision_end", "image", "video"), VISION, strict=True))
+    ids = {f"{name}_token_id": words.convert_tokens_to_ids(mark) for name, mark in marks.items()}
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
+    return getattr(transformers, kind)(config)
 
 
 def krea2() -> dict[str, Any]:

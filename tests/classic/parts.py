@@ -108,5 +108,5 @@ def decoder(kind: str, tokenizer: Any, layers: int = 2, suffix: str = "Model", *
 def randomised(module: torch.nn.Module) -> None:
     """Draw all weights of two and more dimensions, of which some classes leave zeros or memory."""
     for values in module.parameters():
-        if values.ndim > 1:
+        if values.ndim > 1 and values.numel():
             torch.nn.init.normal_(values, std=values[0].numel() ** -0.5)

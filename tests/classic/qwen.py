@@ -60,10 +60,10 @@ class Sights(Texts):
 
     image_token = "<|image_pad|>"
 
-    def __init__(self, words: Any) -> None:
+    def __init__(self, words: Any, patch: int = 14) -> None:
         super().__init__(words)
         self.image_processor = image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
-            min_pixels=28 * 28, max_pixels=56 * 56
+            min_pixels=4 * patch**2, max_pixels=16 * patch**2, patch_size=patch
         )
         self.image_token_id = words.convert_tokens_to_ids(self.image_token)
 

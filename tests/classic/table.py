@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from tests.classic import (
+    audio,
     cascades,
     edits,
     flux,
     hunyuan,
     images,
     kandinsky5,
+    ltx2,
     motion,
     newer,
     older,
@@ -24,6 +26,7 @@ from tests.classic.recipe import Recipe
 TINY: dict[str, Recipe] = {
     name: recipe
     for module in (
+        audio,
         stable_diffusion,
         stable_diffusion_xl,
         motion,
@@ -36,6 +39,7 @@ TINY: dict[str, Recipe] = {
         hunyuan,
         images,
         kandinsky5,
+        ltx2,
         videos,
         wan,
     )

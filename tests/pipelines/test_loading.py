@@ -262,9 +262,7 @@ def test_incomplete_and_malformed_folders(model):
     refuses(model, "incomplete", "vae")
 
 
-@pytest.mark.parametrize(
-    "library", ["os", "pipeline_utils", "deprecated/../unclip", "Stable_Audio"]
-)
+@pytest.mark.parametrize("library", ["os", "pipeline_utils", "deprecated/../pia", "Stable_Audio"])
 def test_parts_come_from_the_libraries_or_a_pipeline_of_diffusers(model, library):
     edit(model / "model_index.json", unet=["audioldm2", "AudioLDM2UNet2DConditionModel"])
     assert preflight.check(model)[1]["unet"] == ("diffusers", "AudioLDM2UNet2DConditionModel")

@@ -19,6 +19,7 @@ from sampler.cli import main
 from sampler.runs.encodings import Encoding
 from sampler.runs.media import Sound, decode_wav, encode_wav
 from sampler.runs.metadata import read_metadata
+from tests.classic.table import TINY
 from tests.guidance.stock_hosted import image_to_video, picture
 from tests.tiny_transformers import ddim, wan
 
@@ -148,6 +149,23 @@ def test_sounds_are_wav_files(tmp_path):
     AudioPipeline.sample_rate = None
     with pytest.raises(ValueError, match="AudioPipeline does not say its sample rate"):
         engine.generate("", seeds=1, steps=2, guidance="none", out=tmp_path / "two")
+
+
+def test_a_saved_model_of_sound_is_run_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "AudioLDM2Pipeline"  # whose parts are in part classes of its own folder of diffusers
+    TINY[name].build(name).save_pretrained("model")
+    line = "generate rain --negative noise --seed 3 --steps 2 --sampler ab --guidance apg"
+    line += " --scale 3 --model model --input audio_length_in_s=0.01 --device cpu -q -o run"
+    assert main(line.split()) == 0
+    plain = sampler.load("model", device="cpu").generate(
+        "rain", negative="noise", seeds=3, steps=2, sampler="ab",
+        guidance={"name": "apg", "scale": 3}, inputs={"audio_length_in_s": 0.01},
+    )  # fmt: skip
+    (path,) = Path("run/images").iterdir()
+    sound = decode_wav(path.read_bytes())
+    assert path.suffix == ".wav" and sound.rate == 16000 and sound.samples.std() > 1e-3
+    assert np.abs(sound.samples - np.clip(plain.images[0], -1, 1)).max() <= 1 / 32767
 
 
 def test_a_wav_is_read_back_within_half_a_level():
