@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,9 +63,11 @@ def rows_of(scored: Scored, other: Scored | None = None) -> list[Row]:
     own, others = shared(scored.source.pictures, other.source.pictures)
     rows = []
     for name, values in scored.images.items():
-        first = _means(scored, values, own)
-        second = _means(other, other.images[name], others)
-        rows.append(_compared(name, first, second, len(own)))
+        first, count = _means(scored, values, own)
+        second, _ = _means(other, other.images[name], others)
+        if both := set(first) & set(second):
+            sides = [{k: v for k, v in side.items() if k in both} for side in (first, second)]
+            rows.append(_compared(name, sides[0], sides[1], count))
     for name, values in scored.prompts.items():
         if both := sorted(set(values) & set(other.prompts.get(name, {}))):
             sides = [{k: side[k] for k in both} for side in (values, other.prompts[name])]
@@ -78,8 +81,9 @@ def rows_of(scored: Scored, other: Scored | None = None) -> list[Row]:
 def _alone(scored: Scored) -> list[Row]:
     pictures, rows = scored.source.pictures, []
     for name, values in scored.images.items():
-        _, means = cluster_means([p.cluster for p in pictures], values)
-        rows.append(Row(name, float(means.mean()), interval(means), len(means), len(pictures)))
+        by_name, count = _means(scored, values, range(len(pictures)))
+        if means := [*by_name.values()]:
+            rows.append(Row(name, sum(means) / len(means), interval(means), len(means), count))
     for name, by_prompt in scored.prompts.items():
         means = [*by_prompt.values()]
         average = sum(means) / len(means)
@@ -106,10 +110,17 @@ def shared(first: Sequence[Picture], second: Sequence[Picture]) -> tuple[list[in
     )
 
 
-def _means(scored: Scored, values: Sequence[float], rows: Sequence[int]) -> dict[str, float]:
-    clusters = [scored.source.pictures[i].cluster for i in rows]
-    names, means = cluster_means(clusters, [values[i] for i in rows])
-    return dict(zip(map(str, names), means.tolist(), strict=True))
+def _means(
+    scored: Scored, values: Sequence[float], rows: Sequence[int]
+) -> tuple[dict[str, float], int]:
+    """Return the mean of each prompt's images, and their number; those without a score are left
+    out, such as images whose prompt has no question of a category."""
+    known = [i for i in rows if math.isfinite(values[i])]
+    if not known:
+        return {}, 0
+    clusters = [scored.source.pictures[i].cluster for i in known]
+    names, means = cluster_means(clusters, [values[i] for i in known])
+    return dict(zip(map(str, names), means.tolist(), strict=True)), len(known)
 
 
 def _compared(

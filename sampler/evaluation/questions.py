@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from sampler.evaluation.scorers import ImageScorer, digest_of
 from sampler.objectives import score_questions
 from sampler.runs.tables import read_table
 
-_COLUMNS = ("prompt", "q", "answer", "parents", "id")
+_COLUMNS = ("prompt", "q", "answer", "parents", "id", "category")
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,22 @@ class Question:
     """One question about the image of a prompt.
 
     answer: what counts as right, "yes" by default; parents: ids of the questions that have to be
-    right as well; id: its number, by default its place among those of its prompt, from 1.
+    right as well; id: its number, by default its place among those of its prompt, from 1;
+    category: such as "attribute", "" for none.
     """
 
     text: str
     answer: str
     parents: tuple[int, ...]
     id: int
+    category: str = ""
 
 
 def read_questions(source: str) -> dict[str, list[Question]]:
     """Return the questions of each prompt in a table with the columns prompt, q, answer, parents.
 
-    parents: a list of numbers, or one; 0 is none. Raises UsageError.
+    parents: a list of numbers, or one; 0 is none. id and category are columns as well. Raises
+    UsageError.
     """
     found: dict[str, list[Question]] = {}
     for cells, where in rows_of(source, ("prompt", "q")):
@@ -51,7 +55,8 @@ def read_questions(source: str) -> dict[str, list[Question]]:
             number = int(cells.get("id") or len(own) + 1)
         except (TypeError, ValueError):
             raise UsageError(f"{where}: parents and id must be numbers of questions.") from None
-        own.append(Question(str(cells["q"]), str(cells.get("answer") or "yes"), parents, number))
+        answer, category = str(cells.get("answer") or "yes"), str(cells.get("category") or "")
+        own.append(Question(str(cells["q"]), answer, parents, number, category))
     for prompt, own in found.items():
         ids = {question.id for question in own}
         missing = [p for question in own for p in question.parents if p not in ids]
@@ -88,7 +93,10 @@ class QuestionScorer(ImageScorer):
     vqa: the mean probability of the right answers. dpg: the share of right answers whose ancestors
     are all right, an answer being right where it is more probable than the other of yes and no (any
     other answer: where its probability is above one half); `released` looks at direct parents alone
-    and in the file's order, as the published script does.
+    and in the file's order, as the published script does. Each category of the questions is a
+    column of its own, the share of right answers to its questions whatever their parents' are, NaN
+    for an image without one. (The published script's table of categories is that of the last of
+    four crops.)
     """
 
     name: str
@@ -122,18 +130,33 @@ class QuestionScorer(ImageScorer):
         return digest_of(f"{self.label} {self._asked}", self._network)
 
     def columns(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        pairs = zip(images, prompts, strict=True)
-        scores = [self._score(image, asked_of(self._asked, prompt)) for image, prompt in pairs]
-        return {self.label: torch.tensor(scores)}
+        rows: list[dict[str, float]] = []
+        for image, prompt in zip(images, prompts, strict=True):
+            asked = asked_of(self._asked, prompt)
+            rows.append(
+                self._means(image, asked) if self.name == "vqa" else self._tree(image, asked)
+            )
+        return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
-    def _score(self, image: Tensor, asked: Sequence[Question]) -> float:
-        if self.name == "vqa":
-            found = [self._network.probabilities(image, q.text, [q.answer])[0] for q in asked]
-            return sum(found) / len(found)
+    def _means(self, image: Tensor, asked: Sequence[Question]) -> dict[str, float]:
+        found = [self._network.probabilities(image, q.text, [q.answer])[0] for q in asked]
+        return {self.label: sum(found) / len(found)}
+
+    def _tree(self, image: Tensor, asked: Sequence[Question]) -> dict[str, float]:
+        """Return the score of an image, and the share of right answers of each category."""
         answers = [float(self._right(image, question)) for question in asked]
         parents = {question.id: question.parents for question in asked}
         order = [question.id for question in asked]
-        return score_questions(order, parents, answers, released=self.released)
+        found = {self.label: score_questions(order, parents, answers, released=self.released)}
+        for name in self._categories:
+            own = [a for a, q in zip(answers, asked, strict=True) if q.category == name]
+            found[f"{self.label}.{name}"] = sum(own) / len(own) if own else math.nan
+        return found
+
+    @cached_property
+    def _categories(self) -> list[str]:
+        """Categories of all questions of the file, without "", in the order of their names."""
+        return sorted({q.category for asked in self._asked.values() for q in asked} - {""})
 
     def _right(self, image: Tensor, question: Question) -> bool:
         other = {"yes": "no", "no": "yes"}.get(question.answer.strip().lower())

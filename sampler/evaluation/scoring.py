@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,9 @@ Progress = Callable[[int, int], None]
 class Scored:
     """Scores of a set.
 
-    images: by column, one number per image; prompts: by measure, {prompt: value}; sets: one number
-    per measure of the whole set, None where it has too few images; fingerprints: of the scorers.
+    images: by column, one number per image, NaN for one that has none; prompts: by measure,
+    {prompt: value}; sets: one number per measure of the whole set, None where it has too few
+    images; fingerprints: of the scorers.
     """
 
     source: PictureSet
@@ -71,8 +73,8 @@ def score_set(
             if not all(keys[row] in file.known for row in rows):
                 file.add(_chunk(scorer, [source.pictures[r] for r in rows], keys[first:]))
             progress(rows.stop, len(keys))
-        for name in file.known[keys[0]]:
-            found.images[name] = [file.known[key][name] for key in keys]
+        for name in dict.fromkeys(name for key in keys for name in file.known[key]):
+            found.images[name] = [file.known[key].get(name, math.nan) for key in keys]
     measures = [s for s in scorers if isinstance(s, SetMeasure)]
     for extractor in dict.fromkeys(m.extractor for m in measures):
         chosen = [m for m in measures if m.extractor == extractor]
@@ -90,7 +92,8 @@ def _chunk(
         prompts = [Prompt(p.prompt or "", _metadata(p)) for p in part]
         columns = scorer.columns(images, prompts)
         for b, key in zip(range(len(part)), rows, strict=False):
-            scores[key] = {name: float(values[b]) for name, values in columns.items()}
+            own = {name: float(values[b]) for name, values in columns.items()}
+            scores[key] = {name: value for name, value in own.items() if math.isfinite(value)}
     return scores
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from sampler.core.durable import write_file
 from sampler.evaluation.compare import Row
+from sampler.evaluation.features import finite
 from sampler.evaluation.scoring import Scored
 from sampler.runs.exported import protected
 
@@ -59,7 +60,7 @@ class Evaluation:
         writer = csv.writer(buffer)
         writer.writerow(columns)
         for i, picture in enumerate(self.scored.source.pictures):
-            scores = [values[i] for values in self.scored.images.values()]
+            scores = [finite(values[i]) for values in self.scored.images.values()]
             own = [picture.name, picture.prompt, picture.seed, picture.nfe]
             writer.writerow([protected(cell) for cell in own] + scores)
         return buffer.getvalue()

@@ -49,7 +49,7 @@ class RewardEvaluation:
             if bad := (~total.isfinite()).nonzero()[:, 0].tolist():
                 found["not_finite"] = bad
         for name, scores in self.watched.items():
-            found[f"eval_{name}"] = float(scores.mean())
+            found[f"eval_{name}"] = float(scores.nanmean())
         if self.watched:  # of each prompt, for paired differences
             found["evals"] = {name: scores.tolist() for name, scores in self.watched.items()}
         return {**found, "drift": float((self.latents - base).square().mean())}

@@ -112,6 +112,35 @@ def test_dpg_counts_answers_with_right_ancestors_in_any_order(monkeypatch, tmp_p
         assert dpg(monkeypatch, tmp_path, order, right) == score
 
 
+def test_categories_are_shares_of_raw_answers_over_all_images(monkeypatch, folder, tmp_path):
+    """Of all images that have a question of it, whatever the answers to its parents are."""
+    kinds = ("entity", "attribute", "attribute", "")
+    lines = [{**line, "category": kind} for line, kind in zip(TREE, kinds, strict=True)]
+    lines.append({"prompt": "a cat", "q": "is there a cat ?", "category": "entity"})
+    file = write(tmp_path / "tree.jsonl", lines)
+
+    class Answers:
+        def probabilities(self, image, question, answers):
+            right = {"is there a dog ?": 0.1, "is the dog red ?": 0.8, "how many dog ?": 0.9}
+            return [right.get(question, float(image.mean() > 0.5)), 0.3][: len(answers)]
+
+    monkeypatch.setattr(QuestionScorer, "_network", Answers())
+    monkeypatch.setattr(QuestionScorer, "fingerprint", "0" * 20)
+    for _ in range(2):  # the second one reads the scores of the first
+        found = sampler.evaluate(folder, f"dpg:{file}:model=some/vlm", out=tmp_path / "out")
+        cats = [float(sampler.core.images.read(p.read()).mean() > 0.5)
+                for p in found.scored.source.pictures if p.prompt == "a cat"]  # fmt: skip
+        entity, attribute = found["dpg-like(vlm).entity"], found["dpg-like(vlm).attribute"]
+        assert entity.mean == pytest.approx((0 + sum(cats) / 2) / 2) and entity.images == 4
+        assert attribute.mean == 1 and (attribute.prompts, attribute.images) == (1, 2)
+        assert found.rows[0].scorer == "dpg-like(vlm)"
+    table = (tmp_path / "out" / "eval.csv").read_text()
+    assert "nan" not in table and "NaN" not in (tmp_path / "out" / "eval.json").read_text()
+    against = sampler.evaluate(folder, f"dpg:{file}:model=some/vlm", against=folder)
+    assert against["dpg-like(vlm).attribute"].difference.mean == 0
+    assert against["dpg-like(vlm).attribute"].images == 2
+
+
 def test_the_released_form_depends_on_the_order_of_the_file(monkeypatch, tmp_path):
     found = {
         dpg(monkeypatch, tmp_path, o, (2, 3, 4), released=True) for o in permutations(range(4))
