@@ -41,9 +41,10 @@ def inputs_per_image(
 
 def _several(pipe: Any, name: str) -> int:
     """Number of ControlNets or IP-Adapters that an input has one value each for."""
-    if name.startswith("ip_adapter"):
-        layers = getattr(getattr(pipe, "unet", None), "encoder_hid_proj", None)
-        return len(getattr(layers, "image_projection_layers", ()))
+    if name.removeprefix("negative_").startswith("ip_adapter"):
+        networks = (getattr(pipe, part, None) for part in ("unet", "transformer"))
+        layers = [getattr(network, "encoder_hid_proj", None) for network in networks]
+        return max(len(getattr(one, "image_projection_layers", ())) for one in layers)
     if name.startswith("control") or name == sized_by(type(pipe), [name]):
         return len(getattr(getattr(pipe, "controlnet", None), "nets", ()))
     return 0

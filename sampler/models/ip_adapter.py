@@ -17,8 +17,14 @@ from typing import Any
 
 from sampler.core.errors import ModelError
 from sampler.models.folder import component_config
+from sampler.models.ip_adapter_layers import (
+    load_ip_adapters,
+    register_encoder,
+    takes_ip_adapters,
+    tensors_of,
+    usual_name,
+)
 from sampler.models.preflight import check_component, refuse_pickle, stored_dtype
-from sampler.models.read import load_or_refuse, quiet, refuse_missing_weights
 
 IP_ADAPTER = "An IP-Adapter"  # in errors
 # Weight of a projection, and the field of the encoder's configuration with its input width.
@@ -70,31 +76,22 @@ def apply_ip_adapters(pipe: Any, given: Sequence[tuple[Path, float]]) -> None:
 
     Raises ModelError for a pipeline without such layers, and for adapters of another network.
     """
-    from diffusers.loaders.ip_adapter import IPAdapterMixin
-
-    if not isinstance(pipe, IPAdapterMixin):
+    if not takes_ip_adapters(pipe):
         raise ModelError(
             f"{type(pipe).__name__} takes no IP-Adapter; leave ip_adapter (--ip-adapter) out."
         )
     files = [ip_adapter_files(path) for path, _ in given]
-    stock: Any = pipe
-    network = getattr(stock, stock.unet_name)
     states = [_state(one.weights) for one in files]
-    wanted = {f"{k}.to_{part}_ip.weight" for k, part in _layers(network)}
+    wanted = tensors_of(pipe)
     for one, state in zip(files, states, strict=True):
         if set(state["ip_adapter"]) != wanted:
             raise ModelError(
                 f"{one.weights} is an IP-Adapter of another network: it has "
                 f"{len(state['ip_adapter'])} tensors, and {len(wanted)} are needed."
             )
-    if getattr(stock, "image_encoder", None) is None:
-        stock.register_modules(image_encoder=_encoder(files[0].encoder, stock.dtype))
-    none = [""] * len(files)  # everything is read already
-    with quiet():
-        load_or_refuse(files[0].weights, lambda: stock.load_ip_adapter(
-            states, subfolder=none, weight_name=none, image_encoder_folder=None
-        ))  # fmt: skip
-    stock.set_ip_adapter_scale([scale for _, scale in given])
+    register_encoder(pipe, files[0].encoder)
+    weights, scales = [one.weights for one in files], [scale for _, scale in given]
+    load_ip_adapters(pipe, weights, states, scales)
 
 
 def has_ip_adapter(pipe: Any) -> bool:
@@ -128,7 +125,7 @@ def _shapes(path: Path) -> dict[str, list[int]]:
 
     stored_dtype(path)
     with safe_open(path, framework="numpy") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}
+        return {usual_name(n): file.get_slice(n).get_shape() for n in file.keys()}
 
 
 def _state(path: Path) -> dict[str, dict[str, Any]]:
@@ -137,26 +134,8 @@ def _state(path: Path) -> dict[str, dict[str, Any]]:
 
     found: dict[str, dict[str, Any]] = {"image_proj": {}, "ip_adapter": {}}
     for name, tensor in load_file(path).items():
-        part, _, rest = name.partition(".")
+        part, _, rest = usual_name(name).partition(".")
         if part not in found:
             raise ModelError(f"{path}: {name!r:.80} is not a tensor of an IP-Adapter.")
         found[part][rest] = tensor
     return found
-
-
-def _layers(network: Any) -> list[tuple[int, str]]:
-    """(number, "k" or "v") of the cross-attention layers, numbered as in published files."""
-    names = [n for n in network.attn_processors if "motion_modules" not in n]
-    cross = [n for n in names if not n.endswith("attn1.processor")]
-    return [(2 * k + 1, part) for k in range(len(cross)) for part in "kv"]
-
-
-def _encoder(folder: Path, dtype: Any) -> Any:
-    from transformers import CLIPVisionModelWithProjection
-
-    options = {"use_safetensors": True, "local_files_only": True, "dtype": dtype}
-    with quiet(), refuse_missing_weights(folder):
-        return load_or_refuse(
-            folder,
-            lambda: CLIPVisionModelWithProjection.from_pretrained(str(folder), **options),
-        )
