@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sampler import metrics
 from sampler.bundled import classifier
 from sampler.core.errors import UsageError
 from sampler.core.images import read
+from sampler.evaluation.scorers import digest_of
 
 BUNDLED = "bundled"
 SUBSETS = 8  # of the extrapolation
@@ -60,7 +62,8 @@ class SetMeasure:
     """A number of a set of features [n, d].
 
     by_prompt: of the images of each prompt, which makes an interval over prompts possible; else of
-    all images. smallest: number of images below which it is undefined.
+    all images. smallest: number of images below which it is undefined. reference: the folder or
+    file that the images are compared with, None for that of the package.
     """
 
     label: str
@@ -68,6 +71,16 @@ class SetMeasure:
     function: Callable[[Tensor], float]
     by_prompt: bool
     smallest: int = 2
+    reference: str | None = None
+
+    def fingerprint(self) -> str:
+        """Return a hash of the measure, the network of its features and its reference."""
+        digest = hashlib.sha256()
+        for path in () if self.reference is None else files_of(self.reference):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        source = self.extractor.source
+        network: nn.Module = _bundled() if source == BUNDLED else _vision(source)
+        return digest_of(f"{self.label} {digest.hexdigest()}", network)
 
 
 def mean_distance(features: Tensor) -> float:
@@ -106,6 +119,7 @@ def distance(name: str, source: str = BUNDLED, reference: str | None = None) -> 
             extractor,
             lambda found: metrics.kernel_distance(found, _of_folder(str(reference), extractor)),
             False,
+            reference=reference,
         )
     extrapolated = name == "fd_inf"
 
@@ -113,7 +127,8 @@ def distance(name: str, source: str = BUNDLED, reference: str | None = None) -> 
         gaussian = _gaussian(reference, extractor)
         return (extrapolate if extrapolated else _frechet)(found, gaussian)
 
-    return SetMeasure(label, extractor, function, False, 2 * SUBSETS if extrapolated else 2)
+    smallest = 2 * SUBSETS if extrapolated else 2
+    return SetMeasure(label, extractor, function, False, smallest, reference)
 
 
 def _frechet(features: Tensor, reference: classifier.Statistics) -> float:
@@ -149,13 +164,19 @@ def _gaussian(reference: str | None, extractor: Extractor) -> classifier.Statist
 @cache
 def _of_folder(reference: str, extractor: Extractor) -> Tensor:
     """Features of all images below a folder. Raises UsageError for fewer than two."""
-    folder = Path(reference).expanduser()
-    endings = (".png", ".jpg", ".jpeg", ".webp")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in endings)
+    paths = files_of(reference)
     if len(paths) < 2:
         raise UsageError(f"reference={reference} must be a folder of at least 2 images.")
     with torch.no_grad():
         return torch.cat([extractor(read(path)) for path in paths])
+
+
+def files_of(reference: str) -> list[Path]:
+    """Return the images below a folder in the order of their names, or the file itself."""
+    place, endings = Path(reference).expanduser(), (".png", ".jpg", ".jpeg", ".webp")
+    if place.is_file():
+        return [place]
+    return sorted(p for p in place.rglob("*") if p.suffix.lower() in endings)
 
 
 def finite(value: float) -> float | None:

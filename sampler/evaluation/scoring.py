@@ -120,6 +120,7 @@ def _measure(found: Scored, extractor: Extractor, measures: Sequence[SetMeasure]
     chunks = (pictures[k : k + CHUNK] for k in range(0, len(pictures), CHUNK))
     features = torch.cat([extractor(images) for part in chunks for _, images in batches(part)])
     for measure in wanted:
+        found.fingerprints[measure.label] = measure.fingerprint()
         if measure.by_prompt:
             names, values = by_cluster(measure, clusters, features)
             found.prompts[measure.label] = dict(zip(names, values, strict=True))

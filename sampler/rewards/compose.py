@@ -81,13 +81,21 @@ class WeightedSum(RewardBase):
         """Return the sum, and the unweighted scores by name, numbered where a name repeats."""
         totals: list[Tensor] = []
         parts: dict[str, Tensor] = {}
-        for i, reward in enumerate(self.rewards):
-            name = as_reward(reward).name
-            name = f"{name}_{i}" if name in parts else name
+        for name, reward in zip(self.part_weights, self.rewards, strict=True):
             total, inner = scored(reward, images, prompts)
             totals.append(total)
             parts |= {name: total, **{f"{name}_{key}": part for key, part in inner.items()}}
         return Scores(self._sum(totals), parts)
+
+    @property
+    def part_weights(self) -> dict[str, float]:
+        """Weights of the parts by the names of their scores, numbered where a name repeats."""
+        found: dict[str, float] = {}
+        weights = self.weights or (1.0,) * len(self.rewards)
+        for i, (reward, weight) in enumerate(zip(self.rewards, weights, strict=True)):
+            name = as_reward(reward).name
+            found[f"{name}_{i}" if name in found else name] = weight
+        return found
 
     def of_texts(self, images: Tensor, texts: Sequence[Sequence[str]]) -> list[Tensor]:
         found = [as_reward(reward).of_texts(images, texts) for reward in self.rewards]

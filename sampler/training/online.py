@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -53,8 +53,8 @@ P = TypeVar("P", bound=Part)
 class OnlineMethod(Protocol, Generic[C]):
     """A trainer's part of an update.
 
-    collect: samples and scores images, called without gradient. weigh: from all rewards in the
-    order of the samples, what the losses need of them, and the trainer's next state. losses: the
+    collect: samples and scores images, called without gradient. weigh: from the rewards of all
+    samples, what the losses need of them, and the trainer's next state. losses: the
     terms of the loss of each sample [B], None for one without gradient, with their metrics; they
     are summed. after: called once the optimiser has made all its steps. passes: over the batch;
     steps: optimiser steps per pass.
@@ -67,7 +67,7 @@ class OnlineMethod(Protocol, Generic[C]):
     @property
     def steps(self) -> int: ...
     def collect(self, batch: Batch, rows: Sequence[int]) -> C: ...
-    def weigh(self, batch: Batch, rewards: list[float], state: Any) -> tuple[Any, Any]: ...
+    def weigh(self, batch: Batch, found: Round[Any], state: Any) -> tuple[Any, Any]: ...
     def losses(
         self, batch: Batch, collected: C, weights: Any
     ) -> Iterator[tuple[Tensor | None, dict[str, Any]]]: ...
@@ -79,18 +79,19 @@ class Round(Generic[C]):
     """Images of a batch.
 
     steps: micro-batches, by optimiser step; rewards: of all samples in the order of their numbers,
-    NaN for one that a reward of whole batches left out.
+    NaN for one that a reward of whole batches left out; parts: those of a composite reward.
     """
 
     steps: list[list[C]]
     rewards: list[float]
     metrics: dict[str, Any]
+    parts: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
 
 
 def online_updates(method: OnlineMethod[Any], batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
     """Collect and score a batch, then yield the losses of its optimiser steps."""
     found = collected(method.session, batch, method.steps, partial(method.collect, batch))
-    weights, state = method.weigh(batch, found.rewards, state)
+    weights, state = method.weigh(batch, found, state)
 
     def losses(part: Any) -> Iterator[tuple[Tensor | None, dict[str, Any]]]:
         return method.losses(batch, part, weights)
@@ -108,19 +109,20 @@ def collected(
     everything = [part for step in found for part in step]
     metrics: dict[str, Any] = {"nfe": sum(part.nfe for part in everything)}
     if session.reward is not None and session.reward.batched:
-        own = torch.cat([session.decoder("hard")(part.x0) for part in everything])
-        images, out = gather_rows(session, own), session.out or Path()
+        decoded = torch.cat([session.decoder("hard")(part.x0) for part in everything])
+        images, out = gather_rows(session, decoded), session.out or Path()
         rewards = session.reward.judge(
             images, batch.prompts, out, batch.update + 1, session.rank == 0
         )
         voted = [value for value in rewards if math.isfinite(value)]
         mean = sum(voted) / len(voted) if voted else math.nan
         return Round(found, rewards, {**metrics, "reward": mean, "voted": len(voted)})
-    metrics["reward"] = torch.cat([part.reward for part in everything])
+    own = {"": torch.cat([part.reward for part in everything])}
     for name in everything[0].parts:
-        metrics[f"reward_{name}"] = torch.cat([part.parts[name] for part in everything])
-    rewards = gather_rows(session, metrics["reward"].double()).tolist()
-    return Round(found, rewards, metrics)
+        own[name] = torch.cat([part.parts[name] for part in everything])
+    metrics |= {f"reward_{name}" if name else "reward": values for name, values in own.items()}
+    parts = {name: gather_rows(session, v.double()).tolist() for name, v in own.items()}
+    return Round(found, parts.pop(""), metrics, parts)
 
 
 def sampled(session: Session, batch: Batch, rows: Sequence[int]) -> Collected:

@@ -300,6 +300,21 @@ def test_statistics_of_pixels():
     assert sharpness(images).numpy() == pytest.approx(laplacian.var((1, 2), ddof=1), rel=1e-4)
 
 
+def test_a_reference_is_in_the_fingerprint(folder, tmp_path_factory):
+    """Of its content, not of its place; a changed image is another reference."""
+    place = tmp_path_factory.mktemp("references")
+    copies = [place / name for name in ("a", "b", "changed")]
+    for copy in copies:
+        shutil.copytree(folder, copy)
+    picture = sorted(copies[2].glob("*.png"))[0]
+    Image.new("RGB", Image.open(picture).size, "red").save(picture)
+    label = "kernel(bundled classifier)"
+    found = [sampler.evaluate(folder, ["frechet", f"kernel:reference={copy}"]) for copy in copies]
+    same, equal, other = (one.facts["scorers"][label] for one in found)
+    assert same == equal != other
+    assert "frechet(bundled classifier)" in found[0].facts["scorers"]
+
+
 def test_distances_of_sets(folder):
     found = sampler.evaluate(folder, ["frechet", f"kernel:reference={folder}"])
     assert found["kernel(bundled classifier)"].mean == pytest.approx(

@@ -12,8 +12,9 @@ from sampler.core.noise import Noise
 from sampler.core.trajectory import Run
 from sampler.engine import Engine
 from sampler.models.trainable_lora import adapted
-from sampler.objectives import matching_log_prob, old_decay
-from sampler.training import checkpoint
+from sampler.objectives import gdpo_advantages, matching_log_prob, old_decay
+from sampler.objectives import group_advantages as group_advantages_of
+from sampler.training import checkpoint, group_advantages
 from sampler.training.averages import Average, Averaged, warm_decay
 from sampler.training.batches import batch
 from sampler.training.matching.levels import flow_sigma, level_at, matching_levels
@@ -135,6 +136,82 @@ def test_awm_has_the_gradient_of_its_clipped_ratio(average, monkeypatch):
     assert (ours - wanted).norm() <= 1e-10 * wanted.norm()
     assert metrics["deviation"].min() > 0
     assert torch.equal(theta.data, torch.tensor([0.3, -0.2], dtype=torch.float64))
+
+
+def test_awm_is_pulled_to_its_average(monkeypatch):
+    """kl_ema adds the distance to the output of the average, with the weights of its law."""
+    found = []
+    for kl_ema in (0.0, 0.5):
+        weights = Weights(new=(0.3, -0.2), old=(0.35, -0.1))
+        weights.averages["ema"] = Average.of(weights.parameters)
+        weights.averages["ema"].values["theta"] = torch.tensor([0.2, 0.1], dtype=torch.float64)
+        trainer = AWM(kl=0.0, kl_ema=kl_ema, kl_law="elbo")
+        ours, metrics, x0 = gradient(trainer, weights, monkeypatch)
+        found.append(ours)
+    theta, kl = weights.theta, 0
+    for level, x, _ in noised(x0):
+        gap = velocity(theta, x, level) - velocity((0.2, 0.1), x, level)
+        kl = kl + 0.5 * gap.square().mean(1) * (1 - level.sigma) / (2 * 0.49 * level.sigma) / 3
+    (wanted,) = torch.autograd.grad(kl.sum(), theta)
+    assert (found[1] - found[0] - wanted).norm() <= 1e-10 * wanted.norm()
+    assert metrics["kl_ema"].min() > 0 and "kl" not in metrics
+
+
+def test_the_average_of_kl_ema_is_that_of_the_settings(tmp_path):
+    spec = {**world.TRAINERS["awm"], "kl_ema": 1.0}
+    report = world.tune(world.engine(), tmp_path, spec, updates=2, ema=0.5)
+    assert report.log[1]["kl_ema"] > 0
+    with pytest.raises(ValueError, match="kl_ema = 1 is the weight .* set fit.ema"):
+        world.tune(world.engine(), tmp_path / "none", spec, updates=1)
+
+
+TWO = {"name": "sum", "rewards": ["brightness", "colourfulness"], "weights": [1.0, 0.01]}
+
+
+@pytest.mark.parametrize("name", ["nft", "grpo"])
+def test_gdpo_normalises_each_part_of_a_sum(tmp_path, monkeypatch, name):
+    """The advantages are those of `gdpo_advantages` on the parts; they are not those of the sum."""
+    seen = []
+    made = group_advantages.combined_advantages
+
+    def watched(combine, std, reward, prompts, rewards, parts):
+        value = made(combine, std, reward, prompts, rewards, parts)
+        seen.append((combine, value, prompts, rewards, parts))
+        return value
+
+    for place in ("sampler.training.matching.update", "sampler.training.policy.group"):
+        monkeypatch.setattr(f"{place}.combined_advantages", watched)
+    for combine in ("sum", "gdpo"):
+        spec = {**world.TRAINERS[name], "advantages": combine}
+        report = world.tune(world.engine(), tmp_path / combine, spec, TWO, updates=1, batch=4)
+        assert "reward_colourfulness" in report.log[0]
+    (_, total, *_), (_, each, prompts, rewards, parts) = seen
+    assert sorted(parts) == ["brightness", "colourfulness"]
+    summed = [
+        b + 0.01 * c for b, c in zip(parts["brightness"], parts["colourfulness"], strict=True)
+    ]
+    assert rewards == pytest.approx(summed, abs=1e-6)
+    lists = [parts["brightness"], parts["colourfulness"]]
+    assert each == pytest.approx(gdpo_advantages(prompts, lists, [1.0, 0.01]), abs=1e-12)
+    assert total == pytest.approx(group_advantages_of(prompts, rewards), abs=1e-12)
+    assert abs(total - each).max() > 1e-3
+    assert world.weights(tmp_path / "sum") != world.weights(tmp_path / "gdpo")
+
+
+@pytest.mark.parametrize("name", ["nft", "awm", "grpo"])
+@pytest.mark.parametrize(
+    ("fields", "reward", "problem"),
+    [
+        ({}, "brightness", "parts of the reward 'sum'.*'brightness' is not one"),
+        ({}, {"name": "sum", "rewards": ["brightness"]}, "at least two"),
+        ({"std": "group"}, TWO, "std = 'group' divides advantages of the total"),
+    ],
+)
+def test_gdpo_needs_the_parts_of_a_sum(tmp_path, name, fields, reward, problem):
+    spec = {**world.TRAINERS[name], "advantages": "gdpo", **fields}
+    with pytest.raises(ValueError, match=problem) as error:
+        world.tune(world.engine(), tmp_path, spec, reward, updates=1)
+    assert "\n" not in str(error.value)
 
 
 def test_levels_are_strata_of_their_law():

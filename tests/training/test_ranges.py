@@ -19,7 +19,8 @@ SETTINGS = {
     "betas": ([(0, 0), (1 - TINY,) * 2], [(-TINY, 0), (0, 1), (0.9,)]), "eps": POSITIVE,
     "weight_decay": NONNEGATIVE, "clip": NONNEGATIVE, "rank": COUNT, "alpha": POSITIVE,
     "max_skips": COUNT, "checkpoint_every": COUNT, "keep": COUNT, "eval_every": FROM_0,
-    "ema": DECAY, "patience": COUNT, "max_drift": NONNEGATIVE, "stop_reward": ([-1e9, 1e9], ["1"]),
+    "text_cache_mb": FROM_0, "ema": DECAY, "patience": COUNT, "max_drift": NONNEGATIVE,
+    "stop_reward": ([-1e9, 1e9], ["1"]),
 }  # fmt: skip
 POLICY = {
     "clip_range": POSITIVE, "max_advantage": POSITIVE, "buffer": ([16], [0]), "min_count": COUNT,
@@ -38,7 +39,7 @@ FORWARD = {
 MATCHING = {**FORWARD, "max_advantage": POSITIVE, "kl": NONNEGATIVE}
 TRAINERS = {
     "nft": {**MATCHING, "beta": POSITIVE},
-    "awm": {**MATCHING, "power": POSITIVE, "clip_range": POSITIVE},
+    "awm": {**MATCHING, "power": POSITIVE, "clip_range": POSITIVE, "kl_ema": NONNEGATIVE},
     "alignprop": {
         "k": COUNT, "low": FROM_0, "high": FROM_0, "mean": ([TINY, 1 - TINY], [0, 1]),
         "std": POSITIVE, "value": ([-1e9, 1e9], ["1"]), "loss_scale": POSITIVE, "lv": ([0], [-1]),
@@ -80,7 +81,7 @@ REWARDS = {
     "contrast": {"k": NONNEGATIVE},
 }
 NEEDED = {
-    "fit": {"eval_every": 1}, "denoise": {"data": "folder"},
+    "fit": {"eval_every": 1, "cache_text": True}, "denoise": {"data": "folder"},
     "pickscore": {"path": "folder"}, "object_count": {"path": "folder", "label": "dog", "count": 1},
     "target": {"reward": "brightness", "value": 1}, "capped": {"reward": "brightness", "value": 1},
     "zscore": {"reward": "brightness", "mean": 0, "std": 1}, "sum": {"rewards": ["brightness"]},

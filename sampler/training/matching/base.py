@@ -10,6 +10,7 @@ from annotated_types import DocInfo, Ge
 from sampler.core.errors import UsageError
 from sampler.registry.constraints import Count, Fraction, Positive
 from sampler.training.base import TrainerBase
+from sampler.training.group_advantages import Combine, check_combination
 from sampler.training.matching.levels import Law, grid_levels
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 class Matched:
     """Predictions for B noised samples at one level.
 
-    new has the graph; old and base are those of the weights that sampled and of the base model,
-    base None where it is not needed. x0, eps: what the samples were made of. joint: the mean
-    log-ratio over all levels [B], where the trainer needs it.
+    new has the graph; old, base and ema are those of the weights that sampled, of the base model
+    and of the average of `fit.ema`, None where they are not needed. x0, eps: what the samples were
+    made of. joint: the mean log-ratio over all levels [B], where the trainer needs it.
     """
 
     new: Prediction
@@ -37,6 +38,7 @@ class Matched:
     eps: Tensor
     level: Level
     joint: Tensor | None = None
+    ema: Prediction | None = None
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,28 @@ class MatchingBase(ForwardBase):
     """Base of `nft` and `awm`: advantages within a group, under old weights that sample."""
 
     std: Literal["batch", "group", "none"] = "batch"
+    advantages: Combine = "sum"
     max_advantage: Positive = 5.0
     memory: Literal["on_policy", "slow", "fast"] = "on_policy"
     kl: Annotated[float, Ge(0), DocInfo("0 is off")] = 1e-4
 
     averages: ClassVar[tuple[str, ...]] = ("old",)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_combination(self.name, self.advantages, self.std)
+
+    def check(self, session: Session) -> None:
+        super().check(session)
+        check_combination(self.name, self.advantages, self.std, session.reward)
+
     def start(self) -> Any:
         return {"steps": 0}
+
+    @property
+    def averaged_kl(self) -> float:
+        """Weight of the distance to the average of `fit.ema`, in the law of that to the base."""
+        return 0.0
 
     def loss(self, matched: Matched, advantage: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each sample [B] at one level, and the same at the old weights."""
@@ -106,9 +122,9 @@ class MatchingBase(ForwardBase):
         """Return the log-ratio of each sample [B] at one level."""
         raise NotImplementedError
 
-    def kl_weight(self, sigma: float) -> float:
-        """Return the factor of the distance to the base model at a flow level."""
-        return self.kl
+    def kl_scale(self, sigma: float) -> float:
+        """Return the factor of distances at a flow level, beside their weights."""
+        return 1.0
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import DocInfo, Ge
 
 from sampler.registry import register
 from sampler.registry.constraints import Fraction, Nonnegative, Positive
 from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch
 from sampler.training.matching.base import Matched, MatchingBase
-from sampler.training.settings import Defaults
+from sampler.training.settings import Defaults, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +57,8 @@ class NFT(MatchingBase):
         "negative_only", "one_only" (positive ones are 1, others 0) or "binary" (their signs).
     group_size: images per prompt, at least 2. std: deviation that divides the advantages, of the
         "batch", of the "group", or "none". max_advantage: A_max.
+    advantages: of several rewards, "sum", of their weighted total; or "gdpo", which normalises each
+        part of the reward `sum` in its group before they are weighed and added.
     times: K, noise levels per sample and update. law: of the levels: "grid", the sampler's own;
         "uniform" or "logit_normal" in flow time. shift: of the latter two, above 1 towards noise.
         low, high: range of the levels, as shares of the way from noise to image.
@@ -110,7 +114,9 @@ class AWM(MatchingBase):
     power: above 0, of "ghuber".
     average: "levels" takes one ratio of the mean log-ratio over all levels, "each" one per level.
     clip_range: above 0; 1 leaves the ratio practically free.
-    kl_law: "uniform", or "elbo", which divides the distance to the base model by
+    kl_ema: weight of the mean squared distance to the output of the average of `fit.ema`; the
+        authors have 1.
+    kl_law: "uniform", or "elbo", which divides both distances by
         2·0.49·sigma/(1 − min(sigma, 0.99)).
 
     The other fields are those of `nft`.
@@ -122,6 +128,7 @@ class AWM(MatchingBase):
     power: Positive = 0.25
     average: Literal["levels", "each"] = "levels"
     clip_range: Positive = 1.0
+    kl_ema: Annotated[float, Ge(0), DocInfo("0 is off")] = 0.0
     kl_law: Literal["uniform", "elbo"] = "uniform"
 
     reference: ClassVar[str] = (
@@ -159,7 +166,18 @@ class AWM(MatchingBase):
             ratio = matched.joint + (ratio - ratio.detach())
         return clipped_loss(ratio, advantage, self.clip_range), -advantage
 
-    def kl_weight(self, sigma: float) -> float:
+    @property
+    def averaged_kl(self) -> float:
+        return self.kl_ema
+
+    def check_settings(self, settings: Settings) -> None:
+        if self.kl_ema and not settings.ema:
+            raise ValueError(
+                f"awm: kl_ema = {self.kl_ema:g} is the weight of the distance to the average of "
+                "fit.ema, which is off; set fit.ema, such as 0.9."
+            )
+
+    def kl_scale(self, sigma: float) -> float:
         if self.kl_law == "uniform":
-            return self.kl
-        return self.kl / (2 * 0.49 * sigma / (1 - min(sigma, 0.99)))
+            return 1.0
+        return 1 / (2 * 0.49 * sigma / (1 - min(sigma, 0.99)))

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from sampler import registry
 from sampler.core.noise import Noise
-from sampler.objectives import group_advantages, old_decay
+from sampler.objectives import old_decay
 from sampler.training.averages import Average
 from sampler.training.batches import Batch
+from sampler.training.group_advantages import combined_advantages
 from sampler.training.matching.base import Matched, MatchingBase
 from sampler.training.matching.levels import flow_sigma, matching_levels
-from sampler.training.online import Collected, sampled
+from sampler.training.online import Collected, Round, sampled
 from sampler.training.session import Session
 from sampler.types import Cond, Guidance, Level, Prediction, Snapshot, Span
 
@@ -48,15 +49,19 @@ class Matching:
         with self.old.in_place():
             return sampled(self.session, batch, rows)
 
-    def weigh(self, batch: Batch, rewards: list[float], state: Any) -> tuple[Tensor, Any]:
+    def weigh(self, batch: Batch, found: Round[Any], state: Any) -> tuple[Tensor, Any]:
         """Return the clipped advantages [N], NaN for samples without a reward to compare."""
+        trainer, rewards = self.trainer, found.rewards
         scored = Counter(p for p, r in zip(batch.prompts, rewards, strict=True) if isfinite(r))
         rows = [i for i, r in enumerate(rewards) if isfinite(r) and scored[batch.prompts[i]] > 1]
         prompts, values = [batch.prompts[i] for i in rows], [rewards[i] for i in rows]
+        parts = {name: [part[i] for i in rows] for name, part in found.parts.items()}
         advantages = torch.full((len(rewards),), nan, dtype=torch.float64)
-        advantages[rows] = torch.from_numpy(group_advantages(prompts, values, self.trainer.std))
-        limit = self.trainer.max_advantage
-        steps = self.passes * self.steps
+        made = combined_advantages(
+            trainer.advantages, trainer.std, self.session.reward, prompts, values, parts
+        )
+        advantages[rows] = torch.from_numpy(made)
+        limit, steps = trainer.max_advantage, self.passes * self.steps
         return advantages.clamp(-limit, limit), {"steps": state["steps"] + steps}
 
     def after(self, state: Any) -> None:
@@ -80,10 +85,12 @@ class Matching:
                 "deviation": _distance(matched.new, matched.old).detach(),
                 "x0_norm": collected.x0.square().flatten(1).mean(1),
             }
-            if matched.base is not None:
-                kl = _distance(matched.new, matched.base)
-                loss = loss + trainer.kl_weight(flow_sigma(level)) * kl
-                metrics["kl"] = kl.detach()
+            pulls = ((trainer.kl, trainer.averaged_kl), (matched.base, matched.ema))
+            for name, factor, pred in zip(("kl", "kl_ema"), *pulls, strict=True):
+                if pred is not None:
+                    distance = _distance(matched.new, pred)
+                    loss = loss + factor * trainer.kl_scale(flow_sigma(level)) * distance
+                    metrics[name] = distance.detach()
             yield weight * loss / len(levels), metrics
 
     def _joint(self, collected: Collected, levels: Sequence[Level]) -> Tensor | None:
@@ -117,11 +124,15 @@ class Matching:
         x = level.alpha * x0 + level.sigma * eps
         same = self._unchanged()
         old = None if same else self._reference(collected, x, level, self.old.in_place())
-        base = None
+        base = ema = None
         if based and self.trainer.kl:
             base = self._reference(collected, x, level, self.session.reference())
+        if based and self.trainer.averaged_kl:
+            average: Average = self.session.trainable.averages["ema"]
+            ema = self._reference(collected, x, level, average.in_place())
         new = self._predict(collected, x, level)
-        return Matched(new, _detached(new) if old is None else old, base, x0, eps, level, joint)
+        before = _detached(new) if old is None else old
+        return Matched(new, before, base, x0, eps, level, joint, ema)
 
     def _unchanged(self) -> bool:
         """True where the trained weights are the old ones, as in a first on-policy step."""

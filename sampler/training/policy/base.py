@@ -21,6 +21,7 @@ from annotated_types import DocInfo, Ge
 
 from sampler.registry.constraints import Count, Positive
 from sampler.training.base import TrainerBase
+from sampler.training.group_advantages import Combine, check_combination
 from sampler.types import spans
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class GroupBase(PolicyBase):
     threshold: Positive = 1e-6
     group_size: Annotated[int, Ge(2), DocInfo("advantages are those within a group")] = 8
     std: Literal["batch", "group", "none"] = "batch"
+    advantages: Combine = "sum"
     max_advantage: Positive = 5.0
     same_noise: bool = False
     kl_space: Literal["x", "v"] = "x"
@@ -167,7 +169,12 @@ class GroupBase(PolicyBase):
                 f"grpo: reweigh belongs to ratio = 'guard' and has no effect with {self.ratio!r}; "
                 "set it to false."
             )
+        check_combination(self.name, self.advantages, self.std)
         self.check_choices()
+
+    def check(self, session: Session) -> None:
+        super().check(session)
+        check_combination(self.name, self.advantages, self.std, session.reward)
 
     @property
     def images_per_prompt(self) -> int:

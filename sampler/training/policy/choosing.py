@@ -39,7 +39,7 @@ def _choosing(
     """
     session = method.session
     found = collected(session, batch, method.steps, partial(method.collect, batch))
-    weights, own = method.weigh(batch, found.rewards, state["own"])
+    weights, own = method.weigh(batch, found, state["own"])
     after, metrics = {**state, "own": own}, dict(found.metrics)
     steps, counts = found.steps, None
     if trainer.select == "spread":

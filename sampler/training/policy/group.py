@@ -15,9 +15,11 @@ from torch import Tensor
 
 from sampler.core.step import apply_move
 from sampler.core.trajectory import Run, first_noise
-from sampler.objectives import clipped_loss, dppo_keep, group_advantages, guarded_log_ratio
+from sampler.objectives import clipped_loss, dppo_keep, guarded_log_ratio
 from sampler.training.batches import Batch
+from sampler.training.group_advantages import combined_advantages, weights_of
 from sampler.training.matching.levels import flow_sigma
+from sampler.training.online import Round
 from sampler.training.policy.base import GroupBase
 from sampler.training.policy.rollout import Action, Policy, Trajectory, to_device
 from sampler.training.session import Session
@@ -62,13 +64,17 @@ class GroupPolicy:
         bare = run.snapshot._replace(x=none)
         return replace(found, x0=none, final=bare, run=run._replace(snapshot=bare))
 
-    def weigh(self, batch: Batch, rewards: list[float], state: Any) -> tuple[Graded, Any]:
-        found = defaultdict[str, set[float]](set)
-        for prompt, reward in zip(batch.prompts, rewards, strict=True):
-            found[prompt].add(reward)
-        flat = torch.tensor([len(found[prompt]) == 1 for prompt in batch.prompts])
-        limit = self.trainer.max_advantage
-        advantages = group_advantages(batch.prompts, rewards, std=self.trainer.std)
+    def weigh(self, batch: Batch, found: Round[Any], state: Any) -> tuple[Graded, Any]:
+        trainer, reward = self.trainer, self.session.reward
+        scores = [found.rewards]
+        if trainer.advantages == "gdpo":
+            scores = [found.parts[name] for name in weights_of(reward)]
+        seen = defaultdict[str, set[tuple[float, ...]]](set)
+        for prompt, *values in zip(batch.prompts, *scores, strict=True):
+            seen[prompt].add(tuple(values))
+        flat = torch.tensor([len(seen[prompt]) == 1 for prompt in batch.prompts])
+        limit, given = trainer.max_advantage, (batch.prompts, found.rewards, found.parts)
+        advantages = combined_advantages(trainer.advantages, trainer.std, reward, *given)
         advantage = torch.from_numpy(advantages).clamp(-limit, limit)
         return Graded(advantage.masked_fill(flat, 0.0), float(flat.double().mean())), state
 

@@ -42,6 +42,8 @@ class GRPO(GroupBase):
         are not trained. None: all steps in which the sampler draws noise.
     group_size: images per prompt, at least 2. std: deviation that divides the advantages, of the
         "batch", of the "group", or "none". max_advantage: advantages are clipped to ± this.
+    advantages: of several rewards, "sum", of their weighted total; or "gdpo", which normalises each
+        part of the reward `sum` in its group before they are weighed and added.
     same_noise: one initial noise for all images of a prompt.
     minibatches: optimiser steps per pass over a batch; passes: number of passes. At 1 and 1 the
         ratio is 1 and nothing is clipped.

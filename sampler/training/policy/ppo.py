@@ -15,6 +15,7 @@ from sampler.core.step import apply_move
 from sampler.core.trajectory import Run
 from sampler.objectives import clipped_loss
 from sampler.training.batches import Batch
+from sampler.training.online import Round
 from sampler.training.policy.advantages import per_group, per_prompt
 from sampler.training.policy.base import PPOBase
 from sampler.training.policy.rollout import Action, Policy, Trajectory, to_device
@@ -52,8 +53,8 @@ class PPO:
     def collect(self, batch: Batch, rows: Sequence[int]) -> Trajectory:
         return self.policy.rollout(batch, rows)
 
-    def weigh(self, batch: Batch, rewards: list[float], state: Any) -> tuple[Weights, Any]:
-        trainer = self.trainer
+    def weigh(self, batch: Batch, found: Round[Any], state: Any) -> tuple[Weights, Any]:
+        trainer, rewards = self.trainer, found.rewards
         if trainer.advantage == "group":
             advantages, inverse, state = per_group(batch.prompts, rewards)
         else:
