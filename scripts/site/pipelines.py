@@ -78,7 +78,10 @@ def guide(recipe: Recipe, pipe: Any, plain: torch.Tensor) -> str:
 
 def drop_in(recipe: Recipe, pipe: Any, plain: torch.Tensor) -> str:
     """ "equal" where `ddim` in the pipeline gives its own images, "finite" where `ab` does."""
-    before, kind = pipe.scheduler, type(pipe.scheduler).__name__
+    before = getattr(pipe, "scheduler", None)
+    if before is None:
+        return "It has no scheduler of its own, which a drop-in could replace."
+    kind = type(before).__name__
     try:
         pipe.scheduler = sampler.scheduler("ddim", before)
         apart = gap(recipe.called(pipe), plain)

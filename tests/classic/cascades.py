@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 
 from tests import tiny
@@ -104,6 +105,36 @@ def floyd(channels: int = 3) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def unclip() -> dict[str, Any]:
+    """Karlo: a prior, a decoder and two upscalers, with a scheduler each."""
+    parts = prior()
+    simple = {k: v for k, v in SIMPLE.items() if k != "encoder_hid_dim"}
+    decoder = diffusers.UNet2DConditionModel(
+        **simple, in_channels=3, out_channels=6, class_embed_type="identity"
+    )
+    projection = UnCLIPTextProjModel(
+        clip_embeddings_dim=WIDTH, time_embed_dim=128, cross_attention_dim=WIDTH
+    )
+    first, last = (
+        diffusers.UNet2DModel(
+            sample_size=32, in_channels=6, out_channels=3, layers_per_block=1,
+            block_out_channels=(32, 32), down_block_types=("ResnetDownsampleBlock2D",) * 2,
+            up_block_types=("ResnetUpsampleBlock2D",) * 2,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    learned = {"variance_type": "learned_range", "prediction_type": "epsilon"}
+    fixed = {"variance_type": "fixed_small_log", "prediction_type": "epsilon"}
+    return {
+        **parts, "decoder": decoder, "text_proj": projection, "super_res_first": first,
+        "super_res_last": last, "feature_extractor": clip_images(),
+        "prior_scheduler": parts["scheduler"],
+        "decoder_scheduler": diffusers.UnCLIPScheduler(**learned),
+        "super_res_scheduler": diffusers.UnCLIPScheduler(**fixed),
+    }  # fmt: skip
+
+
+FEW = {f"{stage}_num_inference_steps": 2 for stage in ("prior", "decoder", "super_res")}
 EMBEDDED = {"image_embeds": drawn(1, WIDTH), "negative_image_embeds": drawn(1, WIDTH, seed=2)}
 SMALL = {"height": 64, "width": 64}
 COMBINED = {**SMALL, "prior_num_inference_steps": 2}
@@ -129,6 +160,8 @@ TINY = {
     "KandinskyInpaintCombinedPipeline": Recipe(lambda: kandinsky21(9), COMBINED),
     "Kandinsky3Pipeline": Recipe(kandinsky3, SMALL),
     "Kandinsky3Img2ImgPipeline": Recipe(kandinsky3),
+    "UnCLIPPipeline": Recipe(unclip, FEW),
+    "UnCLIPImageVariationPipeline": Recipe(unclip, FEW),
     "IFPipeline": Recipe(floyd),
     "IFImg2ImgPipeline": Recipe(floyd),
     "IFInpaintingPipeline": Recipe(floyd),

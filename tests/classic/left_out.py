@@ -7,19 +7,21 @@ _NO_LOOP = "It has no denoising loop: it is one pass of a network."
 _TEXT = "It makes text by discrete diffusion, which has no levels of noise."
 _ONNX = "It runs exported ONNX networks, which cannot be intercepted; use the PyTorch class."
 _OLD = "It is deprecated, and its encoders have no tiny recipe here yet."
-_STAGES = "It has several networks with a scheduler each and none of its own to take steps with."
 
 _GROUPS = {
     _SIZED: """BriaFibo2 GlmImage Kandinsky6SR Kandinsky6TI2VA QwenImage21 QwenImageLayered
-        Cosmos3Omni Cosmos2_5_PredictBase Cosmos2_5_Transfer SanaWM HeliosPyramid""",
-    _NO_LOOP: "FluxPriorRedux LTXLatentUpsample LTX2LatentUpsample LTX2VideoDiffusionDecode",
+        Cosmos3Omni SanaWM""",
+    _NO_LOOP: "FluxPriorRedux LTXLatentUpsample LTX2LatentUpsample",
     _TEXT: "DiffusionGemma LLaDA2",
     _ONNX: """OnnxStableDiffusion OnnxStableDiffusionImg2Img OnnxStableDiffusionInpaint
         OnnxStableDiffusionUpscale StableDiffusionOnnx""",
-    _OLD: """AltDiffusion AltDiffusionImg2Img BlipDiffusion BlipDiffusionControlNet UniDiffuser
+    _OLD: """BlipDiffusion BlipDiffusionControlNet UniDiffuser
         VQDiffusion VersatileDiffusion VersatileDiffusionDualGuided ShapE ShapEImg2Img
-        VersatileDiffusionImageVariation VersatileDiffusionTextToImage WuerstchenDecoder""",
-    _STAGES: "StableCascadeCombined UnCLIP UnCLIPImageVariation WuerstchenCombined RFD4Proteina",
+        VersatileDiffusionImageVariation VersatileDiffusionTextToImage""",
+    "It decodes the latents of another pipeline by a diffusion inside its decoder, which has no "
+    "prompt.": "LTX2VideoDiffusionDecode",
+    "It makes molecules with two schedulers for one network, neither of them called scheduler.":
+        "RFD4Proteina",
     "It takes the latents of another pipeline, and no scheduler but its own, whose levels are not "
     "known.": "LTX2DFRTemporalRefine",
     "The class computes in bfloat16 alone, and the rows here are of float32.": "ZImageOmni",

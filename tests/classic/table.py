@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.classic import (
+    alt,
     audio,
     cascades,
     edits,
@@ -26,6 +27,7 @@ from tests.classic.recipe import Recipe
 TINY: dict[str, Recipe] = {
     name: recipe
     for module in (
+        alt,
         audio,
         stable_diffusion,
         stable_diffusion_xl,

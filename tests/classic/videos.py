@@ -8,6 +8,7 @@ import diffusers
 
 from tests import tiny
 from tests.classic.parts import WIDTH, clip, decoder, siglip, small, t5
+from tests.classic.qwen import qwen_vl, tokenizer
 from tests.classic.recipe import Recipe
 from tests.classic.video_vaes import VAES
 from tests.guidance.stock_hosted import picture
@@ -117,6 +118,37 @@ def cosmos(kind: str = "wan", conditioned: bool = False, edm: bool = False) -> d
     }
 
 
+def cosmos25(control: bool = False) -> dict[str, Any]:
+    """Cosmos 2.5; `control`: with a ControlNet."""
+    words = tokenizer()
+    own = {"controlnet_block_every_n": 1, "img_context_dim_in": WIDTH, "img_context_num_tokens": 4,
+           "img_context_dim_out": WIDTH} if control else {}  # fmt: skip
+    shared = {
+        "adaln_lora_dim": 4, "mlp_ratio": 2, "max_size": (8, 32, 32), "patch_size": (1, 2, 2),
+        "rope_scale": (2.0, 1.0, 1.0), "extra_pos_embed_type": "learnable",
+        "text_embed_dim": 2 * WIDTH,  # of both layers of the encoder
+    }  # fmt: skip
+    network = small(
+        "CosmosTransformer3DModel", in_channels=17, out_channels=16, concat_padding_mask=True,
+        **shared, **own,
+    )  # fmt: skip
+    parts = {
+        "text_encoder": qwen_vl(words), "tokenizer": words, "transformer": network,
+        "vae": VAES["wan16"](), "safety_checker": Safe(),
+        "scheduler": diffusers.UniPCMultistepScheduler(
+            flow_shift=5.0, use_flow_sigmas=True, prediction_type="flow_prediction"
+        ),
+    }  # fmt: skip
+    if control:
+        parts["controlnet"] = diffusers.CosmosControlNetModel(
+            n_controlnet_blocks=1, in_channels=18, latent_channels=18, model_channels=32,
+            num_attention_heads=2, attention_head_dim=16,
+            img_context_dim_in=WIDTH, img_context_dim_out=WIDTH, use_crossattn_projection=False,
+            **shared,
+        )  # fmt: skip
+    return parts
+
+
 class Safe:
     """A guardrail of Cosmos that lets everything pass."""
 
@@ -175,6 +207,18 @@ TINY = {
     "Cosmos2TextToImagePipeline": Recipe(cosmos, {"output_type": "latent"}),
     "Cosmos2VideoToWorldPipeline": Recipe(
         lambda: cosmos(conditioned=True), {**COSMOS, "video": ...}
+    ),
+    "Cosmos2_5_PredictBasePipeline": Recipe(
+        cosmos25, {"num_frames": 5, "max_sequence_length": 16, "image": ..., "video": ...}
+    ),
+    "Cosmos2_5_TransferPipeline": Recipe(
+        lambda: cosmos25(True),
+        {
+            "num_frames": 5,
+            "max_sequence_length": 16,
+            "controls": FRAMES[:5],
+            "num_frames_per_chunk": 5,
+        },
     ),
     "SanaVideoPipeline": Recipe(sana_video, SANA),
     "SanaImageToVideoPipeline": Recipe(sana_video, SANA),
