@@ -122,20 +122,25 @@ class BatchedDenoiser:
         first, count = next(iter(asked.values())), x.shape[0]
         model, mixing = first.model, first.mixing
         cost = 1 if mixing is None else self.mixed_rows(model)
-        rows = [evaluated_rows(branch, count, nfe, x.device, cost) for branch in asked.values()]
-        if any(at is not None for at in rows):
+        rows: list[Tensor | None] = []
+        whole, watched = True, False
+        for branch in asked.values():
+            at = evaluated_rows(branch, count, nfe, x.device, cost)
+            rows.append(at)
+            whole, watched = whole and at is None, watched or branch.watch is not None
+        if not whole:
             kept = [at is None or bool(at.shape[0]) for at in rows]
             asked, rows = dict(compress(asked.items(), kept)), [*compress(rows, kept)]
             if not asked:
                 return {}, {}
+            watched = any(branch.watch is not None for branch in asked.values())
         parts = [x if at is None else x[at] for at in rows]
-        cond = self._stacked([branch.cond for branch in asked.values()], rows)
+        cond = self._stacked([branch.cond for branch in asked.values()], None if whole else rows)
         call = partial(self.forward, cat(parts), cat_level(level, rows), cond, model)
         if mixing is not None:
             negatives = zip((branch.negative for branch in asked.values()), rows, strict=True)
             negative = stack([take_rows(value, at) for value, at in negatives])
             call = partial(self.forward_mixed, *call.args[:3], negative, mixing, model)
-        watched = any(branch.watch is not None for branch in asked.values())
         out, seen = self._watched(call, parts, asked, level, model) if watched else (call(), {})
         if out.dtype is not x.dtype and (out.dtype not in HALF_DTYPES or x.dtype is torch.float64):
             out = out.to(x.dtype)  # half precision is converted where it is first used
@@ -180,14 +185,14 @@ class BatchedDenoiser:
             if branch.watch is not None
         }
 
-    def _stacked(self, conds: list[Any], rows: list[Tensor | None]) -> Any:
-        """Concatenate the conditions of the evaluated rows, one branch after the other.
+    def _stacked(self, conds: list[Any], rows: list[Tensor | None] | None) -> Any:
+        """Concatenate the conditions of the evaluated rows, None for all, branch after branch.
 
         A run evaluates the same branches at every step, so the last result is cached, keyed by the
         identity and the versions of the tensors it was made from. The cache is bypassed where
         gradients flow (a graph serves one backward pass) and where rows are left out.
         """
-        if any(at is not None for at in rows):
+        if rows is not None:
             return stack([take_rows(c, at) for c, at in zip(conds, rows, strict=True)])
         if len(conds) == 1 or torch.is_grad_enabled():
             return stack(conds)

@@ -152,12 +152,13 @@ class Loop:
         """
         rule, method = self.build_guidance(guidance), self.build_sampler(sampler)
         cond, levels = seeded(cond, snapshot), tuple(levels)
-        own = has_levels_of_rows(levels)
+        own, draws = has_levels_of_rows(levels), bool(method.draws)
         totals = moves_of_rows(levels, snapshot.x.shape[0]) if own else ()
         for span in spans(levels)[snapshot.index :]:
             branches = rule.plan(snapshot.x, span, cond, snapshot.guidance)
             pred, state, nfe = evaluate(self.denoiser, snapshot, span, branches, rule)
-            span = with_noise(span, method, snapshot.seeds)
+            if draws:
+                span = with_noise(span, method, snapshot.seeds)
             if own:
                 move = step_rows(method, snapshot.x, pred, span, snapshot.sampler, totals)
             else:

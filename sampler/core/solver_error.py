@@ -11,14 +11,14 @@ value does not depend on the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
 from typing import Any, NamedTuple, cast
 
 import torch
-from sampler_kernels import Lin, gram, settle, sqrt
+from sampler_kernels import Lin, gram, settle
 from torch import Tensor
 
 from sampler.core.rows import has_levels_of_rows
@@ -26,7 +26,7 @@ from sampler.core.stacking import to_device
 from sampler.core.trajectory import Run
 from sampler.types import Level, Move, Prediction, Sampler, SamplerBase, Snapshot, Span, spans
 
-KEPT_STEPS, KEPT_BYTES = 16, 4 * 2**20
+KEPT_STEPS, KEPT_BYTES = 32, 4 * 2**20
 """The most terms that are kept before their errors are formed: more would leave the cache."""
 
 
@@ -79,56 +79,61 @@ class SolverError:
         self._weights = _weights(run.method, run.levels)
         self._reach = max(map(len, self._weights), default=0) - 1
         self._terms: dict[int, Tensor] = {}  # by step
+        self._most = 0  # of them; 0 until their size is known
         self._next = start.index  # first step whose error is not formed yet
-        self._errors: list[Tensor] = []  # [N, B], of N steps each
+        self._squares: list[Tensor] = []  # [N, B], of N steps each: squared norms, and
+        self._factors: list[float] = []  # what the norms of the steps are multiplied by
 
     def __call__(self, snapshot: Snapshot) -> None:
         state, term = snapshot.sampler
         if term is not None:
             self._terms[snapshot.index - 1] = term
-            if len(self._terms) >= self._most(term):
+            if not self._most:
+                size = term.numel() * term.element_size()
+                self._most = max(1, min(KEPT_STEPS, KEPT_BYTES // size)) + self._reach
+            if len(self._terms) >= self._most:
                 self._form()
         if self._on_step is not None:
             self._on_step(snapshot._replace(sampler=state))
 
-    def _most(self, term: Tensor) -> int:
-        """Number of terms that are kept."""
-        return min(KEPT_STEPS, KEPT_BYTES // (term.numel() * term.element_size())) + self._reach
-
     def total(self) -> tuple[float, ...] | None:
         """The sums, one per row; None where nothing was estimated."""
         self._form()
-        if not self._errors:
+        if not self._squares:
             return None
-        rows: list[list[float]] = cast(Any, torch.cat(self._errors).T).tolist()
-        return tuple(map(math.fsum, rows))
+        rows: list[list[float]] = cast(Any, torch.cat(self._squares).T).tolist()
+        found = [zip(self._factors, row, strict=True) for row in rows]
+        return tuple(math.fsum(f * math.sqrt(square) for f, square in row) for row in found)
 
     def _form(self) -> None:
         """Form the errors of the steps since the last time, in one pass over their terms."""
         end = max(self._terms, default=-1) + 1
         steps = [k for k in range(self._next, end) if self._weights[k] and k in self._terms]
         if steps:
-            squares = gram(self._gaps(steps))[0, 0]
             count = math.prod(self._terms[steps[0]].shape[1:])
-            self._errors.append(settle(sqrt(squares / count)).view(len(steps), -1))
+            gaps, factors = self._gaps(steps)
+            self._squares.append(settle(gram(gaps)[0, 0]).view(len(steps), -1))
+            self._factors += [abs(factor) / math.sqrt(count) for factor in factors]
         self._next = end
         self._terms = {k: term for k, term in self._terms.items() if k >= end - self._reach}
 
-    def _gaps(self, steps: list[int]) -> Lin:
-        """x'_{p+1} − x'_p [N·B, ...] of N steps, one after the other."""
+    def _gaps(self, steps: list[int]) -> tuple[Lin, Sequence[float]]:
+        """x'_{p+1} − x'_p [N·B, ...] of N steps one after the other, without a factor per step."""
         terms, weights = self._terms, [self._weights[k] for k in steps]
         newest = Lin.of(torch.cat([terms[k] for k in steps]))
         total, rows = Lin.zero(newest), newest.shape[0] // len(steps)
-        for place, column in enumerate(zip_longest(*weights, fillvalue=0.0)):
-            if not any(column):
-                continue
+        columns = [*enumerate(zip_longest(*weights, fillvalue=0.0))]
+        columns = [(place, column) for place, column in columns if any(column)]
+        for place, column in columns:
             part = newest
             if place:
                 older = [k - place if w else k for k, w in zip(steps, column, strict=True)]
                 part = Lin.of(torch.cat([terms[k] for k in older])) - newest
+            if len(columns) == 1:
+                return part, column
             w = torch.tensor(column, dtype=newest.like.dtype).repeat_interleave(rows)
             total = total + to_device(w, newest.like.device) * part
-        return total
+        return total, (1.0,) * len(steps)
 
 
 @lru_cache(maxsize=32)

@@ -56,6 +56,10 @@ class Move:
     state: Any = ()
     over: Any = None
 
+    def __init__(self, mean: Any, std: Any = 0.0, state: Any = (), over: Any = None) -> None:
+        # A frozen dataclass sets its fields one by one, which takes as long as a tensor operation.
+        self.__dict__.update(mean=mean, std=std, state=state, over=over)
+
     def log_prob(self, x_next: Values) -> Tensor:
         """log N(x_next; mean, std²·I) per row [B], summed over the row's D elements.
 
@@ -103,6 +107,20 @@ class Branch:
     negative: Any = None
     mixing: Any = None
     watch: Watch | None = None
+
+    def __init__(
+        self,
+        cond: Any = None,
+        model: str = "main",
+        rows: Any = None,
+        negative: Any = None,
+        mixing: Any = None,
+        watch: Watch | None = None,
+    ) -> None:
+        # At once, as in `Move`.
+        self.__dict__.update(
+            cond=cond, model=model, rows=rows, negative=negative, mixing=mixing, watch=watch
+        )
 
 
 @dataclass(frozen=True)
