@@ -134,8 +134,11 @@ def _loop() -> tuple[str, str, str]:
     head = ["pipeline", "network", "steps", "engine ms", "stock ms", "ratio [95 %]"]
     text = (
         "The same on the bundled model; `stub`: a network that answers at once, so that the loop's "
-        "own time is left. The engine also estimates `Result.solver_error` at every step, which "
-        "stock does not.\n\n" + table(head, body) + f"\n{_where(rows[0])}"
+        "own time is left. The engine also estimates `Result.solver_error`, which stock does not. "
+        "Its latents are stock's bit for bit, so that guidance and sampler are as many operations "
+        "on the latents as their formulas have: the reference backend may not join them.\n\n"
+        + table(head, body)
+        + f"\n{_where(rows[0])}"
     )
     return "Overhead of the loop", "python -m scripts.bench.overhead", text
 
