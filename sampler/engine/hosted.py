@@ -18,11 +18,10 @@ from torch import Tensor
 from sampler import registry
 from sampler.core.batch import DEFAULT_BATCH, Output, Result, Sample, expand
 from sampler.core.errors import UsageError
-from sampler.core.images import strength_of
 from sampler.core.spacings import count_of
 from sampler.engine.engine import Engine
 from sampler.engine.hosted_calls import HostedCalls, StockCall
-from sampler.engine.hosted_inputs import batches, inputs_per_image
+from sampler.engine.hosted_inputs import batches, inputs_per_image, with_start
 from sampler.engine.hosted_output import stored
 from sampler.engine.hosted_pipeline import HostedPipeline
 from sampler.models.ip_adapter import has_ip_adapter
@@ -135,7 +134,7 @@ class HostedEngine(Engine):
         started = time.perf_counter()
         sampler, said = named(sampler)
         grid = next((g for g in (grid, said, self._spacing) if g is not None), None)
-        given = own_names(type(self.calls.pipe), _with_start(inputs, image, strength))
+        given = own_names(type(self.calls.pipe), with_start(inputs, image, strength))
         engine = self.serving(given)
         jobs = expand(prompts, negative, seeds, n, self.pipeline.takes_classes)
         per_job = inputs_per_image(engine.calls.pipe, given, len(jobs) // n, n)
@@ -168,7 +167,7 @@ class HostedEngine(Engine):
             latents=stacked if output == "latent" else None,  # pyright: ignore[reportArgumentType]
             seeds=[job.seed for job in jobs],
             nfe=nfe,
-            config=_recorded(jobs, shared, per_job, cut),
+            config=shared.config(jobs, per_job, cut),
             seconds=time.perf_counter() - started,
         )
 
@@ -231,41 +230,3 @@ class HostedEngine(Engine):
         method = registry.build("sampler", settings.sampler)
         grid = self.calls.grid(settings.grid, method, settings.guidance, settings.steps)
         return StockCall(settings.steps, (settings.height, settings.width), method, rule, grid=grid)
-
-
-def _with_start(
-    inputs: Mapping[str, Any] | None, image: Any, strength: float | None
-) -> dict[str, Any]:
-    """The inputs with an image to start from and its strength."""
-    names = inputs if isinstance(inputs, Mapping) else (None,) if inputs is not None else ()
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"inputs = {inputs!r:.60} must be a mapping of names of arguments to their values."
-        )
-    given, strength = dict(inputs or {}), strength_of(image, strength)
-    if image is None:
-        return given
-    if twice := [name for name in ("image", "strength") if name in given]:
-        raise ValueError(f"{twice[0]} is given twice; leave it out of inputs.")
-    return {**given, "image": image, "strength": strength}
-
-
-def _recorded(
-    jobs: Sequence[Sample], shared: StockCall, per_job: Sequence[Mapping[str, Any]], cut: int
-) -> dict[str, Any]:
-    """The arguments of `generate` that make the images again."""
-    height, width = shared.size
-    config: dict[str, Any] = {
-        "prompts": [job.prompt for job in jobs],
-        "negative": [job.negative for job in jobs] if any(j.negative for j in jobs) else None,
-        "seeds": [job.seed for job in jobs],
-        **{"n": 1, "steps": shared.steps, "height": height, "width": width},
-        "sampler": registry.spec_of(shared.sampler),
-        "guidance": registry.spec_of(shared.guidance),
-        **{"batch_size": cut, "output": shared.output},
-    }
-    if shared.grid is not None:
-        config["grid"] = shared.grid
-    if per_job[0]:
-        config["inputs"] = {name: [own[name] for own in per_job] for name in per_job[0]}
-    return config

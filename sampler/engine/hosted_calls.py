@@ -43,6 +43,26 @@ class StockCall:
     output: Output = "pil"
     grid: Any = None
 
+    def config(
+        self, jobs: Sequence[Sample], per_job: Sequence[Mapping[str, Any]], cut: int
+    ) -> dict[str, Any]:
+        """The arguments of `generate` that make the images again, by calls of at most `cut`."""
+        height, width = self.size
+        found: dict[str, Any] = {
+            "prompts": [job.prompt for job in jobs],
+            "negative": [job.negative for job in jobs] if any(j.negative for j in jobs) else None,
+            "seeds": [job.seed for job in jobs],
+            **{"n": 1, "steps": self.steps, "height": height, "width": width},
+            "sampler": registry.spec_of(self.sampler),
+            "guidance": registry.spec_of(self.guidance),
+            **{"batch_size": cut, "output": self.output},
+        }
+        if self.grid is not None:
+            found["grid"] = self.grid
+        if per_job[0]:
+            found["inputs"] = {name: [own[name] for own in per_job] for name in per_job[0]}
+        return found
+
 
 class HostedCalls:
     """Calls of one pipeline; its components are shared, and it is not modified."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sampler.core.batch import Sample
+from sampler.core.images import strength_of
 from sampler.core.inputs import planned
 from sampler.pipelines.call_arguments import check_names, check_types, required
 from sampler.pipelines.serving import sized_by
@@ -80,3 +81,20 @@ class _Same:
                    for a, b in pairs)  # fmt: skip
 
     __hash__ = None  # pyright: ignore
+
+
+def with_start(
+    inputs: Mapping[str, Any] | None, image: Any, strength: float | None
+) -> dict[str, Any]:
+    """The inputs with an image to start from and its strength."""
+    names = inputs if isinstance(inputs, Mapping) else (None,) if inputs is not None else ()
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"inputs = {inputs!r:.60} must be a mapping of names of arguments to their values."
+        )
+    given, strength = dict(inputs or {}), strength_of(image, strength)
+    if image is None:
+        return given
+    if twice := [name for name in ("image", "strength") if name in given]:
+        raise ValueError(f"{twice[0]} is given twice; leave it out of inputs.")
+    return {**given, "image": image, "strength": strength}
