@@ -14,8 +14,8 @@ from .registry import describe as describe
 from .registry import names as names
 from .registry import register as register
 from .samplers.aliases import alias as alias
+from .stock.drop_in import scheduler as scheduler
 from .stock.hook import guide as guide
-from .stock.scheduler import scheduler as scheduler
 from .training.api import finetune as finetune
 from .types import Branch as Branch
 from .types import Cond as Cond

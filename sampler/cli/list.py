@@ -17,7 +17,12 @@ KINDS = {
     "trainers": "trainer",
     "schedulers": "scheduler",
 }
-_PROCESSES = {"vp": "variance preserving", "edm": "Karras (EDM)", "flow": "flow matching"}
+_PROCESSES = {
+    "vp": "variance preserving",
+    "edm": "Karras (EDM)",
+    "flow": "flow matching",
+    "consistency": "consistency model",
+}
 Entry = dict[str, Any]
 
 

@@ -87,9 +87,25 @@ class ConsistencySchedule(Schedule):
             x, skip * Lin.of(x) + beyond * d / math.hypot(s, d) * Lin.of(out), level
         )
 
+    def output_of(self, x: Tensor, pred: Prediction, level: Level) -> Lin:
+        s, d = self._s(level), self.sigma_data
+        beyond = s - self.low
+        skip = d * d / (beyond * beyond + d * d)
+        return (pred.x0 - skip * Lin.of(x)) * (math.hypot(s, d) / (beyond * d))
+
     def _s(self, level: Level) -> float:
         return math.hypot(level.sigma, self.low)
 
     def _level(self, s: float) -> Level:
         s = float(torch.tensor(s))  # float32, as the stock scheduler keeps them
         return Level(250 * math.log(s + 1e-44), 1.0, math.sqrt(max(s * s - self.low**2, 0.0)))
+
+
+def schedule_of(config: Mapping[str, Any], scheduler: str) -> Schedule:
+    """Read a stock scheduler as `Schedule.from_config` does, or that of a consistency model."""
+    if scheduler == "CMStochasticIterativeScheduler":
+        return ConsistencySchedule.consistency(config)
+    base: Any = config.get("base")
+    if base is not None:  # our drop-in
+        return schedule_of(base, str(base.get("_class_name", "")))
+    return Schedule.from_config(config, scheduler)

@@ -84,10 +84,13 @@ def timesteps(
     return [min(t, count - 1) for t in times[points - steps :]][::-1]
 
 
-def consistency_timesteps(steps: int, count: int, origin: int) -> list[int]:
-    """Choose `steps` of the `origin` timesteps of a consistency distillation, noisy first."""
-    known = [(i + 1) * (count // origin) - 1 for i in range(origin)][::-1]
-    return [known[math.floor(i)] for i in np.linspace(0, origin, steps, endpoint=False)]
+def consistency_timesteps(steps: int, count: int, origin: int, share: float = 1.0) -> list[int]:
+    """Choose `steps` of the `origin` timesteps of a consistency distillation, noisy first.
+
+    share: of those timesteps, from the clean end.
+    """
+    known = [(i + 1) * (count // origin) - 1 for i in range(int(origin * share))][::-1]
+    return [known[math.floor(i)] for i in np.linspace(0, len(known), steps, endpoint=False)]
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class FlowSpread:
     shift: s' = shift·s / (1 + (shift − 1)·s), for larger images (Esser et al., 2024,
     arXiv:2403.03206, eq. 23); static: a constant of the model, otherwise it follows the image
     size. open_end: spread one point more and drop the last. from_zero: spread over 0..1 − 1/N
-    instead of 1/N..1. terminal: stretch the times so that
+    instead of 1/N..1; to_zero: over 0..1 without its end. terminal: stretch the times so that
     the last one is this.
     """
 
@@ -107,6 +110,7 @@ class FlowSpread:
     open_end: bool = False
     from_zero: bool = False
     terminal: float | None = None
+    to_zero: bool = False
 
     def times(
         self, steps: int, own: Sequence[float] | None = None
@@ -126,6 +130,8 @@ class FlowSpread:
     def _even(self, steps: int) -> np.ndarray:
         if self.from_zero:
             return (1 - np.linspace(1.0, 1 / self.count, steps + 1))[:0:-1]
+        if self.to_zero:
+            return np.linspace(1.0, 0.0, steps + 1)[:steps]
         if self.open_end:
             return np.linspace(1.0, 1 / self.count, steps + 1)[:steps]
         least = np.array([1], dtype=np.float32) / self.count

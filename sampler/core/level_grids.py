@@ -93,6 +93,8 @@ class LevelGrids(NoiseLevels):
             return self._flow_levels(steps, mu, sigmas)
         if self.process == "edm":
             return [Level(0.25 * math.log(s), 1.0, s) for s in self._ramp(steps, 1.0, 1.0)]
+        if self.clock is not None and spacing != "karras":
+            return [self.level(t) for t in self.clock.times(steps)]
         if self.origin > 0 and spacing is None:
             times = grids.consistency_timesteps(steps, self.train_steps, self.origin)
             return [self.level(t) for t in times]
@@ -170,6 +172,8 @@ class LevelGrids(NoiseLevels):
             return [self.level_of(self.train_steps * s, s) for s in noise]
         if self.process == "edm":
             return [Level(0.25 * math.log(p.noise), 1.0, p.noise) for p in found]
+        if self.clock is not None:
+            return [from_ratio(self.time_of(p.noise), p.noise) for p in found]
         times = [self.time_of(p.noise) if p.time is None else p.time for p in found]
         whole = [round(t) for t in times]
         exact = all(t == w for t, w in zip(times, whole, strict=True))
@@ -188,6 +192,8 @@ class LevelGrids(NoiseLevels):
         axis = self._axis(mu)
         if unit == "times" and self.process != "flow":
             raise ValueError("grid: 'times' are flow times before the shift; use 'timesteps'.")
+        if unit == "timesteps" and self.clock is not None:
+            return [self.level(t) for t in values]
         if unit == "times" or (unit == "timesteps" and self.process == "vp"):
             top = 1.0 if unit == "times" else self.train_steps - 1
             if values[0] > top:
@@ -224,6 +230,7 @@ class LevelGrids(NoiseLevels):
             self.open_end,
             self.from_zero,
             self.terminal,
+            self.to_zero,
         )
         times, timesteps = spread.times(steps, sigmas)
         if self.ramp is not None:  # between the ends of the shifted times, as in stock schedulers

@@ -1,6 +1,7 @@
 """Levels of a forward process, x_t = alpha·x0 + sigma·eps, at any timestep or noise.
 
-    vp     alpha = sqrt(acp_t), sigma = sqrt(1 − acp_t), t an index of the training table
+    vp     alpha = sqrt(acp_t), sigma = sqrt(1 − acp_t), t an index of the training table, or
+           alpha = cos a, sigma = sin a of the angle a(t) of a clock in continuous time
     edm    alpha = 1, sigma on Karras' ramp, network input t = ln(sigma)/4
     flow   alpha = 1 − sigma, network input t = N·sigma
 
@@ -22,6 +23,7 @@ from sampler_kernels import Lin
 from torch import Tensor
 
 from sampler.core import grids
+from sampler.core.clocks import Clock
 from sampler.types import Level, Prediction
 
 Spacing = Literal["leading", "trailing", "linspace", "karras"]
@@ -35,10 +37,10 @@ class NoiseLevels:
     process: forward process. prediction: network output, "eps", "v", "x0" or "velocity".
     train_steps: N, the number of training timesteps; table: acp_t [N] for vp.
     spacing, karras, final: the defaults of `grid`. offset: added to the timesteps of "leading".
-    open_end: spread one point more and drop the last. from_zero: spread flow times over
-    0..1 − 1/N instead of 1/N..1. sigma_units: work in sigma/alpha, with
-    fractional timesteps, as Euler schedulers do. round_karras: round timesteps on Karras' ramp to
-    integers.
+    open_end: spread one point more and drop the last. from_zero, to_zero: spread flow times over
+    0..1 − 1/N, or over 0..1 without its end, instead of 1/N..1. sigma_units: work in
+    sigma/alpha, with fractional timesteps, as Euler schedulers do. round_karras: round timesteps
+    on Karras' ramp to integers.
     sigma_min, sigma_max, rho: ends of Karras' ramp (None: those of the table) and its exponent.
     sigma_data: standard deviation of the data, for the preconditioning in `predict`.
     shift, terminal: of flow times, see `grids.FlowSpread`; dynamic: configuration of a shift that
@@ -46,6 +48,9 @@ class NoiseLevels:
     origin: number of timesteps that a latent consistency model was distilled on, 0 for other
     models. timestep_scaling: s = timestep_scaling·t in its boundary factors, see `predict`.
     ramp: "exponential" or "beta_sigmas" as the default of `grid`, "karras" on flow models.
+    clock: continuous time of a vp model, None with a table. closed: whether the timesteps of a
+    stock run include the last level's. noise_std: standard deviation of eps in a stock pipeline's
+    latents.
     """
 
     process: Literal["vp", "edm", "flow", "consistency"]
@@ -58,6 +63,7 @@ class NoiseLevels:
     offset: int = 0
     open_end: bool = False
     from_zero: bool = False
+    to_zero: bool = False
     sigma_units: bool = False
     round_karras: bool = False
     sigma_min: float | None = None
@@ -70,6 +76,9 @@ class NoiseLevels:
     origin: int = 0
     timestep_scaling: float = 10.0
     ramp: str | None = None
+    clock: Clock | None = None
+    closed: bool = False
+    noise_std: float = 1.0
 
     def level(self, t: float) -> Level:
         """Return the level of timestep t; between integers sigma/alpha is interpolated linearly.
@@ -80,6 +89,11 @@ class NoiseLevels:
             return Level(t, 1.0, math.exp(4 * t))
         if self.process == "flow":
             return Level(t, 1 - t / self.train_steps, t / self.train_steps)
+        if self.clock is not None:
+            if not 0 <= t <= self.clock.end + 1e-4:
+                raise ValueError(f"Timestep {t} must lie in 0..{self.clock.end:g}.")
+            angle = self.clock.angle(t)
+            return from_ratio(float(t), math.inf if angle >= math.pi / 2 else math.tan(angle))
         low = math.floor(t)
         if not 0 <= low <= self.train_steps - 1:
             raise ValueError(f"Timestep {t} must lie in 0..{self.train_steps - 1}.")
@@ -100,6 +114,8 @@ class NoiseLevels:
             return 0.25 * math.log(ratio)
         if self.process == "flow":
             return self.train_steps * ratio / (1 + ratio)
+        if self.clock is not None:
+            return self.clock.time(math.atan(ratio))
         known = self._ratios()
         known = known[np.isfinite(known)]
         return float(np.interp(math.log(ratio), np.log(known), np.arange(len(known))))
@@ -137,6 +153,11 @@ class NoiseLevels:
         c_out = s * d / total**0.5 * (1 if self.prediction == "eps" else -1)
         return (pred.x0 - Lin.of(x) * (d * d / total)) / c_out
 
+    @property
+    def preconditioned(self) -> bool:
+        """Return whether x0 is a combination of x and the network's output, see `predict`."""
+        return self.process in ("edm", "consistency")
+
     def network_input(self, level: Level) -> float:
         """Factor on x before it enters the network; 1 except for "edm"."""
         if self.process != "edm":
@@ -154,6 +175,10 @@ class NoiseLevels:
 
     def _ratios(self) -> npt.NDArray[np.float64]:
         """sigma/alpha of every training timestep [N], float64; infinite at alpha = 0."""
+        if self.clock is not None:
+            times = np.arange(1, self.train_steps + 1) * (self.clock.end / self.train_steps)
+            levels = [self.level(t) for t in times.tolist()]
+            return np.array([v.sigma / v.alpha if v.alpha else math.inf for v in levels])
         acp: Any = np.asarray(self.table, dtype=np.float32)
         with np.errstate(divide="ignore"):
             return np.asarray(np.sqrt((np.float32(1) - acp) / acp), dtype=np.float64)

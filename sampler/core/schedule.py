@@ -17,10 +17,11 @@ from typing import Any
 from torch import Tensor
 
 from sampler.core import grids
+from sampler.core.clocks import clock_of
 from sampler.core.grids import dynamic_mu
 from sampler.core.level_grids import SPACINGS, LevelGrids
 from sampler.core.noise_levels import Final, Spacing
-from sampler.core.schedulers import SCHEDULERS
+from sampler.core.schedulers import SCHEDULERS, WITHOUT_LEVELS
 from sampler.types import Prediction
 
 _KIND_OF = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "velocity"}
@@ -36,6 +37,7 @@ _UNKNOWN: dict[str, tuple[Any, ...]] = {
     "trained_betas": (),
     "interpolation_type": ("linear",),
     "timestep_type": ("discrete",),
+    "stages": (1,),
     "lambda_min_clipped": (-math.inf,),
     "invert_sigmas": (False,),
     "sigma_schedule": ("karras",),
@@ -63,9 +65,14 @@ class Schedule(LevelGrids):
             return Schedule.from_config(config["base"])
         name = scheduler or str(config.get("_class_name", ""))
         if name and name not in SCHEDULERS:
+            why = WITHOUT_LEVELS.get(name)
             raise ValueError(
-                f"The levels of {name} are not known; use one of {', '.join(SCHEDULERS)}."
+                f"{name} has no levels that a sampler could step on: {why}."
+                if why
+                else f"The levels of {name} are not known; use one of {', '.join(SCHEDULERS)}."
             )
+        if config.get("timestep_type") == "continuous" and config.get("use_karras_sigmas"):
+            return Schedule.continuous(config, name)
         for key in _WITHOUT_EFFECT:
             if config.get(key):
                 warnings.warn(f"{name}: {key} = True has no effect here.", stacklevel=2)
@@ -79,14 +86,27 @@ class Schedule(LevelGrids):
                 )
         if name.startswith("EDM"):
             return Schedule.edm(config)
+        if name == "HeliosScheduler" and config.get("shift", 1.0) != 1:
+            raise ValueError(f"{name}: shift = {config['shift']} is not supported; use 1, with mu.")
         flow = config.get("prediction_type") == "flow_prediction"
         if config.get("use_flow_sigmas", flow) != flow:
             raise ValueError(
                 f"{name}: prediction_type = 'flow_prediction' and use_flow_sigmas = True go "
                 "together; set both or none."
             )
-        if flow or "FlowMatch" in name:
+        if flow or "FlowM" in name:
             return Schedule.flow(config, name)
+        if clock := clock_of(name, config):
+            scm = name == "SCMScheduler"
+            return Schedule(
+                process="vp",
+                prediction="v" if scm else "eps",
+                train_steps=int(config.get("num_train_timesteps", 1000)),
+                final="zero" if scm else "sigma_min",
+                clock=clock,
+                closed=True,
+                noise_std=config.get("sigma_data", 1.0),
+            )
         if name == "UnCLIPScheduler":  # a DDPM scheduler whose betas are cosine ones
             config = {**_UNCLIP, **config}
         if config.get("prediction_type", "epsilon") not in _KIND_OF or "beta_start" not in config:
@@ -146,6 +166,24 @@ class Schedule(LevelGrids):
         )
 
     @staticmethod
+    def continuous(config: Mapping[str, Any], name: str) -> Schedule:
+        """Build the levels of a sigma-based scheduler with network input ln(sigma)/4.
+
+        With a v-prediction they are Karras' of data of standard deviation 1 (Salimans and Ho, 2022,
+        arXiv:2202.00512, in units of x/alpha). Raises ValueError for another prediction.
+        """
+        if (
+            config.get("prediction_type") != "v_prediction"
+            or config.get("sigma_min") is None
+            or config.get("final_sigmas_type", "zero") != "zero"
+        ):
+            raise ValueError(
+                f"{name}: timestep_type = 'continuous' is supported for prediction_type = "
+                "'v_prediction' with sigma_min and sigma_max and a run that ends at 0 only."
+            )
+        return Schedule.edm({**config, "sigma_data": 1.0})
+
+    @staticmethod
     def flow(config: Mapping[str, Any], name: str = "FlowMatchEulerDiscreteScheduler") -> Schedule:
         """Build a flow-matching schedule; its shift is static or follows the image size (`mu`).
 
@@ -171,8 +209,9 @@ class Schedule(LevelGrids):
             prediction="velocity",
             spacing="linspace",
             train_steps=int(config.get("num_train_timesteps", 1000)),
-            open_end=name.startswith(_OPEN_END),
+            open_end=name.startswith((*_OPEN_END, "Helios")),
             from_zero=name.startswith(("DPMSolver", "DEIS", "SASolver")),
+            to_zero=name.startswith("FlowMap"),
             final=config.get("final_sigmas_type", final),
             sigma_min=sigma_min,
             shift=config.get("flow_shift") or config.get("shift") or 1.0,
@@ -187,7 +226,7 @@ def clipped(pred: Prediction, x: Tensor, config: Mapping[str, Any], scheduler: s
 
     DDIM keeps the direction of the unclipped prediction, DDPM takes that of the clipped one.
     """
-    if not config.get("clip_sample"):
+    if not (config.get("clip_sample") or config.get("clip_denoised")):
         return pred
     reach = config.get("clip_sample_range") or 1.0
     x0 = pred.x0.tensor().clamp(-reach, reach)

@@ -1,11 +1,11 @@
-"""Stock diffusers schedulers whose noise levels are supported, with the kind of their process."""
+"""Stock diffusers schedulers: the kind of process of those whose levels are known, else why not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Literal
 
-Process = Literal["vp", "edm", "flow"]
+Process = Literal["vp", "edm", "flow", "consistency"]
 
 SCHEDULERS: Mapping[str, Process] = {
     "DDIMScheduler": "vp",
@@ -28,9 +28,24 @@ SCHEDULERS: Mapping[str, Process] = {
     "DEISMultistepScheduler": "vp",
     "SASolverScheduler": "vp",
     "CogVideoXDPMScheduler": "vp",
+    "RePaintScheduler": "vp",
+    "SCMScheduler": "vp",
+    "DDPMWuerstchenScheduler": "vp",
     "EDMEulerScheduler": "edm",
     "EDMDPMSolverMultistepScheduler": "edm",
     "FlowMatchEulerDiscreteScheduler": "flow",
     "FlowMatchHeunDiscreteScheduler": "flow",
     "FlowMatchLCMScheduler": "flow",
+    "FlowMapEulerDiscreteScheduler": "flow",
+    "HeliosScheduler": "flow",
+    "CMStochasticIterativeScheduler": "consistency",
+}
+# Schedulers without levels for a sampler's steps, and why.
+WITHOUT_LEVELS: Mapping[str, str] = {
+    "AmusedScheduler": "it unmasks tokens, which is discrete diffusion without levels of noise",
+    "VQDiffusionScheduler": "it draws tokens, which is discrete diffusion without levels of noise",
+    "KarrasVeScheduler": "KarrasVePipeline adds noise before its steps and corrects after them by "
+    "other methods of its scheduler",
+    "ScoreSdeVeScheduler": "ScoreSdeVePipeline takes Langevin corrections between its steps by "
+    "other methods of its scheduler",
 }

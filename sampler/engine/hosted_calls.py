@@ -22,9 +22,9 @@ from sampler.engine.hosted_pipeline import HostedPipeline
 from sampler.guidance.embedded import Embedded
 from sampler.pipelines.call_arguments import arguments, default_of, embeds_scale, takes_images
 from sampler.stock.clip_layers import readable_layers
+from sampler.stock.drop_in import is_exact_on_flow_maps, replaced
 from sampler.stock.hook import guide
 from sampler.stock.row_count import counted_rows
-from sampler.stock.scheduler import scheduler
 from sampler.stock.step_arguments import AbsentError
 from sampler.stock.stock_calls import denoisers
 from sampler.types import Guidance, Sampler, Snapshot
@@ -189,7 +189,7 @@ class HostedCalls:
     def _copied(self, shared: StockCall) -> Any:
         """Return a shallow copy with the drop-in scheduler; it shares every other component."""
         pipe = self.pipe
-        twin, drop_in = copy.copy(pipe), scheduler(shared.sampler, pipe.scheduler, shared.grid)
+        twin, drop_in = copy.copy(pipe), replaced(shared.sampler, pipe.scheduler, shared.grid)
         vars(twin)["scheduler"] = drop_in
         for name, part in vars(pipe).items():  # the pipelines that a combined one consists of
             if part is not pipe.scheduler and getattr(part, "scheduler", None) is pipe.scheduler:
@@ -235,6 +235,10 @@ class HostedCalls:
         elif named:
             given[named] = 1.0
         given["guidance_schedule"] = None  # one scale per step, in its place
+        if shared.steps != 2:  # SANA-Sprint's default is of two steps, and it refuses others
+            given["intermediate_timesteps"] = None
+        if not is_exact_on_flow_maps(shared.sampler):  # of AnyFlow: the velocity at a level instead
+            given["use_mean_velocity"] = False
         if isinstance(shared.guidance, Embedded):
             given["guidance_scale"] = shared.guidance.scale
         if hosted.makes_audio:

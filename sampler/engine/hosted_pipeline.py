@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from sampler.core.consistency_schedule import schedule_of
 from sampler.core.errors import ModelError, UsageError
-from sampler.core.schedule import Schedule
 from sampler.pipelines.call_arguments import arguments, default_of, embeds_scale
 from sampler.types import Level
 
+_JUMPING = ("LCMScheduler", "SCMScheduler", "CMStochasticIterativeScheduler",
+            "FlowMatchLCMScheduler")  # fmt: skip
 _AUDIO = ("Audio", "Music", "Spectrogram", "AceStep", "DanceDiffusion")
 
 
@@ -39,7 +41,7 @@ class HostedPipeline:
             raise ModelError(f"{name} has no scheduler, so it cannot be hosted.")
         try:
             base = pipe.scheduler
-            self.schedule = Schedule.from_config(base.config, type(base).__name__)
+            self.schedule = schedule_of(base.config, type(base).__name__)
         except ValueError as error:
             raise ModelError(f"{name} cannot be hosted: {error}") from None
         known = arguments(type(pipe))
@@ -80,8 +82,8 @@ class HostedPipeline:
 
     @property
     def default_sampler(self) -> str:
-        """Sampler of an engine over the pipeline."""
-        return "ddim"
+        """Sampler of an engine over the pipeline: that of the scheduler of a consistency model."""
+        return "consistency" if type(self.pipe.scheduler).__name__ in _JUMPING else "ddim"
 
     @property
     def default_guidance(self) -> dict[str, Any]:

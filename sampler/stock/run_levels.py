@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sampler.core.consistency_schedule import schedule_of
 from sampler.core.errors import ModelError
-from sampler.core.schedule import Schedule
 from sampler.pipelines.families import processes
 from sampler.types import Level, Span
 
@@ -36,7 +36,7 @@ class RunLevels:
         if all(a is b for a, b in zip(read, self._last, strict=True)):
             return
         self._last = read
-        self.schedule = Schedule.from_config(scheduler.config, type(scheduler).__name__)
+        self.schedule = schedule_of(scheduler.config, type(scheduler).__name__)
         trained = processes(type(self.pipe).__name__.replace("Img2Img", ""))
         if self.schedule.process not in trained:  # a velocity read as noise gives no error
             raise ModelError(
@@ -48,7 +48,7 @@ class RunLevels:
         """Span of the first step of a run, before any call of it."""
         self.position = int(getattr(self.pipe.scheduler, "begin_index", None) or 0)
         now, after = self._level(self.position), self._level(self.position + 1)
-        return Span(0, now, after, len(self.pipe.scheduler.timesteps) - self.position)
+        return Span(0, now, after, self._steps - self.position)
 
     def span(self, index: int, timestep: Any) -> Span:
         """Span of step `index`, whose first one is at the position of its timestep."""
@@ -57,7 +57,7 @@ class RunLevels:
             self.position = position_of(self.pipe.scheduler.timesteps, number(timestep))
         position = min(self.position + index, len(times) - 1)
         now, after = self._level(position), self._level(position + 1)
-        return Span(index, now, after, len(times) - self.position)
+        return Span(index, now, after, self._steps - self.position)
 
     def time(self, index: int) -> float:
         """Timestep of step `index`."""
@@ -67,15 +67,14 @@ class RunLevels:
     @property
     def exploding(self) -> bool:
         """Return whether the scheduler holds x0 + sigma·eps with a sigma that may be above 1."""
-        schedule = self.schedule
-        if schedule.process == "flow":  # of Cosmos-Predict2
+        if self.schedule.process == "flow":  # of Cosmos-Predict2
             return max(self._numbers()[1], default=0.0) > 1
-        return schedule.process == "edm" or (schedule.process == "vp" and schedule.sigma_units)
+        return self.schedule.process == "edm" or self._over_alpha
 
     @property
     def kind(self) -> str:
         """Parametrisation that the scheduler is given, "" for the network's own (EDM)."""
-        if self.schedule.process == "edm":
+        if self.schedule.preconditioned:
             return ""
         return (
             "eps"
@@ -91,8 +90,17 @@ class RunLevels:
 
     def seen(self, x: Tensor, level: Level) -> Tensor:
         """x = alpha·x0 + sigma·eps of what the scheduler holds."""
-        scaled = self.schedule.process == "vp" and self.schedule.sigma_units
-        return x * level.alpha if scaled else x
+        return x * level.alpha if self._over_alpha else x
+
+    @property
+    def _over_alpha(self) -> bool:
+        """Return whether the scheduler holds x/alpha of a vp process; a drop-in holds x."""
+        drop_in = self.pipe.scheduler.config.get("base") is not None
+        return self.schedule.process == "vp" and self.schedule.sigma_units and not drop_in
+
+    @property
+    def _steps(self) -> int:
+        return len(self.pipe.scheduler.timesteps) - self.schedule.closed
 
     def _numbers(self) -> tuple[list[float], list[float]]:
         """Timesteps and sigmas of the run, copied to the host once; no sigmas where it has none."""

@@ -1,6 +1,4 @@
-"""Registered samplers as diffusers schedulers, for stock pipelines.
-
-    pipe.scheduler = sampler.scheduler("ghvb", pipe.scheduler)
+"""The drop-in scheduler: a registered sampler under the interface of a diffusers scheduler.
 
 Levels, parametrisation, first noise and clipping (`clip_sample`, of pixel models) are those of the
 replaced scheduler; the moves are the sampler's. Latents equal those of the engine bit for bit.
@@ -8,58 +6,29 @@ replaced scheduler; the moves are the sampler's. Latents equal those of the engi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import register_to_config
+
+# diffusers looks for SchedulerMixin in the module of a scheduler that it loads
+from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from sampler_kernels import Lin, settle
 from torch import Tensor
 
 from sampler import registry
+from sampler.core.consistency_schedule import schedule_of
 from sampler.core.errors import SamplerError
 from sampler.core.noise import Noise, with_noise
-from sampler.core.schedule import Schedule, clipped
+from sampler.core.schedule import clipped
 from sampler.core.spacings import count_of
-from sampler.samplers.aliases import named
 from sampler.stock.requested_grid import requested_grid
 from sampler.stock.scheduler_parts import SchedulerParts
-from sampler.stock.step_arguments import StepAnswer, common, refuse, without_variance
+from sampler.stock.step_arguments import BESIDE_STEPS, StepAnswer, common, refuse, without_variance
 from sampler.stock.step_seeds import NOT_PASSED, step_seeds
 from sampler.types import Level, SamplerBase, Span, spans
-
-
-def scheduler(sampler: Any, base: Any, grid: Any = None) -> SamplerScheduler:
-    """Build a scheduler from a sampler (name, {"name": ..., field: ...} or instance).
-
-    base: the scheduler it replaces. grid: the levels instead of its own, see `Schedule.grid`; a
-    pipeline that passes sigmas gives their number only.
-
-    Raises ValueError for a base whose levels are not supported, for a grid that they do not have,
-    and for a sampler that a stock pipeline cannot run: one that starts from an x of its own
-    (reddiff), or that cannot be written into a configuration file.
-    """
-    name = type(base).__name__
-    if name.startswith("LCM"):
-        raise ValueError(
-            "A latent consistency pipeline decodes a second output of its own scheduler; use "
-            "engine.generate with the sampler 'consistency'."
-        )
-    config = {**base.config, "_class_name": name}
-    if isinstance(base, SamplerScheduler):
-        config, grid = base.config["base"], grid or base.config["grid"]
-    sampler, said = named(sampler)
-    grid = said if grid is None else grid
-    spec = registry.spec_of(registry.build("sampler", sampler))
-    try:
-        plain = json.loads(json.dumps({"sampler": spec, "base": dict(config), "grid": grid}))
-    except TypeError as error:
-        raise ValueError(
-            f"{spec['name']} in a pipeline must be plain data, to be saved with it: {error}."
-        ) from None
-    return SamplerScheduler(**plain)
 
 
 class SamplerScheduler(SchedulerParts):
@@ -70,6 +39,7 @@ class SamplerScheduler(SchedulerParts):
     """
 
     config_name = "scheduler_config.json"
+    _rounding: ClassVar[float] = 0.0  # of the timesteps that a pipeline gives to a step
 
     @register_to_config
     def __init__(
@@ -77,7 +47,11 @@ class SamplerScheduler(SchedulerParts):
     ) -> None:
         if base is None:
             raise ValueError("Build a drop-in with sampler.scheduler(name, pipe.scheduler).")
-        self.schedule = Schedule.from_config(base, str(base.get("_class_name", "")))
+        name = str(base.get("_class_name", ""))
+        if why := BESIDE_STEPS.get(name):
+            raise ValueError(f"{name} stays where it is: {why}.")
+        self.schedule = schedule_of(base, name)
+        self._second = name in ("LCMScheduler", "SCMScheduler")
         self.method = registry.build("sampler", sampler)
         if type(self.method).start is not SamplerBase.start:
             raise ValueError(
@@ -89,8 +63,8 @@ class SamplerScheduler(SchedulerParts):
         self._spacing = grid
         count = count_of(grid) or 4
         mu = None if self.schedule.dynamic is None else 1.0
-        trial = self.schedule.grid(count, spacing=grid, mu=mu)
-        self.method.levels(trial)  # refuses levels of another process
+        self._trial = self.schedule.grid(count, spacing=grid, mu=mu)
+        self.method.levels(self._trial)  # refuses levels of another process
         # evaluations per requested timestep; pipelines skip that many when they start midway
         self.order = self.method.evaluations
         self._grid: tuple[Level, ...] = ()
@@ -136,7 +110,7 @@ class SamplerScheduler(SchedulerParts):
                 "and those of a drop-in belong to another x; keep the scheduler that it came with."
             )
         self._scaled = True
-        if self.schedule.process != "edm":
+        if not self.schedule.preconditioned:
             return sample
         return sample * self.schedule.network_input(self._level(timestep))
 
@@ -150,7 +124,7 @@ class SamplerScheduler(SchedulerParts):
         generator: Any = NOT_PASSED,
         return_dict: bool = True,
         **others: Any,
-    ) -> SchedulerOutput | tuple[Tensor]:
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
         """Take one step; noise is seeded at the first step of a run, see `step_seeds`.
 
         Channels of a learned variance are dropped. Raises ValueError for a timestep that is not the
@@ -169,7 +143,7 @@ class SamplerScheduler(SchedulerParts):
             )
         timestep = common(timestep)
         index = self._first(timestep) if self._index is None else self._index
-        if index >= len(self._spans) or float(timestep) != self._t[index]:
+        if index >= len(self._spans) or abs(float(timestep) - self._t[index]) > self._rounding:
             raise ValueError(
                 f"Timestep {float(timestep):g} is not the next one of this run; "
                 "call set_timesteps before every run."
@@ -189,14 +163,19 @@ class SamplerScheduler(SchedulerParts):
         mean = Lin.of(move.mean)
         if move.std != 0:
             noise = Noise(self._seeds).of_move(index, x, move.over)
-            mean = mean + move.std * Lin.of(noise)
+            mean = mean + (move.std * self.schedule.noise_std) * Lin.of(noise)
         x, self._state = settle((mean, move.state))
         if index == len(self._spans) - 1:
             x = settle(self.method.finish(x, self._state))
             self._check_finite(x)
         self._index, self._x = index + 1, x
         out = x.to(sample.dtype)
-        return SchedulerOutput(prev_sample=out) if return_dict else StepAnswer((out,))
+        if return_dict:
+            return SchedulerOutput(prev_sample=out)
+        if not self._second:
+            return StepAnswer((out,))
+        last = index == len(self._spans) - 1
+        return out, out if last else settle(pred.x0).to(sample.dtype)
 
     def _check_finite(self, x: Tensor) -> None:
         if not bool(x.isfinite().all()):

@@ -25,6 +25,7 @@ class SchedulerParts(SchedulerMixin, ConfigMixin):
     schedule: Schedule
     timesteps: Tensor
     _grid: tuple[Level, ...]
+    _trial: tuple[Level, ...]
     _spans: Sequence[Span]
     _index: int | None
     _begin: int | None
@@ -38,8 +39,8 @@ class SchedulerParts(SchedulerMixin, ConfigMixin):
 
     @property
     def init_noise_sigma(self) -> float:
-        """Factor on the first noise."""
-        return self.schedule.initial_scale(self._grid) if self._grid else 1.0
+        """Factor on the first noise, also for pipelines that draw it before they set timesteps."""
+        return self.schedule.initial_scale(self._grid or self._trial)
 
     @property
     def sigmas(self) -> Tensor:

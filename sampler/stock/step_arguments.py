@@ -12,6 +12,11 @@ from sampler.core.errors import ModelError
 
 # Arguments of the steps of Euler and Heun schedulers, with the values that change nothing.
 _NEUTRAL = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
+# Schedulers that a drop-in cannot replace, and why.
+BESIDE_STEPS = {
+    "RePaintScheduler": "RePaintPipeline goes back to noisier levels between its steps, and a "
+    "sampler only goes down",
+}
 _OF_GRID = ("prev_timestep",)  # checked by the drop-in against its grid
 
 

@@ -11,7 +11,9 @@ from sampler_kernels import map_tree
 from torch import Tensor
 
 # Names under which denoising networks take the time.
-TIME = frozenset({"timestep", "timesteps", "timestep_ratio", "t", "time", "sigma", "noise_labels"})
+TIME = frozenset(
+    {"timestep", "timesteps", "timestep_ratio", "t", "r", "time", "sigma", "noise_labels"}
+)
 SAMPLE = ("hidden_states", "sample", "x", "latents")
 _BY_ROW = ("diffusers.models.", "diffusers.loaders.")
 

@@ -107,7 +107,7 @@ def hosted(recipe: Recipe, pipe: Any, _: torch.Tensor) -> str:
     inputs = {
         name: [value] if isinstance(value, list) and len(value) == 1 else value  # one per prompt
         for name, value in own.items()
-        if name not in RESERVED
+        if name not in RESERVED and value is not None
     }
     size = {name: own[name] for name in ("height", "width") if name in own}
     prompt = own.get("prompt", "3" if "class_labels" in own else "")

@@ -10,7 +10,8 @@ from diffusers import schedulers
 
 import sampler
 from sampler import Schedule
-from sampler.core.schedulers import SCHEDULERS
+from sampler.core.consistency_schedule import schedule_of
+from sampler.core.schedulers import SCHEDULERS, WITHOUT_LEVELS
 from tests.tiny import BETAS
 
 CLASSES = sorted(name for name in dir(schedulers) if name.endswith("Scheduler"))
@@ -26,6 +27,12 @@ OPTIONS = {
     "flow_sigma_min": {**FLOW, "final_sigmas_type": "sigma_min"},
     "shift": {"shift": 3.0},
 }
+# What a scheduler needs for a run that goes down one level a step.
+PLAIN = {"HeliosScheduler": {"stages": 1}}
+GIVEN = {
+    "RePaintScheduler": {"jump_length": 1, "jump_n_sample": 1},
+    "SCMScheduler": {"intermediate_timesteps": None},
+}
 CASES = [(name, options) for name in SCHEDULERS for options in OPTIONS]
 
 
@@ -34,7 +41,7 @@ def built(name, options):
     known = inspect.signature(cls.__init__).parameters
     if any(option not in known for option in options):
         pytest.skip("not an option of this scheduler")
-    return cls(**options)
+    return cls(**PLAIN.get(name, {}), **options)
 
 
 def distinct(values):
@@ -45,25 +52,28 @@ def distinct(values):
 @pytest.mark.parametrize("name, options", CASES)
 def test_levels_are_the_stock_ones(name, options):
     stock = built(name, OPTIONS[options])
-    schedule = Schedule.from_config(json.loads(json.dumps(dict(stock.config))), name)
+    if name == "HeliosScheduler" and options == "shift":
+        pytest.skip("its pipeline shifts by mu, and gives its sigmas")
+    schedule = schedule_of(json.loads(json.dumps(dict(stock.config))), name)
     flow, midpoints = schedule.process == "flow", name.startswith(("KDPM2", "PNDM"))
     for steps in (4, 7, 20):
-        stock.set_timesteps(steps)
+        stock.set_timesteps(steps, **GIVEN.get(name, {}))
         grid = schedule.grid(steps)
         times, theirs = [level.t for level in grid[:-1]], stock.timesteps.tolist()
+        theirs = theirs[: len(times)] if schedule.closed else theirs
         if midpoints:  # of their own, between the levels
             assert all(min(abs(t - other) for other in theirs) < 1 for t in times)
             continue
         # other flow schedulers round times down, which networks do not need
         np.testing.assert_allclose(times, distinct(theirs), 0, 1.001 if flow else 1e-2)
-        if hasattr(stock, "sigmas"):
+        if hasattr(stock, "sigmas") and schedule.process != "consistency":
             ours = [v.sigma if flow else v.sigma / v.alpha for v in grid if v.alpha]
             theirs = stock.sigmas.tolist()
             theirs = theirs if len(theirs) == len(grid) else distinct(theirs)
             np.testing.assert_allclose(ours, theirs[-len(ours) :], 2e-4, 1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(set(CLASSES) - set(SCHEDULERS)))
+@pytest.mark.parametrize("name", sorted(set(CLASSES) - {*SCHEDULERS, *WITHOUT_LEVELS}))
 def test_other_schedulers_are_refused(name):
     with pytest.raises(ValueError, match=f"levels of {name} are not known; use one of DDIM"):
         Schedule.from_config({**BETAS, "prediction_type": "epsilon"}, name)

@@ -383,7 +383,7 @@ def test_refusals(tmp_path):
         sampler.scheduler({"name": "ghvb", "momentum_number": "calibrated:x.json"}, base)
     from diffusers import ScoreSdeVeScheduler
 
-    with pytest.raises(ValueError, match="not known"):
+    with pytest.raises(ValueError, match="has no levels that a sampler"):
         sampler.scheduler("ghvb", ScoreSdeVeScheduler())
 
 
