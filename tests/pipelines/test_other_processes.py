@@ -18,6 +18,7 @@ import torch
 import sampler
 from sampler.core.consistency_schedule import schedule_of
 from sampler.engine.hosted_pipeline import HostedPipeline
+from tests import tiny
 from tests.classic.table import TINY
 
 MEAN, DEVIATION = 0.7, 0.4
@@ -245,3 +246,15 @@ def test_saved_and_loaded_with_its_pipeline(name, tmp_path):
     before = recipe.called(pipe)
     pipe.scheduler = type(pipe.scheduler).from_pretrained(tmp_path)
     assert torch.equal(recipe.called(pipe), before)
+
+
+def test_rules_see_the_sample_of_a_drop_in_as_the_engine_does():
+    """The stock Euler scheduler holds x/alpha, and its drop-in x."""
+    pipe = tiny.sd()
+    pipe.scheduler = diffusers.EulerDiscreteScheduler(**tiny.BETAS)
+    call = {"seeds": 1, "steps": 3, "height": 32, "width": 32, "output": "latent",
+            "guidance": {"name": "apg", "scale": 5.0, "space": "x0", "norm_threshold": 2.0}}  # fmt: skip
+    engine = sampler.load(pipe)
+    wanted = engine.generate("a fox", **call).latents
+    hosted = engine.as_hosted().generate("a fox", **call).latents
+    assert torch.allclose(hosted, wanted, atol=1e-5 * float(wanted.abs().max()))
