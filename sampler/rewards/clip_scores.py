@@ -156,8 +156,7 @@ class Aesthetic(_ClipReward):
 
     @cached_property
     def _head(self) -> Any:
-        from sampler.rewards.encoders import read_weights
-        from sampler.rewards.heads import ScoreHead
+        from sampler.rewards.heads import ScoreHead, read_weights
 
         weights = read_weights(self.head, "model.safetensors")
         size = self._clip.model.config.projection_dim

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sampler.core.errors import ModelError, first_line
-from sampler.rewards.heads import ScoreHead
+from sampler.rewards.heads import ScoreHead, read_weights
 from sampler.rewards.preprocess import (
     BILINEAR,
     MODES,
@@ -196,24 +194,6 @@ def _tokens(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
     return tokenizer(
         list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     )
-
-
-def read_weights(folder: str, name: str, others: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file in a folder that also has `others`.
-
-    Raises SamplerError (6) naming expected and missing files.
-    """
-    root = Path(folder)
-    missing = [f for f in (name, *others) if not (root / f).is_file()]
-    if missing:
-        raise ModelError(
-            f"{folder} lacks {', '.join(missing)}; expected files: {', '.join((name, *others))} "
-            "(python -m scripts.rewards.convert writes them from the original checkpoints).",
-        )
-    try:
-        return load_file(root / name)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{root / name} is not a safetensors file: {error}.") from None
 
 
 def _preprocessing(source: str, download: bool) -> Preprocessing:

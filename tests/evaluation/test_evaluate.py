@@ -300,6 +300,17 @@ def test_statistics_of_pixels():
     assert sharpness(images).numpy() == pytest.approx(laplacian.var((1, 2), ddof=1), rel=1e-4)
 
 
+def test_a_distance_is_extrapolated_to_infinitely_many_images(monkeypatch):
+    """Of a bias linear in 1/n nothing is left; of the same Gaussian less than at n."""
+    torch.manual_seed(0)
+    seen = torch.randn(600, 8)
+    reference = classifier.feature_statistics(torch.randn(200_000, 8))
+    biased = classifier.frechet_distance(*classifier.feature_statistics(seen), *reference)
+    assert abs(features.extrapolate(seen, reference)) < 0.4 * biased
+    monkeypatch.setattr(features, "_frechet", lambda found, _: 0.7 + 30 / len(found))
+    assert features.extrapolate(seen, reference) == pytest.approx(0.7, abs=1e-9)
+
+
 def test_a_reference_is_in_the_fingerprint(folder, tmp_path_factory):
     """Of its content, not of its place; a changed image is another reference."""
     place = tmp_path_factory.mktemp("references")

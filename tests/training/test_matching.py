@@ -19,8 +19,8 @@ from sampler.training.averages import Average, Averaged, warm_decay
 from sampler.training.batches import batch
 from sampler.training.matching.levels import flow_sigma, level_at, matching_levels
 from sampler.training.matching.trainers import AWM, NFT
-from sampler.training.matching.update import Matching
-from sampler.training.online import Collected
+from sampler.training.matching.update import Matching, predict_at
+from sampler.training.online import Collected, sampled
 from sampler.training.session import Session
 from sampler.types import Level, Prediction, Snapshot
 from tests import tiny
@@ -105,6 +105,7 @@ def test_nft_at_the_old_weights_weighs_the_denoising_gradient_by_2r_minus_1(beta
     (wanted,) = torch.autograd.grad(wanted.sum(), theta)
     assert (ours - wanted).norm() <= 1e-10 * wanted.norm()
     assert metrics["gain"].abs().max() == 0 and metrics["deviation"].abs().max() == 0
+    torch.testing.assert_close(metrics["x0_norm"], x0.square().mean(1))
 
 
 @pytest.mark.parametrize("average", ["levels", "each"])
@@ -136,6 +137,41 @@ def test_awm_has_the_gradient_of_its_clipped_ratio(average, monkeypatch):
     assert (ours - wanted).norm() <= 1e-10 * wanted.norm()
     assert metrics["deviation"].min() > 0
     assert torch.equal(theta.data, torch.tensor([0.3, -0.2], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["nft", "awm"])
+def test_training_evaluates_the_condition_alone_or_the_rule_of_the_settings(name):
+    """cond: c; sampling: u + 3·(c − u), whose parts are the same rule of scales 1 and 0."""
+    engine = world.engine()
+
+    def rule(scale):
+        return registry.build("guidance", {"name": "cfg", "scale": scale})
+
+    method, reward = registry.build("sampler", "ddim"), registry.build("reward", "brightness")
+    session = Session(engine, reward, method, rule(3.0), 2, (16, 16), 2)
+    rows = batch(["a dog"], 2, 0, 0, 2)
+    with torch.no_grad():
+        collected = sampled(session, rows, [0, 1])
+        level, run = session.pipeline.grid(3, (16, 16))[1], collected.run
+        found = {}
+        for chosen in ("cond", "sampling"):
+            trainer = registry.build("trainer", {"name": name, "train_rule": chosen})
+            pred = Matching(trainer, session)._predict(collected, collected.x0, level)
+            found[chosen] = sampler.settle(pred.out)
+        parts = [
+            sampler.settle(predict_at(session, run.cond, (5, 6), collected.x0, level, rule(s)).out)
+            for s in (1.0, 0.0)
+        ]
+    torch.testing.assert_close(found["cond"], parts[0])
+    guided = parts[1] + 3 * (parts[0] - parts[1])
+    torch.testing.assert_close(found["sampling"], guided, rtol=1e-4, atol=1e-5)
+    assert (found["cond"] - found["sampling"]).abs().max() > 1e-3
+
+
+def test_few_step_models_are_trained_where_that_is_asked_for(tmp_path):
+    spec = {**world.TRAINERS["nft"], "few_step": True}
+    report = world.tune(world.engine(tiny2.lcm), tmp_path, spec, updates=1)
+    assert report.log[0]["grad_norm"] > 0
 
 
 def test_awm_is_pulled_to_its_average(monkeypatch):
