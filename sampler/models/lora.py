@@ -153,7 +153,7 @@ def _load_all(parts: dict[str, nn.Module], loras: Sequence[tuple[Path, float]], 
             check_tensors(path, tensors)
             name = f"lora_{number}"
             try:
-                with _quiet():
+                with quiet():
                     load(path, fold_alphas(tensors), header, name)
             except (ModelError, MemoryError, torch.OutOfMemoryError):
                 raise
@@ -179,8 +179,9 @@ def _load_all(parts: dict[str, nn.Module], loras: Sequence[tuple[Path, float]], 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress progress bars and log messages of the loaders; skipped tensors are refused here."""
+def quiet() -> Iterator[None]:
+    """Suppress progress bars and log messages of loaders, whose skipped tensors are refused here,
+    and of writers."""
     from transformers.utils import logging as bars
 
     shown, before = bars.is_progress_bar_enabled(), logging.root.manager.disable

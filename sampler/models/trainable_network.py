@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sampler.core.durable import write_file, write_folder
-from sampler.models.lora import check_bare
+from sampler.models.lora import check_bare, quiet
 
 _HALF = (torch.bfloat16, torch.float16)
 _WIDE = (torch.float32, torch.float64)
@@ -121,7 +121,7 @@ def save_pipeline(trained: WholeNetwork, pipe: Any, folder: Path, manifest: dict
 
     The folder is that of a stock pipeline, with manifest.json beside model_index.json.
     """
-    with write_folder(folder) as temporary, trained.in_given_dtype():
+    with write_folder(folder) as temporary, trained.in_given_dtype(), quiet():
         pipe.save_pretrained(temporary, safe_serialization=True)
         text = json.dumps({"kind": "model", **manifest}, indent=2, sort_keys=True) + "\n"
         write_file(temporary / "manifest.json", text.encode())

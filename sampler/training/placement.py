@@ -20,6 +20,13 @@ from sampler.workers.prompt_cache import PromptCache
 def check_placement(session: Session, trainer: TrainerBase, settings: Settings) -> None:
     """Raise ValueError for a cache of no text, and for parts that cannot wait in main memory."""
     pipeline, offload = session.pipeline, settings.offload
+    hooked = getattr(pipeline.network, "_hf_hook", None) is not None
+    if hooked and (offload or settings.adapter == "full"):
+        given = "offload" if offload else "adapter = 'full'"
+        raise ValueError(
+            f"fit.{given}: the model is loaded with offload, which moves its weights itself; load "
+            "it without."
+        )
     kind = type(pipeline.pipe).__name__
     if settings.cache_text and not _parts(pipeline.pipe, "text"):
         raise ValueError(f"fit.cache_text: {kind} has no text encoder; leave it out.")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from safetensors.torch import load_file
 from torch import nn
 
@@ -184,6 +185,18 @@ def test_quantised_weights_are_refused():
     layer.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(ValueError, match="has uint8 ones; train a LoRA"), unfrozen(layer):
         pass
+
+
+def test_what_offloading_moves_is_refused(tmp_path):
+    engine = world.engine()
+    add_hook_to_module(engine.pipeline.network, ModelHook())
+    with pytest.raises(ValueError, match="fit.adapter = 'full': the model is loaded with offload"):
+        world.tune(engine, tmp_path, "nft", adapter="full")
+
+
+def test_a_pipeline_is_written_in_silence(tmp_path, capfd):
+    world.tune(world.engine(), tmp_path, "nft", updates=1, adapter="full")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_defaults_are_those_of_whole_networks(tmp_path):
