@@ -253,7 +253,8 @@ def test_rules_see_the_sample_of_a_drop_in_as_the_engine_does():
     pipe = tiny.sd()
     pipe.scheduler = diffusers.EulerDiscreteScheduler(**tiny.BETAS)
     call = {"seeds": 1, "steps": 3, "height": 32, "width": 32, "output": "latent",
-            "guidance": {"name": "apg", "scale": 5.0, "space": "x0", "norm_threshold": 2.0}}  # fmt: skip
+            "guidance": {"name": "apg", "scale": 5.0, "space": "x0",
+                         "norm_threshold": 2.0}}  # fmt: skip
     engine = sampler.load(pipe)
     wanted = engine.generate("a fox", **call).latents
     hosted = engine.as_hosted().generate("a fox", **call).latents
