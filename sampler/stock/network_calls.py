@@ -47,7 +47,7 @@ class NetworkCalls:
         """Begin a run."""
         self.expected: list[Answer] = []
         self._next: Tensor | None = None
-        self._coupled = [couples_rows(network) for network in self.networks]
+        self._coupled: dict[int, bool] = {}  # by number of a network, where a call asked
         self.forget()
 
     def forget(self) -> None:
@@ -108,13 +108,18 @@ class NetworkCalls:
         readers = [position] if form.used[position] else last.readers
         networks = [number, *(self.expected[at].network for at in readers)]
         single = all(is_single(self.expected[at].raw) and form.used[at] for at in readers)
-        if not readers or not single or any(self._coupled[network] for network in networks):
+        if not readers or not single or any(map(self._couples_rows, networks)):
             return None, None
         planned = [self._planned_rows(form, at, self._next) for at in readers]
         if any(rows is None for rows in planned):
             return None, last
         found = torch.stack([rows for rows in planned if rows is not None]).any(0)
         return (None if found.all() else found), last
+
+    def _couples_rows(self, number: int) -> bool:
+        if number not in self._coupled:
+            self._coupled[number] = couples_rows(self.networks[number])
+        return self._coupled[number]
 
     def _planned_rows(self, form: Form, position: int, x: Tensor) -> Tensor | None:
         """Rows of a call that the rule asks for in this step, bool [count], None for all."""

@@ -134,7 +134,8 @@ class SamplerScheduler(SchedulerParts):
         `step`, unless they change nothing; SamplerError at the last step for a result that is not
         finite.
         """
-        refuse(self.config["base"], self.method.name, eta, use_clipped_model_output, others)
+        base: Any = self._internal_dict["base"]
+        refuse(base, self.method.name, eta, use_clipped_model_output, others)
         if self.schedule.process != "flow" and not self._scaled and not return_dict:
             raise ValueError(
                 "This pipeline does not call scale_model_input, so it is made for flow matching or "
@@ -156,7 +157,6 @@ class SamplerScheduler(SchedulerParts):
             self._seeds = step_seeds(generator, sample) if self.method.stochastic else ()
         span = self._spans[index]
         x = self._precise(sample)
-        base = self.config["base"]
         pred = self.schedule.predict(x, without_variance(model_output, x, base), span.now)
         pred = clipped(pred, x, base, str(base.get("_class_name", "")))
         move = self.method.step(x, pred, with_noise(span, self.method, self._seeds), self._state)
