@@ -128,6 +128,8 @@ class FlowSpread:
         return sigmas.tolist(), (sigmas * np.float32(self.count)).tolist()
 
     def _even(self, steps: int) -> np.ndarray:
+        if self.count == 1:  # times in 0..1, where 1/N is no least one
+            return np.linspace(1.0, 0.0, steps + 1)[:steps]
         if self.from_zero:
             return (1 - np.linspace(1.0, 1 / self.count, steps + 1))[:0:-1]
         if self.to_zero:

@@ -52,7 +52,8 @@ class LevelGrids(NoiseLevels):
         """
         steps = as_int(steps, "steps")
         one_more = self.open_end and self.process == "vp" and spacing in (None, *PLAIN)
-        limit = min(MAX_STEPS, self.train_steps - one_more)
+        continuous = self.process == "flow" and self.train_steps == 1  # times in 0..1
+        limit = MAX_STEPS if continuous else min(MAX_STEPS, self.train_steps - one_more)
         if self.origin > 0 and spacing is None:
             limit = min(limit, self.origin)
         if not 1 <= steps <= limit:

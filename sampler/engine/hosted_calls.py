@@ -69,7 +69,7 @@ class HostedCalls:
 
     def __init__(self, hosted: HostedPipeline) -> None:
         self.hosted, self.pipe = hosted, hosted.pipe
-        self._one_at_a_time = self._arrays = False
+        self._one_at_a_time = self._arrays = self._told_of_sound = False
         self._checked: tuple[StockCall, Any] | None = None  # the copy that a check has made
 
     def grid(self, spec: Any, method: Sampler, rule: Any, steps: int) -> Any:
@@ -149,6 +149,9 @@ class HostedCalls:
                 f"embedded: {type(twin).__name__} evaluates an unconditional branch, so its scale "
                 "is no input of the network; use 'cfg'."
             )
+        if getattr(out, "audio", None) is not None and not self._told_of_sound:
+            self._told_of_sound = True
+            log.warning("%s makes sound too, of which only the video is kept.", type(twin).__name__)
         values = converted(first_value(out), shared.output, len(jobs))
         return values, hook.nfe
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from sampler.pipelines.call_arguments import default_of
+
 
 @contextmanager
 def readable_layers(pipe: Any, given: Mapping[str, Any]) -> Iterator[None]:
@@ -17,7 +19,7 @@ def readable_layers(pipe: Any, given: Mapping[str, Any]) -> Iterator[None]:
     0.42 reads the former. The name is an attribute of the encoder for the time of a context, and
     not a module: state and structure stay as they are.
     """
-    asked = given.get("clip_skip") is not None
+    asked = given.get("clip_skip", default_of(type(pipe), "clip_skip")) is not None
     encoders = [part for part in pipe.components.values() if asked and _is_flat(part)]
     for encoder in encoders:
         vars(encoder)["text_model"] = encoder

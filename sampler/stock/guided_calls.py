@@ -141,6 +141,8 @@ class GuidedCalls:
             return call(*args, **kwargs)
         given = {**dict(zip(self._step_names, args, strict=False)), **kwargs}
         output, x = given["model_output"], given["sample"]
+        if not self.calls.answers and self.calls.beside(output):
+            return call(*args, **kwargs)  # with the pipeline's own guidance
         if not self.calls.answers:
             raise ValueError(
                 f"{type(self.pipe).__name__} took a step without a guided call of its "

@@ -7,11 +7,12 @@ rows are.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from sampler_kernels import leaves
 from torch import Tensor
 
 from sampler.stock.answers import Answer, scattered, whole
@@ -71,6 +72,19 @@ class NetworkCalls:
             return False
         blocks = output.split(len(values[0]))
         return all(any(torch.equal(v, block) for block in blocks) for v in values)
+
+    def beside(self, output: Tensor) -> bool:
+        """Return True if a model_output belongs to another value of the last step's answers, such
+        as the sound of a video, whose steps follow those of the first.
+        """
+        for answer in self.expected:
+            values = leaves(
+                [*answer.raw.values()] if isinstance(answer.raw, Mapping) else answer.raw
+            )
+            shapes = [value.shape[1:] for value in values if isinstance(value, Tensor)]
+            if output.shape[1:] in shapes[1:] and output.shape[1:] != shapes[0]:
+                return True
+        return False
 
     def evaluate(self, number: int, call: Call, args: Any, kwargs: Any, given: Any) -> Any:
         """The answer of network `number`, called on the sample `given`."""

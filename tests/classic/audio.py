@@ -66,6 +66,7 @@ def stable_audio_3() -> dict[str, Any]:
         encoder_strides=(2,), encoder_transformer_depths=(1,), latent_dim=8,
         use_differential_attention=False, dim_heads=4, ff_mult=2, sampling_rate=16,
     )  # fmt: skip
+    randomised(vae)  # else every sound is the same
     return {
         "tokenizer": words,
         "text_encoder": transformers.T5GemmaEncoderModel(both),
@@ -194,7 +195,7 @@ HEARD = {"duration": 1.0, "audio": drawn(1, 2, 16)}
 TINY = {
     "StableAudioPipeline": Recipe(stable_audio, {"audio_end_in_s": 2.0}),
     "StableAudio3Pipeline": Recipe(stable_audio_3, {"duration": 1.0}),
-    "StableAudio3AudioToAudioPipeline": Recipe(stable_audio_3, {**HEARD, "init_noise_level": 0.8}),
+    "StableAudio3AudioToAudioPipeline": Recipe(stable_audio_3, {**HEARD, "init_noise_level": 0.97}),
     "StableAudio3InpaintPipeline": Recipe(
         stable_audio_3, {**HEARD, "mask_start_seconds": 0.25, "mask_end_seconds": 0.5, "mask": ...}
     ),

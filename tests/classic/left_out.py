@@ -20,6 +20,10 @@ _GROUPS = {
         VersatileDiffusionImageVariation VersatileDiffusionTextToImage""",
     "It decodes the latents of another pipeline by a diffusion inside its decoder, which has no "
     "prompt.": "LTX2VideoDiffusionDecode",
+    "It asks its own scheduler for the steps of each stage of its pyramid, which no other has.":
+        "HeliosPyramid",
+    "A tiny random network magnifies the rounding of its images to 1e-4.":
+        "WuerstchenDecoder WuerstchenCombined",
     "It makes molecules with two schedulers for one network, neither of them called scheduler.":
         "RFD4Proteina",
     "It takes the latents of another pipeline, and no scheduler but its own, whose levels are not "

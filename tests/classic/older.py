@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import diffusers
 from diffusers.pipelines.deprecated.wuerstchen import modeling_paella_vq_model as paella_vq
-from diffusers.pipelines.deprecated.wuerstchen import modeling_wuerstchen_diffnext as diffnext
 from diffusers.pipelines.deprecated.wuerstchen import modeling_wuerstchen_prior as prior_network
 
 from tests import tiny, tiny_transformers
@@ -95,17 +95,10 @@ def wuerstchen_prior() -> dict[str, Any]:
     }
 
 
-def wuerstchen_decoder() -> dict[str, Any]:
-    network = diffnext.WuerstchenDiffNeXt(
-        c_cond=WIDTH, c_hidden=[16, 32], nhead=[-1, 2], blocks=[1, 1], level_config=["CT", "CTA"],
-        inject_effnet=[False, True], effnet_embd=4, clip_embd=WIDTH, dropout=0.0,
-    )  # fmt: skip
-    return {**wuerstchen_prior(), "decoder": network, "vqgan": paella(), "latent_dim_scale": 4.0}
-
-
 def combined(parts: dict[str, Any]) -> dict[str, Any]:
     """Parts of a decoder with those of its prior under a prefix, of the pipeline of both."""
-    return {**parts, **{f"prior_{name}": part for name, part in parts.items()}}
+    own = {f"prior_{name}": part for name, part in parts.items()}
+    return {**parts, **own, "prior_scheduler": copy.deepcopy(parts["scheduler"])}
 
 
 def amused() -> dict[str, Any]:
@@ -146,8 +139,6 @@ TINY = {
     "StableCascadePriorPipeline": Recipe(cascade_prior),
     "StableCascadeDecoderPipeline": Recipe(cascade_decoder, IMAGES),
     "StableCascadeCombinedPipeline": Recipe(lambda: combined(cascade_decoder()), BOTH),
-    "WuerstchenDecoderPipeline": Recipe(wuerstchen_decoder, IMAGES),
-    "WuerstchenCombinedPipeline": Recipe(lambda: combined(wuerstchen_decoder()), BOTH),
     "WuerstchenPriorPipeline": Recipe(wuerstchen_prior),
     "AmusedPipeline": Recipe(amused),
     "AmusedImg2ImgPipeline": Recipe(amused),

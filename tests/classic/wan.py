@@ -115,8 +115,5 @@ TINY = {
         ),
         {**NINE, "video": ...},
     ),
-    "HeliosPyramidPipeline": Recipe(
-        helios, {**NINE, "image": ..., "video": ..., "pyramid_num_inference_steps_list": [2]}
-    ),
     "HeliosPipeline": Recipe(helios, {**NINE, "image": ..., "video": ...}),
 }  # fmt: skip

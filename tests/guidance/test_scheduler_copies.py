@@ -51,6 +51,24 @@ def test_frames_are_guided_as_one_video():
     assert type(pipe.scheduler) is UniPCMultistepScheduler
 
 
+def test_the_sound_of_a_video_keeps_the_guidance_of_its_pipeline():
+    recipe = TINY["LTX2Pipeline"]
+    pipe = recipe.build("LTX2Pipeline")
+
+    def made(scale):
+        given = {**recipe.settings(type(pipe)), **recipe.inputs(type(pipe))}
+        given |= {"guidance_scale": scale, "audio_guidance_scale": 3.0}
+        out = pipe(**given, generator=torch.Generator().manual_seed(3))
+        return out.frames, out.audio
+
+    plain, stock = made(S), made(6.0)
+    with sampler.guide(pipe, Seen(scale=6.0)) as calls:
+        guided = made(S)
+    for value, other in zip(guided, stock, strict=True):
+        assert (value - other).abs().max() <= 1e-5 * other.abs().max()
+    assert (guided[0] - plain[0]).abs().max() > 1e-4 and calls.nfe == [6]
+
+
 def test_frames_at_several_levels_are_refused():
     recipe = TINY[FORCING]
     pipe = recipe.build(FORCING)

@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPAGPipeline
 
 import sampler
+from sampler.pipelines.call_arguments import RESERVED
 from tests import tiny
 from tests.classic.table import TINY
 from tests.guidance.stock import Rows
@@ -272,6 +273,17 @@ def test_a_schedule_of_scales_gives_way_to_the_rule():
     assert torch.allclose(found, plain, atol=1e-5)
     with pytest.raises(ValueError, match="set by the engine; give the scale"):
         engine.generate("a fox", inputs={"guidance_schedule": [7.0] * 3}, **settings)
+
+
+def test_a_video_whose_sound_is_dropped_says_so_once(caplog):
+    recipe = TINY["LTX2Pipeline"]
+    engine = sampler.load(recipe.build("LTX2Pipeline"))
+    inputs = {name: value for name, value in recipe.call.items() if name not in RESERVED}
+    for _ in range(2):
+        result = engine.generate("a fox", seeds=1, steps=2, guidance=CFG, inputs=inputs, **SIZE)
+    assert len(result.images[0]) == 5
+    said = [record.message for record in caplog.records if record.name == "sampler"]
+    assert said == ["LTX2Pipeline makes sound too, of which only the video is kept."]
 
 
 def test_guess_mode_is_refused_before_any_call():

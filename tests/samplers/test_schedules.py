@@ -14,6 +14,7 @@ from diffusers import (
 from sampler_kernels import leaves
 
 import sampler
+from sampler.core.schedule import Schedule
 from tests.analytic import vp_grid
 from tests.samplers.golden import arrays, mixture
 
@@ -114,3 +115,14 @@ def test_what_the_network_predicts_does_not_matter(name):
         ends.append(engine.run(x, vp_grid(15), sampler=spec))
     for other in ends[1:]:
         assert (other - ends[0]).abs().max() <= 1e-10 * ends[0].abs().max()
+
+
+def test_a_flow_model_of_times_up_to_one_takes_any_number_of_steps():
+    config = {"num_train_timesteps": 1, "shift": 1.0}  # Stable Audio 3, ACE-Step
+    schedule = Schedule.from_config(config, "FlowMatchEulerDiscreteScheduler")
+    assert [level.sigma for level in schedule.grid(4)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    given = schedule.grid(3, sigmas=[0.9, 0.5, 0.1])
+    stock = FlowMatchEulerDiscreteScheduler(**config)
+    stock.set_timesteps(sigmas=[0.9, 0.5, 0.1])
+    assert [v.sigma for v in given] == pytest.approx(stock.sigmas.tolist())
+    assert [v.t for v in given[:-1]] == pytest.approx(stock.timesteps.tolist())
