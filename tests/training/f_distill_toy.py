@@ -9,6 +9,7 @@ from sampler import registry
 from sampler.core.noise import initial
 from sampler.engine import Engine
 from sampler.training.batches import batch
+from sampler.training.f_distill.micro_batch import PERTURB
 from sampler.training.f_distill.networks import Distilled
 from sampler.training.session import Session
 from sampler.types import Cond
@@ -69,11 +70,12 @@ class Toy:
     def fake_error(self):
         """Distance of the fake's x0 to the posterior mean, beside the spread of the latter."""
         step = self.trainer.step(self.session, batch(["a"], 1024, 10**6, 0))
-        part = step.part(range(1024))
-        x = step.student(part)
+        part = step.draw.part(range(1024), self.trainer.times)
+        made = step.networks.student(part, 0)
+        x = made.x0
         torch.testing.assert_close(x, M + initial(part.seeds, (2,)) @ L.T, rtol=1e-3, atol=1e-3)
-        noisy = step.noised(x, part, 0)
-        found = step.evaluate("fake", noisy, part.level, part).x0.tensor()
+        noisy = made.noised(part.level, part.noise(x, PERTURB))
+        found = step.networks.evaluate("fake", noisy, part.level, part).x0.tensor()
         a, s = float(part.level.alpha[0]), float(part.level.sigma[0])
         prior = L @ L.T
         gain = a * prior @ torch.linalg.inv(a**2 * prior + s**2 * torch.eye(2))

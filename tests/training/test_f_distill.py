@@ -12,6 +12,7 @@ import sampler
 from sampler import registry
 from sampler.training import checkpoint
 from sampler.training.batches import batch, derived
+from sampler.training.f_distill.micro_batch import PERTURB
 from sampler.training.f_distill.setup import student_levels
 from sampler.training.session import Session
 from sampler.training.settings import settings_from
@@ -171,9 +172,11 @@ def test_reverse_kl_without_a_discriminator_is_plain_distribution_matching(engin
             parameter.grad = None
         step = method.step(session, rows)
         (part,) = step.parts
-        x = step.student(part)
+        sampled = step.networks.student(part, step.last)
+        x = sampled.x0
         with torch.no_grad():
-            teacher, fake = step.scores(step.noised(x, part, 0), part)
+            x_t = sampled.noised(part.level, part.noise(x, PERTURB))
+            teacher, fake = step.networks.scores(x_t, part)
             w = 1 / ((x - teacher).abs().flatten(1).mean(1) + 1e-6)
             target = x - (fake - teacher) * w[:, None, None, None]
         (0.5 * (x - target).square().flatten(1).mean(1)).sum().div(2).backward()
@@ -189,7 +192,7 @@ def test_the_teacher_is_the_guided_one(engine, tmp_path):
         (part,) = step.parts
         assert len(set(part.level.t.tolist())) == 2
         x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        guided, _ = step.scores(x, part)
+        guided, _ = step.networks.scores(x, part)
         pipeline, rows = engine.pipeline, []
         with torch.no_grad():
             for b in range(2):

@@ -9,16 +9,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save
 
 from sampler.core.durable import make_folder, write_file
 from sampler.training.batches import derived
-from sampler.training.data import LatentSet
+from sampler.training.data import LatentSet, data_samples
 from sampler.training.session import Session
+from sampler.training.settings import Settings
+
+if TYPE_CHECKING:
+    from sampler.training.f_distill.trainer import FDistill
 
 IMAGES_PER_FILE = 64
+
+
+def samples_of(
+    trainer: FDistill, session: Session, prompts: list[str], out: Path, settings: Settings
+) -> tuple[LatentSet | None, LatentSet | None]:
+    """Return the samples of the discriminator and the pairs of the warm-up.
+
+    They are generated where they are not on disk yet. Raises ValueError for a prompt without a
+    sample.
+    """
+    own = None
+    if trainer.needs_samples:
+        precision, folder, count = settings.mixed_precision, out / "teacher", trainer.samples
+        own = teacher_samples(session, prompts, count, settings.seed, folder, precision)
+    real = own if trainer.gan_weight else None
+    if trainer.gan_weight and trainer.data is not None:
+        real = data_samples(session, trainer.data, out / "data.safetensors")
+    if real is not None:
+        real.check(prompts)
+    return real, own if trainer.warmup else None
 
 
 def teacher_samples(

@@ -19,7 +19,6 @@ from sampler.training.settings import Decay, Defaults
 from sampler.training.times import time_law
 
 if TYPE_CHECKING:
-    from sampler.training.data import LatentSet
     from sampler.training.f_distill.networks import Distilled
     from sampler.training.f_distill.step import DistillStep
     from sampler.training.session import Session
@@ -163,28 +162,6 @@ class FDistill(TrainerBase):
 
         return student_levels(self.timesteps, session.pipeline.schedule)
 
-    def samples_of(
-        self, session: Session, prompts: list[str], out: Path, settings: Settings
-    ) -> tuple[LatentSet | None, LatentSet | None]:
-        """Return the samples of the discriminator and the pairs of the warm-up.
-
-        They are generated where they are not on disk yet. Raises ValueError for a prompt without
-        a sample.
-        """
-        from sampler.training.data import data_samples
-        from sampler.training.f_distill.teacher import teacher_samples
-
-        own = None
-        if self.needs_samples:
-            precision, folder = settings.mixed_precision, out / "teacher"
-            own = teacher_samples(session, prompts, self.samples, settings.seed, folder, precision)
-        real = own if self.gan_weight else None
-        if self.gan_weight and self.data is not None:
-            real = data_samples(session, self.data, out / "data.safetensors")
-        if real is not None:
-            real.check(prompts)
-        return real, own if self.warmup else None
-
     def check_settings(self, settings: Settings) -> None:
         if settings.ema:
             raise ValueError("f_distill: fit.ema is of trainers of a LoRA; set ema in trainer.")
@@ -200,7 +177,9 @@ class FDistill(TrainerBase):
             )
 
     def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
-        self.samples_of(session, prompts, out, settings)
+        from sampler.training.f_distill.teacher import samples_of
+
+        samples_of(self, session, prompts, out, settings)
 
     @contextmanager
     def trainable(
@@ -208,8 +187,9 @@ class FDistill(TrainerBase):
     ) -> Iterator[Distilled]:
         from sampler.training.f_distill.networks import NetworkOptions, build_networks
         from sampler.training.f_distill.setup import feature_probe
+        from sampler.training.f_distill.teacher import samples_of
 
-        real, pairs = self.samples_of(session, prompts, out, settings)
+        real, pairs = samples_of(self, session, prompts, out, settings)
         options = NetworkOptions(
             self.student,
             self.fake,
@@ -228,11 +208,11 @@ class FDistill(TrainerBase):
         """Return one update of a session on a batch."""
         from sampler.training.f_distill.losses import Weighting
         from sampler.training.f_distill.step import DistillObjective, DistillStep
+        from sampler.training.f_distill.trajectory import Renoised
 
         weighting = Weighting(self.divergence, self.low, self.high, self.times, self.memory)
-        objective = DistillObjective(
-            self.levels(session), weighting, self.gan_weight, self.ema, self.law
-        )
+        trajectory = Renoised(self.levels(session), self.times)
+        objective = DistillObjective(trajectory, weighting, self.gan_weight, self.ema, self.law)
         return DistillStep(objective, session, batch)
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
