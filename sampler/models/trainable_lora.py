@@ -1,4 +1,4 @@
-"""A LoRA in training: added to a network, switched off and on, saved, and removed.
+"""LoRAs in training: added to a network, switched off and on, saved, and removed.
 
 W' = W + (alpha/rank)·B·A        A: [rank, in], Gaussian; B: [out, rank], 0 at the start
 """
@@ -6,6 +6,7 @@ W' = W + (alpha/rank)·B·A        A: [rank, in], Gaussian; B: [out, rank], 0 at
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,10 +30,11 @@ _LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
 @dataclass(frozen=True)
 class TrainableLoRA:
-    """The trainable LoRA of a network; `parameters` by name, float32."""
+    """A trainable LoRA of a network; `parameters` by name, float32. name: peft's for it."""
 
     network: Any
     parameters: dict[str, torch.nn.Parameter]
+    name: str = NAME
 
     def disable(self) -> None:
         for layer in lora_layers(self.network):
@@ -70,37 +72,109 @@ def adapted(
     are restored at the end. Raises ValueError where no layer has a target's name, and UsageError
     for a network that has LoRAs already, and for a start that does not fit.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    with _restored(network):
+        parameters = _inject(network, NAME, rank, alpha, _layer_names(network, targets), seed)
+        if start is not None:
+            initialise_lora(network, NAME, start)
+        yield TrainableLoRA(network, parameters)
 
+
+@contextmanager
+def shared(
+    network: Any, names: Sequence[str], rank: int, alpha: float, targets: Sequence[str], seed: int
+) -> Iterator[dict[str, TrainableLoRA]]:
+    """Give a network several new LoRAs for the time of a context, none of them in use.
+
+    By name, each as a LoRA of a `WithLoRA`: the network with that LoRA in use. Errors as `adapted`,
+    and ValueError for a network with gradient checkpointing, whose backward pass would compute
+    again without the LoRA.
+    """
+    if names and getattr(network, "is_gradient_checkpointing", False):
+        raise ValueError(
+            "Several LoRAs of one network do not work with gradient checkpointing; switch it off "
+            "(disable_gradient_checkpointing)."
+        )
+    with _restored(network):
+        layers = _layer_names(network, targets) if names else []
+        found = {name: _inject(network, name, rank, alpha, layers, seed) for name in names}
+        for layer in lora_layers(network):
+            layer.enable_adapters(False)
+        for parameters in found.values():
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
+        yield {
+            name: TrainableLoRA(WithLoRA(network, name), parameters, name)
+            for name, parameters in found.items()
+        }
+
+
+class WithLoRA:
+    """A network that several LoRAs share, with one of them in use during its calls.
+
+    Everything else is the network's own. Outside of a call no LoRA is in use.
+    """
+
+    def __init__(self, network: Any, name: str) -> None:
+        self._network, self._name = network, name
+        self._layers = lora_layers(network)
+        self._trained = [p for layer in self._layers for p in layer.parameters() if p.requires_grad]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for layer in self._layers:
+            layer.set_adapter(self._name)
+            layer.enable_adapters(True)
+        try:
+            return self._network(*args, **kwargs)
+        finally:
+            for layer in self._layers:
+                layer.enable_adapters(False)
+            for parameter in self._trained:  # switching froze them
+                parameter.requires_grad_(True)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+
+@contextmanager
+def _restored(network: Any) -> Iterator[None]:
+    """Restore structure, flags and modes of a network without LoRAs at the end of a context."""
     check_bare(network)
     flags = {name: p.requires_grad for name, p in network.named_parameters()}
     modes = {name: m.training for name, m in network.named_modules()}
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]: any number works
-        init_lora_weights="gaussian",
-        target_modules=_layer_names(network, targets),
-    )
     network.eval()
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            inject_adapter_in_model(config, network, NAME)
-        if start is not None:
-            initialise_lora(network, NAME, start)
-        parameters = {}
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(f".{NAME}." in name)
-            if f".{NAME}." in name:
-                parameter.data = parameter.data.float()
-                parameters[name] = parameter
-        yield TrainableLoRA(network, parameters)
+        yield
     finally:
         strip_loras(network)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(flags[name])
         for name, module in network.named_modules():
             module.training = modes[name]
+
+
+def _inject(
+    network: Any, name: str, rank: int, alpha: float, layers: list[str], seed: int
+) -> dict[str, nn.Parameter]:
+    """Add a LoRA, the only weights of the network that are trainable then; its parameters."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]: any number works
+        init_lora_weights="gaussian",
+        target_modules=layers,
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, network, name)
+    parameters = {}
+    for key, parameter in network.named_parameters():
+        parameter.requires_grad_(f".{name}." in key)
+        if f".{name}." in key:
+            parameter.data = parameter.data.float()
+            parameters[key] = parameter
+    return parameters
 
 
 def default_targets(network: nn.Module) -> tuple[str, ...]:
@@ -141,8 +215,8 @@ def save_lora(adapter: TrainableLoRA, prefix: str, folder: Path, manifest: dict[
     """
     from peft.utils.save_and_load import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(adapter.network, adapter_name=NAME)
-    config = adapter.network.peft_config[NAME].to_dict()
+    state = get_peft_model_state_dict(adapter.network, adapter_name=adapter.name)
+    config = adapter.network.peft_config[adapter.name].to_dict()
     strength = config["lora_alpha"] / config["r"]
     tensors = {
         f"{prefix}.{k}": (v * strength if ".lora_B." in k else v).detach().cpu().float()

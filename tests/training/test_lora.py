@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import sampler
 from sampler.models.lora import load_lora, unload_lora
 from sampler.models.lora_files import FILE, lora_file, mix_lora, parse_lora, read_lora
-from sampler.models.trainable_lora import adapted, default_targets, save_lora
+from sampler.models.trainable_lora import adapted, default_targets, save_lora, shared
 from tests import tiny
 from tests import tiny_transformers as tiny2
 from tests.training import world
@@ -218,3 +218,48 @@ def test_the_command_lines_form(tmp_path):
     assert np.isclose(parse_lora("a:1e-1")[1], 0.1)
     with pytest.raises(sampler.SamplerError):
         lora_file(tmp_path)
+
+
+def test_two_loras_share_one_network(tmp_path):
+    """Each acts, and has the gradient, of a LoRA alone; between calls the network is as given."""
+    pipe, options = tiny.sd(), (4, 8, ["to_q", "to_v"], 0)
+    network, x = pipe.unet, torch.randn(1, 4, 8, 8)
+    call = {"timestep": 500, "encoder_hidden_states": torch.randn(1, 16, 32)}
+    given, flags = network(x, **call).sample, [p.requires_grad for p in network.parameters()]
+
+    def filled(lora, seed):
+        torch.manual_seed(seed)
+        for parameter in lora.parameters.values():
+            parameter.data = 0.3 * torch.randn_like(parameter)
+        return list(lora.parameters.values())
+
+    def gradients(view, parameters):
+        out = view(x, **call).sample
+        return out, lambda: torch.autograd.grad(out.square().sum(), parameters)
+
+    with shared(network, ["student", "fake"], *options) as loras:
+        weights = {n: filled(lora, k) for k, (n, lora) in enumerate(loras.items())}
+        made = {n: gradients(lora.network, weights[n]) for n, lora in loras.items()}
+        assert torch.equal(network(x, **call).sample, given)  # before the backward passes
+        found = {n: (out.detach(), backward()) for n, (out, backward) in made.items()}
+        assert torch.equal(network(x, **call).sample, given)
+        assert all(p.requires_grad for ps in weights.values() for p in ps)
+        save_lora(loras["fake"], "unet", tmp_path, {})
+    assert flags == [p.requires_grad for p in network.parameters()]
+    assert torch.equal(network(x, **call).sample, given) and not torch.equal(
+        found["fake"][0], given
+    )
+    for k, name in enumerate(("student", "fake")):
+        with adapted(network, *options) as lora:
+            out, backward = gradients(network, filled(lora, k))
+            assert torch.equal(out, found[name][0])
+            assert all(map(torch.equal, backward(), found[name][1]))
+    pipe.load_lora_weights(str(tmp_path))
+    torch.testing.assert_close(network(x, **call).sample, found["fake"][0], rtol=1e-4, atol=1e-4)
+    pipe.unload_lora_weights()
+    network.enable_gradient_checkpointing()
+    with (
+        pytest.raises(ValueError, match="gradient checkpointing"),
+        shared(network, ["a"], *options),
+    ):
+        pass

@@ -1,13 +1,14 @@
-"""The networks of f-distill: student and fake score, copies of the teacher, and discriminator.
+"""The networks of f-distill: student, fake score and discriminator.
 
-The teacher itself is not changed and is shared: the discriminator's heads read its features.
+Student and fake score are copies of the teacher, or LoRAs on the teacher itself, in use only while
+they are evaluated. The discriminator's heads read the teacher's features.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from sampler.core.adapter import PipelineAdapter
+from sampler.core.binding import model_name
 from sampler.models.student import read_network
-from sampler.models.trainable_lora import TrainableLoRA, adapted
+from sampler.models.trainable_lora import TrainableLoRA, shared
 from sampler.training.averages import Average
 from sampler.training.data import LatentSet
 from sampler.training.f_distill.heads import FeatureReader, Heads, ProbeInput, default_features
@@ -31,7 +33,8 @@ class Distilled:
 
     networks: the pipeline adapter with the models "main" (the teacher), "student" and "fake";
     ema: moving average of the student's parameters, which is saved and evaluated; real, pairs:
-    latents for the discriminator and for the regression; lora: of the student, where it is one.
+    latents for the discriminator and for the regression; lora: of the student, where it is one;
+    base: name of the teacher's weights, without LoRAs.
     """
 
     networks: Any
@@ -42,9 +45,10 @@ class Distilled:
     real: LatentSet | None = None
     pairs: LatentSet | None = None
     lora: TrainableLoRA | None = None
+    base: str = ""
 
     def disable(self) -> None:
-        """Do nothing: the teacher is a network of its own."""
+        """Do nothing: the engine's network is the teacher, whose LoRAs are out of use."""
 
     def enable(self) -> None:
         """Do nothing."""
@@ -87,34 +91,40 @@ def build_networks(
     adapter: PipelineAdapter, options: NetworkOptions, probe: ProbeInput
 ) -> Iterator[Distilled]:
     """Build the networks of a run; `probe` shows the shapes of the features."""
-    with ExitStack() as stack:
-        teacher = adapter.network
-        if getattr(teacher, "peft_config", None):
-            raise ValueError("f_distill: the teacher has LoRAs; fuse or remove them first.")
-        first = teacher if options.init is None else read_network(teacher, Path(options.init))
-        student, lora = _trainable_copy(first, options.student, options, stack)
-        fake, _ = _trainable_copy(teacher, options.fake, options, stack)
-        networks = adapter.with_network("student", student).with_network("fake", fake)
-        modules: dict[str, nn.Module] = {"student": student, "fake": fake}
+    teacher = adapter.network
+    if getattr(teacher, "peft_config", None):
+        raise ValueError("f_distill: the teacher has LoRAs; fuse or remove them first.")
+    base = model_name(adapter)
+    first = teacher if options.init is None else read_network(teacher, Path(options.init))
+    forms = {"student": (options.student, first), "fake": (options.fake, teacher)}
+    modules: dict[str, Any] = {
+        name: copy.deepcopy(network).float().requires_grad_(True).eval()
+        for name, (form, network) in forms.items()
+        if form == "full"
+    }
+    adapted = [name for name in forms if name not in modules]
+    chosen = options.rank, options.alpha, options.targets, options.seed
+    with shared(teacher, adapted, *chosen) as loras:
+        parameters = {
+            f"{prefix}.{name}": parameter
+            for prefix, module in {**modules, **loras}.items()
+            for name, parameter in _parameters_of(module).items()
+        }
+        modules |= {name: lora.network for name, lora in loras.items()}
+        networks = adapter
+        for name in forms:
+            networks = networks.with_network(name, modules[name])
         heads = None
         if options.features is not None:
             reader = FeatureReader(networks, options.features or default_features(teacher))
-            heads = modules["heads"] = Heads(reader, probe, options.seed).to(adapter.device)
-        parameters = {
-            f"{prefix}.{name}": parameter
-            for prefix, module in modules.items()
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
-        }
+            heads = Heads(reader, probe, options.seed).to(adapter.device)
+            parameters |= {f"heads.{name}": p for name, p in heads.named_parameters()}
         ema = Average.of({k: p for k, p in parameters.items() if k.startswith("student.")})
-        yield Distilled(networks, student, parameters, ema, heads, lora=lora)
+        student, lora = modules["student"], loras.get("student")
+        yield Distilled(networks, student, parameters, ema, heads, lora=lora, base=base)
 
 
-def _trainable_copy(
-    network: Any, form: Form, options: NetworkOptions, stack: ExitStack
-) -> tuple[nn.Module, TrainableLoRA | None]:
-    twin = copy.deepcopy(network).requires_grad_(False)
-    if form == "lora":
-        lora = adapted(twin, options.rank, options.alpha, options.targets, options.seed)
-        return twin, stack.enter_context(lora)
-    return twin.float().requires_grad_(True).eval(), None
+def _parameters_of(trained: nn.Module | TrainableLoRA) -> dict[str, nn.Parameter]:
+    if isinstance(trained, TrainableLoRA):
+        return trained.parameters
+    return dict(trained.named_parameters())

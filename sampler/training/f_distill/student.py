@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from sampler import registry
-from sampler.core.binding import model_name
 from sampler.core.durable import write_file, write_folder
 from sampler.engine import Engine
 from sampler.models.student import save_student_pipeline
@@ -36,7 +35,7 @@ def student_manifest(
     return {
         "kind": "student",
         "format": FORMAT,
-        "base": model_name(session.pipeline),
+        "base": session.trainable.base,
         "form": form,
         "f": divergence,
         "baked_guidance": registry.spec_of(session.rule),
