@@ -50,12 +50,17 @@ class Student(GuidanceBase):
                 f"student: a negative prompt has no effect, guidance is inside the weights: {baked}"
                 ". Leave the negative prompt out, or wrap it: {'name': 'nag', 'rule': 'student'}."
             )
-        known = (context.adapter.student or {})["timesteps"]
+        manifest = context.adapter.student or {}
+        known = manifest["timesteps"]
         times = ", ".join(f"{t:g}" for t in known)
-        if other := [level.t for level in context.levels if level.t not in known]:
+        own = manifest.get("trajectory") == "own"
+        use = f"use the sampler 'consistency' with {'' if own else 'at most '}{len(known)} steps."
+        run = [level.t for level in context.levels]
+        if other := [t for t in run if t not in known]:
+            raise ValueError(f"student: it was trained at t = {times}, not at {other[0]:g}; {use}")
+        if own and run and (run != list(known) or context.sampler["name"] != "consistency"):
             raise ValueError(
-                f"student: it was trained at t = {times}, not at {other[0]:g}; use the sampler "
-                f"'consistency' with at most {len(known)} steps."
+                f"student: it was trained on its own deterministic trajectory, t = {times}; {use}"
             )
         return self, cond
 

@@ -60,17 +60,25 @@ def read_network(like: N, folder: Path) -> N:
 
 
 def save_student_pipeline(
-    pipe: DiffusionPipeline, network_name: str, student: ModelMixin, folder: Path
+    pipe: DiffusionPipeline, network_name: str, student: ModelMixin, folder: Path, own: bool = False
 ) -> None:
     """Writes a copy of the pipeline around the student, for stock diffusers.
 
     A variance-preserving pipeline gets an LCM scheduler; call it with num_inference_steps=1 and
-    guidance_scale=1, or with the manifest's timesteps.
+    guidance_scale=1, or with the manifest's timesteps. own: the student walks its own deterministic
+    trajectory; it gets a DDIM scheduler, whose num_inference_steps=K are at the student's times
+    where these are spaced evenly (999, 749, 499, 249).
     """
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
     twin = copy.copy(pipe)
     setattr(twin, network_name, student)
     if "beta_start" in pipe.scheduler.config:
-        twin.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+        config = pipe.scheduler.config
+        twin.scheduler = (
+            DDIMScheduler.from_config(config, timestep_spacing="trailing")
+            if own
+            else LCMScheduler.from_config(config)
+        )
     twin.save_pretrained(folder, safe_serialization=True)

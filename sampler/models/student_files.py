@@ -1,6 +1,6 @@
 """The folder of a distilled student, read without loading it. Imports no torch.
 
-manifest.json   kind, form, base, f, baked_guidance, timesteps, prediction
+manifest.json   kind, form, base, f, baked_guidance, timesteps, trajectory, prediction
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sampler.core.errors import ModelError
 MANIFEST = "manifest.json"
 FORMAT = 1
 FORMS = ("full", "lora", "difference")
+TRAJECTORIES = ("renoised", "own")
 WEIGHTS = "student.safetensors"  # of the form "difference"
 BUNDLED = FOLDER / "student"
 
@@ -39,6 +40,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         known = manifest["kind"] == "student" and manifest["format"] == FORMAT
         known = known and manifest["form"] in FORMS and bool(manifest["timesteps"])
         known = known and all(isinstance(t, (int, float)) for t in manifest["timesteps"])
+        # those written before there was a choice have none
+        known = known and manifest.setdefault("trajectory", "renoised") in TRAJECTORIES
         known = known and isinstance(manifest["base"], str)
         known = known and isinstance(manifest["baked_guidance"]["name"], str)
     except (OSError, ValueError, KeyError, TypeError):

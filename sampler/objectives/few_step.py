@@ -15,6 +15,8 @@ def _forward(mid: Level, now: Level, like: Tensor) -> tuple[Any, Any]:
     """Scale and deviation of the forward process from level mid to the noisier level now."""
     scale = broadcast(now.alpha / mid.alpha, like)
     variance = broadcast(now.sigma, like) ** 2 - scale**2 * broadcast(mid.sigma, like) ** 2
+    # rounding makes it negative where the two levels are equal
+    variance = variance.clamp(min=0) if isinstance(variance, Tensor) else max(variance, 0.0)
     return scale, variance**0.5
 
 

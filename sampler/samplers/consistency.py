@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,6 +17,10 @@ class Consistency(SamplerBase):
     """Consistency-model / LCM multistep sampling: to x0 in one jump, then noise of the next level.
 
         x' = alpha'·x0 + sigma'·z,   z ~ N(0, I)
+
+    With the rule `student` and a student of its own trajectory (`f_distill`) the noise is the
+    student's own estimate instead of z: x' = alpha'·x0 + sigma'·eps, deterministic DDIM between all
+    the times that it was trained at, no fewer.
 
     For networks trained to predict x0 in one step; 1 to 8 steps. The last step (sigma' = 0) draws
     no noise. The boundary factors c_skip, c_out of latent consistency models are left out: at the
@@ -32,18 +37,29 @@ class Consistency(SamplerBase):
         "Models (Luo et al., 2023), arXiv:2310.04378, Algorithm 3"
     )
 
-    _walked: ClassVar[tuple[Level, ...]] = ()  # an instance's own: the levels of its timesteps
+    # of a bound instance: the levels of its timesteps, and whether the noise is the student's own
+    _walked: ClassVar[tuple[Level, ...]] = ()
+    _own: ClassVar[bool] = False
 
     def bind(self, context: SamplerContext) -> Consistency:
         """Looks the levels of the timesteps up; see `sampler.core.binding`.
 
-        Raises ValueError where there are not as many as steps, or no such time.
+        Raises ValueError where there are not as many as steps, or no such time, and for other times
+        than those of a student of its own trajectory.
         """
-        steps, times = len(context.levels) - 1, self.timesteps
+        steps, times, own = len(context.levels) - 1, self.timesteps, False
         manifest = context.adapter.student
-        if times is None and manifest is not None and context.guidance["name"] == "student":
-            known = manifest["timesteps"]
-            times = tuple(known[i * len(known) // steps] for i in range(min(steps, len(known))))
+        if manifest is not None and _uses_student(context.guidance):
+            known = tuple(manifest["timesteps"])
+            own = manifest.get("trajectory") == "own"
+            if own and (times or known) + (steps,) != known + (len(known),):
+                raise ValueError(
+                    "consistency: the student was trained on its own trajectory, where each step "
+                    f"begins where the last one ended: t = {', '.join(f'{t:g}' for t in known)}; "
+                    f"use steps = {len(known)} without timesteps."
+                )
+            if times is None:
+                times = tuple(known[i * len(known) // steps] for i in range(min(steps, len(known))))
         if times is None:
             return self
         if len(times) != steps:
@@ -54,6 +70,7 @@ class Consistency(SamplerBase):
         found = replace(self, timesteps=times)
         levels = [context.adapter.schedule.level(t) for t in times]
         object.__setattr__(found, "_walked", (*levels, context.levels[-1]))
+        object.__setattr__(found, "_own", own)
         return found
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
@@ -65,7 +82,15 @@ class Consistency(SamplerBase):
 
     @property
     def stochastic(self) -> bool:
-        return True
+        return not self._own
 
     def step(self, x: Any, pred: Prediction, span: Span, state: Any) -> Move:
+        if self._own:
+            return Move(span.next.alpha * pred.x0 + span.next.sigma * pred.eps, 0.0, state)
         return Move(span.next.alpha * pred.x0, span.next.sigma, state)
+
+
+def _uses_student(rule: Mapping[str, Any]) -> bool:
+    """Whether a rule is `student`, or one around it such as `nag`."""
+    inner: Mapping[str, Any] | None = rule.get("rule")
+    return rule["name"] == "student" or (inner is not None and _uses_student(inner))

@@ -53,7 +53,7 @@ def dry_run(
     count = method.images_per_prompt if method.images_per_prompt > 1 else min(2, chosen.batch)
     small = replace(
         chosen, updates=1, batch=count, micro=None, eval_every=0, stop_reward=None, patience=None,
-        max_drift=None, evals=(), stop=None, log_with=None,
+        max_drift=None, evals=(), stop=None, drift_stop=None, log_with=None,
     )  # fmt: skip
     with TemporaryDirectory() as folder:
         report = finetune(

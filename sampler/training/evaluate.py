@@ -14,7 +14,7 @@ from torch import Tensor
 from sampler.core.batch import to_output
 from sampler.core.durable import make_folder, write_file
 from sampler.core.errors import UsageError
-from sampler.evaluation.intervals import cluster_means, paired
+from sampler.evaluation.intervals import Difference, cluster_means, paired
 from sampler.evaluation.parse import scorers_from
 from sampler.evaluation.scorers import ImageScorer
 from sampler.registry import suggestion
@@ -35,11 +35,11 @@ class RewardEvaluation:
     scores: dict[str, Tensor]
     watched: dict[str, Tensor]
 
-    def record(self, base: Tensor) -> dict[str, Any]:
+    def record(self, base: RewardEvaluation) -> dict[str, Any]:
         """Return mean and standard deviation of the reward, the means of its parts and of further
-        scorers, the latters' single scores, and the drift.
+        scorers, the latters' single scores and those of the base model, and the drift.
 
-        drift: E||x_0 − base||² / D, `base` the latents of the base model for the same seeds.
+        drift: E||x_0 − base||² / D of the latents; base: the base model's for the same seeds.
         """
         found: dict[str, Any] = {}
         for name, scores in self.scores.items():
@@ -52,13 +52,15 @@ class RewardEvaluation:
             found[f"eval_{name}"] = float(scores.nanmean())
         if self.watched:  # of each prompt, for paired differences
             found["evals"] = {name: scores.tolist() for name, scores in self.watched.items()}
-        return {**found, "drift": float((self.latents - base).square().mean())}
+            found["base_evals"] = {name: scores.tolist() for name, scores in base.watched.items()}
+        return {**found, "drift": float((self.latents - base.latents).square().mean())}
 
 
 def evaluate(session: Session, prompts: list[str], rewarded: bool = True) -> RewardEvaluation:
     """Sample N prompts with the seeds 0 .. N − 1 and score them, a share in every process.
 
-    A collective operation. Images are scored in micro-batches; scores may be NaN.
+    rewarded: by the reward, and not by `fit.evals` alone. A collective operation. Images are scored
+    in micro-batches; scores may be NaN.
     """
     share = -(-len(prompts) // session.world)  # equal in all processes; the last ones repeat rows
     rows = [(session.rank + session.world * k) % len(prompts) for k in range(share)]
@@ -76,10 +78,10 @@ def evaluate(session: Session, prompts: list[str], rewarded: bool = True) -> Rew
     )
     scores: dict[str, list[Tensor]] = {}
     watched: dict[str, list[Tensor]] = {}
-    for part in micro_batches(range(share), session.micro) if rewarded else ():
+    for part in micro_batches(range(share), session.micro) if rewarded or session.evals else ():
         images, texts = result.images[part], [prompts[rows[i]] for i in part]
         with torch.no_grad():
-            if session.reward is not None and not session.reward.batched:
+            if rewarded and session.reward is not None and not session.reward.batched:
                 found = session.scores(images, texts)
                 for name, values in {"": found.total, **found.parts}.items():
                     scores.setdefault(name, []).append(values)
@@ -112,11 +114,12 @@ def evaluation_scorers(settings: Settings, allow_python: bool) -> tuple[ImageSco
         raise UsageError(f"fit.evals: {wrong!r} is a measure of sets; give scorers of images.")
     for scorer in images:
         scorer.check()
-    if settings.stop is not None:
-        name, labels = settings.stop.scorer, [scorer.label for scorer in images]
-        if not any(name == label or name.startswith(f"{label}.") for label in labels):
+    labels = [scorer.label for scorer in images]
+    for key, rule in (("stop", settings.stop), ("drift_stop", settings.drift_stop)):
+        name = "" if rule is None else rule.scorer
+        if name and not any(name == label or name.startswith(f"{label}.") for label in labels):
             near = suggestion(name, labels) if labels else ""
-            raise UsageError(f"fit.stop: {name!r:.60} is not one of fit.evals{near}.")
+            raise UsageError(f"fit.{key}: {name!r:.60} is not one of fit.evals{near}.")
     return tuple(images)
 
 
@@ -134,7 +137,7 @@ def stop_reason(settings: Settings, evaluations: list[dict[str, Any]]) -> str:
     drift = math.inf if last["drift"] is None else last["drift"]
     if settings.max_drift is not None and drift > settings.max_drift:
         return f"the drift {drift:.4g} exceeds {settings.max_drift:g}"
-    if reason := _became_worse(settings, evaluations):
+    if reason := _became_worse(settings, evaluations) or _drifted(settings, last):
         return reason
     if not rewards:
         return ""
@@ -150,25 +153,50 @@ def _became_worse(settings: Settings, evaluations: list[dict[str, Any]]) -> str:
     if stop is None or len(evaluations) < 2:
         return ""
     first, last = (one.get("evals", {}) for one in (evaluations[0], evaluations[-1]))
-    for scores in (first, last):
-        if stop.scorer not in scores:
-            known = ", ".join(scores)
-            raise UsageError(f"fit.stop: there is no column {stop.scorer!r:.60}, only {known}.")
-    pairs = [
-        (prompt, now, before)
-        for prompt, now, before in zip(
-            settings.eval_prompts or (), last[stop.scorer], first[stop.scorer], strict=True
-        )
-        if now is not None and before is not None
-    ]
-    if not pairs:
-        return ""
-    prompts = [str(prompt) for prompt, *_ in pairs]
-    now, before = (cluster_means(prompts, [pair[k] for pair in pairs])[1] for k in (1, 2))
-    found = paired(now, before)
-    if found.verdict != "lower" or found.mean >= -stop.worse_by:
+    found, _ = _compared(settings, "stop", stop.scorer, last, first)
+    if found is None or found.verdict != "lower" or found.mean >= -stop.worse_by:
         return ""
     return f"{stop.scorer} fell by {-found.mean:.4g}, more than {stop.worse_by:g}"
+
+
+def _drifted(settings: Settings, last: dict[str, Any]) -> str:
+    """Return the reason of `fit.drift_stop` after the last evaluation, or ""."""
+    stop = settings.drift_stop
+    if stop is None:
+        return ""
+    both = last.get("evals", {}), last.get("base_evals", {})
+    found, base = _compared(settings, "drift_stop", stop.scorer, *both)
+    if found is None or found.verdict != "higher" or found.mean <= stop.above * abs(base):
+        return ""
+    return (
+        f"{stop.scorer} is {found.mean / abs(base):.1%} above the base model's, more than "
+        f"{stop.above:.1%}"
+    )
+
+
+def _compared(
+    settings: Settings, key: str, scorer: str, now: dict[str, Any], before: dict[str, Any]
+) -> tuple[Difference | None, float]:
+    """Return the paired difference of a column between two evaluations, and its mean before.
+
+    None where no prompt has both.
+    """
+    for scores in (now, before):
+        if scorer not in scores:
+            known = ", ".join(scores)
+            raise UsageError(f"fit.{key}: there is no column {scorer!r:.60}, only {known}.")
+    pairs = [
+        (prompt, one, other)
+        for prompt, one, other in zip(
+            settings.eval_prompts or (), now[scorer], before[scorer], strict=True
+        )
+        if one is not None and other is not None
+    ]
+    if not pairs:
+        return None, 0.0
+    prompts = [str(prompt) for prompt, *_ in pairs]
+    means = [cluster_means(prompts, [pair[k] for pair in pairs])[1] for k in (1, 2)]
+    return paired(*means), float(means[1].mean())
 
 
 def save_sheet(images: Tensor, path: Path) -> None:

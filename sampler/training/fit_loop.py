@@ -67,7 +67,7 @@ class FitLoop:
             self.skips = found.state["skips"]
             self.images, self.nfe = found.state["images"], found.state["nfe"]
         self.journal = Journal(out, self.done, self.main)
-        self.base: torch.Tensor | None = None
+        self.base: evaluate.RewardEvaluation | None = None
         self.result = out
 
     def run(self) -> str:
@@ -153,7 +153,7 @@ class FitLoop:
             prompts = self._evaluation_prompts()
             if self.base is None:
                 with self.session.reference():
-                    self.base = evaluate.evaluate(self.session, prompts, rewarded=False).latents
+                    self.base = evaluate.evaluate(self.session, prompts, rewarded=False)
             with self.trainer.evaluation_session(self.session) as session:
                 found = evaluate.evaluate(session, prompts)
             if self.main:

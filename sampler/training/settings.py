@@ -42,6 +42,15 @@ class Stop:
     worse_by: Nonnegative
 
 
+@checked("fit.drift_stop")
+@dataclass(frozen=True)
+class DriftStop:
+    """Stop rule: the column of a scorer, and the share by which it may exceed the base model's."""
+
+    scorer: str
+    above: Nonnegative
+
+
 _TEXT_CACHE_MB = 2048
 Decay = Annotated[float, Ge(0), Lt(1)]  # of a moving average
 
@@ -82,6 +91,9 @@ class Settings:
     evals: scorers of `sampler.evaluate`, by name or mapping, whose means every evaluation logs.
     stop: {"scorer": ..., "worse_by": ...}, a column of evals: stop once its mean is more than
     worse_by below the first evaluation's, by paired differences whose 95 % interval leaves out 0.
+    drift_stop: {"scorer": ..., "above": ...}, a column of evals, such as saturation: stop once its
+    mean is more than the share `above` over that of the base model's images of the same prompts and
+    seeds (f_distill: the teacher's), by paired differences as for stop.
     log_with: a tracker of accelerate's, such as "tensorboard"; log.jsonl is always written.
     """
 
@@ -121,13 +133,17 @@ class Settings:
     max_drift: Nonnegative | None = None
     evals: tuple[Any, ...] = ()
     stop: Any = None
+    drift_stop: Any = None
     log_with: str | None = None
 
     def __post_init__(self) -> None:
-        if self.stop is not None and not isinstance(self.stop, Stop):
-            if not isinstance(self.stop, Mapping) or set(self.stop) != {"scorer", "worse_by"}:
-                raise ValueError('fit: stop must be {"scorer": NAME, "worse_by": NUMBER}.')
-            object.__setattr__(self, "stop", Stop(**self.stop))
+        for name, rule in (("stop", Stop), ("drift_stop", DriftStop)):
+            value, limit = getattr(self, name), [f.name for f in fields(rule)][1]
+            if value is None or isinstance(value, rule):
+                continue
+            if not isinstance(value, Mapping) or set(value) != {"scorer", limit}:
+                raise ValueError(f'fit: {name} must be {{"scorer": NAME, "{limit}": NUMBER}}.')
+            object.__setattr__(self, name, rule(**value))
         of_lora = [k for k in ("rank", "alpha", "targets", "init_lora") if getattr(self, k)]
         if self.adapter == "full" and of_lora:
             raise ValueError(
@@ -138,12 +154,13 @@ class Settings:
             raise ValueError(
                 f"fit: {given} needs cache_text = true, which keeps what the text encoders give."
             )
-        watched = (self.stop_reward, self.patience, self.max_drift, self.stop, self.evals or None)
-        if watched != (None,) * len(watched) and not self.eval_every:
-            raise ValueError(
-                "fit: stop_reward, patience, max_drift, evals and stop need evaluations: set "
-                "eval_every as well."
-            )
+        watched = (self.stop_reward, self.patience, self.max_drift, self.stop, self.drift_stop)
+        if any(value is not None for value in watched) or self.evals:
+            if not self.eval_every:
+                raise ValueError(
+                    "fit: stop_reward, patience, max_drift, evals, stop and drift_stop need "
+                    "evaluations: set eval_every as well."
+                )
 
     def resolved(self, own: Defaults, engine: Any, prompts: list[str]) -> Settings:
         """Fill in the defaults of trainer and engine, and build the strategies."""
@@ -194,6 +211,7 @@ RESUMABLE = (
     "patience",
     "max_drift",
     "stop",
+    "drift_stop",
 )
 
 

@@ -30,7 +30,11 @@ def time_of(schedule: Schedule, share: float) -> float:
 
 def share_of(schedule: Schedule, ratio: float) -> float:
     """Return the share of the training time at which sigma/alpha = ratio, within 0..1."""
-    time = schedule.time_of(ratio)
+    return share_at(schedule, schedule.time_of(ratio))
+
+
+def share_at(schedule: Schedule, time: float) -> float:
+    """Return the share of the training time of a network's time, within 0..1."""
     if schedule.process == "edm":
         low, high = _edm_times(schedule)
         return min(max((time - low) / (high - low), 0.0), 1.0)

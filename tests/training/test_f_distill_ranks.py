@@ -8,28 +8,29 @@ from accelerate.state import AcceleratorState
 
 from sampler.training import checkpoint
 from tests.training import world
-from tests.training.test_f_distill import tune
+from tests.training.test_f_distill import LORAS, OWN, tune
 from tests.training.test_fit import flat_moment
 
 KEYS = {"loss", "loss_distill", "loss_gan", "loss_discriminator", "loss_fake_score", "ratio"}
 OPTIONS = {"batch": 4, "micro": 1, "clip": 0, "seed": 2, "checkpoint_every": 1}
 
 
-def run(out):
+def run(out, trainer):
     """A critics' update, then the student's, whose weights are those of all four rows: one bin
     holds rows of both processes."""
-    tune(world.engine(), out, 2, trainer={"divergence": "kl", "bins": 1}, **OPTIONS)
+    tune(world.engine(), out, 2, trainer={"divergence": "kl", "bins": 1, **trainer}, **OPTIONS)
 
 
-def as_rank(rank, port, out):
+def as_rank(rank, port, out, trainer):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     AcceleratorState._reset_state(True)
-    run(out)
+    run(out, trainer)
     assert AcceleratorState().num_processes == 2
 
 
-def test_two_processes_have_the_gradients_of_one(tmp_path):
+@pytest.mark.parametrize("trainer", [{}, {**OWN, **LORAS}], ids=["renoised", "own lora"])
+def test_two_processes_have_the_gradients_of_one(tmp_path, trainer):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -39,13 +40,13 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         if child == 0:
             code = 1
             try:
-                as_rank(rank, port, tmp_path / "two")
+                as_rank(rank, port, tmp_path / "two", trainer)
                 code = 0
             finally:
                 os._exit(code)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-    run(tmp_path / "one")
+    run(tmp_path / "one", trainer)
     ours, theirs = flat_moment(tmp_path / "two"), flat_moment(tmp_path / "one")
     assert (ours - theirs).norm() <= 1e-6 * theirs.norm() > 0
     states = [checkpoint.load_newest(tmp_path / n / "checkpoints").state for n in ("two", "one")]

@@ -10,6 +10,7 @@ import sampler
 from sampler.pipelines.stable_diffusion import scale_embedding
 from scripts.bundled.distill_student import app, few_step_network
 from scripts.bundled.emoji_data import draw_sprites
+from scripts.study import four_steps
 from scripts.study import students as study_students
 from scripts.study.fdistill import _cost_table, _mixture_table
 from scripts.study.students import neighbours
@@ -83,6 +84,37 @@ def test_students_are_measured_once(sprites, tmp_path, monkeypatch):
     assert all(0 <= float(row["coverage"]) <= 1 and float(row["cpu_seconds"]) > 0 for row in rows)
 
 
+def test_students_of_four_steps_are_trained_collected_and_tabled(tmp_path, monkeypatch):
+    """One case, shortened; the teacher's scores are of the same prompts."""
+    for name, value in {"UPDATES": 2, "HELD": 3}.items():
+        monkeypatch.setattr(four_steps, name, value)
+    monkeypatch.setitem(four_steps.CASES, "own-lora-apg", {**four_steps.OWN, **four_steps.LORA})
+    train = ["train", "--out", str(tmp_path), "--case", "own-lora-apg", "--longer", "2"]
+    for _ in range(2):  # the second time there is nothing left to do
+        done = CliRunner().invoke(four_steps.app, train, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    manifest = json.loads((tmp_path / "own-lora-apg-0" / "student" / "manifest.json").read_text())
+    assert manifest["trajectory"] == "own" and manifest["updates"] == 4
+    assert manifest["baked_guidance"]["name"] == "apg"
+    to = tmp_path / "found.csv"
+    collect = ["collect", "--out", str(tmp_path), "--to", str(to)]
+    assert CliRunner().invoke(four_steps.app, collect, catch_exceptions=False).exit_code == 0
+    rows = study_students.read(to)
+    assert [row["update"] for row in rows] == ["0", "2", "4"]
+    assert len({row["teacher_saturation"] for row in rows}) == 1
+    lines = four_steps.table(to).splitlines()[2:]
+    assert [line.split("|")[2].strip() for line in lines] == ["0", "2", "4"]
+    assert "accuracy" in lines[1] and "drift" not in lines[1] and "drift" in lines[2]
+    page = tmp_path / "page.md"
+    page.write_text("## What it costs\n", encoding="utf-8")
+    monkeypatch.setattr(four_steps, "PAGE", page)
+    monkeypatch.setattr(four_steps, "table", lambda path=to, table=four_steps.table: table(path))
+    for _ in range(2):
+        assert CliRunner().invoke(four_steps.app, ["document"]).exit_code == 0
+        assert page.read_text(encoding="utf-8").count("## ") == 2
+    assert four_steps.table() in page.read_text(encoding="utf-8")
+
+
 def test_neighbours_see_modes_that_are_missing():
     g = torch.Generator().manual_seed(0)
     left, right = torch.randn(100, 4, generator=g), torch.randn(100, 4, generator=g) + 20
@@ -100,6 +132,7 @@ def test_the_tables_of_the_page_are_those_of_the_files():
     page = (ROOT / "docs" / "f_distill.md").read_text()
     assert _mixture_table() in page and _cost_table() in page
     assert study_students.table() in page
+    assert not four_steps.CSV.is_file() or four_steps.table() in page
 
 
 def test_what_the_page_says_of_the_students_is_in_the_file():

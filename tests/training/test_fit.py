@@ -439,10 +439,49 @@ def test_a_run_stops_when_a_watched_score_fell_by_more_than_chance():
     assert "judge fell by" in stop_reason(settings, broken)
 
 
+def test_a_run_stops_when_a_watched_score_rose_above_the_base_models():
+    settings = Settings(
+        eval_every=1,
+        eval_prompts=tuple(f"prompt {k}" for k in range(30)),
+        evals=("saturation",),
+        drift_stop={"scorer": "saturation", "above": 0.1},
+    )
+    base = [0.5 + k / 100 for k in range(30)]  # mean 0.645
+
+    def log(shift, noise):
+        scores = [value + shift + noise * (-1) ** k for k, value in enumerate(base)]
+        named = {"evals": {"saturation": scores}, "base_evals": {"saturation": base}}
+        return [{"drift": 0.0, **named}]
+
+    assert stop_reason(settings, log(0, 0)) == stop_reason(settings, log(-0.3, 0)) == ""
+    assert stop_reason(settings, log(0.06, 0)) == ""  # 9.3 %
+    assert stop_reason(settings, log(0.13, 2)) == ""  # within the noise of the prompts
+    found = stop_reason(settings, log(0.129, 0.01))
+    assert found == "saturation is 20.0% above the base model's, more than 10.0%"
+
+
+def test_evaluations_hold_the_base_models_scores(engine, tmp_path):
+    """Those of its images of the same prompts and seeds; at update 0 the two are equal."""
+    watch = {"eval_every": 2, "eval_prompts": world.PROMPTS, "evals": ["saturation"]}
+    watch["drift_stop"] = {"scorer": "saturation", "above": 0.5}
+    report = world.tune(engine, tmp_path, updates=2, lr=0.1, **watch)
+    first, last = (r for r in report.log if r["kind"] == "eval")
+    assert first["evals"] == first["base_evals"] == last["base_evals"] != last["evals"]
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"evals": ["judge"]}, "eval_every"),
+        (
+            {
+                "evals": ["judge"],
+                "drift_stop": {"scorer": "clipped", "above": 0.1},
+                "eval_every": 1,
+            },
+            "fit.drift_stop: 'clipped' is not one of fit.evals",
+        ),
+        ({"drift_stop": {"scorer": "judge"}, "eval_every": 1}, '"above": NUMBER'),
         ({"evals": ["frechet"], "eval_every": 1}, "measure of sets"),
         ({"evals": ["jugde"], "eval_every": 1}, "did you mean 'judge'"),
         (

@@ -37,6 +37,7 @@ FORWARD = {
     "low": ([0, 0.5], [-TINY, 1 + TINY]), "high": ([0.5, 1], [0, 1 + TINY]), "passes": COUNT,
 }  # fmt: skip
 MATCHING = {**FORWARD, "max_advantage": POSITIVE, "kl": NONNEGATIVE}
+RANGE = ([(0, 1)], [(-TINY, 1), (0, 1 + TINY), (0.5, 0.5), (0.5,)])
 TRAINERS = {
     "nft": {**MATCHING, "beta": POSITIVE},
     "awm": {**MATCHING, "power": POSITIVE, "clip_range": POSITIVE, "kl_ema": NONNEGATIVE},
@@ -61,7 +62,8 @@ TRAINERS = {
         "gan_weight": ([TINY], [0, -1]), "timesteps": ([(), (999, 0)], [(0, 999), (5, 5), (-1,)]),
         "samples": ([1], [-1]), "warmup": FROM_0, "student_every": COUNT, "ema": DECAY,
         "low": ([TINY, 1], [0, 1 + TINY]), "high": ([1], [1 - TINY]), "bins": COUNT,
-        "memory": DECAY, "times": ([(0, 1)], [(-TINY, 1), (0, 1 + TINY), (0.5, 0.5), (0.5,)]),
+        "memory": DECAY, "times": RANGE, "guidance_times": RANGE, "student_lr": POSITIVE,
+        "huber": ([None], [0, -1]),
     },
     "prox_matching": {
         "noise": POSITIVE, "gamma": POSITIVE, "pretraining": FROM_0, "stage": COUNT,

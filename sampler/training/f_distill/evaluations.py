@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from sampler.core.noise import initial
-from sampler.training.f_distill.micro_batch import MicroBatch
+from sampler.training.f_distill.micro_batch import GUIDE, MicroBatch
 from sampler.training.f_distill.networks import Distilled
-from sampler.training.f_distill.trajectory import Renoised, Sampled
+from sampler.training.f_distill.trajectory import Renoised, StudentSample
 from sampler.training.session import Session
 from sampler.types import Branch, Level, Prediction, Snapshot, Span
 
@@ -27,7 +27,7 @@ class Evaluations:
         branches = {"cond": Branch(part.cond.cond, model=model)}
         return self.distilled.networks(x, Span(0, level, level), branches, [0] * len(x))["cond"]
 
-    def student(self, part: MicroBatch, last: int) -> Sampled:
+    def student(self, part: MicroBatch, last: int) -> StudentSample:
         """Return what the student makes at its step `last`.
 
         Its earlier steps come before, without gradient.
@@ -41,17 +41,32 @@ class Evaluations:
                 x = self.trajectory.next(pred, after, part.seeds, k)
         return self.trajectory.sampled(self.evaluate("student", x, levels[last], part), last)
 
-    def scores(self, x: Tensor, part: MicroBatch) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def scores(self, x: Tensor, part: MicroBatch, made: StudentSample) -> tuple[Tensor, Tensor]:
         """Return the estimates of x0 [B, ...] of guided teacher and fake score, at noised x.
 
-        For the rule every sample is at the first step of a run.
+        Where the guidance term has a level of its own, the first is D_c(x_t) + (D_guided −
+        D_c)(x_s), with x_s the sample `made` noised to that level s.
         """
-        span, zeros = Span(0, part.level, part.level), (0,) * len(x)
-        with torch.no_grad():
-            start = Snapshot(0, x, (), part.rule.start(part.cond), part.seeds, zeros)
-            pred, _, nfe = self.session.engine.predict(start, span, part.cond, part.rule)
-            self.nfe += sum(nfe)
-            return pred.x0.tensor(), self.evaluate("fake", x, part.level, part).x0.tensor()
+        if part.guide is None:
+            guided = self.guided(x, part.level, part).x0.tensor()
+        else:
+            x_s = made.noised(part.guide, part.noise(x, GUIDE))
+            term = self.guided(x_s, part.guide, part).x0 - self.cond(x_s, part.guide, part).x0
+            guided = (self.cond(x, part.level, part).x0 + term).tensor()
+        return guided, self.evaluate("fake", x, part.level, part).x0.tensor()
+
+    def guided(self, x: Tensor, level: Level, part: MicroBatch) -> Prediction:
+        """Return the guided teacher's prediction; for its rule x is at the first step of a run."""
+        span, zeros = Span(0, level, level), (0,) * len(x)
+        start = Snapshot(0, x, (), part.rule.start(part.cond), part.seeds, zeros)
+        pred, _, nfe = self.session.engine.predict(start, span, part.cond, part.rule)
+        self.nfe += sum(nfe)
+        return pred
+
+    def cond(self, x: Tensor, level: Level, part: MicroBatch) -> Prediction:
+        """Return the teacher's prediction without guidance."""
+        return self.evaluate("main", x, level, part)
 
     def logits(self, x: Tensor, part: MicroBatch) -> Tensor:
         """Return the discriminator's logits [B, K] of noised x; zeros without a discriminator."""

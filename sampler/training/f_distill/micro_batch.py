@@ -14,15 +14,14 @@ from torch import Tensor
 
 from sampler.core.noise import Noise
 from sampler.training.batches import Batch, derived
+from sampler.training.f_distill.fields import TimeRange
 from sampler.training.session import Session
 from sampler.training.time_shares import level_of
 from sampler.training.times import TimeLaw
 from sampler.types import Cond, Guidance, Level
 
 # Numbers of a sample's noises in the stream "renoise"; the student's own steps use "step".
-PERTURB, DENOISE, DISCRIMINATE = 0, 1, 2
-
-TimeRange = tuple[float, float]
+PERTURB, DENOISE, DISCRIMINATE, GUIDE = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class MicroBatch:
     """Some samples of a batch.
 
     numbers: of the samples in the batch; rule: the teacher's, bound to the conditions; level: of
-    each sample (tensors [B]); fractions: the levels as fractions of the schedule.
+    each sample (tensors [B]); fractions: the levels as fractions of the schedule. guide: level of
+    the guidance term, where it has its own.
     """
 
     numbers: tuple[int, ...]
@@ -40,6 +40,7 @@ class MicroBatch:
     rule: Guidance
     level: Level
     fractions: tuple[float, ...]
+    guide: Level | None = None
 
     def noise(self, like: Tensor, purpose: int) -> Tensor:
         """Draw noise of the shape of `like` for a purpose."""
@@ -54,13 +55,19 @@ class Draw:
     batch: Batch
     law: TimeLaw
 
-    def part(self, rows: Sequence[int], times: TimeRange) -> MicroBatch:
-        """Return the micro-batch of some samples, at levels within a range of fractions."""
+    def part(
+        self, rows: Sequence[int], times: TimeRange, guide: TimeRange | None = None
+    ) -> MicroBatch:
+        """Return the micro-batch of some samples, at levels within a range of fractions.
+
+        guide: the range of the guidance term's own levels.
+        """
         prompts = tuple(self.batch.prompts[n] for n in rows)
         seeds = tuple(self.batch.seeds[n] for n in rows)
         rule, cond = self.session.encode(prompts)
         level, fractions = self._levels(rows, times, "time")
-        return MicroBatch(tuple(rows), prompts, seeds, cond, rule, level, fractions)
+        own = None if guide is None else self._levels(rows, guide, "guide")[0]
+        return MicroBatch(tuple(rows), prompts, seeds, cond, rule, level, fractions, own)
 
     def _levels(
         self, rows: Sequence[int], times: TimeRange, purpose: str

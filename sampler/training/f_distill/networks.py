@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,8 @@ from sampler.models.student import read_network
 from sampler.models.trainable_lora import TrainableLoRA, shared
 from sampler.training.averages import Average
 from sampler.training.data import LatentSet
+from sampler.training.f_distill.fields import Form
 from sampler.training.f_distill.heads import FeatureReader, Heads, ProbeInput, default_features
-
-Form = Literal["full", "lora"]
 
 
 @dataclass(frozen=True)

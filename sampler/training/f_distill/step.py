@@ -20,6 +20,7 @@ from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch, micro_batches
 from sampler.training.data import LatentSet
 from sampler.training.f_distill.evaluations import Evaluations
+from sampler.training.f_distill.fields import TimeRange
 from sampler.training.f_distill.losses import Weighting, discriminator_loss, generator_loss
 from sampler.training.f_distill.micro_batch import (
     DENOISE,
@@ -29,7 +30,7 @@ from sampler.training.f_distill.micro_batch import (
     MicroBatch,
 )
 from sampler.training.f_distill.networks import Distilled
-from sampler.training.f_distill.trajectory import CLEAN, Renoised, Sampled
+from sampler.training.f_distill.trajectory import CLEAN, Renoised, StudentSample
 from sampler.training.session import Session
 from sampler.training.times import TimeLaw, Uniform
 
@@ -38,7 +39,8 @@ from sampler.training.times import TimeLaw, Uniform
 class DistillObjective:
     """trajectory: of the student; gan_weight: of the adversarial loss; ema: decay.
 
-    law: of the levels of training, within the times of the trajectory.
+    law: of the levels of training, within the times of the trajectory. guidance_times: range of the
+    guidance term's own levels; student_lr: factor of the learning rate in the student's updates.
     """
 
     trajectory: Renoised
@@ -46,6 +48,8 @@ class DistillObjective:
     gan_weight: float
     ema: float
     law: TimeLaw = field(default_factory=Uniform)
+    guidance_times: TimeRange | None = None
+    student_lr: float = 1.0
 
 
 class DistillStep:
@@ -57,8 +61,10 @@ class DistillStep:
         self.trajectory = objective.trajectory
         self.last = batch.random("step").randrange(len(self.trajectory.levels))
         self.draw = Draw(session, batch, objective.law)
-        times = self.trajectory.times_of(self.last)
-        self.parts = [self.draw.part(n, times) for n in micro_batches(batch.rows, session.micro)]
+        times, guide = self.trajectory.times_of(self.last), objective.guidance_times
+        guide = None if guide is None else self.trajectory.above(guide, self.last)
+        rows = micro_batches(batch.rows, session.micro)
+        self.parts = [self.draw.part(numbers, times, guide) for numbers in rows]
         self.networks = Evaluations(session, self.trajectory)
 
     def matching(self, state: Any) -> Iterator[MicroBatchLoss]:
@@ -74,7 +80,7 @@ class DistillStep:
             self.parts, sampled, h.split(sizes), ratio.split(sizes), strict=True
         ):
             made, x_t, logits = found if once else self.student_sample_and_logits(part)
-            scores = self.networks.scores(x_t.detach(), part)
+            scores = self.networks.scores(x_t.detach(), part, made)
             distill = self.trajectory.student_loss(made, *scores, weight)
             gan = generator_loss(logits)
             metrics = {"loss_distill": distill, "loss_gan": gan, "h": weight, "ratio": r}
@@ -127,16 +133,17 @@ class DistillStep:
         """Reduce the losses [B] of a micro-batch; the optimiser steps after the last one."""
         found: dict[str, Any] = {name: value.detach() for name, value in metrics.items()}
         found["nfe"] = self.networks.nfe * self.batch.world
-        step = part is self.parts[-1]
-        return MicroBatchLoss(values.sum() / len(self.batch.prompts), found, step, state, prefix)
+        step, mean = part is self.parts[-1], values.sum() / len(self.batch.prompts)
+        lr = self.objective.student_lr if prefix == "student." else 1.0
+        return MicroBatchLoss(mean, found, step, state, prefix, lr)
 
-    def student_sample_and_logits(self, part: MicroBatch) -> tuple[Sampled, Tensor, Tensor]:
+    def student_sample_and_logits(self, part: MicroBatch) -> tuple[StudentSample, Tensor, Tensor]:
         """Return the student's samples, the noised samples, and their discriminator logits."""
         made = self.networks.student(part, self.last)
         x_t = made.noised(part.level, part.noise(made.mid, PERTURB))
         return made, x_t, self.networks.logits(x_t, part)
 
-    def denoising_loss(self, made: Sampled, part: MicroBatch) -> Tensor:
+    def denoising_loss(self, made: StudentSample, part: MicroBatch) -> Tensor:
         """Return the fake score's error per sample [B]."""
         noise = part.noise(made.mid, DENOISE)
         x_t = made.noised(part.level, noise)

@@ -1,6 +1,6 @@
 """The student of a run: evaluation and storage.
 
-RUN/student/manifest.json    base, divergence, baked guidance, times, prediction
+RUN/student/manifest.json    base, divergence, baked guidance, times, trajectory, prediction
 full:   an ordinary diffusers pipeline with the student as its network
 lora:   pytorch_lora_weights.safetensors, for `load_lora_weights` on the base pipeline
 difference:   student.safetensors, the network as int8 differences to its teacher
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,26 +22,26 @@ from sampler.engine import Engine
 from sampler.models.student import save_student_pipeline
 from sampler.models.student_files import FORMAT, MANIFEST
 from sampler.models.trainable_lora import save_lora
-from sampler.training.f_distill.networks import Distilled, Form
+from sampler.training.f_distill.fields import DistillFields
+from sampler.training.f_distill.networks import Distilled
+from sampler.training.f_distill.setup import trajectory_of
 from sampler.training.session import Session
-from sampler.types import Level
 
 
-def student_manifest(
-    session: Session, form: Form, divergence: str, levels: Sequence[Level]
-) -> dict[str, Any]:
+def student_manifest(trainer: DistillFields, session: Session) -> dict[str, Any]:
     """Describe a student as plain data."""
-    times = [level.t for level in levels]
+    times = [level.t for level in trajectory_of(trainer, session).levels]
     return {
         "kind": "student",
         "format": FORMAT,
         "base": session.trainable.base,
-        "form": form,
-        "f": divergence,
+        "form": trainer.student,
+        "f": trainer.divergence,
         "baked_guidance": registry.spec_of(session.rule),
         "baked_negative": session.negative,
         "timesteps": times,
         "steps": len(times),
+        "trajectory": trainer.trajectory,
         "prediction": session.pipeline.schedule.prediction,
         "negative_prompt": False,
     }
@@ -74,7 +74,8 @@ def save_student(
             student, dtype = distilled.student, pipeline.network.dtype
             if dtype != student.dtype:
                 student = copy.deepcopy(student).to(dtype)
-            save_student_pipeline(pipeline.pipe, pipeline.network_name, student, temporary)
+            place, own = pipeline.network_name, manifest["trajectory"] == "own"
+            save_student_pipeline(pipeline.pipe, place, student, temporary, own)
         text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
         write_file(temporary / MANIFEST, text.encode())
     return folder

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save
@@ -17,17 +16,15 @@ from safetensors.torch import load_file, save
 from sampler.core.durable import make_folder, write_file
 from sampler.training.batches import derived
 from sampler.training.data import LatentSet, data_samples
+from sampler.training.f_distill.fields import DistillFields
 from sampler.training.session import Session
 from sampler.training.settings import Settings
-
-if TYPE_CHECKING:
-    from sampler.training.f_distill.trainer import FDistill
 
 IMAGES_PER_FILE = 64
 
 
 def samples_of(
-    trainer: FDistill, session: Session, prompts: list[str], out: Path, settings: Settings
+    trainer: DistillFields, session: Session, prompts: list[str], out: Path, settings: Settings
 ) -> tuple[LatentSet | None, LatentSet | None]:
     """Return the samples of the discriminator and the pairs of the warm-up.
 

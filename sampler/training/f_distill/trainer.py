@@ -6,45 +6,24 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from annotated_types import DocInfo, Ge, Gt, Le, Predicate
-
-from sampler.guidance.f_divergence import Divergence
 from sampler.registry import register
-from sampler.registry.constraints import Count, Nonnegative
-from sampler.training.base import MicroBatchLoss, TrainerBase
+from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch, derived
-from sampler.training.settings import Decay, Defaults
-from sampler.training.times import time_law
+from sampler.training.f_distill.fields import DistillFields
+from sampler.training.settings import Defaults
 
 if TYPE_CHECKING:
     from sampler.training.f_distill.networks import Distilled
     from sampler.training.f_distill.step import DistillStep
     from sampler.training.session import Session
     from sampler.training.settings import Settings
-    from sampler.types import Level
-
-Form = Literal["full", "lora"]
-
-
-def _falls(times: tuple[float, ...]) -> bool:
-    return list(times) == sorted(set(times), reverse=True) and min(times, default=0) >= 0
-
-
-def _is_range(times: tuple[float, float]) -> bool:
-    return 0 <= times[0] < times[1] <= 1
-
-
-Times = Annotated[tuple[float, ...], Predicate(_falls), DocInfo("falling times of at least 0")]
-TimeRange = Annotated[
-    tuple[float, float], Predicate(_is_range), DocInfo("(low, high) with 0 <= low < high <= 1")
-]
 
 
 @register("trainer", "f_distill")
 @dataclass(frozen=True)
-class FDistill(TrainerBase):
+class FDistill(DistillFields):
     """Distribution matching of a student with a guided teacher, under any f-divergence.
 
         G(z) = x0-estimate of the student from noise z at its first time
@@ -62,6 +41,15 @@ class FDistill(TrainerBase):
     gan_weight: of the student's adversarial loss; 0 omits the discriminator (rkl only).
     timesteps: the times at which the student is evaluated, noisy first; () is the noisiest alone.
         A student of several steps is trained behind its own earlier steps.
+    trajectory: how they follow on each other. "renoised" (default): x' = alpha'·D + sigma'·z with
+        fresh noise z, and D is matched. "own": x' = alpha'·D + sigma'·eps with D and eps of one
+        evaluation, and x' is matched, noised further to a level t (TDM); the loss of the fake
+        score is then min(SNR, 5)·||D_fake − D||² with the weight of the mixed noise.
+    separate, huber: of "own". separate: t stays below the level of its step, as the authors advise;
+        it goes up to the noisiest by default. huber: c of sqrt(d² + c²) − c in place of d², 1e-3
+        in the authors' code; None is off.
+    guidance_times: a range like `times` in which the guidance term D_guided − D_c of the target
+        has a level of its own; None uses that of D_c − D_fake.
     student, fake: "full" weights, or "lora" with the settings' rank, alpha and targets.
     init: a folder with the student's first weights, such as another student's; None copies the
         teacher.
@@ -71,8 +59,9 @@ class FDistill(TrainerBase):
         for the warm-up.
     warmup: number of first updates, in which the student alone learns the teacher's images from
         their noise (with a deterministic sampler). 0 is the paper's.
-    student_every: 5; 10 is the authors' for Stable Diffusion. ema: decay of the student's moving
-        average, which is saved.
+    student_every: 5; 10 is the authors' for Stable Diffusion, 2 (one critics' update for one of the
+        student's) that of TDM. student_lr: factor of the learning rate in the student's updates,
+        0.2 for TDM. ema: decay of the student's moving average, which is saved.
     low, high: clamp of the ratio. bins, memory: number of noise-level bins of its normalisation,
         and the EMA decay of their means.
     times: the range of noise levels, as fractions of the training times. law: their law within
@@ -84,29 +73,11 @@ class FDistill(TrainerBase):
     are by default drawn uniformly in t for every kind of schedule.
     """
 
-    divergence: Divergence = "js"
-    gan_weight: Nonnegative = 1e-3
-    timesteps: Times = ()
-    student: Form = "full"
-    fake: Form = "full"
-    init: str | None = None
-    data: str | None = None
-    samples: Annotated[int, Ge(0)] = 256
-    warmup: Annotated[int, Ge(0)] = 0
-    student_every: Count = 5
-    ema: Decay = 0.999
-    low: Annotated[float, Gt(0), Le(1)] = 0.1
-    high: Annotated[float, Ge(1)] = 20.0
-    bins: Count = 10
-    memory: Decay = 0.0
-    times: TimeRange = (0.001, 0.999)
-    law: Any = "uniform"
-    features: tuple[str, ...] = ()
-
     reference: ClassVar[str] = (
         "One-step Diffusion Models with f-Divergence Distribution Matching (Xu et al., 2025), "
         "arXiv:2502.15681; DMD2: Improved Distribution Matching Distillation (Yin et al., 2024), "
-        "arXiv:2405.14867"
+        "arXiv:2405.14867; Learning Few-Step Diffusion Models by Trajectory Distribution Matching "
+        "(Luo et al., 2025), arXiv:2503.06674; Decoupled DMD (Liu et al., 2025), arXiv:2511.22677"
     )
     defaults: ClassVar[Defaults] = Defaults(
         steps=20,
@@ -119,18 +90,6 @@ class FDistill(TrainerBase):
         adapter=None,
     )
 
-    def __post_init__(self) -> None:
-        if self.gan_weight == 0 and self.divergence != "rkl":
-            raise ValueError(
-                f"f_distill: gan_weight = {self.gan_weight} must be above 0, since the "
-                "discriminator gives the ratio; only divergence = 'rkl' works with 0."
-            )
-        if self.init is not None and self.student == "lora":
-            raise ValueError("f_distill: init needs student = 'full', a LoRA is the teacher's.")
-        if self.needs_samples and self.samples < 1:
-            raise ValueError("f_distill: samples must be at least 1, or give data.")
-        object.__setattr__(self, "law", time_law(self.law, "f_distill: law"))
-
     @property
     def scheduled(self) -> bool:
         return self.law.scheduled
@@ -139,11 +98,6 @@ class FDistill(TrainerBase):
     def needs_reward(self) -> bool:
         return False
 
-    @property
-    def needs_samples(self) -> bool:
-        """True where images of the teacher have to be generated."""
-        return bool(self.warmup or (self.gan_weight and self.data is None))
-
     def for_dry_run(self, prompts: int) -> FDistill:
         return replace(self, samples=min(self.samples, prompts))
 
@@ -151,16 +105,10 @@ class FDistill(TrainerBase):
         return {"bins": [1.0] * self.bins, "students": 0}
 
     def check(self, session: Session) -> None:
-        from sampler.training.f_distill.setup import check_teacher
+        from sampler.training.f_distill.setup import check_teacher, trajectory_of
 
-        check_teacher(session, self.warmup > 0)
-        self.levels(session)
-
-    def levels(self, session: Session) -> tuple[Level, ...]:
-        """Return the levels at which the student is evaluated, noisy first."""
-        from sampler.training.f_distill.setup import student_levels
-
-        return student_levels(self.timesteps, session.pipeline.schedule)
+        check_teacher(session, self.warmup > 0, self.guidance_times is not None)
+        trajectory_of(self, session)
 
     def check_settings(self, settings: Settings) -> None:
         if settings.ema:
@@ -186,7 +134,7 @@ class FDistill(TrainerBase):
         self, session: Session, prompts: list[str], out: Path, settings: Settings
     ) -> Iterator[Distilled]:
         from sampler.training.f_distill.networks import NetworkOptions, build_networks
-        from sampler.training.f_distill.setup import feature_probe
+        from sampler.training.f_distill.setup import feature_probe, trajectory_of
         from sampler.training.f_distill.teacher import samples_of
 
         real, pairs = samples_of(self, session, prompts, out, settings)
@@ -200,19 +148,25 @@ class FDistill(TrainerBase):
             self.features if self.gan_weight else None,
             self.init,
         )
-        probe = feature_probe(session, self.levels(session)[0], prompts[0])
+        probe = feature_probe(session, trajectory_of(self, session).levels[0], prompts[0])
         with build_networks(session.pipeline, options, probe) as distilled:
             yield replace(distilled, real=real, pairs=pairs)
 
     def step(self, session: Session, batch: Batch) -> DistillStep:
         """Return one update of a session on a batch."""
         from sampler.training.f_distill.losses import Weighting
+        from sampler.training.f_distill.setup import trajectory_of
         from sampler.training.f_distill.step import DistillObjective, DistillStep
-        from sampler.training.f_distill.trajectory import Renoised
 
-        weighting = Weighting(self.divergence, self.low, self.high, self.times, self.memory)
-        trajectory = Renoised(self.levels(session), self.times)
-        objective = DistillObjective(trajectory, weighting, self.gan_weight, self.ema, self.law)
+        objective = DistillObjective(
+            trajectory_of(self, session),
+            Weighting(self.divergence, self.low, self.high, self.times, self.memory),
+            self.gan_weight,
+            self.ema,
+            self.law,
+            self.guidance_times,
+            self.student_lr,
+        )
         return DistillStep(objective, session, batch)
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
@@ -237,4 +191,4 @@ class FDistill(TrainerBase):
         """Describe the student as plain data."""
         from sampler.training.f_distill.student import student_manifest
 
-        return student_manifest(session, self.student, self.divergence, self.levels(session))
+        return student_manifest(self, session)

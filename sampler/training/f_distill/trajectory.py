@@ -11,15 +11,21 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sampler.core.noise import Noise
-from sampler.objectives import denoising_error, renoised
+from sampler.objectives import (
+    denoising_error,
+    fake_score_loss,
+    mixed_noise,
+    renoised,
+    student_loss,
+)
+from sampler.training.f_distill.fields import TimeRange
 from sampler.training.f_distill.losses import matching_loss
-from sampler.training.f_distill.micro_batch import TimeRange
 from sampler.types import Level, Prediction
 
 CLEAN = Level(0, 1.0, 0.0)
 
 
-class Sampled(NamedTuple):
+class StudentSample(NamedTuple):
     """What a step of the student makes, [B, ...], with the graph of its evaluation.
 
     x0, eps: its estimates; mid: the sample at level `level` that noise is added to.
@@ -56,19 +62,68 @@ class Renoised:
         x0 = pred.x0.tensor()
         return after.alpha * x0 + after.sigma * Noise(seeds).draw(step, x0)
 
-    def sampled(self, pred: Prediction, step: int) -> Sampled:
+    def sampled(self, pred: Prediction, step: int) -> StudentSample:
         """Return the sample of a step, 0 the first."""
         x0 = pred.x0.tensor()
-        return Sampled(x0, pred.eps.tensor(), x0, CLEAN)
+        return StudentSample(x0, pred.eps.tensor(), x0, CLEAN)
 
     def times_of(self, step: int) -> TimeRange:
         """Return the range of t at a step."""
         return self.times
 
-    def student_loss(self, made: Sampled, guided: Tensor, fake: Tensor, h: Tensor) -> Tensor:
+    def above(self, times: TimeRange, step: int) -> TimeRange:
+        """Return the part of a range that the sample of a step can be noised to."""
+        return times
+
+    def student_loss(self, made: StudentSample, guided: Tensor, fake: Tensor, h: Tensor) -> Tensor:
         """Return the loss of matching, [B]; guided, fake: estimates of x0; h [B]: weights."""
         return matching_loss(made.x0, guided, fake, h)
 
-    def fake_loss(self, pred: Prediction, made: Sampled, now: Level, noise: Tensor) -> Tensor:
+    def fake_loss(self, pred: Prediction, made: StudentSample, now: Level, noise: Tensor) -> Tensor:
         """Return the loss [B] of the fake score's prediction at level `now`."""
         return denoising_error(pred, made.x0, noise)
+
+
+@dataclass(frozen=True)
+class Own(Renoised):
+    """The student's own deterministic run: x0 and eps of one evaluation, and no fresh noise.
+
+        x at tau_{k−1} = alpha·D + sigma·eps
+        x_t = (alpha_t/alpha)·x + sqrt(sigma_t² − (alpha_t/alpha)²·sigma²)·n     t above tau_{k−1}
+
+    The samples of every step are matched along the whole trajectory: the student's loss is
+    `objectives.student_loss` on D times h, the fake score's `objectives.fake_score_loss`.
+
+    floors, tops: tau_{k−1} and tau_k of every step as fractions of the training times; end: tau_0;
+    separate: t stays below tau_k; huber: c of the pseudo-Huber loss, None for the squared one.
+    Source: Learning Few-Step Diffusion Models by Trajectory Distribution Matching (Luo et al.,
+    2025), arXiv:2503.06674.
+    """
+
+    end: Level = CLEAN
+    floors: tuple[float, ...] = ()
+    tops: tuple[float, ...] = ()
+    separate: bool = False
+    huber: float | None = None
+
+    def next(self, pred: Prediction, after: Level, seeds: tuple[int, ...], step: int) -> Tensor:
+        return (after.alpha * pred.x0 + after.sigma * pred.eps).tensor()
+
+    def sampled(self, pred: Prediction, step: int) -> StudentSample:
+        after = (*self.levels, self.end)[step + 1]
+        mid = self.next(pred, after, (), step)
+        return StudentSample(pred.x0.tensor(), pred.eps.tensor(), mid, after)
+
+    def times_of(self, step: int) -> TimeRange:
+        low, high = self.above(self.times, step)
+        return low, min(high, self.tops[step]) if self.separate else high
+
+    def above(self, times: TimeRange, step: int) -> TimeRange:
+        return max(times[0], self.floors[step]), times[1]
+
+    def student_loss(self, made: StudentSample, guided: Tensor, fake: Tensor, h: Tensor) -> Tensor:
+        return h * student_loss(made.x0, guided, fake, self.huber)
+
+    def fake_loss(self, pred: Prediction, made: StudentSample, now: Level, noise: Tensor) -> Tensor:
+        mixed = mixed_noise(made.eps, noise, made.level, now)
+        return fake_score_loss(pred.x0.tensor(), made.x0, now, mixed, noise)
