@@ -131,7 +131,8 @@ class HostedCalls:
         except AbsentError as error:
             raise ModelError(f"{type(twin).__name__} cannot be hosted: {error}") from None
         except (TypeError, AttributeError, ValueError) as error:
-            if not self._arrays and shared.output == "pil" and "output_type" in str(error):
+            no_image = "output_type" in str(error) or "buffer is not large" in str(error)
+            if not self._arrays and shared.output == "pil" and no_image:
                 self._arrays = True  # depth maps and embeddings are no images
                 return self.call(jobs, shared, inputs, on_step)
             signs = "enerator", "list of prompts", "`prompt` has to be of type `str` but"

@@ -36,6 +36,9 @@ def converted(made: Any, output: Output, count: int) -> list[Any]:
         return [v.cpu() if isinstance(v, Tensor) else v for v in made]
     if isinstance(made, Tensor) and len(made) % count == 0:  # packed frames of one image
         return list(made.unflatten(0, (count, -1)).cpu())
+    if isinstance(made, list) and made and len(made) % count == 0:  # albedo and shading of each
+        each = len(made) // count
+        return [made[k : k + each] for k in range(0, len(made), each)]
     kind = type(made).__name__
     raise UsageError(f"The pipeline returned {kind}, which is not one value for each image.")
 

@@ -26,7 +26,14 @@ from sampler.core.schedule import clipped
 from sampler.core.spacings import count_of
 from sampler.stock.requested_grid import requested_grid
 from sampler.stock.scheduler_parts import SchedulerParts
-from sampler.stock.step_arguments import BESIDE_STEPS, StepAnswer, common, refuse, without_variance
+from sampler.stock.step_arguments import (
+    BESIDE_STEPS,
+    StepAnswer,
+    common,
+    moving_tokens,
+    refuse,
+    without_variance,
+)
 from sampler.stock.step_seeds import NOT_PASSED, step_seeds
 from sampler.types import Level, SamplerBase, Span, spans
 
@@ -157,6 +164,14 @@ class SamplerScheduler(SchedulerParts):
             self._seeds = step_seeds(generator, sample) if self.method.stochastic else ()
         span = self._spans[index]
         x = self._precise(sample)
+        tokens = others.get("per_token_timesteps")
+        if tokens is not None:  # LTXConditionPipeline; the stock step has the other sign then
+            model_output = -model_output
+            if abs(span.now.sigma * self.schedule.train_steps - self._t[index]) > 1e-3:
+                raise ValueError(
+                    "per_token_timesteps are levels of a schedule without a shift; use a scheduler "
+                    "with shift = 1."
+                )
         pred = self.schedule.predict(x, without_variance(model_output, x, base), span.now)
         pred = clipped(pred, x, base, str(base.get("_class_name", "")))
         move = self.method.step(x, pred, with_noise(span, self.method, self._seeds), self._state)
@@ -170,6 +185,9 @@ class SamplerScheduler(SchedulerParts):
             self._check_finite(x)
         self._index, self._x = index + 1, x
         out = x.to(sample.dtype)
+        if tokens is not None:
+            stateful = bool(self._state)
+            out = out.where(moving_tokens(tokens, float(timestep), sample, stateful), sample)
         if return_dict:
             return SchedulerOutput(prev_sample=out)
         if not self._second:

@@ -17,7 +17,8 @@ BESIDE_STEPS = {
     "RePaintScheduler": "RePaintPipeline goes back to noisier levels between its steps, and a "
     "sampler only goes down",
 }
-_OF_GRID = ("prev_timestep",)  # checked by the drop-in against its grid
+# Checked by the drop-in against its grid.
+_OF_GRID = ("prev_timestep", "per_token_timesteps")
 
 
 class AbsentError(ModelError, AttributeError):
@@ -100,3 +101,21 @@ def common(timestep: Any) -> Any:
             "one step for all; keep the scheduler that the pipeline came with."
         )
     return first
+
+
+def moving_tokens(times: Tensor, timestep: float, x: Tensor, stateful: bool) -> Tensor:
+    """Tokens [B, T, 1] of x [B, T, C] that a step at `timestep` moves: those at that time.
+
+    times [B, T]: of every token; those at an earlier one are conditions and stay. Raises ValueError
+    for another shape, and for conditions at a time above 0 where the sampler has a state, since
+    their history would be of another level.
+    """
+    if times.shape != x.shape[:2]:
+        raise ValueError(f"per_token_timesteps has shape {tuple(times.shape)}, not [B, tokens].")
+    moving = (times - timestep).abs() <= 1e-3
+    if stateful and bool(((times > 0) & ~moving).any()):
+        raise ValueError(
+            "A condition with a strength below 1 is denoised from a level of its own, which only "
+            "'ddim' serves; use strength 1, or sampler 'ddim'."
+        )
+    return moving[..., None]

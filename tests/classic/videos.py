@@ -195,7 +195,9 @@ TINY = {
     "MochiPipeline": Recipe(mochi, {"num_frames": 7}),
     "LTXPipeline": Recipe(ltx, {"num_frames": 9}),
     "LTXImageToVideoPipeline": Recipe(ltx, {"num_frames": 9}),
-    "LTXConditionPipeline": Recipe(ltx, {"num_frames": 9, "video": ..., "strength": 1.0}),
+    "LTXConditionPipeline": Recipe(
+        lambda: {**ltx(), "scheduler": flow()}, {"num_frames": 9, "video": ..., "strength": 1.0}
+    ),
     "LTXI2VLongMultiPromptPipeline": Recipe(ltx, {"num_frames": 9}),
     "HunyuanVideoPipeline": Recipe(hunyuan, TEMPLATE),
     "HunyuanSkyreelsImageToVideoPipeline": Recipe(lambda: hunyuan(in_channels=8), TEMPLATE),

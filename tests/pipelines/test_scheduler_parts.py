@@ -70,3 +70,36 @@ def test_the_levels_of_unclip_are_its_own(steps):
     found.set_timesteps(steps)
     assert found.timesteps.tolist() == base.timesteps.tolist()
     assert torch.allclose(found.alphas_cumprod, base.alphas_cumprod, atol=1e-6)
+
+
+def test_tokens_that_are_conditions_stay():
+    """LTXConditionPipeline gives every token its timestep, and the velocity with the other sign."""
+    times = torch.tensor([[1000.0, 0.0]])
+    x, velocity = torch.ones(1, 2, 3), torch.full((1, 2, 3), 0.5)
+    results = []
+    for scheduler in (FLOW, sampler.scheduler("ddim", FLOW)):
+        scheduler.set_timesteps(4)
+        t = scheduler.timesteps[0]
+        assert t == 1000
+        given = {"per_token_timesteps": times, "return_dict": False}
+        results.append(scheduler.step(-velocity, t, x, **given)[0])
+    assert torch.allclose(*results) and torch.equal(results[1][:, 1], x[:, 1])
+    assert not torch.allclose(results[1][:, 0], x[:, 0])
+
+
+@pytest.mark.parametrize(
+    "method, shift, times, sentence",
+    [
+        ("ab", 1.0, [[1000.0, 500.0]], "A condition with a strength below 1 is denoised from"),
+        ("ddim", 3.0, [[1000.0, 0.0]], "are levels of a schedule without a shift"),
+        ("ddim", 1.0, [[1000.0]], r"per_token_timesteps has shape \(1, 1\), not"),
+    ],
+)
+def test_other_levels_of_tokens_are_refused(method, shift, times, sentence):
+    drop = sampler.scheduler(method, diffusers.FlowMatchEulerDiscreteScheduler(shift=shift))
+    drop.set_timesteps(timesteps=[1000.0, 700.0, 300.0])
+    x = torch.ones(1, 2, 3)
+    with pytest.raises(ValueError, match=sentence):
+        for t in drop.timesteps[:2]:
+            at = torch.tensor(times).clamp(max=float(t))
+            x = drop.step(-x / 2, t, x, per_token_timesteps=at, return_dict=False)[0]
