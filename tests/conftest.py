@@ -34,6 +34,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # what is left at the end of the interpreter would be reported as leaked
+
+
 def pytest_collection_modifyitems(items):
     """Tests marked `gpu` are skipped where there is no device."""
     if torch.cuda.is_available():
