@@ -2,10 +2,11 @@
 
     python -m scripts.bench.startup [--pairs 15] [--images 5]   writes docs/figures/startup.csv
 
-The commands that need no model are compared with `python -c "import typer, rich, pydantic"`, the
-import of the package with a bare interpreter, and the first image from a fresh shell with the
-shortest diffusers script that makes the same one. CPU seconds (user and system) of the process and
-its children, which other programs on the machine disturb least, and wall time.
+The commands that need no model are compared with `python -c "import typer, rich, pydantic"`, and so
+is a program of typer with one option, which no command can be faster than; the import of the
+package with a bare interpreter, and the first image from a fresh shell with the shortest diffusers
+script that makes the same one. CPU seconds (user and system) of the process and its children, which
+other programs on the machine disturb least, and wall time.
 """
 
 from __future__ import annotations
@@ -29,6 +30,19 @@ ROOT = Path(__file__).resolve().parents[2]
 FIGURE = ROOT / "docs" / "figures" / "startup.csv"
 PYTHON = sys.executable
 LIBRARIES = [PYTHON, "-c", "import typer, rich, pydantic"]
+ONE_OPTION = """
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def command(steps: int = 1) -> None:
+    print(steps)
+
+
+app()
+"""
 STOCK = """
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -56,6 +70,7 @@ def commands(folder: Path) -> dict[str, tuple[list[str], list[str], str]]:
     }
     image = ["generate", "a fox", "--steps", "10", "--scale", "3", "--seed", "0"]
     return {name: ([*ours, *words], LIBRARIES, libraries) for name, words in light.items()} | {
+        "one option of typer": ([PYTHON, "-c", ONE_OPTION], LIBRARIES, libraries),
         "import sampler": ([PYTHON, "-c", "import sampler"], [PYTHON, "-c", "pass"], "python"),
         "sampler generate 'a fox' --steps 10": (
             [*ours, *image, "-o", str(folder / "runs")],
