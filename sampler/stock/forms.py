@@ -55,9 +55,9 @@ class Form:
     blocks per call, 0 for calls that are no part of the formula. preconditioning: of every
     branch, None for the answers themselves. region: the part of the sample that is guided, None
     for all of it; copied: the branch that the rest is a copy of, None where the rest is given.
-    token: the dimension whose norm the pipeline sets after guiding, None for none. on_uncond: the
-    extra term weighs uncond and a third branch, not cond. settled: False where two branches are
-    equal, so that the roles are a guess. error: the relative residual.
+    token: the dimension along which the pipeline sets norms after guiding, None for none; dims: of
+    the samples then. on_uncond: the extra term weighs uncond and a third branch, not cond. settled:
+    False where two branches are equal, so that the roles are a guess. error: the relative residual.
     """
 
     frame: Frame
@@ -70,6 +70,7 @@ class Form:
     region: Region | None = None
     copied: int | None = None
     token: int | None = None
+    dims: int = 0
     on_uncond: bool = False
     settled: bool = True
     error: float = 0.0
@@ -89,6 +90,11 @@ class Form:
             return ()
         plain = {"cond": self.scale, "uncond": 1.0 - self.scale, "extra": 0.0, "idle": 0.0}
         return tuple(w - plain[role] for w, role in zip(self.weights, self.roles, strict=True))
+
+    @property
+    def match_norm(self) -> list[int] | None:
+        """Value of the field of that name with which a rule sets the norms of the pipeline."""
+        return None if self.token is None else [self.token - self.dims]
 
     @property
     def given_rest(self) -> bool:

@@ -228,20 +228,8 @@ class GuidedCalls:
             self.nfe = [0] * len(x)
             self.steps.start()
         branches, x_planned = self.steps.branches(x, time, type(self.pipe).__name__)
-        self._count(form)
+        self.nfe = self.calls.counted(form, self.nfe)
         guided = self.steps.combine(x, x_planned, outputs(form, blocks, branches), step.kind)
         for weight, block in zip(form.extra, blocks, strict=False):
             guided = guided + weight * block.float()
         return guided
-
-    def _count(self, form: Form) -> None:
-        """Add the evaluated rows of this step to `nfe`."""
-        used = {a.network for a, count in zip(self.calls.answers, form.used, strict=True) if count}
-        for answer, count in zip(self.calls.answers, form.used, strict=True):
-            if not count and answer.network in used:  # for another end, such as attention maps
-                count = answer.count // len(self.nfe)
-            rows = answer.evaluated
-            per_row = [count] * len(self.nfe)
-            if rows is not None and count:
-                per_row = rows.view(count, -1).sum(0).tolist()
-            self.nfe = [n + k * answer.cost for n, k in zip(self.nfe, per_row, strict=True)]

@@ -86,6 +86,20 @@ class NetworkCalls:
                 return True
         return False
 
+    def counted(self, form: Form, nfe: Sequence[int]) -> list[int]:
+        """`nfe` of each sample with the evaluated rows of this step."""
+        used = {a.network for a, count in zip(self.answers, form.used, strict=True) if count}
+        found = list(nfe)
+        for answer, count in zip(self.answers, form.used, strict=True):
+            if not count and answer.network in used:  # for another end, such as attention maps
+                count = answer.count // len(found)
+            rows = answer.evaluated
+            per_row = [count] * len(found)
+            if rows is not None and count:
+                per_row = rows.view(count, -1).sum(0).tolist()
+            found = [n + k * answer.cost for n, k in zip(found, per_row, strict=True)]
+        return found
+
     def evaluate(self, number: int, call: Call, args: Any, kwargs: Any, given: Any) -> Any:
         """The answer of network `number`, called on the sample `given`."""
         count = len(given) if isinstance(given, (Tensor, list, tuple)) else 0

@@ -12,12 +12,14 @@ from sampler.stock.roles import roles_of
 
 
 def rescaled(form: Form, blocks: Sequence[Tensor], m: Tensor, bar: float, name: str) -> Form | None:
-    """A formula of two branches whose tokens get the norm of cond after guiding, else None.
+    """A formula of two branches whose guided tokens, or other groups along one dimension, get the
+    norm of cond; else None.
 
     Raises Unsolved for one that rescales whole images.
     """
     whole = tuple(range(1, m.ndim))
-    for dims in (whole, (m.ndim - 1,)) if len(blocks) == 2 else ():
+    single = [(dim,) for dim in reversed(range(1, m.ndim))]  # tokens first
+    for dims in (whole, *single) if len(blocks) == 2 else ():
         scale = _common_scale(blocks, m, dims)
         weights = (1 - scale, scale)
         made = weights[0] * blocks[0].double() + weights[1] * blocks[1].double()
@@ -35,7 +37,7 @@ def rescaled(form: Form, blocks: Sequence[Tensor], m: Tensor, bar: float, name: 
         made = normed(sign * made, blocks[roles.index("cond")].double(), dims[0])
         if (error := relative(made, m)) <= bar:
             found = replace(form, weights=weights, roles=roles, sign=sign, error=error)
-            return replace(found, token=dims[0], settled=True)
+            return replace(found, token=dims[0], dims=m.ndim, settled=True)
     return None
 
 

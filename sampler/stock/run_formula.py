@@ -91,12 +91,13 @@ class RunFormula:
             raise ValueError(GUIDANCE_ON)
         if "uncond" not in form.roles and index == 0 and self._wants_uncond():
             raise ValueError(guidance_off(self.pipe, self.rule.name))
-        if form.token is not None and not getattr(self.rule, "match_norm", None):
+        if form.match_norm is not None and not getattr(self.rule, "match_norm", None):
             if not self._warned:
                 log.warning(
-                    "%s sets the norm of every token after guiding; the rule's result replaces "
-                    "that, unless it has match_norm = [-1].",
+                    "%s sets norms after guiding; the rule's result replaces that, unless it has "
+                    "match_norm = %s.",
                     type(self.pipe).__name__,
+                    form.match_norm,
                 )
             self._warned = True
 

@@ -66,8 +66,8 @@ def guide(recipe: Recipe, pipe: Any, plain: torch.Tensor) -> str:
         if calls.form is None:
             return "no step was taken"
         rule["scale"] = calls.form.scale
-        if calls.form.token is not None:
-            rule["match_norm"] = [-1]
+        if calls.form.match_norm is not None:
+            rule["match_norm"] = calls.form.match_norm
     with sampler.guide(pipe, rule) as calls:
         found = recipe.called(pipe)
     if rule["name"] == "none" and calls.form is not None and len(calls.form.roles) > 1:

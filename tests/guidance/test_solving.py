@@ -166,6 +166,22 @@ def test_guidance_of_the_last_channels():
     assert (form.region.start, form.region.length, form.copied) == (1, 3, 1)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_norms_along_one_dimension_are_a_field_of_the_rule(dim):
+    """JoyImageEditPipeline sets those of the channels, Qwen-Image those of the tokens."""
+
+    def normed(u, c, x, s):
+        made = cfg(u, c)
+        return made * (c.norm(dim=dim, keepdim=True) / made.norm(dim=dim, keepdim=True))
+
+    given = step(normed)
+    form = solve(given, "")
+    assert form.match_norm == [dim - 4] and form.scale == pytest.approx(S, rel=1e-4)
+    assert form.residual(given) < 1e-5
+    with pytest.raises(Unsolved):
+        solve(step(lambda *of: 1.01 * normed(*of)), "")
+
+
 UNEVEN = {
     "another scale": halves(plain, lambda u, c, x, s: u + 5 * (c - u)),
     "a clamp": halves(plain, lambda u, c, x, s: cfg(u, c).clamp(-0.5, 0.5)),
