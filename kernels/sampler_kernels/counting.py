@@ -17,7 +17,7 @@ class CountedLaunch(NamedTuple):
 
 
 class Counting(NamedTuple):
-    """What is done about launches in a context: `launches` receives them; dry: none is made."""
+    """Settings of launches in a context: `launches` receives them; dry: none is made."""
 
     launches: list[CountedLaunch] | None = None
     dry: bool = False

@@ -65,7 +65,7 @@ class Replay(NamedTuple):
 
 
 class Seen:
-    """What has come under one key, which tells most structures apart at little cost."""
+    """Structures seen under one key, which tells most of them apart at little cost."""
 
     __slots__ = ("count", "known")
 

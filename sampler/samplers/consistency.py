@@ -91,6 +91,6 @@ class Consistency(SamplerBase):
 
 
 def _uses_student(rule: Mapping[str, Any]) -> bool:
-    """Whether a rule is `student`, or one around it such as `nag`."""
+    """Return True for the rule `student`, also inside another such as `nag`."""
     inner: Mapping[str, Any] | None = rule.get("rule")
     return rule["name"] == "student" or (inner is not None and _uses_student(inner))

@@ -1,4 +1,4 @@
-"""What stock pipelines read of a drop-in scheduler beside its steps: tables, levels, noised x."""
+"""Parts of a drop-in scheduler that pipelines read beside its steps: tables, levels, noised x."""
 
 from __future__ import annotations
 

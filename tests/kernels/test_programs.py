@@ -36,7 +36,7 @@ class Recorder:
 
 @pytest.fixture(params=["walked", "replayed"])
 def launches(monkeypatch, request):
-    """What the kernels were launched with, and the number of calls of a step before it counts."""
+    """Arguments of the launches, and the number of calls of a step before it counts."""
     found = []
     monkeypatch.setattr(replay, "_settled", {})
     monkeypatch.setattr(replay, "_reduced", {})

@@ -122,7 +122,7 @@ def test_what_is_one_tensor_in_a_structure_must_be_one_again(replays):
 
 
 def test_what_are_two_tensors_may_be_one(replays):
-    """Which is then loaded twice."""
+    """Use one tensor twice, which is then loaded twice."""
     settle(lazy(*inputs()))
     x = inputs(1)[0]
     found = settle(lazy(x, x))

@@ -26,7 +26,7 @@ CLEAN = Level(0, 1.0, 0.0)
 
 
 class StudentSample(NamedTuple):
-    """What a step of the student makes, [B, ...], with the graph of its evaluation.
+    """Estimates of a step of the student, [B, ...], with the graph of its evaluation.
 
     x0, eps: its estimates; mid: the sample at level `level` that noise is added to.
     """
