@@ -17,7 +17,7 @@ from sampler.core.calibrated_grid import PREFIX, grid_of
 from sampler.core.errors import ModelError
 from sampler.core.inputs import opened
 from sampler.core.locks import exclusive
-from sampler.engine.hosted_output import converted, first_value
+from sampler.engine.hosted_output import converted, first_value, note_further_values
 from sampler.engine.hosted_pipeline import HostedPipeline
 from sampler.guidance.embedded import Embedded
 from sampler.pipelines.call_arguments import arguments, default_of, embeds_scale, takes_images
@@ -69,7 +69,7 @@ class HostedCalls:
 
     def __init__(self, hosted: HostedPipeline) -> None:
         self.hosted, self.pipe = hosted, hosted.pipe
-        self._one_at_a_time = self._arrays = self._told_of_sound = False
+        self._one_at_a_time = self._arrays = False
         self._checked: tuple[StockCall, Any] | None = None  # the copy that a check has made
 
     def grid(self, spec: Any, method: Sampler, rule: Any, steps: int) -> Any:
@@ -150,9 +150,7 @@ class HostedCalls:
                 f"embedded: {type(twin).__name__} evaluates an unconditional branch, so its scale "
                 "is no input of the network; use 'cfg'."
             )
-        if getattr(out, "audio", None) is not None and not self._told_of_sound:
-            self._told_of_sound = True
-            log.warning("%s makes sound too, of which only the video is kept.", type(twin).__name__)
+        note_further_values(type(twin).__name__, out)
         values = converted(first_value(out), shared.output, len(jobs))
         return values, hook.nfe
 

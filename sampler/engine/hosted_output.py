@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,27 @@ from sampler.core.batch import Output
 from sampler.core.errors import UsageError
 from sampler.runs.media import Sound
 
+log = logging.getLogger("sampler")
+
 
 def first_value(out: Any) -> Any:
     """The images, frames or audio of a pipeline's output."""
     if isinstance(out, Mapping):  # a BaseOutput of diffusers
         return next(iter(out.values()))
     return out[0] if isinstance(out, tuple) else out
+
+
+def note_further_values(name: str, out: Any) -> None:
+    """Warn once of what a pipeline returns beside its images, such as sound or depth maps."""
+    kept, *others = [*out] if isinstance(out, Mapping) else [""]
+    found = [k for k in others if not k.endswith("_detected") and out[k] is not None]
+    if found:
+        _note(name, " and ".join(found), kept)
+
+
+@cache
+def _note(name: str, found: str, kept: str) -> None:
+    log.warning("%s returns %s too, but only its %s are kept.", name, found, kept)
 
 
 def converted(made: Any, output: Output, count: int) -> list[Any]:

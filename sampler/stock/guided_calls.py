@@ -7,9 +7,11 @@ a run everything is evaluated and the pipeline's formula is solved.
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,7 +29,18 @@ from sampler.stock.run_levels import RunLevels
 from sampler.stock.stock_calls import names_of, refuse_call, sample_of
 from sampler.types import Guidance, Snapshot
 
+log = logging.getLogger("sampler")
 _active: ContextVar[GuidedCalls | None] = ContextVar("guided_pipeline", default=None)
+
+
+@cache
+def tell_of_another(name: str) -> None:
+    """Warn once of a pipeline that steps a second output of its network."""
+    log.warning(
+        "%s steps another output of its network too, such as sound, which keeps the pipeline's own "
+        "guidance.",
+        name,
+    )
 
 
 class GuidedCalls:
@@ -142,7 +155,8 @@ class GuidedCalls:
         given = {**dict(zip(self._step_names, args, strict=False)), **kwargs}
         output, x = given["model_output"], given["sample"]
         if not self.calls.answers and self.calls.beside(output):
-            return call(*args, **kwargs)  # with the pipeline's own guidance
+            tell_of_another(type(self.pipe).__name__)
+            return call(*args, **kwargs)
         if not self.calls.answers:
             raise ValueError(
                 f"{type(self.pipe).__name__} took a step without a guided call of its "

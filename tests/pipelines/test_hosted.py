@@ -10,7 +10,9 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPAGPipeline
 
 import sampler
+from sampler.engine import hosted_output
 from sampler.pipelines.call_arguments import RESERVED
+from sampler.stock.guided_calls import tell_of_another
 from tests import tiny
 from tests.classic.table import TINY
 from tests.guidance.stock import Rows
@@ -275,15 +277,21 @@ def test_a_schedule_of_scales_gives_way_to_the_rule():
         engine.generate("a fox", inputs={"guidance_schedule": [7.0] * 3}, **settings)
 
 
-def test_a_video_whose_sound_is_dropped_says_so_once(caplog):
+def test_a_video_whose_sound_is_dropped_and_not_guided_says_so_once(caplog):
     recipe = TINY["LTX2Pipeline"]
     engine = sampler.load(recipe.build("LTX2Pipeline"))
     inputs = {name: value for name, value in recipe.call.items() if name not in RESERVED}
+    tell_of_another.cache_clear()
+    hosted_output._note.cache_clear()
     for _ in range(2):
         result = engine.generate("a fox", seeds=1, steps=2, guidance=CFG, inputs=inputs, **SIZE)
     assert len(result.images[0]) == 5
     said = [record.message for record in caplog.records if record.name == "sampler"]
-    assert said == ["LTX2Pipeline makes sound too, of which only the video is kept."]
+    assert said == [
+        "LTX2Pipeline steps another output of its network too, such as sound, which keeps the "
+        "pipeline's own guidance.",
+        "LTX2Pipeline returns audio too, but only its frames are kept.",
+    ]
 
 
 def test_guess_mode_is_refused_before_any_call():
