@@ -33,8 +33,9 @@ class Given(NamedTuple):
     """Arguments of a scheduler step, and the answers that it follows.
 
     output: `model_output`; x: `sample`; answers: of the network, in call order. kind: the
-    parametrisation of `output`. sigma: of x = x0 + sigma·eps (exploding) or of a flow, 0 for other
-    samples. data: standard deviation of the data in the scheduler's configuration.
+    parametrisation of `output`. sigma: of x = x0 + sigma·eps (exploding), of a flow or of a
+    v-prediction, 0 for other samples. data: standard deviation of the data in the scheduler's
+    configuration.
     """
 
     output: Tensor

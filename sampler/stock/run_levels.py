@@ -83,8 +83,8 @@ class RunLevels:
         )
 
     def sigma(self, level: Level) -> float:
-        """sigma of the scheduler's x = x0 + sigma·eps or of a flow, 0 where it holds others."""
-        if self.schedule.process == "flow":
+        """sigma of the scheduler's x = x0 + sigma·eps, of a flow or of a v-prediction, else 0."""
+        if self.schedule.process == "flow" or (self.kind == "v" and not self.exploding):
             return level.sigma
         return level.sigma / level.alpha if self.exploding and level.alpha else 0.0
 

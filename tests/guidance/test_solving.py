@@ -66,6 +66,39 @@ READS = {  # how a branch is read, and what the scheduler is given
 }
 
 
+def flow_as_v(o, x, s, d=0.5):
+    """v of a network that answers with the velocity of a flow of x/(d·(alpha + sigma))."""
+    alpha = (1 - s * s) ** 0.5
+    return ((alpha - s) * x + d * o) / (alpha + s)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.6, 0.999])
+def test_velocities_of_a_flow_are_read_as_v(sigma):
+    given = step(guided(flow_as_v), sigma, kind="v", exploding=False)
+    form = solve(given, "")
+    assert form.roles == ("uncond", "cond") and form.scale == pytest.approx(S, rel=1e-3)
+    assert form.residual(given) <= 1e-5
+    u, c = given.answers[0].double().chunk(2)
+    for branch, block in zip(form.branches(given), (u, c), strict=True):
+        wanted = flow_as_v(block, given.x.double(), sigma)
+        assert (branch - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+WRONG_V = {
+    "of data of another size": lambda o, x, s: flow_as_v(o, x, s, 0.4),
+    "of another level": lambda o, x, s: flow_as_v(o, x, 0.9 * s),
+    "clamped": lambda o, x, s: flow_as_v(o, x, s).clamp(-1, 1),
+    "with an offset": lambda o, x, s: flow_as_v(o, x, s) + 0.01 * x,
+}
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize("name", WRONG_V)
+def test_other_velocities_are_refused(name, sigma):
+    with pytest.raises(Unsolved):
+        solve(step(guided(WRONG_V[name]), sigma, kind="v", exploding=False), "")
+
+
 @pytest.mark.parametrize("sigma", SIGMAS)
 @pytest.mark.parametrize("name", READS)
 def test_estimates_of_every_branch_are_read(name, sigma):
