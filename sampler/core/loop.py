@@ -155,8 +155,7 @@ class Loop:
         own, draws = has_levels_of_rows(levels), bool(method.draws)
         totals = moves_of_rows(levels, snapshot.x.shape[0]) if own else ()
         for span in spans(levels)[snapshot.index :]:
-            branches = rule.plan(snapshot.x, span, cond, snapshot.guidance)
-            pred, state, nfe = evaluate(self.denoiser, snapshot, span, branches, rule)
+            pred, state, nfe = self.predict(snapshot, span, cond, rule)
             if draws:
                 span = with_noise(span, method, snapshot.seeds)
             if own:

@@ -17,8 +17,11 @@ BESIDE_STEPS = {
     "RePaintScheduler": "RePaintPipeline goes back to noisier levels between its steps, and a "
     "sampler only goes down",
 }
-# Checked by the drop-in against its grid.
-_OF_GRID = ("prev_timestep", "per_token_timesteps")
+# Checked by the drop-in against its grid: those of UnCLIP's pipelines and of LTXConditionPipeline.
+_OF_GRID = {
+    "prev_timestep": "UnCLIPScheduler",
+    "per_token_timesteps": "FlowMatchEulerDiscreteScheduler",
+}
 
 
 class AbsentError(ModelError, AttributeError):
@@ -65,7 +68,8 @@ def refuse(
         )
     for name, value in others.items():
         neutral = name in _NEUTRAL and value == _NEUTRAL[name]
-        if value is not None and not neutral and name not in _OF_GRID:
+        checked = _OF_GRID.get(name) == base.get("_class_name")
+        if value is not None and not neutral and not checked:
             raise ValueError(
                 f"{name} is an argument of {base.get('_class_name')}.step that "
                 f"{method} has no place for; keep the scheduler that the pipeline "

@@ -253,4 +253,6 @@ def test_levels_that_are_not_known_are_refused(name, extra):
 
 def test_an_unknown_scheduler_is_refused():
     with pytest.raises(ValueError, match="not known"):
+        Schedule.from_config({}, "OfAnotherLibraryScheduler")
+    with pytest.raises(ValueError, match="discrete diffusion without levels of noise"):
         Schedule.from_config({}, "VQDiffusionScheduler")

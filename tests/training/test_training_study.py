@@ -10,7 +10,7 @@ import torch
 import sampler
 from sampler.rewards.ballots import read_votes, write_ballot
 from sampler.rewards.scoring import score
-from scripts.study import training, training_page
+from scripts.study import training, training_cells, training_page
 from scripts.study.finetune import captions
 
 
@@ -49,16 +49,17 @@ def study(tmp_path_factory):
         for c in own
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "CELLS", tuple(cells))
-        patch.setattr(training, "BLOCKS", (tuple(cells),))
+        for module in (training, training_cells, training_page):
+            patch.setattr(module, "CELLS", tuple(cells))
+        patch.setattr(training_cells, "BLOCKS", (tuple(cells),))
         patch.setattr(training, "STEPS", 2)
         patch.setattr(training, "texts", lambda: tuple(captions(2)))
         patch.setattr(training, "REPEATS", 2)
         before = torch.get_num_threads()
-        for number, seed in training._queue():
+        for number, seed in training_cells.queue():
             training.cell(number, seed, out)
         torch.set_num_threads(before)
-        yield out, cells, training._found(out)
+        yield out, cells, training_cells.lines_of({}, out)
 
 
 def test_a_cell_is_trained_judged_and_compared(study):
