@@ -87,7 +87,7 @@ def _samplers(rows: Sequence[Row]) -> Iterator[str]:
     yield "\n## S2: the noise of `flow_sde` and of `cps`\n"
     yield (
         "`grpo` with noise of level 0.7 in all 8 steps. The gap is the reward of the images that "
-        "the training\nsees less that of deterministic images of the same weights.\n"
+        "the training\nsees minus that of deterministic images of the same weights.\n"
     )
     yield from gains(found)
     yield ""
