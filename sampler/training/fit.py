@@ -11,9 +11,9 @@ import hashlib
 import json
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sampler.core.binding import model_name
 from sampler.core.durable import make_folder, write_file
@@ -90,7 +90,7 @@ def fit(
         make_folder(out)
     with Lock(out) if main else nullcontext():
         if main:
-            write_config(out, run_config(session, trainer, prompts, settings), trainer.scheduled)
+            write_config(out, run_config(session, trainer, prompts, settings), trainer)
         if settings.log_with:
             accelerator.init_trackers("sampler")
         accelerator.wait_for_everyone()
@@ -155,15 +155,24 @@ def run_config(
     return json.loads(json.dumps(config, default=by_name))
 
 
-def write_config(out: Path, config: dict[str, Any], scheduled: bool = False) -> None:
-    """Write config.json. Raises SamplerError (4) where the folder has another run's."""
+def write_config(out: Path, config: dict[str, Any], trainer: TrainerBase) -> None:
+    """Write config.json. Raises SamplerError (4) where the folder has another run's.
+
+    Settings that the record of an earlier version lacks had their defaults.
+    """
     path = out / "config.json"
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             before = {}
-        if different := changed(before, config, scheduled):
+        own = {f.name: f.default for f in fields(cast(Any, trainer)) if f.default is not MISSING}
+        defaults = {"fit": Settings().record(), "trainer": own}
+        defaults = json.loads(json.dumps(defaults, default=repr))
+        for section, known in defaults.items():
+            if isinstance(given := before.get(section), dict):
+                before[section] = known | given
+        if different := changed(before, config, trainer.scheduled):
             raise RunFolderError(
                 f"{out} holds another run; it differs in {', '.join(different[:5])}. Choose "
                 "another folder, or the settings of that run to resume it."

@@ -127,6 +127,22 @@ def test_another_run_is_not_mixed_in(engine, tmp_path):
     assert error.value.code == 4
 
 
+def test_a_run_of_an_earlier_version_goes_on_with_the_defaults_of_new_settings(engine, tmp_path):
+    world.tune(engine, tmp_path, updates=1)
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    assert record["fit"].pop("cache_text") is False
+    assert record["trainer"].pop("vae_slices") is not None
+    path.write_text(json.dumps(record))
+    world.tune(engine, tmp_path, updates=2)
+    assert len(world.curve(tmp_path)) == 2
+    record = json.loads(path.read_text())
+    del record["fit"]["cache_text"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(sampler.SamplerError, match="it differs in fit.cache_text"):
+        world.tune(engine, tmp_path, updates=3, cache_text=True)
+
+
 def test_checkpoints_that_are_torn_are_passed_over(tmp_path):
     tensors = {"a": torch.ones(2)}
     for update in (1, 2, 3):
