@@ -9,6 +9,8 @@ from diffusers import UniPCMultistepScheduler
 
 import sampler
 from sampler.guidance.cfg import CFG
+from sampler.stock.forms import Given
+from sampler.stock.frame_steps import frame_steps
 from tests.classic.table import TINY
 from tests.guidance.own_formula import STEPS, Pipe
 from tests.tiny import sd
@@ -77,6 +79,15 @@ def test_frames_at_several_levels_are_refused():
         with sampler.guide(pipe, {"name": "cfg", "scale": S}):
             recipe.called(pipe, ar_step=1, causal_block_size=1)
     assert torch.equal(recipe.called(pipe, ar_step=1, causal_block_size=1), before)
+
+
+def test_frames_at_another_timestep_are_not_stepped():
+    """Those of a video that is continued."""
+    video = torch.randn(1, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    given = Given(video[:, :, 1], video[:, :, 1], [video])
+    found = frame_steps(given, 500.0, video, {"timestep": torch.tensor([[0.0, 500.0, 500.0]])})
+    assert found is not None and found.places == [1, 2]
+    assert found.is_due(video[:, :, 1]) and not found.is_due(video[:, :, 0])
 
 
 class Copies(Pipe):
