@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import unquote, urlsplit
@@ -122,27 +123,28 @@ def _digest(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def opened(name: str, value: Any) -> Any:
+def opened(name: str, value: Any, alpha: bool = False) -> Any:
     """Open the files of a planned input: an RGB image, or a list of frames.
 
-    Raises UsageError for content that has changed since it was planned.
+    alpha: images have it, those that are given as such too; for networks that read it. Raises
+    UsageError for content that has changed since it was planned.
     """
     if isinstance(value, (list, tuple)):
-        return _each(opened, name, value)
+        return _each(partial(opened, alpha=alpha), name, value)
     if not _names_files(value):
-        return value
+        return value.convert("RGBA") if alpha and getattr(value, "mode", "") == "RGB" else value
     planned(name, value)
     if "folder" in value:
         return [_image(path) for path in _frames(name, Path(value["folder"]))]
     path = Path(value["file"])
-    return list(_video(name, path)) if path.suffix.lower() in VIDEOS else _image(path)
+    return list(_video(name, path)) if path.suffix.lower() in VIDEOS else _image(path, alpha)
 
 
-def _image(path: Path) -> Image:
+def _image(path: Path, alpha: bool = False) -> Image:
     from PIL import ImageOps
 
     with open_image(path) as file:
-        return ImageOps.exif_transpose(file).convert("RGB")
+        return ImageOps.exif_transpose(file).convert("RGBA" if alpha else "RGB")
 
 
 def _video(name: str, path: Path) -> Iterator[Image]:

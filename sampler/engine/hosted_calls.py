@@ -249,7 +249,8 @@ class HostedCalls:
             for name in {"prompt", "negative_prompt"} & set(given):
                 given[name] = given[name][0]
         given = {name: value for name, value in given.items() if name in known}
-        return {**given, **{name: opened(name, value) for name, value in inputs.items()}}
+        alpha = hosted.reads_alpha
+        return {**given, **{name: opened(name, value, alpha) for name, value in inputs.items()}}
 
 
 def _around(rule: Guidance) -> Guidance:

@@ -61,18 +61,23 @@ def converted(made: Any, output: Output, count: int) -> list[Any]:
 
 
 def stored(made: Any, sample_rate: int | None) -> np.ndarray | Sound | None:
-    """Convert one value to pixels of uint8: an image [H, W, 3], a video [F, H, W, 3]; or a sound.
+    """Convert one value to pixels of uint8: an image [H, W, C], a video [F, H, W, C]; or a sound.
 
-    sample_rate: of the sounds of an audio pipeline, None for images. None for other values.
+    C is 4 where the pipeline gives alpha, else 3. sample_rate: of the sounds of an audio pipeline,
+    None for images. None for other values.
     """
     if sample_rate is not None:
         values = np.asarray(made.float().cpu() if isinstance(made, Tensor) else made)
         return Sound(values.reshape(-1, values.shape[-1]), sample_rate)
-    if getattr(made, "mode", "") in ("RGB", "L"):
-        return np.asarray(made.convert("RGB"))
+    if hasattr(made, "convert"):
+        return _pixels(made)
     if isinstance(made, list) and made and all(hasattr(frame, "convert") for frame in made):
-        return np.stack([np.asarray(frame.convert("RGB")) for frame in made])
+        return np.stack([_pixels(frame) for frame in made])
     return None
+
+
+def _pixels(image: Any) -> np.ndarray:
+    return np.asarray(image.convert("RGBA" if image.mode == "RGBA" else "RGB"))
 
 
 def _frames(frames: list[Any], output: Output) -> Any:

@@ -64,6 +64,12 @@ class HostedPipeline:
         return None
 
     @property
+    def reads_alpha(self) -> bool:
+        """Return whether the autoencoder takes images with alpha."""
+        config = getattr(getattr(self.pipe, "vae", None), "config", None)
+        return 4 in (getattr(config, "input_channels", 3), getattr(config, "in_channels", 3))
+
+    @property
     def network(self) -> Any:
         raise UsageError(
             f"{type(self.pipe).__name__} is hosted: its networks are its own, so it cannot be "

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import html
 import io
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+log = logging.getLogger("sampler")
 RECORD, PARAMETERS = "sampler", "parameters"  # names of the texts
 SUFFIXES: Mapping[ImageFormat, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 QUALITY = 95
@@ -52,19 +55,23 @@ class Encoding:
         return SUFFIXES[self.format]
 
     def suffix_of(self, made: np.ndarray | Sound) -> str:
-        """Ending of the file of an image, a video [F, H, W, 3] or a sound."""
+        """Ending of the file of an image, a video [F, H, W, C] or a sound."""
         if isinstance(made, Sound):
             return media.WAV
         return self.suffix if made.ndim == 3 else f".{self.video}"
 
     def encode(self, pixels: np.ndarray | Sound, texts: Mapping[str, str]) -> bytes:
-        """Encode an RGB image [H, W, 3] of uint8, a video [F, H, W, 3] or a sound.
+        """Encode an image [H, W, 3 or 4] of uint8, a video [F, H, W, 3 or 4] or a sound.
 
         Equal ones with equal texts give equal bytes. A text that no segment of a JPEG holds is left
-        out; the run's journal has the record. Raises UsageError where a library is missing.
+        out; the run's journal has the record. JPEG and MP4 have no alpha: images are put on white,
+        with a warning. Raises UsageError where a library is missing.
         """
         if isinstance(pixels, Sound):
             return media.encode_wav(pixels, texts)
+        used = self.video if pixels.ndim == 4 else self.format
+        if pixels.shape[-1] == 4 and used in ("jpeg", "mp4"):
+            pixels = _on_white(pixels, used)
         if pixels.ndim == 4 and self.video == "mp4":
             return media.encode_mp4(pixels, self.fps, texts)
         if pixels.ndim == 4:
@@ -80,6 +87,20 @@ class Encoding:
             buffer, self.format, quality=self.quality, **_segments(texts), **options
         )
         return buffer.getvalue()
+
+
+def _on_white(pixels: np.ndarray, name: str) -> np.ndarray:
+    """RGB of RGBA pixels on white."""
+    import numpy as np
+
+    _note_alpha(name)
+    alpha = pixels[..., 3:].astype(np.float32) / 255
+    return (pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+
+
+@cache
+def _note_alpha(name: str) -> None:
+    log.warning("%s has no alpha: these images are written on white; png and webp keep it.", name)
 
 
 def media_size(made: np.ndarray | Sound) -> tuple[int, int]:

@@ -40,7 +40,7 @@ def check_video(video: str) -> None:
 
 
 def encode_webp(frames: np.ndarray, fps: int, quality: int | None, segments: Any) -> bytes:
-    """Animated WebP of frames [F, H, W, 3] of uint8; without a quality, lossless.
+    """Animated WebP of frames [F, H, W, 3 or 4] of uint8; without a quality, lossless.
 
     segments: EXIF and XMP as Pillow's options.
     """
@@ -113,13 +113,13 @@ def decode_wav(data: bytes) -> Sound:
 
 
 def decode_webp(data: bytes) -> list[Any]:
-    """Frames of an animated WebP as PIL images."""
+    """Frames of an animated WebP as PIL images, with alpha where the file has it."""
     from PIL import ImageSequence
 
     from sampler.core.image_files import open_image
 
     with open_image(data) as file:
-        return [frame.convert("RGB") for frame in ImageSequence.Iterator(file)]
+        return [frame.convert(file.mode) for frame in ImageSequence.Iterator(file)]
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -26,13 +26,13 @@ _AVERAGE = 3
 
 
 def encode(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
-    """Encode an RGB image [H, W, 3] of uint8 as PNG, with iTXt chunks."""
+    """Encode an RGB or RGBA image [H, W, C] of uint8 as PNG, with iTXt chunks."""
     try:
         from isal import isal_zlib
     except ModuleNotFoundError:
         return _with_pillow(pixels, texts)
-    height, width, _ = pixels.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    height, width, channels = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 6, 0, 0, 0)
     data = isal_zlib.compress(_filtered(pixels), 1)
     chunks = [_chunk(b"IHDR", header), *(_text(k, v) for k, v in texts.items())]
     return b"".join([SIGNATURE, *chunks, _chunk(b"IDAT", data), _chunk(b"IEND", b"")])
@@ -63,12 +63,12 @@ def _filtered(pixels: np.ndarray) -> bytes:
     """Rows with filter "average", each after its filter byte."""
     import numpy as np
 
-    height, width, _ = pixels.shape
-    raw = np.ascontiguousarray(pixels).reshape(height, width * 3)
-    sums = np.zeros((height, width * 3), np.uint16)
-    sums[:, 3:] += raw[:, :-3]
+    height, width, channels = pixels.shape
+    raw = np.ascontiguousarray(pixels).reshape(height, width * channels)
+    sums = np.zeros(raw.shape, np.uint16)
+    sums[:, channels:] += raw[:, :-channels]
     sums[1:] += raw[:-1]
-    rows = np.empty((height, 1 + width * 3), np.uint8)
+    rows = np.empty((height, 1 + raw.shape[1]), np.uint8)
     rows[:, 0] = _AVERAGE
     np.subtract(raw, (sums >> 1).astype(np.uint8), out=rows[:, 1:])
     return rows.tobytes()

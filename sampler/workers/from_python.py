@@ -50,7 +50,7 @@ class Images(Sequence[Any]):
         if self._files[index].endswith(".webp"):
             return decode_webp(data)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            return image.convert("RGB")
+            return image.convert("RGBA" if image.mode == "RGBA" else "RGB")
 
     def __len__(self) -> int:
         return len(self._files)

@@ -11,9 +11,9 @@ from sampler.runs.media import Sound
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """Pixels [H, W, 3] of uint8, network evaluations, milliseconds, and size of the micro-batch.
+    """Pixels [H, W, C] of uint8, network evaluations, milliseconds, and size of the micro-batch.
 
-    pixels: [F, H, W, 3] of a video; a sound.
+    pixels: [F, H, W, C] of a video; a sound. C is 4 with alpha, else 3.
     """
 
     pixels: np.ndarray | Sound

@@ -15,7 +15,7 @@ from tests.classic.recipe import Recipe
 from tests.classic.video_vaes import VAES
 from tests.guidance.stock_hosted import picture
 from tests.tiny import STATISTICS, qwen_transformer
-from tests.tiny_transformers import flow
+from tests.tiny_transformers import DYNAMIC, flow
 
 
 def qwen_edit() -> dict[str, Any]:
@@ -31,11 +31,43 @@ def qwen_edit() -> dict[str, Any]:
     }
 
 
+def layered() -> dict[str, Any]:
+    """Qwen-Image-Layered; its images have alpha, and so latents of four channels would be taken
+    for images."""
+    parts = qwen_edit()
+    own = {**parts["transformer"].config, "use_additional_t_cond": True, "use_layer3d_rope": True,
+           "in_channels": 64, "out_channels": 16}  # fmt: skip
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=8, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False],
+        input_channels=4,
+    )  # fmt: skip
+    return {**parts, "transformer": type(parts["transformer"]).from_config(own), "vae": vae}
+
+
+class Chats(Sights):
+    """A processor that gives the tokens of a conversation in a list of one row."""
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        return self.tokenizer.apply_chat_template([messages], **options)
+
+
 def qwen3(layers: int = 2) -> dict[str, Any]:
     """Qwen3-VL with its processor."""
     words = tokenizer()
     encoder = qwen3_vl(words, layers, "Qwen3VLForConditionalGeneration")
-    return {"text_encoder": encoder, "tokenizer": words, "processor": Sights(words, 16)}
+    return {"text_encoder": encoder, "tokenizer": words, "processor": Chats(words, 16)}
+
+
+def qwen21() -> dict[str, Any]:
+    network = diffusers.QwenImage21Transformer2DModel(
+        in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        context_in_dim=WIDTH, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLQwenImage21(
+        base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1, 1], num_res_blocks=1,
+        temperal_downsample=[False] * 4, **STATISTICS,
+    )  # fmt: skip
+    return {**qwen3(), "transformer": network, "vae": vae, "scheduler": flow(**DYNAMIC)}
 
 
 def nucleus() -> dict[str, Any]:
@@ -91,6 +123,8 @@ TINY = {
     "QwenImageEditPipeline": Recipe(qwen_edit),
     "QwenImageEditInpaintPipeline": Recipe(qwen_edit),
     "QwenImageEditPlusPipeline": Recipe(qwen_edit),
+    "QwenImageLayeredPipeline": Recipe(layered, {"image": picture(1).convert("RGBA"), "layers": 2}),
+    "QwenImage21Pipeline": Recipe(qwen21, {"height": 64, "width": 64}),
     "LongCatImageEditPipeline": Recipe(longcat_edit),
     "NucleusMoEImagePipeline": Recipe(nucleus, {"return_index": -1, "max_sequence_length": 64}),
     "JoyImageEditPipeline": Recipe(lambda: joy("JoyImageEditTransformer3DModel"), constants=BUCKET),

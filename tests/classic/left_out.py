@@ -9,7 +9,7 @@ _ONNX = "It runs exported ONNX networks, which cannot be intercepted; use the Py
 _OLD = "It is deprecated, and its encoders have no tiny recipe here yet."
 
 _GROUPS = {
-    _SIZED: """BriaFibo2 GlmImage Kandinsky6SR Kandinsky6TI2VA QwenImage21 QwenImageLayered
+    _SIZED: """BriaFibo2 GlmImage Kandinsky6SR Kandinsky6TI2VA
         Cosmos3Omni SanaWM""",
     _NO_LOOP: "FluxPriorRedux LTXLatentUpsample LTX2LatentUpsample",
     _TEXT: "DiffusionGemma LLaDA2",

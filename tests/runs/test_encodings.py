@@ -1,7 +1,9 @@
 """Images as PNG, JPEG and WebP: what other programs, and ours, read from them."""
 
+import io
 import json
 import os
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +13,9 @@ from sd_parsers import ParserManager
 
 from sampler.cli import main
 from sampler.core.errors import UsageError
-from sampler.runs.encodings import MAX_SEGMENT, Encoding, decode, encoding_of
+from sampler.runs.encodings import MAX_SEGMENT, Encoding, _note_alpha, decode, encoding_of
 from sampler.runs.jobs import Job, JobSettings, Model
+from sampler.runs.media import decode_webp
 from sampler.runs.metadata import parameters, read_record
 
 FORMATS = ("png", "jpeg", "webp")
@@ -121,6 +124,41 @@ def test_a_higher_quality_is_nearer():
         )
         assert high < low / 2 and high < 5, format
     assert (decode(Encoding("png").encode(pixels, {}))[0] == pixels).all()
+
+
+ALPHA = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 4), np.uint8)
+
+
+@pytest.mark.parametrize("isal", [True, False])
+def test_alpha_is_kept(monkeypatch, isal):
+    if not isal:
+        monkeypatch.setitem(sys.modules, "isal", None)
+    for pixels in ALPHA[0], np.ones((8, 8, 4), np.uint8):
+        with Image.open(io.BytesIO(Encoding("png").encode(pixels, {}))) as image:
+            assert image.mode == "RGBA" and (np.asarray(image) == pixels).all()
+
+
+def test_layers_are_frames_with_alpha():
+    frames = decode_webp(Encoding("png").encode(ALPHA, {}))
+    found = np.stack([np.asarray(frame) for frame in frames])
+    seen = ALPHA[..., 3:] > 0
+    assert (found[..., 3] == ALPHA[..., 3]).all() and (found * seen == ALPHA * seen).all()
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+def test_a_format_without_alpha_is_told(caplog, format):
+    _note_alpha.cache_clear()
+    clear = np.full((16, 16, 4), (200, 0, 0, 51), np.uint8)
+    with caplog.at_level("WARNING", logger="sampler"):
+        data = [Encoding(format).encode(clear, {}) for _ in range(2)][0]
+    warned = [record.getMessage() for record in caplog.records]
+    with Image.open(io.BytesIO(data)) as image:
+        found = image.convert("RGBA").getpixel((8, 8))
+    if format == "jpeg":
+        assert len(warned) == 1 and "no alpha" in warned[0]
+        assert np.abs(np.subtract(found, (244, 204, 204, 255))).max() <= 3
+    else:
+        assert not warned and found[3] == 51
 
 
 @pytest.mark.parametrize("format", FORMATS)

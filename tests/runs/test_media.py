@@ -19,8 +19,9 @@ from sampler.cli import main
 from sampler.runs.encodings import Encoding
 from sampler.runs.media import Sound, decode_wav, encode_wav
 from sampler.runs.metadata import read_metadata
+from tests.classic.stand_ins import stand_ins
 from tests.classic.table import TINY
-from tests.guidance.stock_hosted import image_to_video, picture
+from tests.guidance.stock_hosted import half_mask, image_to_video, picture
 from tests.tiny_transformers import ddim, wan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -87,6 +88,36 @@ def test_a_video_of_an_adapter_is_stored_by_the_stock_call(tmp_path):
     plain = engine.generate("a fox", **settings)
     for a, b in zip(stored.images[0], plain.images[0], strict=True):
         assert np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["QwenImage21Pipeline", "QwenImageLayeredPipeline"])
+def test_images_with_alpha_are_stored_with_it(tmp_path, name):
+    recipe = TINY[name]
+    pipe = recipe.build(name)
+    inputs = {**recipe.inputs(type(pipe)), "image": str(tmp_path / "clear.png")}
+    picture(1).convert("RGBA").save(tmp_path / "solid.png")
+    clear = picture(1).convert("RGBA")
+    clear.putalpha(half_mask())
+    clear.save(inputs["image"])
+    size = {"height": 64, "width": 64} if name == "QwenImage21Pipeline" else {}
+    call = {"seeds": 1, "steps": 2, "sampler": "ddim", "inputs": inputs, **size}
+    engine = sampler.load(pipe)
+    with stand_ins(type(pipe)):
+        plain = engine.generate("a red fox", **call).images[0]
+        stored = engine.generate("a red fox", **call, out=tmp_path / "run").images[0]
+        call["inputs"]["image"] = str(tmp_path / "solid.png")
+        solid = engine.generate("a red fox", **call).images[0]
+        call["inputs"]["image"] = picture(1)
+        given = engine.generate("a red fox", **call).images[0]
+    assert _different(solid, plain) and not _different(solid, given)  # the input's alpha is read
+    pairs = [*zip(plain, stored, strict=True)] if isinstance(plain, list) else [(plain, stored)]
+    for one, other in pairs:
+        assert one.mode == other.mode == "RGBA"
+        assert not _different(one, other) and np.asarray(one)[..., 3].std() > 1
+
+
+def _different(one, other):
+    return bool((np.asarray(one) != np.asarray(other)).any())
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
