@@ -14,6 +14,7 @@ from sampler import registry
 from sampler.samplers.aliases import named
 from sampler.stock.own_timesteps import CascadeScheduler, ClosedScheduler, LatentConsistency
 from sampler.stock.scheduler import SamplerScheduler
+from sampler.stock.steps_back import StepsBack
 from sampler.types import Sampler
 
 # Drop-ins of stock schedulers whose pipelines ask for more than the common interface.
@@ -21,6 +22,7 @@ _CLASSES: Mapping[str, type[SamplerScheduler]] = {
     "LCMScheduler": LatentConsistency,
     "SCMScheduler": ClosedScheduler,
     "DDPMWuerstchenScheduler": CascadeScheduler,
+    "EDMEulerScheduler": StepsBack,
 }
 
 

@@ -25,7 +25,7 @@ from sampler.stock.negative_calls import NegativeCalls
 from sampler.stock.network_calls import NetworkCalls
 from sampler.stock.rule_steps import RuleSteps, outputs
 from sampler.stock.run_formula import RunFormula
-from sampler.stock.run_levels import RunLevels
+from sampler.stock.run_levels import RunLevels, number
 from sampler.stock.stock_calls import names_of, refuse_call, sample_of
 from sampler.types import Guidance, Snapshot
 
@@ -117,6 +117,7 @@ class GuidedCalls:
     def _begin(self, times: Any) -> None:
         """Begin a run; `set_timesteps` makes a new tensor for each."""
         self._times, self._trial = times, False  # a step of every branch, for its x0
+        self._stepped: float | None = None  # timestep of the last step
         self._frames: FrameSteps | None = None
         self.formula.begin()
         self.steps.begin()
@@ -157,6 +158,8 @@ class GuidedCalls:
         if not self.calls.answers and self.calls.beside(output):
             tell_of_another(type(self.pipe).__name__)
             return call(*args, **kwargs)
+        if not self.calls.answers and self._is_again(given):
+            return call(*args, **kwargs)
         if not self.calls.answers:
             raise ValueError(
                 f"{type(self.pipe).__name__} took a step without a guided call of its "
@@ -173,12 +176,18 @@ class GuidedCalls:
         if "model_output" not in kwargs:
             args = guided, *args[1:]
         result = call(*args, **kwargs)
-        after = result[0] if isinstance(result, tuple) else result.prev_sample
+        after = result.prev_sample if hasattr(result, "prev_sample") else result[0]
+        self._stepped = number(given["timestep"])
         if self._frames is not None:
             self._frames.taken.append(after)
         else:
             self._end_step(after, after if after.shape == x.shape else None)
         return result
+
+    def _is_again(self, given: Mapping[str, Any]) -> bool:
+        """Return whether a step is that of the last guided x0, of one branch (Cosmos)."""
+        x0 = given.get("pred_original_sample")
+        return x0 is not None and number(given["timestep"]) == self._stepped
 
     def _end_step(self, after: Tensor, planned: Tensor | None) -> None:
         """End a step; after: the sample; planned: the same where the next step is planned on it."""

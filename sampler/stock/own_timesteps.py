@@ -19,6 +19,8 @@ from sampler.stock.scheduler import SamplerScheduler
 class LatentConsistency(SamplerScheduler):
     """Drop-in of LCMScheduler: the timesteps are chosen from those of the distillation."""
 
+    _targets: ClassVar[bool] = True
+
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -64,6 +66,7 @@ class ClosedScheduler(SamplerScheduler):
     """`timesteps` has one entry more than the run has steps, which its pipelines leave out."""
 
     _rounding: ClassVar[float] = 2.0**-8  # times in 0..pi/2 in the data type of the network
+    _targets: ClassVar[bool] = True
 
     def set_timesteps(
         self,
@@ -106,3 +109,5 @@ class ClosedScheduler(SamplerScheduler):
 
 class CascadeScheduler(ClosedScheduler, DDPMWuerstchenScheduler):
     """Drop-in of a class that the pipelines of Stable Cascade look for."""
+
+    _targets: ClassVar[bool] = False

@@ -6,7 +6,8 @@ replaced scheduler; the moves are the sampler's. Latents equal those of the engi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -35,7 +36,7 @@ from sampler.stock.step_arguments import (
     without_variance,
 )
 from sampler.stock.step_seeds import NOT_PASSED, step_seeds
-from sampler.types import Level, SamplerBase, Span, spans
+from sampler.types import Level, Prediction, SamplerBase, Span, spans
 
 
 class SamplerScheduler(SchedulerParts):
@@ -47,6 +48,7 @@ class SamplerScheduler(SchedulerParts):
 
     config_name = "scheduler_config.json"
     _rounding: ClassVar[float] = 0.0  # of the timesteps that a pipeline gives to a step
+    _targets: ClassVar[bool] = False  # whether a step answers with x0 too, and at last with x
 
     @register_to_config
     def __init__(
@@ -58,7 +60,6 @@ class SamplerScheduler(SchedulerParts):
         if why := BESIDE_STEPS.get(name):
             raise ValueError(f"{name} stays where it is: {why}.")
         self.schedule = schedule_of(base, name)
-        self._second = name in ("LCMScheduler", "SCMScheduler")
         self.method = registry.build("sampler", sampler)
         if type(self.method).start is not SamplerBase.start:
             raise ValueError(
@@ -131,7 +132,7 @@ class SamplerScheduler(SchedulerParts):
         generator: Any = NOT_PASSED,
         return_dict: bool = True,
         **others: Any,
-    ) -> SchedulerOutput | tuple[Tensor, ...]:
+    ) -> SchedulerOutput | Sequence[Tensor]:
         """Take one step; noise is seeded at the first step of a run, see `step_seeds`.
 
         Channels of a learned variance are dropped. Raises ValueError for a timestep that is not the
@@ -150,30 +151,54 @@ class SamplerScheduler(SchedulerParts):
                 "levels; start from the scheduler that the pipeline came with."
             )
         timestep = common(timestep)
+        index = self._due_index(timestep, others.get("prev_timestep"))
+        x = self._precise(sample)
+        tokens = others.get("per_token_timesteps")
+        if tokens is not None:  # LTXConditionPipeline; the stock step has the other sign then
+            model_output = -model_output
+            if (
+                abs(self._spans[index].now.sigma * self.schedule.train_steps - self._t[index])
+                > 1e-3
+            ):
+                raise ValueError(
+                    "per_token_timesteps are levels of a schedule without a shift; use a scheduler "
+                    "with shift = 1."
+                )
+        level, x0 = self._spans[index].now, others.get("pred_original_sample")
+        if x0 is None:
+            pred = self.schedule.predict(x, without_variance(model_output, x, base), level)
+            pred = clipped(pred, x, base, str(base.get("_class_name", "")))
+        else:
+            pred = Prediction.from_x0(x, x0, level)
+        if self._index is None:
+            self._check_start(index)
+        take = partial(self._taken, index, x, pred, sample, generator, tokens)
+        if return_dict:
+            return SchedulerOutput(prev_sample=take())
+        return self._answer(index, take, pred)
+
+    def _due_index(self, timestep: Any, after: Any) -> int:
+        """Position of the step that is due. Raises ValueError for another one's timestep.
+
+        after: the next timestep, of UnCLIP's pipelines.
+        """
         index = self._first(timestep) if self._index is None else self._index
         if index >= len(self._spans) or abs(float(timestep) - self._t[index]) > self._rounding:
             raise ValueError(
                 f"Timestep {float(timestep):g} is not the next one of this run; "
                 "call set_timesteps before every run."
             )
-        after = others.get("prev_timestep")  # of UnCLIP's pipelines
         if after is not None and float(after) not in self._t[index + 1 : index + 2]:
             raise ValueError(f"prev_timestep = {float(after):g} is not the next one of this run.")
-        if self._index is None:
-            self._check_start(index)
-            self._seeds = step_seeds(generator, sample) if self.method.stochastic else ()
+        return index
+
+    def _taken(
+        self, index: int, x: Tensor, pred: Prediction, sample: Tensor, generator: Any, tokens: Any
+    ) -> Tensor:
+        """Sample after step `index`, with which the state of the run advances."""
+        if self.method.stochastic and not self._seeds:
+            self._seeds = step_seeds(generator, sample)
         span = self._spans[index]
-        x = self._precise(sample)
-        tokens = others.get("per_token_timesteps")
-        if tokens is not None:  # LTXConditionPipeline; the stock step has the other sign then
-            model_output = -model_output
-            if abs(span.now.sigma * self.schedule.train_steps - self._t[index]) > 1e-3:
-                raise ValueError(
-                    "per_token_timesteps are levels of a schedule without a shift; use a scheduler "
-                    "with shift = 1."
-                )
-        pred = self.schedule.predict(x, without_variance(model_output, x, base), span.now)
-        pred = clipped(pred, x, base, str(base.get("_class_name", "")))
         move = self.method.step(x, pred, with_noise(span, self.method, self._seeds), self._state)
         mean = Lin.of(move.mean)
         if move.std != 0:
@@ -185,15 +210,18 @@ class SamplerScheduler(SchedulerParts):
             self._check_finite(x)
         self._index, self._x = index + 1, x
         out = x.to(sample.dtype)
-        if tokens is not None:
-            stateful = bool(self._state)
-            out = out.where(moving_tokens(tokens, float(timestep), sample, stateful), sample)
-        if return_dict:
-            return SchedulerOutput(prev_sample=out)
-        if not self._second:
+        if tokens is None:
+            return out
+        moving = moving_tokens(tokens, self._t[index], sample, bool(self._state))
+        return out.where(moving, sample)
+
+    def _answer(self, index: int, take: Callable[[], Tensor], pred: Prediction) -> Sequence[Tensor]:
+        """Answer of step `index` to pipelines that ask for a tuple; take: gives the sample."""
+        out = take()
+        if not self._targets:
             return StepAnswer((out,))
         last = index == len(self._spans) - 1
-        return out, out if last else settle(pred.x0).to(sample.dtype)
+        return out, out if last else settle(pred.x0).to(out.dtype)
 
     def _check_finite(self, x: Tensor) -> None:
         if not bool(x.isfinite().all()):

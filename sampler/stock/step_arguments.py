@@ -17,10 +17,12 @@ BESIDE_STEPS = {
     "RePaintScheduler": "RePaintPipeline goes back to noisier levels between its steps, and a "
     "sampler only goes down",
 }
-# Checked by the drop-in against its grid: those of UnCLIP's pipelines and of LTXConditionPipeline.
-_OF_GRID = {
+# Used by the drop-in, or checked against its grid: those of UnCLIP's pipelines, of
+# LTXConditionPipeline and of Cosmos.
+_USED = {
     "prev_timestep": "UnCLIPScheduler",
     "per_token_timesteps": "FlowMatchEulerDiscreteScheduler",
+    "pred_original_sample": "EDMEulerScheduler",
 }
 
 
@@ -68,8 +70,8 @@ def refuse(
         )
     for name, value in others.items():
         neutral = name in _NEUTRAL and value == _NEUTRAL[name]
-        checked = _OF_GRID.get(name) == base.get("_class_name")
-        if value is not None and not neutral and not checked:
+        used = _USED.get(name) == base.get("_class_name")
+        if value is not None and not neutral and not used:
             raise ValueError(
                 f"{name} is an argument of {base.get('_class_name')}.step that "
                 f"{method} has no place for; keep the scheduler that the pipeline "

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "pipelines.md"
 ROWS = ROOT / "docs" / "figures" / "pipelines.csv"
 COLUMNS = ("class", "family", "native", "hosted", "guide", "scheduler", "inputs")
-FIRST_ORDER = ("DDIM", "Euler", "FlowMatchEuler")  # whose steps are those of `ddim`
+FIRST_ORDER = ("DDIM", "Euler", "EDMEuler", "FlowMatchEuler")  # whose steps are those of `ddim`
 Row = dict[str, str]
 
 
