@@ -23,7 +23,8 @@ from sampler.guidance.embedded import Embedded
 from sampler.pipelines.call_arguments import arguments, default_of, embeds_scale, takes_images
 from sampler.stock.clip_layers import readable_layers
 from sampler.stock.drop_in import is_exact_on_flow_maps, replaced
-from sampler.stock.hook import guide
+from sampler.stock.guided_calls import GuidedCalls
+from sampler.stock.hook import guiding, hook_of
 from sampler.stock.row_count import counted_rows
 from sampler.stock.step_arguments import AbsentError
 from sampler.stock.stock_calls import denoisers
@@ -70,7 +71,7 @@ class HostedCalls:
     def __init__(self, hosted: HostedPipeline) -> None:
         self.hosted, self.pipe = hosted, hosted.pipe
         self._one_at_a_time = self._arrays = False
-        self._checked: tuple[StockCall, Any] | None = None  # the copy that a check has made
+        self._checked: tuple[StockCall, GuidedCalls] | None = None  # the hook of a check
 
     def grid(self, spec: Any, method: Sampler, rule: Any, steps: int) -> Any:
         """The grid of a run; one of "calibrated:FILE" is looked up for the weights of the network.
@@ -97,10 +98,7 @@ class HostedCalls:
             raise ValueError(f"{cls.__name__} takes no negative prompt.")
         if isinstance(shared.guidance, Embedded) and not embeds_scale(cls):
             raise ValueError(f"embedded: {cls.__name__} takes no scale as an input; use 'cfg'.")
-        twin = self._copied(shared)
-        with guide(twin, _around(shared.guidance)):
-            pass
-        self._checked = shared, twin
+        self._checked = shared, hook_of(self._copied(shared), _around(shared.guidance))
 
     def call(
         self,
@@ -117,13 +115,17 @@ class HostedCalls:
         if len(jobs) > 1 and (self._one_at_a_time or self._encodes(inputs)):
             parts = [self.call([job], shared, inputs, on_step) for job in jobs]
             return [v for values, _ in parts for v in values], [c for _, nfe in parts for c in nfe]
-        twin, given = self._twin(shared), self._arguments(jobs, shared, inputs)
+        checked, self._checked = self._checked, None
+        known = checked[1] if checked is not None and checked[0] is shared else None
+        twin = known.pipe if known is not None else self._twin(shared)
+        given = self._arguments(jobs, shared, inputs)
         try:
-            networks, around = self._networks(), _around(shared.guidance)
             layers = readable_layers(twin, given)
-            with exclusive(*networks), layers, guide(twin, around) as hook:
+            with exclusive(*self._networks()), layers:
+                hook = known if known is not None else hook_of(twin, _around(shared.guidance))
                 hook.on_step = on_step
-                out = twin(**given)
+                with guiding(hook):
+                    out = twin(**given)
         except NameError as error:  # classes of diffusers that use a package without asking for it
             raise ModelError(
                 f"{type(twin).__name__} needs the package {error.name}, which is not installed."
@@ -200,10 +202,7 @@ class HostedCalls:
         return twin
 
     def _twin(self, shared: StockCall) -> Any:
-        """The copy that the check of this call has made, else a new one."""
-        checked, self._checked = self._checked, None
-        if checked is not None and checked[0] is shared:
-            return checked[1]
+        """The copy of this call. Raises ModelError for a sampler that cannot be hosted."""
         try:
             return self._copied(shared)
         except ValueError as error:

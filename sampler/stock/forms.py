@@ -120,7 +120,7 @@ class Form:
         for answer, count in zip(given.answers, self.used, strict=True):
             if count:
                 rows = rows_like(answer, like, self.part)
-                found.extend([] if rows is None else rows.split(len(like)))
+                found.extend([] if rows is None else rows.chunk(len(rows) // len(like)))
         return found
 
     def branches(self, given: Given) -> list[Tensor]:
@@ -136,12 +136,12 @@ class Form:
         return [b if self.region is None else self.region.of(b) for b in branches]
 
     @torch.no_grad()
-    def residual(self, given: Given) -> Tensor:
-        """‖M − Σ a·P‖ / ‖M‖, 0-d; of x0 of both where the answers are preconditioned, and of the
-        directions of its tokens where the norms are set.
+    def residual(self, given: Given, branches: Sequence[Tensor] | None = None) -> float:
+        """‖M − Σ a·P‖ / ‖M‖; of x0 of both where the answers are preconditioned, and of the
+        directions of its tokens where the norms are set. branches: P, where they are known.
         """
-        branches, m = self.branches(given), self.frame.rows(given.output).float()
-        blocks = self.guided(branches)
+        branches = self.branches(given) if branches is None else branches
+        m, blocks = self.frame.rows(given.output).float(), self.guided(branches)
         made = self.weights[0] * blocks[0].float()
         for weight, block in zip(self.weights[1:], blocks[1:], strict=True):
             made = made.add_(block.float(), alpha=weight)
@@ -153,7 +153,7 @@ class Form:
         if self.preconditioning is not None:
             x, x0 = self.frame.rows(given.x).float(), self.preconditioning.x0
             m, made = (x0(value, x, given.sigma) for value in (m, made))
-        return (m - made).norm() / m.norm().clamp_min(1e-30)
+        return float(torch.dist(m, made)) / max(float(torch.linalg.vector_norm(m)), 1e-30)
 
     def x0_of_rest(self, given: Given) -> Tensor:
         """x0 of the part that the pipeline sets itself."""

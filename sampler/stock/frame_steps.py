@@ -60,12 +60,12 @@ def frame_steps(
 
     sample, kwargs: of the last network call.
     """
-    times = next((v for k, v in kwargs.items() if k in TIME and isinstance(v, Tensor)), None)
-    if not isinstance(sample, Tensor) or sample.ndim != 5 or times is None:
+    if not isinstance(sample, Tensor) or sample.ndim != 5 or given.x.ndim != 4:
         return None
+    times = next((v for k, v in kwargs.items() if k in TIME and isinstance(v, Tensor)), None)
     frames = sample.shape[DIM]
     videos = all(a.ndim == 5 and a.shape[DIM] == frames for a in given.answers)
-    if given.x.ndim != 4 or times.ndim != 2 or times.shape[1] != frames or not videos:
+    if times is None or times.ndim != 2 or times.shape[1] != frames or not videos:
         return None
     apart = (times.double().cpu() - number(timestep)).abs().amax(0)
     places = (apart <= 1e-3 * max(1.0, abs(number(timestep)))).nonzero()[:, 0].tolist()

@@ -6,7 +6,6 @@ a run everything is evaluated and the pipeline's formula is solved.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor
 from sampler.stock.first_order import AsCFG, served
 from sampler.stock.forms import Form, Given
 from sampler.stock.frame_steps import DIM, FrameSteps, frame_steps
-from sampler.stock.interception import Call, intercept
+from sampler.stock.interception import Call, intercept, signature_of
 from sampler.stock.negative_calls import NegativeCalls
 from sampler.stock.network_calls import NetworkCalls
 from sampler.stock.rule_steps import RuleSteps, outputs
@@ -122,7 +121,7 @@ class GuidedCalls:
         self.formula.begin()
         self.steps.begin()
         self.calls.begin()
-        self._step_names = [*inspect.signature(type(self.pipe.scheduler).step).parameters][1:]
+        self._step_names = [*signature_of(type(self.pipe.scheduler).step).parameters][1:]
 
     def network_call(self, number: int, call: Call, args: Any, kwargs: Any) -> Any:
         """Evaluate the planned rows of a call; calls from elsewhere are left alone."""
@@ -232,27 +231,29 @@ class GuidedCalls:
         last, same = span.index + 1 == span.total, self.calls.as_before
         frames = self._frames or frame_steps(step, time, self._sample, self._kwargs)
         if frames is None:
-            form = self.formula.at(self.steps.index, step, same, last)
-            return form.back(self._combined(form, step, time), step.output).to(step.output.dtype)
+            form, branches = self.formula.at(self.steps.index, step, same, last)
+            guided = self._combined(form, branches, step, time)
+            return form.back(guided, step.output).to(step.output.dtype)
         if not frames.is_due(step.x):
             raise ValueError(self._unordered())
         same = same or self._frames is not None
-        form = self.formula.at(self.steps.index, frames.one(step), same, last)
+        form, _ = self.formula.at(self.steps.index, frames.one(step), same, last)
         if frames.guided is None:
-            frames.guided = self._combined(form, frames.whole, time)
+            whole = frames.whole
+            frames.guided = self._combined(form, form.branches(whole), whole, time)
         self._frames = frames
         guided = frames.guided.select(DIM, frames.next)
         return form.back(guided, step.output).to(step.output.dtype)
 
-    def _combined(self, form: Form, step: Given, time: Any) -> Tensor:
+    def _combined(self, form: Form, branches: Sequence[Tensor], step: Given, time: Any) -> Tensor:
         """The rule's result for the guided rows of a step."""
-        blocks, x = form.guided(form.branches(step)), form.rows(step.x)
+        blocks, x = form.guided(branches), form.rows(step.x)
         if self.steps.index == 0:
             self.nfe = [0] * len(x)
             self.steps.start()
-        branches, x_planned = self.steps.branches(x, time, type(self.pipe).__name__)
+        planned, x_planned = self.steps.branches(x, time, type(self.pipe).__name__)
         self.nfe = self.calls.counted(form, self.nfe)
-        guided = self.steps.combine(x, x_planned, outputs(form, blocks, branches), step.kind)
+        guided = self.steps.combine(x, x_planned, outputs(form, blocks, planned), step.kind)
         for weight, block in zip(form.extra, blocks, strict=False):
             guided = guided + weight * block.float()
         return guided

@@ -47,6 +47,12 @@ def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
     ValueError for a rule that needs more than the two predictions, guidance that is off, that
     rescales or that is no sum of the branches, and a step without a network call.
     """
+    with guiding(hook_of(pipe, rule)) as hook:
+        yield hook
+
+
+def hook_of(pipe: Any, rule: Any) -> GuidedCalls:
+    """The hook of `guide`, which `guiding` puts into its pipeline. Raises what `guide` raises."""
     networks = _networks(pipe)
     built = registry.build("guidance", rule)
     text = negative_of(built)
@@ -61,11 +67,18 @@ def guide(pipe: Any, rule: Any) -> Iterator[GuidedCalls]:
     hook = GuidedCalls(pipe, networks, beside_caches(built, networks), negative)
     if any(pipe is other for other in _guided):
         raise ValueError("This pipeline is guided already; leave the outer sampler.guide first.")
+    return hook
+
+
+@contextmanager
+def guiding(hook: GuidedCalls) -> Iterator[GuidedCalls]:
+    """Guide every call of the pipeline of a hook inside."""
+    pipe = hook.pipe
     _guided.append(pipe)
     try:
         with ExitStack() as stack:
             stack.enter_context(intercept(pipe, hook.pipeline_call))
-            for number, network in enumerate(networks):
+            for number, network in enumerate(hook.networks):
                 stack.enter_context(intercept(network, partial(hook.network_call, number)))
             yield hook
     finally:

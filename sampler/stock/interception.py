@@ -32,7 +32,7 @@ def intercept(
         def intercepted(self: Any, *args: Any, **kwargs: Any) -> Any:
             call = functools.partial(function, self)
             if active and (self is target or copies):
-                if not any(self is one for one in found):
+                if self is not target and not any(self is one for one in found):
                     found.append(self)
                 return handler(call, args, kwargs)
             return call(*args, **kwargs)
@@ -40,7 +40,7 @@ def intercept(
         inner = getattr(function, "__wrapped__", None)
         if inner is not None:  # pipelines without torch.no_grad are called through it
             intercepted.__wrapped__ = wrap(inner)
-        vars(intercepted)["__signature__"] = inspect.signature(function)
+        vars(intercepted)["__signature__"] = signature_of(function)
         return intercepted
 
     names = ("__module__", "__qualname__", "__doc__")
@@ -55,6 +55,16 @@ def intercept(
         for one in found:
             if type(one) is replaced:  # else a later interception ends after this one
                 object.__setattr__(one, "__class__", original)
+
+
+def signature_of(function: Call) -> inspect.Signature:
+    """The signature of a function, read once. Raises what `inspect.signature` raises."""
+    return _signature(inspect.unwrap(function))  # an interception would keep its target in memory
+
+
+@functools.cache
+def _signature(function: Call) -> inspect.Signature:
+    return inspect.signature(function)
 
 
 def _alike(original: type) -> type:

@@ -41,8 +41,9 @@ class RunFormula:
         """Begin a run."""
         self.form, self._rest = None, None
 
-    def at(self, index: int, given: Given, same: bool, last: bool) -> Form:
-        """The formula of the last step where it still holds at step `index`, else the solved one.
+    def at(self, index: int, given: Given, same: bool, last: bool) -> tuple[Form, list[Tensor]]:
+        """The formula of the last step where it still holds at step `index`, else the solved one;
+        and its branches.
 
         same: the calls are those of the last step; last: whether the run ends with this step. The
         check holds for rows that were not evaluated too: the pipeline computes with what it was
@@ -51,7 +52,8 @@ class RunFormula:
         form = self.form if same else None
         name = type(self.pipe).__name__
         bar = tolerance(given.output, *given.answers)
-        if form is None or not form.settled or not form.residual(given) <= bar:
+        branches = [] if form is None else form.branches(given)
+        if form is None or not form.settled or not form.residual(given, branches) <= bar:
             try:
                 found = solve(given, name)
             except Unsolved as error:
@@ -66,9 +68,10 @@ class RunFormula:
                 )
             self._look_at(found, index)
             self.form = form = found
+            branches = form.branches(given)
         if form.given_rest:
             self._check_rest(form.x0_of_rest(given), given, bar, last)
-        return form
+        return form, branches
 
     def _check_rest(self, x0: Tensor, given: Given, bar: float, last: bool) -> None:
         """Raise ValueError where the part that a formula leaves out is not one fixed x0."""

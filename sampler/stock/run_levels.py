@@ -36,7 +36,11 @@ class RunLevels:
         if all(a is b for a, b in zip(read, self._last, strict=True)):
             return
         self._last = read
-        self.schedule = schedule_of(scheduler.config, type(scheduler).__name__)
+        config = scheduler.config
+        self.schedule = schedule_of(config, type(scheduler).__name__)
+        # whether it holds x/alpha of a vp process; a drop-in holds x
+        units = self.schedule.process == "vp" and self.schedule.sigma_units
+        self._over_alpha = units and config.get("base") is None
         trained = processes(type(self.pipe).__name__.replace("Img2Img", ""))
         if self.schedule.process not in trained:  # a velocity read as noise gives no error
             raise ModelError(
@@ -93,12 +97,6 @@ class RunLevels:
         return x * level.alpha if self._over_alpha else x
 
     @property
-    def _over_alpha(self) -> bool:
-        """Return whether the scheduler holds x/alpha of a vp process; a drop-in holds x."""
-        drop_in = self.pipe.scheduler.config.get("base") is not None
-        return self.schedule.process == "vp" and self.schedule.sigma_units and not drop_in
-
-    @property
     def _steps(self) -> int:
         return len(self.pipe.scheduler.timesteps) - self.schedule.closed
 
@@ -135,4 +133,6 @@ def position_of(times: Tensor, timestep: float) -> int:
 
 def number(timestep: Any) -> float:
     """Timestep of a batch as a number."""
+    if isinstance(timestep, Tensor) and timestep.numel() == 1:
+        return float(timestep)
     return float(torch.as_tensor(timestep).flatten()[0])

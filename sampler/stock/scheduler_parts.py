@@ -30,12 +30,16 @@ class SchedulerParts(SchedulerMixin, ConfigMixin):
     _index: int | None
     _begin: int | None
     _noised: bool
+    _joined: tuple[Any, FrozenDict] | None = None  # the saved entries, and `config` of these
+    _times: tuple[Any, list[float]] | None = None  # `timesteps`, and its numbers
 
     @property
     def config(self) -> Any:
         """The saved entries and those of the replaced scheduler, which pipelines read."""
         own = self._internal_dict
-        return FrozenDict({**own["base"], **own})
+        if self._joined is None or self._joined[0] is not own:
+            self._joined = own, FrozenDict({**own["base"], **own})
+        return self._joined[1]
 
     @property
     def init_noise_sigma(self) -> float:
@@ -115,7 +119,9 @@ class SchedulerParts(SchedulerMixin, ConfigMixin):
 
     @property
     def _t(self) -> list[float]:
-        return self.timesteps.tolist()
+        if self._times is None or self._times[0] is not self.timesteps:
+            self._times = self.timesteps, self.timesteps.tolist()
+        return self._times[1]
 
     def _first(self, timestep: Any) -> int:
         if self._begin is not None:

@@ -46,7 +46,7 @@ class Reading(NamedTuple):
         """‖target − Σ a·blocks‖ / ‖unit‖."""
         pairs = zip(weights, self.blocks, strict=True)
         made = sum((w * b.double() for w, b in pairs if w), 0 * self.target)
-        return float((made - self.target).norm() / self.unit.norm().clamp_min(1e-300))
+        return float(torch.dist(made, self.target)) / max(_length(self.unit), 1e-300)
 
 
 def solve(given: Given, name: str) -> Form:
@@ -129,14 +129,14 @@ def _fitted(reading: Reading, bar: float) -> Form:
     form, blocks = reading.form, reading.blocks
     first = blocks[0].detach().double().flatten()
     columns = [first, *(b.detach().double().flatten() - first for b in blocks[1:])]
-    target, length = reading.target.flatten(), first.norm()
+    target, lengths = reading.target.flatten(), [_length(column) for column in columns]
     least = 1e-3 if bar == TOLERANCE_HALF else 1e-6
-    if not length and not target.any():
+    if not lengths[0] and not target.any():
         return replace(form, weights=(1.0, *[0.0] * (len(blocks) - 1)), settled=len(blocks) == 1)
-    kept = [k for k, c in enumerate(columns) if c.norm() > least * length]
+    kept = [k for k, length in enumerate(lengths) if length > least * lengths[0]]
     settled = len(kept) == len(columns)
     matrix = torch.stack([columns[k] for k in kept] or [first], 1)
-    norms = matrix.norm(dim=0).clamp_min(1e-300)
+    norms = target.new_tensor([max(lengths[k], 1e-300) for k in kept or [0]])
     basis, triangle = torch.linalg.qr(matrix / norms)
     pivots = triangle.diagonal().abs()
     if pivots.min() < least:
@@ -149,10 +149,16 @@ def _fitted(reading: Reading, bar: float) -> Form:
     return replace(form, weights=tuple(weights), settled=settled, error=reading.error(weights))
 
 
+def _length(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values))
+
+
 def _without_idle(form: Form, reading: Reading, bar: float) -> Form:
     """Leave out branches of weight 0: the pipeline evaluates them for other ends (attention)."""
     least = IDLE * max(map(abs, form.weights))
     weights = tuple(0.0 if abs(w) < least else w for w in form.weights)
+    if weights == form.weights:
+        return form
     error = reading.error(weights)
     return replace(form, weights=weights, error=error) if error <= bar else form
 

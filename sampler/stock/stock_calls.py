@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from sampler_kernels import map_tree
 from torch import Tensor
+
+from sampler.stock.interception import signature_of
 
 # Names under which denoising networks take the time.
 TIME = frozenset(
@@ -24,12 +26,12 @@ def denoisers(pipe: Any) -> list[Any]:
     return [part for part in parts if TIME & set(_parameters(part))]
 
 
-def _parameters(network: Any) -> list[str]:
+def _parameters(network: Any) -> Iterable[str]:
     inner = getattr(network, "_orig_mod", network)  # of torch.compile
     try:
-        return list(inspect.signature(type(inner).forward).parameters)
+        return signature_of(type(inner).forward).parameters
     except (TypeError, ValueError):
-        return []
+        return ()
 
 
 def refuse_call(kwargs: Mapping[str, Any]) -> None:
@@ -74,8 +76,13 @@ def couples_rows(network: Any) -> bool:
     Those of perturbed attention and of pipelines split the batch into its branches; a processor
     that diffusers does not ship may do the same.
     """
-    processors = [getattr(module, "processor", None) for module in network.modules()]
-    kinds = {type(processor) for processor in processors if processor is not None}
+    name = "processor"  # getattr takes microseconds where a module has no such attribute
+    having = (
+        module
+        for module in network.modules()
+        if name in vars(module) or name in module._modules or hasattr(type(module), name)
+    )
+    kinds = {type(found) for module in having if (found := module.processor) is not None}
     return any("PAG" in k.__name__ or not k.__module__.startswith(_BY_ROW) for k in kinds)
 
 

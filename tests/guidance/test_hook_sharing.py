@@ -1,7 +1,9 @@
 """`sampler.guide` around offloading, shared networks, threads, and pipelines that change inside."""
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from accelerate import cpu_offload
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
 import sampler
+from sampler.stock.stock_calls import couples_rows
 from tests import tiny
 from tests.families import FAMILIES
 from tests.guidance.stock import Rows
@@ -218,3 +221,27 @@ def test_the_rows_of_other_callers_are_not_counted(pipe):
         run(pipe)
         sampler.load(pipe).generate("a", seeds=1, steps=3, guidance="cfg", output="latent")
     assert calls.nfe == [8] and sum(counted.rows) == 8 + 6
+
+
+def test_a_pipeline_that_was_guided_is_freed(pipe):
+    other = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    with sampler.guide(other, CFG):
+        run(other)
+    kept = weakref.ref(other)
+    del other
+    gc.collect()
+    assert kept() is None
+
+
+def test_processors_of_a_class_may_couple_rows():
+    class Foreign:
+        """Stands for an attention processor that diffusers does not ship."""
+
+    class Layer(torch.nn.Module):
+        @property
+        def processor(self):
+            return Foreign()
+
+    assert couples_rows(torch.nn.Sequential(Layer()))
+    assert not couples_rows(tiny.sd().unet)

@@ -259,7 +259,7 @@ def run(formulas, kind="x0"):
     form = None
     for index, (made, sigma) in enumerate(zip(formulas, (9.0, 2.0), strict=False)):
         given = step(made, sigma, (4, 5, 8, 8), kind)
-        form = formula.at(index, given, index > 0, index + 1 == len(formulas))
+        form, _ = formula.at(index, given, index > 0, index + 1 == len(formulas))
     return form
 
 

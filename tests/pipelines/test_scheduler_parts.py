@@ -27,6 +27,13 @@ def test_the_tables_of_the_noise_are_those_of_the_replaced_scheduler():
     assert torch.allclose(found.betas, base.betas, atol=1e-6)
 
 
+def test_the_configuration_follows_what_is_registered():
+    found = sampler.scheduler("ab", DDIMScheduler(**tiny.DDIM))
+    assert found.config is found.config and found.config["sampler"]["name"] == "ab"
+    found.register_to_config(sampler={"name": "ddim"})
+    assert found.config["sampler"]["name"] == "ddim"
+
+
 def test_what_it_lacks_is_refused_by_name_and_does_not_exist():
     found = sampler.scheduler("ab", DDIMScheduler(**tiny.DDIM))
     assert not hasattr(found, "_get_variance") and not hasattr(
