@@ -32,7 +32,8 @@ def alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
         betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2
     elif kind == "squaredcos_cap_v2":
         bar = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
-        betas = torch.tensor([min(1 - b / a, 0.999) for a, b in pairwise(bar)])
+        capped = [min(1 - b / a, 0.999) for a, b in pairwise(bar)]
+        betas = torch.tensor(capped, dtype=torch.float32)
     else:
         raise ValueError(
             f"beta_schedule = {kind!r} is not supported; use 'linear', 'scaled_linear' or "

@@ -170,7 +170,7 @@ class NoiseLevels:
 
         By torch's float32 square root, as in the stock schedulers; numpy's differs by one bit.
         """
-        acp = torch.tensor(self.table)
+        acp = torch.tensor(self.table, dtype=torch.float32)
         return grids.floats(acp**0.5), grids.floats((1 - acp) ** 0.5)
 
     def _ratios(self) -> npt.NDArray[np.float64]:

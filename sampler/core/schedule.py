@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -118,38 +119,12 @@ class Schedule(LevelGrids):
 
     @staticmethod
     def vp(config: Mapping[str, Any], name: str = "DDIMScheduler") -> Schedule:
-        """Build a variance-preserving discrete schedule from its betas."""
-        sigma_units, open_end = name.startswith(_SIGMA_UNITS), name.startswith(_OPEN_END)
-        table = grids.alphas_cumprod(config)
-        if config.get("rescale_betas_zero_snr") and (sigma_units or open_end):
-            table[-1] = 2.0**-24  # as in those schedulers, to keep sigma/alpha finite
-        if "set_alpha_to_one" in config:
-            final = "zero" if config["set_alpha_to_one"] else "sigma_min"
-        elif name.startswith(_FINAL_SIGMA_MIN):
-            final = "sigma_min"
-        else:
-            final = config.get("final_sigmas_type", "zero")
-        single = name.startswith("DPMSolverSinglestep")  # it has no timestep_spacing
-        lcm = name.startswith("LCM")
-        cosine = config.get("beta_schedule") == "squaredcos_cap_v2"
-        return Schedule(
-            process="vp",
-            prediction=_KIND_OF[config.get("prediction_type", "epsilon")],
-            table=tuple(grids.floats(table)),
-            train_steps=len(table),
-            spacing=config.get("timestep_spacing", "linspace" if single else "leading"),
-            karras=bool(config.get("use_karras_sigmas")),
-            final="zero" if lcm else final,
-            offset=int(config.get("steps_offset", 0)),
-            open_end=open_end,
-            origin=int(config.get("original_inference_steps", 50)) if lcm else 0,
-            timestep_scaling=float(config.get("timestep_scaling", 10.0)),
-            sigma_units=sigma_units,
-            round_karras=open_end and not (cosine and name.startswith("DPMSolver")),
-            sigma_min=config.get("sigma_min") if sigma_units else None,
-            sigma_max=config.get("sigma_max") if sigma_units else None,
-            ramp=_ramp_of(config),
-        )
+        """Build a variance-preserving discrete schedule from its betas; the same one every time."""
+        given = tuple((key, value) for key, value in config.items() if not key.startswith("_"))
+        try:
+            return _vp(name, given)
+        except TypeError:  # a list among the entries
+            return _vp.__wrapped__(name, given)
 
     @staticmethod
     def edm(config: Mapping[str, Any]) -> Schedule:
@@ -219,6 +194,43 @@ class Schedule(LevelGrids):
             dynamic={n: config[n] for n in wanted if n in config} if dynamic else None,
             ramp=ramp,
         )
+
+
+@lru_cache(maxsize=64)
+def _vp(name: str, given: tuple[tuple[str, Any], ...]) -> Schedule:
+    """The schedule of `Schedule.vp`; its tables take as long as a step of a small network."""
+    config = dict(given)
+    sigma_units, open_end = name.startswith(_SIGMA_UNITS), name.startswith(_OPEN_END)
+    table = grids.alphas_cumprod(config)
+    if config.get("rescale_betas_zero_snr") and (sigma_units or open_end):
+        table[-1] = 2.0**-24  # as in those schedulers, to keep sigma/alpha finite
+    if "set_alpha_to_one" in config:
+        final = "zero" if config["set_alpha_to_one"] else "sigma_min"
+    elif name.startswith(_FINAL_SIGMA_MIN):
+        final = "sigma_min"
+    else:
+        final = config.get("final_sigmas_type", "zero")
+    single = name.startswith("DPMSolverSinglestep")  # it has no timestep_spacing
+    lcm = name.startswith("LCM")
+    cosine = config.get("beta_schedule") == "squaredcos_cap_v2"
+    return Schedule(
+        process="vp",
+        prediction=_KIND_OF[config.get("prediction_type", "epsilon")],
+        table=tuple(grids.floats(table)),
+        train_steps=len(table),
+        spacing=config.get("timestep_spacing", "linspace" if single else "leading"),
+        karras=bool(config.get("use_karras_sigmas")),
+        final="zero" if lcm else final,
+        offset=int(config.get("steps_offset", 0)),
+        open_end=open_end,
+        origin=int(config.get("original_inference_steps", 50)) if lcm else 0,
+        timestep_scaling=float(config.get("timestep_scaling", 10.0)),
+        sigma_units=sigma_units,
+        round_karras=open_end and not (cosine and name.startswith("DPMSolver")),
+        sigma_min=config.get("sigma_min") if sigma_units else None,
+        sigma_max=config.get("sigma_max") if sigma_units else None,
+        ramp=_ramp_of(config),
+    )
 
 
 def clipped(pred: Prediction, x: Tensor, config: Mapping[str, Any], scheduler: str) -> Prediction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from sampler.core.errors import ModelError
@@ -119,6 +120,7 @@ def check_ip_inputs(names: Iterable[str], loaded: bool) -> None:
         )
 
 
+@cache
 def _takes_controlnet(cls: type) -> bool:
     return "controlnet" in inspect.signature(cls).parameters
 
