@@ -3,10 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -39,8 +35,7 @@ from scripts.bundled.sd3_task import (
 from scripts.bundled.sd3_task import new_text_encoder as new_sd3_text_encoder
 from scripts.bundled.tasks import Latents, UnetTask, VaeTask
 from scripts.bundled.tokenizer import tokenizer_for
-
-SCRIPT = Path(train_bundled.__file__)
+from tests.runs.test_kill import in_child
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -191,24 +186,29 @@ def test_an_interrupted_run_resumes_bit_for_bit(make, data, tmp_path):
 
 
 def test_a_killed_process_goes_on_from_its_last_checkpoint(sprites, data, tmp_path):
-    plan = Plan(2e-3, images=120 * 8, batch_size=8, weight_decay=0.05, checkpoint_steps=10)
+    """Killed while it writes its second checkpoint."""
+    plan = Plan(2e-3, images=30 * 8, batch_size=8, weight_decay=0.05, checkpoint_steps=10)
     arguments = ["classifier", "--data", sprites, "--out", tmp_path, "--images", plan.images]
     arguments += ["--batch-size", 8, "--checkpoint-steps", 10]
-    command = [sys.executable, SCRIPT, *arguments]
-    environment = os.environ | {"PYTHONPATH": str(FOLDER.parents[1])}
-    process = subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+
+    def command():
+        left, real = [9], bundled_checkpoint._flush  # six of a checkpoint, and half of the next
+
+        def flush(path):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(path)
+
+        bundled_checkpoint._flush = flush
+        app = Typer()
+        app.command()(train_bundled.main)
+        app([str(argument) for argument in arguments])
+
+    assert os.waitpid(in_child(command), 0)[1] == signal.SIGKILL
     folder = tmp_path / "classifier"
-    deadline = time.monotonic() + 60
-    while not list(folder.glob("checkpoint-*")) and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    # Even a save that the kill cut short leaves a whole checkpoint behind.
-    assert list(folder.glob("checkpoint-*"))
-    assert len(losses_written(folder)) < 120
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-00000010"]
+    assert (folder / "checkpoint.tmp").exists() and len(losses_written(folder)) < 30
     train(ClassifierTask(data, 8, 0), plan, folder)
     train(ClassifierTask(data, 8, 0), plan, tmp_path / "whole")
     assert losses(folder) == losses(tmp_path / "whole")
@@ -244,7 +244,7 @@ def test_all_stages_make_a_bundle_that_loads_and_is_reported(sprites, tmp_path):
     stage("vae", "--images", "8")
     stage("classifier", "--images", "16", "--statistics", "256")
     stage("unet", "--images", "8", "--latents", "64")
-    stage("weak", "--minutes", "0.02", "--latents", "64")
+    stage("weak", "--minutes", "0.01", "--latents", "64")
     stage("sd3", "--images", "8", "--latents", "64", "--init", str(tmp_path / "bundle/pipeline"))
     stage("report", "--count", "16", "--steps", "2")
     load_pipeline(tmp_path / "bundle" / "pipeline")

@@ -25,13 +25,20 @@ TABLE = prompts(24)
 LEASE = 0.8
 
 
-def as_rank(where, rank, world=2, pause=0.01, group="g"):
+def as_rank(where, rank, trouble=None, lease=LEASE, world=2, pause=0.01, group="g"):
     """Run one rank in this process."""
     location = RunLocation(str(where), rank, world, group)
     with open_locked(location) as store:
         run = planned(store, TABLE, 2) if rank == 0 else wait_for_plan(store)
-        options = WorkOptions(lease=LEASE)
-        return execute(run, lambda: engine(pause=pause), location, options, StopFlag())
+        made = engine(pause=pause, trouble=trouble)
+        return execute(run, lambda: made, location, WorkOptions(lease=lease), StopFlag())
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 300
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert path.exists()
 
 
 def fork(action):
@@ -63,35 +70,78 @@ def recorded(where):
 
 
 def test_two_ranks_share_the_work(tmp_path, whole):
-    pids = [fork(lambda rank=rank: as_rank(tmp_path, rank)) for rank in (0, 1)]
+    met = tmp_path / "met"
+    met.mkdir()
+
+    def meeting(rank):
+        """Neither rank computes its third batch before the other one has come to its second."""
+
+        def trouble(adapter, *_):
+            step = len(adapter.batches)
+            if step in (1, 4):  # three steps a batch
+                (met / f"{rank} {step}").touch()
+                wait_for(met / f"{1 - rank} {step}")
+
+        return trouble
+
+    run = tmp_path / "run"
+    pids = [fork(lambda rank=rank: as_rank(run, rank, meeting(rank), 300.0)) for rank in (0, 1)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
-    assert pictures(tmp_path) == whole
-    assert set(recorded(tmp_path).values()) == {1}, "none twice"
-    sizes = [len(path.read_bytes().splitlines()) for path in tmp_path.glob("journal*")]
-    assert len(sizes) == 2 and min(sizes) >= 4 and not (tmp_path / ".claims").exists()
+    assert pictures(run) == whole
+    assert set(recorded(run).values()) == {1}, "none twice"
+    sizes = [len(path.read_bytes().splitlines()) for path in run.glob("journal*")]
+    assert len(sizes) == 2 and min(sizes) >= 4 and not (run / ".claims").exists()
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_rank_is_made_up_for(tmp_path, whole, victim):
-    pids = {rank: fork(lambda rank=rank: as_rank(tmp_path, rank, pause=0.03)) for rank in (0, 1)}
-    while not (tmp_path / f"journal{'-1' if victim else ''}.jsonl").exists():
-        time.sleep(0.005)
+    """Its first batch is recorded and its second one claimed when it is killed."""
+    run, stuck = tmp_path / "run", tmp_path / "stuck"
+    journal = run / f"journal{'-1' if victim else ''}.jsonl"
+
+    def dying(adapter, *_):
+        if len(adapter.batches) == 4:  # three steps a batch
+            wait_for(journal)
+            stuck.touch()
+            time.sleep(300)
+
+    def surviving(adapter, *_):
+        if len(adapter.batches) == 1:
+            wait_for(stuck)
+
+    troubles = {victim: dying, 1 - victim: surviving}
+    pids = {rank: fork(lambda rank=rank: as_rank(run, rank, troubles[rank])) for rank in (0, 1)}
+    wait_for(stuck)
     os.kill(pids[victim], signal.SIGKILL)
     assert os.waitpid(pids[victim], 0)[1] == signal.SIGKILL
     assert os.waitpid(pids[1 - victim], 0)[1] == 0
-    assert pictures(tmp_path) == whole
-    assert not RunFolder(open_store(tmp_path)).missing(check="hash")
+    assert pictures(run) == whole
+    assert not RunFolder(open_store(run)).missing(check="hash")
 
 
 def test_a_claim_holds_until_its_owner_is_silent(tmp_path):
-    first, second = (Claims(tmp_path, RunLocation("x", rank, 2, "g"), 0.5) for rank in (0, 1))
+    first, second = (Claims(tmp_path, RunLocation("x", rank, 2, "g"), 60.0) for rank in (0, 1))
     with second:
-        with first:
-            assert first.claim(3) and not second.claim(3)
-            time.sleep(0.9)
-            assert not second.claim(3), "it is kept fresh"
-        time.sleep(0.9)
+        assert first.claim(3) and not second.claim(3)
+        (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        long_ago = time.time() - 61
+        os.utime(path, (long_ago, long_ago))
         assert second.claim(3)
+
+
+def test_a_claim_is_kept_fresh(tmp_path):
+    with Claims(tmp_path, RunLocation("x", 0, 2, "g"), 0.04) as claims:
+        assert claims.claim(3)
+        (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        os.utime(path, (0, 0))
+        deadline = time.monotonic() + 300
+        while path.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert path.stat().st_mtime > 0
+    claims._beat.join()
+    os.utime(path, (0, 0))
+    time.sleep(0.1)
+    assert path.stat().st_mtime == 0, "its owner is silent"
 
 
 def test_workers_of_another_run_are_refused(tmp_path):
