@@ -81,10 +81,32 @@ class CosineTime:
         return _even(1.0, steps)
 
 
+@dataclass(frozen=True)
+class QuarterTurn:
+    """Time in 0..1 is the share of a quarter turn: a = pi/2·t (Dance Diffusion, Stable Audio).
+
+    The times of a run have sin a = sin²(pi/2·u) at even u, the betas of IPNDMScheduler.
+    """
+
+    end: float = 1.0
+
+    def angle(self, t: float) -> float:
+        return math.pi / 2 * t
+
+    def time(self, angle: float) -> float:
+        return angle / (math.pi / 2)
+
+    def times(self, steps: int) -> list[float]:
+        angles = [self.angle(u) for u in _even(1.0, steps)]
+        return [self.time(math.asin(min(1.0, math.sin(a) ** 2))) for a in angles]
+
+
 def clock_of(scheduler: str, config: Mapping[str, Any]) -> Clock | None:
     """The clock of a stock scheduler in continuous time, None for the others."""
     if scheduler == "SCMScheduler":
         return TrigFlow()
+    if scheduler in ("IPNDMScheduler", "CosineDPMSolverMultistepScheduler"):
+        return QuarterTurn()
     if scheduler == "DDPMWuerstchenScheduler":
         return CosineTime(config.get("s", 0.008), config.get("scaler", 1.0))
     return None

@@ -93,7 +93,8 @@ class LevelGrids(NoiseLevels):
         if self.process == "flow":
             return self._flow_levels(steps, mu, sigmas)
         if self.process == "edm":
-            return [Level(0.25 * math.log(s), 1.0, s) for s in self._ramp(steps, 1.0, 1.0)]
+            ramp = "karras" if spacing == "karras" else self.ramp or "karras"
+            return [Level(self.time_of(s), 1.0, s) for s in self._ramp(steps, 1.0, 1.0, ramp)]
         if self.clock is not None and spacing != "karras":
             return [self.level(t) for t in self.clock.times(steps)]
         if self.origin > 0 and spacing is None:
@@ -111,7 +112,7 @@ class LevelGrids(NoiseLevels):
             steps, self.train_steps, spacing, self.offset, self.open_end, self.sigma_units
         )
 
-    def _ramp(self, steps: int, low: float, high: float, name: str = "karras") -> list[float]:
+    def _ramp(self, steps: int, low: float, high: float, name: str) -> list[float]:
         low = low if self.sigma_min is None else self.sigma_min
         high = high if self.sigma_max is None else self.sigma_max
         options = spacings.options_of(name, {"rho": self.rho} if name == "karras" else None)
@@ -149,7 +150,7 @@ class LevelGrids(NoiseLevels):
                 table, shifted, N - 1, N * table[0] - 1, self.prediction
             )
         if self.process == "edm":
-            table = self._ramp(N, 0.002, 80.0)[::-1]
+            table = self._ramp(N, 0.002, 80.0, self.ramp or "karras")[::-1]
         else:
             table = self._ratios().tolist()
         logs = np.log(table)
@@ -172,7 +173,7 @@ class LevelGrids(NoiseLevels):
             noise = self._stretched([place.noise for place in found])
             return [self.level_of(self.train_steps * s, s) for s in noise]
         if self.process == "edm":
-            return [Level(0.25 * math.log(p.noise), 1.0, p.noise) for p in found]
+            return [Level(self.time_of(p.noise), 1.0, p.noise) for p in found]
         if self.clock is not None:
             return [from_ratio(self.time_of(p.noise), p.noise) for p in found]
         times = [self.time_of(p.noise) if p.time is None else p.time for p in found]
@@ -249,5 +250,5 @@ class LevelGrids(NoiseLevels):
             return self.level_of(self.train_steps * s, s)
         if self.process == "edm":
             low = self.sigma_min or 0.002
-            return Level(0.25 * math.log(low), 1.0, low)
+            return Level(self.time_of(low), 1.0, low)
         return self.level(0)

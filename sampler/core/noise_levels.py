@@ -2,7 +2,8 @@
 
     vp     alpha = sqrt(acp_t), sigma = sqrt(1 − acp_t), t an index of the training table, or
            alpha = cos a, sigma = sin a of the angle a(t) of a clock in continuous time
-    edm    alpha = 1, sigma on Karras' ramp, network input t = ln(sigma)/4
+    edm    alpha = 1, sigma on Karras' ramp or an exponential one, network input t = ln(sigma)/4,
+           or sigma = tan a of a clock
     flow   alpha = 1 − sigma, network input t = N·sigma
 
 The vp table is float32, as in training and in the stock schedulers.
@@ -48,9 +49,9 @@ class NoiseLevels:
     origin: number of timesteps that a latent consistency model was distilled on, 0 for other
     models. timestep_scaling: s = timestep_scaling·t in its boundary factors, see `predict`.
     ramp: "exponential" or "beta_sigmas" as the default of `grid`, "karras" on flow models.
-    clock: continuous time of a vp model, None with a table. closed: whether the timesteps of a
-    stock run include the last level's. noise_std: standard deviation of eps in a stock pipeline's
-    latents.
+    clock: continuous time of a vp model, None with a table, or of an edm one, None for
+    ln(sigma)/4. closed: whether the timesteps of a stock run include the last level's. noise_std:
+    standard deviation of eps in a stock pipeline's latents.
     """
 
     process: Literal["vp", "edm", "flow", "consistency"]
@@ -86,7 +87,8 @@ class NoiseLevels:
         Raises ValueError for a timestep outside the training table.
         """
         if self.process == "edm":
-            return Level(t, 1.0, math.exp(4 * t))
+            noise = math.exp(4 * t) if self.clock is None else math.tan(self.clock.angle(t))
+            return Level(t, 1.0, noise)
         if self.process == "flow":
             return Level(t, 1 - t / self.train_steps, t / self.train_steps)
         if self.clock is not None:
@@ -110,12 +112,12 @@ class NoiseLevels:
 
     def time_of(self, ratio: float) -> float:
         """Return t of the level with sigma/alpha = ratio, interpolated in ln(ratio) for vp."""
+        if self.clock is not None:
+            return self.clock.time(math.atan(ratio))
         if self.process == "edm":
             return 0.25 * math.log(ratio)
         if self.process == "flow":
             return self.train_steps * ratio / (1 + ratio)
-        if self.clock is not None:
-            return self.clock.time(math.atan(ratio))
         known = self._ratios()
         known = known[np.isfinite(known)]
         return float(np.interp(math.log(ratio), np.log(known), np.arange(len(known))))

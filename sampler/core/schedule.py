@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sampler.core import grids
 from sampler.core.clocks import clock_of
+from sampler.core.edm_settings import edm_settings
 from sampler.core.grids import dynamic_mu
 from sampler.core.level_grids import SPACINGS, LevelGrids
 from sampler.core.noise_levels import Final, Spacing
@@ -41,7 +42,6 @@ _UNKNOWN: dict[str, tuple[Any, ...]] = {
     "stages": (1,),
     "lambda_min_clipped": (-math.inf,),
     "invert_sigmas": (False,),
-    "sigma_schedule": ("karras",),
     "scale_factors": (),
 }
 _UNCLIP = {"beta_start": 0.0, "beta_end": 0.0, "beta_schedule": "squaredcos_cap_v2",
@@ -85,8 +85,8 @@ class Schedule(LevelGrids):
                     f"{name}: {key} = {value!r:.40} is not supported; "
                     "use a scheduler configuration without it."
                 )
-        if name.startswith("EDM"):
-            return Schedule.edm(config)
+        if SCHEDULERS.get(name) == "edm":
+            return Schedule.edm(config, name)
         if name == "HeliosScheduler" and config.get("shift", 1.0) != 1:
             raise ValueError(f"{name}: shift = {config['shift']} is not supported; use 1, with mu.")
         flow = config.get("prediction_type") == "flow_prediction"
@@ -98,14 +98,14 @@ class Schedule(LevelGrids):
         if flow or "FlowM" in name:
             return Schedule.flow(config, name)
         if clock := clock_of(name, config):
-            scm = name == "SCMScheduler"
+            eps = name == "DDPMWuerstchenScheduler"
             return Schedule(
                 process="vp",
-                prediction="v" if scm else "eps",
+                prediction="eps" if eps else "v",
                 train_steps=int(config.get("num_train_timesteps", 1000)),
-                final="zero" if scm else "sigma_min",
+                final="sigma_min" if eps else "zero",
                 clock=clock,
-                closed=True,
+                closed=name != "IPNDMScheduler",
                 noise_std=config.get("sigma_data", 1.0),
             )
         if name == "UnCLIPScheduler":  # a DDPM scheduler whose betas are cosine ones
@@ -127,18 +127,12 @@ class Schedule(LevelGrids):
             return _vp.__wrapped__(name, given)
 
     @staticmethod
-    def edm(config: Mapping[str, Any]) -> Schedule:
-        """Build Karras' schedule; the network's output is preconditioned with sigma_data."""
-        return Schedule(
-            process="edm",
-            prediction=_KIND_OF[config.get("prediction_type", "epsilon")],
-            spacing="karras",
-            final=config.get("final_sigmas_type", "zero"),
-            sigma_min=config.get("sigma_min", 0.002),
-            sigma_max=config.get("sigma_max", 80.0),
-            sigma_data=config.get("sigma_data", 0.5),
-            rho=config.get("rho", 7.0),
-        )
+    def edm(config: Mapping[str, Any], name: str = "EDMEulerScheduler") -> Schedule:
+        """Build Karras' schedule; the network's output is preconditioned with sigma_data.
+
+        Raises ValueError as `edm_settings` does.
+        """
+        return Schedule(**edm_settings(config, name))
 
     @staticmethod
     def continuous(config: Mapping[str, Any], name: str) -> Schedule:

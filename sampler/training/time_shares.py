@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,5 +43,6 @@ def share_at(schedule: Schedule, time: float) -> float:
 
 
 def _edm_times(schedule: Schedule) -> tuple[float, float]:
-    """Ends of ln(sigma)/4, the time of Karras' schedule."""
-    return math.log(schedule.sigma_min or 1.0) / 4, math.log(schedule.sigma_max or 1.0) / 4
+    """Ends of the time of Karras' schedule."""
+    low, high = (schedule.time_of(s or 1.0) for s in (schedule.sigma_min, schedule.sigma_max))
+    return low, high

@@ -1,7 +1,11 @@
 """Scheduler classes of diffusers: the stock levels, or a refusal."""
 
+import importlib
 import inspect
 import json
+import sys
+from types import ModuleType
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from sampler.core.consistency_schedule import schedule_of
 from sampler.core.schedulers import SCHEDULERS, WITHOUT_LEVELS
 from tests.tiny import BETAS
 
+COSINE = "diffusers.schedulers.scheduling_cosine_dpmsolver_multistep"
 CLASSES = sorted(name for name in dir(schedulers) if name.endswith("Scheduler"))
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 OPTIONS = {
@@ -26,6 +31,8 @@ OPTIONS = {
     "flow": FLOW,
     "flow_sigma_min": {**FLOW, "final_sigmas_type": "sigma_min"},
     "shift": {"shift": 3.0},
+    "exponential": {"sigma_schedule": "exponential"},
+    "sigma_schedule": {"sigma_schedule": "karras", "final_sigmas_type": "sigma_min"},
 }
 # What a scheduler needs for a run that goes down one level a step.
 PLAIN = {"HeliosScheduler": {"stages": 1}}
@@ -36,8 +43,16 @@ GIVEN = {
 CASES = [(name, options) for name in SCHEDULERS for options in OPTIONS]
 
 
+def stock_class(name):
+    """The class; that of Stable Audio without the noise of torchsde, which its levels leave out."""
+    if not name.startswith("Cosine"):
+        return getattr(schedulers, name)
+    with patch.dict(sys.modules, {"torchsde": ModuleType("torchsde")}):
+        return getattr(importlib.import_module(COSINE), name)
+
+
 def built(name, options):
-    cls = getattr(schedulers, name)
+    cls = stock_class(name)
     known = inspect.signature(cls.__init__).parameters
     if any(option not in known for option in options):
         pytest.skip("not an option of this scheduler")
@@ -77,6 +92,26 @@ def test_levels_are_the_stock_ones(name, options):
 def test_other_schedulers_are_refused(name):
     with pytest.raises(ValueError, match=f"levels of {name} are not known; use one of DDIM"):
         Schedule.from_config({**BETAS, "prediction_type": "epsilon"}, name)
+
+
+@pytest.mark.parametrize("ramp", ["karras", "exponential"])
+def test_stable_audio_is_told_the_share_of_a_quarter_turn(ramp):
+    stock = stock_class("CosineDPMSolverMultistepScheduler")(sigma_schedule=ramp)
+    schedule = Schedule.from_config({"sigma_schedule": ramp}, type(stock).__name__)
+    assert schedule == Schedule.from_config(dict(stock.config), type(stock).__name__)
+    for steps in (2, 3, 30):
+        stock.set_timesteps(steps)
+        grid = schedule.grid(steps)
+        np.testing.assert_allclose([v.t for v in grid[:-1]], stock.timesteps, 1e-5)
+        np.testing.assert_allclose([v.sigma for v in grid], stock.sigmas, 1e-5)
+        assert all(schedule.level(v.t) == pytest.approx(v) for v in grid[:-1])
+    assert schedule.initial_scale(grid) == pytest.approx(stock.init_noise_sigma)
+    x, out = torch.ones(1, 4), torch.full((1, 4), 0.3)
+    sigma = torch.tensor(grid[1].sigma)
+    wanted = stock.precondition_outputs(x, out, sigma)
+    torch.testing.assert_close(schedule.predict(x, out, grid[1]).x0.tensor(), wanted)
+    scaled = x * schedule.network_input(grid[1])
+    torch.testing.assert_close(scaled, stock.precondition_inputs(x, sigma))
 
 
 def test_unknown_classes_are_refused_by_name():

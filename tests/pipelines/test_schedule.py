@@ -9,10 +9,12 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    IPNDMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
@@ -139,13 +141,21 @@ def test_pndm_levels():
     assert grid[-1].t == 0 and grid[-1].sigma > 0
 
 
-@pytest.mark.parametrize("steps", (1, 2, 20))
-def test_edm(steps):
-    stock = EDMEulerScheduler(sigma_min=0.01, sigma_max=40.0, sigma_data=0.7)
+@pytest.mark.parametrize("steps", (1, 2, 3, 20))
+@pytest.mark.parametrize("ramp", ["karras", "exponential"])
+@pytest.mark.parametrize("kind", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+def test_edm(steps, ramp, kind, final):
+    options = {"sigma_min": 0.01, "sigma_max": 40.0, "sigma_data": 0.7, "final_sigmas_type": final}
+    stock = kind(sigma_schedule=ramp, **options)
     stock.set_timesteps(steps)
     schedule, grid = ours(stock, steps)
-    np.testing.assert_allclose([v.t for v in grid[:-1]], stock.timesteps, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose([v.sigma for v in grid], stock.sigmas, rtol=1e-5)
+    if steps == 1 and ramp == "exponential":  # stock starts at the least noise, its x at the most
+        assert grid[0].sigma == 40 and stock.sigmas[0] == pytest.approx(0.01)
+    else:
+        np.testing.assert_allclose([v.t for v in grid[:-1]], stock.timesteps, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose([v.sigma for v in grid[:-1]], stock.sigmas[:-1], rtol=1e-5)
+    assert grid[-1].sigma == (0 if final == "zero" else 0.01)
     assert {v.alpha for v in grid} == {1.0}
     assert schedule.initial_scale(grid) == pytest.approx(float(stock.init_noise_sigma), rel=1e-6)
     x, out = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
@@ -154,6 +164,30 @@ def test_edm(steps):
     torch.testing.assert_close(schedule.predict(x, out, level).x0.tensor(), wanted)
     scaled = x * schedule.network_input(level)
     torch.testing.assert_close(scaled, stock.precondition_inputs(x, torch.tensor(level.sigma)))
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_ipndm(steps):
+    stock = IPNDMScheduler()
+    stock.set_timesteps(steps)
+    schedule, grid = ours(stock, steps)
+    np.testing.assert_allclose([v.t for v in grid[:-1]], stock.timesteps, atol=5e-6)
+    np.testing.assert_allclose([v.alpha for v in grid], stock.alphas, atol=5e-6)
+    np.testing.assert_allclose([v.sigma for v in grid], stock.betas, atol=5e-6)
+    assert grid[0] == Level(1.0, 0.0, 1.0) and schedule.prediction == "v"
+    assert schedule.initial_scale(grid) == stock.init_noise_sigma
+    for level in grid[1:]:
+        assert schedule.level(level.t) == pytest.approx(level)
+
+
+def test_named_grids_of_an_exponential_model_walk_its_own_levels():
+    _, plain = ours(EDMEulerScheduler(sigma_schedule="exponential"), 8)
+    schedule, grid = ours(EDMEulerScheduler(sigma_schedule="exponential"), 8, spacing="karras")
+    assert grid == schedule.edm({}).grid(8) != plain
+    assert ours(EDMEulerScheduler(), 8, spacing="exponential")[1] == plain
+    simple = schedule.grid(4, spacing="simple")
+    wanted = schedule.grid(1000)
+    assert [v.sigma for v in simple[:-1]] == pytest.approx([v.sigma for v in wanted[:-1:250]])
 
 
 @pytest.mark.parametrize("steps", (1, 2, 20, 50))
@@ -243,7 +277,9 @@ def test_no_signal_and_eps_is_refused_with_the_way_out():
             "UniPCMultistepScheduler",
             {"prediction_type": "flow_prediction", "use_karras_sigmas": True},
         ),
-        ("EDMEulerScheduler", {"sigma_schedule": "exponential"}),
+        ("EDMEulerScheduler", {"sigma_schedule": "polyexponential"}),
+        ("EDMDPMSolverMultistepScheduler", {"prediction_type": "sample"}),
+        ("IPNDMScheduler", {"trained_betas": [0.1, 0.2]}),
     ],
 )
 def test_levels_that_are_not_known_are_refused(name, extra):
