@@ -8,7 +8,7 @@ from torch import Tensor
 from sampler.core.noise import initial
 from sampler.training.f_distill.micro_batch import GUIDE, MicroBatch
 from sampler.training.f_distill.networks import Distilled
-from sampler.training.f_distill.trajectory import Renoised, StudentSample
+from sampler.training.f_distill.trajectory import StudentSample, StudentTrajectory
 from sampler.training.session import Session
 from sampler.types import Branch, Level, Prediction, Snapshot, Span
 
@@ -16,7 +16,7 @@ from sampler.types import Branch, Level, Prediction, Snapshot, Span
 class Evaluations:
     """Networks of a session at work; `nfe` counts the evaluations of this process."""
 
-    def __init__(self, session: Session, trajectory: Renoised) -> None:
+    def __init__(self, session: Session, trajectory: StudentTrajectory) -> None:
         self.session, self.trajectory = session, trajectory
         self.distilled: Distilled = session.trainable
         self.nfe = 0

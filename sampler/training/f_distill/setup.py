@@ -8,7 +8,7 @@ from sampler.core.noise import initial
 from sampler.core.schedule import Schedule
 from sampler.training.f_distill.fields import DistillFields
 from sampler.training.f_distill.heads import ProbeInput
-from sampler.training.f_distill.trajectory import Own, Renoised
+from sampler.training.f_distill.trajectory import Own, Renoised, StudentTrajectory
 from sampler.training.session import Session
 from sampler.training.time_shares import share_at, time_of
 from sampler.types import Level
@@ -33,7 +33,7 @@ def student_levels(timesteps: Sequence[float], schedule: Schedule) -> tuple[Leve
     return levels
 
 
-def trajectory_of(trainer: DistillFields, session: Session) -> Renoised:
+def trajectory_of(trainer: DistillFields, session: Session) -> StudentTrajectory:
     """Return the trajectory of a trainer's student.
 
     Raises ValueError as `student_levels` does, and for a range of times above which no noise can be

@@ -30,7 +30,7 @@ from sampler.training.f_distill.micro_batch import (
     MicroBatch,
 )
 from sampler.training.f_distill.networks import Distilled
-from sampler.training.f_distill.trajectory import CLEAN, Renoised, StudentSample
+from sampler.training.f_distill.trajectory import CLEAN, StudentSample, StudentTrajectory
 from sampler.training.session import Session
 from sampler.training.times import TimeLaw, Uniform
 
@@ -43,7 +43,7 @@ class DistillObjective:
     guidance term's own levels; student_lr: factor of the learning rate in the student's updates.
     """
 
-    trajectory: Renoised
+    trajectory: StudentTrajectory
     weighting: Weighting
     gan_weight: float
     ema: float

@@ -6,7 +6,7 @@ tau_K > ... > tau_1    levels at which the student is evaluated;   tau_0: the en
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -41,6 +41,29 @@ class StudentSample(NamedTuple):
         return renoised(self.mid, self.level, now, noise)
 
 
+class StudentTrajectory(Protocol):
+    """Order of a student's steps, 0 the first, and what is matched at each.
+
+    next: x at the level `after`, from the prediction of a step. sampled: the sample of a step.
+    times_of: the range of t at a step, as fractions of the training times; above: the part of a
+    range that the sample of a step can be noised to. student_loss: of matching [B]; guided, fake:
+    estimates of x0; h [B]: weights. fake_loss: of the fake score's prediction at level `now`, [B].
+    """
+
+    @property
+    def levels(self) -> tuple[Level, ...]: ...
+    def next(self, pred: Prediction, after: Level, seeds: tuple[int, ...], step: int) -> Tensor: ...
+    def sampled(self, pred: Prediction, step: int) -> StudentSample: ...
+    def times_of(self, step: int) -> TimeRange: ...
+    def above(self, times: TimeRange, step: int) -> TimeRange: ...
+    def student_loss(
+        self, made: StudentSample, guided: Tensor, fake: Tensor, h: Tensor
+    ) -> Tensor: ...
+    def fake_loss(
+        self, pred: Prediction, made: StudentSample, now: Level, noise: Tensor
+    ) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Renoised:
     """Consistency sampling: every step begins at the last estimate of x0, noised anew.
@@ -58,34 +81,28 @@ class Renoised:
     times: TimeRange
 
     def next(self, pred: Prediction, after: Level, seeds: tuple[int, ...], step: int) -> Tensor:
-        """Return x at the level `after`, from the prediction of a step, 0 the first."""
         x0 = pred.x0.tensor()
         return after.alpha * x0 + after.sigma * Noise(seeds).draw(step, x0)
 
     def sampled(self, pred: Prediction, step: int) -> StudentSample:
-        """Return the sample of a step, 0 the first."""
         x0 = pred.x0.tensor()
         return StudentSample(x0, pred.eps.tensor(), x0, CLEAN)
 
     def times_of(self, step: int) -> TimeRange:
-        """Return the range of t at a step."""
         return self.times
 
     def above(self, times: TimeRange, step: int) -> TimeRange:
-        """Return the part of a range that the sample of a step can be noised to."""
         return times
 
     def student_loss(self, made: StudentSample, guided: Tensor, fake: Tensor, h: Tensor) -> Tensor:
-        """Return the loss of matching, [B]; guided, fake: estimates of x0; h [B]: weights."""
         return matching_loss(made.x0, guided, fake, h)
 
     def fake_loss(self, pred: Prediction, made: StudentSample, now: Level, noise: Tensor) -> Tensor:
-        """Return the loss [B] of the fake score's prediction at level `now`."""
         return denoising_error(pred, made.x0, noise)
 
 
 @dataclass(frozen=True)
-class Own(Renoised):
+class Own:
     """The student's own deterministic run: x0 and eps of one evaluation, and no fresh noise.
 
         x at tau_{k−1} = alpha·D + sigma·eps
@@ -94,17 +111,20 @@ class Own(Renoised):
     The samples of every step are matched along the whole trajectory: the student's loss is
     `objectives.student_loss` on D times h, the fake score's `objectives.fake_score_loss`.
 
-    floors, tops: tau_{k−1} and tau_k of every step as fractions of the training times; end: tau_0;
-    separate: t stays below tau_k; huber: c of the pseudo-Huber loss, None for the squared one.
+    levels, times: as in `Renoised`; end: tau_0; floors, tops: tau_{k−1} and tau_k of every step as
+    fractions of the training times; separate: t stays below tau_k; huber: c of the pseudo-Huber
+    loss, None for the squared one.
     Source: Learning Few-Step Diffusion Models by Trajectory Distribution Matching (Luo et al.,
     2025), arXiv:2503.06674.
     """
 
-    end: Level = CLEAN
-    floors: tuple[float, ...] = ()
-    tops: tuple[float, ...] = ()
-    separate: bool = False
-    huber: float | None = None
+    levels: tuple[Level, ...]
+    times: TimeRange
+    end: Level
+    floors: tuple[float, ...]
+    tops: tuple[float, ...]
+    separate: bool
+    huber: float | None
 
     def next(self, pred: Prediction, after: Level, seeds: tuple[int, ...], step: int) -> Tensor:
         return (after.alpha * pred.x0 + after.sigma * pred.eps).tensor()
