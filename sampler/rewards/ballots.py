@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sampler.core.durable import write_file, write_folder
+from sampler.core.durable import TEMPORARY, write_file, write_folder
 from sampler.core.errors import RunFolderError, UsageError
 
 if TYPE_CHECKING:
@@ -69,10 +69,14 @@ def by_prompt(ballot: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]
 
 
 def open_ballots(run: Path) -> list[Path]:
-    """Return the folders of a run, or of its folder of votes, that wait; the oldest first."""
+    """Return the folders of a run, or of its folder of votes, that wait; the oldest first.
+
+    Not those that a writer left unfinished when it was killed.
+    """
     place = run / "votes" if (run / "votes").is_dir() else run
     found = sorted(path.parent for path in place.glob(f"*/{BALLOT}"))
-    return [folder for folder in found if not (folder / VOTES).exists()]
+    finished = (folder for folder in found if not folder.name.startswith(TEMPORARY))
+    return [folder for folder in finished if not (folder / VOTES).exists()]
 
 
 def save_votes(folder: Path, votes: Sequence[Mapping[str, Any]]) -> None:

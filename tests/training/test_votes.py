@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 
 import sampler
 from sampler.cli.commands import run as command
+from sampler.core import durable
 from sampler.core.errors import IncompleteError
 from sampler.rewards import ballots, votes
 from tests import tiny
@@ -122,6 +123,12 @@ def test_forms_of_votes(tmp_path):
                 assert ours * expected == pytest.approx(10 / (1 + math.exp(2 * ours * expected)))
     with pytest.raises(sampler.SamplerError, match="images of other prompts"):
         votes.Votes(form="rank").judge(images, ["a"] * 4, tmp_path / "rank", 12, True)
+
+
+def test_a_ballot_that_a_killed_writer_left_is_not_voted_on(tmp_path):
+    for name in ("000002", f"{durable.TEMPORARY}12-0"):
+        ballots.write_ballot(tmp_path / "votes" / name, "binary", torch.rand(1, 3, 16, 16), ["a"])
+    assert ballots.open_ballots(tmp_path) == [tmp_path / "votes" / "000002"]
 
 
 @pytest.mark.parametrize(
