@@ -16,8 +16,10 @@ from sampler.objectives.matching import (
     matching_log_prob,
     min_snr_weight,
     nft_loss,
+    output_distance,
+    velocity_distance,
 )
-from sampler.objectives.policy import clipped_loss, dppo_keep, guarded_log_ratio
+from sampler.objectives.policy import clipped_loss, dppo_keep, gaussian_kl, guarded_log_ratio
 from sampler.objectives.proximal import proximal_gamma, proximal_matching_loss
 from sampler.objectives.schedules import matching_times, old_decay, sde_window
 from sampler.objectives.scoring import geneval_correct, geneval_share, score_questions
@@ -29,6 +31,7 @@ __all__ = [
     "dpo_loss",
     "dppo_keep",
     "fake_score_loss",
+    "gaussian_kl",
     "gdpo_advantages",
     "geneval_correct",
     "geneval_share",
@@ -41,10 +44,12 @@ __all__ = [
     "nft_loss",
     "old_decay",
     "optimality",
+    "output_distance",
     "proximal_gamma",
     "proximal_matching_loss",
     "renoised",
     "score_questions",
     "sde_window",
     "student_loss",
+    "velocity_distance",
 ]

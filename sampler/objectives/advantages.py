@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -81,7 +82,7 @@ def gdpo_advantages(
 
 
 def optimality(
-    advantages: Tensor,
+    advantages: Tensor | ArrayLike,
     max_advantage: float,
     mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = "all",
 ) -> Tensor:
@@ -90,12 +91,12 @@ def optimality(
         r = clip(A, −A_max, A_max)/(2·A_max) + 1/2
 
     mode: "positive_only" and "negative_only" set the other sign to A = 0, "one_only" sets positive
-    advantages to 1 and others to 0, "binary" takes the sign.
+    advantages to 1 and others to 0, "binary" takes the sign. Arrays and lists are taken as tensors.
     Raises ValueError for an unknown mode.
 
     Source: DiffusionNFT (Zheng et al., 2025), arXiv:2509.16117, and its published code.
     """
-    a = advantages.clamp(-max_advantage, max_advantage)
+    a = torch.as_tensor(advantages).clamp(-max_advantage, max_advantage)
     if mode == "positive_only":
         a = a.clamp(min=0)
     elif mode == "negative_only":

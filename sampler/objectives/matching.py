@@ -64,6 +64,19 @@ def denoising_error(pred: Prediction, x0: Tensor, eps: Tensor) -> Tensor:
     return per_sample((settle(pred.out) - exact) ** 2)
 
 
+def output_distance(a: Prediction, b: Prediction) -> Tensor:
+    """Mean squared distance of two networks' outputs at the same x, [B]."""
+    return per_sample((settle(a.out) - settle(b.out)) ** 2)
+
+
+def velocity_distance(a: Prediction, b: Prediction) -> Tensor:
+    """Mean squared distance of two predictions' velocities eps − x0, [B].
+
+    One number whatever the networks predict. a, b: at the same x.
+    """
+    return per_sample((settle(a.velocity) - settle(b.velocity)) ** 2)
+
+
 def min_snr_weight(kind: str, level: Level, gamma: float = 5.0) -> Tensor:
     """Factors of `denoising_error` that weight the error of x0 by min(SNR, gamma), float64 [B].
 

@@ -33,6 +33,21 @@ def guarded_log_ratio(mean: Tensor, old_mean: Tensor, after: Tensor, std: Any) -
     return per_sample((after - old_mean) / broadcast(std, mean) * (mean - old_mean))
 
 
+def gaussian_kl(mean: Tensor, base_mean: Tensor, std: Any) -> Tensor:
+    """KL of two Gaussian policies of one deviation, by the mean over the elements, [B].
+
+        KL = mean((mean − base_mean)²)/(2·std²)
+
+    std is that of the whole step, a number or [B]. Flow-GRPO's and verl-omni's code divides by the
+    square of a `std_dev_t` with std = std_dev_t·sqrt(|dt|): their KL is |dt| times this one, and
+    their weight of it 1/|dt| times ours. mean, base_mean: [B, ...].
+
+    Source: Flow-GRPO (Liu et al., 2025), arXiv:2505.05470.
+    """
+    gap = (mean - base_mean) / broadcast(std, mean)
+    return per_sample(gap * gap) / 2
+
+
 def dppo_keep(
     mean: Tensor,
     old_mean: Tensor,
@@ -45,11 +60,10 @@ def dppo_keep(
 
     A sample is left out where KL >= threshold and its ratio moves further away in the direction of
     its advantage (rho > 1 with A > 0, or rho < 1 with A < 0);
-    KL = mean((mean − old_mean)²)/(2·std²). mean, old_mean: [B, ...]; std: a number or [B].
+    KL: that of `gaussian_kl` to the old policy. mean, old_mean: [B, ...]; std: a number or [B].
 
     Source: verl-omni's `FlowDPPOLoss`.
     """
-    gap = (mean - old_mean) / broadcast(std, mean)
-    outside = per_sample(gap * gap) / 2 >= threshold
+    outside = gaussian_kl(mean, old_mean, std) >= threshold
     away = ((log_ratio > 0) & (advantage > 0)) | ((log_ratio < 0) & (advantage < 0))
     return ~(outside & away)

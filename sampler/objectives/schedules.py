@@ -83,10 +83,12 @@ def sde_window(
         random       drawn anew at every update, from (update, size, total)
 
     At the end it stops with the remaining steps, then none; with `roll_back` it starts again.
-    Raises ValueError for an unknown strategy.
+    Raises ValueError for an unknown strategy, and for a window longer than the run.
 
     Source: MixGRPO (Li et al., 2025), arXiv:2507.21802, and its published code.
     """
+    if not 0 < size <= total:
+        raise ValueError(f"sde_window: size = {size} must lie in 1..{total}, the number of steps.")
     if strategy == "random":
         first = random.Random(f"sde_window {update} {size} {total}").randint(0, total - size)
         return first, size

@@ -107,14 +107,17 @@ def score_questions(
     that order, or several such lists (one per crop), whose scores are averaged. The result does not
     depend on the order: an answer counts 0 where any ancestor is no, at any depth. released: as the
     published script has it, an answer counts 0 where a direct parent counts 0 so far, in the given
-    order, so that a child before its parent keeps its yes. Raises ValueError for a cycle.
+    order, so that a child before its parent keeps its yes. Raises ValueError for a cycle, and for a
+    parent without an answer.
 
     Source: ELLA (Hu et al., 2024), arXiv:2403.05135, section 4.
     """
-    if len(answers) and isinstance(answers[0], Sequence):
+    if len(answers) and np.ndim(answers[0]):
         return sum(score_questions(order, parents, a, released) for a in answers) / len(answers)
     own = dict(zip(order, map(float, answers), strict=True))
     above = {int(k): [p for p in v if p] for k, v in parents.items()}
+    if missing := {p for question in order for p in above.get(question, ())} - set(own):
+        raise ValueError(f"score_questions: the parent {min(missing)} is not among the questions.")
     if released:
         for question in order:
             if any(own[parent] == 0 for parent in above.get(question, ())):

@@ -13,6 +13,7 @@ s²·(sigma − sigma')/sigma + s⁴/(4·sigma²) in every step, so that images 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -114,17 +115,33 @@ class _FlowSDE(_FlowPolicy):
     coefficient: Literal["euler", "exact"] = "euler"
 
     def levels(self, grid: tuple[Level, ...]) -> tuple[Level, ...]:
-        """The grid itself. Raises ValueError for a grid that is not flow matching's."""
+        """The grid itself, with a warning where steps cannot draw the published s.
+
+        Raises ValueError for a grid that is not flow matching's.
+        """
         if not all(map(is_flow, spans(grid))):
             raise ValueError(
                 f"{self.name} needs a flow-matching model (alpha = 1 − sigma); use cps or ddim "
                 "with eta > 0 for this one."
             )
+        if self.coefficient == "exact":
+            noisy = [span for span in spans(grid) if self.is_noisy(span.index)]
+            high = [span for span in noisy if self._published(span) > span.next.sigma > 0]
+            if high:
+                warnings.warn(
+                    f"{self.name}: with coefficient = 'exact', {len(high)} of {len(noisy)} steps "
+                    f"draw less noise than noise_level = {self.noise_level:g} asks for: s is "
+                    "sigma', the noise of the next level.",
+                    stacklevel=3,
+                )
         return grid
 
     def deviation(self, span: Span) -> Any:
-        s = self.noise_level * sqrt(self.rate(span) * (span.now.sigma - span.next.sigma))
+        s = self._published(span)
         return s if self.coefficient == "euler" else _minimum(s, span.next.sigma)
+
+    def _published(self, span: Span) -> Any:
+        return self.noise_level * sqrt(self.rate(span) * (span.now.sigma - span.next.sigma))
 
     def rate(self, span: Span) -> Any:
         """The squared diffusion coefficient of the SDE at noise level 1."""

@@ -1,6 +1,7 @@
 """The stochastic flow steps against the published code, and what noise they leave."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,39 @@ def test_the_excess_variance_is_the_documented_one(name):
         s = method.deviation(span)
         excess = method.direction(span, s) ** 2 + s**2 - after**2
         assert excess == pytest.approx(s**2 * (now - after) / now + s**4 / (4 * now**2), rel=1e-9)
+
+
+def test_exact_coefficients_say_where_they_cannot_draw_the_noise():
+    """Once for a run, in a step before the last, which draws none anyway."""
+    with pytest.warns(UserWarning, match="exact', 1 of 10 steps draw less noise than") as said:
+        variance("flow_sde", coefficient="exact")
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for fields in ({}, {"coefficient": "exact", "noisy": (0, 8)}):
+            variance("flow_sde", **fields)
+        variance("cps", noise_level=1.0)
+
+
+def test_cps_without_noise_is_ddim_on_any_process():
+    torch.manual_seed(6)
+    x, e = torch.randn(2, 3, 4, 8)
+    span = Span(0, Level(700, 0.6, 0.8), Level(300, 0.8, 0.6))
+    pred = Prediction.from_eps(x, e, span.now)
+    ddim, quiet, outside, small = (
+        sampler.build("sampler", spec).step(x, pred, span, ())
+        for spec in (
+            "ddim",
+            {"name": "cps", "noise_level": 0.0},
+            {"name": "cps", "noisy": [1, 3]},
+            {"name": "cps", "noise_level": 1e-9},
+        )
+    )
+    plain = settle(ddim.mean)
+    for move in (quiet, outside):
+        assert move.std == 0.0 and torch.equal(settle(move.mean), plain)
+    torch.testing.assert_close(settle(small.mean), plain)
+    assert 0 < small.std < 1e-8
 
 
 @pytest.mark.parametrize("name", ["cps", "flow_sde", "dance_sde"])

@@ -426,3 +426,19 @@ def test_it_learns_from_a_reward_that_is_a_black_box(tmp_path, trainer, sign):
             sampler.models.lora.load_lora(engine, tmp_path)
     gain = scores[1] - scores[0]
     assert gain.mean() > 3 * gain.std() / math.sqrt(len(gain))
+
+
+def test_the_kl_of_nft_is_one_number_whatever_the_network_predicts():
+    """Of velocities eps − x0; awm takes it of the outputs, as its log-probability."""
+    torch.manual_seed(0)
+    level, (x, gap) = Level(500, 0.8, 0.6), torch.randn(2, 4, 3, dtype=torch.float64)
+    pairs = {}
+    for kind in ("eps", "v", "x0"):
+        first = Prediction.from_x0(x, torch.zeros_like(x), level)
+        second = Prediction.from_x0(x, gap, level)
+        outs = [sampler.settle(getattr(p, kind)) for p in (first, second)]
+        pairs[kind] = [Prediction.of(kind, x, out, level) for out in outs]
+    wanted = ((1 + 0.8 / 0.6) * gap).square().mean(1)  # eps = (x − alpha·x0)/sigma
+    for new, base in pairs.values():
+        torch.testing.assert_close(NFT().pull(new, base), wanted)
+    torch.testing.assert_close(AWM().pull(*pairs["x0"]), gap.square().mean(1))

@@ -10,6 +10,8 @@ import torch
 from sampler_kernels import settle
 
 from sampler import metrics, objectives
+from sampler.training.matching.base import Matched
+from sampler.training.matching.trainers import AWM
 from sampler.types import Level, Prediction
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "flow_training"
@@ -60,7 +62,29 @@ def test_gdpo_advantages(about, a):
 
 @pytest.mark.parametrize(("about", "a"), cases("advantages", "nft_r"))
 def test_optimality(about, a):
-    near(objectives.optimality(a["advantages"], about["adv_clip_max"], about["mode"]), a["r"])
+    """Of tensors, arrays and lists."""
+    for given in (a["advantages"], a["advantages"].numpy(), a["advantages"].tolist()):
+        found = objectives.optimality(given, about["adv_clip_max"], about["mode"])
+        near(found, a["r"], 1e-9 if hasattr(given, "dtype") else 1e-6)
+
+
+def test_groups_of_unequal_size_and_of_equal_rewards():
+    """Every deviation, population and sample; a single image has no advantage, nor have equals."""
+    prompts, rewards = ["a", "b", "a", "c", "a", "b", "d", "d"], [1, 5, 2, 7, 6, 9, 0.1, 0.1]
+    for std in ("batch", "group", "none"):
+        for unbiased in (False, True):
+            found = objectives.group_advantages(prompts, rewards, std, 1e-4, unbiased)
+            for name in "abcd":
+                rows = [k for k, prompt in enumerate(prompts) if prompt == name]
+                own = np.array([rewards[k] for k in rows])
+                pool = own if std == "group" else np.array(rewards)
+                scale = pool.std(ddof=int(unbiased)) + 1e-4 if len(pool) > 1 else 1.0
+                wanted = (own - own.mean()) / (1 if std == "none" else scale)
+                np.testing.assert_allclose(found[rows], wanted, atol=1e-12)
+    assert not objectives.group_advantages(prompts, [0.3] * 8).any()
+    assert not objectives.group_advantages(prompts, [0.3] * 8, std="group", floor=1e-6).any()
+    weighed = objectives.gdpo_advantages(prompts, [rewards, [0.3] * 8], [1.0, 5.0])
+    np.testing.assert_allclose(weighed, objectives.gdpo_advantages(prompts, [rewards], [1.0]))
 
 
 @pytest.mark.parametrize(("about", "a"), cases("policy_loss", "grpo", "guard", "dppo"))
@@ -87,6 +111,13 @@ def test_policy_losses(about, a):
         loss = objectives.clipped_loss(log_ratio, advantage, about["clip"]).mean() / dt
     near(loss, a["loss"])
     near(torch.autograd.grad(loss, mean)[0], a["grad_mean"], 1e-7)
+
+
+@pytest.mark.parametrize(("about", "a"), cases("policy_loss", "kl_released"))
+def test_the_released_kl_is_that_of_the_step_times_its_length(about, a):
+    """beta = their beta·|dt|, as the porting guide says: beta·KL is the same term of the loss."""
+    kl = objectives.gaussian_kl(a["mean"], a["old_mean"], float(a["std"])).mean()
+    near(kl * about["sqrt_dt"] ** 2, a["kl"])
 
 
 def test_the_guard_is_unbiased_and_the_plain_ratio_is_not():
@@ -120,6 +151,7 @@ def test_nft_loss(about, a):
     if "policy_per_row" in a:
         near(losses, a["policy_per_row"])
     loss = limit * losses.mean() + about["kl_beta"] * ((new - a["ref"]) ** 2).mean()
+    near(objectives.velocity_distance(pair[0], flow(x, a["ref"], a["t"])).mean(), a["kl"])
     near(loss, a["loss"])
     near(torch.autograd.grad(loss, new)[0], a["grad"], 1e-7)
 
@@ -149,6 +181,27 @@ def test_nft_has_one_gradient_on_policy_for_every_beta_and_parametrisation():
 
         pair = [Prediction.of(kind, x, out(v), level) for v in (d, old)]
         near(objectives.nft_loss(*pair, x0, r, 0.5), base)
+        gap = ((d - old) / s).square().flatten(1).mean(1)
+        near(objectives.velocity_distance(*pair), gap)
+
+
+def test_the_branches_of_nft():
+    """At beta = 1 the better one is the trained estimate; the weight of the matching is sigma."""
+    torch.manual_seed(5)
+    x0, eps, v = torch.randn(3, 4, 3, 4, 4, dtype=torch.float64)
+    sigma = torch.linspace(0.2, 0.8, 4, dtype=torch.float64)
+    s = sigma.view(-1, 1, 1, 1)
+    x = (1 - s) * x0 + s * eps
+    new, old = x - s * v, x0 + 0.3
+    gap, exact = v - (eps - x0), (new - x0).square().flatten(1).mean(1)
+    wanted = sigma * gap.square().flatten(1).mean(1) / gap.abs().flatten(1).mean(1)
+    ones = torch.ones(4, dtype=torch.float64)
+    near(objectives.nft_loss(new, old, x0, ones, 1.0), wanted)
+    near(objectives.nft_loss(new, new, x0, ones, 1.0), exact / (new - x0).abs().flatten(1).mean(1))
+    worse = 2 * old - new - x0
+    worse = worse.square().flatten(1).mean(1) / worse.abs().flatten(1).mean(1)
+    near(objectives.nft_loss(new, old, x0, 0 * ones, 1.0), worse)
+    near(objectives.nft_loss(x0, x0, x0, ones, 1.0, floor=1e-5), 0 * ones)
 
 
 @pytest.mark.parametrize(("about", "a"), cases("forward_rl", "awm"))
@@ -164,6 +217,47 @@ def test_matching_log_prob(about, a):
             ),
             golden,
         )
+
+
+@pytest.mark.parametrize(("about", "a"), cases("forward_rl", "awm"))
+def test_the_loss_of_awm(about, a):
+    """The trainer's own, one level after the other; with KL, and its gradient."""
+    times, count, limit = about["T"], about["B"], about["adv_clip_max"]
+    trainer = AWM(
+        weighting={"Uniform": "uniform", "t**2": "t2"}.get(about["weighting"], about["weighting"]),
+        power=about["ghuber_power"],
+        average={"exp_first": "each", "sum_first": "levels"}[about["loss_type"]],
+        clip_range=about["clip"],
+        kl_law=about["kl_weight"].lower(),
+        max_advantage=limit,
+    )
+    advantage = a["advantages"].clamp(-limit, limit)
+    if about["advantage_max"] is None:  # the authors' default does not scale them
+        advantage = advantage * limit
+    new = a["new"].clone().requires_grad_()
+    parts = [slice(k * count, (k + 1) * count) for k in range(times)]
+
+    def matched(part, joint=None):
+        t = a["t"][part]
+        x = (1 - t.view(-1, 1, 1, 1)) * a["x0"][part] + t.view(-1, 1, 1, 1) * a["noise"][part]
+        preds = [flow(x, out[part], t) for out in (new, a["old"], a["ref"])]
+        return Matched(*preds, a["x0"][part], a["noise"][part], preds[0].level, joint)
+
+    joint = None
+    if trainer.joint:
+        ratios = [trainer.log_ratio(matched(part)).detach() for part in parts]
+        joint = torch.stack(ratios).mean(0)
+    policy = kl = 0
+    for part in parts:
+        one = matched(part, joint)
+        policy = policy + trainer.loss(one, advantage)[0].mean() / times
+        scale = torch.tensor([trainer.kl_scale(float(t)) for t in a["t"][part]])
+        kl = kl + (scale * trainer.pull(one.new, one.base)).mean() / times
+    near(policy, a["policy_loss"])
+    near(kl, a["kl"], 1e-6)
+    loss = policy + about["kl_beta"] * kl
+    near(loss, a["loss"])
+    near(torch.autograd.grad(loss, new)[0], a["grad"], 1e-7)
 
 
 @pytest.mark.parametrize(("about", "a"), cases("forward_rl", "dpo"))
@@ -259,11 +353,24 @@ def test_questions_are_scored_alike_in_any_order(about, a):
         answers = [[crop[i] for i in other] for crop in about["answers"]]
         again = objectives.score_questions([order[i] for i in other], parents, answers)
         assert again == pytest.approx(score, abs=1e-12)
+    assert objectives.score_questions(order, parents, np.array(about["answers"])) == score
     place = {question: k for k, question in enumerate(order)}
     if all(place[p] < place[int(q)] for q, above in parents.items() for p in above if p):
         assert score == pytest.approx(about["score"], abs=1e-12)
     else:
         assert score <= about["score"]
+
+
+def test_the_tree_has_any_depth_and_every_parent_counts():
+    """An answer counts where all ancestors are yes, whatever lies between."""
+    parents = {1: [0], 2: [1], 3: [2], 4: [3, 1], 5: [0]}
+    for no, wanted in ((1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (None, 5)):
+        for order in permutations(range(1, 6)):
+            answers = [float(question != no) for question in order]
+            found = objectives.score_questions(order, parents, answers)
+            assert found == pytest.approx(wanted / 5, abs=1e-12)
+    with pytest.raises(ValueError, match="the parent 9 is not among the questions"):
+        objectives.score_questions([1, 2], {1: [0], 2: [9]}, [1, 1])
 
 
 def test_a_cycle_of_questions_is_refused():
@@ -291,6 +398,8 @@ def test_distances_and_diversity(about, a):
         (lambda: objectives.old_decay(3, "quick"), "on_policy, slow, fast"),
         (lambda: objectives.matching_times([0.5], "normal"), "uniform, logit_normal"),
         (lambda: objectives.sde_window(1, 2, 9, 3, "steady"), "exp_decay, random"),
+        (lambda: objectives.sde_window(1, 5, 4, 3, "random"), "size = 5 must lie in 1..4"),
+        (lambda: objectives.sde_window(1, 5, 4, 3), "size = 5 must lie in 1..4"),
     ],
 )
 def test_wrong_arguments_name_what_is_allowed(call, words):

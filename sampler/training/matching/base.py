@@ -122,6 +122,12 @@ class MatchingBase(ForwardBase):
         """Return the log-ratio of each sample [B] at one level."""
         raise NotImplementedError
 
+    def pull(self, new: Prediction, other: Prediction) -> Tensor:
+        """Return the distance [B] to another model, of which `kl` is the weight: of the outputs."""
+        from sampler.objectives import output_distance
+
+        return output_distance(new, other)
+
     def kl_scale(self, sigma: float) -> float:
         """Return the factor of distances at a flow level, beside their weights."""
         return 1.0

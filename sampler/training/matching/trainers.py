@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sampler.training.session import Session
+    from sampler.types import Prediction
 
 _DEFAULTS = Defaults(
     steps=10,
@@ -64,7 +65,7 @@ class NFT(MatchingBase):
         low, high: range of the levels, as shares of the way from noise to image.
     memory: of the old weights, which sample: "on_policy" (those of the update before), "slow" or
         "fast" averages.
-    kl: weight of the mean squared distance to the base model's output, which is added.
+    kl: weight of the mean squared distance to the base model's velocity eps − x0, which is added.
     minibatches: optimiser steps per pass over a batch; passes: number of passes.
     train_rule: "cond", the conditional branch alone, so that guidance moves into the weights; or
         "sampling", the rule of the settings.
@@ -85,6 +86,11 @@ class NFT(MatchingBase):
 
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
         return _updates(self, session, batch, state)
+
+    def pull(self, new: Prediction, other: Prediction) -> Tensor:
+        from sampler.objectives import velocity_distance
+
+        return velocity_distance(new, other)
 
     def loss(self, matched: Matched, advantage: Tensor) -> tuple[Tensor, Tensor]:
         import torch
@@ -118,6 +124,8 @@ class AWM(MatchingBase):
         authors have 1.
     kl_law: "uniform", or "elbo", which divides both distances by
         2·0.49·sigma/(1 − min(sigma, 0.99)).
+
+    kl: weight of the mean squared distance to the base model's output, which is added.
 
     The other fields are those of `nft`.
     """

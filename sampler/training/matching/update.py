@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sampler import registry
 from sampler.core.noise import Noise
-from sampler.objectives import old_decay
+from sampler.objectives import old_decay, output_distance
 from sampler.training.averages import Average
 from sampler.training.batches import Batch
 from sampler.training.group_advantages import combined_advantages
@@ -82,13 +82,13 @@ class Matching:
             loss, before = trainer.loss(matched, advantage)
             metrics = {
                 "gain": (loss - before).detach(),
-                "deviation": _distance(matched.new, matched.old).detach(),
+                "deviation": output_distance(matched.new, matched.old).detach(),
                 "x0_norm": collected.x0.square().flatten(1).mean(1),
             }
             pulls = ((trainer.kl, trainer.averaged_kl), (matched.base, matched.ema))
             for name, factor, pred in zip(("kl", "kl_ema"), *pulls, strict=True):
                 if pred is not None:
-                    distance = _distance(matched.new, pred)
+                    distance = trainer.pull(matched.new, pred)
                     loss = loss + factor * trainer.kl_scale(flow_sigma(level)) * distance
                     metrics[name] = distance.detach()
             yield weight * loss / len(levels), metrics
@@ -171,8 +171,3 @@ def _detached(pred: Prediction) -> Prediction:
     """Return a prediction with the same values, evaluated, without graph."""
     out = settle(pred.out).detach()
     return Prediction.of(pred.kind, settle(pred.x).detach(), out, pred.level)
-
-
-def _distance(a: Prediction, b: Prediction) -> Tensor:
-    """Mean squared distance of two outputs [B]."""
-    return (settle(a.out) - settle(b.out)).square().flatten(1).mean(1)

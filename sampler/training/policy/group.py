@@ -10,12 +10,17 @@ from itertools import count
 from typing import Any
 
 import torch
-from sampler_kernels import settle
 from torch import Tensor
 
 from sampler.core.step import apply_move
 from sampler.core.trajectory import Run, first_noise
-from sampler.objectives import clipped_loss, dppo_keep, guarded_log_ratio
+from sampler.objectives import (
+    clipped_loss,
+    dppo_keep,
+    gaussian_kl,
+    guarded_log_ratio,
+    velocity_distance,
+)
 from sampler.training.batches import Batch
 from sampler.training.group_advantages import combined_advantages, weights_of
 from sampler.training.matching.levels import flow_sigma
@@ -173,8 +178,7 @@ def _kl(
     """Distance [B] to the base model, as `kl_space` says."""
     with torch.no_grad(), policy.session.reference():
         base_pred, base_move = _again(policy, run, before, span)
-        base_mean, base_v = Lin.of(base_move.mean).tensor(), settle(base_pred.eps - base_pred.x0)
+        base_mean = Lin.of(base_move.mean).tensor()
     if trainer.kl_space == "v":
-        return (settle(pred.eps - pred.x0) - base_v).square().flatten(1).mean(1)
-    gap = (Lin.of(move.mean).tensor() - base_mean) / move.std
-    return gap.square().flatten(1).mean(1) / 2
+        return velocity_distance(pred, base_pred)
+    return gaussian_kl(Lin.of(move.mean).tensor(), base_mean, move.std)
