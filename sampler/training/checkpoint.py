@@ -41,9 +41,14 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
         write_file(folder / "optimizer.safetensors", save(checkpoint.optimizer))
         record = {"format": FORMAT, "update": checkpoint.update, **checkpoint.state}
         write_file(folder / "state.json", json.dumps(record).encode())
-    for old in complete(root)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    remove_old(root, checkpoint.update, keep)
     return final
+
+
+def remove_old(root: Path, update: int, keep: int) -> None:
+    """Remove the checkpoints up to an update but the newest `keep` of them."""
+    for old in [p for p in complete(root) if int(p.name) <= update][:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_newest(root: Path) -> Checkpoint | None:

@@ -61,6 +61,8 @@ class FitLoop:
         accelerator.wait_for_everyone()  # the main process has removed partial checkpoints
         found = found or checkpoint.load_newest(out / "checkpoints")
         if found is not None:
+            if self.main:  # those that a kill has spared
+                checkpoint.remove_old(out / "checkpoints", found.update, settings.keep)
             self.trainable.load(found.adapter)
             checkpoint.restore_optimizer(adam, found.optimizer)
             self.state, self.done, self.saved = found.state["trainer"], found.update, found.update
