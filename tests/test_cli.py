@@ -409,7 +409,7 @@ def test_lists_tell_every_name_and_field(capsys, kind):
 def test_the_listed_schedulers_are_those_that_can_be_read(capsys):
     import diffusers
 
-    from sampler.core.consistency_schedule import schedule_of
+    from sampler.core.stock_schedule import schedule_of
 
     entries = [
         json.loads(line) for line in run(capsys, "list", "schedulers", "--json")[1].splitlines()

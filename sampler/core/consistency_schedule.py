@@ -99,13 +99,3 @@ class ConsistencySchedule(Schedule):
     def _level(self, s: float) -> Level:
         s = float(torch.tensor(s))  # float32, as the stock scheduler keeps them
         return Level(250 * math.log(s + 1e-44), 1.0, math.sqrt(max(s * s - self.low**2, 0.0)))
-
-
-def schedule_of(config: Mapping[str, Any], scheduler: str) -> Schedule:
-    """Read a stock scheduler as `Schedule.from_config` does, or that of a consistency model."""
-    if scheduler == "CMStochasticIterativeScheduler":
-        return ConsistencySchedule.consistency(config)
-    base: Any = config.get("base")
-    if base is not None:  # our drop-in
-        return schedule_of(base, str(base.get("_class_name", "")))
-    return Schedule.from_config(config, scheduler)

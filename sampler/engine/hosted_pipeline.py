@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from sampler.core.consistency_schedule import schedule_of
 from sampler.core.errors import ModelError, UsageError
+from sampler.core.stock_schedule import schedule_of
 from sampler.pipelines.call_arguments import arguments, default_of, embeds_scale
 from sampler.types import Level
 

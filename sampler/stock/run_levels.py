@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampler.core.consistency_schedule import schedule_of
 from sampler.core.errors import ModelError
+from sampler.core.stock_schedule import schedule_of
 from sampler.pipelines.families import processes
 from sampler.types import Level, Span
 

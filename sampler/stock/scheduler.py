@@ -20,11 +20,11 @@ from sampler_kernels import Lin, settle
 from torch import Tensor
 
 from sampler import registry
-from sampler.core.consistency_schedule import schedule_of
 from sampler.core.errors import SamplerError
 from sampler.core.noise import Noise, with_noise
 from sampler.core.schedule import clipped
 from sampler.core.spacings import count_of
+from sampler.core.stock_schedule import schedule_of
 from sampler.stock.requested_grid import requested_grid
 from sampler.stock.scheduler_parts import SchedulerParts
 from sampler.stock.step_arguments import (

@@ -14,8 +14,8 @@ from diffusers import schedulers
 
 import sampler
 from sampler import Schedule
-from sampler.core.consistency_schedule import schedule_of
 from sampler.core.schedulers import SCHEDULERS, WITHOUT_LEVELS
+from sampler.core.stock_schedule import schedule_of
 from tests.tiny import BETAS
 
 COSINE = "diffusers.schedulers.scheduling_cosine_dpmsolver_multistep"

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import sampler
-from sampler.core.consistency_schedule import schedule_of
+from sampler.core.stock_schedule import schedule_of
 from sampler.engine.hosted_pipeline import HostedPipeline
 from tests import tiny
 from tests.classic.table import TINY
