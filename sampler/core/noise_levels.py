@@ -105,10 +105,18 @@ class NoiseLevels:
         return from_ratio(t, float(np.interp(t, (low, low + 1), self._ratios()[low : low + 2])))
 
     def level_of(self, t: float, sigma: float) -> Level:
-        """Return the level of a stock scheduler's `sigmas`: sigma of a flow, else sigma/alpha."""
+        """Return the level of sigma of a flow, else of sigma/alpha."""
         if self.process == "flow":
             return Level(t, 1 - sigma, sigma)
         return from_ratio(t, sigma)
+
+    def stock_sigma(self, level: Level) -> float:
+        """Entry of a level in a stock scheduler's `sigmas`: sigma of a flow, else sigma/alpha."""
+        return level.sigma / (1.0 if self.process == "flow" else level.alpha or math.nan)
+
+    def of_stock(self, t: float, sigma: float) -> Level:
+        """Return the level of timestep t whose entry in a stock scheduler's `sigmas` is sigma."""
+        return Level(t, 1.0, sigma) if self.process == "edm" else self.level_of(t, sigma)
 
     def time_of(self, ratio: float) -> float:
         """Return t of the level with sigma/alpha = ratio, interpolated in ln(ratio) for vp."""
@@ -159,6 +167,16 @@ class NoiseLevels:
     def preconditioned(self) -> bool:
         """Return whether x0 is a combination of x and the network's output, see `predict`."""
         return self.process in ("edm", "consistency")
+
+    @property
+    def rising(self) -> bool:
+        """Return whether timesteps rise from noise to image, and the output is −velocity."""
+        return False
+
+    @property
+    def scales_input(self) -> bool:
+        """Return whether pipelines call `scale_model_input` of the stock scheduler."""
+        return self.process != "flow"
 
     def network_input(self, level: Level) -> float:
         """Factor on x before it enters the network; 1 except for "edm"."""

@@ -23,7 +23,8 @@ def requested_grid(
     spacing: the drop-in's own grid; then sigmas give the number of steps only.
 
     Raises ValueError for lengths that differ, levels that do not fall, timesteps together with
-    sigmas on a vp schedule, timesteps together with a grid, and what `Schedule.grid` raises.
+    sigmas on a vp schedule, timesteps together with a grid, rising ones, and what `Schedule.grid`
+    raises.
     """
     lengths = {len(values) for values in (times, sigmas) if values is not None}
     if len(lengths | ({int(steps)} if steps is not None else set())) > 1:
@@ -35,6 +36,10 @@ def requested_grid(
                 "This scheduler was made with a grid: leave out timesteps, or make it without."
             )
         return schedule.grid(count, spacing=spacing, mu=mu)
+    if times is not None and schedule.rising:
+        raise ValueError(
+            "The timesteps of this scheduler rise to the image (invert_sigmas); give sigmas."
+        )
     if times is None:
         grid = schedule.grid(count, mu=mu, sigmas=sigmas)
     elif schedule.process == "flow":

@@ -71,20 +71,13 @@ class RunLevels:
     @property
     def exploding(self) -> bool:
         """Return whether the scheduler holds x0 + sigma·eps with a sigma that may be above 1."""
-        if self.schedule.process == "flow":  # of Cosmos-Predict2
-            return max(self._numbers()[1], default=0.0) > 1
         return self.schedule.process == "edm" or self._over_alpha
 
     @property
     def kind(self) -> str:
-        """Parametrisation that the scheduler is given, "" for the network's own (EDM)."""
-        if self.schedule.preconditioned:
-            return ""
-        return (
-            "eps"
-            if self.schedule.process == "flow" and self.exploding
-            else self.schedule.prediction
-        )
+        """Parametrisation that the scheduler is given, "" for one that `Schedule.predict` reads."""
+        own = self.schedule.preconditioned or self.schedule.rising
+        return "" if own else self.schedule.prediction
 
     def sigma(self, level: Level) -> float:
         """sigma of the scheduler's x = x0 + sigma·eps, of a flow or of a v-prediction, else 0."""
@@ -117,12 +110,8 @@ class RunLevels:
         times, sigmas = self._numbers()
         t = float(times[position]) if position < len(times) else 0
         sigma = sigmas[position] if sigmas else math.nan
-        if self.schedule.process == "edm":
-            return Level(t, 1.0, sigma)
         if not math.isnan(sigma):
-            if self.schedule.process == "flow" and max(sigmas) > 1:
-                return Level(t, 1.0, sigma)
-            return self.schedule.level_of(t, sigma)
+            return self.schedule.of_stock(t, sigma)
         return self.schedule.level(t) if position < len(times) else Level(0, 1.0, 0.0)
 
 

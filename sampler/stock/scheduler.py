@@ -144,7 +144,7 @@ class SamplerScheduler(SchedulerParts):
         """
         base: Any = self._internal_dict["base"]
         refuse(base, self.method.name, eta, use_clipped_model_output, others)
-        if self.schedule.process != "flow" and not self._scaled and not return_dict:
+        if self.schedule.scales_input and not self._scaled and not return_dict:
             raise ValueError(
                 "This pipeline does not call scale_model_input, so it is made for flow matching or "
                 f"for its own steps, and the replaced scheduler has {self.schedule.process} "
@@ -172,6 +172,7 @@ class SamplerScheduler(SchedulerParts):
             pred = Prediction.from_x0(x, x0, level)
         if self._index is None:
             self._check_start(index)
+            self._check_noise()
         take = partial(self._taken, index, x, pred, sample, generator, tokens)
         if return_dict:
             return SchedulerOutput(prev_sample=take())
@@ -243,6 +244,7 @@ class SamplerScheduler(SchedulerParts):
         self._scaled = self._noised = False
         self._index: int | None = None
         self._begin: int | None = None
+        self._sigmas: Tensor | None = None
         self._state: Any = ()
         self._x: Tensor | None = None
         self._seeds: tuple[int, ...] = ()

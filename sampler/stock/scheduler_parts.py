@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ class SchedulerParts(SchedulerMixin, ConfigMixin):
     _index: int | None
     _begin: int | None
     _noised: bool
+    _sigmas: Tensor | None
     _joined: tuple[Any, FrozenDict] | None = None  # the saved entries, and `config` of these
     _times: tuple[Any, list[float]] | None = None  # `timesteps`, and its numbers
 
@@ -48,10 +48,27 @@ class SchedulerParts(SchedulerMixin, ConfigMixin):
 
     @property
     def sigmas(self) -> Tensor:
-        """sigma of every step's level and of the last, in flow matching; else sigma/alpha."""
+        """Noise of every step's level and of the last one, as the replaced scheduler has it.
+
+        One tensor for a run, so that changes of it by a pipeline are seen.
+        """
+        if self._sigmas is None:
+            self._sigmas = self._noise()
+        return self._sigmas
+
+    def _noise(self) -> Tensor:
         grid = [*(span.now for span in self._spans), *(span.next for span in self._spans[-1:])]
-        flow = self.schedule.process == "flow"
-        return torch.tensor([v.sigma / (1.0 if flow else v.alpha or math.nan) for v in grid])
+        return torch.tensor([self.schedule.stock_sigma(level) for level in grid])
+
+    def _check_noise(self) -> None:
+        """Raise ValueError for levels that a pipeline has changed to others."""
+        if self._sigmas is not None:
+            own, seen = self._noise().nan_to_num(), self._sigmas.cpu().nan_to_num()
+            if not torch.equal(own, seen):
+                raise ValueError(
+                    "This pipeline changes the sigmas of its scheduler, which a drop-in does not "
+                    "follow; keep the scheduler that the pipeline came with."
+                )
 
     @property
     def alphas_cumprod(self) -> Tensor:
