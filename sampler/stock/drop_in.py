@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sampler import registry
+from sampler.core.stock_schedule import schedule_of
 from sampler.samplers.aliases import named
+from sampler.stock.over_alpha import OverAlpha, computes_over_alpha
 from sampler.stock.own_timesteps import CascadeScheduler, ClosedScheduler, LatentConsistency
 from sampler.stock.scheduler import SamplerScheduler
 from sampler.stock.steps_back import StepsBack
@@ -69,4 +71,6 @@ def replaced(sampler: Any, base: Any, grid: Any = None) -> SamplerScheduler:
         raise ValueError(
             f"{spec['name']} in a pipeline must be plain data, to be saved with it: {error}."
         ) from None
+    if computes_over_alpha(schedule_of(plain["base"], name)):
+        return OverAlpha(**plain)
     return _CLASSES.get(name, SamplerScheduler)(**plain)

@@ -36,11 +36,10 @@ class RunLevels:
         if all(a is b for a, b in zip(read, self._last, strict=True)):
             return
         self._last = read
-        config = scheduler.config
-        self.schedule = schedule_of(config, type(scheduler).__name__)
-        # whether it holds x/alpha of a vp process; a drop-in holds x
+        self.schedule = schedule_of(scheduler.config, type(scheduler).__name__)
+        # whether it holds x/alpha of a vp process; most drop-ins hold x
         units = self.schedule.process == "vp" and self.schedule.sigma_units
-        self._over_alpha = units and config.get("base") is None
+        self._over_alpha = units and getattr(type(scheduler), "over_alpha", True)
         trained = processes(type(self.pipe).__name__.replace("Img2Img", ""))
         if self.schedule.process not in trained:  # a velocity read as noise gives no error
             raise ModelError(

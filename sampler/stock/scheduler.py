@@ -49,6 +49,7 @@ class SamplerScheduler(SchedulerParts):
     config_name = "scheduler_config.json"
     _rounding: ClassVar[float] = 0.0  # of the timesteps that a pipeline gives to a step
     _targets: ClassVar[bool] = False  # whether a step answers with x0 too, and at last with x
+    over_alpha: ClassVar[bool] = False  # whether the pipeline holds x/alpha
 
     @register_to_config
     def __init__(
@@ -152,7 +153,7 @@ class SamplerScheduler(SchedulerParts):
             )
         timestep = common(timestep)
         index = self._due_index(timestep, others.get("prev_timestep"))
-        x = self._precise(sample)
+        x = self._precise(sample, self._spans[index].now)
         tokens = others.get("per_token_timesteps")
         if tokens is not None:  # LTXConditionPipeline; the stock step has the other sign then
             model_output = -model_output
@@ -210,7 +211,7 @@ class SamplerScheduler(SchedulerParts):
             x = settle(self.method.finish(x, self._state))
             self._check_finite(x)
         self._index, self._x = index + 1, x
-        out = x.to(sample.dtype)
+        out = self._held(x, span.next).to(sample.dtype)
         if tokens is None:
             return out
         moving = moving_tokens(tokens, self._t[index], sample, bool(self._state))
@@ -248,11 +249,3 @@ class SamplerScheduler(SchedulerParts):
         self._state: Any = ()
         self._x: Tensor | None = None
         self._seeds: tuple[int, ...] = ()
-
-    def _precise(self, sample: Tensor) -> Tensor:
-        """Full-precision sample: the last step's result, unless the pipeline changed it since."""
-        if sample.dtype in (torch.float32, torch.float64):
-            return sample
-        if self._x is not None and torch.equal(self._x.to(sample.dtype), sample):
-            return self._x
-        return sample.float()

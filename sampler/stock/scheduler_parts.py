@@ -30,6 +30,7 @@ class SchedulerParts(SchedulerMixin, ConfigMixin):
     _begin: int | None
     _noised: bool
     _sigmas: Tensor | None
+    _x: Tensor | None
     _joined: tuple[Any, FrozenDict] | None = None  # the saved entries, and `config` of these
     _times: tuple[Any, list[float]] | None = None  # `timesteps`, and its numbers
 
@@ -155,3 +156,19 @@ class SchedulerParts(SchedulerMixin, ConfigMixin):
         if t in times:
             return self._spans[times.index(t)].now
         return self.schedule.level(int(t) if t.is_integer() else t)
+
+    def _precise(self, sample: Tensor, level: Level) -> Tensor:
+        """x in full precision: the last step's, unless the pipeline changed the sample since."""
+        if sample.dtype in (torch.float32, torch.float64):
+            return self._x_of(sample, level)
+        if self._x is not None and torch.equal(self._held(self._x, level).to(sample.dtype), sample):
+            return self._x
+        return self._x_of(sample.float(), level)
+
+    def _x_of(self, sample: Tensor, level: Level) -> Tensor:
+        """x = alpha·x0 + sigma·eps of the sample that the pipeline holds."""
+        return sample
+
+    def _held(self, x: Tensor, level: Level) -> Tensor:
+        """The sample that the pipeline holds for x; the inverse of `_x_of`."""
+        return x
