@@ -67,15 +67,16 @@ def cosmos(request):
     return recipe, recipe.build(request.param)
 
 
-@pytest.mark.parametrize("drop_in", [False, True])
-def test_calls_of_one_branch_are_guided(cosmos, drop_in):
+@pytest.mark.parametrize("method", [None, "ddim", "ab"])
+def test_calls_of_one_branch_are_guided(cosmos, method):
+    """Their sample is read, for a preview, before the step is taken back."""
     recipe, pipe = cosmos
-    stock = pipe.scheduler
-    plain = recipe.called(pipe, guidance_scale=1.0)
+    stock, own = pipe.scheduler, recipe.called(pipe, guidance_scale=1.0)
     seen = []
     try:
-        if drop_in:
-            pipe.scheduler = sampler.scheduler("ddim", stock)
+        if method is not None:
+            pipe.scheduler = sampler.scheduler(method, stock)
+        plain = recipe.called(pipe, guidance_scale=1.0)
         with sampler.guide(pipe, "none") as hook:
             hook.on_step = seen.append
             found = recipe.called(pipe, guidance_scale=1.0)
@@ -83,7 +84,7 @@ def test_calls_of_one_branch_are_guided(cosmos, drop_in):
         pipe.scheduler = stock
     assert hook.nfe == [3] and [one.index for one in seen] == [1, 2, 3]
     assert (found - plain).abs().max() <= 1e-5 * plain.abs().max()
-    assert torch.equal(recipe.called(pipe, guidance_scale=1.0), plain)
+    assert torch.equal(recipe.called(pipe, guidance_scale=1.0), own)
 
 
 def test_a_hosted_run_with_ddim_is_the_stock_run(cosmos):
