@@ -45,12 +45,14 @@ def advance(
     last, turned = upcoming[-1], None
     latched = last.latched
     if cosines:
-        # Every operation begins with a cosine or what is made of it, so that it is recorded.
-        crossed, live = cosines[0] > threshold, upcoming[0].live
-        latched = _either(where(crossed, live, 0.0) * armed, latched)
-        armed = _either(where(crossed, 0.0, live), armed)
+        # Every operation begins with a cosine or what is made of it, so that it is recorded. A
+        # sample that is not live, whose γ means nothing, has latched, and was armed when it did.
+        crossed = cosines[0] > threshold
+        latching = where(crossed, armed, 0.0)
+        latched = where(latching == 0, latched, 1.0)
+        armed = where(crossed, latching, 1.0)
         if len(cosines) > 1:
-            turned = where(cosines[1] < turn, live, 0.0) * latched
+            turned = where(cosines[1] < turn, upcoming[0].live, 0.0) * latched
     if period:
         last = _refreshed(latched, last, turned, period)
     elif cosines:
@@ -66,8 +68,3 @@ def _refreshed(latched: Any, before: StepFlags, turned: Any, period: int) -> Ste
         wait = where(turned > 0, 0.0, wait)
     live = where(latched > 0, where(wait == 0, 1.0, none), 1.0 + none)
     return StepFlags(live, latched, wait)
-
-
-def _either(a: Any, b: Any) -> Any:
-    """1 where one of two flags is 1, else 0."""
-    return where(a == 0, b, 1.0)
