@@ -20,7 +20,16 @@ from sampler.core.locks import exclusive
 from sampler.engine.hosted_output import converted, first_value, note_further_values
 from sampler.engine.hosted_pipeline import HostedPipeline
 from sampler.guidance.embedded import Embedded
-from sampler.pipelines.call_arguments import arguments, default_of, embeds_scale, takes_images
+from sampler.pipelines.call_arguments import (
+    arguments,
+    default_of,
+    embeds_scale,
+    scale_name,
+    scheduler_name,
+    scheduler_of,
+    steps_name,
+    takes_images,
+)
 from sampler.stock.clip_layers import readable_layers
 from sampler.stock.drop_in import is_exact_on_flow_maps, replaced
 from sampler.stock.guided_calls import GuidedCalls
@@ -132,13 +141,14 @@ class HostedCalls:
             ) from error
         except AbsentError as error:
             raise ModelError(f"{type(twin).__name__} cannot be hosted: {error}") from None
-        except (TypeError, AttributeError, ValueError) as error:
+        except (TypeError, AttributeError, ValueError, IndexError) as error:
             no_image = "output_type" in str(error) or "buffer is not large" in str(error)
             if not self._arrays and shared.output == "pil" and no_image:
                 self._arrays = True  # depth maps and embeddings are no images
                 return self.call(jobs, shared, inputs, on_step)
             signs = "enerator", "list of prompts", "`prompt` has to be of type `str` but"
             one_only = any(sign in str(error) for sign in signs)
+            one_only |= isinstance(error, IndexError) and len(jobs) > 1  # frames of one image only
             if self._one_at_a_time or not one_only:
                 raise
             self._one_at_a_time = True
@@ -154,7 +164,7 @@ class HostedCalls:
             )
         note_further_values(type(twin).__name__, out)
         values = converted(first_value(out), shared.output, len(jobs))
-        return values, hook.nfe
+        return values, hook.nfe_of(len(jobs))
 
     def call_plain(
         self,
@@ -192,11 +202,11 @@ class HostedCalls:
 
     def _copied(self, shared: StockCall) -> Any:
         """Return a shallow copy with the drop-in scheduler; it shares every other component."""
-        pipe = self.pipe
-        twin, drop_in = copy.copy(pipe), replaced(shared.sampler, pipe.scheduler, shared.grid)
-        vars(twin)["scheduler"] = drop_in
+        pipe, own = self.pipe, scheduler_of(self.pipe)
+        twin, drop_in = copy.copy(pipe), replaced(shared.sampler, own, shared.grid)
+        vars(twin)[scheduler_name(type(pipe))] = drop_in
         for name, part in vars(pipe).items():  # the pipelines that a combined one consists of
-            if part is not pipe.scheduler and getattr(part, "scheduler", None) is pipe.scheduler:
+            if part is not own and getattr(part, "scheduler", None) is own:
                 vars(twin)[name] = copy.copy(part)
                 vars(vars(twin)[name])["scheduler"] = drop_in
         return twin
@@ -218,7 +228,7 @@ class HostedCalls:
         given: dict[str, Any] = {
             "prompt": [job.prompt for job in jobs],
             "class_labels": [int(j.prompt) for j in jobs] if hosted.takes_classes else None,
-            "num_inference_steps": shared.steps,
+            steps_name(cls): shared.steps,
             "generator": generators if len(jobs) > 1 else generators[0],
             "output_type": "pt" if shared.output == "tensor" else shared.output,
             **({"output_type": "np"} if self._arrays and shared.output == "pil" else {}),
@@ -230,7 +240,7 @@ class HostedCalls:
             given["negative_prompt"] = [job.negative for job in jobs]
         scale, named = getattr(shared.guidance, "scale", None), hosted.scale_argument
         if guided:
-            named = named or "guidance_scale"  # of classes whose other branch has no prompt
+            named = named or scale_name(cls)  # of classes whose other branch has no prompt
             own = scale if isinstance(scale, (int, float)) and scale > 1 else 0.0
             given[named] = float(own or max(2.0, default_of(cls, named) or 0))
         elif named:

@@ -41,7 +41,8 @@ def _note(name: str, found: str, kept: str) -> None:
 def converted(made: Any, output: Output, count: int) -> list[Any]:
     """One value per image. Videos as tensors are [3, F, H, W], as the engine's own.
 
-    Raises UsageError for an output that is not one value per image.
+    Raises UsageError for an output that is not one value per image, and for pixels where latents
+    are asked for.
     """
     if isinstance(made, list) and len(made) == count and isinstance(made[0], list):
         made = [_frames(one, output) for one in made]
@@ -49,6 +50,10 @@ def converted(made: Any, output: Output, count: int) -> list[Any]:
         made = _pictures(made)
     if isinstance(made, Tensor) and output == "tensor" and made.ndim == 5:
         made = made.transpose(1, 2)
+    if isinstance(made, (np.ndarray, Tensor)) and output == "tensor":
+        made = _as_tensors(made, count)
+    if output == "latent" and isinstance(made, np.ndarray):
+        raise UsageError("The pipeline gives no latents but pixels; use output 'pil' or 'tensor'.")
     if isinstance(made, (list, np.ndarray, Tensor)) and len(made) == count:
         return [v.cpu() if isinstance(v, Tensor) else v for v in made]
     if isinstance(made, Tensor) and len(made) % count == 0:  # packed frames of one image
@@ -82,6 +87,16 @@ def _pixels(image: Any) -> np.ndarray:
 
 def _frames(frames: list[Any], output: Output) -> Any:
     return torch.stack(frames) if output != "pil" and isinstance(frames[0], Tensor) else frames
+
+
+def _as_tensors(made: np.ndarray | Tensor, count: int) -> Tensor:
+    """Pixels with their channels in front, and the frames of each image as a video [3, F, H, W]."""
+    found = torch.as_tensor(made)
+    if found.ndim > 3 and not isinstance(made, Tensor):
+        found = found.movedim(-1, 1)
+    if found.ndim == 4 and len(found) != count and len(found) % count == 0:
+        found = found.unflatten(0, (count, -1)).transpose(1, 2)
+    return found
 
 
 def _looks_like_images(made: Any) -> bool:

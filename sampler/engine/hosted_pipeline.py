@@ -10,7 +10,13 @@ import torch
 
 from sampler.core.errors import ModelError, UsageError
 from sampler.core.stock_schedule import schedule_of
-from sampler.pipelines.call_arguments import arguments, default_of, embeds_scale
+from sampler.pipelines.call_arguments import (
+    arguments,
+    default_of,
+    embeds_scale,
+    scale_name,
+    scheduler_of,
+)
 from sampler.types import Level
 
 _JUMPING = ("LCMScheduler", "SCMScheduler", "CMStochasticIterativeScheduler",
@@ -37,10 +43,10 @@ class HostedPipeline:
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         name = type(pipe).__name__
-        if getattr(pipe, "scheduler", None) is None:
+        base = scheduler_of(pipe)
+        if base is None:
             raise ModelError(f"{name} has no scheduler, so it cannot be hosted.")
         try:
-            base = pipe.scheduler
             self.schedule = schedule_of(base.config, type(base).__name__)
         except ValueError as error:
             raise ModelError(f"{name} cannot be hosted: {error}") from None
@@ -50,8 +56,8 @@ class HostedPipeline:
         self.scale_argument: str | None = None
         if "true_cfg_scale" in known:
             self.scale_argument = "true_cfg_scale"
-        elif "guidance_scale" in known and not embeds_scale(type(pipe)):
-            self.scale_argument = "guidance_scale"
+        elif (own := scale_name(type(pipe))) in known and not embeds_scale(type(pipe)):
+            self.scale_argument = own
 
     @property
     def sample_rate(self) -> int | None:
@@ -89,7 +95,7 @@ class HostedPipeline:
     @property
     def default_sampler(self) -> str:
         """Sampler of an engine over the pipeline: that of the scheduler of a consistency model."""
-        return "consistency" if type(self.pipe.scheduler).__name__ in _JUMPING else "ddim"
+        return "consistency" if type(scheduler_of(self.pipe)).__name__ in _JUMPING else "ddim"
 
     @property
     def default_guidance(self) -> dict[str, Any]:

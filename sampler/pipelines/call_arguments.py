@@ -51,6 +51,59 @@ def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
             and p.name != "self"}  # fmt: skip
 
 
+@functools.cache
+def parts(cls: type) -> frozenset[str]:
+    """Names of the parts that a pipeline class is built of."""
+    return frozenset(inspect.signature(cls.__init__).parameters)
+
+
+@functools.cache
+def guided_stage(cls: type) -> str | None:
+    """Network that alone is sampled and guided where the call has stages with scales of their own.
+
+    It is the last one whose scale the call takes, the `decoder` of `decoder_guidance_scale`; None
+    for a call with one `guidance_scale`.
+    """
+    known, end = arguments(cls), "_guidance_scale"
+    if "guidance_scale" in known:
+        return None
+    found = [name.removesuffix(end) for name in known if name.endswith(end)]
+    return next((stage for stage in reversed(found) if stage in parts(cls)), None)
+
+
+def _of_stage(cls: type, name: str, known: Iterable[str]) -> str:
+    """`name`, or that with the guided stage before it where only that is known."""
+    own = f"{guided_stage(cls)}_{name}"
+    return own if name not in known and own in known else name
+
+
+@functools.cache
+def scheduler_name(cls: type) -> str:
+    """Name of the scheduler whose steps are sampled and guided."""
+    return _of_stage(cls, "scheduler", parts(cls))
+
+
+def scheduler_of(pipe: Any) -> Any:
+    """The scheduler of that name of a pipeline, None without one."""
+    return getattr(pipe, scheduler_name(type(pipe)), None)
+
+
+def steps_name(cls: type) -> str:
+    """Name of the argument for the number of its steps."""
+    return _of_stage(cls, "num_inference_steps", arguments(cls))
+
+
+def scale_name(cls: type) -> str:
+    """Name of the argument for the scale of its classifier-free guidance."""
+    return _of_stage(cls, "guidance_scale", arguments(cls))
+
+
+def reserved(cls: type) -> dict[str, str]:
+    """`RESERVED` with the names that the call of a class has for them."""
+    steps, scale = RESERVED["num_inference_steps"], RESERVED["guidance_scale"]
+    return {**RESERVED, steps_name(cls): steps, scale_name(cls): scale}
+
+
 def embeds_scale(cls: type) -> bool:
     """Return True if guidance_scale is an input of the network, beside or instead of CFG."""
     known = arguments(cls)
@@ -61,15 +114,12 @@ def embeds_scale(cls: type) -> bool:
 
 def check_names(cls: type, names: Iterable[str]) -> None:
     """Raise ValueError for names that are no inputs of a pipeline class."""
-    known = arguments(cls)
+    known, own = arguments(cls), reserved(cls)
     for name in names:
-        reserved = name in RESERVED and not (name == "guidance_scale" and embeds_scale(cls))
-        if name in known and reserved:
-            raise ValueError(
-                f"inputs: {name!r} is set by the engine; give {RESERVED[name]} instead."
-            )
+        if name in known and name in own and not (name == "guidance_scale" and embeds_scale(cls)):
+            raise ValueError(f"inputs: {name!r} is set by the engine; give {own[name]} instead.")
         if name not in known:
-            others = [one for one in known if one not in RESERVED]
+            others = [one for one in known if one not in own]
             hint = registry.suggestion(name, others) or f"; it has {', '.join(others) or 'none'}"
             raise ValueError(f"inputs: {cls.__name__} has no argument {name!r:.60}{hint}.")
 
@@ -113,7 +163,9 @@ def takes_images(name: str) -> bool:
 def required(cls: type, given: Iterable[str]) -> list[str]:
     """Names of arguments without a default that are neither set by the engine nor given."""
     found = arguments(cls)
-    return [n for n, p in found.items() if p.default is p.empty and n not in {*RESERVED, *given}]
+    return [
+        n for n, p in found.items() if p.default is p.empty and n not in {*reserved(cls), *given}
+    ]
 
 
 def default_of(cls: type, name: str) -> Any:

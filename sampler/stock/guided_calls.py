@@ -6,40 +6,30 @@ a run everything is evaluated and the pipeline's formula is solved.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sampler.pipelines.call_arguments import scheduler_of
 from sampler.stock.first_order import AsCFG, served
 from sampler.stock.forms import Form, Given
 from sampler.stock.frame_steps import DIM, FrameSteps, frame_steps
 from sampler.stock.interception import Call, intercept, signature_of
 from sampler.stock.negative_calls import NegativeCalls
 from sampler.stock.network_calls import NetworkCalls
+from sampler.stock.other_stages import OtherStages, tell_of_output
 from sampler.stock.rule_steps import RuleSteps, outputs
 from sampler.stock.run_formula import RunFormula
 from sampler.stock.run_levels import RunLevels, number
-from sampler.stock.stock_calls import names_of, refuse_call, sample_of
+from sampler.stock.stock_calls import names_of, processors_kept, refuse_call, sample_of
 from sampler.types import Guidance, Snapshot
 
-log = logging.getLogger("sampler")
 _active: ContextVar[GuidedCalls | None] = ContextVar("guided_pipeline", default=None)
-
-
-@cache
-def tell_of_another(name: str) -> None:
-    """Warn once of a pipeline that steps a second output of its network."""
-    log.warning(
-        "%s steps another output of its network too, such as sound, which keeps the pipeline's own "
-        "guidance.",
-        name,
-    )
 
 
 class GuidedCalls:
@@ -65,6 +55,7 @@ class GuidedCalls:
         self.formula = RunFormula(pipe, rule, against=negative is not None)
         self.calls = NetworkCalls(networks, self.steps, self.formula, negative)
         self.nfe: list[int] = []
+        self._stages = OtherStages(pipe)
         self.on_step: Callable[[Snapshot], None] | None = None
         self._times: Any = None
         self._calling = threading.Lock()
@@ -73,6 +64,14 @@ class GuidedCalls:
     def form(self) -> Form | None:
         """The formula of the last step, None before the first."""
         return self.formula.form
+
+    def nfe_of(self, images: int) -> list[int]:
+        """NFE of each image of the last call, over all its runs and frames."""
+        found = [0] * images
+        for run in (*self._earlier, self.nfe):
+            ends = [k * len(run) // images for k in range(images + 1)]
+            found = [n + sum(run[a:b]) for n, (a, b) in zip(found, pairwise(ends), strict=True)]
+        return found
 
     def _forget(self) -> None:
         """Forget the calls of an unfinished step."""
@@ -94,12 +93,15 @@ class GuidedCalls:
         try:
             refuse_call(kwargs)
             if isinstance(self.rule, AsCFG):
-                served(self.rule.rule, self.pipe.scheduler)
+                served(self.rule.rule, scheduler_of(self.pipe))
                 if kwargs.get("eta"):
                     raise ValueError("cfg_pp: inside sampler.guide the step has no noise; eta = 0.")
             self.levels.read_schedule()
-            self._begin(None)
-            with intercept(self.pipe.scheduler, self._scheduler_step, "step", copies=True):
+            self.nfe, self._earlier = [], []
+            scheduler = scheduler_of(self.pipe)
+            self._begin(scheduler.timesteps)
+            steps = intercept(scheduler, self._scheduler_step, "step", copies=True)
+            with steps, processors_kept(self.networks):
                 result = call(*args, **kwargs)
                 self._end_frames()
             if self.calls.answers:
@@ -117,18 +119,23 @@ class GuidedCalls:
         """Begin a run; `set_timesteps` makes a new tensor for each."""
         self._times, self._trial = times, False  # a step of every branch, for its x0
         self._stepped: float | None = None  # timestep of the last step
+        if self.nfe:
+            self._earlier, self.nfe = [*self._earlier, self.nfe], []
+        self._stages.begin()
         self._frames: FrameSteps | None = None
         self.formula.begin()
         self.steps.begin()
         self.calls.begin()
-        self._step_names = [*signature_of(type(self.pipe.scheduler).step).parameters][1:]
+        self._step_names = [*signature_of(type(scheduler_of(self.pipe)).step).parameters][1:]
 
     def network_call(self, number: int, call: Call, args: Any, kwargs: Any) -> Any:
         """Evaluate the planned rows of a call; calls from elsewhere are left alone."""
         if _active.get() is not self:
             return call(*args, **kwargs)
-        if self.pipe.scheduler.timesteps is not self._times:
-            self._begin(self.pipe.scheduler.timesteps)
+        if (times := scheduler_of(self.pipe).timesteps) is not self._times:
+            self._begin(times)
+        elif self._stages.is_running():
+            return call(*args, **kwargs)
         given = sample_of(args, kwargs)
         self._end_frames()
         self._sample, self._kwargs = given, kwargs
@@ -155,7 +162,7 @@ class GuidedCalls:
         given = {**dict(zip(self._step_names, args, strict=False)), **kwargs}
         output, x = given["model_output"], given["sample"]
         if not self.calls.answers and self.calls.beside(output):
-            tell_of_another(type(self.pipe).__name__)
+            tell_of_output(type(self.pipe).__name__)
             return call(*args, **kwargs)
         if not self.calls.answers and self._is_again(given):
             return call(*args, **kwargs)

@@ -16,6 +16,7 @@ from typing import Any
 from sampler import registry
 from sampler.core.caches import beside_caches
 from sampler.core.errors import ModelError
+from sampler.pipelines.call_arguments import scheduler_of
 from sampler.stock.first_order import served
 from sampler.stock.guided_calls import GuidedCalls
 from sampler.stock.interception import intercept
@@ -61,7 +62,7 @@ def hook_of(pipe: Any, rule: Any) -> GuidedCalls:
             f"Guidance {built.name!r} needs {min(extra)!r}, which a stock pipeline does not have; "
             "use sampler.load(pipe).generate(...)."
         )
-    built = served(built, pipe.scheduler)
+    built = served(built, scheduler_of(pipe))
     built.start(Cond())  # a rule that needs classes or a classifier raises here
     negative = None if text is None else NegativeCalls(pipe, text)
     hook = GuidedCalls(pipe, networks, beside_caches(built, networks), negative)
@@ -88,7 +89,7 @@ def guiding(hook: GuidedCalls) -> Iterator[GuidedCalls]:
 def _networks(pipe: Any) -> list[Any]:
     """The denoising networks of a pipeline; ModelError where it cannot be guided."""
     name = type(pipe).__name__
-    if getattr(pipe, "scheduler", None) is None:
+    if scheduler_of(pipe) is None:
         raise ModelError(
             f"sampler.guide does not serve {name}, which has no scheduler to take steps with."
         )

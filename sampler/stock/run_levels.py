@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sampler.core.errors import ModelError
 from sampler.core.stock_schedule import schedule_of
+from sampler.pipelines.call_arguments import scheduler_of
 from sampler.pipelines.families import processes
 from sampler.types import Level, Span
 
@@ -30,7 +31,7 @@ class RunLevels:
 
     def read_schedule(self) -> None:
         """Read the scheduler, which may have been replaced; a run begins."""
-        scheduler = self.pipe.scheduler
+        scheduler = scheduler_of(self.pipe)
         self._read: tuple[Any, list[float], list[float]] | None = None
         read = (scheduler, getattr(scheduler, "_internal_dict", None))  # a new one where it changes
         if all(a is b for a, b in zip(read, self._last, strict=True)):
@@ -49,7 +50,7 @@ class RunLevels:
 
     def expected(self) -> Span:
         """Span of the first step of a run, before any call of it."""
-        self.position = int(getattr(self.pipe.scheduler, "begin_index", None) or 0)
+        self.position = int(getattr(scheduler_of(self.pipe), "begin_index", None) or 0)
         now, after = self._level(self.position), self._level(self.position + 1)
         return Span(0, now, after, self._steps - self.position)
 
@@ -57,7 +58,7 @@ class RunLevels:
         """Span of step `index`, whose first one is at the position of its timestep."""
         times, _ = self._numbers()
         if index == 0:
-            self.position = position_of(self.pipe.scheduler.timesteps, number(timestep))
+            self.position = position_of(scheduler_of(self.pipe).timesteps, number(timestep))
         position = min(self.position + index, len(times) - 1)
         now, after = self._level(position), self._level(position + 1)
         return Span(index, now, after, self._steps - self.position)
@@ -90,11 +91,11 @@ class RunLevels:
 
     @property
     def _steps(self) -> int:
-        return len(self.pipe.scheduler.timesteps) - self.schedule.closed
+        return len(scheduler_of(self.pipe).timesteps) - self.schedule.closed
 
     def _numbers(self) -> tuple[list[float], list[float]]:
         """Timesteps and sigmas of the run, copied to the host once; no sigmas where it has none."""
-        scheduler = self.pipe.scheduler
+        scheduler = scheduler_of(self.pipe)
         if self._read is None or self._read[0] is not scheduler.timesteps:
             times, sigmas = scheduler.timesteps.tolist(), getattr(scheduler, "sigmas", ())
             known = len(sigmas) == len(times) + 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,6 +85,23 @@ def couples_rows(network: Any) -> bool:
     )
     kinds = {type(found) for module in having if (found := module.processor) is not None}
     return any("PAG" in k.__name__ or not k.__module__.startswith(_BY_ROW) for k in kinds)
+
+
+@contextmanager
+def processors_kept(networks: Sequence[Any]) -> Iterator[None]:
+    """Inside, where a call fails, attention layers get the processors back that they had before.
+
+    Pipelines that exchange them for the time of a call do so only where it ends well.
+    """
+    layers = [layer for network in networks for layer in network.modules()]
+    own = [(layer, layer.processor) for layer in layers if hasattr(layer, "processor")]
+    try:
+        yield
+    except BaseException:
+        for layer, processor in own:
+            if layer.processor is not processor:
+                layer.set_processor(processor)
+        raise
 
 
 def sample_of(args: Any, kwargs: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sampler.core.image_files import DEFAULT_STRENGTH
 from sampler.engine import Engine
 from sampler.models.ip_adapter import has_ip_adapter
-from sampler.pipelines.call_arguments import RESERVED, arguments, default_of, takes_images
+from sampler.pipelines.call_arguments import arguments, default_of, reserved, takes_images
 from sampler.pipelines.serving import image_inputs, serving_class
 from sampler.ui.export import as_number
 from sampler.ui.fields import Control, form_of
@@ -77,7 +77,7 @@ def _settings(cls: type) -> list[Control]:
     """Numbers, switches and texts among the arguments of a call."""
     found: list[Control] = []
     for name, parameter in arguments(cls).items():
-        if name in RESERVED or name == "strength" or takes_images(name):
+        if name in reserved(cls) or name == "strength" or takes_images(name):
             continue
         if any(part in name for part in _OTHER):
             continue

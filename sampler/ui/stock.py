@@ -22,6 +22,7 @@ from sampler.engine import Engine
 from sampler.engine.hosted import HostedEngine
 from sampler.engine.hosted_calls import StockCall
 from sampler.metrics import ssim
+from sampler.pipelines.call_arguments import scheduler_of
 from sampler.runs.stop import StopFlag
 from sampler.workers.batch_runner import Stopped
 
@@ -99,5 +100,5 @@ def run_stock(
                 image.save(path)
                 files[job.prompt, job.negative, job.seed] = path
     seconds = (time.monotonic() - began) / len(records)
-    scheduler = type(serving.pipeline.pipe.scheduler).__name__
+    scheduler = type(scheduler_of(serving.pipeline.pipe)).__name__
     return StockRun(files, nfe, seconds, scheduler, scale)

@@ -23,7 +23,7 @@ import torch
 
 import sampler
 from sampler.pipelines import supported
-from sampler.pipelines.call_arguments import RESERVED, arguments, takes_images
+from sampler.pipelines.call_arguments import arguments, reserved, scheduler_name, takes_images
 from scripts.site.pipelines_page import page
 from tests.classic.recipe import Recipe
 from tests.classic.stand_ins import stand_ins
@@ -78,21 +78,22 @@ def guide(recipe: Recipe, pipe: Any, plain: torch.Tensor) -> str:
 
 def drop_in(recipe: Recipe, pipe: Any, plain: torch.Tensor) -> str:
     """ "equal" where `ddim` in the pipeline gives its own images, "finite" where `ab` does."""
-    before = getattr(pipe, "scheduler", None)
+    own = scheduler_name(type(pipe))
+    before = getattr(pipe, own, None)
     if before is None:
         return "It has no scheduler of its own, which a drop-in could replace."
     kind = type(before).__name__
     try:
-        pipe.scheduler = sampler.scheduler("ddim", before)
+        setattr(pipe, own, sampler.scheduler("ddim", before))
         apart = gap(recipe.called(pipe), plain)
-        pipe.scheduler = sampler.scheduler("ab", before)
+        setattr(pipe, own, sampler.scheduler("ab", before))
         other = recipe.called(pipe)
         if not other.isfinite().all():
             return "not finite"
         if torch.equal(other, plain):
             return "Its inner pipeline has the scheduler that counts; give that one the drop-in."
     finally:
-        pipe.scheduler = before
+        setattr(pipe, own, before)
     if apart <= 1e-5:
         return "equal"
     first_order = kind.removesuffix("Scheduler").removesuffix("Discrete") in FIRST_ORDER
@@ -107,7 +108,7 @@ def hosted(recipe: Recipe, pipe: Any, _: torch.Tensor) -> str:
     inputs = {
         name: [value] if isinstance(value, list) and len(value) == 1 else value  # one per prompt
         for name, value in own.items()
-        if name not in RESERVED and value is not None
+        if name not in reserved(cls) and value is not None
     }
     size = {name: own[name] for name in ("height", "width") if name in own}
     prompt = own.get("prompt", "3" if "class_labels" in own else "")

@@ -119,7 +119,7 @@ def amused() -> dict[str, Any]:
     }  # fmt: skip
 
 
-BOTH = {"prior_num_inference_steps": 2, "height": 128, "width": 128}
+BOTH = {"prior_num_inference_steps": 2, "decoder_guidance_scale": 3.0, "height": 128, "width": 128}
 IMAGES = {"image_embeddings": drawn(1, 4, 4, 4)}
 TINY = {
     "DDIMPipeline": Recipe(pixels),

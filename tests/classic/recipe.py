@@ -15,7 +15,7 @@ import diffusers
 import numpy as np
 import torch
 
-from sampler.pipelines.call_arguments import RESERVED, arguments, embeds_scale
+from sampler.pipelines.call_arguments import arguments, embeds_scale, reserved
 from tests.classic.parts import randomised
 from tests.classic.stand_ins import stand_ins
 from tests.guidance.stock_hosted import half_mask, picture
@@ -86,8 +86,9 @@ class Recipe:
     def inputs(self, cls: type) -> dict[str, Any]:
         """Arguments of the call that the prompt and the seed do not give."""
         found: dict[str, Any] = {}
+        set_by_engine = reserved(cls)
         for name in arguments(cls):
-            if name in RESERVED:
+            if name in set_by_engine:
                 continue
             if name in self.call:
                 found[name] = self.call[name]

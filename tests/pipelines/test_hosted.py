@@ -12,7 +12,7 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPAGPipeline
 import sampler
 from sampler.engine import hosted_output
 from sampler.pipelines.call_arguments import RESERVED
-from sampler.stock.guided_calls import tell_of_another
+from sampler.stock.other_stages import tell_of_output
 from tests import tiny
 from tests.classic.table import TINY
 from tests.guidance.stock import Rows
@@ -281,7 +281,7 @@ def test_a_video_whose_sound_is_dropped_and_not_guided_says_so_once(caplog):
     recipe = TINY["LTX2Pipeline"]
     engine = sampler.load(recipe.build("LTX2Pipeline"))
     inputs = {name: value for name, value in recipe.call.items() if name not in RESERVED}
-    tell_of_another.cache_clear()
+    tell_of_output.cache_clear()
     hosted_output._note.cache_clear()
     for _ in range(2):
         result = engine.generate("a fox", seeds=1, steps=2, guidance=CFG, inputs=inputs, **SIZE)
