@@ -12,6 +12,7 @@ from torch import Tensor
 from sampler.guidance.spaces import in_space
 from sampler.stock.forms import Form
 from sampler.stock.run_levels import RunLevels, number
+from sampler.stock.step_arguments import is_integer_part
 from sampler.types import Branch, Cond, Guidance, Prediction, Span
 
 _BOTH = Cond("cond", "uncond")
@@ -76,7 +77,8 @@ class RuleSteps:
         branches, span = self.plan(x, timestep), self.span()
         assert self._planned is not None
         seen = self._planned[0]
-        if abs(number(timestep) - span.now.t) > 1e-3 * max(1.0, abs(span.now.t)):
+        apart = abs(number(timestep) - span.now.t) > 1e-3 * max(1.0, abs(span.now.t))
+        if apart and not is_integer_part(timestep, span.now.t):
             raise ValueError(
                 f"{name} took a step at timestep {number(timestep):g}, and "
                 f"the next one of its scheduler is {span.now.t:g}; sampler.guide cannot serve it."

@@ -31,6 +31,7 @@ from sampler.stock.step_arguments import (
     BESIDE_STEPS,
     StepAnswer,
     common,
+    is_integer_part,
     moving_tokens,
     refuse,
     without_variance,
@@ -185,7 +186,8 @@ class SamplerScheduler(SchedulerParts):
         after: the next timestep, of UnCLIP's pipelines.
         """
         index = self._first(timestep) if self._index is None else self._index
-        if index >= len(self._spans) or abs(float(timestep) - self._t[index]) > self._rounding:
+        t = self._t[index] if index < len(self._spans) else -1.0
+        if abs(float(timestep) - t) > self._rounding and not is_integer_part(timestep, t):
             raise ValueError(
                 f"Timestep {float(timestep):g} is not the next one of this run; "
                 "call set_timesteps before every run."

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from sampler.core.schedule import Schedule
-from sampler.stock.step_arguments import absent
+from sampler.stock.step_arguments import absent, is_integer_part
 from sampler.types import Level, Span
 
 
@@ -145,7 +145,9 @@ class SchedulerParts(SchedulerMixin, ConfigMixin):
         if self._begin is not None:
             return self._begin
         times = self._t
-        return times.index(float(timestep)) if float(timestep) in times else len(times)
+        if float(timestep) in times:
+            return times.index(float(timestep))
+        return next((k for k, t in enumerate(times) if is_integer_part(timestep, t)), len(times))
 
     def _level(self, timestep: Any) -> Level:
         """Level of a timestep: at the position of the run, else the first one on its grid."""

@@ -109,6 +109,12 @@ def common(timestep: Any) -> Any:
     return first
 
 
+def is_integer_part(timestep: Any, t: float) -> bool:
+    """Return True for an integer tensor with the integer part of a time (of SkyReels-V2)."""
+    whole = isinstance(timestep, Tensor) and not timestep.is_floating_point()
+    return whole and int(timestep.flatten()[0]) == int(t)
+
+
 def moving_tokens(times: Tensor, timestep: float, x: Tensor, stateful: bool) -> Tensor:
     """Tokens [B, T, 1] of x [B, T, C] that a step at `timestep` moves: those at that time.
 

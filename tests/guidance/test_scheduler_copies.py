@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 import sampler
 from sampler.guidance.cfg import CFG
@@ -148,3 +148,24 @@ def test_a_run_that_goes_on_with_a_copy_is_guided(name):
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert (found - plain).abs().max() > 1e-4
     assert torch.equal(recipe.called(pipe), plain)
+
+
+def test_integer_parts_of_timesteps_are_taken_for_them():
+    """SkyReels-V2 hands on `timesteps.long()`, whatever its scheduler."""
+    base = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    exact, cut, other = (sampler.scheduler("ab", base) for _ in range(3))
+    for one in (exact, cut, other):
+        one.set_timesteps(7)
+    assert any(t % 1 for t in exact.timesteps.tolist())
+    a = b = x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    for t in exact.timesteps:
+        v = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(t)))
+        a = exact.step(v, t, a, return_dict=False)[0]
+        b = cut.step(v, t.long(), b, return_dict=False)[0]
+    assert torch.equal(a, b)
+    t = other.timesteps[1]
+    with pytest.raises(ValueError, match="is not the next one of this run"):
+        other.step(x, t.long().float(), x)
+    other.step(x, other.timesteps[0].long(), x)
+    with pytest.raises(ValueError, match="is not the next one of this run"):
+        other.step(x, other.timesteps[2].long(), x)
