@@ -58,7 +58,9 @@ def imports_in(modules):
     return [i for name, path in modules.items() for i in imports_of(name, path.read_text())]
 
 
-IMPORTS = imports_in(MODULES)
+@pytest.fixture(scope="module")
+def imports():
+    return imports_in(MODULES)
 
 
 def below(name, *packages):
@@ -143,21 +145,21 @@ def test_the_page_lists_every_room():
     assert sorted(ORDER) == sorted({room(name) for name in MODULES} - {None})
 
 
-def test_imports_point_down():
-    assert violations(IMPORTS) == []
+def test_imports_point_down(imports):
+    assert violations(imports) == []
 
 
-def test_each_library_has_its_place():
-    assert misplaced(IMPORTS) == []
+def test_each_library_has_its_place(imports):
+    assert misplaced(imports) == []
 
 
-def test_there_is_no_cycle():
-    assert cycle(IMPORTS) is None
+def test_there_is_no_cycle(imports):
+    assert cycle(imports) is None
     assert cycle(imports_in(SCRIPTS)) is None
 
 
-def test_nothing_shipped_imports_a_script():
-    assert [i for i in IMPORTS if below(i.target, "scripts", "tests")] == []
+def test_nothing_shipped_imports_a_script(imports):
+    assert [i for i in imports if below(i.target, "scripts", "tests")] == []
 
 
 def test_a_class_name_has_one_meaning():
