@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from sampler.core.errors import UsageError
-from sampler.evaluation.intervals import Difference, Interval, cluster_means, interval, paired
+from sampler.evaluation.intervals import (
+    Difference,
+    Interval,
+    cluster_means,
+    interval,
+    paired,
+    pooled,
+)
 from sampler.evaluation.pictures import Picture
 from sampler.evaluation.scoring import Scored, batches
 
@@ -21,7 +28,8 @@ DRIFT = "drift"
 class Row:
     """One score of an evaluation.
 
-    mean over prompts of the means of their images; interval: 95 %, None for one prompt and for
+    mean over prompts of the means of their images, weighted where the scorer has weights (the
+    categories of dpg); interval: 95 %, None for one prompt and for
     measures of whole sets; prompts, images: numbers. other, difference: mean of the run that it is
     compared with, and the paired difference, first − other.
     """
@@ -67,7 +75,7 @@ def rows_of(scored: Scored, other: Scored | None = None) -> list[Row]:
         second, _ = _means(other, other.images[name], others)
         if both := set(first) & set(second):
             sides = [{k: v for k, v in side.items() if k in both} for side in (first, second)]
-            rows.append(_compared(name, sides[0], sides[1], count))
+            rows.append(_compared(name, sides[0], sides[1], count, scored.weights.get(name)))
     for name, values in scored.prompts.items():
         if both := sorted(set(values) & set(other.prompts.get(name, {}))):
             sides = [{k: side[k] for k in both} for side in (values, other.prompts[name])]
@@ -83,7 +91,9 @@ def _alone(scored: Scored) -> list[Row]:
     for name, values in scored.images.items():
         by_name, count = _means(scored, values, range(len(pictures)))
         if means := [*by_name.values()]:
-            rows.append(Row(name, sum(means) / len(means), interval(means), len(means), count))
+            weights = _in_order(scored.weights.get(name), by_name)
+            mean, bounds = pooled(means, weights), interval(means, weights)
+            rows.append(Row(name, mean, bounds, len(means), count))
     for name, by_prompt in scored.prompts.items():
         means = [*by_prompt.values()]
         average = sum(means) / len(means)
@@ -124,12 +134,21 @@ def _means(
 
 
 def _compared(
-    name: str, first: Mapping[str, float], second: Mapping[str, float], images: int
+    name: str,
+    first: Mapping[str, float],
+    second: Mapping[str, float],
+    images: int,
+    of_prompts: Mapping[str, float] | None = None,
 ) -> Row:
     names = sorted(first)
     a, b = [first[k] for k in names], [second[k] for k in names]
-    mean, other = sum(a) / len(a), sum(b) / len(b)
-    return Row(name, mean, interval(a), len(names), images, other, paired(a, b))
+    w = _in_order(of_prompts, names)
+    mean, other = pooled(a, w), pooled(b, w)
+    return Row(name, mean, interval(a, w), len(names), images, other, paired(a, b, w))
+
+
+def _in_order(weights: Mapping[str, float] | None, names: Iterable[str]) -> list[float] | None:
+    return None if weights is None else [weights[name] for name in names]
 
 
 def _drift(scored: Scored, other: Scored, own: Sequence[int], others: Sequence[int]) -> list[Row]:

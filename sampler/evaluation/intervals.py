@@ -77,23 +77,42 @@ def bootstrap(means: ArrayLike, resamples: int = RESAMPLES) -> NDArray:
     return np.quantile(resampled(means, resamples), (tail, 1 - tail), axis=0)
 
 
-def interval(means: ArrayLike) -> Interval | None:
-    """Compute the 95 % interval of a mean of cluster means; None for a single cluster."""
+def pooled(means: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Compute the mean of cluster means, Σ w·m/Σ w; all weights are 1 by default."""
+    w = None if weights is None else np.asarray(weights, dtype=np.float64)
+    return float(np.average(np.asarray(means, dtype=np.float64), weights=w))
+
+
+def interval(means: ArrayLike, weights: ArrayLike | None = None) -> Interval | None:
+    """Compute the 95 % interval of the mean of cluster means; None for a single cluster.
+
+    weights: of the clusters, as in `pooled`, above 0; they are drawn together with the means.
+    """
     data = np.asarray(means, dtype=np.float64)
     if len(data) < 2:
         return None
-    low, high = bootstrap(data)
+    if weights is None:
+        low, high = bootstrap(data)
+    else:
+        w = np.asarray(weights, dtype=np.float64)
+        sums = resampled(np.stack([w * data, w], 1))
+        tail = (1 - LEVEL) / 2
+        low, high = np.quantile(sums[:, 0] / sums[:, 1], (tail, 1 - tail))
     return float(low), float(high)
 
 
-def paired(first: ArrayLike, second: ArrayLike) -> Difference:
+def paired(first: ArrayLike, second: ArrayLike, weights: ArrayLike | None = None) -> Difference:
     """Compare two settings by their means of the same clusters, first − second.
 
     Differences are taken inside each cluster before clusters are drawn: what a prompt and its seeds
-    contribute to both cancels.
+    contribute to both cancels. weights: of the clusters, as in `interval`.
     """
     gaps = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     signs = [int((sign * gaps > 0).sum()) for sign in (1, -1)]
     return Difference(
-        float(gaps.mean()), interval(gaps), signs[0], len(gaps) - sum(signs), signs[1]
+        pooled(gaps, weights),
+        interval(gaps, weights),
+        signs[0],
+        len(gaps) - sum(signs),
+        signs[1],
     )

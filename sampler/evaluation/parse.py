@@ -75,6 +75,8 @@ def scorers_from(specs: Sequence[Any], allow_python: bool = False) -> list[Score
     ]
     found = [_built(one, allow_python) for one in texts if one != ""]
     labels = [scorer.label for scorer in found]
+    for label in labels:  # also that of a function of one's own
+        _refuse_protocol(label.partition("(")[0])
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UsageError(f"The scorer {twice[0]!r} is given twice.")
     return found

@@ -95,8 +95,9 @@ class QuestionScorer(ImageScorer):
     other answer: where its probability is above one half); `released` looks at direct parents alone
     and in the file's order, as the published script does. Each category of the questions is a
     column of its own, the share of right answers to its questions whatever their parents' are, NaN
-    for an image without one. (The published script's table of categories is that of the last of
-    four crops.)
+    for an image without one; its mean is the share of all its questions, so that a prompt counts as
+    often as it has questions of the category. (The published script's table of categories is that
+    of the last of four crops.)
     """
 
     name: str
@@ -151,6 +152,13 @@ class QuestionScorer(ImageScorer):
         for name in self._categories:
             own = [a for a, q in zip(answers, asked, strict=True) if q.category == name]
             found[f"{self.label}.{name}"] = sum(own) / len(own) if own else math.nan
+        return found
+
+    def weights(self, prompts: Sequence[str]) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for name in self._categories if self.name == "dpg" else ():
+            counts = {p: sum(q.category == name for q in asked_of(self._asked, p)) for p in prompts}
+            found[f"{self.label}.{name}"] = {p: float(n) for p, n in counts.items() if n}
         return found
 
     @cached_property

@@ -47,6 +47,10 @@ class ImageScorer:
         """Compute the scores [B] by column of images [B, 3, H, W] in [0, 1]."""
         raise NotImplementedError
 
+    def weights(self, prompts: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Return by column the weights of prompts in its mean; all are 1 where it is left out."""
+        return {}
+
 
 @dataclass
 class RewardScorer(ImageScorer):

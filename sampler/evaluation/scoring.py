@@ -29,13 +29,15 @@ Progress = Callable[[int, int], None]
 class Scored:
     """Scores of a set.
 
-    images: by column, one number per image, NaN for one that has none; prompts: by measure,
+    images: by column, one number per image, NaN for one that has none; weights: by column, those of
+    prompts in its mean, where they are not equal; prompts: by measure,
     {prompt: value}; sets: one number per measure of the whole set, None where it has too few
     images; fingerprints: of the scorers.
     """
 
     source: PictureSet
     images: dict[str, list[float]] = field(default_factory=dict)
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
     prompts: dict[str, dict[str, float]] = field(default_factory=dict)
     sets: dict[str, float | None] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -73,6 +75,7 @@ def score_set(
             if not all(keys[row] in file.known for row in rows):
                 file.add(_chunk(scorer, [source.pictures[r] for r in rows], keys[first:]))
             progress(rows.stop, len(keys))
+        found.weights |= scorer.weights(source.prompts)
         for name in dict.fromkeys(name for key in keys for name in file.known[key]):
             found.images[name] = [file.known[key].get(name, math.nan) for key in keys]
     measures = [s for s in scorers if isinstance(s, SetMeasure)]

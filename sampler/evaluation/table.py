@@ -53,6 +53,19 @@ class Evaluation:
         lines += [_line(_cells(row, against)) for row in self.rows]
         return "\n".join([*lines, *(f"\n{note}." for note in self.notes)]) + "\n"
 
+    def heading(self) -> str:
+        """Return the settings behind the images, and the scorers' fingerprints, as a table."""
+        other = self.facts.get("against")
+        lines = [_line(["setting", "value", *([] if other is None else ["compared with"])])]
+        lines.append(_line(["---"] * (2 if other is None else 3)))
+        for key in dict.fromkeys([*self.facts, *(other or ())]):
+            if key not in ("scorers", "against"):
+                sides = [facts.get(key, "") for facts in (self.facts, other) if facts is not None]
+                lines.append(_line([key.replace("_", " "), *map(_text, sides)]))
+        for label, fingerprint in self.facts.get("scorers", {}).items():
+            lines.append(_line([f"scorer {label}", *[fingerprint] * (1 if other is None else 2)]))
+        return "\n".join(lines) + "\n"
+
     def csv(self) -> str:
         """Return one line per image: file, prompt, seed, and its scores."""
         buffer = io.StringIO(newline="")
@@ -69,7 +82,7 @@ class Evaluation:
         """Write eval.md, eval.json and eval.csv to a folder that exists. Raises StorageError."""
         text = json.dumps(self.plain(), indent=1, sort_keys=True, ensure_ascii=False)
         write_file(folder / f"{NAME}.json", f"{text}\n".encode())
-        write_file(folder / f"{NAME}.md", self.markdown().encode())
+        write_file(folder / f"{NAME}.md", f"{self.markdown()}\n{self.heading()}".encode())
         write_file(folder / f"{NAME}.csv", self.csv().encode())
 
 
@@ -83,6 +96,10 @@ def _cells(row: Row, against: bool) -> list[str]:
     counts = f"{gap.wins} / {gap.ties} / {gap.losses}"
     shown = [_number(gap.mean, "+"), _range(gap.interval, "+"), counts, gap.verdict]
     return [*cells, _number(row.other), *shown]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _number(value: float | None, sign: str = "") -> str:

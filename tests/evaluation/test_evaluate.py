@@ -64,6 +64,12 @@ def test_the_same_evaluation_writes_the_same_bytes_and_scores_nothing_again(run,
     sampler.evaluate(run, ["judge", "brightness"])
     before = content(run)
     assert {"eval.md", "eval.json", "eval.csv"} < set(before)
+    page, facts = (run / "eval.md").read_text(), json.loads((run / "eval.json").read_text())
+    assert f"| fingerprint | {facts['fingerprint']} |" in page
+    for key in ("sampler", "guidance", "steps", "dtype", "device", "versions", "nfe per image"):
+        assert f"\n| {key} | " in page
+    for label, fingerprint in facts["scorers"].items():
+        assert f"| scorer {label} | {fingerprint} |" in page
     monkeypatch.setattr(scoring, "_chunk", None)
     sampler.evaluate(run, ["judge", "brightness"])
     assert content(run) == before
@@ -273,6 +279,17 @@ def test_a_wrong_scorer_is_refused_in_a_sentence(scorers, words):
     with pytest.raises((SamplerError, ValueError), match=words) as caught:
         scorers_from([scorers])
     assert str(caught.value).count("\n") == 0
+
+
+def test_a_function_of_ones_own_gets_no_protocols_name():
+    def mean(images, prompts):
+        return images.mean((1, 2, 3))
+
+    assert scorers_from([mean])[0].label == "mean"
+    for name in ("fid", "GenEval", "clip-score"):
+        mean.__name__ = name
+        with pytest.raises(UsageError, match=f"'{name}' is the name of a protocol"):
+            scorers_from([mean])
 
 
 def test_the_judge_is_no_reward_and_another_network_than_the_classifier():

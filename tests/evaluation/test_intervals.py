@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sampler.evaluation.intervals import bootstrap, cluster_means, interval, paired
+from sampler.evaluation.intervals import bootstrap, cluster_means, interval, paired, pooled
 
 SETS, PROMPTS, REPEATS = 2000, 32, 4
 
@@ -39,6 +39,22 @@ def test_differences_are_taken_inside_the_prompts():
     assert found.mean == pytest.approx(0.5) and found.interval == pytest.approx((0.5, 0.5))
     assert (found.wins, found.ties, found.losses) == (40, 0, 0) and found.verdict == "higher"
     assert paired(prompt, prompt + 0.5).verdict == "lower"
+
+
+def test_weighted_means_are_drawn_with_their_weights():
+    """Equal weights change nothing but rounding; with whole numbers it is that of repeated rows."""
+    draw = np.random.default_rng(0)
+    a, b, w = draw.normal(size=40), draw.normal(size=40), draw.integers(1, 5, 40)
+    assert interval(a, np.full(40, 3.0)) == pytest.approx(interval(a), rel=1e-9)
+    assert pooled(a, w) == pytest.approx(np.repeat(a, w).mean()) and pooled(a) == a.mean()
+    low, high = interval(a, w)
+    spread = np.sqrt((w**2 * (a - pooled(a, w)) ** 2).sum()) / w.sum()  # of a ratio of sums
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+    assert abs(spread / (a.std() / 40**0.5) - 1) > 0.05
+    gap = paired(a, b, w)
+    assert gap.mean == pytest.approx(pooled(a, w) - pooled(b, w))
+    assert gap.interval == pytest.approx(interval(a - b, w))
+    assert (gap.wins, gap.ties, gap.losses) == paired(a, b)[2:]
 
 
 def test_nothing_is_shown_where_the_interval_has_zero():

@@ -141,6 +141,24 @@ def test_categories_are_shares_of_raw_answers_over_all_images(monkeypatch, folde
     assert against["dpg-like(vlm).attribute"].images == 2
 
 
+def test_a_category_is_the_share_of_all_its_questions(monkeypatch, folder, tmp_path):
+    """A prompt with three questions counts three times, in the mean and in its interval."""
+    lines = [{**line, "category": "entity"} for line in TREE[:3]]
+    lines.append({"prompt": "a cat", "q": "is there a cat ?", "category": "entity"})
+    file = write(tmp_path / "tree.jsonl", lines)
+
+    class Answers:
+        def probabilities(self, image, question, answers):
+            return [0.8 if "cat" in question else 0.1, 0.3][: len(answers)]
+
+    monkeypatch.setattr(QuestionScorer, "_network", Answers())
+    monkeypatch.setattr(QuestionScorer, "fingerprint", "1" * 20)
+    found = sampler.evaluate(folder, f"dpg:{file}:model=some/vlm", against=folder)
+    row, whole = found["dpg-like(vlm).entity"], found["dpg-like(vlm)"]
+    assert row.mean == row.other == pytest.approx(1 / 4) and whole.mean == pytest.approx(1 / 2)
+    assert row.interval == pytest.approx((0, 1)) and row.difference.mean == 0
+
+
 def test_the_released_form_depends_on_the_order_of_the_file(monkeypatch, tmp_path):
     found = {
         dpg(monkeypatch, tmp_path, o, (2, 3, 4), released=True) for o in permutations(range(4))
