@@ -1,9 +1,11 @@
 """grpo: ratios, losses and KL against their formulas, windows, resume, storage, refusals."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from sampler_kernels import map_tree
 
 import sampler
 from sampler import registry
@@ -133,14 +135,36 @@ FAMILIES = (
     ("build", "ratio"),
     [*((build, "guard") for build in FAMILIES), (tiny.sd, "dppo"), (tiny.sd3, "plain")],
 )
-def test_the_ratio_at_unchanged_weights_is_exactly_one(tmp_path, build, ratio):
-    """Two micro-batches, a whole one for each optimiser step; a LoRA that is not zero."""
+def test_the_ratio_at_unchanged_weights_is_exactly_one(tmp_path, build, ratio, monkeypatch):
+    """Two micro-batches, a whole one for each optimiser step; a LoRA that is not zero.
+
+    That of the guard, and the plain one for the same actions.
+    """
+    plain = []
+
+    def both(trainer, *arguments):
+        other = replace(trainer, ratio="plain", reweigh=False)
+        plain.append(action_loss(other, *arguments)[1]["ratio"])
+        return action_loss(trainer, *arguments)
+
+    monkeypatch.setattr("sampler.training.policy.group.action_loss", both)
     spec = {**world.TRAINERS["grpo"], "passes": 1, "ratio": ratio}
     size = {"height": 32, "width": 32} if build is tiny_transformers.sana else {}
     report = world.tune(world.engine(build), tmp_path, spec, updates=2, batch=4, micro=2, **size)
     for record in report.log:
         assert record["ratio"] == 1.0 and record["ratio_std"] == 0.0
         assert record["ratio_first"] == 0.0 and record["clipped"] == 0.0
+        assert record["grad_norm"] > 0
+    assert len(plain) == 4 and bool((torch.cat(plain) == 1).all())
+
+
+@pytest.mark.parametrize("ratio", ["plain", "guard"])
+@pytest.mark.parametrize("build", [tiny.sd, tiny.sd3])
+def test_the_ratio_under_autocast_is_told(tmp_path, build, ratio):
+    spec = {**world.TRAINERS["grpo"], "passes": 1, "ratio": ratio}
+    options = {"batch": 4, "micro": 2, "mixed_precision": "bf16"}
+    for record in world.tune(world.engine(build), tmp_path, spec, updates=2, **options).log:
+        assert record["ratio_first"] <= 1e-3 and abs(record["ratio"] - 1) <= 1e-3
         assert record["grad_norm"] > 0
 
 
@@ -175,12 +199,29 @@ def test_windows_are_functions_of_the_update():
     assert set(drawn) == {0, 1, 2}
 
 
-def test_a_trajectory_keeps_the_latents_of_its_window_alone():
-    """At most window + 1 latents of a sample, whatever the number of steps."""
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_trajectory_keeps_the_latents_of_its_window_alone(offload, monkeypatch):
+    """At most window + 1 latents of a sample, whatever the number of steps, in main memory too.
+
+    Copies stand for what is moved there.
+    """
+    moved = []
+
+    def move(tree, device):
+        def copied(leaf):
+            if not isinstance(leaf, torch.Tensor) or any(leaf is one for one in moved):
+                return leaf
+            moved.append(leaf.clone())
+            return moved[-1]
+
+        return map_tree(copied, tree)
+
+    if offload:
+        monkeypatch.setattr("sampler.training.policy.rollout.to_device", move)
     engine = world.engine()
     with adapted(engine.pipeline.network, 2, 2, ["to_q"], 0) as adapter, torch.no_grad():
-        trainer = GRPO(group_size=2, window={"size": 2, "every": 1})
-        session = session_of(engine, "cps", 12, trainable=adapter)
+        trainer = GRPO(group_size=2, window={"size": 2, "every": 1}, offload=offload)
+        session = session_of(engine, "cps", 50, trainable=adapter)
         session = NoiseWindow.of(trainer.window).applied(session, 3)
         rows = batch(["a dog", "a cat"], 4, 3, 0, 2)
         found = GroupPolicy(trainer, Policy(trainer, session)).collect(rows, rows.rows)
@@ -189,6 +230,7 @@ def test_a_trajectory_keeps_the_latents_of_its_window_alone():
     latents += [x for action in found.actions for x in (action.before.x, action.after)]
     stored = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in latents}
     assert sum(stored.values()) <= 3.2 * found.actions[0].after.nbytes
+    assert not offload or any(found.actions[1].before.x is one for one in moved)
 
 
 def test_same_noise_is_one_start_for_a_group():
@@ -240,8 +282,13 @@ def test_a_run_that_is_cut_between_windows_goes_on_bit_equal(tmp_path):
 def test_a_ratio_that_rounding_moves_is_told(tmp_path, monkeypatch):
     trainer = GRPO(window=None)
     method = GroupPolicy(trainer, Policy(trainer, session_of(world.engine(), "cps", 2)))
-    with pytest.warns(UserWarning, match="off 1 by 2.0e-03 .* torch.float32 and micro-batches of"):
-        method._first_ratio(torch.tensor([1.0, 1.002]))
+    off = torch.tensor([1.0, 1.002])
+    with pytest.warns(
+        UserWarning, match="off 1 by 2.0e-03 .* torch.float32 and micro-batches of 2"
+    ):
+        assert method._first_ratio(off) == pytest.approx(2e-3, rel=1e-3)
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="torch.bfloat16"):
+        method._first_ratio(off)
 
 
 @pytest.mark.parametrize(

@@ -378,6 +378,50 @@ def test_an_update_keeps_the_graph_of_one_forward_pass(build, name):
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["nft", "awm"])
+def test_an_update_evaluates_what_its_loss_needs(name):
+    """On policy and without KL the same calls as plain training, one forward pass per level.
+
+    References have no graph: the base model's with a KL, those of old weights that are others.
+    """
+    engine, calls, rows = world.engine(), [], batch(["a dog"], 2, 0, 0, 2)
+    network = engine.pipeline.network
+    forward = network.forward
+
+    def counted(*arguments, **options):
+        x = arguments[0] if arguments else options["sample"]
+        calls.append((len(x), torch.is_grad_enabled()))
+        return forward(*arguments, **options)
+
+    method, reward = registry.build("sampler", "ddim"), registry.build("reward", "brightness")
+    with adapted(network, 2, 2, ["to_q"], 0) as adapter:
+        trained = Averaged(adapter, {"old": Average.of(adapter.parameters)})
+        session = Session(
+            engine, reward, method, engine.guidance, 3, (16, 16), 2, trainable=trained
+        )
+        with torch.no_grad():
+            collected = sampled(session, rows, [0, 1])
+        network.forward = counted
+        seen = {}
+        for moved in (False, True):
+            for kl in (0.0, 1e-3):
+                trainer = registry.build("trainer", {"name": name, "times": 3, "kl": kl})
+                calls.clear()
+                for loss, _ in Matching(trainer, session).losses(rows, collected, torch.ones(2)):
+                    loss.sum().backward()
+                assert {count for count, _ in calls} == {2}
+                grads = [grad for _, grad in calls]
+                seen[moved, kl > 0] = grads.count(True), grads.count(False)
+            for parameter in adapter.parameters.values():
+                parameter.data.add_(0.01)
+        network.forward = forward
+    joint = 6 if name == "awm" else 0  # the mean log-ratio of all levels comes first
+    assert seen == {
+        (False, False): (3, 0), (False, True): (3, 3),
+        (True, False): (3, 3 + joint), (True, True): (3, 6 + joint),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("trainer", "build", "problem"),
     [

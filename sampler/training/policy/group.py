@@ -115,12 +115,13 @@ class GroupPolicy:
 
     def _first_ratio(self, ratio: Tensor) -> float:
         """Return the largest |rho − 1| before any step; warn where rounding dominates it."""
-        found = float((ratio - 1).abs().max())
+        found, kind = float((ratio - 1).abs().max()), ratio.device.type
         if found > 1e-3:
+            cast = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if cast else self.session.pipeline.dtype
             warnings.warn(
-                f"grpo: the ratio at unchanged weights is off 1 by {found:.1e} with network "
-                f"weights in {self.session.pipeline.dtype} and micro-batches of {len(ratio)}; "
-                "train in float32.",
+                f"grpo: the ratio at unchanged weights is off 1 by {found:.1e} with the network in "
+                f"{dtype} and micro-batches of {len(ratio)}; train in float32.",
                 stacklevel=2,
             )
         return found

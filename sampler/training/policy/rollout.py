@@ -53,6 +53,7 @@ class Policy:
         """
         run = run or self.session.begin(batch, rows)
         snapshot, actions = run.snapshot, []
+        kept = None  # the end of the action before, as it is stored: it starts this one
         final, image = snapshot, snapshot.x
         for span in spans(run.levels):
             move, state, nfe = self.move(run, snapshot, span)
@@ -60,12 +61,16 @@ class Policy:
             action = self.action(move, span)
             final = snapshot
             image = settle(self.session.method.finish(following.x, following.sampler))
-            if action is not None:
+            if action is None:
+                kept = None
+            else:
                 after = following.x if action is move else self._noised(run, action, span)
                 image = after if self.final_step == "explore" and action is not move else image
                 log_prob = self.log_prob(action, after)
                 where = "cpu" if self.trainer.offload else after.device
-                actions.append(Action(to_device(snapshot, where), after.to(where), log_prob))
+                before = snapshot if kept is None else snapshot._replace(x=kept)
+                kept = to_device(after, where)
+                actions.append(Action(to_device(before, where), kept, log_prob))
             snapshot = following
         images = self.session.decoder("hard")(image)
         reward, parts = self.session.score(images, [batch.prompts[row] for row in rows])
