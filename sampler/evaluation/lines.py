@@ -24,11 +24,11 @@ def seed_of(prompt: str, repeat: int, seed: int = 0) -> int:
 
 
 def evaluation_lines(lines: Iterable[RawLine], repeats: int, seed: int = 0) -> list[RawLine]:
-    """Repeat every line with its seeds, sorted by prompt: a shuffled file gives the same run.
+    """Repeat every line with its seeds, sorted by its cells: a shuffled file gives the same run.
 
     Raises UsageError for a line with a seed or a number of images of its own.
     """
-    found: list[RawLine] = []
+    found: list[tuple[tuple[str, str], RawLine]] = []
     for raw in lines:
         cells: Any = raw.cells
         if isinstance(cells, SamplerError):
@@ -40,7 +40,8 @@ def evaluation_lines(lines: Iterable[RawLine], repeats: int, seed: int = 0) -> l
                 )
         prompt = str(cells.get("prompt", ""))
         kept = {name: value for name, value in cells.items() if name not in _CHOSEN}
+        place = prompt, str(sorted(kept.items()))  # lines of one prompt by their other cells
         for repeat in range(repeats):
             own = {**kept, "seed": seed_of(prompt, repeat, seed)}
-            found.append(raw._replace(cells=own))
-    return sorted(found, key=lambda raw: str(raw.cells.get("prompt", "")))  # pyright: ignore
+            found.append((place, raw._replace(cells=own)))
+    return [raw for _, raw in sorted(found, key=lambda one: one[0])]

@@ -17,6 +17,7 @@ from sampler import registry
 from sampler.bundled import backgrounds, concepts
 from sampler.bundled.classifier import Logits
 from sampler.bundled.judge import load
+from sampler.core.errors import UsageError
 from sampler.rewards.base import FunctionReward, RewardBase
 from sampler.rewards.classify import named_label
 from sampler.rewards.scoring import score_parts
@@ -58,6 +59,13 @@ class RewardScorer(ImageScorer):
 
     reward: RewardBase
     label: str
+
+    def __post_init__(self) -> None:
+        if self.reward.batched:
+            raise UsageError(
+                f"{self.label!r} judges whole batches of a training; give a reward of single "
+                "images."
+            )
 
     @property
     def reads_prompt(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -109,6 +109,10 @@ def generate_best(
     if settings.get("inputs") is not None:
         raise ValueError("best_of has no inputs=; generate the candidates and score them.")
     judge = reward_from(reward)
+    if judge.batched:
+        raise ValueError(
+            f"best_of needs a reward of single images, and {judge.name!r} judges whole batches."
+        )
     own = draft_settings(drafts, settings)
     judge.check()
     samples = expand(prompts, negative, seeds, best_of, classes)

@@ -91,6 +91,7 @@ def test_a_run_folder_has_the_drafts_and_each_image_its_candidates(engine, made,
         ({"best_of": 2, "reward": "brightness", "drafts": {"step": 2}}, "drafts: 'step'"),
         ({"best_of": 2, "reward": "brightness", "drafts": {"steps": 1.5}}, "must be an integer"),
         ({"best_of": 2, "reward": "brigthness"}, "did you mean 'brightness'"),
+        ({"best_of": 2, "reward": "votes"}, "'votes' judges whole batches"),
     ],
 )
 def test_what_does_not_fit_is_refused(engine, arguments, words, monkeypatch):

@@ -273,6 +273,7 @@ def test_prompts_of_images_are_read_from_what_lies_beside_or_inside(runs, folder
         ("vendi:reference=x", "needs none"),
         ("classifier:head", "must be OPTION=VALUE"),
         ("module:function", "allow-python"),
+        ("votes", "judges whole batches"),
     ],
 )
 def test_a_wrong_scorer_is_refused_in_a_sentence(scorers, words):
@@ -384,5 +385,8 @@ def test_seeds_depend_on_the_prompt_alone_and_a_shuffled_file_gives_the_same_lin
     assert cells[0] == {"prompt": min(TEXTS), "steps": "3", "seed": seed_of(min(TEXTS), 0)}
     assert len({line.cells["seed"] for line in first}) == 24
     assert seed_of("a", 0, 1) != seed_of("a", 0, 0)
+    twice = [RawLine(f"file:{k}", {"prompt": "a", "steps": k}, True) for k in (3, 2)]
+    cells = [line.cells["steps"] for line in evaluation_lines(twice, 2)]
+    assert cells == [line.cells["steps"] for line in evaluation_lines(twice[::-1], 2)]
     with pytest.raises(UsageError, match="--repeats and --seed"):
         evaluation_lines([RawLine("file:1", {"prompt": "a", "seed": "3"}, True)], 2)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import DocInfo, Ge
 
 from sampler.registry import register
-from sampler.registry.constraints import Fraction, Nonnegative, Positive
+from sampler.registry.constraints import Count, Fraction, Nonnegative, Positive
 from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch
 from sampler.training.matching.base import Matched, MatchingBase
@@ -130,6 +130,7 @@ class AWM(MatchingBase):
     The other fields are those of `nft`.
     """
 
+    times: Count = 6
     low: Fraction = 0.01  # without the first level of the grid
     kl: Nonnegative = 1e-3
     weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = "ghuber"
@@ -142,7 +143,7 @@ class AWM(MatchingBase):
     reference: ClassVar[str] = (
         "Advantage Weighted Matching (Xue et al., 2025), arXiv:2509.25050, and its published code"
     )
-    defaults: ClassVar[Defaults] = _DEFAULTS
+    defaults: ClassVar[Defaults] = replace(_DEFAULTS, steps=14)
 
     @property
     def joint(self) -> bool:
