@@ -109,15 +109,16 @@ def _print_plan(recipe: Recipe, texts: list[str], report: Report) -> None:
 
     trainer, settings = registry.build("trainer", recipe.trainer), settings_from(recipe.fit)
     steps = settings.steps or trainer.defaults.steps
+    images = settings.batch_of(trainer.images_per_prompt)
     facts = {
         "updates": settings.updates,
-        "images": settings.updates * settings.batch,
+        "images": settings.updates * images,
         "steps": steps,
         "prompts": len(trainer.texts(texts)),
     }
     report.event("plan", trainer=trainer.name, **facts)
     report.result(
-        f"{trainer.name}: {facts['updates']} updates of {settings.batch} images, {steps} steps "
+        f"{trainer.name}: {facts['updates']} updates of {images} images, {steps} steps "
         f"each, {facts['prompts']} prompts, into {recipe.output.dir}"
     )
 

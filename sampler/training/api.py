@@ -75,7 +75,7 @@ def finetune(
             "stop_reward and patience need a reward of single images, and this run has none."
         )
     evals = evaluation_scorers(chosen, allow_python)
-    chosen = chosen.resolved(method.defaults, engine, texts)
+    chosen = chosen.resolved(method.defaults, engine, texts, method.images_per_prompt)
     size = engine.pipeline.size(chosen.height, chosen.width)
     engine.pipeline.grid(chosen.steps or 0, size)  # refuses a wrong number of steps early
     session = Session(

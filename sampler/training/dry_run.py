@@ -50,7 +50,9 @@ def dry_run(
     if getattr(reward, "batched", False):
         raise UsageError("A dry run cannot wait for votes; use another reward.")
     texts = read_prompts(prompts)
-    count = method.images_per_prompt if method.images_per_prompt > 1 else min(2, chosen.batch)
+    group = method.images_per_prompt
+    batch = chosen.batch_of(group)
+    count = group if group > 1 else min(2, batch)
     small = replace(
         chosen, updates=1, batch=count, micro=None, eval_every=0, stop_reward=None, patience=None,
         max_drift=None, evals=(), stop=None, drift_stop=None, log_with=None,
@@ -68,5 +70,5 @@ def dry_run(
     record = report.log[-1]
     if "skipped" in record:
         raise IncompleteError(f"The update is not finite: {record['skipped']}")
-    total = record["seconds"] / count * chosen.batch * chosen.updates
+    total = record["seconds"] / count * batch * chosen.updates
     return DryRun(count, record["nfe"], record["seconds"], total)

@@ -64,9 +64,10 @@ def fit(
     cpu = session.pipeline.device.type == "cpu"
     accelerator = Accelerator(cpu=cpu, log_with=settings.log_with, project_dir=str(out))
     unit = accelerator.num_processes * trainer.images_per_prompt
-    if settings.batch % unit:
+    batch = settings.batch_of(trainer.images_per_prompt)
+    if batch % unit:
         raise ValueError(
-            f"batch = {settings.batch} must be a multiple of {unit}, the number of processes "
+            f"batch = {batch} must be a multiple of {unit}, the number of processes "
             "times the images per prompt."
         )
     session = replace(

@@ -100,17 +100,18 @@ class FitLoop:
         rate = (settings.lr or 0.0) * (1 + (lr_end - 1) * progress)
         for group in self.optimiser.adam.param_groups:
             group["lr"] = rate
-        count, group = settings.batch, self.trainer.images_per_prompt
+        size = self.trainer.images_per_prompt
+        count = settings.batch_of(size)
         batch = batches.batch(
             self.prompts,
             count,
             self.done,
             settings.seed,
-            group,
+            size,
             self.accelerator.process_index,
             self.accelerator.num_processes,
             progress,
-            self.trainer.choose(self.prompts, count // group, settings.seed, self.done, self.state),
+            self.trainer.choose(self.prompts, count // size, settings.seed, self.done, self.state),
         )
         record: dict[str, Any] = {"kind": "update", "update": self.done + 1, "lr": rate}
         try:
@@ -131,7 +132,7 @@ class FitLoop:
             self.skips += 1
         self.optimiser.stepped = True  # until its record is written, an update is not complete
         self.done += 1
-        self.images += settings.batch
+        self.images += count
         self.nfe += int(record.pop("nfe", 0))
         record |= {"images": self.images, "nfe": self.nfe}
         record |= {"seconds": time.perf_counter() - wall}

@@ -52,6 +52,7 @@ class DriftStop:
 
 
 _TEXT_CACHE_MB = 2048
+_BATCH, _GROUPS = 8, 4  # images, and groups of images of a prompt, of an update by default
 Decay = Annotated[float, Ge(0), Lt(1)]  # of a moving average
 
 
@@ -60,9 +61,10 @@ Decay = Annotated[float, Ge(0), Lt(1)]  # of a moving average
 class Settings:
     """Settings of `sampler.finetune`; None stands for the trainer's own default.
 
-    updates: collected batches. batch: images per update over all processes; micro: images per
-    network evaluation (all of a process's by default). seed: of the prompts' order, the noise and
-    the initial LoRA.
+    updates: collected batches. batch: images per update over all processes, by default 8, and at
+    least 4 groups of a trainer that compares the images of a prompt; micro: images per network
+    evaluation (all of a process's by default, 8 where batch is left out). seed: of the prompts'
+    order, the noise and the initial LoRA.
     steps, sampler, guidance, height, width, negative: of sampling.
     lr, betas, eps, weight_decay: of AdamW; lr_end: fraction of lr after the last update,
     reached linearly; clip: of the global gradient norm, 0 is off.
@@ -98,7 +100,7 @@ class Settings:
     """
 
     updates: Annotated[int, Ge(0)] = 20
-    batch: Count = 8
+    batch: Count | None = None
     micro: Count | None = None
     seed: Annotated[int, Ge(0)] = 0
     steps: Count | None = None
@@ -162,7 +164,13 @@ class Settings:
                     "evaluations: set eval_every as well."
                 )
 
-    def resolved(self, own: Defaults, engine: Any, prompts: list[str]) -> Settings:
+    def batch_of(self, images_per_prompt: int) -> int:
+        """Return the images per update of a trainer with groups of this size."""
+        return self.batch or max(_BATCH, _GROUPS * images_per_prompt)
+
+    def resolved(
+        self, own: Defaults, engine: Any, prompts: list[str], images_per_prompt: int = 1
+    ) -> Settings:
         """Fill in the defaults of trainer and engine, and build the strategies."""
         from sampler.models.trainable_lora import default_targets
 
@@ -187,7 +195,8 @@ class Settings:
             height=height,
             width=width,
             eval_prompts=tuple(self.eval_prompts or prompts[:8]),
-            micro=self.micro or self.batch,
+            batch=self.batch_of(images_per_prompt),
+            micro=self.micro or self.batch or _BATCH,
             text_cache_mb=_TEXT_CACHE_MB if self.cache_text and given_mb is None else given_mb,
         )
 

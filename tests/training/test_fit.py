@@ -540,6 +540,25 @@ def test_settings_are_strict():
             settings_from(bad)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "given", "wanted"),
+    [
+        ("alignprop", {}, (8, 8)),
+        ({"name": "grpo"}, {}, (32, 8)),
+        ({"name": "nft"}, {"micro": 4}, (32, 4)),
+        ({"name": "awm", "group_size": 2}, {}, (8, 8)),
+        ({"name": "dpo", "group_size": 3}, {}, (12, 8)),
+        ({"name": "nft"}, {"batch": 16}, (16, 16)),
+    ],
+)
+def test_a_batch_has_four_groups_by_default(engine, tmp_path, trainer, given, wanted):
+    settings = {"steps": 4, "height": 16, "width": 16, **given}
+    spec = world.TRAINERS.get(trainer, trainer) if isinstance(trainer, str) else trainer
+    sampler.finetune(engine, spec, "brightness", ["a dog"], tmp_path, 0, settings=settings)
+    fit = json.loads((tmp_path / "config.json").read_text())["fit"]
+    assert (fit["batch"], fit["micro"]) == wanted
+
+
 def test_prompts_carry_metadata_to_the_reward(engine, tmp_path):
     """From mappings, CSV and JSON Lines; part of what the run is."""
     (tmp_path / "p.csv").write_text("prompt,meta_count\na dog,2\na cat,\n")
