@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -37,6 +38,14 @@ def weights_of(reward: RewardBase | None) -> dict[str, float]:
     from sampler.rewards.compose import WeightedSum
 
     return reward.part_weights if isinstance(reward, WeightedSum) else {}
+
+
+def flat_rows(prompts: Sequence[str], *scores: Sequence[float]) -> list[bool]:
+    """Return for each sample whether all samples of its prompt have equal scores."""
+    seen = defaultdict[str, set[tuple[float, ...]]](set)
+    for prompt, *values in zip(prompts, *scores, strict=True):
+        seen[prompt].add(tuple(values))
+    return [len(seen[prompt]) == 1 for prompt in prompts]
 
 
 def combined_advantages(

@@ -379,6 +379,20 @@ def test_an_update_keeps_the_graph_of_one_forward_pass(build, name):
 
 
 @pytest.mark.parametrize("name", ["nft", "awm"])
+def test_the_share_of_equal_groups_is_logged(tmp_path, name):
+    """One of three prompts has equal rewards; its images are trained on all the same."""
+
+    def reward(images, prompts):
+        return torch.tensor(
+            [0.1 if p == "a dog" else v for p, v in zip(prompts, images[:, 0, 0, 0], strict=True)]
+        )
+
+    spec = {**world.TRAINERS[name], "passes": 1}
+    (record,) = world.tune(world.engine(), tmp_path, spec, reward, updates=1, batch=6).log
+    assert record["flat_groups"] == pytest.approx(1 / 3) and record["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", ["nft", "awm"])
 def test_an_update_evaluates_what_its_loss_needs(name):
     """On policy and without KL the same calls as plain training, one forward pass per level.
 

@@ -72,7 +72,8 @@ class NFT(MatchingBase):
     few_step: also train few-step models, which it blurs.
 
     The metric `gain` is the loss minus that at the old weights: negative while it learns. The loss
-    itself does not depend on r there.
+    itself does not depend on r there. `flat_groups` is the share of samples in groups of equal
+    rewards, which are pulled to the old weights alone.
     """
 
     beta: Positive = 1.0

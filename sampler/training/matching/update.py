@@ -18,7 +18,7 @@ from sampler.core.noise import Noise
 from sampler.objectives import old_decay, output_distance
 from sampler.training.averages import Average
 from sampler.training.batches import Batch
-from sampler.training.group_advantages import combined_advantages
+from sampler.training.group_advantages import combined_advantages, flat_rows
 from sampler.training.matching.base import Matched, MatchingBase
 from sampler.training.matching.levels import flow_sigma, matching_levels
 from sampler.training.online import Collected, Round, sampled
@@ -61,6 +61,7 @@ class Matching:
             trainer.advantages, trainer.std, self.session.reward, prompts, values, parts
         )
         advantages[rows] = torch.from_numpy(made)
+        found.metrics["flat_groups"] = sum(flat_rows(prompts, values)) / max(1, len(rows))
         limit, steps = trainer.max_advantage, self.passes * self.steps
         return advantages.clamp(-limit, limit), {"steps": state["steps"] + steps}
 

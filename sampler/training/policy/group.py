@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -22,7 +21,7 @@ from sampler.objectives import (
     velocity_distance,
 )
 from sampler.training.batches import Batch
-from sampler.training.group_advantages import combined_advantages, weights_of
+from sampler.training.group_advantages import combined_advantages, flat_rows, weights_of
 from sampler.training.matching.levels import flow_sigma
 from sampler.training.online import Round
 from sampler.training.policy.base import GroupBase
@@ -74,10 +73,7 @@ class GroupPolicy:
         scores = [found.rewards]
         if trainer.advantages == "gdpo":
             scores = [found.parts[name] for name in weights_of(reward)]
-        seen = defaultdict[str, set[tuple[float, ...]]](set)
-        for prompt, *values in zip(batch.prompts, *scores, strict=True):
-            seen[prompt].add(tuple(values))
-        flat = torch.tensor([len(seen[prompt]) == 1 for prompt in batch.prompts])
+        flat = torch.tensor(flat_rows(batch.prompts, *scores))
         limit, given = trainer.max_advantage, (batch.prompts, found.rewards, found.parts)
         advantages = combined_advantages(trainer.advantages, trainer.std, reward, *given)
         advantage = torch.from_numpy(advantages).clamp(-limit, limit)
