@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sampler.core.noise import Noise
-from sampler.objectives import dpo_loss, matching_log_prob
+from sampler.objectives import denoising_error, dpo_loss
 from sampler.training.base import MicroBatchLoss
 from sampler.training.batches import Batch
 from sampler.training.matching.base import PairBase
@@ -142,4 +142,4 @@ def _errors(session: Session, pairs: Pairs, level: Level, number: int) -> Tensor
     x = level.alpha * pairs.x0 + level.sigma * eps
     seeds = tuple(seed for seed in pairs.seeds for _ in range(2))
     pred = predict_at(session, pairs.cond, seeds, x, level, pairs.rule)
-    return -matching_log_prob(pred, pairs.x0, eps, "uniform").view(-1, 2)
+    return denoising_error(pred, pairs.x0, eps).view(-1, 2)
