@@ -55,7 +55,7 @@ class OnlineMethod(Protocol, Generic[C]):
 
     collect: samples and scores images, called without gradient. weigh: from the rewards of all
     samples, what the losses need of them, and the trainer's next state. losses: the
-    terms of the loss of each sample [B], None for one without gradient, with their metrics; they
+    terms of the loss of each sample [B], None where nothing is evaluated, with their metrics; they
     are summed. after: called once the optimiser has made all its steps. passes: over the batch;
     steps: optimiser steps per pass.
     """
@@ -165,7 +165,9 @@ def step_losses(
                 continue
             for part in step:
                 for loss, found in losses(part):
-                    yield MicroBatchLoss(None if loss is None else loss.sum() / count, found)
+                    if loss is not None:  # a step that a rule forecasts has no gradient
+                        loss = loss.sum() / count if loss.requires_grad else None
+                    yield MicroBatchLoss(loss, found)
             yield MicroBatchLoss(None, metrics, step=True, state=state)
             metrics = {}
     if metrics:  # of a batch without a step

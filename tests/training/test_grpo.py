@@ -168,6 +168,44 @@ def test_the_ratio_under_autocast_is_told(tmp_path, build, ratio):
         assert record["grad_norm"] > 0
 
 
+@pytest.mark.parametrize(
+    ("rule", "rows"),
+    [
+        ({"name": "adaptive", "threshold": -1.0, "rule": {"name": "cfg", "scale": 4}}, [8, 4, 4]),
+        ({"name": "apg", "momentum": -0.5, "scale": 4}, [8, 8, 8]),
+        ({"name": "forecast", "policy": [1, 1, 1, 0, 1, 1, 1, 1]}, [8] * 6),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_the_state_of_a_rule_is_replayed(tmp_path, monkeypatch, rule, rows):
+    """Its branches are those of the roll-out, also once the weights are others.
+
+    A step that a rule forecasts has no gradient, and no evaluation.
+    """
+    engine, calls, ratios = world.engine(), [], []
+    forward = engine.pipeline.network.forward
+
+    def counted(*arguments, **options):
+        x = arguments[0] if arguments else options["sample"]
+        calls.append((len(x), torch.is_grad_enabled()))
+        return forward(*arguments, **options)
+
+    def watched(*arguments):
+        loss, metrics = action_loss(*arguments)
+        ratios.append(metrics["ratio"])
+        return loss, metrics
+
+    engine.pipeline.network.forward = counted
+    monkeypatch.setattr("sampler.training.policy.group.action_loss", watched)
+    spec = {"name": "grpo", "group_size": 4, "window": None, "passes": 2, "ratio": "plain"}
+    steps = 4 if len(rows) == 3 else 8
+    world.tune(engine, tmp_path, spec, updates=1, batch=4, steps=steps, guidance=rule, lr=0.1)
+    assert [count for count, grad in calls if not grad][: len(rows)] == rows
+    assert [count for count, grad in calls if grad] == rows * 2  # the last step draws no noise
+    first, second = torch.cat(ratios[: steps - 1]), torch.cat(ratios[steps - 1 :])
+    assert bool((first == 1).all()) and not (second == 1).all()
+
+
 def test_only_the_first_share_of_an_update_has_the_first_ratio(tmp_path):
     spec = {**world.TRAINERS["grpo"], "minibatches": 2}
     (record,) = world.tune(world.engine(), tmp_path, spec, updates=1, batch=4).log
