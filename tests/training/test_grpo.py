@@ -15,14 +15,15 @@ from sampler.engine import Engine
 from sampler.models.trainable_lora import adapted
 from sampler.objectives import sde_window
 from sampler.training.batches import batch
-from sampler.training.policy.group import GroupPolicy, action_loss
+from sampler.training.policy.group import Graded, GroupPolicy, action_loss
 from sampler.training.policy.grpo import GRPO
 from sampler.training.policy.rollout import Action, Policy
 from sampler.training.policy.window import NoiseWindow
 from sampler.training.session import Session
-from sampler.types import Level, Snapshot
+from sampler.types import Level, Snapshot, spans
 from tests import tiny, tiny_transformers
 from tests.training import world
+from tests.training.test_matching import saved_bytes
 
 NOW, NEXT = Level(900, 0.1, 0.9), Level(600, 0.4, 0.6)
 S = 0.6 * math.sin(0.7 * math.pi / 2)
@@ -269,6 +270,35 @@ def test_a_trajectory_keeps_the_latents_of_its_window_alone(offload, monkeypatch
     stored = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in latents}
     assert sum(stored.values()) <= 3.2 * found.actions[0].after.nbytes
     assert not offload or any(found.actions[1].before.x is one for one in moved)
+
+
+@pytest.mark.parametrize("ratio", ["plain", "guard"])
+def test_an_update_keeps_the_graph_of_one_step(ratio):
+    """At most 1.05 times that of one guided evaluation, whatever steps and window are."""
+    engine, sizes = world.engine(), []
+    rows = batch(["a dog", "a cat"], 4, 0, 0, 2)
+    with adapted(engine.pipeline.network, 2, 2, ["to_q", "to_v"], 0) as adapter:
+        for parameter in adapter.parameters.values():
+            parameter.data.add_(0.01)
+        for steps, size in ((3, 1), (6, 3)):
+            trainer = GRPO(group_size=2, ratio=ratio, window={"size": size, "within": 1.0})
+            session = session_of(engine, "cps", steps, trainable=adapter)
+            session = NoiseWindow.of(trainer.window).applied(session, 0)
+            method = GroupPolicy(trainer, Policy(trainer, session))
+            with torch.no_grad():
+                found = method.collect(rows, rows.rows)
+            losses = method.losses(rows, found, Graded(torch.ones(4), 0.0))
+            sizes.append(saved_bytes(lambda losses=losses: next(losses))[0])
+        run, before = found.run, found.actions[0].before
+        span = spans(run.levels)[before.index]
+
+        def plain():
+            pred = session.engine.predict(before, span, run.cond, run.rule)[0]
+            return (sampler.settle(pred.out) - before.x).square().flatten(1).mean(1)
+
+        bare, _ = saved_bytes(plain)
+    assert max(sizes) <= 1.05 * bare + 16 * before.x.numel() * 4
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
 
 
 def test_same_noise_is_one_start_for_a_group():
