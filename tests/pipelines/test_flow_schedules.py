@@ -1,5 +1,8 @@
 """Flow-matching schedulers with noise above 1 (Cosmos-Predict2) and with rising times (Mochi)."""
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 import sampler
 from sampler.core.flow_schedules import BackwardFlow, NoisyFlow
 from sampler.core.stock_schedule import schedule_of
+from sampler.types import Branch, GuidanceBase
 from tests.classic.recipe import Recipe
 from tests.classic.stand_ins import stand_ins
 from tests.classic.table import TINY
@@ -179,6 +183,36 @@ def test_a_rule_over_x0_is_the_same_with_both_schedulers(tiny_pipe):
     finally:
         pipe.scheduler = stock
     assert not close(found, plain)
+
+
+@dataclass(frozen=True)
+class Seen(GuidanceBase):
+    """Rule of one branch that keeps x and x0 of every step."""
+
+    kept: Any
+
+    name: ClassVar[str] = "seen"
+    needs: ClassVar[frozenset[str]] = frozenset({"cond"})
+
+    def plan(self, x, span, cond, state):
+        return {"cond": Branch(cond.cond)}
+
+    def combine(self, x, preds, span, state):
+        self.kept.append((x, sampler.settle(preds["cond"].x0)))
+        return preds["cond"], state
+
+
+def test_rules_are_told_the_x0_of_rising_times():
+    name = "LongCatAudioDiTPipeline"
+    pipe, answers, kept = RECIPES[name].build(name), [], []
+    handle = pipe.transformer.register_forward_hook(lambda *given: answers.append(given[-1].sample))
+    with sampler.guide(pipe, Seen(kept)):
+        RECIPES[name].called(pipe, guidance_scale=1.0)
+    handle.remove()
+    assert len(kept) == len(answers) == 3
+    shares = pipe.scheduler.sigmas.tolist()  # of the image, from 0
+    for (x, x0), out, share in zip(kept, answers, shares, strict=False):
+        torch.testing.assert_close(x0, x + (1 - share) * out)
 
 
 def test_a_hosted_run_is_the_stock_run(tiny_pipe):
