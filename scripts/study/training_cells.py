@@ -15,7 +15,7 @@ IMAGES, CPU_SECONDS, PAIRS = 512, 60, "pairs"
 REWARDS = ("classifier", "soft_compressibility", "colour_agreement")
 FIT: dict[str, Any] = {
     "steps": STEPS, "guidance": "none", "batch": BATCH, "rank": 4, "alpha": 4, "lr": 1e-3,
-    "mixed_precision": "bf16", "checkpoint_every": 8,
+    "checkpoint_every": 8,
 }  # fmt: skip
 DDIM: dict[str, Any] = {"name": "ddim"}  # of evaluations: Euler steps on a flow
 
@@ -30,7 +30,7 @@ class Cell:
     fit: settings beside FIT. images: budget; seconds: budget of CPU seconds instead, which goes on
     with the run of `images`. ways: samplers of the evaluation, by name. wrong: share of wrong
     votes. until: share of an evaluation's steps that have the LoRA; of: name of the cell whose
-    training this one evaluates.
+    training this one evaluates. dtype: of autocast in the training, and of the evaluation.
     """
 
     study: str
@@ -46,6 +46,7 @@ class Cell:
     until: float | None = None
     of: str = ""
     model: str = bundled.BUNDLED_FLOW
+    dtype: str = "bfloat16"
 
     @property
     def budget(self) -> str:
@@ -63,7 +64,8 @@ class Cell:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**FIT, **self.fit}
+        precision = "bf16" if self.dtype == "bfloat16" else "no"
+        return {**FIT, "mixed_precision": precision, **self.fit}
 
     def folder(self, out: Path, seed: int) -> Path:
         """Return the run folder of a seed, the same for all budgets."""
@@ -172,8 +174,11 @@ BLOCKS: tuple[tuple[Cell, ...], ...] = (
     tuple(_pairs()),
     tuple(_direct()),
     tuple(_samplers()),
-    *(tuple(replace(cell, reward=reward) for cell in S1) for reward in REWARDS[1:]),
-    tuple(_ratios()),
+    *(
+        tuple(replace(cell, reward=reward, dtype="float32") for cell in S1)
+        for reward in REWARDS[1:]
+    ),
+    tuple(replace(cell, dtype="float32") for cell in _ratios()),
     tuple(replace(cell, seconds=CPU_SECONDS) for cell in S1),
     tuple(_long()),
     (replace(S1[1], images=8 * IMAGES, seeds=(0,)),),

@@ -36,11 +36,19 @@ def _first(rows: Sequence[Row]) -> Iterator[str]:
     for reward in dict.fromkeys(one.reward for one in every):
         found = [one for one in every if one.reward == reward]
         yield f"\n## S1: the trainers on `{reward}`\n"
+        yield from _float32(found)
         yield from both(found)
         if checks := [*_asked(found)]:
             yield ""
             yield from answers(checks)
         yield from _of_ddpo(found)
+
+
+def _float32(found: Sequence[Found]) -> Iterator[str]:
+    """Sentence on the cells that are trained and evaluated in float32."""
+    names = {(one.name, one.reward) for one in found}
+    if any((c.name, c.score) in names for c in CELLS if c.dtype == "float32"):
+        yield "In float32, on a processor without bfloat16: CPU seconds are of this table only.\n"
 
 
 def _of_ddpo(found: Sequence[Found]) -> Iterator[str]:
@@ -114,6 +122,7 @@ def _ratios(rows: Sequence[Row]) -> Iterator[str]:
         return
     yield "\n## S3: the ratios of `grpo`\n"
     yield "At three times the learning rate of S1, with four optimiser steps per batch of images.\n"
+    yield from _float32(found)
     yield from both(found)
 
 
