@@ -219,11 +219,11 @@ def _together(every: Sequence[Scored]) -> Scored:
     return Scored(
         source,
         {k: [v for one in every for v in one.images[k]] for k in first.images},
-        {
+        prompts={
             k: {p: mean(lambda one, k=k, p=p: one.prompts[k][p]) for p in values}
             for k, values in first.prompts.items()
         },
-        {k: mean(lambda one, k=k: one.sets[k]) for k in first.sets},
+        sets={k: mean(lambda one, k=k: one.sets[k]) for k in first.sets},
     )
 
 
