@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
 from sampler import registry
-from sampler.config.schema import STRATEGIES, Config
+from sampler.config.schema import Config
 from sampler.evaluation.best_of import BestOf
 from sampler.runs.metadata import scale_of
 from sampler.runs.stop import StopFlag
 from sampler.ui import pictures
-from sampler.ui.form import Choosing, PageInput, config_of, new_seed
-from sampler.ui.input_controls import InputControls
-from sampler.ui.parts import (
-    EVENT,
-    Picker,
-    Results,
-    grid_picker,
-    html,
-    number_or_none,
-    picker,
-    results,
-)
+from sampler.ui.generate_form import SIDES, GenerateForm
+from sampler.ui.parts import EVENT, Results, html, results
 from sampler.ui.previews import Preview
 from sampler.ui.report import report
 from sampler.ui.stock import StockRun
-from sampler.ui.studio import FinishedRun, Studio, second_rule
+from sampler.ui.studio import FinishedRun, Studio
 from sampler.ui.watch import watch
 
-SIDES = ("A", "B")
-EXAMPLES = {"text": "a red apple on a blue background", "class": "0", "": ""}
 Update = dict[Any, Any]
 # The style sheet dims images of other settings than those in the form, of each side by itself.
 _STALE = "() => {{ {} }}"
@@ -48,10 +36,7 @@ class GenerateTab:
 
     studio: Studio
     explain: Callable[[BaseException], str]
-    form: dict[str, Any] = field(default_factory=dict[str, Any])
-    choosing: dict[str, Any] = field(default_factory=dict[str, Any])
-    pickers: dict[str, dict[str, Picker]] = field(default_factory=dict[str, dict[str, Picker]])
-    grids: dict[str, gr.Dropdown] = field(default_factory=dict[str, gr.Dropdown])
+    form: GenerateForm
     results: dict[str, Results] = field(default_factory=dict[str, Results])
     stops: dict[str | None, StopFlag] = field(default_factory=dict[str | None, StopFlag])
 
@@ -59,7 +44,10 @@ class GenerateTab:
         """Build the tab with its event handlers."""
         with gr.Row():
             with gr.Column(scale=4, min_width=320, elem_id="form"):
-                self._build_form()
+                self.form.build()
+                with gr.Row(elem_id="actions"):
+                    self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
+                    self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
             with gr.Column(scale=7, min_width=320, elem_id="results"):
                 self.problem = html("", "problem")
                 with gr.Row():
@@ -71,84 +59,10 @@ class GenerateTab:
                 self.report = gr.Markdown("", elem_id="report")
         self._wire()
 
-    def _build_form(self) -> None:
-        form, takes = self.form, self.studio.takes
-        what = "Classes" if takes.prompt == "class" else "Prompts"
-        with gr.Group(visible=takes.prompt != ""):
-            form["prompts"] = gr.Textbox(
-                EXAMPLES[takes.prompt], label=f"{what}, one per line", lines=2, max_lines=8,
-                elem_id="prompts",
-            )  # fmt: skip
-            form["negative"] = gr.Textbox(
-                label="Negative prompt", placeholder="none", elem_id="negative",
-                visible=takes.negative,
-            )  # fmt: skip
-        with gr.Row(elem_classes="controls"):
-            form["steps"] = gr.Number(20, label="Steps", elem_id="steps")
-            form["n"] = gr.Number(1, label="Images each", elem_id="n")
-            form["seed"] = number_or_none(0, "random", label="First seed", elem_id="seed")
-        size = gr.Accordion("Size", open=False, visible=takes.size)
-        with size, gr.Row(elem_classes="controls"):
-            for name in ("width", "height"):
-                label = f"{name.title()} in pixels"
-                form[name] = number_or_none(None, "model default", label=label, elem_id=name)
-        self.inputs = InputControls(takes)
-        with gr.Tabs():
-            for side in SIDES:
-                with gr.Tab(f"Setting {side}", visible=side == "A") as self.second:
-                    self._strategies(side)
-        self._build_choosing()
-        self._build_beside()
-        with gr.Row(elem_id="actions"):
-            self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
-            self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
-
-    def _build_choosing(self) -> None:
-        """Build the fields of best of N."""
-        with gr.Accordion("Best of N", open=False, elem_id="best"):
-            html(pictures.note(
-                "Drafts of few steps from many seeds; a reward chooses those that run in full."
-            ))  # fmt: skip
-            with gr.Row(elem_classes="controls"):
-                self.choosing["count"] = number_or_none(
-                    None, "off", label="Candidates per prompt", elem_id="best-count"
-                )
-                self.choosing["reward"] = gr.Dropdown(
-                    rewards(), label="Reward", info="or NAME:OPTION=VALUE", elem_id="best-reward",
-                    allow_custom_value=True,
-                )  # fmt: skip
-                self.choosing["steps"] = number_or_none(
-                    None, "a third, from 4", label="Draft steps", elem_id="best-steps"
-                )
-
-    def _build_beside(self) -> None:
-        """Build the fields of what is shown beside setting A."""
-        self.compare = gr.Checkbox(
-            label="Compare with setting B at the same seeds", elem_id="compare"
-        )
-        own = self.studio.defaults["guidance"]
-        with gr.Row(elem_classes="controls"):
-            self.stock = gr.Checkbox(label="Compare with the stock pipeline", elem_id="stock")
-            self.stock_scale = gr.Number(
-                own["scale"] if own["name"] == "cfg" else 7.5,
-                label="Its CFG scale", elem_id="stock-scale",
-            )  # fmt: skip
-
-    def _strategies(self, side: str) -> None:
-        """Pickers of one side; B starts with another guidance rule than A."""
-        first, own = dict(self.studio.defaults), self.studio.defaults["guidance"]
-        if side == "B":
-            first["guidance"] = second_rule(own)
-        self.pickers[side] = {kind: picker(kind, first[kind], side, own) for kind in STRATEGIES}
-        self.grids[side] = grid_picker(side, self.studio.config.grid)
-
     def _wire(self) -> None:
-        shared = [*self.form.values(), *self.inputs.components.values(), *self.choosing.values()]
-        inputs = {self.compare, self.stock, self.stock_scale, *shared}
-        for side in SIDES:
-            inputs |= {c for p in self.pickers[side].values() for c in p.components()}
-            inputs |= {self.results[side].run, self.grids[side]}
-        outputs = [self.problem, self.generate, self.stop, self.form["seed"], self.report]
+        form = self.form
+        inputs: set[Any] = form.components() | {own.run for own in self.results.values()}
+        outputs = [self.problem, self.generate, self.stop, form.fields["seed"], self.report]
         outputs += [self.stock_title, self.stock_pictures]
         for own in self.results.values():
             outputs += [own.title, own.pictures, own.save, own.saved, own.run]
@@ -156,16 +70,15 @@ class GenerateTab:
             own.save.click(self._save, own.run, [own.saved, self.problem], **EVENT)
         self.generate.click(None, js=_SCROLL, **EVENT)  # first: the run's event ends with the run
         self.generate.click(self._generate, inputs, outputs, concurrency_limit=1, **EVENT)
-        self._mark(shared, SIDES)
+        self._mark(form.shared(), SIDES)
         for side in SIDES:
-            parts = [c for p in self.pickers[side].values() for c in p.components()]
-            self._mark([*parts, self.grids[side]], [side])
+            self._mark(form.of_side(side), [side])
             # A run has begun: its title differs from the empty one that it starts with.
             js = _STALE.format(_MARK.format("remove", side))
             self.results[side].title.change(None, js=js, **EVENT)
         self.stop.click(self.stop_run, None, None, queue=False, **EVENT)
-        second = [self.second, self.results["B"].column]
-        for box, shown in ((self.compare, second), (self.stock, [self.stock_column])):
+        second = [form.second, self.results["B"].column]
+        for box, shown in ((form.compare, second), (form.stock, [self.stock_column])):
             many = len(shown)
             box.change(
                 lambda on, many=many: [gr.update(visible=on)] * many if many > 1
@@ -180,35 +93,16 @@ class GenerateTab:
             [c.change if isinstance(c, gr.File) else c.input for c in edited], None, js=js, **EVENT
         )
 
-    def configs(self, values: Mapping[Any, Any]) -> dict[str, Config]:
-        """Configuration of each side, with the same seed."""
-        form = PageInput(
-            **{name: values[c] for name, c in self.form.items()},
-            inputs=self.inputs.given(values, self.studio.kept),
-            prompted=self.studio.takes.prompt != "",
-        )
-        form = form if str(form.seed).strip() else replace(form, seed=new_seed())
-        return {
-            side: config_of(
-                form,
-                {kind: p.chosen(values) for kind, p in self.pickers[side].items()},
-                self.studio.config,
-                values[self.grids[side]],
-            )
-            for side in (SIDES if values[self.compare] else SIDES[:1])
-        }
-
     def _generate(self, values: Update, request: gr.Request) -> Iterator[Update]:
         stop = self.stops[request.session_hash] = StopFlag()
         problem, done = "", dict[str, FinishedRun]()
         try:
-            configs = self.configs(values)
-            best = Choosing(**{name: values[c] for name, c in self.choosing.items()}).best()
+            configs, best = self.form.configs(values), self.form.best(values)
             yield {
                 self.problem: "",
                 self.generate: gr.update(interactive=False),
                 self.stop: gr.update(interactive=True),
-                self.form["seed"]: str(next(iter(configs.values())).run.seed),
+                self.form.fields["seed"]: str(next(iter(configs.values())).run.seed),
                 self.report: "",
                 self.stock_pictures: pictures.placeholder("Next."),
                 **{part: value for side in configs for part, value in self._cleared(side).items()},
@@ -217,7 +111,8 @@ class GenerateTab:
                 if (old := values[self.results[side].run]) is not None:
                     self.studio.discard(old)
                 yield from self._run(side, config, stop, best, done)
-            scale = values[self.stock_scale] if values[self.stock] and not stop() else None
+            form = self.form
+            scale = values[form.stock_scale] if values[form.stock] and not stop() else None
             yield from self._beside(done, scale, stop)
         except Exception as error:
             problem = self.explain(error)
@@ -330,14 +225,3 @@ def default_scale(rule: str) -> float | None:
     """Scale that a guidance rule has by default; None without one."""
     fields = registry.describe("guidance", rule)["fields"]
     return next((f["default"] for f in fields if f["name"] == "scale"), None)
-
-
-def rewards() -> list[str]:
-    """Names of the rewards that need no file and choose among images by themselves."""
-    known = {name: registry.describe("reward", name)["fields"] for name in registry.names("reward")}
-    needing = ("path", "reward", "rewards")
-    return [
-        name
-        for name, fields in known.items()
-        if name != "votes" and not any(f["name"] in needing and not f["default"] for f in fields)
-    ]

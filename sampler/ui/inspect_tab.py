@@ -16,7 +16,7 @@ from sampler.engine.inspection.features import check_adapter
 from sampler.engine.inspection.pictures import overlay
 from sampler.evaluation.image_sets import read_images, read_labels
 from sampler.ui import pictures
-from sampler.ui.generate_tab import GenerateTab
+from sampler.ui.generate_form import GenerateForm
 from sampler.ui.parts import EVENT, html
 from sampler.ui.studio import Studio
 
@@ -29,12 +29,12 @@ Rows = list[dict[str, Any]]
 
 
 class InspectTab:
-    """Components and event handlers; generate: the tab with prompts, seeds and setting A."""
+    """Components and event handlers; form: the form with prompts, seeds and setting A."""
 
     def __init__(
-        self, studio: Studio, explain: Callable[[BaseException], str], generate: GenerateTab
+        self, studio: Studio, explain: Callable[[BaseException], str], form: GenerateForm
     ) -> None:
-        self.studio, self.explain, self.generate = studio, explain, generate
+        self.studio, self.explain, self.form = studio, explain, form
 
     def build(self) -> None:
         """Build the tab; for a model that cannot be inspected, the reason."""
@@ -70,11 +70,7 @@ class InspectTab:
             elem_id="maps", visible=False,
         )  # fmt: skip
         table = gr.Dataframe(label="Regions of the maps", elem_id="regions", visible=False)
-        tab = self.generate
-        inputs = {self.words, self.score, tab.compare, *tab.form.values()}
-        inputs |= set(tab.inputs.components.values()) | set(tab.grids.values())
-        for pickers in tab.pickers.values():
-            inputs |= {c for p in pickers.values() for c in p.components()}
+        inputs = {self.words, self.score} | self.form.components()
 
         def draw(values: Mapping[Any, Any]) -> Iterator[dict[Any, Any]]:
             yield from self._shown(lambda: self._maps(values), gallery, table, button)
@@ -130,7 +126,7 @@ class InspectTab:
 
     def _maps(self, values: Mapping[Any, Any]) -> tuple[list[tuple[Any, str]], Rows]:
         """Pictures with captions, and the table of `sampler inspect attention`."""
-        config = self.generate.configs(values)["A"]
+        config = self.form.configs(values)["A"]
         if config.inputs:
             raise UsageError("Maps are drawn of images from prompts; take the input images out.")
         run, texts = config.run, config.prompts.texts or ()
