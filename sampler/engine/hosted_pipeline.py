@@ -58,6 +58,8 @@ class HostedPipeline:
             self.scale_argument = "true_cfg_scale"
         elif (own := scale_name(type(pipe))) in known and not embeds_scale(type(pipe)):
             self.scale_argument = own
+        elif "max_guidance_scale" in known:  # of the last frame
+            self.scale_argument = "max_guidance_scale"
 
     @property
     def sample_rate(self) -> int | None:

@@ -19,6 +19,7 @@ RESERVED: Mapping[str, str] = {
     "latents": "seeds",
     "guidance_scale": "the scale of the guidance rule",
     "true_cfg_scale": "the scale of the guidance rule",
+    "max_guidance_scale": "the scale of the guidance rule",
     "guidance_schedule": "the scale of the guidance rule",
     "guidance_rescale": "the field rescale of the guidance rule",
     "output_type": "output",
@@ -156,7 +157,8 @@ def takes_images(name: str) -> bool:
     """Return True for the name of an argument that takes images."""
     named = "image" in name or name in ("video", "mask")
     return named and not any(
-        part in name for part in ("guid", "num_", "embed", "latent", "scale", "crf")
+        part in name
+        for part in ("guid", "num_", "embed", "latent", "scale", "crf", "token", "grid", "render")
     )
 
 

@@ -57,8 +57,10 @@ class Form:
     branch, None for the answers themselves. region: the part of the sample that is guided, None
     for all of it; copied: the branch that the rest is a copy of, None where the rest is given.
     token: the dimension along which the pipeline sets norms after guiding, None for none; dims: of
-    the samples then. on_uncond: the extra term weighs uncond and a third branch, not cond. settled:
-    False where two branches are equal, so that the roles are a guess. error: the relative residual.
+    the samples then. shares: of the guidance for every entry of the dimension `share_dim`, such as
+    the frames of a video; none where it is whole. on_uncond: the extra term weighs uncond and a
+    third branch, not cond. settled: False where two branches are equal, so that the roles are a
+    guess. error: the relative residual.
     """
 
     frame: Frame
@@ -72,6 +74,8 @@ class Form:
     copied: int | None = None
     token: int | None = None
     dims: int = 0
+    shares: tuple[float, ...] = ()
+    share_dim: int = 0
     on_uncond: bool = False
     settled: bool = True
     error: float = 0.0
@@ -129,7 +133,16 @@ class Form:
             x, sign = self.frame.rows(given.x), self.sign
             make = self.preconditioning.estimate
             return [make(sign * block, x, given.sigma) for block in self.answers(given)]
-        return [self.sign * b if self.sign < 0 else b for b in self.answers(given)]
+        found = [self.sign * b if self.sign < 0 else b for b in self.answers(given)]
+        return self._shared(found) if self.shares else found
+
+    def _shared(self, branches: list[Tensor]) -> list[Tensor]:
+        """Branches whose difference is scaled by the shares; see `frame_scales.py`."""
+        at, cond = self.roles.index("uncond"), branches[self.roles.index("cond")]
+        shape = [-1 if dim == self.share_dim else 1 for dim in range(cond.ndim)]
+        share = torch.tensor(self.shares, device=cond.device).view(shape)
+        branches[at] = (1 - share) * cond + share * branches[at]
+        return branches
 
     def guided(self, branches: Sequence[Tensor]) -> list[Tensor]:
         """The guided part of every branch."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sampler.stock.forms import TOLERANCE_HALF, Form, Given, Unsolved, tolerance
+from sampler.stock.frame_scales import scaled_by_frame
 from sampler.stock.preconditioning import SLOPES, Preconditioning, preconditionings
 from sampler.stock.readings import Part, Region, frames, rows_like
 from sampler.stock.rescaling import relative, rescaled
@@ -76,8 +77,9 @@ def solve(given: Given, name: str) -> Form:
             f"{tuple(given.output.shape)}"
         )
     form, reading = closest
-    if found := rescaled(form, reading.blocks, reading.target, bar, name):
-        return found
+    for other in (scaled_by_frame, rescaled):
+        if found := other(form, reading.blocks, reading.target, bar, name):
+            return found
     for way in ways:
         for reading in _readings(given, way):
             for part in _parts(reading, given, bar):

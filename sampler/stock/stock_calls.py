@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from sampler_kernels import map_tree
+from sampler_kernels import leaves, map_tree
 from torch import Tensor
 
 from sampler.stock.interception import signature_of
@@ -104,6 +105,12 @@ def processors_kept(networks: Sequence[Any]) -> Iterator[None]:
         raise
 
 
+def has_state(args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Return True if a call is given an object of a class, such as a cache of the whole batch."""
+    plain = (Tensor, int, float, str, np.ndarray, np.generic, torch.dtype, torch.device, type(None))
+    return any(not isinstance(leaf, plain) for leaf in leaves([*args, *kwargs.values()]))
+
+
 def sample_of(args: Any, kwargs: Mapping[str, Any]) -> Any:
     """The noisy sample that a network is called on, a tensor or a list of tensors."""
     if args:
@@ -150,6 +157,8 @@ def guidance_off(pipe: Any, rule: str) -> str:
     switch = "guidance_scale > 1"
     if "true_cfg_scale" in parameters:
         switch = "a negative prompt and true_cfg_scale > 1"
+    elif "max_guidance_scale" in parameters:
+        switch = "max_guidance_scale > 1"
     return (
         f"This call of {type(pipe).__name__} evaluates one branch, and guidance "
         f"{rule!r} needs an unconditional one: inside sampler.guide the pipeline's "

@@ -87,7 +87,5 @@ TINY = {
     "TextToVideoSDPipeline": Recipe(clouds, FRAMES),
     "VideoToVideoSDPipeline": Recipe(clouds),
     "I2VGenXLPipeline": Recipe(lambda: clouds("I2VGenXLUNet"), {**FRAMES, "clip_skip": None}),
-    "StableVideoDiffusionPipeline": Recipe(
-        stable_video, {"num_frames": 4, "min_guidance_scale": 1.5, "max_guidance_scale": 1.5}
-    ),
+    "StableVideoDiffusionPipeline": Recipe(stable_video, FRAMES),
 }
