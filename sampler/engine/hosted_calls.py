@@ -34,6 +34,7 @@ from sampler.stock.clip_layers import readable_layers
 from sampler.stock.drop_in import is_exact_on_flow_maps, replaced
 from sampler.stock.guided_calls import GuidedCalls
 from sampler.stock.hook import guiding, hook_of
+from sampler.stock.language_draws import seeded_draws
 from sampler.stock.row_count import counted_rows
 from sampler.stock.step_arguments import AbsentError
 from sampler.stock.stock_calls import denoisers
@@ -130,7 +131,8 @@ class HostedCalls:
         given = self._arguments(jobs, shared, inputs)
         try:
             layers = readable_layers(twin, given)
-            with exclusive(*self._networks()), layers:
+            draws = seeded_draws(twin, [job.seed for job in jobs])
+            with exclusive(*self._networks()), layers, draws:
                 hook = known if known is not None else hook_of(twin, _around(shared.guidance))
                 hook.on_step = on_step
                 with guiding(hook):

@@ -151,7 +151,9 @@ class GuidedCalls:
     def _check_run(self, given: Any) -> None:
         """Raise for what this run would fail on, before its first network call."""
         self.formula.check_run()
-        x = torch.stack(list(given)) if isinstance(given, (list, tuple)) else given
+        x = given
+        if isinstance(given, (list, tuple)):  # of lists of images, the last is the one that is made
+            x = torch.stack([one if isinstance(one, Tensor) else one[-1] for one in given])
         if isinstance(x, Tensor):
             self.steps.try_plan(x)
 

@@ -22,7 +22,7 @@ from sampler.stock.negative_calls import NegativeCalls
 from sampler.stock.readings import is_single
 from sampler.stock.rule_steps import RuleSteps, mask
 from sampler.stock.run_formula import RunFormula
-from sampler.stock.stock_calls import call_on_rows, couples_rows
+from sampler.stock.stock_calls import call_on_rows, couples_rows, has_state
 
 log = logging.getLogger("sampler")
 
@@ -109,6 +109,8 @@ class NetworkCalls:
         call, cost = self._against(number, call, given)
         due, last = self._due(number, count)
         if due is None or last is None:
+            due, (raw, value) = None, whole(call, args, kwargs, count)
+        elif due.any() and has_state(args, kwargs):
             due, (raw, value) = None, whole(call, args, kwargs, count)
         elif due.any():
             read_only = not last.value.numel()

@@ -8,8 +8,9 @@ import diffusers
 from diffusers.pipelines.joyimage import image_processor
 
 from tests import tiny, tiny_transformers
-from tests.classic.newer import qwen3_vl
-from tests.classic.parts import WIDTH
+from tests.classic.images import sizes_of
+from tests.classic.newer import flux2_vae, qwen3_vl
+from tests.classic.parts import WIDTH, small
 from tests.classic.qwen import Sights, bria_fibo, longcat, qwen_vl, tokenizer
 from tests.classic.recipe import Recipe
 from tests.classic.video_vaes import VAES
@@ -35,13 +36,14 @@ def layered() -> dict[str, Any]:
     """Qwen-Image-Layered; its images have alpha, and so latents of four channels would be taken
     for images."""
     parts = qwen_edit()
-    own = {**parts["transformer"].config, "use_additional_t_cond": True, "use_layer3d_rope": True,
-           "in_channels": 64, "out_channels": 16}  # fmt: skip
+    kind = "QwenImageTransformer2DModel"
+    own = {**sizes_of(parts["transformer"], kind), "in_channels": 64, "out_channels": 16}
+    network = small(kind, **{**own, "use_additional_t_cond": True, "use_layer3d_rope": True})
     vae = diffusers.AutoencoderKLQwenImage(
         base_dim=8, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False],
         input_channels=4,
     )  # fmt: skip
-    return {**parts, "transformer": type(parts["transformer"]).from_config(own), "vae": vae}
+    return {**parts, "transformer": network, "vae": vae}
 
 
 class Chats(Sights):
@@ -88,6 +90,17 @@ def joy(kind: str) -> dict[str, Any]:
     return {**qwen3(), "transformer": network, "vae": VAES["wan16"](), "scheduler": flow()}
 
 
+def bria_fibo2() -> dict[str, Any]:
+    network = diffusers.BriaFibo2Transformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=3 * WIDTH,
+        injection_layer_ids=(1,), perceiver_num_layers=1, min_num_gist_tokens=4,
+        max_num_gist_tokens=8, gist_step=2, gist_min_text_len=4, gist_max_text_len=64,
+        axes_dims=(8, 4, 4), axes_lens=(128, 64, 64),
+    )  # fmt: skip
+    vae = flux2_vae()["vae"]
+    return {**qwen3(3), "transformer": network, "vae": vae, "scheduler": flow(**DYNAMIC)}
+
+
 def dream_lite() -> dict[str, Any]:
     network = diffusers.DreamLiteUNetModel(
         sample_size=8, in_channels=4, out_channels=4,
@@ -132,6 +145,14 @@ TINY = {
         lambda: joy("JoyImageEditPlusTransformer3DModel"),
         {"images": [picture(1), picture(2)]},
         constants=BUCKET,
+    ),
+    "BriaFibo2Pipeline": Recipe(
+        bria_fibo2,
+        constants={
+            "text_encoder_out_layers": ((0, 1, 2), (1, 2, 3)),
+            "default_sample_size": 16,
+            "text_encoder_image_size": 32,
+        },
     ),
     "DreamLitePipeline": Recipe(dream_lite),
     "DreamLiteMobilePipeline": Recipe(dream_lite),

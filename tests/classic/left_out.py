@@ -9,21 +9,20 @@ _ONNX = "It runs exported ONNX networks, which cannot be intercepted; use the Py
 _OLD = "It is deprecated, and its encoders have no tiny recipe here yet."
 
 _GROUPS = {
-    _SIZED: """BriaFibo2 GlmImage Kandinsky6SR Kandinsky6TI2VA
-        Cosmos3Omni SanaWM""",
+    _SIZED: "Kandinsky6SR Cosmos3Omni SanaWM",
     _NO_LOOP: "FluxPriorRedux LTXLatentUpsample LTX2LatentUpsample",
     _TEXT: "DiffusionGemma LLaDA2",
     _ONNX: """OnnxStableDiffusion OnnxStableDiffusionImg2Img OnnxStableDiffusionInpaint
         OnnxStableDiffusionUpscale StableDiffusionOnnx""",
-    _OLD: """BlipDiffusion BlipDiffusionControlNet UniDiffuser
-        VQDiffusion VersatileDiffusion VersatileDiffusionDualGuided ShapE ShapEImg2Img
-        VersatileDiffusionImageVariation VersatileDiffusionTextToImage""",
+    "It draws tokens of images, which is discrete diffusion without levels of noise.":
+        "VQDiffusion",
+    _OLD: """BlipDiffusion BlipDiffusionControlNet UniDiffuser ShapE ShapEImg2Img
+        VersatileDiffusion VersatileDiffusionDualGuided VersatileDiffusionImageVariation
+        VersatileDiffusionTextToImage""",
     "It decodes the latents of another pipeline by a diffusion inside its decoder, which has no "
     "prompt.": "LTX2VideoDiffusionDecode",
     "It asks its own scheduler for the steps of each stage of its pyramid, which no other has.":
         "HeliosPyramid",
-    "A tiny random network magnifies the rounding of its images to 1e-4.":
-        "WuerstchenDecoder WuerstchenCombined",
     "It makes molecules with two schedulers for one network, neither of them called scheduler.":
         "RFD4Proteina",
     "It takes the latents of another pipeline, and no scheduler but its own, whose levels are not "

@@ -7,10 +7,13 @@ from typing import Any
 
 import diffusers
 from diffusers.pipelines.deprecated.wuerstchen import modeling_paella_vq_model as paella_vq
+from diffusers.pipelines.deprecated.wuerstchen import (
+    modeling_wuerstchen_diffnext as decoder_network,
+)
 from diffusers.pipelines.deprecated.wuerstchen import modeling_wuerstchen_prior as prior_network
 
 from tests import tiny, tiny_transformers
-from tests.classic.parts import WIDTH, clip, vae
+from tests.classic.parts import WIDTH, clip, randomised, vae
 from tests.classic.recipe import Recipe, drawn
 from tests.classic.stable_diffusion import unet
 
@@ -95,6 +98,20 @@ def wuerstchen_prior() -> dict[str, Any]:
     }
 
 
+def wuerstchen_decoder() -> dict[str, Any]:
+    """Its network divides by 1 − sigmoid of a part of its last layer, of which weights of the usual
+    size leave 1e-3, so that its rounding would be magnified a thousandfold."""
+    parts = wuerstchen_prior()
+    network = decoder_network.WuerstchenDiffNeXt(
+        c_r=8, c_cond=WIDTH, c_hidden=[16, 32], nhead=[-1, 2], blocks=[1, 1], effnet_embd=4,
+        level_config=["CT", "CTA"], inject_effnet=[False, True], clip_embd=WIDTH, dropout=0.0,
+    )  # fmt: skip
+    randomised(parts["prior"])
+    randomised(network)
+    network.clf[1].weight.data *= 0.1
+    return {**parts, "decoder": network, "vqgan": paella(), "latent_dim_scale": 4.0}
+
+
 def combined(parts: dict[str, Any]) -> dict[str, Any]:
     """Parts of a decoder with those of its prior under a prefix, of the pipeline of both."""
     own = {f"prior_{name}": part for name, part in parts.items()}
@@ -140,6 +157,10 @@ TINY = {
     "StableCascadeDecoderPipeline": Recipe(cascade_decoder, IMAGES),
     "StableCascadeCombinedPipeline": Recipe(lambda: combined(cascade_decoder()), BOTH),
     "WuerstchenPriorPipeline": Recipe(wuerstchen_prior),
+    "WuerstchenDecoderPipeline": Recipe(wuerstchen_decoder, IMAGES, drawn=False),
+    "WuerstchenCombinedPipeline": Recipe(
+        lambda: combined(wuerstchen_decoder()), {**BOTH, "decoder_guidance_scale": 3.0}, drawn=False
+    ),
     "AmusedPipeline": Recipe(amused),
     "AmusedImg2ImgPipeline": Recipe(amused),
     "AmusedInpaintPipeline": Recipe(amused),
