@@ -6,10 +6,14 @@ import inspect
 from typing import Any
 
 import diffusers
+import torch
+import transformers
+from transformers.models.siglip2 import image_processing_pil_siglip2 as siglip2
 
 from tests import tiny, tiny_transformers
 from tests.classic.parts import WIDTH, clip, decoder, small, t5, vae
 from tests.classic.recipe import Recipe
+from tests.guidance.stock_hosted import picture
 from tests.tiny_transformers import flow, gemma_tokenizer, qwen_tokenizer
 
 
@@ -63,6 +67,33 @@ def z_control(inputs: int = 4) -> dict[str, Any]:
         n_refiner_layers=1, n_heads=2, n_kv_heads=2,
     )  # fmt: skip
     return {**parts, "controlnet": network}
+
+
+class Rounding(diffusers.AutoencoderKL):
+    """An autoencoder that takes images in another precision than its own."""
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
+        return super().encode(x.to(self.dtype), return_dict)
+
+
+def z_omni() -> dict[str, Any]:
+    """The class rounds the images that it is given to bfloat16, whatever its parts are of."""
+    parts = of(tiny_transformers.z_image)
+    kind = "ZImageTransformer2DModel"
+    network = small(kind, **{**sizes_of(parts["transformer"], kind), "siglip_feat_dim": WIDTH})
+    for name in ("x_pad_token", "cap_pad_token", "siglip_pad_token"):
+        torch.nn.init.normal_(getattr(network, name))  # left uninitialised by the class
+    config = transformers.Siglip2VisionConfig(
+        hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_patches=16, patch_size=8,
+    )  # fmt: skip
+    return {
+        **parts,
+        "transformer": network,
+        "vae": Rounding.from_config(parts["vae"].config),
+        "siglip": transformers.Siglip2VisionModel(config),
+        "siglip_processor": siglip2.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16),
+    }
 
 
 def lumina() -> dict[str, Any]:
@@ -125,6 +156,7 @@ def hidream() -> dict[str, Any]:
     }
 
 
+SMALLEST = {"height": 64, "width": 64}
 SPRINT = {"intermediate_timesteps": None}
 TINY = {
     "AuraFlowPipeline": Recipe(lambda: of(tiny_transformers.aura_flow)),
@@ -150,6 +182,7 @@ TINY = {
     "ZImagePipeline": Recipe(lambda: of(tiny_transformers.z_image)),
     "ZImageImg2ImgPipeline": Recipe(lambda: of(tiny_transformers.z_image)),
     "ZImageInpaintPipeline": Recipe(lambda: of(tiny_transformers.z_image)),
+    "ZImageOmniPipeline": Recipe(z_omni, {"image": picture(1, (64, 64)), **SMALLEST}),
     "ZImageControlNetPipeline": Recipe(z_control),
     "ZImageControlNetInpaintPipeline": Recipe(lambda: z_control(9)),
     "CogView3PlusPipeline": Recipe(cogview3),

@@ -27,7 +27,6 @@ _GROUPS = {
         "RFD4Proteina",
     "It takes the latents of another pipeline, and no scheduler but its own, whose levels are not "
     "known.": "LTX2DFRTemporalRefine",
-    "The class computes in bfloat16 alone, and the rows here are of float32.": "ZImageOmni",
     "The class builds transforms of torchvision, which is not among this project's packages.":
         "OmniGen",
     "The class reads CLAP's embedding as a tensor, which transformers 5 gives in an output.":
