@@ -18,11 +18,8 @@ from sampler.cli import main
 from sampler.cli.report import Report
 from sampler.cli.ui import explainer
 from sampler.config.model import ModelConfig
-
-pytest.importorskip("gradio")
 from sampler.core.errors import SamplerError
 from sampler.rewards.ballots import read_votes, write_ballot
-from sampler.ui.server import HOST, served
 from sampler.ui.studio import Studio
 from tests.guidance.stock_hosted import picture
 
@@ -40,8 +37,17 @@ def studio(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(studio):
-    with served(studio, 0, explainer(Report())) as found:
+def server():
+    """The module, imported late: gradio takes seconds, in every process of the suite."""
+    pytest.importorskip("gradio")
+    from sampler.ui import server
+
+    return server
+
+
+@pytest.fixture(scope="module")
+def address(studio, server):
+    with server.served(studio, 0, explainer(Report())) as found:
         yield found
 
 
@@ -71,15 +77,15 @@ def generate(page):
     page.locator("#generate").click()
 
 
-def test_it_listens_on_the_loopback_address_and_to_its_own_names_only(address, capsys):
+def test_it_listens_on_the_loopback_address_and_to_its_own_names_only(address, server, capsys):
     port = urlsplit(address).port
-    with socket.create_connection((HOST, port), timeout=5) as there:
+    with socket.create_connection((server.HOST, port), timeout=5) as there:
         assert there.getpeername()[0] == "127.0.0.1"
     others = [
         entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)
     ]
     for other in [*others, "127.0.0.2"]:
-        if other != HOST:
+        if other != server.HOST:
             with pytest.raises(OSError):
                 socket.create_connection((other, port), timeout=5)
     request = urllib.request.Request(address, headers={"Host": "elsewhere.example"})
@@ -87,9 +93,9 @@ def test_it_listens_on_the_loopback_address_and_to_its_own_names_only(address, c
         urllib.request.urlopen(request, timeout=30)
 
 
-def test_a_port_that_is_taken_is_a_sentence(address, studio):
+def test_a_port_that_is_taken_is_a_sentence(address, server, studio):
     with pytest.raises(SamplerError, match="is in use; choose another with --port"):
-        with served(studio, urlsplit(address).port, str):
+        with server.served(studio, urlsplit(address).port, str):
             pass
 
 
