@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sampler.pipelines.call_arguments import scheduler_of
 from sampler.stock.first_order import AsCFG, served
-from sampler.stock.forms import Form, Given
+from sampler.stock.forms import TOLERANCE, Form, Given
 from sampler.stock.frame_steps import DIM, FrameSteps, frame_steps
+from sampler.stock.given_tokens import GivenTokens, given_tokens
 from sampler.stock.interception import Call, intercept, signature_of
 from sampler.stock.negative_calls import NegativeCalls
 from sampler.stock.network_calls import NetworkCalls
@@ -26,6 +27,7 @@ from sampler.stock.other_stages import OtherStages, tell_of_output
 from sampler.stock.rule_steps import RuleSteps, outputs
 from sampler.stock.run_formula import RunFormula
 from sampler.stock.run_levels import RunLevels, number
+from sampler.stock.scheduler import SamplerScheduler
 from sampler.stock.stock_calls import names_of, processors_kept, refuse_call, sample_of
 from sampler.types import Guidance, Snapshot
 
@@ -123,6 +125,7 @@ class GuidedCalls:
             self._earlier, self.nfe = [*self._earlier, self.nfe], []
         self._stages.begin()
         self._frames: FrameSteps | None = None
+        self._tokens: GivenTokens | None = None
         self.formula.begin()
         self.steps.begin()
         self.calls.begin()
@@ -188,6 +191,10 @@ class GuidedCalls:
         self._stepped = number(given["timestep"])
         if self._frames is not None:
             self._frames.taken.append(after)
+        elif self._tokens is not None:
+            if self._adds_noise:
+                self._tokens.keep(after)
+            self._end_step(after, None)
         else:
             self._end_step(after, after if after.shape == x.shape else None)
         return result
@@ -239,6 +246,10 @@ class GuidedCalls:
         )
         last, same = span.index + 1 == span.total, self.calls.as_before
         frames = self._frames or frame_steps(step, time, self._sample, self._kwargs)
+        name, held = type(self.pipe).__name__, self._tokens is not None
+        self._tokens = given_tokens(step, time, self._kwargs, name, held)
+        if self._tokens is not None:
+            return self._among_given(self._tokens, time, same, last)
         if frames is None:
             form, branches = self.formula.at(self.steps.index, step, same, last)
             guided = self._combined(form, branches, step, time)
@@ -253,6 +264,20 @@ class GuidedCalls:
         self._frames = frames
         guided = frames.guided.select(DIM, frames.next)
         return form.back(guided, step.output).to(step.output.dtype)
+
+    def _among_given(self, tokens: GivenTokens, time: Any, same: bool, last: bool) -> Tensor:
+        """`model_output` with the rule's result for tokens beside given ones."""
+        form, _ = self.formula.at(self.steps.index, tokens.free, same, last)
+        tokens.check(form, self._adds_noise, type(self.pipe).__name__)
+        self.formula.check_rest(tokens.held(form), tokens.whole, TOLERANCE, last)
+        moving = tokens.moving
+        return tokens.put(self._combined(form, form.branches(moving), moving, time), form)
+
+    @property
+    def _adds_noise(self) -> bool:
+        """Return whether the steps are those of a drop-in with a stochastic sampler."""
+        scheduler = scheduler_of(self.pipe)
+        return isinstance(scheduler, SamplerScheduler) and scheduler.method.stochastic
 
     def _combined(self, form: Form, branches: Sequence[Tensor], step: Given, time: Any) -> Tensor:
         """The rule's result for the guided rows of a step."""

@@ -70,10 +70,10 @@ class RunFormula:
             self.form = form = found
             branches = form.branches(given)
         if form.given_rest:
-            self._check_rest(form.x0_of_rest(given), given, bar, last)
+            self.check_rest(form.x0_of_rest(given), given, bar, last)
         return form, branches
 
-    def _check_rest(self, x0: Tensor, given: Given, bar: float, last: bool) -> None:
+    def check_rest(self, x0: Tensor, given: Given, bar: float, last: bool) -> None:
         """Raise ValueError where the part that a formula leaves out is not one fixed x0."""
         known, self._rest = self._rest, x0
         if known is not None and known.shape == x0.shape:
