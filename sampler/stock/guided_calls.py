@@ -17,17 +17,15 @@ from torch import Tensor
 
 from sampler.pipelines.call_arguments import scheduler_of
 from sampler.stock.first_order import AsCFG, served
-from sampler.stock.forms import TOLERANCE, Form, Given
-from sampler.stock.frame_steps import DIM, FrameSteps, frame_steps
-from sampler.stock.given_tokens import GivenTokens, given_tokens
+from sampler.stock.forms import Form
+from sampler.stock.guided_steps import GuidedSteps
 from sampler.stock.interception import Call, intercept, signature_of
 from sampler.stock.negative_calls import NegativeCalls
 from sampler.stock.network_calls import NetworkCalls
 from sampler.stock.other_stages import OtherStages, tell_of_output
-from sampler.stock.rule_steps import RuleSteps, outputs
+from sampler.stock.rule_steps import RuleSteps
 from sampler.stock.run_formula import RunFormula
 from sampler.stock.run_levels import RunLevels, number
-from sampler.stock.scheduler import SamplerScheduler
 from sampler.stock.stock_calls import names_of, processors_kept, refuse_call, sample_of
 from sampler.types import Guidance, Snapshot
 
@@ -39,9 +37,8 @@ class GuidedCalls:
 
     Networks are guided only while their pipeline is being called, so that others may share them.
 
-    networks: the denoising networks. nfe: network rows that were evaluated for each image of the
-    last run. levels, steps, formula, calls: those of the run. on_step: receives the sample after
-    every step; its snapshots hold no states.
+    networks: the denoising networks. levels, steps, formula, calls, guided: those of the run.
+    on_step: receives the sample after every step; its snapshots hold no states.
     """
 
     def __init__(
@@ -56,7 +53,7 @@ class GuidedCalls:
         self.steps = RuleSteps(rule, self.levels)
         self.formula = RunFormula(pipe, rule, against=negative is not None)
         self.calls = NetworkCalls(networks, self.steps, self.formula, negative)
-        self.nfe: list[int] = []
+        self.guided = GuidedSteps(pipe, self.steps, self.formula, self.calls)
         self._stages = OtherStages(pipe)
         self.on_step: Callable[[Snapshot], None] | None = None
         self._times: Any = None
@@ -66,6 +63,11 @@ class GuidedCalls:
     def form(self) -> Form | None:
         """The formula of the last step, None before the first."""
         return self.formula.form
+
+    @property
+    def nfe(self) -> list[int]:
+        """Network rows that were evaluated for each image of the last run."""
+        return self.guided.nfe
 
     def nfe_of(self, images: int) -> list[int]:
         """NFE of each image of the last call, over all its runs and frames."""
@@ -99,7 +101,8 @@ class GuidedCalls:
                 if kwargs.get("eta"):
                     raise ValueError("cfg_pp: inside sampler.guide the step has no noise; eta = 0.")
             self.levels.read_schedule()
-            self.nfe, self._earlier = [], []
+            self._earlier = list[list[int]]()
+            self.guided.begin()
             scheduler = scheduler_of(self.pipe)
             self._begin(scheduler.timesteps)
             steps = intercept(scheduler, self._scheduler_step, "step", copies=True)
@@ -122,10 +125,9 @@ class GuidedCalls:
         self._times, self._trial = times, False  # a step of every branch, for its x0
         self._stepped: float | None = None  # timestep of the last step
         if self.nfe:
-            self._earlier, self.nfe = [*self._earlier, self.nfe], []
+            self._earlier.append(self.nfe)
         self._stages.begin()
-        self._frames: FrameSteps | None = None
-        self._tokens: GivenTokens | None = None
+        self.guided.begin()
         self.formula.begin()
         self.steps.begin()
         self.calls.begin()
@@ -165,7 +167,7 @@ class GuidedCalls:
         if _active.get() is not self:
             return call(*args, **kwargs)
         given = {**dict(zip(self._step_names, args, strict=False)), **kwargs}
-        output, x = given["model_output"], given["sample"]
+        output = given["model_output"]
         if not self.calls.answers and self.calls.beside(output):
             tell_of_output(type(self.pipe).__name__)
             return call(*args, **kwargs)
@@ -180,7 +182,7 @@ class GuidedCalls:
         if self.calls.are(output):
             self._trial = True
             return call(*args, **kwargs)
-        self._trial, guided = False, self._guided(given)
+        self._trial, guided = False, self.guided.output(given, self._sample, self._kwargs)
         for name in ("model_output", "pred_original_sample"):
             if name in kwargs:
                 kwargs = {**kwargs, name: guided}
@@ -189,14 +191,8 @@ class GuidedCalls:
         result = call(*args, **kwargs)
         after = result.prev_sample if hasattr(result, "prev_sample") else result[0]
         self._stepped = number(given["timestep"])
-        if self._frames is not None:
-            self._frames.taken.append(after)
-        elif self._tokens is not None:
-            if self._adds_noise:
-                self._tokens.keep(after)
-            self._end_step(after, None)
-        else:
-            self._end_step(after, after if after.shape == x.shape else None)
+        if ended := self.guided.ended(given["sample"], after):
+            self._end_step(*ended)
         return result
 
     def _is_again(self, given: Mapping[str, Any]) -> bool:
@@ -214,80 +210,7 @@ class GuidedCalls:
         self.steps.forget()
 
     def _end_frames(self) -> None:
-        """End a step of frames one by one. Raises ValueError where some were left out."""
-        frames, self._frames = self._frames, None
-        if frames is None:
-            return
-        if frames.next < len(frames.places):
-            raise ValueError(self._unordered())
-        self._end_step(torch.stack(frames.taken, DIM), None)
-
-    def _unordered(self) -> str:
-        return (
-            f"{type(self.pipe).__name__} steps frames at several noise levels after one call of "
-            f"its {names_of(self.pipe, self.networks)}; sampler.guide serves frames of one level "
-            "only (ar_step=0)."
-        )
-
-    def _guided(self, given: Mapping[str, Any]) -> Tensor:
-        """`model_output` with the rule's result in the place of the pipeline's guidance.
-
-        given: arguments of the scheduler's step.
-        """
-        time, span = given["timestep"], self.steps.span(given["timestep"])
-        step = Given(
-            given["model_output"],
-            given["sample"],
-            [answer.value for answer in self.calls.answers],
-            "x0" if given.get("pred_original_sample") is not None else self.levels.kind,
-            self.levels.sigma(span.now),
-            self.levels.exploding,
-            self.levels.schedule.sigma_data,
-        )
-        last, same = span.index + 1 == span.total, self.calls.as_before
-        frames = self._frames or frame_steps(step, time, self._sample, self._kwargs)
-        name, held = type(self.pipe).__name__, self._tokens is not None
-        self._tokens = given_tokens(step, time, self._kwargs, name, held)
-        if self._tokens is not None:
-            return self._among_given(self._tokens, time, same, last)
-        if frames is None:
-            form, branches = self.formula.at(self.steps.index, step, same, last)
-            guided = self._combined(form, branches, step, time)
-            return form.back(guided, step.output).to(step.output.dtype)
-        if not frames.is_due(step.x):
-            raise ValueError(self._unordered())
-        same = same or self._frames is not None
-        form, _ = self.formula.at(self.steps.index, frames.one(step), same, last)
-        if frames.guided is None:
-            whole = frames.whole
-            frames.guided = self._combined(form, form.branches(whole), whole, time)
-        self._frames = frames
-        guided = frames.guided.select(DIM, frames.next)
-        return form.back(guided, step.output).to(step.output.dtype)
-
-    def _among_given(self, tokens: GivenTokens, time: Any, same: bool, last: bool) -> Tensor:
-        """`model_output` with the rule's result for tokens beside given ones."""
-        form, _ = self.formula.at(self.steps.index, tokens.free, same, last)
-        tokens.check(form, self._adds_noise, type(self.pipe).__name__)
-        self.formula.check_rest(tokens.held(form), tokens.whole, TOLERANCE, last)
-        moving = tokens.moving
-        return tokens.put(self._combined(form, form.branches(moving), moving, time), form)
-
-    @property
-    def _adds_noise(self) -> bool:
-        """Return whether the steps are those of a drop-in with a stochastic sampler."""
-        scheduler = scheduler_of(self.pipe)
-        return isinstance(scheduler, SamplerScheduler) and scheduler.method.stochastic
-
-    def _combined(self, form: Form, branches: Sequence[Tensor], step: Given, time: Any) -> Tensor:
-        """The rule's result for the guided rows of a step."""
-        blocks, x = form.guided(branches), form.rows(step.x)
-        if self.steps.index == 0:
-            self.nfe = [0] * len(x)
-            self.steps.start()
-        planned, x_planned = self.steps.branches(x, time, type(self.pipe).__name__)
-        self.nfe = self.calls.counted(form, self.nfe)
-        guided = self.steps.combine(x, x_planned, outputs(form, blocks, planned), step.kind)
-        for weight, block in zip(form.extra, blocks, strict=False):
-            guided = guided + weight * block.float()
-        return guided
+        """End a step of frames one by one, if one is under way."""
+        after = self.guided.end_frames()
+        if after is not None:
+            self._end_step(after, None)
