@@ -30,9 +30,9 @@ class Scored:
     """Scores of a set.
 
     images: by column, one number per image, NaN for one that has none; weights: by column, those of
-    prompts in its mean, where they are not equal; prompts: by measure,
-    {prompt: value}; sets: one number per measure of the whole set, None where it has too few
-    images; fingerprints: of the scorers.
+    prompts in its mean, where they are not equal; prompts: by measure, {prompt: value}; sets: one
+    number per measure of the whole set, None where it has too few images; fingerprints: of the
+    scorers.
     """
 
     source: PictureSet

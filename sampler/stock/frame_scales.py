@@ -49,6 +49,3 @@ def scaled_by_frame(
             error=error,
         )  # fmt: skip
     return None
-
-
-__all__ = ["scaled_by_frame"]
