@@ -39,18 +39,27 @@ class LevelGrids(NoiseLevels):
     ) -> tuple[Level, ...]:
         """Return the steps + 1 levels of a run, noisy first; the last is never evaluated.
 
-        spacing: "leading", "trailing", "linspace", "karras", a name of `spacings`, {"name": ...,
-        setting: ...}, `steps` numbers (noise, or timesteps), or {"sigmas" | "timesteps" | "times":
-        numbers}: sigma/alpha, on flow models sigma after the shift, times before it. final: "zero"
+        spacing: "leading", "trailing" or "linspace" (over training timesteps), "karras", a name of
+        `spacings`, {"name": ..., setting: ...}, `steps` numbers (noise, or timesteps), or {"sigmas"
+        | "timesteps" | "times": numbers}: sigma/alpha, on flow models sigma after the shift, times
+        before it; the scheduler's own by default. final: "zero"
         (alpha = 1, sigma = 0) or "sigma_min" (the least noise of training; of a flow model that of
         the scheduler, else of the last step); both default to the scheduler's own. mu: shift
         exponent of a flow model with dynamic shifting. sigmas: `steps` flow times before the
         shift, instead of the scheduler's.
 
         Raises ValueError for steps outside 1..1000 (or more than the training steps), an unknown
-        spacing, and a first level without signal under an eps-prediction.
+        spacing, one over training timesteps that the model does not have, one beside `sigmas`, and
+        a first level without signal under an eps-prediction.
         """
         steps = as_int(steps, "steps")
+        if spacing in PLAIN and (self.process != "vp" or self.clock is not None):
+            raise ValueError(
+                f"grid: {spacing!r} counts the training timesteps of a discrete model, which this "
+                "one does not have; give 'karras', another grid, or none for the scheduler's own."
+            )
+        if spacing is not None and sigmas is not None:
+            raise ValueError("grid: give either a spacing or sigmas.")
         one_more = self.open_end and self.process == "vp" and spacing in (None, *PLAIN)
         continuous = self.process == "flow" and self.train_steps == 1  # times in 0..1
         limit = MAX_STEPS if continuous else min(MAX_STEPS, self.train_steps - one_more)

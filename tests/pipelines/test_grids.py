@@ -170,6 +170,27 @@ def test_a_terminal_of_the_schedule_stays_last():
         assert known.grid(8, spacing=name)[-2].sigma == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("EDMEulerScheduler", {}),
+        ("FlowMatchEulerDiscreteScheduler", {}),
+        ("SCMScheduler", {}),
+    ],
+)
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_spacings_of_training_timesteps_need_some(name, config, spacing):
+    known = sampler.Schedule.from_config(config, name)
+    with pytest.raises(ValueError, match=f"'{spacing}' counts the training timesteps"):
+        known.grid(4, spacing=spacing)
+
+
+def test_a_spacing_and_sigmas_are_refused():
+    known = sampler.Schedule.from_config({}, "FlowMatchEulerDiscreteScheduler")
+    with pytest.raises(ValueError, match="either a spacing or sigmas"):
+        known.grid(2, spacing="karras", sigmas=[1.0, 0.5])
+
+
 def test_edm_schedules_have_named_grids():
     known = sampler.Schedule.from_config({}, "EDMEulerScheduler")
     for name in EVERYWHERE:
