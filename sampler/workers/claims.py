@@ -3,6 +3,9 @@
 Worker r takes the batches with b % world == r first, then those without a claim or with an expired
 one. A claim is a file created with O_EXCL, and its owner renews it. Two workers that compute the
 same batch do no harm, because names and bytes are equal.
+
+The folder is removed by a worker that has found all batches done and whose own are on disk; one
+that is late to notice creates it again.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from sampler.core import durable
+from sampler.core.errors import StorageError
 from sampler.runs.location import RunLocation
 
 FOLDER = ".claims"
@@ -34,7 +38,6 @@ class Claims:
         self._beat = threading.Thread(target=self._renew, daemon=True, name="claims")
 
     def __enter__(self) -> Claims:
-        durable.make_folder(self._folder)
         self._beat.start()
         return self
 
@@ -47,7 +50,7 @@ class Claims:
         if self._expired(path):
             path.unlink(missing_ok=True)
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            handle = self._create(path)
         except FileExistsError:
             return False
         except OSError as error:
@@ -56,6 +59,17 @@ class Claims:
         os.close(handle)
         self._held = path
         return True
+
+    def _create(self, path: Path) -> int:
+        """Create a claim file, and its folder, which another worker may be removing."""
+        for last in (False, False, True):
+            try:
+                durable.make_folder(self._folder)
+                return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            except (FileNotFoundError, StorageError):
+                if last:
+                    raise
+        raise AssertionError("unreachable")
 
     def _expired(self, path: Path) -> bool:
         try:
@@ -83,8 +97,7 @@ def claimed_batches(
 
     remaining: returns the batches that no journal has yet.
     """
-    root = Path(location.where)
-    with Claims(root, location, lease) as claims:
+    with Claims(Path(location.where), location, lease) as claims:
         mine: set[int] = set()
         for batch in [b for b in sorted(batches) if b % location.world == location.rank]:
             if not stopped() and claims.claim(batch):
@@ -94,8 +107,12 @@ def claimed_batches(
             taken = next((batch for batch in sorted(left) if claims.claim(batch)), None)
             if taken is None:
                 time.sleep(min(POLL, lease / 4))
-            else:
-                mine.add(taken)
+                continue
+            mine.add(taken)
+            if taken in remaining():  # else all were done, and the claims removed, since `left`
                 yield taken
-    if not stopped() and location.rank == 0:
-        shutil.rmtree(root / FOLDER, ignore_errors=True)
+
+
+def remove_claims(location: RunLocation) -> None:
+    """Remove all claims, once every batch is done and this worker's are on disk."""
+    shutil.rmtree(Path(location.where) / FOLDER, ignore_errors=True)

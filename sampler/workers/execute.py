@@ -44,12 +44,20 @@ def execute(
     batches: Iterable[int] = sorted(missing)
     if location.world > 1:
         chosen = [run.batches[number] for number in missing]
+        # Others have made images while the engine was loaded.
+        missing = run.missing(
+            retry_errors=options.retry_errors, check=options.check, batches=chosen
+        )
 
         def remaining() -> dict[int, list[int]]:
             return run.missing(check=options.check, batches=chosen)
 
         batches = claims.claimed_batches(location, missing, remaining, stop, options.lease)
     work(run, engine, batches, missing, options, tally, on_written, stop)
+    if location.world > 1:
+        tally.stopped |= stop()  # perhaps while waiting for the others
+        if not tally.stopped:
+            claims.remove_claims(location)
     return tally
 
 
