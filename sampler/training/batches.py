@@ -8,6 +8,7 @@ nor the size of the micro-batches changes a gradient, and resuming needs no rand
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ class Batch:
     world: int = 1
     progress: float = 0.0
     numbers: tuple[int, ...] = ()
+
+    @property
+    def groups(self) -> list[str]:
+        """Group of each sample: equal for the same prompt with the same metadata."""
+        return [group_of(prompt) for prompt in self.prompts]
 
     @property
     def rows(self) -> list[int]:
@@ -66,6 +72,15 @@ def batch(
     seeds = tuple(derived(seed, update, f"row {row}") for row in range(count))
     chosen = tuple(prompts[number] for number in numbers)
     return Batch(update, seed, chosen, seeds, rank, world, progress, tuple(numbers))
+
+
+def group_of(prompt: str) -> str:
+    """Return the text of a prompt, with its metadata where it has some.
+
+    Rewards may depend on metadata, so that images of one text are comparable where both are equal.
+    """
+    metadata = getattr(prompt, "metadata", None)
+    return f"{prompt} {json.dumps(metadata, sort_keys=True, default=repr)}" if metadata else prompt
 
 
 def derived(seed: int, update: int, purpose: str) -> int:

@@ -165,10 +165,11 @@ class FitLoop:
         return evaluate.stop_reason(self.settings, self.journal.evaluations())
 
     def _evaluation_prompts(self) -> list[str]:
-        """Return the prompts of evaluations; those in the settings have no metadata."""
+        """Return the prompts of evaluations, with the metadata of training prompts of that text."""
         given = list(self.settings.eval_prompts or ())
         own = self.prompts[: len(given)]
-        return own if given == own else given
+        known = {prompt: prompt for prompt in reversed(self.prompts)}
+        return own if given == own else [known.get(prompt, prompt) for prompt in given]
 
     def _log(self, record: dict[str, Any]) -> None:
         record = self.journal.add(record)

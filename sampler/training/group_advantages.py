@@ -40,8 +40,18 @@ def weights_of(reward: RewardBase | None) -> dict[str, float]:
     return reward.part_weights if isinstance(reward, WeightedSum) else {}
 
 
-def flat_rows(prompts: Sequence[str], *scores: Sequence[float]) -> list[bool]:
-    """Return for each sample whether all samples of its prompt have equal scores."""
+def flat_rows(
+    combine: Combine,
+    reward: RewardBase | None,
+    prompts: Sequence[str],
+    rewards: Sequence[float],
+    parts: Mapping[str, Sequence[float]],
+) -> list[bool]:
+    """Return for each sample whether all samples of its prompt have equal scores.
+
+    With "gdpo" these are the scores of every part of the sum.
+    """
+    scores = [rewards] if combine == "sum" else [parts[name] for name in weights_of(reward)]
     seen = defaultdict[str, set[tuple[float, ...]]](set)
     for prompt, *values in zip(prompts, *scores, strict=True):
         seen[prompt].add(tuple(values))

@@ -107,7 +107,7 @@ def collected(
     """Collect the samples of this process, cut for a number of optimiser steps."""
     found = [[collect(rows) for rows in step] for step in cut(batch.rows, steps, session.micro)]
     everything = [part for step in found for part in step]
-    metrics: dict[str, Any] = {"nfe": sum(part.nfe for part in everything)}
+    metrics: dict[str, Any] = {"nfe": over_processes(session, sum(p.nfe for p in everything))}
     if session.reward is not None and session.reward.batched:
         decoded = torch.cat([session.decoder("hard")(part.x0) for part in everything])
         images, out = gather_rows(session, decoded), session.out or Path()
@@ -172,6 +172,12 @@ def step_losses(
             metrics = {}
     if metrics:  # of a batch without a step
         yield MicroBatchLoss(None, metrics, state=state)
+
+
+def over_processes(session: Session, count: int) -> int:
+    """Return the sum of a number over all processes."""
+    device = session.pipeline.device
+    return int(session.gather(torch.tensor([count], device=device)).sum())
 
 
 def gather_rows(session: Session, values: Tensor) -> Tensor:

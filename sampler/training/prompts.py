@@ -16,7 +16,8 @@ from sampler.runs.tables import RawLine, read_table
 def read_prompts(prompts: str | Path | Sequence[str | Mapping[str, Any]]) -> list[str]:
     """Return prompts of a prompt file, or given as texts or as mappings like rows of a file.
 
-    `meta_*` columns become the metadata of a `Prompt`. Raises UsageError for another column.
+    `meta_*` columns become the metadata of a `Prompt`, and prompts that have it keep it. Raises
+    UsageError for another column.
     """
     found: list[str] = []
     for raw in _rows(prompts):
@@ -49,4 +50,7 @@ def _rows(prompts: str | Path | Sequence[Any]) -> Iterator[RawLine]:
                 f"{where}: a prompt is a text, or a mapping with 'prompt' and 'meta_*' entries, "
                 f"not {type(row).__name__}."
             )
-        yield RawLine(where, {"prompt": row} if isinstance(row, str) else dict(row))
+        cells = {"prompt": str(row)} if isinstance(row, str) else dict(row)
+        if isinstance(row, Prompt):  # which was read already
+            cells |= {f"meta_{key}": value for key, value in row.metadata.items()}
+        yield RawLine(where, cells)

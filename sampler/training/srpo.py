@@ -161,15 +161,16 @@ class SRPO(TrainerBase):
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
         import torch
 
-        from sampler.training.online import sampled
+        from sampler.training.online import over_processes, sampled
 
         drawn = batch.random("levels").randint(EDGE, POINTS - EDGE)
         steps = self.steps(drawn, self.sigmas(session.pipeline.schedule))
-        parts = micro_batches(batch.rows, session.micro)
+        parts, nfe = micro_batches(batch.rows, session.micro), 0
         for number, rows in enumerate(parts):
             with torch.no_grad():
                 found = sampled(session, batch, rows)
-            metrics: dict[str, Any] = {"reward": found.reward, "nfe": found.nfe}
+            nfe += over_processes(session, found.nfe)
+            metrics: dict[str, Any] = {"reward": found.reward, "nfe": nfe}
             metrics |= {f"reward_{name}": part for name, part in found.parts.items()}
             for step in steps:
                 prompts = [batch.prompts[row] for row in rows]

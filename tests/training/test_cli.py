@@ -47,6 +47,22 @@ def test_a_run_and_its_resumption(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "lora")
 
 
+def test_columns_of_a_prompt_file_reach_the_reward(tmp_path, capsys, monkeypatch):
+    """In a run and in a dry run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scored.py").write_text(
+        "def by_count(images, prompts, metadata):\n    return [m['count'] for m in metadata]\n"
+    )
+    (tmp_path / "p.csv").write_text("prompt,meta_count\na dog,0.25\n")
+    call = ["finetune", "--reward", "scored:by_count", "--allow-python", "--prompts", "p.csv"]
+    call += ["--trainer", "ddpo", "--set", "fit.steps=2", "--set", "fit.batch=1", "--updates", "1"]
+    assert main([*call, "-o", "run"]) == 0
+    record = json.loads((tmp_path / "run" / "log.jsonl").read_text())
+    assert record["reward"] == 0.25
+    assert main([*call, "-o", "other", "--dry-run"]) == 0
+    capsys.readouterr()
+
+
 def test_one_process_of_many_prints(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     fit = ["--set", "fit.steps=2", "--set", "fit.batch=1", "--updates", "1", "--trainer", "ddpo"]

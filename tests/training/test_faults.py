@@ -144,7 +144,7 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
         ours, theirs = flat_moment(two), flat_moment(one)
         assert (ours - theirs).norm() <= 1e-6 * theirs.norm() > 0
         a, b = world.curve(two)[0], world.curve(one)[0]
-        assert a["reward"] == pytest.approx(b["reward"], rel=1e-6)
+        assert a["reward"] == pytest.approx(b["reward"], rel=1e-6) and a["nfe"] == b["nfe"]
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5, abs=1e-6)
 
 

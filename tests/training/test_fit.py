@@ -11,7 +11,9 @@ from sampler.core.errors import UsageError
 from sampler.models.trainable_lora import TrainableLoRA
 from sampler.training import checkpoint
 from sampler.training.batches import batch
+from sampler.training.dry_run import dry_run
 from sampler.training.evaluate import stop_reason
+from sampler.training.prompts import read_prompts
 from sampler.training.settings import Settings, settings_from
 from tests import tiny
 from tests.training import world
@@ -239,7 +241,8 @@ def _cut_gradients(over, tmp_path, trainer, reward, **settings):
     for micro in (batch, 4, 1):  # the last micro-batch of 4 is short
         options = {"updates": 1, "batch": batch, "micro": micro, "clip": 0, **settings}
         spec = {k: v for k, v in world.TRAINERS[trainer].items() if k != "passes"}
-        world.tune(over, tmp_path / str(micro), spec, reward, **options)
+        report = world.tune(over, tmp_path / str(micro), spec, reward, **options)
+        assert report.log[0]["nfe"] == batch * 2 * 2  # steps, branches
     return [flat_moment(tmp_path / str(micro)) for micro in (batch, 4, 1)]
 
 
@@ -577,6 +580,13 @@ def test_prompts_carry_metadata_to_the_reward(engine, tmp_path):
         written = json.loads((out / "config.json").read_text())["prompts"]
         assert written == [{"prompt": "a dog", "count": 2}, "a cat"]
     assert seen == [[("a cat", None), ("a dog", 2)]] * 9
+    seen.clear()
+    dry_run(engine, "ddpo", reward, rows, world.SHORT)
+    sampler.finetune(engine, "ddpo", reward, read_prompts(rows), out, 1, settings=options)
+    assert seen == [[("a cat", None), ("a dog", 2)]]  # of the dry run; the other is complete
+    options["eval_prompts"] = ("a dog", "a fox")
+    sampler.finetune(engine, "ddpo", reward, rows, tmp_path / "other", 0, settings=options)
+    assert seen[1:] == [[("a dog", 2), ("a fox", None)]]
     for bad, problem in (
         ([{"text": "a dog"}], "prompt 1: 'text': unknown column"),
         ([{"prompt": "a dog", "steps": 3}], "prompt 1: steps: a prompt line of fine-tuning has"),
@@ -585,6 +595,27 @@ def test_prompts_carry_metadata_to_the_reward(engine, tmp_path):
     ):
         with pytest.raises((ValueError, sampler.SamplerError), match=problem):
             sampler.finetune(engine, "ddpo", reward, bad, tmp_path / "bad")
+
+
+@pytest.mark.parametrize("trainer", ["ddpo", "nft", "grpo"])
+def test_images_are_compared_where_text_and_metadata_are_equal(engine, tmp_path, trainer):
+    """A reward may depend on metadata: the same text with other ones is another prompt."""
+    rows = [{"prompt": "a dog", "meta_count": count} for count in (1, 200)]
+
+    def reward(images, prompts, metadata):
+        return [m["count"] for m in metadata]
+
+    spec = {**world.TRAINERS[trainer], **({"prompts": "vade"} if trainer == "ddpo" else {})}
+    options = {**world.SHORT, "batch": 4}
+    report = sampler.finetune(engine, spec, reward, rows, tmp_path, 1, settings=options)
+    if trainer == "ddpo":
+        found = checkpoint.load_newest(tmp_path / "checkpoints")
+        assert found is not None
+        state = found.state["trainer"]
+        assert len(state["own"]) == len(state["hits"]) == 2
+        assert sorted(map(set, state["own"].values()), key=max) == [{1.0}, {200.0}]
+    else:
+        assert report.log[0]["flat_groups"] == 1.0
 
 
 def test_sigterm_saves_a_checkpoint(engine, tmp_path):

@@ -392,6 +392,17 @@ def test_the_share_of_equal_groups_is_logged(tmp_path, name):
     assert record["flat_groups"] == pytest.approx(1 / 3) and record["grad_norm"] > 0
 
 
+@pytest.mark.parametrize("name", ["nft", "grpo"])
+def test_groups_of_gdpo_are_equal_where_every_part_is(tmp_path, name):
+    """Two parts that cancel: their sum is the same for all images, and each of them teaches."""
+    parts = {"name": "sum", "rewards": ["brightness", "brightness"], "weights": [1.0, -1.0]}
+    for combine, flat in (("sum", 1.0), ("gdpo", 0.0)):
+        spec = {**world.TRAINERS[name], "advantages": combine}
+        out = tmp_path / combine
+        (record,) = world.tune(world.engine(), out, spec, parts, updates=1, batch=4).log
+        assert record["flat_groups"] == flat
+
+
 @pytest.mark.parametrize("name", ["nft", "awm"])
 def test_an_update_evaluates_what_its_loss_needs(name):
     """On policy and without KL the same calls as plain training, one forward pass per level.

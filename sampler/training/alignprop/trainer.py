@@ -156,10 +156,14 @@ class AlignProp(TrainerBase):
     def updates(self, session: Session, batch: Batch, state: Any) -> Iterator[MicroBatchLoss]:
         import torch
 
+        from sampler.training.online import over_processes
+
+        nfe = 0
         kept = self.kept(_steps(session), batch)
         window, parts = self.window(session, kept), micro_batches(batch.rows, session.micro)
         for number, rows in enumerate(parts):
             sampled = window.sample(batch, rows)
+            nfe += over_processes(session, sampled.nfe)
             prompts = [batch.prompts[row] for row in rows]
             scores = [session.score(images, prompts) for images in sampled.images]
             totals = torch.stack([found.total for found in scores])
@@ -175,7 +179,7 @@ class AlignProp(TrainerBase):
                     **{name: values.mean(0) for name, values in of_parts.items()},
                     "K": len(kept) - kept.index(True),
                     "kept_steps": sum(kept),
-                    "nfe": sampled.nfe,
+                    "nfe": nfe,
                 },
                 step=number == len(parts) - 1,
             )

@@ -51,17 +51,17 @@ class Matching:
 
     def weigh(self, batch: Batch, found: Round[Any], state: Any) -> tuple[Tensor, Any]:
         """Return the clipped advantages [N], NaN for samples without a reward to compare."""
-        trainer, rewards = self.trainer, found.rewards
-        scored = Counter(p for p, r in zip(batch.prompts, rewards, strict=True) if isfinite(r))
-        rows = [i for i, r in enumerate(rewards) if isfinite(r) and scored[batch.prompts[i]] > 1]
-        prompts, values = [batch.prompts[i] for i in rows], [rewards[i] for i in rows]
+        trainer, rewards, groups = self.trainer, found.rewards, batch.groups
+        scored = Counter(g for g, r in zip(groups, rewards, strict=True) if isfinite(r))
+        rows = [i for i, r in enumerate(rewards) if isfinite(r) and scored[groups[i]] > 1]
+        groups, values = [groups[i] for i in rows], [rewards[i] for i in rows]
         parts = {name: [part[i] for i in rows] for name, part in found.parts.items()}
         advantages = torch.full((len(rewards),), nan, dtype=torch.float64)
-        made = combined_advantages(
-            trainer.advantages, trainer.std, self.session.reward, prompts, values, parts
-        )
+        combine, reward, given = trainer.advantages, self.session.reward, (groups, values, parts)
+        made = combined_advantages(combine, trainer.std, reward, *given)
         advantages[rows] = torch.from_numpy(made)
-        found.metrics["flat_groups"] = sum(flat_rows(prompts, values)) / max(1, len(rows))
+        flat = flat_rows(combine, reward, *given)
+        found.metrics["flat_groups"] = sum(flat) / max(1, len(rows))
         limit, steps = trainer.max_advantage, self.passes * self.steps
         return advantages.clamp(-limit, limit), {"steps": state["steps"] + steps}
 

@@ -21,6 +21,7 @@ from annotated_types import DocInfo, Ge
 
 from sampler.registry.constraints import Count, Positive
 from sampler.training.base import TrainerBase
+from sampler.training.batches import group_of
 from sampler.training.group_advantages import Combine, check_combination
 from sampler.types import spans
 
@@ -89,7 +90,8 @@ class PolicyBase(TrainerBase):
 
         if self.prompts == "order":
             return None
-        return informative(prompts, count, state["hits"], seed, update)
+        groups = [group_of(prompt) for prompt in prompts]
+        return informative(groups, count, state["hits"], seed, update)
 
     def check(self, session: Session) -> None:
         """Raise ValueError for a sampler whose moves have no density."""

@@ -56,7 +56,7 @@ def _choosing(
         counts = _counts(batch, method.steps, kept)
         metrics |= {"kept": len(kept) / len(batch.prompts), "flat_groups": sum(flat) / len(flat)}
     if trainer.prompts == "vade":
-        after |= learned(state, batch.prompts, found.rewards)
+        after |= learned(state, batch.groups, found.rewards)
 
     def losses(part: Any) -> Iterator[tuple[Tensor | None, dict[str, Any]]]:
         return method.losses(batch, part, weights)

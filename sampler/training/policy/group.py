@@ -21,7 +21,7 @@ from sampler.objectives import (
     velocity_distance,
 )
 from sampler.training.batches import Batch
-from sampler.training.group_advantages import combined_advantages, flat_rows, weights_of
+from sampler.training.group_advantages import combined_advantages, flat_rows
 from sampler.training.matching.levels import flow_sigma
 from sampler.training.online import Round
 from sampler.training.policy.base import GroupBase
@@ -69,12 +69,9 @@ class GroupPolicy:
         return replace(found, x0=none, final=bare, run=run._replace(snapshot=bare))
 
     def weigh(self, batch: Batch, found: Round[Any], state: Any) -> tuple[Graded, Any]:
-        trainer, reward = self.trainer, self.session.reward
-        scores = [found.rewards]
-        if trainer.advantages == "gdpo":
-            scores = [found.parts[name] for name in weights_of(reward)]
-        flat = torch.tensor(flat_rows(batch.prompts, *scores))
-        limit, given = trainer.max_advantage, (batch.prompts, found.rewards, found.parts)
+        trainer, reward, limit = self.trainer, self.session.reward, self.trainer.max_advantage
+        given = (batch.groups, found.rewards, found.parts)
+        flat = torch.tensor(flat_rows(trainer.advantages, reward, *given))
         advantages = combined_advantages(trainer.advantages, trainer.std, reward, *given)
         advantage = torch.from_numpy(advantages).clamp(-limit, limit)
         return Graded(advantage.masked_fill(flat, 0.0), float(flat.double().mean())), state

@@ -54,12 +54,12 @@ class PPO:
         return self.policy.rollout(batch, rows)
 
     def weigh(self, batch: Batch, found: Round[Any], state: Any) -> tuple[Weights, Any]:
-        trainer, rewards = self.trainer, found.rewards
+        trainer, rewards, groups = self.trainer, found.rewards, batch.groups
         if trainer.advantage == "group":
-            advantages, inverse, state = per_group(batch.prompts, rewards)
+            advantages, inverse, state = per_group(groups, rewards)
         else:
             advantages, inverse, state = per_prompt(
-                batch.prompts, rewards, state, trainer.buffer, trainer.min_count
+                groups, rewards, state, trainer.buffer, trainer.min_count
             )
         limit, double = trainer.max_advantage, torch.float64
         advantage = torch.tensor(advantages, dtype=double).clamp(-limit, limit)
