@@ -130,7 +130,7 @@ def _dry_run(
     from sampler.training.dry_run import dry_run
 
     engine, reward = _loaded(recipe, allow_python, download)
-    done = dry_run(engine, recipe.trainer, reward, texts, recipe.fit)
+    done = dry_run(engine, recipe.trainer, reward, texts, recipe.fit, allow_python=allow_python)
     report.event("dry_run", images=done.images, nfe=done.nfe, seconds=done.seconds)
     report.result(
         f"Dry run: an update of {done.images} images took {done.seconds:.3g} s; at that rate the "
@@ -162,6 +162,7 @@ def _run(
             texts,
             recipe.output.dir,
             settings=recipe.fit,
+            allow_python=allow_python,
             progress=show,
         )
     if done.stopped:

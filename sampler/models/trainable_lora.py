@@ -178,7 +178,8 @@ def _inject(
 
 
 def default_targets(network: nn.Module) -> tuple[str, ...]:
-    """Return the names of a network's attention projections."""
+    """Return the names of a network's attention projections. UsageError where it has LoRAs."""
+    check_bare(network)
     return tuple(target for target in TARGETS if _named(network, target)[1])
 
 

@@ -107,6 +107,9 @@ class TrainerBase:
     def prepare(self, session: Session, prompts: list[str], out: Path, settings: Settings) -> None:
         """Write the files that the run needs into `out`; the main process calls it first."""
 
+    def check_batch(self, images: int) -> None:
+        """Raise ValueError for a number of images per process and update that is too small."""
+
     def check_settings(self, settings: Settings) -> None:
         """Raise ValueError for settings that are given and that this trainer does not use."""
 

@@ -89,6 +89,23 @@ def derived(seed: int, update: int, purpose: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def split(rows: Sequence[int], parts: int) -> list[list[int]]:
+    """Split rows into consecutive parts whose sizes differ by one at most, longer ones first."""
+    size, longer = divmod(len(rows), parts)
+    ends = [(i + 1) * size + min(i + 1, longer) for i in range(parts)]
+    return [list(rows[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def check_minibatches(name: str, minibatches: int, count: int, what: str = "images") -> None:
+    """Raise ValueError where a process has too few images or pairs for its optimiser steps."""
+    if minibatches > count:
+        raise ValueError(
+            f"{name}: minibatches = {minibatches} optimiser steps need at least one of the {what} "
+            f"of a process each, and a batch has {count} of them; use a larger batch, or fewer "
+            "minibatches."
+        )
+
+
 def micro_batches(rows: Sequence[int], size: int) -> list[list[int]]:
     """Split rows into consecutive micro-batches of at most `size`."""
     return [list(rows[i : i + size]) for i in range(0, len(rows), size)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sampler.core.durable import TEMPORARY, write_file, write_folder
+from sampler.core.errors import first_line
 
 FORMAT = 1
 
@@ -52,7 +54,10 @@ def remove_old(root: Path, update: int, keep: int) -> None:
 
 
 def load_newest(root: Path) -> Checkpoint | None:
-    """Return the newest readable checkpoint, or None; remove leftovers of killed writers."""
+    """Return the newest readable checkpoint, or None; remove leftovers of killed writers.
+
+    Warns of those that cannot be read: a run goes on before them, or from its beginning.
+    """
     if root.is_dir():
         for entry in root.iterdir():
             if entry.name.startswith(TEMPORARY):
@@ -60,13 +65,17 @@ def load_newest(root: Path) -> Checkpoint | None:
     for folder in reversed(complete(root)):
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            if state.pop("format") != FORMAT:
-                continue
+            if (found := state.pop("format")) != FORMAT:
+                raise ValueError(f"its format is {found}, not {FORMAT}")
             adapter = load_file(folder / "adapter.safetensors")
             optimizer = load_file(folder / "optimizer.safetensors")
             return Checkpoint(state.pop("update"), adapter, optimizer, state)
-        except (OSError, ValueError, KeyError, SafetensorError):
-            continue
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            warnings.warn(
+                f"The checkpoint {folder} cannot be read ({first_line(error)}): the run goes on "
+                "from the one before, or from its start.",
+                stacklevel=2,
+            )
     return None
 
 

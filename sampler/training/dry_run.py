@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sampler import registry
 from sampler.core.errors import IncompleteError, UsageError
 from sampler.training.api import finetune
+from sampler.training.evaluate import evaluation_scorers
+from sampler.training.fit import check_batch, check_tracker
 from sampler.training.prompts import read_prompts
 from sampler.training.settings import settings_from
 
@@ -49,6 +51,9 @@ def dry_run(
     method, chosen = registry.build("trainer", trainer), settings_from(settings)
     if getattr(reward, "batched", False):
         raise UsageError("A dry run cannot wait for votes; use another reward.")
+    check_batch(method, chosen)
+    check_tracker(chosen.log_with)
+    evaluation_scorers(chosen, allow_python)
     texts = read_prompts(prompts)
     group = method.images_per_prompt
     batch = chosen.batch_of(group)

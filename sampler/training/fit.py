@@ -63,13 +63,7 @@ def fit(
     check_tracker(settings.log_with)
     cpu = session.pipeline.device.type == "cpu"
     accelerator = Accelerator(cpu=cpu, log_with=settings.log_with, project_dir=str(out))
-    unit = accelerator.num_processes * trainer.images_per_prompt
-    batch = settings.batch_of(trainer.images_per_prompt)
-    if batch % unit:
-        raise ValueError(
-            f"batch = {batch} must be a multiple of {unit}, the number of processes "
-            "times the images per prompt."
-        )
+    check_batch(trainer, settings, accelerator.num_processes)
     session = replace(
         session,
         gather=accelerator.gather,
@@ -108,6 +102,18 @@ def fit(
             accelerator.end_training()
     seconds = time.perf_counter() - started
     return FinetuneResult(out, loop.result, loop.done, loop.journal.records, stopped, seconds)
+
+
+def check_batch(trainer: TrainerBase, settings: Settings, processes: int = 1) -> None:
+    """Raise ValueError for a batch that cannot be dealt to processes, groups and minibatches."""
+    unit = processes * trainer.images_per_prompt
+    batch = settings.batch_of(trainer.images_per_prompt)
+    if batch % unit:
+        raise ValueError(
+            f"batch = {batch} must be a multiple of {unit}, the number of processes "
+            "times the images per prompt."
+        )
+    trainer.check_batch(batch // processes)
 
 
 def check_tracker(name: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,12 @@ class FitLoop:
             self.state, self.done, self.saved = found.state["trainer"], found.update, found.update
             self.skips = found.state["skips"]
             self.images, self.nfe = found.state["images"], found.state["nfe"]
+        if self.main and self.done > settings.updates:
+            warnings.warn(
+                f"{out} has {self.done} updates already, more than fit.updates = "
+                f"{settings.updates}; nothing is trained.",
+                stacklevel=2,
+            )
         self.journal = Journal(out, self.done, self.main)
         self.base: evaluate.RewardEvaluation | None = None
         self.result = out

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sampler.core.trajectory import Run
 from sampler.training.base import MicroBatchLoss
-from sampler.training.batches import Batch, micro_batches
+from sampler.training.batches import Batch, micro_batches, split
 from sampler.training.session import Session
 
 
@@ -138,7 +138,7 @@ def sampled(session: Session, batch: Batch, rows: Sequence[int]) -> Collected:
 
 def cut(rows: Sequence[int], steps: int, micro: int) -> list[list[list[int]]]:
     """Cut rows into micro-batches for each of a number of optimiser steps."""
-    return [micro_batches(part, micro) for part in micro_batches(rows, -(-len(rows) // steps))]
+    return [micro_batches(part, micro) for part in split(rows, steps)]
 
 
 def step_losses(

@@ -56,9 +56,10 @@ def test_columns_of_a_prompt_file_reach_the_reward(tmp_path, capsys, monkeypatch
     (tmp_path / "p.csv").write_text("prompt,meta_count\na dog,0.25\n")
     call = ["finetune", "--reward", "scored:by_count", "--allow-python", "--prompts", "p.csv"]
     call += ["--trainer", "ddpo", "--set", "fit.steps=2", "--set", "fit.batch=1", "--updates", "1"]
+    call += ["--set", "fit.eval_every=1", "--set", "fit.evals=[scored:by_count]"]
     assert main([*call, "-o", "run"]) == 0
-    record = json.loads((tmp_path / "run" / "log.jsonl").read_text())
-    assert record["reward"] == 0.25
+    first, update, last = map(json.loads, (tmp_path / "run" / "log.jsonl").open())
+    assert first["eval_by_count"] == update["reward"] == last["reward"] == 0.25
     assert main([*call, "-o", "other", "--dry-run"]) == 0
     capsys.readouterr()
 

@@ -115,6 +115,8 @@ def test_a_finished_run_is_not_made_again_and_can_be_lengthened(engine, tmp_path
     told = []
     world.tune(engine, tmp_path / "a", updates=2, progress=told.append)
     assert told == []
+    with pytest.warns(UserWarning, match="has 2 updates already, more than fit.updates = 1"):
+        assert world.tune(engine, tmp_path / "a", updates=1).updates == 2
     world.tune(engine, tmp_path / "a", updates=4)
     world.tune(engine, tmp_path / "b", updates=4)
     assert world.curve(tmp_path / "a") == world.curve(tmp_path / "b")
@@ -158,11 +160,17 @@ def test_checkpoints_that_are_torn_are_passed_over(tmp_path):
     assert newest.name == "1000000"
     (tmp_path / ".tmp-77").mkdir()
     (tmp_path / "000003" / "optimizer.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
-    found = checkpoint.load_newest(tmp_path)
+    with pytest.warns(UserWarning, match=r"checkpoint .*000003 cannot be read \("):
+        found = checkpoint.load_newest(tmp_path)
     assert found is not None and found.update == 2 and not (tmp_path / ".tmp-77").exists()
     checkpoint.save_checkpoint(tmp_path, found._replace(update=3), keep=2)
     again = checkpoint.load_newest(tmp_path)
     assert again is not None and again.update == 3
+    state = json.loads((tmp_path / "000003" / "state.json").read_text())
+    (tmp_path / "000003" / "state.json").write_text(json.dumps({**state, "format": 2}))
+    with pytest.warns(UserWarning, match="its format is 2, not 1"):
+        again = checkpoint.load_newest(tmp_path)
+    assert again is not None and again.update == 2
 
 
 def test_values_that_are_not_finite_are_skipped_and_told(engine, tmp_path):
@@ -269,6 +277,41 @@ def test_minibatches_are_steps_on_a_part_of_the_batch(engine, tmp_path):
         logs.append(world.curve(out)[0])
     for key in ("loss", "ratio", "adapter_norm"):
         assert logs[0][key] == pytest.approx(logs[1][key], rel=2e-3)  # Adam enlarges rounding
+
+
+@pytest.mark.parametrize("trainer", ["ddpo", "nft", "grpo", "dpo"])
+def test_a_batch_has_as_many_steps_as_minibatches(engine, tmp_path, trainer):
+    """Where they do not divide it too; more steps than images or pairs are refused beforehand."""
+    count = 8 if trainer == "dpo" else 4
+    spec = {**world.TRAINERS[trainer], "minibatches": 3, "passes": 1}
+    options = {"steps": 3, "batch": count, "clip": 0}
+    world.tune(engine, tmp_path / "a", spec, updates=1, **options)
+    found = checkpoint.load_newest(tmp_path / "a" / "checkpoints")
+    assert found is not None
+    assert {int(v) for k, v in found.optimizer.items() if k.endswith("step")} == {3}
+    spec["minibatches"] = 5
+    problem = f"{trainer}: minibatches = 5 optimiser steps need .* a batch has 4 of them"
+    with pytest.raises(ValueError, match=problem):
+        world.tune(engine, tmp_path / "b", spec, updates=1, **options)
+    with pytest.raises(ValueError, match=problem):
+        dry_run(engine, spec, "brightness", world.PROMPTS, {**world.SHORT, **options})
+    spec["minibatches"] = 3
+    dry_run(engine, spec, "brightness", world.PROMPTS, {**world.SHORT, **options})
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"batch": 3}, "batch = 3 must be a multiple of 2"),
+        ({"log_with": "wandbb"}, "unknown tracker 'wandbb'"),
+        ({"evals": ["jugde"], "eval_every": 1}, "did you mean 'judge'"),
+        ({"evals": ["a:b"], "eval_every": 1}, "allow_python"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses(engine, settings, problem):
+    with pytest.raises((ValueError, sampler.SamplerError), match=problem):
+        dry_run(engine, world.TRAINERS["nft"], "brightness", world.PROMPTS, settings)
 
 
 @pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl, tiny.pixart])

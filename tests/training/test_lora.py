@@ -140,6 +140,8 @@ def test_engines_load_and_unload(tmp_path, build):
     assert not any(p.requires_grad for p in engine.pipeline.network.parameters())
     with pytest.raises(sampler.SamplerError, match="has LoRAs already"):
         load_lora(engine, tmp_path)
+    with pytest.raises(sampler.SamplerError, match="has LoRAs already"):
+        world.tune(engine, tmp_path / "other")
     unload_lora(engine)
     assert torch.equal(images(engine), bare)
     load_lora(engine, (tmp_path / "lora", 0.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import DocInfo, Ge
@@ -10,6 +10,7 @@ from annotated_types import DocInfo, Ge
 from sampler.core.errors import UsageError
 from sampler.registry.constraints import Count, Fraction, Positive
 from sampler.training.base import TrainerBase
+from sampler.training.batches import check_minibatches
 from sampler.training.group_advantages import Combine, check_combination
 from sampler.training.matching.levels import Law, grid_levels
 
@@ -67,6 +68,12 @@ class ForwardBase(TrainerBase):
     @property
     def images_per_prompt(self) -> int:
         return self.group_size
+
+    def check_batch(self, images: int) -> None:
+        check_minibatches(self.name, self.minibatches, images)
+
+    def for_dry_run(self, prompts: int) -> ForwardBase:
+        return replace(self, minibatches=1)
 
     def check(self, session: Session) -> None:
         """Raise ValueError for a few-step model, and for a range without levels."""
@@ -144,6 +151,10 @@ class PairBase(ForwardBase):
     @property
     def images_per_prompt(self) -> int:
         return self.group_size if self.data is None else 2
+
+    def check_batch(self, images: int) -> None:
+        pairs = images // self.images_per_prompt
+        check_minibatches(self.name, self.minibatches, pairs, "pairs")
 
     @property
     def needs_reward(self) -> bool:

@@ -14,14 +14,14 @@ clip_range belongs to it (1e-4 on the mean of 16384 elements is 1.6 nats on the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import DocInfo, Ge
 
 from sampler.registry.constraints import Count, Positive
 from sampler.training.base import TrainerBase
-from sampler.training.batches import group_of
+from sampler.training.batches import check_minibatches, group_of
 from sampler.training.group_advantages import Combine, check_combination
 from sampler.types import spans
 
@@ -92,6 +92,12 @@ class PolicyBase(TrainerBase):
             return None
         groups = [group_of(prompt) for prompt in prompts]
         return informative(groups, count, state["hits"], seed, update)
+
+    def check_batch(self, images: int) -> None:
+        check_minibatches(self.name, self.minibatches, images)
+
+    def for_dry_run(self, prompts: int) -> PolicyBase:
+        return replace(self, minibatches=1)
 
     def check(self, session: Session) -> None:
         """Raise ValueError for a sampler whose moves have no density."""

@@ -11,7 +11,7 @@ from sampler_kernels import map_tree
 from torch import Tensor
 
 from sampler.training.base import MicroBatchLoss
-from sampler.training.batches import Batch, micro_batches
+from sampler.training.batches import Batch, micro_batches, split
 from sampler.training.online import OnlineMethod, collected, online_updates, step_losses
 from sampler.training.policy.base import PolicyBase
 from sampler.training.policy.rollout import Action, Trajectory
@@ -70,7 +70,7 @@ def _counts(batch: Batch, steps: int, kept: set[int]) -> list[int]:
     found = [0] * steps
     for rank in range(batch.world):
         rows = range(rank, len(batch.prompts), batch.world)
-        for step, part in enumerate(micro_batches(rows, -(-len(rows) // steps))):
+        for step, part in enumerate(split(rows, steps)):
             found[step] += sum(row in kept for row in part)
     return found
 
