@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sampler.core.batch import to_output
 from sampler.core.durable import make_folder, write_file
 from sampler.core.errors import UsageError
-from sampler.evaluation.intervals import Difference, cluster_means, paired
+from sampler.evaluation.intervals import Difference, cluster_means, paired, pooled
 from sampler.evaluation.parse import scorers_from
 from sampler.evaluation.scorers import ImageScorer
 from sampler.registry import suggestion
@@ -27,18 +30,23 @@ from sampler.training.settings import Settings
 class RewardEvaluation:
     """Latents [N, ...] and images [N, 3, H, W] of N prompts, and their scores [N] by name.
 
-    "" is the reward itself; others are its parts. watched: scores [N] of `fit.evals`, by column.
+    "" is the reward itself; others are its parts. watched: scores [N] of `fit.evals`, by column;
+    weights: of the prompts [N] in the mean of a column, all 1 where it is left out.
     """
+
+    prompts: list[str]
 
     latents: Tensor
     images: Tensor
     scores: dict[str, Tensor]
     watched: dict[str, Tensor]
+    weights: dict[str, list[float]]
 
     def record(self, base: RewardEvaluation) -> dict[str, Any]:
         """Return mean and standard deviation of the reward, the means of its parts and of further
         scorers, the latters' single scores and those of the base model, and the drift.
 
+        Means of further scorers are those of `sampler.evaluate`: of prompts, by their weights.
         drift: E||x_0 − base||² / D of the latents; base: the base model's for the same seeds.
         """
         found: dict[str, Any] = {}
@@ -49,10 +57,14 @@ class RewardEvaluation:
             if bad := (~total.isfinite()).nonzero()[:, 0].tolist():
                 found["not_finite"] = bad
         for name, scores in self.watched.items():
-            found[f"eval_{name}"] = float(scores.nanmean())
+            shown = [value if math.isfinite(value) else None for value in scores.tolist()]
+            (means,), weights = _prompt_means(self.prompts, [shown], self.weights.get(name))
+            found[f"eval_{name}"] = pooled(means, weights) if len(means) else math.nan
         if self.watched:  # of each prompt, for paired differences
             found["evals"] = {name: scores.tolist() for name, scores in self.watched.items()}
             found["base_evals"] = {name: scores.tolist() for name, scores in base.watched.items()}
+        if self.weights:
+            found["eval_weights"] = self.weights
         return {**found, "drift": float((self.latents - base.latents).square().mean())}
 
 
@@ -99,7 +111,13 @@ def evaluate(session: Session, prompts: list[str], rewarded: bool = True) -> Rew
         {name: whole(torch.cat(values)) for name, values in found.items()}
         for found in (scores, watched)
     )
-    return RewardEvaluation(whole(result.latents), whole(result.images), of_reward, of_evals)
+    weights = {
+        name: [of_prompt.get(prompt, 0.0) for prompt in prompts]
+        for scorer in session.evals
+        for name, of_prompt in scorer.weights(prompts).items()
+    }
+    images = whole(result.images)
+    return RewardEvaluation(prompts, whole(result.latents), images, of_reward, of_evals, weights)
 
 
 def evaluation_scorers(settings: Settings, allow_python: bool) -> tuple[ImageScorer, ...]:
@@ -153,7 +171,8 @@ def _became_worse(settings: Settings, evaluations: list[dict[str, Any]]) -> str:
     if stop is None or len(evaluations) < 2:
         return ""
     first, last = (one.get("evals", {}) for one in (evaluations[0], evaluations[-1]))
-    found, _ = _compared(settings, "stop", stop.scorer, last, first)
+    weights = evaluations[-1].get("eval_weights", {})
+    found, _ = _compared(settings, "stop", stop.scorer, last, first, weights)
     if found is None or found.verdict != "lower" or found.mean >= -stop.worse_by:
         return ""
     return f"{stop.scorer} fell by {-found.mean:.4g}, more than {stop.worse_by:g}"
@@ -164,8 +183,8 @@ def _drifted(settings: Settings, last: dict[str, Any]) -> str:
     stop = settings.drift_stop
     if stop is None:
         return ""
-    both = last.get("evals", {}), last.get("base_evals", {})
-    found, base = _compared(settings, "drift_stop", stop.scorer, *both)
+    now, before, weights = (last.get(k, {}) for k in ("evals", "base_evals", "eval_weights"))
+    found, base = _compared(settings, "drift_stop", stop.scorer, now, before, weights)
     if found is None or found.verdict != "higher" or found.mean <= stop.above * abs(base):
         return ""
     return (
@@ -175,7 +194,12 @@ def _drifted(settings: Settings, last: dict[str, Any]) -> str:
 
 
 def _compared(
-    settings: Settings, key: str, scorer: str, now: dict[str, Any], before: dict[str, Any]
+    settings: Settings,
+    key: str,
+    scorer: str,
+    now: dict[str, Any],
+    before: dict[str, Any],
+    weights: dict[str, list[float]],
 ) -> tuple[Difference | None, float]:
     """Return the paired difference of a column between two evaluations, and its mean before.
 
@@ -185,18 +209,27 @@ def _compared(
         if scorer not in scores:
             known = ", ".join(scores)
             raise UsageError(f"fit.{key}: there is no column {scorer!r:.60}, only {known}.")
-    pairs = [
-        (prompt, one, other)
-        for prompt, one, other in zip(
-            settings.eval_prompts or (), now[scorer], before[scorer], strict=True
-        )
-        if one is not None and other is not None
-    ]
-    if not pairs:
+    both, prompts = [now[scorer], before[scorer]], settings.eval_prompts or ()
+    means, of_prompts = _prompt_means(prompts, both, weights.get(scorer))
+    if not len(means[0]):
         return None, 0.0
-    prompts = [str(prompt) for prompt, *_ in pairs]
-    means = [cluster_means(prompts, [pair[k] for pair in pairs])[1] for k in (1, 2)]
-    return paired(*means), float(means[1].mean())
+    return paired(*means, of_prompts), pooled(means[1], of_prompts)
+
+
+def _prompt_means(
+    prompts: Sequence[str],
+    scores: Sequence[Sequence[float | None]],
+    weights: Sequence[float] | None,
+) -> tuple[list[NDArray[np.float64]], NDArray[np.float64] | None]:
+    """Return the means of each prompt's scores, of every list of them, and the prompts' weights.
+
+    An image that has no score in one of the lists is left out of all.
+    """
+    known = [i for i, row in enumerate(zip(*scores, strict=True)) if None not in row]
+    names = [str(prompts[i]) for i in known]
+    lists = [*scores, *([] if weights is None else [weights])]
+    means = [cluster_means(names, [values[i] for i in known])[1] for values in lists]
+    return (means, None) if weights is None else (means[:-1], means[-1])
 
 
 def save_sheet(images: Tensor, path: Path) -> None:

@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 import sampler
 from sampler.core.errors import UsageError
+from sampler.evaluation.questions import QuestionScorer
 from sampler.models.trainable_lora import TrainableLoRA
 from sampler.training import checkpoint
 from sampler.training.batches import batch
@@ -472,6 +474,56 @@ def test_evaluations_log_further_scorers_and_stop_by_them(engine, tmp_path):
     again = world.tune(engine, tmp_path / "b", reward="colourfulness", updates=2, **watch)
     assert [r for r in again.log if r["kind"] == "eval"] == evaluations
     assert world.weights(tmp_path / "a") == world.weights(tmp_path / "b")
+
+
+def test_evaluations_have_the_means_of_sampler_evaluate(engine, tmp_path, monkeypatch):
+    """The categories of dpg are shares of all questions, so that prompts have weights."""
+
+    class Answers:
+        def probabilities(self, image, question, answers):
+            return [0.9 if "red" in question else 0.1, 0.5][: len(answers)]
+
+    monkeypatch.setattr(QuestionScorer, "_network", Answers())
+    monkeypatch.setattr(QuestionScorer, "fingerprint", "0" * 20)
+    rows = [("a dog", "a dog ?"), ("a dog", "a big dog ?"), ("a dog", "an old dog ?")]
+    rows += [("a cat", "a red cat ?"), ("a fox", "")]
+    lines = [{"prompt": p, "q": q or "a fox ?", "category": "kind" if q else ""} for p, q in rows]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    texts, spec = ["a dog", "a cat", "a fox", "a cat"], f"dpg:{questions}:model=some/vlm"
+    folder = tmp_path / "images"
+    folder.mkdir()
+    with (folder / "metadata.jsonl").open("w") as file:
+        for number, text in enumerate(texts):
+            Image.new("RGB", (16, 16)).save(folder / f"{number}.png")
+            file.write(json.dumps({"file_name": f"{number}.png", "prompt": text}) + "\n")
+    expected = sampler.evaluate(folder, spec, out=tmp_path / "out")["dpg-like(vlm).kind"].mean
+    watch = {"eval_every": 1, "eval_prompts": texts, "evals": [spec]}
+    (record,) = world.tune(engine, tmp_path / "run", updates=0, **watch).log
+    assert record["eval_dpg-like(vlm).kind"] == expected == 0.25
+    assert record["evals"]["dpg-like(vlm).kind"] == [0, 1, None, 1]
+    assert record["eval_weights"] == {"dpg-like(vlm).kind": [3, 1, 0, 1]}
+
+
+@pytest.mark.parametrize("heavy", [0, 1])
+@pytest.mark.parametrize("rule", ["stop", "drift_stop"])
+def test_stop_rules_weigh_prompts_as_the_means_do(heavy, rule):
+    """Half of the prompts fall by a half and the others rise by it: the heavy ones decide."""
+    texts = tuple(f"prompt {k}" for k in range(30))
+    settings = Settings(
+        eval_every=1,
+        eval_prompts=texts,
+        evals=("s",),
+        **{rule: {"scorer": "s", "worse_by" if rule == "stop" else "above": 0.1}},
+    )
+    before = {"s": [1.0] * 30}
+    after = {"s": [0.5, 1.5] * 15}
+    weights = {"s": [100.0, 1.0] * 15 if heavy == 0 else [1.0, 100.0] * 15}
+    records = [
+        {"evals": evals, "base_evals": before, "eval_weights": weights, "drift": 0.0}
+        for evals in (before, after)
+    ]
+    assert bool(stop_reason(settings, records)) == (heavy == (rule == "drift_stop"))
 
 
 def test_a_run_stops_when_a_watched_score_fell_by_more_than_chance():
