@@ -20,6 +20,7 @@ from sampler.training.journal import Journal
 from sampler.training.optimise import NonFinite, Optimiser, run_update
 from sampler.training.session import Session
 from sampler.training.settings import Settings
+from sampler.training.stopping import stop_reason
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -169,7 +170,7 @@ class FitLoop:
             if self.main:
                 evaluate.save_sheet(found.images, self.out / "eval" / f"{self.done:06d}.png")
             self._log({"kind": "eval", "update": self.done, **found.record(self.base)})
-        return evaluate.stop_reason(self.settings, self.journal.evaluations())
+        return stop_reason(self.settings, self.journal.evaluations())
 
     def _evaluation_prompts(self) -> list[str]:
         """Return the prompts of evaluations, with the metadata of training prompts of that text."""

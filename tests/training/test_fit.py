@@ -14,9 +14,9 @@ from sampler.models.trainable_lora import TrainableLoRA
 from sampler.training import checkpoint
 from sampler.training.batches import batch
 from sampler.training.dry_run import dry_run
-from sampler.training.evaluate import stop_reason
 from sampler.training.prompts import read_prompts
 from sampler.training.settings import Settings, settings_from
+from sampler.training.stopping import stop_reason
 from tests import tiny
 from tests.training import world
 
@@ -551,6 +551,8 @@ def test_a_run_stops_when_a_watched_score_fell_by_more_than_chance():
     broken = log((0, 0), (-0.3, 0.1))
     broken[1]["evals"]["judge"][3] = None
     assert "judge fell by" in stop_reason(settings, broken)
+    broken[1]["evals"]["judge"] = [None] * 30
+    assert stop_reason(settings, broken) == ""
 
 
 def test_a_run_stops_when_a_watched_score_rose_above_the_base_models():
