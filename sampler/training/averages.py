@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from sampler.core.errors import RunFolderError
+
 if TYPE_CHECKING:
     from sampler.models.trainable_lora import TrainableLoRA
     from sampler.models.trainable_network import WholeNetwork
@@ -99,6 +101,13 @@ class Averaged:
         return found
 
     def load(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `tensors` returned. Raises RunFolderError (4) for a missing average."""
         self.adapter.load(tensors)
         for name, average in self.averages.items():
-            average.load({k: tensors[f"{name}.{k}"] for k in average.values})
+            own = {k: tensors[f"{name}.{k}"] for k in average.values if f"{name}.{k}" in tensors}
+            if len(own) < len(average.values):
+                raise RunFolderError(
+                    f"The checkpoint lacks the average {name!r}, which an earlier version did not "
+                    "keep; begin the run anew in another folder."
+                )
+            average.load(own)

@@ -46,15 +46,16 @@ class MicroBatchLoss:
 
 
 class TrainerBase:
-    """Defaults of a trainer; a strategy is a frozen dataclass that overrides what differs.
-
-    averages: names of averages of the trained weights that the trainer keeps.
-    """
+    """Defaults of a trainer; a strategy is a frozen dataclass that overrides what differs."""
 
     name: ClassVar[str] = ""
     reference: ClassVar[str] = ""
     defaults: ClassVar[Defaults]
-    averages: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """Names of the averages of the trained weights that the trainer keeps."""
+        return ()
 
     @property
     def scheduled(self) -> bool:

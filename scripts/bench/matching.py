@@ -58,6 +58,7 @@ def main() -> None:
 def ratio(session: Session, rows: Batch, collected: Collected, name: str, rounds: int) -> float:
     """Return the median of the ratios of CPU times, ours over plain, of neighbouring rounds."""
     fields = {"name": name, "group_size": ROWS, "times": 1, "kl": 0.0}
+    fields |= {"kl_ema": 0.0} if name == "awm" else {}
     matching = Matching(sampler.build("trainer", fields), session)
     weights = torch.linspace(-1, 1, ROWS, dtype=torch.float64)
     level = session.pipeline.grid(STEPS, session.size)[1]

@@ -77,8 +77,8 @@ class Cell:
         return self.folder(out, seed) / f"{name.replace(' ', '_')}.json"
 
 
-NFT = {"name": "nft", "group_size": 8, "times": 4}
-AWM = {"name": "awm", "group_size": 8, "times": 4}
+NFT = {"name": "nft", "group_size": 8, "times": 4, "memory": "on_policy"}
+AWM = {"name": "awm", "group_size": 8, "times": 4, "average": "levels", "high": 1.0, "kl_ema": 0.0}
 DDPO = {"name": "ddpo"}
 GRPO = {"name": "grpo", "group_size": 8, "ratio": "guard", "window": {"size": 2, "every": 4}}
 ALIGNPROP = {"name": "alignprop", "truncation": "fixed", "k": 1}

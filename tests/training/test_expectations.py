@@ -162,6 +162,6 @@ def test_nft_has_the_expected_gradient_of_matching_weighed_by_2r_minus_1(monkeyp
 @pytest.mark.parametrize("level", LEVELS[1:])
 def test_awm_has_the_expected_gradient_of_its_log_probability(monkeypatch, level):
     """−E[A·grad log p], log p = −(v − v*)² = −u²/sigma²."""
-    trainer = AWM(kl=0.0, max_advantage=500.0, weighting="uniform")
+    trainer = AWM(kl=0.0, kl_ema=0.0, max_advantage=500.0, weighting="uniform")
     found, slope, covariance, _ = matched(monkeypatch, trainer, level)
     assert found == pytest.approx(2 * slope * covariance / level.sigma**2 / 500, rel=1e-8)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import sampler
 from sampler import registry
@@ -17,7 +18,12 @@ from sampler.objectives import group_advantages as group_advantages_of
 from sampler.training import checkpoint, group_advantages
 from sampler.training.averages import Average, Averaged, warm_decay
 from sampler.training.batches import batch
-from sampler.training.matching.levels import flow_sigma, level_at, matching_levels
+from sampler.training.matching.levels import (
+    flow_sigma,
+    grid_levels,
+    level_at,
+    matching_levels,
+)
 from sampler.training.matching.trainers import AWM, NFT
 from sampler.training.matching.update import Matching, predict_at
 from sampler.training.online import Collected, sampled
@@ -112,7 +118,7 @@ def test_nft_at_the_old_weights_weighs_the_denoising_gradient_by_2r_minus_1(beta
 def test_awm_has_the_gradient_of_its_clipped_ratio(average, monkeypatch):
     """Off policy; one ratio of all levels is built one level at a time. A KL to the base model."""
     weights = Weights(new=(0.3, -0.2), old=(0.35, -0.1))
-    trainer = AWM(average=average, kl=0.7, clip_range=0.01, kl_law="elbo")
+    trainer = AWM(average=average, kl=0.7, clip_range=0.01, kl_law="elbo", kl_ema=0.0)
     ours, metrics, x0 = gradient(trainer, weights, monkeypatch)
     theta, old, base = weights.theta, weights.averages["old"].values["theta"], (0.1, 0.4)
     ratios, kl = [], 0
@@ -179,8 +185,8 @@ def test_awm_is_pulled_to_its_average(monkeypatch):
     found = []
     for kl_ema in (0.0, 0.5):
         weights = Weights(new=(0.3, -0.2), old=(0.35, -0.1))
-        weights.averages["ema"] = Average.of(weights.parameters)
-        weights.averages["ema"].values["theta"] = torch.tensor([0.2, 0.1], dtype=torch.float64)
+        weights.averages["recent"] = Average.of(weights.parameters)
+        weights.averages["recent"].values["theta"] = torch.tensor([0.2, 0.1], dtype=torch.float64)
         trainer = AWM(kl=0.0, kl_ema=kl_ema, kl_law="elbo")
         ours, metrics, x0 = gradient(trainer, weights, monkeypatch)
         found.append(ours)
@@ -193,12 +199,45 @@ def test_awm_is_pulled_to_its_average(monkeypatch):
     assert metrics["kl_ema"].min() > 0 and "kl" not in metrics
 
 
-def test_the_average_of_kl_ema_is_that_of_the_settings(tmp_path):
-    spec = {**world.TRAINERS["awm"], "kl_ema": 1.0}
-    report = world.tune(world.engine(), tmp_path, spec, updates=2, ema=0.5)
-    assert report.log[1]["kl_ema"] > 0
-    with pytest.raises(ValueError, match="kl_ema = 1 is the weight .* set fit.ema"):
-        world.tune(world.engine(), tmp_path / "none", spec, updates=1)
+def test_the_average_of_kl_ema_follows_recent_weights(tmp_path):
+    """By 0.001 per optimiser step so far, whatever fit.ema is; none is kept without the weight."""
+    engine, spec = world.engine(), {**world.TRAINERS["awm"], "passes": 2}
+    report = world.tune(engine, tmp_path, spec, updates=2, checkpoint_every=1, ema=0.5)
+    assert report.log[0]["kl_ema"] > 0  # after the first step of the update
+    before, after = (_checkpoint(tmp_path, update).adapter for update in (1, 2))
+    for key in (k for k in after if not k.startswith(("old.", "recent.", "ema."))):
+        wanted = 0.004 * before[f"recent.{key}"] + 0.996 * after[key]
+        torch.testing.assert_close(after[f"recent.{key}"], wanted)
+    assert AWM().decays(299)["recent"] == 0.299 and AWM().decays(400)["recent"] == 0.3
+    for path in (tmp_path / "checkpoints").glob("*/adapter.safetensors"):
+        kept = {k: v for k, v in load_file(path).items() if not k.startswith("recent.")}
+        save_file(kept, path)
+    with pytest.raises(sampler.SamplerError, match="lacks the average 'recent'") as error:
+        world.tune(engine, tmp_path, spec, updates=3, checkpoint_every=1, ema=0.5)
+    assert error.value.code == 4
+    spec |= {"kl_ema": 0.0, "passes": 1}
+    report = world.tune(engine, tmp_path / "none", spec, updates=1)
+    assert "kl_ema" not in report.log[0]
+    assert not [k for k in _checkpoint(tmp_path / "none", 1).adapter if k.startswith("recent.")]
+
+
+def test_defaults_are_the_authors():
+    """config/nft.py of DiffusionNFT and config/dgx_awm.py of advantage_weighted_matching."""
+    nft, awm = NFT(), AWM()
+    assert (nft.memory, nft.beta, nft.kl, nft.mode, nft.max_advantage) == (
+        "slow",
+        1,
+        1e-4,
+        "all",
+        5,
+    )
+    assert (awm.memory, awm.average, awm.kl_ema, awm.clip_range) == ("on_policy", "each", 1, 1)
+    assert (awm.weighting, awm.power, awm.times, awm.defaults.steps) == ("ghuber", 0.25, 6, 14)
+    engine = world.engine()
+    method = registry.build("sampler", "ddim")
+    session = Session(engine, None, method, engine.guidance, 14, (16, 16), 2)
+    grid = engine.pipeline.grid(14, (16, 16))
+    assert grid_levels(session, awm.low, awm.high) == list(grid[1:12])
 
 
 TWO = {"name": "sum", "rewards": ["brightness", "colourfulness"], "weights": [1.0, 0.01]}
@@ -300,8 +339,6 @@ def test_old_weights_follow_at_their_pace(tmp_path, memory):
 
 
 def _checkpoint(out, update):
-    from safetensors.torch import load_file
-
     folder = out / "checkpoints" / f"{update:06d}"
     state = json.loads((folder / "state.json").read_text())
     return checkpoint.Checkpoint(update, load_file(folder / "adapter.safetensors"), {}, state)
@@ -348,7 +385,8 @@ def test_an_update_keeps_the_graph_of_one_forward_pass(build, name):
     engine = world.engine(build)
     network = engine.pipeline.network
     with adapted(network, 2, 2, ["to_q", "to_v"], 0) as adapter:
-        trained = Averaged(adapter, {"old": Average.of(adapter.parameters)})
+        averages = {name: Average.of(adapter.parameters) for name in ("old", "recent")}
+        trained = Averaged(adapter, averages)
         for parameter in adapter.parameters.values():
             parameter.data.add_(0.01)
         sizes = []
@@ -403,8 +441,8 @@ def test_groups_of_gdpo_are_equal_where_every_part_is(tmp_path, name):
         assert record["flat_groups"] == flat
 
 
-@pytest.mark.parametrize("name", ["nft", "awm"])
-def test_an_update_evaluates_what_its_loss_needs(name):
+@pytest.mark.parametrize(("name", "average"), [("nft", ""), ("awm", "each"), ("awm", "levels")])
+def test_an_update_evaluates_what_its_loss_needs(name, average):
     """On policy and without KL the same calls as plain training, one forward pass per level.
 
     References have no graph: the base model's with a KL, those of old weights that are others.
@@ -430,7 +468,9 @@ def test_an_update_evaluates_what_its_loss_needs(name):
         seen = {}
         for moved in (False, True):
             for kl in (0.0, 1e-3):
-                trainer = registry.build("trainer", {"name": name, "times": 3, "kl": kl})
+                spec = {"name": name, "times": 3, "kl": kl}
+                spec |= {"kl_ema": 0.0, "average": average} if name == "awm" else {}
+                trainer = registry.build("trainer", spec)
                 calls.clear()
                 for loss, _ in Matching(trainer, session).losses(rows, collected, torch.ones(2)):
                     loss.sum().backward()
@@ -440,7 +480,7 @@ def test_an_update_evaluates_what_its_loss_needs(name):
             for parameter in adapter.parameters.values():
                 parameter.data.add_(0.01)
         network.forward = forward
-    joint = 6 if name == "awm" else 0  # the mean log-ratio of all levels comes first
+    joint = 6 if average == "levels" else 0  # the mean log-ratio of all levels comes first
     assert seen == {
         (False, False): (3, 0), (False, True): (3, 3),
         (True, False): (3, 3 + joint), (True, True): (3, 6 + joint),

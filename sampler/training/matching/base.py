@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import DocInfo, Ge
 
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from sampler.training.session import Session
     from sampler.types import Level, Prediction
 
+Memory = Literal["on_policy", "slow", "fast"]
+
 
 @dataclass(frozen=True)
 class Matched:
     """Predictions for B noised samples at one level.
 
-    new has the graph; old, base and ema are those of the weights that sampled, of the base model
-    and of the average of `fit.ema`, None where they are not needed. x0, eps: what the samples were
+    new has the graph; old, base and recent are those of the weights that sampled, of the base model
+    and of the average "recent", None where they are not needed. x0, eps: what the samples were
     made of. joint: the mean log-ratio over all levels [B], where the trainer needs it.
     """
 
@@ -39,7 +41,7 @@ class Matched:
     eps: Tensor
     level: Level
     joint: Tensor | None = None
-    ema: Prediction | None = None
+    recent: Prediction | None = None
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,22 @@ class MatchingBase(ForwardBase):
     std: Literal["batch", "group", "none"] = "batch"
     advantages: Combine = "sum"
     max_advantage: Positive = 5.0
-    memory: Literal["on_policy", "slow", "fast"] = "on_policy"
+    memory: Memory = "on_policy"
     kl: Annotated[float, Ge(0), DocInfo("0 is off")] = 1e-4
-
-    averages: ClassVar[tuple[str, ...]] = ("old",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_combination(self.name, self.advantages, self.std)
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ("old",)
+
+    def decays(self, steps: int) -> dict[str, float]:
+        """Return the decays of the averages after a number of optimiser steps."""
+        from sampler.objectives import old_decay
+
+        return {"old": old_decay(steps, self.memory)}
 
     def check(self, session: Session) -> None:
         super().check(session)
@@ -112,8 +122,8 @@ class MatchingBase(ForwardBase):
         return {"steps": 0}
 
     @property
-    def averaged_kl(self) -> float:
-        """Weight of the distance to the average of `fit.ema`, in the law of that to the base."""
+    def recent_kl(self) -> float:
+        """Weight of the distance to the average "recent", in the law of that to the base."""
         return 0.0
 
     def loss(self, matched: Matched, advantage: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sampler import registry
 from sampler.core.noise import Noise
-from sampler.objectives import old_decay, output_distance
+from sampler.objectives import output_distance
 from sampler.training.averages import Average
 from sampler.training.batches import Batch
 from sampler.training.group_advantages import combined_advantages, flat_rows
@@ -66,8 +66,9 @@ class Matching:
         return advantages.clamp(-limit, limit), {"steps": state["steps"] + steps}
 
     def after(self, state: Any) -> None:
-        """Move the old weights towards the new ones, after the last optimiser step."""
-        self.old.follow(old_decay(state["steps"], self.trainer.memory))
+        """Move the averages towards the new weights, after the last optimiser step."""
+        for name, decay in self.trainer.decays(state["steps"]).items():
+            self.session.trainable.averages[name].follow(decay)
 
     def losses(
         self, batch: Batch, collected: Collected, weights: Tensor
@@ -86,7 +87,7 @@ class Matching:
                 "deviation": output_distance(matched.new, matched.old).detach(),
                 "x0_norm": collected.x0.square().flatten(1).mean(1),
             }
-            pulls = ((trainer.kl, trainer.averaged_kl), (matched.base, matched.ema))
+            pulls = ((trainer.kl, trainer.recent_kl), (matched.base, matched.recent))
             for name, factor, pred in zip(("kl", "kl_ema"), *pulls, strict=True):
                 if pred is not None:
                     distance = trainer.pull(matched.new, pred)
@@ -98,7 +99,7 @@ class Matching:
         """Return the mean log-ratio over all levels [B], where the trainer needs it."""
         if not self.trainer.joint or len(levels) == 1:
             return None
-        if self._unchanged():
+        if _unchanged(self.old):
             return torch.zeros(len(collected.rows)).to(collected.x0)
         ratios = []
         with torch.no_grad():
@@ -123,21 +124,19 @@ class Matching:
         x0 = collected.x0
         eps = Noise(collected.run.snapshot.seeds).draw(number, x0, "renoise")
         x = level.alpha * x0 + level.sigma * eps
-        same = self._unchanged()
-        old = None if same else self._reference(collected, x, level, self.old.in_place())
-        base = ema = None
+        names = ("old", *(("recent",) if based and self.trainer.recent_kl else ()))
+        averages = {name: self.session.trainable.averages[name] for name in names}
+        known: dict[str, Prediction] = {}
+        for name, average in averages.items():
+            if not _unchanged(average):
+                known[name] = self._reference(collected, x, level, average.in_place())
+        base = None
         if based and self.trainer.kl:
             base = self._reference(collected, x, level, self.session.reference())
-        if based and self.trainer.averaged_kl:
-            average: Average = self.session.trainable.averages["ema"]
-            ema = self._reference(collected, x, level, average.in_place())
         new = self._predict(collected, x, level)
-        before = _detached(new) if old is None else old
-        return Matched(new, before, base, x0, eps, level, joint, ema)
-
-    def _unchanged(self) -> bool:
-        """True where the trained weights are the old ones, as in a first on-policy step."""
-        return all(torch.equal(self.old.parameters[k], v) for k, v in self.old.values.items())
+        for name in averages:
+            known.setdefault(name, _detached(new))
+        return Matched(new, known["old"], base, x0, eps, level, joint, known.get("recent"))
 
     def _reference(
         self, collected: Collected, x: Tensor, level: Level, place: AbstractContextManager[None]
@@ -166,6 +165,11 @@ def predict_at(
     asked = rule or registry.build("guidance", "none")
     start = Snapshot(0, x, (), asked.start(cond), seeds, (0,) * len(x))
     return session.engine.predict(start, Span(0, level, level), cond, asked)[0]
+
+
+def _unchanged(average: Average) -> bool:
+    """Return True where the trained weights are those of an average, as in a first step."""
+    return all(torch.equal(average.parameters[k], v) for k, v in average.values.items())
 
 
 def _detached(pred: Prediction) -> Prediction:
