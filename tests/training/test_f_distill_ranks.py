@@ -1,12 +1,9 @@
 """Two gloo processes distil what one does."""
 
-import os
-import socket
-
 import pytest
-from accelerate.state import AcceleratorState
 
 from sampler.training import checkpoint
+from tests.processes import in_ranks
 from tests.training import world
 from tests.training.test_f_distill import LORAS, OWN, tune
 from tests.training.test_fit import flat_moment
@@ -21,31 +18,9 @@ def run(out, trainer):
     tune(world.engine(), out, 2, trainer={"divergence": "kl", "bins": 1, **trainer}, **OPTIONS)
 
 
-def as_rank(rank, port, out, trainer):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    AcceleratorState._reset_state(True)
-    run(out, trainer)
-    assert AcceleratorState().num_processes == 2
-
-
 @pytest.mark.parametrize("trainer", [{}, {**OWN, **LORAS}], ids=["renoised", "own lora"])
 def test_two_processes_have_the_gradients_of_one(tmp_path, trainer):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    children = []
-    for rank in (0, 1):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                as_rank(rank, port, tmp_path / "two", trainer)
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert in_ranks(lambda: run(tmp_path / "two", trainer)) == [0, 0]
     run(tmp_path / "one", trainer)
     ours, theirs = flat_moment(tmp_path / "two"), flat_moment(tmp_path / "one")
     assert (ours - theirs).norm() <= 1e-6 * theirs.norm() > 0

@@ -3,16 +3,15 @@
 import math
 import os
 import random
-import socket
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 import sampler.core.durable as durable
 from sampler.training import checkpoint
 from sampler.training.journal import Journal
 from sampler.workers.prompt_file import ConditionFile
+from tests.processes import in_ranks
 from tests.training import faults, world
 from tests.training.test_fit import flat_moment
 
@@ -107,37 +106,18 @@ def test_every_trainer_goes_on_bit_equal_where_it_is_killed(tmp_path, name):
     assert not [*cut.glob("text_cache/*")]
 
 
-def ranks(outs):
-    """Two forked processes, as torchrun would start them; every trainer once. Exit statuses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free_port = str(probe.getsockname()[1])
-    children = []
-    for rank in (0, 1):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}
-                AcceleratorState._reset_state(True)
-                for trainer, out in outs.items():
-                    faults.main(str(out), 1, trainer, micro=1)
-                assert AcceleratorState().num_processes == 2
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    return [os.waitpid(child, 0)[1] for child in children]
-
-
 def test_two_processes_have_the_gradient_of_one(tmp_path):
     """Over gloo; the rows are cut into micro-batches of one in both cases."""
     outs = {
         trainer: tmp_path / trainer
         for trainer in ("alignprop", "ddpo", "nft", "awm", "grpo", "dpo", "srpo")
     }
-    assert ranks(outs) == [0, 0]
+
+    def every_trainer():
+        for trainer, out in outs.items():
+            faults.main(str(out), 1, trainer, micro=1)
+
+    assert in_ranks(every_trainer) == [0, 0]
     for trainer, two in outs.items():
         one = tmp_path / f"one-{trainer}"
         faults.main(str(one), 1, trainer, micro=1)
