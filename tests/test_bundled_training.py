@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from sampler.bundled import FOLDER, judge
 from scripts.bundled import checkpoint as bundled_checkpoint
+from scripts.bundled import tasks, train_judge
 from scripts.bundled import train as train_bundled
-from scripts.bundled import train_judge
 from scripts.bundled.classifier_task import ClassifierTask
 from scripts.bundled.emoji_data import EmojiData, draw_sprites
 from scripts.bundled.loop import Plan, averaged, train
@@ -89,7 +89,7 @@ def unet_task(data, folder):
     tokenizer = tokenizer_for(data, FOLDER / "pipeline" / "tokenizer")
     latents = Latents(data, new_vae().eval(), 64, 0, folder / "latents.safetensors")
     unet, text = new_unet(WEAK_WIDTHS), new_text_encoder(tokenizer)
-    return UnetTask(latents, unet, text, tokenizer, 4, 0)
+    return UnetTask(latents, unet, text, tokenizer, 2, 0)
 
 
 def sd3_parts(tokenizer):
@@ -105,7 +105,7 @@ def sd3_task(data, folder):
     latents = Latents(data, teacher.vae, 64, 0, folder / "latents.safetensors")
     parts = sd3_parts(teacher.tokenizer)
     parts["transformer"].set_attn_processor(RepeatedTokenAttention())
-    return Sd3Task(latents, parts, teacher, teacher.tokenizer, 4, 0)
+    return Sd3Task(latents, parts, teacher, teacher.tokenizer, 2, 0)
 
 
 def test_one_token_stands_for_the_256_of_the_stock_pipeline():
@@ -151,20 +151,21 @@ def test_the_target_is_the_velocity_of_the_bundled_model(data, tmp_path):
 
 def vae_task(data, folder):
     torch.manual_seed(3)
-    return VaeTask(data, new_vae(), 4, 0)
+    return VaeTask(data, new_vae(), 2, 0)
 
 
 def classifier_task(data, folder):
-    return ClassifierTask(data, 4, 0)
+    return ClassifierTask(data, 2, 0)
 
 
 def judge_task(data, folder):
-    return ClassifierTask(data, 4, 11, judge.Judge, autocast=False)
+    return ClassifierTask(data, 2, 11, judge.Judge, autocast=False)
 
 
 @pytest.mark.parametrize("make", [vae_task, classifier_task, judge_task, unet_task, sd3_task])
-def test_an_interrupted_run_resumes_bit_for_bit(make, data, tmp_path):
-    plan = Plan(1e-3, images=24, batch_size=4, warmup=2, checkpoint_steps=2)
+def test_an_interrupted_run_resumes_bit_for_bit(make, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "GRID", 2)
+    plan = Plan(1e-3, images=12, batch_size=2, warmup=2, checkpoint_steps=2)
     whole = train(make(data, tmp_path), plan, tmp_path / "whole")
 
     def fail(step):
@@ -219,7 +220,7 @@ def losses_written(folder):
 
 
 def test_a_checkpoint_is_complete_before_it_has_its_name(data, tmp_path, monkeypatch):
-    plan = Plan(1e-3, images=8, batch_size=4, checkpoint_steps=1)
+    plan = Plan(1e-3, images=4, batch_size=2, checkpoint_steps=1)
 
     def fail(path):
         raise OSError("no space left")
@@ -230,7 +231,9 @@ def test_a_checkpoint_is_complete_before_it_has_its_name(data, tmp_path, monkeyp
     assert list((tmp_path / "run").glob("checkpoint-*")) == []
 
 
-def test_all_stages_make_a_bundle_that_loads_and_is_reported(sprites, tmp_path):
+def test_all_stages_make_a_bundle_that_loads_and_is_reported(sprites, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "MEASURED", 64)
+    monkeypatch.setattr(tasks, "GRID", 4)
     app = Typer()
     app.command()(train_bundled.main)
     common = ["--data", str(sprites), "--out", str(tmp_path), "--batch-size", "4", "--seed", "1"]

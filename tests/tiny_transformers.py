@@ -7,6 +7,8 @@ pipelines take that as given.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from diffusers import (
     AuraFlowPipeline,
@@ -108,13 +110,13 @@ def gemma_tokenizer():
     return GemmaTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
 
 
-def language(config, tokenizer, layers=3):
+def language(config, tokenizer, layers=3, heads=2):
     return config(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=layers,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         num_key_value_heads=1,
         head_dim=8,
         max_position_embeddings=1024,
@@ -169,6 +171,9 @@ def aura_flow(scheduler=None):
 @seeded
 def sana(scheduler=None):
     tokenizer = gemma_tokenizer()
+    # A token for each line of the instruction before a prompt, which is a thousand letters.
+    arguments = inspect.signature(SanaPipeline.__call__).parameters
+    tokenizer.add_tokens(arguments["complex_human_instruction"].default)
     return SanaPipeline(
         tokenizer=tokenizer,
         text_encoder=Gemma2Model(language(Gemma2Config, tokenizer)),
@@ -429,7 +434,7 @@ def _flux2_parts(scheduler, guidance_embeds):
     return {
         "scheduler": scheduler or flow(**DYNAMIC),
         "vae": vae,
-        "text_encoder": Qwen3Model(language(Qwen3Config, tokenizer, layers=31)),
+        "text_encoder": Qwen3Model(language(Qwen3Config, tokenizer, layers=31, heads=1)),
         "tokenizer": tokenizer,
         "transformer": Flux2Transformer2DModel(
             in_channels=16,

@@ -23,6 +23,10 @@ from scripts.bundled.networks import new_scheduler, plain_attention
 
 CACHED = 1_000_081
 """Added to the training seed for the cached latents' composites."""
+GRID = 32
+"""Pictures of a grid, which shows what is learnt."""
+MEASURED = 1024
+"""Composites whose latents decide the scaling factor."""
 
 
 class VaeTask:
@@ -50,18 +54,25 @@ class VaeTask:
 
     @torch.no_grad()
     def pictures(self, modules: nn.ModuleDict) -> Tensor | None:
-        """Return reconstructions of 32 composites."""
-        images = self.data.batch(32, self.seed, 0, 2).images
+        """Return reconstructions of `GRID` composites."""
+        images = self.data.batch(GRID, self.seed, 0, 2).images
         vae: Any = modules["vae"]
         return (vae.decode(vae.encode(images).latents).sample + 1) / 2
 
 
 @torch.no_grad()
 def latent_scale(vae: AutoencoderTiny, data: EmojiData, seed: int) -> float:
-    """Return 1 / std of the latents of 1024 composites: the pipeline's scaling factor."""
-    keys = range(4)
-    latents = [vae.encode(data.batch(256, seed, i, 3).images).latents for i in keys]  # pyright: ignore[reportAttributeAccessIssue]
+    """Return 1 / std of the latents of `MEASURED` composites: the pipeline's scaling factor."""
+    size = min(256, MEASURED)
+    keys = range(MEASURED // size)
+    latents = [vae.encode(data.batch(size, seed, i, 3).images).latents for i in keys]  # pyright: ignore[reportAttributeAccessIssue]
     return float(1 / torch.cat(latents).std())
+
+
+def grid_captions(data: EmojiData) -> list[str]:
+    """Return captions for a grid, of concepts at even distances."""
+    named = [f"a {name} on a blue background" for name in data.concepts]
+    return named[:: max(1, len(named) // GRID)][:GRID]
 
 
 class Latents:

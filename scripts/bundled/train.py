@@ -49,7 +49,7 @@ from scripts.bundled.sd3_task import (
     new_transformer,
 )
 from scripts.bundled.sd3_task import new_text_encoder as new_sd3_text_encoder
-from scripts.bundled.tasks import Latents, UnetTask, VaeTask, latent_scale
+from scripts.bundled.tasks import Latents, UnetTask, VaeTask, grid_captions, latent_scale
 from scripts.bundled.tokenizer import tokenizer_for
 
 
@@ -146,8 +146,7 @@ def run_unet(job: Job, plan: Plan, *, weak: bool) -> None:
     def draw(modules: nn.ModuleDict) -> Tensor:
         encoder = modules["text_encoder"] if "text_encoder" in modules else text
         pipeline = assembled(vae, encoder, tokenizer, modules["unet"], new_scheduler())
-        named = [f"a {name} on a blue background" for name in job.data.concepts]
-        return generate(pipeline, named[:: max(1, len(named) // 32)][:32], Settings(steps=10))
+        return generate(pipeline, grid_captions(job.data), Settings(steps=10))
 
     if job.compiled:
         unet.compile()
@@ -181,8 +180,7 @@ def run_sd3(job: Job, plan: Plan) -> None:
         plain = new_transformer().eval()
         plain.load_state_dict(modules["transformer"].state_dict())
         pipeline = assembled_sd3(dict(modules.items()) | {"transformer": plain}, vae, tokenizer)
-        named = [f"a {name} on a blue background" for name in job.data.concepts]
-        return generate(pipeline, named[:: max(1, len(named) // 32)][:32], Settings(steps=10))
+        return generate(pipeline, grid_captions(job.data), Settings(steps=10))
 
     latents = Latents(job.data, vae, job.latents, job.seed, job.out / "latents.safetensors")  # pyright: ignore[reportArgumentType]
     task = Sd3Task(latents, parts, teacher, tokenizer, plan.batch_size, job.seed, draw=draw)

@@ -63,7 +63,7 @@ def test_in_the_engine(build, rule, count):
     pipe = build()
     engine = sampler.load(pipe)
     adapter = engine.pipeline
-    spy, size = Spy(adapter.network), (64, 64)
+    spy, size = Spy(adapter.network), (32, 32)
     with torch.no_grad():
         cond = adapter.encode(prompts(count), [""] * count, True, size)
         draw = torch.Generator().manual_seed(5)

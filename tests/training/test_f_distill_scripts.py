@@ -7,7 +7,9 @@ import torch
 from typer.testing import CliRunner
 
 import sampler
+from sampler import bundled
 from sampler.pipelines.stable_diffusion import scale_embedding
+from scripts.bundled import distill_student
 from scripts.bundled.distill_student import app, few_step_network
 from scripts.bundled.emoji_data import draw_sprites
 from scripts.study import four_steps
@@ -29,9 +31,10 @@ def call(*arguments):
     return done.output
 
 
-def test_train_pauses_goes_on_and_is_packed(sprites, tmp_path):
+def test_train_pauses_goes_on_and_is_packed(sprites, tmp_path, monkeypatch):
+    monkeypatch.setattr(distill_student, "prompts", lambda count: bundled.prompts(2))
     out = tmp_path / "run"
-    few = ["--updates", 4, "--warmup", 1, "--pairs", 2, "--images", 64, "--every", 2]
+    few = ["--updates", 4, "--warmup", 1, "--pairs", 2, "--images", 64, "--every", 2, "--batch", 4]
     train = ["train", "--data", sprites, "--out", out, *few]
     assert "paused" in call(*train, "--minutes", 0)
     assert not (out / "student").exists()
