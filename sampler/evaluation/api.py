@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sampler.core.durable import make_folder
-from sampler.evaluation.compare import rows_of
+from sampler.evaluation.compare import DRIFT, equal_numbers, rows_of, shared, twins
 from sampler.evaluation.features import FEW
 from sampler.evaluation.parse import scorers_from, with_standard_scorers
 from sampler.evaluation.pictures import PictureSet, open_pictures
@@ -35,7 +35,8 @@ def evaluate(
     scorers: names (of rewards, "judge", "frechet:reference=FOLDER", ...), mappings, rewards, or
         functions (images, prompts) -> scores. Saturation, clipped values, sharpness and, with
         several images per prompt, diversity are always added.
-    against: images of another setting; the paired difference of both is reported.
+    against: images of another setting; the paired difference of both is reported, over what they
+        share: images of equal prompt and seed, or else equal prompts.
     out: folder for eval.md, eval.json, eval.csv and scores; by default the run folder, and none for
         a folder of other images.
     progress: called as progress(images scored, images) while scorers run.
@@ -51,23 +52,30 @@ def evaluate(
     chosen, tick = with_standard_scorers(given), progress or (lambda done, total: None)
     first = open_pictures(images)
     second = None if against is None else open_pictures(against)
+    measured: tuple[list[int], list[int]] = [], []
+    if second is not None:
+        measured = equal_numbers(first.pictures, second.pictures)
     keep = first.folder if out is None else Path(out).expanduser()
     if keep is not None:
         make_folder(keep)
-    scored = score_set(first, chosen, keep, tick)
-    other = None if second is None else score_set(second, chosen, second.folder, tick)
+    scored = score_set(first, chosen, keep, tick, measured[0])
+    other = None
+    if second is not None:
+        other = score_set(second, chosen, second.folder, tick, measured[1])
     rows = rows_of(scored, other)
     notes = [*first.notes, *(second.notes if second else ())]
-    if scored.sets and len(first.pictures) < FEW:
+    count = len(scored.measured or first.pictures)
+    if scored.sets and count < FEW:
         notes.append(
             f"distances of sets are biased below {FEW:,} images: compare them at equal numbers, "
-            f"here {len(first.pictures)}"
+            f"here {count}"
         )
     if rows[0].prompts < FEW_PROMPTS:
         few = rows[0].prompts
         notes.append(f"intervals over fewer than {FEW_PROMPTS} prompts are too narrow, here {few}")
     if second is not None:
-        notes += _unpaired(first, second, rows[0].images)
+        drift = next((row.images for row in rows if row.scorer == DRIFT), 0)
+        notes += [*_unpaired(first, second), *_without_drift(first, second, drift)]
     facts = {**_facts(first), "scorers": scored.fingerprints}
     if second is not None:
         facts["against"] = _facts(second)
@@ -95,12 +103,24 @@ def _facts(source: PictureSet) -> dict[str, Any]:
     return facts
 
 
-def _unpaired(first: PictureSet, second: PictureSet, kept: int) -> list[str]:
+def _unpaired(first: PictureSet, second: PictureSet) -> list[str]:
     """Notes on images that have no partner in the other set."""
     notes = []
-    if left := len(first.pictures) - kept:
-        notes.append(f"{left} of {len(first.pictures)} images have no partner in {second.where}")
-    seeds = {(p.cluster, p.seed) for p in first.pictures}
-    if not any((p.cluster, p.seed) in seeds for p in second.pictures):
+    sides, kept = (first, second), shared(first.pictures, second.pictures)
+    for side, rows, other in zip(sides, kept, reversed(sides), strict=True):
+        if left := len(side.pictures) - len(rows):
+            notes.append(
+                f"{left} of {len(side.pictures)} images of {side.where} have no partner in "
+                f"{other.where}"
+            )
+    if not {p.pair for p in first.pictures} & {p.pair for p in second.pictures}:
         notes.append("no seed is shared, so that pairs are prompts and intervals are wider")
     return notes
+
+
+def _without_drift(first: PictureSet, second: PictureSet, images: int) -> list[str]:
+    """Note on pairs of images whose pixels cannot be compared; images: those with a drift."""
+    pairs = len(twins(first.pictures, second.pictures))
+    if pairs == images:
+        return []
+    return [f"{pairs - images} of {pairs} pairs of images have no drift, since their sizes differ"]

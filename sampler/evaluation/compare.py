@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,8 +64,8 @@ class Row:
 def rows_of(scored: Scored, other: Scored | None = None) -> list[Row]:
     """Build the rows of an evaluation, in the order of its scorers.
 
-    With another run, both are cut to what they share: images of equal prompt and seed, or else
-    equal prompts. Raises UsageError where they share nothing.
+    With another run, both are cut to what they share (see `shared`). Raises UsageError where they
+    share nothing.
     """
     if other is None:
         return [*_alone(scored)]
@@ -79,11 +80,10 @@ def rows_of(scored: Scored, other: Scored | None = None) -> list[Row]:
     for name, values in scored.prompts.items():
         if both := sorted(set(values) & set(other.prompts.get(name, {}))):
             sides = [{k: side[k] for k in both} for side in (values, other.prompts[name])]
-            rows.append(_compared(name, sides[0], sides[1], len(own)))
+            rows.append(_compared(name, sides[0], sides[1], len(scored.measured or own)))
     for name, value in scored.sets.items():
-        count = len(scored.source.pictures)
-        rows.append(Row(name, value, None, len(scored.source.prompts), count, other.sets[name]))
-    return [*rows, *_drift(scored, other, own, others)]
+        rows.append(replace(_of_set(scored, name, value), other=other.sets[name]))
+    return [*rows, *_drift(scored.source.pictures, other.source.pictures)]
 
 
 def _alone(scored: Scored) -> list[Row]:
@@ -98,17 +98,21 @@ def _alone(scored: Scored) -> list[Row]:
         means = [*by_prompt.values()]
         average = sum(means) / len(means)
         rows.append(Row(name, average, interval(means), len(means), len(pictures)))
-    for name, value in scored.sets.items():
-        rows.append(Row(name, value, None, len(scored.source.prompts), len(pictures)))
-    return rows
+    return [*rows, *(_of_set(scored, name, value) for name, value in scored.sets.items())]
+
+
+def _of_set(scored: Scored, name: str, value: float | None) -> Row:
+    pictures = scored.source.pictures
+    measured = [pictures[i] for i in scored.measured] or pictures
+    return Row(name, value, None, len({p.cluster for p in measured}), len(measured))
 
 
 def shared(first: Sequence[Picture], second: Sequence[Picture]) -> tuple[list[int], list[int]]:
-    """Rows of two sets that can be compared: of equal (prompt, seed), else of equal prompt.
+    """Rows of two sets that can be compared: of equal prompt and seed, else of equal prompt.
 
-    Images without a prompt are matched by their file name. Raises UsageError for none.
+    File names stand for prompts and seeds that are not known. Raises UsageError for none.
     """
-    for key in (lambda p: (p.cluster, p.seed), lambda p: p.cluster):
+    for key in (lambda p: p.pair, lambda p: p.cluster):
         keys = [[key(p) for p in pictures] for pictures in (first, second)]
         both = set(keys[0]) & set(keys[1])
         if both:
@@ -118,6 +122,31 @@ def shared(first: Sequence[Picture], second: Sequence[Picture]) -> tuple[list[in
         "The two sets share no prompt and no file name, so that nothing can be compared in pairs: "
         "generate both from the same prompts."
     )
+
+
+def equal_numbers(
+    first: Sequence[Picture], second: Sequence[Picture]
+) -> tuple[list[int], list[int]]:
+    """Rows of two sets that can be compared, cut to the first ones of every prompt of which both
+    have as many: measures of sets depend on the number of images."""
+    sides = first, second
+    rows = shared(*sides)
+    counts = [Counter(side[i].cluster for i in own) for side, own in zip(sides, rows, strict=True)]
+    left = [counts[0] & counts[1], counts[0] & counts[1]]
+    found: tuple[list[int], list[int]] = [], []
+    for side, own, wanted, kept in zip(sides, rows, left, found, strict=True):
+        for i in own:
+            if wanted[side[i].cluster] > 0:
+                wanted[side[i].cluster] -= 1
+                kept.append(i)
+    return found
+
+
+def twins(first: Sequence[Picture], second: Sequence[Picture]) -> list[tuple[Picture, Picture]]:
+    """Images of equal prompt and seed, of which the second set has one."""
+    counts = Counter(p.pair for p in second)
+    single = {p.pair: p for p in second if counts[p.pair] == 1}
+    return [(p, single[p.pair]) for p in first if p.pair in single]
 
 
 def _means(
@@ -151,17 +180,13 @@ def _in_order(weights: Mapping[str, float] | None, names: Iterable[str]) -> list
     return None if weights is None else [weights[name] for name in names]
 
 
-def _drift(scored: Scored, other: Scored, own: Sequence[int], others: Sequence[int]) -> list[Row]:
-    """Mean squared difference of the pixels of equal (prompt, seed), where sizes agree."""
-    matched = {(p.cluster, p.seed): p for p in (other.source.pictures[i] for i in others)}
+def _drift(first: Sequence[Picture], second: Sequence[Picture]) -> list[Row]:
+    """Mean squared difference of the pixels of images of equal prompt and seed, and of one size."""
     clusters, values = [], []
-    for picture in (scored.source.pictures[i] for i in own):
-        twin = matched.get((picture.cluster, picture.seed))
-        if twin is None:
-            continue
-        made = [images for _, images in batches([picture, twin])]
+    for pair in twins(first, second):
+        made = [images for _, images in batches(pair)]
         if len(made) == 1:  # of one size
-            clusters.append(picture.cluster)
+            clusters.append(pair[0].cluster)
             values.append(float(torch.mean((made[0][0] - made[0][1]) ** 2)))
     if not values:
         return []

@@ -42,6 +42,14 @@ class Picture:
         """Return the prompt, which its repeats share, or else its own name."""
         return self.name if self.prompt is None else self.prompt
 
+    @property
+    def pair(self) -> tuple[str, int | str]:
+        """Return what the same image of another setting shares: prompt and seed.
+
+        The name stands for a seed that is not known.
+        """
+        return self.cluster, self.name if self.seed is None else self.seed
+
 
 @dataclass(frozen=True)
 class PictureSet:

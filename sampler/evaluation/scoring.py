@@ -32,7 +32,7 @@ class Scored:
     images: by column, one number per image, NaN for one that has none; weights: by column, those of
     prompts in its mean, where they are not equal; prompts: by measure, {prompt: value}; sets: one
     number per measure of the whole set, None where it has too few images; fingerprints: of the
-    scorers.
+    scorers; measured: rows that measures of prompts and sets are of, all where it is empty.
     """
 
     source: PictureSet
@@ -41,6 +41,7 @@ class Scored:
     prompts: dict[str, dict[str, float]] = field(default_factory=dict)
     sets: dict[str, float | None] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    measured: Sequence[int] = ()
 
 
 @torch.no_grad()
@@ -49,14 +50,16 @@ def score_set(
     scorers: Sequence[Scorer],
     folder: Path | None = None,
     progress: Progress = lambda done, total: None,
+    measured: Sequence[int] = (),
 ) -> Scored:
-    """Score all images of a set; folder keeps the scores.
+    """Score all images of a set; folder keeps the scores; measured: as in `Scored`.
 
     Chunks of 16 images in the order of prompts and seeds go through a scorer together, always
     whole: a score does not depend on where an earlier evaluation was stopped.
     Raises UsageError for a scorer that reads prompts and images without one.
     """
-    found, own = Scored(source), [s for s in scorers if isinstance(s, ImageScorer)]
+    found = Scored(source, measured=measured)
+    own = [s for s in scorers if isinstance(s, ImageScorer)]
     unknown = [p.name for p in source.pictures if p.prompt is None]
     for scorer in own:
         if scorer.reads_prompt and unknown:
@@ -115,18 +118,20 @@ def batches(pictures: Sequence[Picture]) -> Iterator[tuple[list[Picture], Tensor
 def _measure(found: Scored, extractor: Extractor, measures: Sequence[SetMeasure]) -> None:
     """Compute measures of one feature space."""
     pictures = found.source.pictures
-    clusters = [picture.cluster for picture in pictures]
+    rows = [*(found.measured or range(len(pictures)))]
+    clusters = [pictures[row].cluster for row in rows]
     repeated = len(set(clusters)) < len(clusters)
     wanted = [m for m in measures if repeated or not m.by_prompt]
     if not wanted:
         return
     chunks = (pictures[k : k + CHUNK] for k in range(0, len(pictures), CHUNK))
     features = torch.cat([extractor(images) for part in chunks for _, images in batches(part)])
+    features = features[rows]
     for measure in wanted:
         found.fingerprints[measure.label] = measure.fingerprint()
         if measure.by_prompt:
             names, values = by_cluster(measure, clusters, features)
             found.prompts[measure.label] = dict(zip(names, values, strict=True))
         else:
-            enough = len(pictures) >= measure.smallest
+            enough = len(rows) >= measure.smallest
             found.sets[measure.label] = finite(measure.function(features)) if enough else None

@@ -214,13 +214,70 @@ def test_a_comparison_is_cut_to_what_both_have_and_says_so(runs, tmp_path):
     found = sampler.evaluate(runs / "four", "judge", against=part, out=tmp_path / "out")
     assert found["judge"].images == 6 and found["judge"].difference.mean == 0
     assert found["judge"].difference.ties == 3 and found["drift"].mean == 0
-    assert any("10 of 16 images have no partner" in note for note in found.notes)
+    assert any(f"10 of 16 images of {runs / 'four'} have no" in note for note in found.notes)
     assert not [*part.glob("scores-*")]  # a folder that is not ours
     for row in rows:
         row["seed"] += 1
     (part / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = sampler.evaluate(runs / "four", "judge", against=part, out=tmp_path / "out")
     assert any("no seed is shared" in note for note in found.notes)
+
+
+def made(place, keys, side=24, seed=0):
+    """A folder of noise with metadata.jsonl; keys: (prompt, seed), without a seed where None."""
+    place.mkdir()
+    draw, rows = np.random.default_rng(seed), []
+    for k, (prompt, own) in enumerate(keys):
+        pixels = draw.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{k}.png")
+        rows.append({"file_name": f"{k}.png", "prompt": prompt, "seed": own})
+    lines = (json.dumps({k: v for k, v in row.items() if v is not None}) for row in rows)
+    (place / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return place
+
+
+def test_images_without_seeds_are_paired_by_their_names(tmp_path):
+    first = made(tmp_path / "first", [(text, None) for text in "ab" for _ in range(3)])
+    found = sampler.evaluate(first, against=shutil.copytree(first, tmp_path / "copy"))
+    assert (found["drift"].mean, found["drift"].images) == (0, 6)
+    renamed = made(tmp_path / "renamed", [("c", None)] * 6 + [("a", None)] * 2)
+    found = sampler.evaluate(first, against=renamed)
+    assert any("no seed is shared" in note for note in found.notes)
+    with pytest.raises(KeyError):
+        found["drift"]
+
+
+def test_measures_of_sets_compare_equal_numbers_of_the_same_images(tmp_path):
+    """An effective number, and the distances of sets, depend on how many images there are."""
+    few = made(tmp_path / "few", [(text, k) for text in "ab" for k in range(2)])
+    many = made(tmp_path / "many", [(text, k) for text in "abc" for k in range(3)])
+    same = made(tmp_path / "same", [(text, k) for text in "ab" for k in range(2)], seed=1)
+    for text in "ab":
+        for k in range(2):
+            row = "ab".index(text) * 2 + k
+            shutil.copy(same / f"{row}.png", many / f"{'abc'.index(text) * 3 + k}.png")
+    scorers = ["frechet"]
+    wanted = sampler.evaluate(few, scorers, against=same)
+    for first, second, names in ((few, many, ("mean", "other")), (many, few, ("other", "mean"))):
+        found = sampler.evaluate(first, scorers, against=second)
+        for label in (f"{n}(bundled classifier)" for n in ("vendi", "diversity", "frechet")):
+            row = found[label]
+            for ours, name in zip(names, ("mean", "other"), strict=True):
+                assert getattr(row, ours) == pytest.approx(getattr(wanted[label], name), rel=1e-6)
+            assert (row.images, row.prompts) == (4, 2)
+        assert [note for note in found.notes if "no partner" in note] == [
+            f"5 of 9 images of {many} have no partner in {few}"
+        ]
+    unseeded = made(tmp_path / "unseeded", [(text, 10 + k) for text in "ab" for k in range(3)])
+    found = sampler.evaluate(few, scorers, against=unseeded)
+    assert found["vendi(bundled classifier)"].images == found["frechet(bundled classifier)"].images
+
+
+def test_pairs_of_other_sizes_have_no_drift_and_the_notes_say_so(tmp_path):
+    keys = [("a", 0), ("a", 1)]
+    first, larger = made(tmp_path / "first", keys), made(tmp_path / "larger", keys, side=32)
+    found = sampler.evaluate(first, against=larger)
+    assert "2 of 2 pairs of images have no drift, since their sizes differ" in found.notes
 
 
 def test_images_of_unknown_origin_are_scored_without_prompts(folder):
