@@ -42,7 +42,7 @@ def evaluate(
     progress: called as progress(images scored, images) while scorers run.
 
     The mean of a score is over prompts, of the mean of each prompt's images. The same call gives
-    the same bytes; known scores of images are read from the cache.
+    the same bytes; known scores of images are read from the cache, those of functions are not.
 
     Raises UsageError (2) for images and scorers that do not fit, ModelError (6) for missing
     weights.

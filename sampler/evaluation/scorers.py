@@ -18,7 +18,7 @@ from sampler.bundled import backgrounds, concepts
 from sampler.bundled.classifier import Logits
 from sampler.bundled.judge import load
 from sampler.core.errors import UsageError
-from sampler.rewards.base import FunctionReward, RewardBase
+from sampler.rewards.base import FunctionReward, RewardBase, as_reward
 from sampler.rewards.classify import named_label
 from sampler.rewards.scoring import score_parts
 from sampler.rewards.simple import named_colour
@@ -30,11 +30,13 @@ _CLIPPED = 0.005  # of 0 or 1, which is beyond 0.99 in [-1, 1]
 class ImageScorer:
     """A function of one image and its prompt, to one or more named columns.
 
-    label: of the first column; reads_prompt: images without a prompt are refused.
+    label: of the first column; reads_prompt: images without a prompt are refused; kept: scores are
+    read from a cache by `fingerprint`.
     """
 
     label: str
     reads_prompt: bool = False
+    kept: bool = True
 
     def check(self) -> None:
         """Load what the scorer needs. Raises SamplerError (6) for missing files."""
@@ -55,7 +57,10 @@ class ImageScorer:
 
 @dataclass
 class RewardScorer(ImageScorer):
-    """A reward; the parts of a composite one are columns of their own."""
+    """A reward; the parts of a composite one are columns of their own.
+
+    The scores of functions are not kept: they may depend on values that no source shows.
+    """
 
     reward: RewardBase
     label: str
@@ -70,6 +75,10 @@ class RewardScorer(ImageScorer):
     @property
     def reads_prompt(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.reward.reads_prompt
+
+    @property
+    def kept(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return not _has_code(registry.spec_of(self.reward))
 
     def check(self) -> None:
         self.reward.check()
@@ -156,13 +165,32 @@ def _index(names: Sequence[str], wanted: Sequence[str]) -> Tensor:
 
 def _described(reward: RewardBase) -> str:
     """Definition of a reward as text: its settings, or the source of its function."""
-    if isinstance(reward, FunctionReward):
-        try:
-            return inspect.getsource(reward.function)
-        except (OSError, TypeError):
-            return f"{reward.name} {type(reward.function).__qualname__}"
-    spec = registry.spec_of(reward)
-    return canonical(spec) if isinstance(spec, Mapping) else repr(spec)
+    spec = _plain(registry.spec_of(reward))
+    return canonical(spec) if isinstance(spec, Mapping) else str(spec)
+
+
+def _plain(value: Any) -> Any:
+    """Settings with functions replaced by their sources."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if not callable(value):
+        return value
+    function = value.function if isinstance(value, FunctionReward) else value
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return f"{as_reward(value).name} {type(function).__qualname__}"
+
+
+def _has_code(settings: Any) -> bool:
+    """Return True for settings with a function or an object of one's own."""
+    if isinstance(settings, Mapping):
+        return any(map(_has_code, settings.values()))
+    if isinstance(settings, (list, tuple)):
+        return any(map(_has_code, settings))
+    return callable(settings)
 
 
 def _modules(value: Any, depth: int = 3) -> list[nn.Module]:

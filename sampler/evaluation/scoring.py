@@ -71,7 +71,7 @@ def score_set(
         scorer.check()
     for scorer in own:
         found.fingerprints[scorer.label] = scorer.fingerprint
-        file = ScoreFile(folder, scorer.label, scorer.fingerprint)
+        file = ScoreFile(folder if scorer.kept else None, scorer.label, scorer.fingerprint)
         keys = [image_key(p.digest, p.prompt) for p in source.pictures]
         for first in range(0, len(keys), CHUNK):
             rows = range(first, min(first + CHUNK, len(keys)))

@@ -179,6 +179,41 @@ def test_a_regenerated_image_is_scored_again(run):
     assert sum(a != b for a, b in zip(first, second, strict=True)) == 1 and max(second) == 1
 
 
+def test_a_function_is_called_again_since_its_source_does_not_tell_its_values(tmp_path):
+    """A partial, a closure, an object with values, and each of them inside a composite reward."""
+
+    def level(images, prompts, value):
+        return images.new_full((len(images),), value)
+
+    def closure(value):
+        def scorer(images, prompts):
+            return level(images, prompts, value)
+
+        return scorer
+
+    class Level:
+        def __init__(self, value):
+            self.value = value
+
+        def __call__(self, images, prompts):
+            return level(images, prompts, self.value)
+
+    place = made(tmp_path / "images", [("a", 0)])
+    for build in (lambda v: functools.partial(level, value=v), closure, Level):
+        for wrap in (
+            lambda f: f,
+            lambda f: {"name": "sum", "rewards": [{"name": "target", "reward": f, "value": 9}]},
+        ):
+            found = [
+                sampler.evaluate(place, wrap(build(v)), out=tmp_path / "out").rows[0].mean
+                for v in (1.0, 2.0)
+            ]
+            assert found[0] != found[1]
+    assert {p.name.split("-")[1] for p in (tmp_path / "out").glob("scores-*")} == {
+        "saturation", "clipped", "sharpness"
+    }  # fmt: skip
+
+
 def test_a_scorer_with_other_weights_has_a_file_of_its_own(run, monkeypatch):
     sampler.evaluate(run, "judge")
     other = judge.load()
