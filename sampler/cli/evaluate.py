@@ -74,12 +74,17 @@ def command(
         from sampler.core.errors import UsageError
         from sampler.evaluation.api import evaluate
         from sampler.evaluation.parse import scorers_from
+        from sampler.evaluation.pictures import open_pictures
 
-        scorers_from(scorers or (), allow_python)  # refused before an image is generated
+        scorers_from(scorers or (), allow_python)
         given = _given(context, options)
         if run is None:
             if options["prompts_file"] is None or out is None:
                 raise UsageError("Give a RUN to score, or --prompts FILE and -o RUN to generate.")
+            for scorer in scorers_from(scorers or (), allow_python):  # before an image is generated
+                scorer.check()
+            if against is not None:
+                open_pictures(against)
             _generate(assigned(context, GENERATE), options, repeats, out, report)
             run = out
         elif given:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sampler.core.durable import make_folder
 from sampler.evaluation.compare import DRIFT, equal_numbers, rows_of, shared, twins
-from sampler.evaluation.features import FEW
-from sampler.evaluation.parse import scorers_from, with_standard_scorers
+from sampler.evaluation.features import FEW, SetMeasure
+from sampler.evaluation.parse import Scorer, scorers_from, with_standard_scorers
 from sampler.evaluation.pictures import PictureSet, open_pictures
-from sampler.evaluation.scoring import score_set
+from sampler.evaluation.scoring import Scored, score_set
 from sampler.evaluation.table import Evaluation
 
 FEW_PROMPTS = 20  # below, the percentile interval of normal data covers less than 93 %
@@ -64,14 +65,16 @@ def evaluate(
         other = score_set(second, chosen, second.folder, tick, measured[1])
     rows = rows_of(scored, other)
     notes = [*first.notes, *(second.notes if second else ())]
+    named = [scorer.label for scorer in given]
+    notes += [note for side in (scored, other) if side for note in _unscored(side, chosen, named)]
     count = len(scored.measured or first.pictures)
     if scored.sets and count < FEW:
         notes.append(
             f"distances of sets are biased below {FEW:,} images: compare them at equal numbers, "
             f"here {count}"
         )
-    if rows[0].prompts < FEW_PROMPTS:
-        few = rows[0].prompts
+    few = min((row.prompts for row in rows if row.interval is not None), default=FEW_PROMPTS)
+    if few < FEW_PROMPTS:
         notes.append(f"intervals over fewer than {FEW_PROMPTS} prompts are too narrow, here {few}")
     if second is not None:
         drift = next((row.images for row in rows if row.scorer == DRIFT), 0)
@@ -101,6 +104,31 @@ def _facts(source: PictureSet) -> dict[str, Any]:
     if ms:
         facts["seconds_per_image"] = sum(ms) / len(ms) / 1000
     return facts
+
+
+def _unscored(scored: Scored, scorers: Sequence[Scorer], named: Sequence[str]) -> list[str]:
+    """Notes on images without a score, and on measures without a value.
+
+    named: labels of the scorers that were asked for.
+    """
+    source, notes = scored.source, []
+    for name, values in scored.images.items():
+        if name not in scored.weights and (lacking := sum(not math.isfinite(v) for v in values)):
+            part = f"{lacking} of {len(values)} images of {source.where}"
+            notes.append(f"{part} have no score of {name}")
+    for scorer in scorers:
+        label = scorer.label
+        if isinstance(scorer, SetMeasure) and scorer.by_prompt:
+            if label in named and not scored.prompts.get(label):
+                notes.append(f"{label} needs several images of a prompt; {source.where} has none")
+        elif isinstance(scorer, SetMeasure):
+            if len(scored.measured or source.pictures) < scorer.smallest:
+                notes.append(f"{label} needs at least {scorer.smallest} images")
+            elif scored.sets[label] is None:
+                notes.append(f"{label} is not finite for {source.where}")
+        elif label not in scored.images:
+            notes.append(f"no image of {source.where} has a score of {label}")
+    return notes
 
 
 def _unpaired(first: PictureSet, second: PictureSet) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sampler import metrics
@@ -35,6 +36,11 @@ class Extractor:
     def label(self) -> str:
         """Short name, for tables."""
         return "bundled classifier" if self.source == BUNDLED else Path(self.source).name
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, loaded once."""
+        return _bundled() if self.source == BUNDLED else _vision(self.source)
 
     def __call__(self, images: Tensor) -> Tensor:
         if self.source == BUNDLED:
@@ -73,14 +79,16 @@ class SetMeasure:
     smallest: int = 2
     reference: str | None = None
 
+    def check(self) -> None:
+        """Load the network of the features. Raises SamplerError (6) for missing files."""
+        _ = self.extractor.network
+
     def fingerprint(self) -> str:
         """Return a hash of the measure, the network of its features and its reference."""
         digest = hashlib.sha256()
         for path in () if self.reference is None else files_of(self.reference):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
-        source = self.extractor.source
-        network: nn.Module = _bundled() if source == BUNDLED else _vision(source)
-        return digest_of(f"{self.label} {digest.hexdigest()}", network)
+        return digest_of(f"{self.label} {digest.hexdigest()}", self.extractor.network)
 
 
 def mean_distance(features: Tensor) -> float:
@@ -112,6 +120,8 @@ def distance(name: str, source: str = BUNDLED, reference: str | None = None) -> 
             f"{name} needs reference=FOLDER of images"
             + ("." if name == "kernel" else ", or a file with mean and covariance.")
         )
+    if reference is not None:
+        _check_reference(name, reference)
     label = f"{name}({extractor.label})"
     if name == "kernel":
         return SetMeasure(
@@ -125,6 +135,11 @@ def distance(name: str, source: str = BUNDLED, reference: str | None = None) -> 
 
     def function(found: Tensor) -> float:
         gaussian = _gaussian(reference, extractor)
+        if gaussian.mean.shape != found.shape[1:]:
+            raise UsageError(
+                f"reference={reference} has {len(gaussian.mean)} features, and those of the "
+                f"{extractor.label} are {found.shape[1]}."
+            )
         return (extrapolate if extrapolated else _frechet)(found, gaussian)
 
     smallest = 2 * SUBSETS if extrapolated else 2
@@ -156,19 +171,38 @@ def _gaussian(reference: str | None, extractor: Extractor) -> classifier.Statist
     path = Path(reference).expanduser()
     if path.is_dir():
         return classifier.feature_statistics(_of_folder(reference, extractor))
-    if not path.is_file():
-        raise UsageError(f"reference={reference} does not exist: give a folder or a file.")
-    return classifier.reference_statistics(path)
+    return _of_file(path)
+
+
+def _check_reference(name: str, reference: str) -> None:
+    """Raise UsageError for anything but a folder of images, or, for Gaussians, statistics."""
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        if len(files_of(reference)) < 2:
+            raise UsageError(f"reference={reference} must be a folder of at least 2 images.")
+    elif not path.exists():
+        raise UsageError(f"reference={reference} does not exist.")
+    elif name == "kernel":
+        raise UsageError(f"kernel needs a folder of images, and reference={reference} is a file.")
+    else:
+        _of_file(path)
+
+
+def _of_file(path: Path) -> classifier.Statistics:
+    try:
+        return classifier.reference_statistics(path)
+    except (SafetensorError, KeyError, OSError):
+        raise UsageError(
+            f"reference={path} must be a safetensors file with mean and covariance, or a folder of "
+            "images."
+        ) from None
 
 
 @cache
 def _of_folder(reference: str, extractor: Extractor) -> Tensor:
-    """Features of all images below a folder. Raises UsageError for fewer than two."""
-    paths = files_of(reference)
-    if len(paths) < 2:
-        raise UsageError(f"reference={reference} must be a folder of at least 2 images.")
+    """Features of all images below a folder."""
     with torch.no_grad():
-        return torch.cat([extractor(read(path)) for path in paths])
+        return torch.cat([extractor(read(path)) for path in files_of(reference)])
 
 
 def files_of(reference: str) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,8 +148,12 @@ def clipped(images: Tensor) -> Tensor:
 def sharpness(images: Tensor) -> Tensor:
     """Variance of the Laplacian of the luminance, [B]; grows with detail and with noise.
 
+    NaN for images of fewer than two inner pixels.
     Source: Diatom autofocusing in brightfield microscopy (Pech-Pacheco et al., 2000).
     """
+    height, width = images.shape[2:]
+    if min(height, width) < 3 or (height - 2) * (width - 2) < 2:
+        return images.new_full((len(images),), math.nan)
     weights = images.new_tensor([0.299, 0.587, 0.114])[:, None, None]
     kernel = images.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
     return F.conv2d((images * weights).sum(1, keepdim=True), kernel).var((1, 2, 3))

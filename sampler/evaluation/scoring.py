@@ -19,6 +19,7 @@ from sampler.evaluation.pictures import Picture, PictureSet
 from sampler.evaluation.score_files import ScoreFile, image_key
 from sampler.evaluation.scorers import ImageScorer
 from sampler.rewards.base import Prompt
+from sampler.rewards.scoring import NonFiniteScore
 
 CHUNK = 16  # images that are scored together; fixed, since networks round by batch
 
@@ -68,6 +69,7 @@ def score_set(
                 'put metadata.jsonl with {"file_name": ..., "prompt": ...} beside the images, or '
                 "leave the scorer out."
             )
+    for scorer in scorers:
         scorer.check()
     for scorer in own:
         found.fingerprints[scorer.label] = scorer.fingerprint
@@ -95,12 +97,23 @@ def _chunk(
     scores: dict[str, dict[str, float]] = {}
     rows = iter(keys)
     for part, images in batches(pictures):
-        prompts = [Prompt(p.prompt or "", _metadata(p)) for p in part]
-        columns = scorer.columns(images, prompts)
+        columns = _columns(scorer, part, images)
         for b, key in zip(range(len(part)), rows, strict=False):
             own = {name: float(values[b]) for name, values in columns.items()}
             scores[key] = {name: value for name, value in own.items() if math.isfinite(value)}
     return scores
+
+
+def _columns(scorer: ImageScorer, part: Sequence[Picture], images: Tensor) -> dict[str, Tensor]:
+    """Scores of images of one size; errors name the files."""
+    try:
+        return scorer.columns(images, [Prompt(p.prompt or "", _metadata(p)) for p in part])
+    except NonFiniteScore as error:
+        names = ", ".join(part[row].name for row in error.rows[:3])
+        raise NonFiniteScore(f"{names}: {error}", error.rows) from None
+    except ValueError as error:
+        names = " to ".join(dict.fromkeys([part[0].name, part[-1].name]))
+        raise UsageError(f"{names}: {error}") from None
 
 
 def _metadata(picture: Picture) -> dict[str, object]:

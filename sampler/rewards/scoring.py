@@ -18,6 +18,10 @@ RANGE = (-0.01, 1.01)
 class NonFiniteScore(SamplerError):
     """A reward returned NaN or infinity; the message names the samples and their prompts."""
 
+    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
+
 
 def scored(reward: Callable[..., Any], images: Tensor, prompts: Sequence[str]) -> Scores:
     """Call a reward on its own copy of the images [B, 3, H, W].
@@ -89,7 +93,7 @@ def check_finite(name: str, scores: Tensor, prompts: Sequence[str]) -> None:
     bad = (~scores.detach().isfinite()).nonzero()[:, 0].tolist()
     if bad:
         shown = "; ".join(f"image {b} ({prompts[b]!r:.60})" for b in bad[:3])
-        raise NonFiniteScore(f"The reward {name!r} is not finite for {shown}.")
+        raise NonFiniteScore(f"The reward {name!r} is not finite for {shown}.", bad)
 
 
 def check_images(images: Tensor, prompts: Sequence[str]) -> None:

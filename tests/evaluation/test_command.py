@@ -67,6 +67,10 @@ def test_a_run_that_exists_is_compared_in_pairs_as_events(place, capsys):
         ("--prompts seeds.csv -o other", 2, "seed: an evaluation sets it itself"),
         ("--prompts p.txt -o other --scorers fid", 2, "is the name of a protocol"),
         ("--prompts p.txt -o other --set run.n=2", 2, "use --repeats"),
+        ("--prompts p.txt -o other --scorers clip:path=nowhere", 6, "'nowhere' does not exist"),
+        ("--prompts p.txt -o other --scorers kernel:reference=nowhere", 2, "does not exist"),
+        ("--prompts p.txt -o other --scorers vendi:features=nowhere", 6, "does not exist"),
+        ("--prompts p.txt -o other --against nowhere", 2, "nowhere is not a folder"),
         ("--prompts p.txt -o other --set run.seed=random", 2, "repeatable"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import sampler
 from sampler import registry
@@ -335,6 +337,48 @@ def test_a_scorer_that_reads_prompts_refuses_images_without_one(folder):
     sampler.evaluate(folder, {"name": "classifier", "label": "fox"})
 
 
+def test_scores_and_measures_that_are_lacking_are_noted(tmp_path):
+    place = made(tmp_path / "tiny", [("a", 0), ("b", 0)], side=2)
+    found = sampler.evaluate(place, ["fd_inf", "vendi"])
+    assert found["fd_inf(bundled classifier)"].mean is None
+    assert set(found.notes) == {
+        f"no image of {place} has a score of sharpness",
+        f"vendi(bundled classifier) needs several images of a prompt; {place} has none",
+        "fd_inf(bundled classifier) needs at least 16 images",
+        "distances of sets are biased below 10,000 images: compare them at equal numbers, here 2",
+        "intervals over fewer than 20 prompts are too narrow, here 2",
+    }
+    shutil.copy(made(tmp_path / "large", [("a", 0)]) / "0.png", place / "0.png")
+    assert f"1 of 2 images of {place} have no score of sharpness" in sampler.evaluate(place).notes
+
+
+def test_one_prompt_has_no_interval_that_could_be_too_narrow(tmp_path):
+    place = made(tmp_path / "one", [("a", 0), ("a", 1)])
+    found = sampler.evaluate(place)
+    assert found["saturation"].interval is None and found.notes == []
+
+
+def test_errors_of_scorers_name_the_files(tmp_path):
+    def broken(images, prompts):
+        return [math.nan if prompt == "c" else 0.0 for prompt in prompts]
+
+    place = made(tmp_path / "images", [("a", 0), ("c", 0)])
+    with pytest.raises(SamplerError, match=r"1\.png: The reward 'broken' is not finite"):
+        sampler.evaluate(place, broken)
+    with pytest.raises(UsageError, match=r"0\.png to 1\.png: The prompt 'a' names no class"):
+        sampler.evaluate(place, "classifier")
+    shutil.copy(made(tmp_path / "small", [("a", 0)], side=8) / "0.png", place / "1.png")
+    with pytest.raises(UsageError, match=r"^1\.png: A reward takes images .* of at least 16"):
+        sampler.evaluate(place, "brightness")
+
+
+def test_a_reference_of_other_features_is_refused(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("statistics") / "other.safetensors"
+    save_file({"mean": torch.zeros(3), "covariance": torch.eye(3)}, path)
+    with pytest.raises(UsageError, match="has 3 features, and those of the bundled classifier are"):
+        sampler.evaluate(folder, f"frechet:reference={path}")
+
+
 def test_prompts_of_images_are_read_from_what_lies_beside_or_inside(runs, folder):
     inside = sampler.evaluate(runs / "three").scored.source.pictures[0]
     (folder / "own.png").write_bytes(inside.read())
@@ -366,6 +410,10 @@ def test_prompts_of_images_are_read_from_what_lies_beside_or_inside(runs, folder
         ("classifier:head", "must be OPTION=VALUE"),
         ("module:function", "allow-python"),
         ("votes", "judges whole batches"),
+        ("kernel:reference=nowhere", "reference=nowhere does not exist"),
+        ("frechet:reference=tests", "must be a folder of at least 2 images"),
+        ("kernel:reference=README.md", "needs a folder of images, and reference=README.md"),
+        ("frechet:reference=README.md", "safetensors file with mean and covariance"),
     ],
 )
 def test_a_wrong_scorer_is_refused_in_a_sentence(scorers, words):
