@@ -27,16 +27,57 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return (file.height, file.width) if turned else file.size
 
 
+def read_rgb(source: str | Path | bytes, name: str = "", on_white: bool = False) -> Image:
+    """Read an image file, or the bytes of one, as RGB, rotated by its EXIF tag.
+
+    on_white: put transparent images on white; else the colours below their alpha are read. Raises
+    UsageError as `open_image`.
+    """
+    from PIL import ImageOps
+
+    with open_image(source, name) as file:
+        return as_rgb(ImageOps.exif_transpose(file), on_white)
+
+
+def as_rgb(image: Image, on_white: bool = False) -> Image:
+    """Convert an image to RGB; arguments as in `read_rgb`."""
+    from PIL import Image as Pillow
+
+    image = of_eight_bits(image)
+    if not on_white or not has_alpha(image):
+        return image.convert("RGB")
+    white = Pillow.new("RGBA", image.size, "white")
+    return Pillow.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def of_eight_bits(image: Image) -> Image:
+    """Scale grey values of 16 bits, which Pillow clips in conversions; return others unchanged."""
+    from PIL import Image as Pillow
+
+    if not image.mode.startswith("I"):
+        return image
+    import numpy as np
+
+    values = np.asarray(image, dtype=np.float64)
+    return Pillow.fromarray(np.round(values / 257).astype(np.uint8))
+
+
+def has_alpha(image: Image) -> bool:
+    """Return True for an image with an alpha channel or a transparent colour."""
+    return "A" in image.getbands() or "transparency" in image.info
+
+
 @contextmanager
-def open_image(source: str | Path | bytes) -> Generator[Image, None, None]:
+def open_image(source: str | Path | bytes, name: str = "") -> Generator[Image, None, None]:
     """Open a PNG, JPEG or WebP file, or the bytes of one; nothing is decoded yet.
 
-    Raises UsageError for a file that is missing, is not such an image, or has more than 64
-    megapixels, and for damage that shows when the body of the `with` statement decodes it.
+    name: of the file that the bytes are of, for errors. Raises UsageError for a file that is
+    missing, is not such an image, or has more than 64 megapixels, and for damage that shows when
+    the body of the `with` statement decodes it.
     """
     from PIL import Image, UnidentifiedImageError
 
-    name = "The image" if isinstance(source, bytes) else str(source)
+    name = name or ("The image" if isinstance(source, bytes) else str(source))
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else Path(source).expanduser()
         with Image.open(file, formats=FORMATS) as image:

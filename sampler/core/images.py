@@ -10,23 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sampler.core.image_files import DEFAULT_STRENGTH, open_image
+from sampler.core.image_files import DEFAULT_STRENGTH, as_rgb, read_rgb
 from sampler.core.noise import initial
 from sampler.registry.constraints import as_float
 from sampler.types import Level
 
 
-def read(path: str | Path | bytes) -> Tensor:
+def read(path: str | Path | bytes, name: str = "", on_white: bool = False) -> Tensor:
     """Read an image file, or the bytes of one, as [1, 3, H, W] in [0, 1], float32.
 
-    It is rotated by its EXIF tag. Raises UsageError for a file that is missing or not an image.
+    It is rotated by its EXIF tag; name, on_white: as in `read_rgb`. Raises UsageError for a file
+    that is missing or not an image.
     """
-    return _pixels(path, "RGB").permute(2, 0, 1)[None]
+    return as_images(read_rgb(path, name, on_white))
 
 
 def read_mask(path: str | Path) -> Tensor:
     """Read an image file as [H, W] of 0 and 1; white (> 0.5) is 1."""
-    return (_pixels(path, "L") > 0.5).float()
+    values = np.asarray(read_rgb(path).convert("L"), dtype=np.float32) / 255
+    return (torch.as_tensor(values) > 0.5).float()
 
 
 def as_images(source: Any) -> Tensor:
@@ -38,7 +40,7 @@ def as_images(source: Any) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"An image tensor is [B, 3, H, W], not {tuple(source.shape)}.")
         return images.float()
-    array = np.asarray(source.convert("RGB"), dtype=np.float32) / 255
+    array = np.asarray(as_rgb(source), dtype=np.float32) / 255
     return torch.as_tensor(array).permute(2, 0, 1)[None]
 
 
@@ -99,11 +101,3 @@ def to_pixels(images: Tensor) -> Sequence[np.ndarray]:
 
 def _rounded(images: Tensor) -> Tensor:
     return (images * 255).nan_to_num_(0).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _pixels(path: str | Path | bytes, mode: str) -> Tensor:
-    from PIL import ImageOps
-
-    with open_image(path) as file:
-        upright = ImageOps.exif_transpose(file).convert(mode)
-    return torch.as_tensor(np.asarray(upright, dtype=np.float32) / 255)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from sampler.core.errors import UsageError
-from sampler.core.image_files import image_size, open_image
+from sampler.core.image_files import image_size, of_eight_bits, open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -144,7 +144,8 @@ def _image(path: Path, alpha: bool = False) -> Image:
     from PIL import ImageOps
 
     with open_image(path) as file:
-        return ImageOps.exif_transpose(file).convert("RGBA" if alpha else "RGB")
+        upright = of_eight_bits(ImageOps.exif_transpose(file))
+        return upright.convert("RGBA" if alpha else "RGB")
 
 
 def _video(name: str, path: Path) -> Iterator[Image]:

@@ -83,7 +83,9 @@ def choices_of(source: Source, best: BestOf, folder: str) -> Choices:
     counts = [_check_count(line, source.config.run.n, best.count) for line in source.lines or ()]
     found = []
     for (line, prompt), members in groups.items():
-        images = torch.cat([read(pictures[entry["file"]].read()) for _, entry in members])
+        images = torch.cat(
+            [read(pictures[entry["file"]].read(), on_white=True) for _, entry in members]
+        )
         scores = scores_of(best.reward, images, [prompt] * len(members))
         seeds = [job.seed for job, _ in members]
         nfe = [entry["nfe"] for _, entry in members]
@@ -109,7 +111,7 @@ def records_of(where: str, best: BestOf, choices: Choices) -> list[dict[str, Any
     records: list[dict[str, Any]] = []
     for _, choice in choices:
         chosen = [made[choice.prompt, choice.seeds[k]] for k in choice.chosen]
-        images = torch.cat([read(picture.read()) for picture in chosen])
+        images = torch.cat([read(picture.read(), on_white=True) for picture in chosen])
         scores = scores_of(best.reward, images, [choice.prompt] * len(chosen))
         nfe = sum(picture.nfe or 0 for picture in chosen)
         records.append(replace(choice, final_scores=tuple(scores), final_nfe=nfe).plain())

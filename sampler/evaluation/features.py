@@ -202,7 +202,7 @@ def _of_file(path: Path) -> classifier.Statistics:
 def _of_folder(reference: str, extractor: Extractor) -> Tensor:
     """Features of all images below a folder."""
     with torch.no_grad():
-        return torch.cat([extractor(read(path)) for path in files_of(reference)])
+        return torch.cat([extractor(read(path, on_white=True)) for path in files_of(reference)])
 
 
 def files_of(reference: str) -> list[Path]:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sampler.core.adapter import PipelineAdapter
 from sampler.core.errors import UsageError
+from sampler.core.image_files import read_rgb
 from sampler.core.images import as_images
 from sampler.evaluation.pictures import open_pictures
-from sampler.runs.encodings import decode
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def read_images(where: str, adapter: PipelineAdapter, limit: int) -> LoadedImage
     pixels: list[Tensor] = []
     changed = 0
     for picture in found[:limit]:
-        image = Image.fromarray(decode(picture.read())[0])
+        image = read_rgb(picture.read(), picture.name, on_white=True)
         changed += image.size != (width, height)
         fitted = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
         pixels.append(as_images(fitted))

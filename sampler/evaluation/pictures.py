@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sampler.core.errors import SamplerError, UsageError
-from sampler.runs.encodings import PARAMETERS, RECORD, decode
+from sampler.core.errors import UsageError
+from sampler.core.image_files import has_alpha, open_image
+from sampler.evaluation.captions import caption_of, captions_below
 from sampler.runs.folder import RUN, RunFolder
-from sampler.runs.readers import read_jsonl
 from sampler.runs.store import LocalStore, open_store
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-METADATA = "metadata.jsonl"  # of the datasets library: {"file_name": ..., "text": ...}
-_TEXTS = ("prompt", "text", "caption")
-_UI = re.compile(r"\n(?:Negative prompt:|Steps: )")
-_UI_SEED = re.compile(r"\bSeed: (\d+)")
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ def _of_run(run: RunFolder) -> PictureSet:
     def found() -> Iterator[Picture]:
         for job in run.jobs():
             entry = results.get(job.key, {})
-            if entry.get("status") == "ok" and entry["file"] in sizes:
+            if entry.get("status") == "ok" and sizes.get(entry["file"]) == entry["bytes"]:
                 yield Picture(
                     entry["file"], entry["sha256"], job.prompt, job.seed,
                     partial(_stored, run, entry["file"]), entry.get("nfe"), entry.get("ms"),
@@ -106,7 +101,15 @@ def _of_run(run: RunFolder) -> PictureSet:
     pictures = _sorted(found(), run.store.where)
     notes = []
     if left := run.total - len(pictures):
-        notes.append(f"{left} of {run.total} images of {run.store.where} are missing or failed")
+        notes.append(
+            f"{left} of {run.total} images of {run.store.where} are missing, changed or failed"
+        )
+    looks = _Looks()
+    looks.at(pictures[0].read(), pictures[0].name)  # a run has one kind
+    if looks.moving:
+        notes.append(f"{run.store.where} holds videos, whose first frames are scored")
+    if looks.clear:
+        notes.append(f"images of {run.store.where} have alpha: they are scored on white")
     if len(run.groups) > 1:
         notes.append(
             f"{run.store.where} holds {len(run.groups)} settings, whose scores are averaged; "
@@ -140,63 +143,68 @@ def _stored(run: RunFolder, name: str) -> bytes:
 
 
 def _of_folder(root: Path) -> PictureSet:
-    rows = _metadata(root)
+    rows, notes = captions_below(root)
+    looks = _Looks()
 
     def found() -> Iterator[Picture]:
         for path in sorted(root.rglob("*")):
-            if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            name = path.relative_to(root).as_posix()
+            if any(part.startswith(".") for part in Path(name).parts) or not looks.is_read(path):
                 continue
-            name, data = path.relative_to(root).as_posix(), path.read_bytes()
-            if any(part.startswith(".") for part in Path(name).parts):
-                continue
-            prompt, seed = rows.pop(name, None) or _own_prompt(path, data)
+            data = path.read_bytes()
+            looks.at(data, str(path))
+            row = rows.pop(name, None) or caption_of(path, data)
             digest = hashlib.sha256(data).hexdigest()
-            yield Picture(name, digest, prompt, seed, path.read_bytes)
+            yield Picture(name, digest, row.prompt, row.seed, path.read_bytes, meta=row.meta)
 
     pictures = _sorted(found(), str(root))
-    if rows:
-        raise UsageError(f"{root / METADATA}: there is no image {min(rows)!r:.80}.")
-    unknown = sum(p.prompt is None for p in pictures)
-    notes = (f"the prompt of {unknown} of {len(pictures)} images is not known",) if unknown else ()
-    return PictureSet(str(root), pictures, {"model": "unknown"}, None, notes)
+    for name, row in rows.items():
+        raise UsageError(f"{row.where}: there is no image {name!r:.80}.")
+    if unknown := sum(p.prompt is None for p in pictures):
+        notes.append(f"the prompt of {unknown} of {len(pictures)} images is not known")
+    return PictureSet(
+        str(root), pictures, {"model": "unknown"}, None, (*notes, *looks.notes(str(root)))
+    )
 
 
-def _metadata(root: Path) -> dict[str, tuple[str, int | None]]:
-    """(prompt, seed) by file name, of the folder's metadata.jsonl."""
-    path, found = root / METADATA, {}
-    if not path.is_file():
+@dataclass
+class _Looks:
+    """Files that are left out, and images that are not scored as they look."""
+
+    left: list[str] = field(default_factory=list[str])
+    moving: int = 0
+    clear: int = 0
+    seen: int = 0
+
+    def is_read(self, path: Path) -> bool:
+        """Return True for an image file; remember other images, and links that lead nowhere."""
+        from PIL import Image
+
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            return True
+        is_image = path.suffix.lower() in Image.registered_extensions() and not path.is_dir()
+        if is_image or (path.is_symlink() and not path.is_file()):
+            self.left.append(path.name)
+        return False
+
+    def at(self, data: bytes, name: str) -> None:
+        """Look at an image. Raises UsageError for a file that is not one."""
+        with open_image(data, name) as image:
+            self.seen += 1
+            self.moving += getattr(image, "n_frames", 1) > 1
+            if has_alpha(image):
+                self.clear += image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+
+    def notes(self, where: str) -> list[str]:
+        found = []
+        if self.left:
+            names = ", ".join(self.left[:3]) + (", ..." if len(self.left) > 3 else "")
+            found.append(
+                f"{len(self.left)} left out of {where}: {names}; PNG, JPEG and WebP files are "
+                "read, and links to folders are not followed"
+            )
+        if self.moving:
+            found.append(f"{self.moving} of {self.seen} images move: their first frames are scored")
+        if self.clear:
+            found.append(f"{self.clear} of {self.seen} images have alpha: they are scored on white")
         return found
-    with path.open("rb") as stream:
-        for where, cells, *_ in read_jsonl(stream, METADATA):
-            if isinstance(cells, SamplerError):
-                raise cells
-            text = next((cells[key] for key in _TEXTS if key in cells), None)
-            name, seed = cells.get("file_name"), cells.get("seed")
-            if not isinstance(name, str) or not isinstance(text, str):
-                raise UsageError(
-                    f"{where}: a row needs the texts file_name and prompt (or text, caption)."
-                )
-            found[Path(name).as_posix()] = (text, seed if isinstance(seed, int) else None)
-    return found
-
-
-def _own_prompt(path: Path, data: bytes) -> tuple[str | None, int | None]:
-    """(prompt, seed) of a text file beside an image, or of the texts that generators embed."""
-    beside = path.with_suffix(".txt")
-    if beside.is_file():
-        return beside.read_text(encoding="utf-8", errors="replace").strip() or None, None
-    try:
-        texts = decode(data)[1]
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
-    if RECORD in texts:
-        try:
-            record = json.loads(texts[RECORD])["record"]
-            return str(record["prompt"]), int(record["seed"])
-        except (ValueError, KeyError, TypeError):
-            pass
-    if PARAMETERS in texts:
-        text = texts[PARAMETERS]
-        seed = _UI_SEED.search(text)
-        return _UI.split(text)[0].strip() or None, int(seed[1]) if seed else None
-    return None, None

@@ -2,7 +2,8 @@
 
     {"v": 1, "image": "...", "scores": {"clip": 0.31}}
 
-"image" is a hash of the file's content and the prompt, so that a regenerated image is scored again.
+"image" is a hash of the file's content, the prompt and its metadata, so that a regenerated image is
+scored again.
 A scorer with other weights has another fingerprint, and a file of its own.
 """
 
@@ -13,8 +14,10 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sampler.runs import journal
+from sampler.runs.jobs import canonical
 
 
 class ScoreFile:
@@ -43,6 +46,7 @@ class ScoreFile:
             journal.append(self._path, lines, fsync=False)
 
 
-def image_key(digest: str, prompt: str | None) -> str:
-    """Hash of an image file and the prompt that it is scored with."""
-    return hashlib.sha256(f"{digest}\n{prompt or ''}".encode()).hexdigest()[:20]
+def image_key(digest: str, prompt: str | None, meta: Mapping[str, Any]) -> str:
+    """Hash of an image file, and the prompt and metadata that it is scored with."""
+    text = f"{digest}\n{prompt or ''}" + (f"\n{canonical(meta)}" if meta else "")
+    return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -74,7 +74,7 @@ def score_set(
     for scorer in own:
         found.fingerprints[scorer.label] = scorer.fingerprint
         file = ScoreFile(folder if scorer.kept else None, scorer.label, scorer.fingerprint)
-        keys = [image_key(p.digest, p.prompt) for p in source.pictures]
+        keys = [image_key(p.digest, p.prompt, p.meta) for p in source.pictures]
         for first in range(0, len(keys), CHUNK):
             rows = range(first, min(first + CHUNK, len(keys)))
             if not all(keys[row] in file.known for row in rows):
@@ -122,7 +122,7 @@ def _metadata(picture: Picture) -> dict[str, object]:
 
 def batches(pictures: Sequence[Picture]) -> Iterator[tuple[list[Picture], Tensor]]:
     """Read images and yield runs of equal size as [B, 3, H, W] in [0, 1]."""
-    loaded = [(picture, read(picture.read())) for picture in pictures]
+    loaded = [(picture, read(picture.read(), picture.name, on_white=True)) for picture in pictures]
     for _, group in itertools.groupby(loaded, key=lambda one: one[1].shape):
         part = list(group)
         yield [picture for picture, _ in part], torch.cat([image for _, image in part])

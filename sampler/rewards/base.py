@@ -95,6 +95,8 @@ class PixelReward(RewardBase):
 class FunctionReward(RewardBase):
     """A function (images, prompts) -> scores as a reward; differentiable where it says so.
 
+    A function of the pixels alone has an attribute `reads_prompt = False`.
+
     A function with a third parameter, or one named `metadata`, is also given the metadata of the
     prompts, a list of B mappings (see `Prompt`).
     """
@@ -107,6 +109,10 @@ class FunctionReward(RewardBase):
     @property
     def differentiable(self) -> bool:
         return bool(getattr(self.function, "differentiable", False))
+
+    @property
+    def reads_prompt(self) -> bool:
+        return bool(getattr(self.function, "reads_prompt", True))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Any:
         metadata = [dict(getattr(prompt, "metadata", {})) for prompt in prompts]

@@ -119,12 +119,12 @@ def encoding_of(path: str | PurePath) -> Encoding:
     return Encoding(known[suffix])
 
 
-def decode(data: bytes) -> tuple[np.ndarray, dict[str, str]]:
-    """Decode an image file into pixels [H, W, 3] and texts.
+def decode(data: bytes, name: str = "") -> tuple[np.ndarray, dict[str, str]]:
+    """Decode an image file into pixels [H, W, 3] and texts; name: of the file, for errors.
 
     Raises UsageError for other files, damaged ones, and those above the limits.
     """
-    return png.decode(data, _texts_of)
+    return png.decode(data, _texts_of, name)
 
 
 def _segments(texts: Mapping[str, str]) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sampler.core.image_files import open_image
+from sampler.core.image_files import as_rgb, open_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,24 +39,26 @@ def encode(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
 
 
 def decode(
-    data: bytes, more_texts: Callable[[Image], dict[str, str]] = lambda image: {}
+    data: bytes,
+    more_texts: Callable[[Image], dict[str, str]] = lambda image: {},
+    name: str = "",
 ) -> tuple[np.ndarray, dict[str, str]]:
     """Decode an image file (PNG, JPEG, WebP) into pixels [H, W, 3] and texts.
 
-    more_texts: reads those that are not in text chunks.
+    more_texts: reads those that are not in text chunks; name: of the file, for errors.
     Raises UsageError for other files, damaged ones, and those above the limits.
     """
     import numpy as np
     from PIL import PngImagePlugin
 
-    with open_image(data) as image:
+    with open_image(data, name) as image:
         image.load()
         texts = {
             str(key)[:79]: str(value)
             for key, value in image.info.items()
             if isinstance(value, (str, PngImagePlugin.iTXt)) and len(value) <= MAX_TEXT
         }
-        return np.asarray(image.convert("RGB")), {**texts, **more_texts(image)}
+        return np.asarray(as_rgb(image)), {**texts, **more_texts(image)}
 
 
 def _filtered(pixels: np.ndarray) -> bytes:

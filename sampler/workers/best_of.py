@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sampler.core.batch import Result, Sample, expand
+from sampler.core.image_files import as_rgb
 from sampler.core.images import as_images
 from sampler.registry.constraints import as_int
 from sampler.rewards.base import Prompt, RewardBase
@@ -74,7 +75,7 @@ def scores_of(reward: RewardBase, images: Any, prompts: Sequence[str]) -> list[f
     images: a tensor [B, 3, H, W] in [0, 1], or PIL images. Raises NonFiniteScore.
     """
     if not isinstance(images, Tensor):
-        images = torch.cat([as_images(image) for image in images])
+        images = torch.cat([as_images(as_rgb(image, on_white=True)) for image in images])
     with torch.no_grad():
         return score(reward, (images.float() * 255).round() / 255, prompts).tolist()
 

@@ -18,11 +18,15 @@ import sampler
 from sampler import registry
 from sampler.bundled import FOLDER, classifier, judge, prompts
 from sampler.core.errors import SamplerError, UsageError
+from sampler.core.images import read_mask
+from sampler.core.inputs import opened, planned
 from sampler.evaluation import features, scoring
 from sampler.evaluation.intervals import interval
 from sampler.evaluation.lines import evaluation_lines, seed_of
 from sampler.evaluation.parse import scorers_from
+from sampler.evaluation.score_files import image_key
 from sampler.evaluation.scorers import clipped, saturation, sharpness
+from sampler.runs.encodings import decode
 from sampler.runs.readers import RawLine
 
 TEXTS = [p.text for p in prompts(8, start=20)]
@@ -335,6 +339,121 @@ def test_a_scorer_that_reads_prompts_refuses_images_without_one(folder):
     with pytest.raises(UsageError, match="1.png has none"):
         sampler.evaluate(folder, {"name": "sum", "rewards": ["brightness", "classifier"]})
     sampler.evaluate(folder, {"name": "classifier", "label": "fox"})
+
+
+@pytest.mark.parametrize("transparent", ["alpha", "palette"])
+def test_transparent_images_are_scored_on_white(transparent, tmp_path):
+    """Not by the colours that lie below the alpha, green in one half here."""
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[:16] = (255, 0, 0, 255)
+    pixels[16:] = (0, 255, 0, 0)
+    image = Image.fromarray(pixels)
+    if transparent == "palette":
+        image = Image.fromarray((pixels[:, :, 1] // 255).astype(np.uint8), "P")
+        image.putpalette([255, 0, 0, 0, 255, 0])
+        image.info["transparency"] = 1
+    image.save(tmp_path / "a.png")
+    Image.new("RGBA", (32, 32), "red").save(tmp_path / "opaque.png")
+    found = sampler.evaluate(tmp_path, "brightness")
+    assert found.scored.images["brightness"] == pytest.approx([2 / 3, 1 / 3])
+    assert "1 of 2 images have alpha: they are scored on white" in found.notes
+
+
+def test_grey_values_of_sixteen_bits_are_not_clipped(tmp_path):
+    values = np.linspace(0, 65535, 1024).astype(np.uint16).reshape(32, 32)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    row = sampler.evaluate(tmp_path, "brightness")["brightness"]
+    assert row.mean == pytest.approx(0.5, abs=1e-3)
+    assert read_mask(tmp_path / "a.png").mean() == pytest.approx(0.5, abs=1e-3)
+    given = opened("image", planned("image", str(tmp_path / "a.png")))
+    assert np.asarray(given)[..., 0] == pytest.approx(values / 257, abs=0.5)
+    assert decode((tmp_path / "a.png").read_bytes())[0].mean() == pytest.approx(127.5, abs=0.2)
+
+
+def test_files_that_are_left_out_and_images_that_move_are_noted(folder, tmp_path_factory):
+    first, second = (Image.new("RGB", (16, 16), name) for name in ("white", "black"))
+    for name in ("moving.webp", "moving.png"):
+        first.save(folder / name, save_all=True, append_images=[second])
+    first.save(folder / "a.gif")
+    first.save(folder / "b.tif")
+    (folder / "dangling.png").symlink_to(folder / "nowhere.png")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "elsewhere").symlink_to(elsewhere)
+    found = sampler.evaluate(folder)
+    assert "2 of 7 images move: their first frames are scored" in found.notes
+    assert (
+        f"4 left out of {folder}: a.gif, b.tif, dangling.png, ...; PNG, JPEG and WebP files are "
+        "read, and links to folders are not followed"
+    ) in found.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "words"),
+    [
+        (
+            "metadata.jsonl",
+            '{"file_name": "0.png", "prompt": "a"}\n' * 2,
+            "'0.png' has a row already",
+        ),
+        ("metadata.csv", "file_name,prompt,seed\n0.png,a,-1\n", "seed must be an integer of at"),
+        ("metadata.jsonl", '{"file_name": "0.png", "prompt": "a", "seed": true}\n', "not True"),
+        ("metadata.jsonl", '{"file_name": "0.png", "prompt": "a", "seed": "x"}\n', "not 'x'"),
+        (
+            "metadata.csv",
+            "file_name,prompt\n9.png,a\n",
+            "metadata.csv:2: there is no image '9.png'",
+        ),
+        ("0.txt", "a fox".encode("utf-16"), "0.txt: not UTF-8 text"),
+        ("0.png", b"\x89PNG", r"0\.png: it is not a readable image"),
+    ],
+)
+def test_what_lies_beside_images_is_refused_where_it_does_not_fit(folder, name, rows, words):
+    (folder / name).write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+    with pytest.raises(UsageError, match=words):
+        sampler.evaluate(folder)
+
+
+def test_tables_of_any_kind_and_depth_tell_prompts_seeds_and_metadata(folder):
+    def wanted(images, prompts, metadata):
+        return [float(own.get("value", -1)) for own in metadata]
+
+    wanted.reads_prompt = False
+    inner = folder / "inner"
+    inner.mkdir()
+    for name in ("3.png", "4.png"):
+        (folder / name).rename(inner / name)
+    (folder / "metadata.csv").write_bytes(
+        "\ufefffile_name,prompt,seed,meta_value\n./0.png,a,1,2.5\n1.png,b,2.0,3\n".encode()
+    )
+    (inner / "metadata.jsonl").write_text(
+        '{"file_name": "3.png", "text": "c", "seed": "7", "width": 24, "license": "x"}\n'
+    )
+    (folder / "2.txt").write_bytes(b"\xef\xbb\xbfd\n")
+    found = sampler.evaluate(folder, wanted)
+    pictures = found.scored.source.pictures
+    told = {p.name: (p.prompt, p.seed) for p in pictures}
+    assert told == {
+        "0.png": ("a", 1), "1.png": ("b", 2), "2.png": ("d", None), "inner/3.png": ("c", 7),
+        "inner/4.png": (None, None),
+    }  # fmt: skip
+    scores = dict(zip([p.name for p in pictures], found.scored.images["wanted"], strict=True))
+    assert (scores["0.png"], scores["1.png"], scores["2.png"]) == (2.5, 3, -1)
+    assert any(
+        f"{inner / 'metadata.jsonl'} that are not read: width, license" in n for n in found.notes
+    )
+
+
+def test_metadata_is_part_of_what_a_score_is_of():
+    assert image_key("d", "p", {}) == image_key("d", "p", {})
+    assert len({image_key("d", "p", m) for m in ({}, {"meta_a": 1}, {"meta_a": 2})}) == 3
+
+
+def test_images_of_a_run_that_have_changed_are_not_scored(run):
+    first = sorted((run / "images").iterdir())[0]
+    Image.new("RGB", (64, 64), "white").save(first)
+    found = sampler.evaluate(run, "brightness")
+    assert found["brightness"].images == 15
+    assert f"1 of 16 images of {run} are missing, changed or failed" in found.notes
 
 
 def test_scores_and_measures_that_are_lacking_are_noted(tmp_path):
