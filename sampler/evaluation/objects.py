@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sampler.core.errors import UsageError
-from sampler.evaluation.questions import asked_of, rows_of
+from sampler.evaluation.questions import asked_of, rows_of, text_of
 from sampler.evaluation.scorers import ImageScorer, digest_of
 from sampler.objectives import geneval_correct, geneval_share
 
@@ -24,6 +24,10 @@ COLOURS = (
 )  # fmt: skip
 _WORDS = ("a photo of a {0} {1}", "a photo of a {0}-colored {1}", "a photo of a {0} object")
 _SMALLEST = 16  # pixels of a crop, along each side
+RELATIONS = ("left of", "right of", "above", "below")
+_COLUMNS = ("prompt", "include", "exclude", "tag")
+_ENTRY = ("class", "count")
+_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
 def read_objects(source: str) -> dict[str, Mapping[str, Any]]:
@@ -34,21 +38,50 @@ def read_objects(source: str) -> dict[str, Mapping[str, Any]]:
     """
     found: dict[str, Mapping[str, Any]] = {}
     for cells, where in rows_of(source, ("prompt", "include")):
-        entries = [*_entries(cells, "include", where), *_entries(cells, "exclude", where)]
-        for number, entry in enumerate(entries):
-            count, colour = entry.get("count", 1), entry.get("color", COLOURS[0])
-            if not isinstance(count, int) or count < 1:
-                raise UsageError(f"{where}: count must be an integer of at least 1, not {count!r}.")
-            if colour not in COLOURS:
+        _check_keys(cells, _COLUMNS, "a row", where)
+        if cells.get("tag", _TAGS[0]) not in _TAGS:
+            raise UsageError(f"{where}: tag must be one of {', '.join(_TAGS)}.")
+        included = _entries(cells, "include", where)
+        for number, entry in enumerate(included):
+            _check_entry(entry, (*_ENTRY, "color", "position"), where)
+            if entry.get("color", COLOURS[0]) not in COLOURS:
                 raise UsageError(f"{where}: color must be one of {', '.join(COLOURS)}.")
-            place = entry.get("position") or ("", 0)
-            if len(place) != 2 or not 0 <= place[1] < max(1, number):
-                raise UsageError(
-                    f"{where}: position must be [RELATION, INDEX] of an earlier object."
-                )
-            entry["count"] = count
-        found[str(cells["prompt"])] = cells
+            _check_position(entry.get("position"), number, where)
+        excluded = _entries(cells, "exclude", where)
+        for entry in excluded:
+            _check_entry(entry, _ENTRY, where)
+        if not included and not excluded:
+            raise UsageError(f"{where}: include must name an object.")
+        prompt = text_of(cells, "prompt", where)
+        if found.get(prompt, cells) != cells:
+            raise UsageError(f"{where}: the prompt {prompt!r:.60} has another row already.")
+        found[prompt] = cells
     return found
+
+
+def _check_keys(given: Mapping[str, Any], known: Sequence[str], what: str, where: str) -> None:
+    if unknown := [key for key in given if key not in known]:
+        raise UsageError(f"{where}: {unknown[0]!r:.40}: {what} has {', '.join(known)}.")
+
+
+def _check_entry(entry: dict[str, Any], known: Sequence[str], where: str) -> None:
+    """Raise UsageError for unknown keys and a count that does not fit; a count is 1 by default."""
+    _check_keys(entry, known, f"the object {entry['class']!r:.40}", where)
+    count = entry.setdefault("count", 1)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
+        raise UsageError(f"{where}: count must be an integer from 1 to {MOST}, not {count!r:.40}.")
+
+
+def _check_position(position: Any, number: int, where: str) -> None:
+    """Raise UsageError for anything but [RELATION, INDEX of an object before the number-th]."""
+    if position is None or position == []:
+        return
+    relation, index = position if isinstance(position, list) and len(position) == 2 else ("", "")
+    if relation not in RELATIONS or type(index) is not int or not 0 <= index < number:
+        raise UsageError(
+            f"{where}: position must be [RELATION, INDEX] of an earlier object, with one of "
+            f"{', '.join(RELATIONS)}, not {position!r:.60}."
+        )
 
 
 def _entries(cells: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
@@ -81,7 +114,8 @@ class ObjectScorer(ImageScorer):
     reads_prompt = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
+        number = isinstance(self.threshold, (int, float))
+        if not number or not 0 < self.threshold < 1:
             raise UsageError(f"geneval: threshold = {self.threshold} must be above 0 and below 1.")
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from sampler import registry
@@ -36,12 +38,7 @@ PROTOCOLS: Mapping[str, str] = {
     "t2i_compbench": "its prompts, BLIP-VQA, UniDet and CLIP",
     "clip_score": "a fixed CLIP model and scale; clip names the model it is given",
 }
-_ALIASES = {
-    "dpg_bench": "dpg",
-    "dpgbench": "dpg",
-    "is": "inception_score",
-    "clipscore": "clip_score",
-}
+_ALIASES = {"is": "inception_score", "t2icomp": "t2i_compbench"}  # of one word
 
 DEFAULTS = (*STATISTICS, "diversity", "vendi")
 _FEATURES: Mapping[str, Callable[..., SetMeasure]] = {
@@ -78,7 +75,10 @@ def scorers_from(specs: Sequence[Any], allow_python: bool = False) -> list[Score
     for label in labels:  # also that of a function of one's own
         _refuse_protocol(label.partition("(")[0])
     if twice := [label for label in labels if labels.count(label) > 1]:
-        raise UsageError(f"The scorer {twice[0]!r} is given twice.")
+        raise UsageError(
+            f"The scorer {twice[0]!r} is given twice, or two are called so: files and folders of "
+            "different names, and functions of different names, have different labels."
+        )
     return found
 
 
@@ -141,9 +141,10 @@ def _asking(name: str, options: Mapping[str, Any]) -> Scorer:
 
 
 def _refuse_protocol(name: str) -> None:
-    key = name.lower().replace("-", "_")
-    key = _ALIASES.get(key, key)
-    if key in PROTOCOLS:
+    plain = re.sub(r"[^a-z0-9]|\d+k?$", "", name.lower())  # of "FID-50k" too
+    named = {key.replace("_", ""): key for key in PROTOCOLS} | _ALIASES
+    key = named.get(plain, named.get(re.sub("(bench|score)$", "", plain), ""))
+    if key:
         raise UsageError(
             f"{name!r} is the name of a protocol, which is {PROTOCOLS[key]}: without it a number "
             "of that name would not be comparable."
@@ -154,7 +155,7 @@ def _options(name: str, parts: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part in parts:
         key, equals, value = part.partition("=")
-        if not equals or not key:
+        if not equals or not key or not value:
             raise UsageError(f"{name}: {part!r:.60} must be OPTION=VALUE.")
         if key in found:
             raise UsageError(f"{name}: {key} is given twice.")
@@ -163,5 +164,5 @@ def _options(name: str, parts: Sequence[str]) -> dict[str, Any]:
 
 
 def _label(name: str, options: Mapping[str, Any]) -> str:
-    shown = ", ".join(f"{key}={str(value).rpartition('/')[2]}" for key, value in options.items())
+    shown = ", ".join(f"{key}={PurePath(str(value)).name}" for key, value in options.items())
     return f"{name}({shown})" if shown else name

@@ -15,6 +15,7 @@ from torch import Tensor
 from sampler.core.errors import SamplerError, UsageError
 from sampler.evaluation.scorers import ImageScorer, digest_of
 from sampler.objectives import score_questions
+from sampler.runs.cells import scalar
 from sampler.runs.tables import read_table
 
 _COLUMNS = ("prompt", "q", "answer", "parents", "id", "category")
@@ -39,8 +40,8 @@ class Question:
 def read_questions(source: str) -> dict[str, list[Question]]:
     """Return the questions of each prompt in a table with the columns prompt, q, answer, parents.
 
-    parents: a list of numbers, or one; 0 is none. id and category are columns as well. Raises
-    UsageError.
+    parents: a list of numbers, or one, also as text ("1,2"); 0 is none. id and category are columns
+    as well. Raises UsageError.
     """
     found: dict[str, list[Question]] = {}
     for cells, where in rows_of(source, ("prompt", "q")):
@@ -48,26 +49,51 @@ def read_questions(source: str) -> dict[str, list[Question]]:
             raise UsageError(
                 f"{where}: {unknown[0]!r:.40}: a question has the columns {', '.join(_COLUMNS)}."
             )
-        own = found.setdefault(str(cells["prompt"]), [])
-        above = cells.get("parents") or ()
-        try:
-            parents = tuple(int(p) for p in (above if isinstance(above, list) else [above]) if p)
-            number = int(cells.get("id") or len(own) + 1)
-        except (TypeError, ValueError):
-            raise UsageError(f"{where}: parents and id must be numbers of questions.") from None
-        answer, category = str(cells.get("answer") or "yes"), str(cells.get("category") or "")
-        own.append(Question(str(cells["q"]), answer, parents, number, category))
+        own = found.setdefault(text_of(cells, "prompt", where), [])
+        above = cells.get("parents", [])
+        if isinstance(above, str):
+            above = scalar(above if above.startswith("[") else f"[{above}]")
+        parents = [_whole(p) for p in (above if isinstance(above, list) else [above])]
+        number = _whole(scalar(cells.get("id", len(own) + 1)))
+        if min([number - 1, *parents]) < 0:
+            raise UsageError(f"{where}: parents and id must be numbers of questions, from 1.")
+        answer = cells.get("answer", True)
+        if isinstance(answer, bool):
+            answer = "yes" if answer else "no"
+        question = text_of(cells, "q", where)
+        category = str(cells.get("category", ""))
+        own.append(
+            Question(question, str(answer), tuple(p for p in parents if p), number, category)
+        )
     for prompt, own in found.items():
         ids = {question.id for question in own}
-        missing = [p for question in own for p in question.parents if p not in ids]
-        if missing or len(ids) < len(own):
-            what = f"no question {missing[0]}" if missing else "two questions of one id"
-            raise UsageError(f"{source}: the prompt {prompt!r:.60} has {what}.")
+        if len(ids) < len(own):
+            raise UsageError(f"{source}: the prompt {prompt!r:.60} has two questions of one id.")
+        try:
+            score_questions([*ids], {q.id: q.parents for q in own}, [1] * len(ids))
+        except ValueError as error:
+            problem = str(error).removeprefix("score_questions: ")
+            raise UsageError(f"{source}: the prompt {prompt!r:.60}: {problem}") from None
     return found
+
+
+def _whole(value: Any) -> int:
+    """A number of a question, also as 1.0; below 0 for anything else."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return int(value) if is_number and float(value).is_integer() else -1
+
+
+def text_of(cells: Mapping[str, Any], key: str, where: str) -> str:
+    """Return a cell that is a text. Raises UsageError."""
+    if not isinstance(cells[key], str):
+        raise UsageError(f"{where}: {key} must be a text, not {cells[key]!r:.40}.")
+    return cells[key]
 
 
 def rows_of(source: str, needed: Sequence[str]) -> list[tuple[Mapping[str, Any], str]]:
     """Return the rows of a table without empty cells, and their places, with `needed` in each.
+
+    Lists in tables of text are those of JSON.
 
     Raises UsageError for a missing file or cell, and for a table without rows.
     """
@@ -77,7 +103,11 @@ def rows_of(source: str, needed: Sequence[str]) -> list[tuple[Mapping[str, Any],
     for raw in read_table(source):
         if isinstance(raw.cells, SamplerError):
             raise raw.cells
-        cells = {key: value for key, value in raw.cells.items() if value not in (None, "")}
+        cells = {
+            key: scalar(value) if raw.text and str(value).startswith("[") else value
+            for key, value in raw.cells.items()
+            if value not in (None, "")
+        }
         if lacking := [key for key in needed if key not in cells]:
             raise UsageError(f"{raw.where}: {lacking[0]} is missing.")
         found.append((cells, raw.where))
@@ -106,6 +136,10 @@ class QuestionScorer(ImageScorer):
     released: bool = False
 
     reads_prompt = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.released, bool):
+            raise UsageError(f"{self.name}: released must be true or false, not {self.released!r}.")
 
     @property
     def label(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]

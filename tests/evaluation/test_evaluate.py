@@ -519,6 +519,11 @@ def test_prompts_of_images_are_read_from_what_lies_beside_or_inside(runs, folder
         ("fid", "is the name of a protocol"),
         ("GenEval", "is the name of a protocol"),
         ("dpg-bench", "is the name of a protocol"),
+        ("gen_eval", "is the name of a protocol"),
+        ("fid50k", "is the name of a protocol"),
+        ("FID-score", "is the name of a protocol"),
+        ("t2i-compbench", "is the name of a protocol"),
+        ("frechet:reference=", "'reference=' must be OPTION=VALUE"),
         ("brigthness", "did you mean 'brightness'"),
         ("judge:head=style", "has no options"),
         ("classifier:haed=style", "haed"),
@@ -546,10 +551,17 @@ def test_a_function_of_ones_own_gets_no_protocols_name():
         return images.mean((1, 2, 3))
 
     assert scorers_from([mean])[0].label == "mean"
-    for name in ("fid", "GenEval", "clip-score"):
+    for name in ("fid", "GenEval", "clip-score", "gen_eval", "FID_50k"):
         mean.__name__ = name
         with pytest.raises(UsageError, match=f"'{name}' is the name of a protocol"):
             scorers_from([mean])
+
+
+def test_a_label_names_the_folder_however_it_is_written():
+    labels = [scorers_from([f"clip:path={path}"])[0].label for path in ("a/b", "a/b/", "b")]
+    assert labels == ["clip(path=b)"] * 3
+    with pytest.raises(UsageError, match="or two are called so"):
+        scorers_from(["clip:path=a/b,clip:path=c/b"])
 
 
 def test_the_judge_is_no_reward_and_another_network_than_the_classifier():

@@ -10,7 +10,7 @@ from PIL import Image
 import sampler
 from sampler import objectives
 from sampler.core.errors import SamplerError
-from sampler.evaluation.objects import ObjectScorer
+from sampler.evaluation.objects import ObjectScorer, read_objects
 from sampler.evaluation.parse import scorers_from
 from sampler.evaluation.questions import QuestionScorer, read_questions
 from sampler.evaluation.vlm import VisionLanguage
@@ -248,6 +248,34 @@ def test_a_colour_is_that_of_the_box(tmp_path, monkeypatch):
     assert scorer.colour(image, "dog", (38, 38, 39, 39)) == "blue"  # grown to 16 pixels
 
 
+def test_tables_of_text_and_of_json_say_the_same(tmp_path):
+    table = tmp_path / "q.csv"
+    table.write_text(
+        'prompt,id,q,answer,parents\na,1,Is it?,yes,0\na,2,Red?,,"1"\na,3,Big?,no,"[1, 2]"\n'
+        'a,4,Old?,0,"1,2"\n'
+    )
+    lines = [
+        {"prompt": "a", "id": 1.0, "q": "Is it?", "answer": True, "parents": "0"},
+        {"prompt": "a", "id": "2", "q": "Red?", "parents": 1},
+        {"prompt": "a", "id": 3, "q": "Big?", "answer": False, "parents": [1.0, 2.0]},
+        {"prompt": "a", "id": 4, "q": "Old?", "answer": 0, "parents": [1, 2]},
+    ]
+    found = read_questions(str(table))
+    assert found == read_questions(write(tmp_path / "q.jsonl", lines))
+    assert [q.parents for q in found["a"]] == [(), (1,), (1, 2), (1, 2)]
+    assert [q.answer for q in found["a"]] == ["yes", "yes", "no", "0"]
+    table.write_text('prompt,include\na,"[{""class"": ""dog"", ""count"": 2}]"\n')
+    row = {"prompt": "a", "include": [{"class": "dog", "count": 2}]}
+    assert read_objects(str(table)) == read_objects(write(tmp_path / "o.jsonl", [row, row]))
+    write(tmp_path / "o.jsonl", [row, {**row, "include": [dog()]}])
+    with pytest.raises(SamplerError, match="'a' has another row already"):
+        read_objects(str(tmp_path / "o.jsonl"))
+
+
+def dog(**more):
+    return {"class": "dog", "count": 1, **more}
+
+
 @pytest.mark.parametrize(
     ("scorer", "line", "problem"),
     [
@@ -259,8 +287,18 @@ def test_a_colour_is_that_of_the_box(tmp_path, monkeypatch):
         ("vqa:nowhere.jsonl:model=MODEL", {}, "nowhere.jsonl does not exist"),
         ("vqa:FILE:model=MODEL", {"prompt": "a"}, "q is missing"),
         ("vqa:FILE:model=MODEL", {**TREE[0], "colour": 1}, "'colour'.*has the columns"),
-        ("vqa:FILE:model=MODEL", {**TREE[0], "parents": [7]}, "has no question 7"),
+        (
+            "vqa:FILE:model=MODEL",
+            {**TREE[0], "parents": [7]},
+            "the parent 7 is not among the questions",
+        ),
         ("vqa:FILE:model=MODEL", {**TREE[0], "parents": ["x"]}, "must be numbers"),
+        ("vqa:FILE:model=MODEL", {**TREE[0], "parents": [TREE[0]["id"]]}, "depends on itself"),
+        ("vqa:FILE:model=MODEL", {**TREE[0], "id": 0}, "must be numbers of questions, from 1"),
+        ("vqa:FILE:model=MODEL", {**TREE[0], "id": 1.5}, "must be numbers"),
+        ("vqa:FILE:model=MODEL", {**TREE[0], "prompt": ["a cat"]}, "prompt must be a text, not"),
+        ("dpg:FILE:model=MODEL:released=maybe", TREE[0], "released must be true or false"),
+        ("vqa:FILE:model=", TREE[0], "'model=' must be OPTION=VALUE"),
         ("vqa:FILE:model=MODEL", TREE[0], "'a cat' has no entry"),
         ("geneval:FILE:detector=YOLOS", OBJECTS[0], "give clip=FOLDER"),
         (
@@ -275,6 +313,23 @@ def test_a_colour_is_that_of_the_box(tmp_path, monkeypatch):
         ),
         ("geneval:FILE:detector=YOLOS", {"prompt": "a", "include": "dog"}, "must be a list"),
         ("geneval:FILE:detector=YOLOS:threshold=2", OBJECTS[1], "above 0 and below 1"),
+        ("geneval:FILE:detector=YOLOS:threshold=high", OBJECTS[1], "above 0 and below 1"),
+        *[
+            ("geneval:FILE:detector=YOLOS", {"prompt": "a", "include": include, **more}, problem)
+            for include, more, problem in (
+                ([dog(position=["left of", 0])], {}, "an earlier object"),
+                ([dog(), dog(position=["left-of", 0])], {}, "left of, right of, above, below"),
+                ([dog(), dog(position=["above", "0"])], {}, "an earlier object"),
+                ([dog(), dog(position=3)], {}, "an earlier object"),
+                ([dog(colour="red")], {}, "'colour': the object 'dog' has class, count, color"),
+                ([dog()], {"exclude": [dog(color="red")]}, "'color': the object 'dog' has class"),
+                ([dog()], {"exlude": [dog()]}, "'exlude': a row has prompt, include, exclude"),
+                ([dog()], {"tag": "count"}, "tag must be one of single_object"),
+                ([dog(count=17)], {}, "an integer from 1 to 16, not 17"),
+                ([dog(count=True)], {}, "an integer from 1 to 16, not True"),
+                ([], {}, "include must name an object"),
+            )
+        ],
     ],
 )
 def test_what_does_not_fit_is_one_sentence(model, folder, tmp_path, scorer, line, problem):
