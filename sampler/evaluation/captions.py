@@ -22,7 +22,7 @@ _UI_SEED = re.compile(r"\bSeed: (\d+)")
 
 
 class Caption(NamedTuple):
-    """Prompt and seed of an image. where: the place that names them; meta: columns meta_* of a row."""
+    """Prompt and seed of an image. where: their place; meta: columns meta_* of a row."""
 
     where: str
     prompt: str | None
