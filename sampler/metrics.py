@@ -35,15 +35,20 @@ def magnitude_score(
     hold for that VAE only. The paper's text sums over the cells; its table and its code take their
     mean, as here.
 
-    Raises ValueError for latents that do not have 4 channels, or are smaller than the kernel.
+    Raises ValueError for latents that do not have 4 channels, or are smaller than the kernel, and
+    for other statistics.
 
     Reference: Diffusion Sampling with Momentum for Mitigating Divergence Artifacts (Wizadwongsa et
     al., 2024), arXiv:2307.11118, section 5.
     """
-    if latents.ndim != 4 or latents.shape[1] != 4 or min(latents.shape[2:]) < kernel:
+    if latents.ndim != 4 or latents.shape[1] != 4 or not 1 <= kernel <= min(latents.shape[2:]):
         raise ValueError(
-            f"magnitude_score needs latents [B, 4, h, w] with h, w >= {kernel}, "
-            f"not {tuple(latents.shape)}."
+            f"magnitude_score needs latents [B, 4, h, w] and a kernel from 1 to h and w, "
+            f"not {tuple(latents.shape)} and {kernel}."
+        )
+    if statistics not in _STATISTICS:
+        raise ValueError(
+            f"statistics = {statistics!r:.40} must be one of {', '.join(_STATISTICS)}."
         )
     mean, std = (latents.new_tensor(v).view(1, -1, 1, 1) for v in _STATISTICS[statistics])
     magnitude = ((latents - mean) / std).abs().amax(1, keepdim=True)
@@ -56,21 +61,22 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
         |mean_a − mean_b|² + tr(C_a + C_b − 2·(C_a·C_b)^{1/2})
 
-    The trace of the root is the sum of the roots of the eigenvalues of S·C_b·S, S = C_a^{1/2}:
-    symmetric, so that singular covariances need no offset. Covariances divide by n − 1. The
-    estimate falls with n: compare equal numbers of samples only, and warn below 10,000.
+    With centred features A and B, divided by the root of n − 1 and of m − 1, the trace of the root
+    is the sum of the singular values of A·Bᵀ: exact for singular covariances too, those of fewer
+    samples than features. The estimate falls with n: compare equal numbers of samples only, and
+    warn below 10,000.
 
-    Raises ValueError for fewer than two samples, and features of different length.
+    Raises ValueError for fewer than two samples, and features of different length or not finite.
 
     Source: GANs Trained by a Two Time-Scale Update Rule (Heusel et al., 2017), arXiv:1706.08500.
     """
     a, b = _features("frechet_distance", a, b)
     gap = a.mean(0) - b.mean(0)
-    first, second = torch.cov(a.T).reshape(a.shape[1], -1), torch.cov(b.T).reshape(b.shape[1], -1)
-    values, vectors = torch.linalg.eigh(first)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
-    return float(gap @ gap + first.trace() + second.trace() - 2 * cross)
+    first, second = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b))
+    roots = [torch.linalg.qr(x, mode="r").R for x in (first, second)]  # at most d rows
+    cross = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    spread = first.square().sum() + second.square().sum() - 2 * cross
+    return max(float(gap @ gap + spread), 0.0)
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
@@ -80,7 +86,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
         MMD² = mean_{i≠j} k(a_i, a_j) + mean_{i≠j} k(b_i, b_j) − 2·mean_{i,j} k(a_i, b_j)
 
     Unbiased, so it may be negative. Raises ValueError for fewer than two samples, and features of
-    different length.
+    different length or not finite.
 
     Source: Demystifying MMD GANs (Binkowski et al., 2018), arXiv:1801.01401.
     """
@@ -101,15 +107,16 @@ def vendi_score(a: Tensor) -> float:
 
         exp(−Σ λ log λ),   λ the eigenvalues of K/n,   K the cosine similarities
 
-    Raises ValueError for an empty set and for features of length 0.
+    Raises ValueError for an empty set, and for features of length 0 or not finite.
 
     Source: The Vendi Score (Friedman & Dieng, 2022), arXiv:2210.02410.
     """
     a = torch.as_tensor(a).detach().to("cpu", torch.float64)
-    if a.ndim != 2 or not len(a) or not bool((a.norm(dim=1) > 0).all()):
-        raise ValueError(
-            f"vendi_score needs features [n, d] of positive length, not {tuple(a.shape)}."
-        )
+    if a.ndim != 2 or not len(a):
+        raise ValueError(f"vendi_score needs features [n, d], n >= 1, not {tuple(a.shape)}.")
+    _check_finite("vendi_score", a)
+    if zero := (a.norm(dim=1) == 0).nonzero()[:, 0].tolist():
+        raise ValueError(f"vendi_score: the features of sample {zero[0]} are all 0.")
     unit = F.normalize(a, dim=1)
     values = torch.linalg.eigvalsh(unit @ unit.T / len(a)).clamp(min=0)
     return float(torch.special.entr(values).sum().exp())
@@ -123,7 +130,14 @@ def _features(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
             f"{name} needs features [n, d] and [m, d] with n, m >= 2, "
             f"not {tuple(a.shape)} and {tuple(b.shape)}."
         )
+    _check_finite(name, a, b)
     return a, b
+
+
+def _check_finite(name: str, *sets: Tensor) -> None:
+    for features in sets:
+        if bad := (~features.isfinite()).any(1).nonzero()[:, 0].tolist():
+            raise ValueError(f"{name}: the features of sample {bad[0]} are not finite.")
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -132,7 +146,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         (2·mean_a·mean_b + c1)·(2·cov + c2) / ((mean_a² + mean_b² + c1)·(var_a + var_b + c2))
 
     in every Gaussian window of 11 pixels, sigma 1.5, inside the image and of each channel, with
-    c1 = 0.01², c2 = 0.03². Raises ValueError for images of different shapes or below 11 pixels.
+    c1 = 0.01², c2 = 0.03²; in float32 for half precision. Raises ValueError for images of different
+    shapes, below 11 pixels, or of integers.
 
     Source: Image Quality Assessment: From Error Visibility to Structural Similarity (Wang et al.,
     2004).
@@ -142,6 +157,10 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
             f"ssim needs two sets of images [B, C, H, W] of one shape, H, W >= 11, not "
             f"{tuple(a.shape)} and {tuple(b.shape)}."
         )
+    if not a.is_floating_point() or not b.is_floating_point():
+        raise ValueError(f"ssim takes float images in [0, 1], not {a.dtype} and {b.dtype}.")
+    exact = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    a, b = a.to(exact), b.to(exact)
     taps = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
     window = (torch.outer(taps, taps) / taps.sum() ** 2).to(a)
 

@@ -115,9 +115,9 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
     tr (C1·C2)^(1/2) is the sum of the square roots of the product's eigenvalues, which are real
     and not negative up to rounding, since the product is similar to a positive semidefinite
-    matrix. Reference: Heusel et al. (2017), arXiv 1706.08500, eq. 6.
+    matrix; rounding below 0 is 0. Reference: Heusel et al. (2017), arXiv 1706.08500, eq. 6.
     """
     mean1, cov1, mean2, cov2 = (value.double() for value in (mean1, cov1, mean2, cov2))
     roots = torch.linalg.eigvals(cov1 @ cov2).real.clamp_min(0).sqrt()
     spread = cov1.trace() + cov2.trace() - 2 * roots.sum()
-    return float((mean1 - mean2).square().sum() + spread)
+    return max(float((mean1 - mean2).square().sum() + spread), 0.0)
