@@ -20,11 +20,12 @@ from sampler.core.durable import write_file
 from sampler.core.errors import IncompleteError, SamplerError, UsageError
 from sampler.core.images import read
 from sampler.evaluation.parse import scorers_from
-from sampler.evaluation.pictures import open_pictures
+from sampler.evaluation.pictures import Picture, open_pictures
 from sampler.evaluation.scorers import RewardScorer
 from sampler.rewards.base import RewardBase
 from sampler.runs.cells import scalar
 from sampler.runs.folder import RunFolder
+from sampler.runs.jobs import Job
 from sampler.runs.readers import RawLine
 from sampler.runs.source import Source
 from sampler.runs.store import open_store
@@ -72,25 +73,37 @@ def drafts_of(source: Source, best: BestOf, folder: str) -> Source:
 
 def choices_of(source: Source, best: BestOf, folder: str) -> Choices:
     """The choice for every prompt of the drafts. Raises IncompleteError for failed drafts."""
-    run = RunFolder(open_store(folder))
-    pictures = {p.name: p for p in open_pictures(folder).pictures}
-    entries, groups = run.results().entries, {}
-    for job in run.jobs():
-        entry = entries.get(job.key, {})
-        if entry.get("status") != "ok" or entry["file"] not in pictures:
-            raise IncompleteError(f"{folder}: a draft of {job.prompt!r:.60} failed.")
-        groups.setdefault((job.line, job.prompt), []).append((job, entry))
     counts = [_check_count(line, source.config.run.n, best.count) for line in source.lines or ()]
     found = []
-    for (line, prompt), members in groups.items():
-        images = torch.cat(
-            [read(pictures[entry["file"]].read(), on_white=True) for _, entry in members]
-        )
-        scores = scores_of(best.reward, images, [prompt] * len(members))
+    for (line, prompt), members in _by_line(folder).items():
+        scores = _scores(best.reward, members)
         seeds = [job.seed for job, _ in members]
-        nfe = [entry["nfe"] for _, entry in members]
+        nfe = [picture.nfe or 0 for _, picture in members]
         found.append((line, choose(prompt, seeds, scores, nfe, counts[line])))
     return found
+
+
+def _by_line(folder: str) -> dict[tuple[int, str], list[tuple[Job, Picture]]]:
+    """Images of a run by the number and the prompt of their line, those of equal lines too.
+
+    Raises IncompleteError for an image that failed.
+    """
+    run = RunFolder(open_store(folder))
+    pictures = {p.name: p for p in open_pictures(folder).pictures}
+    jobs, entries = [*run.jobs()], run.results().entries
+    found: dict[tuple[int, str], list[tuple[Job, Picture]]] = {}
+    equal = [(line, jobs[number]) for line, number in run.duplicates]
+    for line, job in sorted([*((job.line, job) for job in jobs), *equal], key=lambda one: one[0]):
+        entry = entries.get(job.key, {})
+        if entry.get("status") != "ok" or entry["file"] not in pictures:
+            raise IncompleteError(f"{folder}: an image of {job.prompt!r:.60} failed.")
+        found.setdefault((line, job.prompt), []).append((job, pictures[entry["file"]]))
+    return found
+
+
+def _scores(reward: RewardBase, members: Sequence[tuple[Job, Picture]]) -> list[float]:
+    images = torch.cat([read(p.read(), p.name, on_white=True) for _, p in members])
+    return scores_of(reward, images, [job.prompt for job, _ in members])
 
 
 def finals_of(source: Source, best: BestOf, choices: Choices) -> Source:
@@ -107,13 +120,12 @@ def finals_of(source: Source, best: BestOf, choices: Choices) -> Source:
 
 def records_of(where: str, best: BestOf, choices: Choices) -> list[dict[str, Any]]:
     """Records of the choices with the scores of the full runs; they are written to best_of.json."""
-    made = {(p.prompt, p.seed): p for p in open_pictures(where).pictures}
     records: list[dict[str, Any]] = []
+    made = iter(_by_line(where).values())  # a line per image, in the order of the choices
     for _, choice in choices:
-        chosen = [made[choice.prompt, choice.seeds[k]] for k in choice.chosen]
-        images = torch.cat([read(picture.read(), on_white=True) for picture in chosen])
-        scores = scores_of(best.reward, images, [choice.prompt] * len(chosen))
-        nfe = sum(picture.nfe or 0 for picture in chosen)
+        finals = [next(made)[0] for _ in choice.chosen]
+        scores = _scores(best.reward, finals)
+        nfe = sum(picture.nfe or 0 for _, picture in finals)
         records.append(replace(choice, final_scores=tuple(scores), final_nfe=nfe).plain())
     text = json.dumps(records, indent=1, ensure_ascii=False)
     write_file(Path(where).expanduser() / FILE, f"{text}\n".encode())

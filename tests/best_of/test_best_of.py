@@ -130,6 +130,24 @@ def test_the_command_writes_and_resumes_both_runs(tmp_path, monkeypatch, capsys)
     assert times == {p: p.stat().st_mtime_ns for p in times}
 
 
+def test_lines_that_differ_in_their_full_runs_alone_have_an_image_each(tmp_path, monkeypatch):
+    """Their drafts are equal, and made once; the second line is another run of the same seed."""
+    monkeypatch.chdir(tmp_path)
+    line = {"prompt": TEXTS[0], "seed": 5}
+    rows = [{**line, "steps": steps} for steps in (2, 3, 3)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["generate", "--prompts", "p.jsonl", "-o", "run", "--best-of", "2"]
+    assert main([*command, "--reward", "classifier", "--draft", "steps=2"]) == 0
+    records = json.loads((tmp_path / "run" / "best_of.json").read_text())
+    assert [record["final_nfe"] for record in records] == [4, 6, 6]
+    assert [record["seeds"] for record in records] == [[5, 6]] * 3
+    first, second, third = (record["final_scores"][0] for record in records)
+    assert first != second == third
+    assert first == records[0]["scores"][records[0]["seeds"].index(records[0]["chosen"][0])]
+    jobs = (tmp_path / "run" / "jobs.jsonl").read_text().splitlines()
+    assert len(jobs) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
