@@ -102,6 +102,11 @@ class TrainerBase:
         """Return the trainer of a dry run: one update on this number of prompts."""
         return self
 
+    @property
+    def unused(self) -> dict[str, str]:
+        """Names of the fields that have no effect, with the setting under which they have none."""
+        return {}
+
     def check(self, session: Session) -> None:
         """Raise ValueError, before anything is sampled, for a run that cannot be trained."""
 

@@ -77,6 +77,7 @@ def fit(
             "batches; use nft, awm or dpo."
         )
     trainer.check(session)
+    check_fields(trainer)
     check_placement(session, trainer, settings)
     if session.reward is not None:
         session.reward.check()
@@ -114,6 +115,16 @@ def check_batch(trainer: TrainerBase, settings: Settings, processes: int = 1) ->
             "times the images per prompt."
         )
     trainer.check_batch(batch // processes)
+
+
+def check_fields(trainer: TrainerBase) -> None:
+    """Raise ValueError for a field that is given and has no effect: one unlike its default."""
+    defaults = {f.name: f.default for f in fields(cast(Any, trainer))}
+    for key, setting in trainer.unused.items():
+        if (value := getattr(trainer, key)) != defaults[key]:
+            raise ValueError(
+                f"{trainer.name}: {key} = {value!r} has no effect with {setting}; leave it out."
+            )
 
 
 def check_tracker(name: str | None) -> None:

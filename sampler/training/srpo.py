@@ -115,6 +115,12 @@ class SRPO(TrainerBase):
     def differentiates_decoder(self) -> bool:
         return True
 
+    @property
+    def unused(self) -> dict[str, str]:
+        if not self.positive:
+            return dict.fromkeys(("k_denoise", "k_inversion"), "positive = []")
+        return {} if self.inversion else {"k_inversion": "inversion = False"}
+
     def check(self, session: Session) -> None:
         reward = session.reward
         if reward is None or not reward.differentiable:

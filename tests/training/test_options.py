@@ -1,12 +1,13 @@
 """AlignProp's options on a pipeline, and that training does what it is for."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 import sampler
+from sampler import registry
 from sampler.models.lora import load_lora
 from sampler.models.trainable_lora import adapted
 from sampler.training.alignprop.trainer import AlignProp
@@ -31,6 +32,58 @@ def trained():
             engine, reward, method, engine.guidance, 4, (16, 16), 2, trainable=adapter
         )
         yield session, batch(["a dog", "a cat"], 2, 0, 0)
+
+
+UNUSED = [
+    ({"name": "nft", "shift": 3.0}, "shift = 3.0 has no effect with law = 'grid'"),
+    ({"name": "awm", "weighting": "t", "power": 0.5}, "power = 0.5 .* weighting = 't'"),
+    ({"name": "awm", "kl": 0, "kl_ema": 0, "kl_law": "elbo"}, "kl_law = 'elbo' .* kl = 0 and"),
+    ({"name": "dpo", "data": "pairs", "group_size": 4}, "group_size = 4 has no effect with data"),
+    ({"name": "grpo", "ratio": "dppo", "clip_range": 0.1}, "clip_range = 0.1 .* ratio = 'dppo'"),
+    ({"name": "grpo", "threshold": 0.1}, "threshold = 0.1 has no effect with ratio = 'guard'"),
+    ({"name": "grpo", "kl_space": "v"}, "kl_space = 'v' has no effect with kl_beta = 0"),
+    ({"name": "grpo", "window": {"decay": 0.2}}, "window.decay = 0.2 .* strategy = 'progressive'"),
+    (
+        {"name": "grpo", "window": {"size": 1, "strategy": "random", "every": 2}},
+        "window.every = 2 has no effect with strategy = 'random'",
+    ),
+    (
+        {"name": "ddpo", "advantage": "group", "group_size": 2, "min_count": 2},
+        "min_count = 2 has no effect with advantage = 'group'",
+    ),
+    ({"name": "rlcm", "explore_std": 0.2}, "explore_std = 0.2 .* final_step = 'drop'"),
+    ({"name": "alignprop", "k": 2}, "k = 2 has no effect with truncation = 'gaussian'"),
+    ({"name": "alignprop", "truncation": "fixed", "low": 1}, "low = 1 .* truncation = 'fixed'"),
+    ({"name": "alignprop", "value": 3.0}, "value = 3.0 has no effect with loss = 'maximise'"),
+    (
+        {"name": "srpo", "positive": [], "negative": [], "k_denoise": (0.1, 0.5)},
+        r"k_denoise = \(0.1, 0.5\) has no effect with positive = \[\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "problem"), UNUSED)
+def test_fields_without_effect_are_refused(spec, problem, monkeypatch, tmp_path):
+    """By name, before anything is sampled."""
+    monkeypatch.setattr("sampler.training.matching.pair_files.read_pairs", lambda data: ["a dog"])
+    monkeypatch.setattr("sampler.training.matching.pair_files.files_of", lambda *given: ())
+    prompts = [] if "data" in spec else world.PROMPTS
+    settings = {"height": 16, "width": 16, "steps": 8}
+    with pytest.raises(ValueError, match=f"^{spec['name']}: {problem}") as error:
+        sampler.finetune(
+            world.engine(), spec, "brightness", prompts, tmp_path / "out", settings=settings
+        )
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_fields_that_have_no_effect_exist():
+    """In every trainer, by default, and they have defaults to be compared with."""
+    for name in registry.names("trainer"):
+        if name == "denoise":
+            continue
+        trainer = registry.build("trainer", name)
+        known = {f.name: f.default for f in fields(trainer)}
+        assert all(known[key] == getattr(trainer, key) for key in trainer.unused)
 
 
 def shares(trainer, trained):

@@ -107,6 +107,19 @@ class AlignProp(TrainerBase):
     def differentiates_decoder(self) -> bool:
         return True
 
+    @property
+    def unused(self) -> dict[str, str]:
+        of = {
+            "fixed": ("k",),
+            "spread": ("k",),
+            "gaussian": ("mean", "std"),
+            "uniform": ("low", "high"),
+            "per_step": ("low", "high"),
+        }
+        others = {key for keys in of.values() for key in keys} - {*of[self.truncation]}
+        found = dict.fromkeys(sorted(others), f"truncation = {self.truncation!r}")
+        return {**found, **({"value": "loss = 'maximise'"} if self.loss == "maximise" else {})}
+
     def check(self, session: Session) -> None:
         if session.reward is None or not session.reward.differentiable:
             name = session.reward.name if session.reward else "none"

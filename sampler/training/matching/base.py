@@ -77,6 +77,10 @@ class ForwardBase(TrainerBase):
     def for_dry_run(self, prompts: int) -> ForwardBase:
         return replace(self, minibatches=1)
 
+    @property
+    def unused(self) -> dict[str, str]:
+        return {"shift": "law = 'grid'"} if self.law == "grid" else {}
+
     def check(self, session: Session) -> None:
         """Raise ValueError for a few-step model, and for a range without levels."""
         pipeline = session.pipeline
@@ -161,6 +165,10 @@ class PairBase(ForwardBase):
     @property
     def images_per_prompt(self) -> int:
         return self.group_size if self.data is None else 2
+
+    @property
+    def unused(self) -> dict[str, str]:
+        return {**super().unused, **({"group_size": "data"} if self.data is not None else {})}
 
     def check_batch(self, images: int) -> None:
         pairs = images // self.images_per_prompt

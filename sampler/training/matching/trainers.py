@@ -187,6 +187,15 @@ class AWM(MatchingBase):
         return self.kl_ema
 
     @property
+    def unused(self) -> dict[str, str]:
+        found = super().unused
+        if self.weighting != "ghuber":
+            found["power"] = f"weighting = {self.weighting!r}"
+        if not self.kl and not self.kl_ema:
+            found["kl_law"] = "kl = 0 and kl_ema = 0"
+        return found
+
+    @property
     def averages(self) -> tuple[str, ...]:
         return (*super().averages, *(("recent",) if self.kl_ema else ()))
 

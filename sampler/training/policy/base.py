@@ -150,6 +150,11 @@ class PPOBase(PolicyBase):
         return self.reduction == "mean"
 
     @property
+    def unused(self) -> dict[str, str]:
+        keys = ("buffer", "min_count") if self.advantage == "group" else ()
+        return {**super().unused, **dict.fromkeys(keys, "advantage = 'group'")}
+
+    @property
     def images_per_prompt(self) -> int:
         return self.group_size
 
@@ -179,6 +184,12 @@ class GroupBase(PolicyBase):
             )
         check_combination(self.name, self.advantages, self.std)
         self.check_choices()
+
+    @property
+    def unused(self) -> dict[str, str]:
+        key = "clip_range" if self.ratio == "dppo" else "threshold"
+        found = {**super().unused, key: f"ratio = {self.ratio!r}"}
+        return found if self.kl_beta else {**found, "kl_space": "kl_beta = 0"}
 
     def check(self, session: Session) -> None:
         super().check(session)

@@ -115,6 +115,11 @@ class RLCM(PPOBase):
         return self.final_step == "drop"
 
     @property
+    def unused(self) -> dict[str, str]:
+        explores, setting = self.final_step == "explore", f"final_step = {self.final_step!r}"
+        return {**super().unused, **({} if explores else {"explore_std": setting})}
+
+    @property
     def differentiates_decoder(self) -> bool:
         return self.final_step == "pathwise"
 

@@ -58,6 +58,13 @@ class NoiseWindow:
                 f"grpo: both window and the sampler's noisy = {list(spec['noisy'])} choose the "
                 "steps with noise; set one of them to None."
             )
+        idle = {"random": ("every", "stride", "decay", "roll_back"), "exp_decay": ()}
+        for key in idle.get(self.strategy, ("decay",)):
+            if getattr(self, key) != getattr(NoiseWindow(), key):
+                raise ValueError(
+                    f"grpo: window.{key} = {getattr(self, key)!r} has no effect with strategy = "
+                    f"{self.strategy!r}; leave it out."
+                )
         if self.size > (total := self._total(session)):
             raise ValueError(
                 f"grpo: window.size = {self.size} is longer than the {total} steps with noise in "
