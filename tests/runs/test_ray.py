@@ -26,20 +26,22 @@ def cluster_of_two():
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": MEMORY}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    try:
-        yield cluster, cluster.add_node(**node)
-    finally:
-        cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        # Actors start at niceness 15 otherwise, which on a loaded machine takes minutes.
+        patch.setenv("RAY_worker_niceness", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        try:
+            yield cluster, cluster.add_node(**node)
+        finally:
+            cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        with cluster_of_two() as found:
-            yield found
+    with cluster_of_two() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +80,11 @@ def test_a_run_by_address_to_its_end_and_resumed(capsys, tmp_path, cluster, whol
     code, stdout, err = run(capsys, *LINE, *on_ray(cluster, out), "--json")
     assert code == 0 and "already" in err
     assert json.loads(stdout.splitlines()[-1])["skipped"] == IMAGES
-    lost = [out / "images" / name for name in sorted(pictures(out))[:2]]
-    for path in lost:
-        path.unlink()
+    (out / "images" / min(pictures(out))).unlink()  # of one batch: actors take seconds to start
     address = ["--executor", "ray", "--address", cluster[0].address]
     code, stdout, err = run(capsys, "resume", out, *address)
     assert code == 0 and pictures(out) == whole
-    assert err.splitlines()[-1] == f"2 images in {out}, {IMAGES - 2} existed."
+    assert err.splitlines()[-1] == f"1 image in {out}, {IMAGES - 1} existed."
 
 
 def failing(run, model):
@@ -111,7 +111,8 @@ def meeting(run, model):
 @pytest.mark.slow
 def test_a_run_whose_images_all_fail(capsys, tmp_path, cluster, monkeypatch):
     monkeypatch.setattr(sampler.cli.open_run, "engine_of", failing)
-    code, stdout, err = run(capsys, *LINE, *on_ray(cluster, tmp_path / "run"))
+    line = [*LINE, "--batch-size", str(IMAGES), *on_ray(cluster, tmp_path / "run")]  # one actor
+    code, stdout, err = run(capsys, *line)
     assert (code, stdout) == (3, "")
     told = err.splitlines()
     assert f"sampler: {IMAGES} images failed" in told[-1] and "internal" not in err.lower()
@@ -134,7 +135,6 @@ def test_a_run_resumed_with_another_model_is_refused(capsys, tmp_path, cluster):
 @pytest.mark.slow
 def test_a_node_is_removed(capsys, tmp_path, tmp_path_factory, whole, monkeypatch):
     """A batch on the lost node is made on the other; nothing is lost or made twice."""
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
     monkeypatch.setenv("MET", str(tmp_path_factory.mktemp("met")))
     monkeypatch.setattr(sampler.cli.open_run, "engine_of", meeting)
     out, shown = tmp_path / "run", progress.Meter._line
