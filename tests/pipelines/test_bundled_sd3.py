@@ -33,8 +33,8 @@ def test_its_images_are_those_of_the_stock_pipeline(engine):
 
 
 def test_its_images_show_their_prompts(engine):
-    listed = bundled.prompts(32, start=20)
-    made = engine.generate([prompt.text for prompt in listed], seeds=range(32), steps=8,
+    listed = bundled.prompts(16, start=20)
+    made = engine.generate([prompt.text for prompt in listed], seeds=range(16), steps=8,
                            sampler={"name": "ab", "order": 2}, output="tensor")  # fmt: skip
     figures = measures.measure(
         classifier.load(), made.images, listed, classifier.reference_statistics()
