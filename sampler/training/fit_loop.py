@@ -183,7 +183,8 @@ class FitLoop:
         record = self.journal.add(record)
         if self.settings.log_with:
             kind = record["kind"]
-            numbers = {f"{kind}/{k}": v for k, v in record.items() if isinstance(v, float)}
+            shown = {k: v for k, v in record.items() if isinstance(v, (int, float))}
+            numbers = {f"{kind}/{k}": v for k, v in shown.items() if k != "update"}
             self.accelerator.log(numbers, step=record["update"])
         if self.main and self.progress is not None:
             self.progress(record)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,7 +173,7 @@ class SRPO(TrainerBase):
 
         drawn = batch.random("levels").randint(EDGE, POINTS - EDGE)
         steps = self.steps(drawn, self.sigmas(session.pipeline.schedule))
-        parts, nfe = micro_batches(batch.rows, session.micro), 0
+        parts, nfe, least = micro_batches(batch.rows, session.micro), 0, math.inf
         for number, rows in enumerate(parts):
             with torch.no_grad():
                 found = sampled(session, batch, rows)
@@ -184,8 +186,11 @@ class SRPO(TrainerBase):
                 scores = self.scores(session, x0, prompts, step, batch.update)
                 name = "inversion" if step.inversion else "denoise"
                 metrics |= {f"score_{name}": scores.detach(), f"start_{name}": step.start}
+                least = min(least, float(scores.detach().min()))
                 loss = self.loss_of(scores).sum() / (len(steps) * len(batch.prompts))
                 last = number == len(parts) - 1 and step is steps[-1]
+                if last and batch.update == 0:
+                    self.check_scores(least)
                 yield MicroBatchLoss(loss, metrics, step=last)
                 metrics = {}
 
@@ -228,6 +233,15 @@ class SRPO(TrainerBase):
             first, second = (second, first) if step.inversion else (first, second)
             session = replace(session, reward=Contrast(session.reward, first, second, step.k))
         return session.scores(window.decode(x0), prompts).total
+
+    def check_scores(self, least: float) -> None:
+        """Warn where all scores of the first update are above the threshold already."""
+        if self.threshold is not None and least > self.threshold:
+            warnings.warn(
+                f"srpo: scores begin at {least:.3g}, above threshold = {self.threshold:g}, where "
+                "they have no gradient; raise it, or set threshold = None.",
+                stacklevel=2,
+            )
 
     def loss_of(self, scores: Tensor) -> Tensor:
         """Return the loss of each score."""

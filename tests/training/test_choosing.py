@@ -47,6 +47,19 @@ def test_the_widest_images_are_those_of_brute_force():
         assert found == pytest.approx(best, abs=1e-12)
 
 
+def test_the_share_of_equal_groups_is_that_of_the_choice(tmp_path):
+    """In all optimiser steps alike: groups that are equal up to rounding are left out."""
+
+    seen = {"a dog": [1.0, 1.0 + 1e-6], "a cat": [1.0, 3.0], "a red car": [0.0, 2.0]}
+
+    def reward(images, prompts):
+        return [seen[prompt].pop() for prompt in prompts]
+
+    spec = {**world.TRAINERS["grpo"], "select": "spread", "keep": 2, "minibatches": 2, "passes": 1}
+    report = world.tune(world.engine(), tmp_path, spec, reward, updates=1, batch=6)
+    assert report.log[0]["flat_groups"] == pytest.approx(1 / 3)
+
+
 def test_the_number_of_images_grows_from_half_to_all():
     assert [kept_images(None, 8, u / 8) for u in range(9)] == [4, 4, 5, 6, 6, 6, 7, 8, 8]
     assert kept_images(None, 2, 0.0) == 2 and kept_images(3, 8, 0.9) == 3

@@ -627,6 +627,20 @@ def test_batches_are_functions_of_seed_update_and_row():
     assert grouped[0] == grouped[1] != grouped[2] == grouped[3]
 
 
+def test_a_tracker_gets_all_numbers(engine, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    seen = []
+    monkeypatch.setattr("sampler.training.fit.check_tracker", lambda name: None)
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda self, name: None)
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: seen.append((step, values)))
+    report = world.tune(engine, tmp_path, updates=1, log_with="tensorboard")
+    ((step, values),) = seen
+    numbers = {k: v for k, v in report.log[0].items() if k not in ("kind", "update")}
+    assert step == 1 and values == {f"update/{k}": v for k, v in numbers.items()}
+    assert {"update/images", "update/nfe", "update/K"} <= set(values)
+
+
 def test_the_log_is_always_json(engine, tmp_path):
     world.tune(engine, tmp_path, updates=1)
     for line in (tmp_path / "log.jsonl").read_text().splitlines():

@@ -287,7 +287,7 @@ def test_an_update_keeps_the_graph_of_one_step(ratio):
             method = GroupPolicy(trainer, Policy(trainer, session))
             with torch.no_grad():
                 found = method.collect(rows, rows.rows)
-            losses = method.losses(rows, found, Graded(torch.ones(4), 0.0))
+            losses = method.losses(rows, found, Graded(torch.ones(4)))
             sizes.append(saved_bytes(lambda losses=losses: next(losses))[0])
         run, before = found.run, found.actions[0].before
         span = spans(run.levels)[before.index]

@@ -242,6 +242,22 @@ def test_what_cannot_be_trained_is_one_sentence_before_sampling(
     assert "\n" not in str(error.value)
 
 
+def test_scores_above_the_threshold_from_the_start_are_told(tmp_path, recwarn):
+    """Of all images of the first update: nothing would be learned of any of them."""
+
+    def reward(images, prompts):
+        return images.mean((1, 2, 3)) + torch.tensor([4.0 * (p == "a dog") for p in prompts])
+
+    reward.differentiable = True
+    spec = {"name": "srpo", "positive": [], "negative": [], "threshold": 0.7}
+    world.tune(world.engine(), tmp_path / "a", spec, reward, updates=1, batch=3, micro=1)
+    assert not [w for w in recwarn if "srpo" in str(w.message)]
+    spec["threshold"] = -1.0
+    with pytest.warns(UserWarning, match=r"scores begin at .*, above threshold = -1, where they"):
+        report = world.tune(world.engine(), tmp_path / "b", spec, reward, updates=1, micro=1)
+    assert report.log[0]["grad_norm"] == 0
+
+
 def test_it_learns_through_both_branches(tmp_path):
     """Towards what the positive word asks for: more than 3 standard errors, equal seeds."""
     engine = world.engine(tiny.sd, tiny_vae=True)

@@ -174,6 +174,15 @@ def test_the_command_asks_and_writes(tmp_path, form, answers, lines, monkeypatch
     assert "no images awaiting votes" in capsys.readouterr().err
 
 
+def test_nobody_is_asked_about_pairs_that_are_judged(tmp_path, monkeypatch):
+    pairs = "sampler.training.matching.pair_files"
+    monkeypatch.setattr(f"{pairs}.read_pairs", lambda data: ["a dog"])
+    monkeypatch.setattr(f"{pairs}.files_of", lambda *given: ())
+    spec = {"name": "dpo", "data": "pairs"}
+    with pytest.raises(ValueError, match="judged already, so that 'votes' would never be asked"):
+        sampler.finetune(world.engine(), spec, "votes", (), tmp_path / "a", settings=world.SHORT)
+
+
 def test_what_cannot_be_judged_is_one_sentence(tmp_path):
     engine = world.engine()
     for trainer, reward, settings, problem in (

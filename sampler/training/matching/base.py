@@ -170,6 +170,15 @@ class PairBase(ForwardBase):
     def unused(self) -> dict[str, str]:
         return {**super().unused, **({"group_size": "data"} if self.data is not None else {})}
 
+    def check(self, session: Session) -> None:
+        super().check(session)
+        reward = session.reward
+        if self.data is not None and reward is not None and reward.batched:
+            raise ValueError(
+                f"dpo: the pairs of data = {self.data} are judged already, so that {reward.name!r} "
+                "would never be asked; leave out data or the reward."
+            )
+
     def check_batch(self, images: int) -> None:
         pairs = images // self.images_per_prompt
         check_minibatches(self.name, self.minibatches, pairs, "pairs")

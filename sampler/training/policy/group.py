@@ -32,10 +32,9 @@ from sampler.types import Lin, Move, Prediction, Snapshot, Span, spans
 
 @dataclass(frozen=True)
 class Graded:
-    """Clipped advantages of the batch [N], and the share of samples in groups without any."""
+    """Clipped advantages of the batch [N], 0 in groups of equal rewards."""
 
     advantage: Tensor
-    flat: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ class GroupPolicy:
         flat = torch.tensor(flat_rows(trainer.advantages, reward, *given))
         advantages = combined_advantages(trainer.advantages, trainer.std, reward, *given)
         advantage = torch.from_numpy(advantages).clamp(-limit, limit)
-        return Graded(advantage.masked_fill(flat, 0.0), float(flat.double().mean())), state
+        found.metrics["flat_groups"] = float(flat.double().mean())
+        return Graded(advantage.masked_fill(flat, 0.0)), state
 
     def after(self, state: Any) -> None:
         """Do nothing: the next batch is sampled by the trained weights themselves."""
@@ -88,10 +88,9 @@ class GroupPolicy:
         for action in collected.actions:
             if not trainer.kl_beta and not bool(advantage.any()):
                 still = {"ratio": torch.ones_like(advantage), "clipped": advantage}
-                yield None, {**still, "flat_groups": weights.flat}
+                yield None, still
                 continue
             loss, metrics = action_loss(trainer, self.policy, run, action, advantage)
-            metrics["flat_groups"] = weights.flat
             if next(self.shares) == 0:
                 metrics["ratio_first"] = self._first_ratio(metrics["ratio"])
             yield loss / len(collected.actions), metrics
