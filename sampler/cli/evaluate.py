@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +11,7 @@ import typer
 
 from sampler.cli import generate
 from sampler.cli.options import Debug, Json, Quiet, assigned, takes_options_of
+from sampler.cli.progress import PLAIN_SECONDS
 from sampler.cli.report import Report
 from sampler.cli.source_options import source_of
 
@@ -89,7 +92,10 @@ def command(
             run = out
         elif given:
             raise UsageError(f"{given[0]} has no effect on images that exist.")
-        found = evaluate(run, scorers or (), against=against, out=out, allow_python=allow_python)
+        found = evaluate(
+            run, scorers or (), against=against, out=out, allow_python=allow_python,
+            progress=_counting(report),
+        )  # fmt: skip
         _print(found, run, report)
 
 
@@ -130,6 +136,20 @@ def _generate(
     source = replace(source, lines=lines)
     run = batch.RunOptions(download=options["download"])
     batch.generate(source, run, replace(report, results=False))
+
+
+def _counting(report: Report) -> Callable[[int, int], None]:
+    """Print how many images a scorer has scored, every ten seconds."""
+    shown = time.monotonic()
+
+    def count(done: int, total: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= PLAIN_SECONDS:
+            shown = time.monotonic()
+            report.note(f"{done} of {total} images scored")
+            report.event("progress", done=done, total=total)
+
+    return count
 
 
 def _print(found: Evaluation, run: str, report: Report) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from PIL import Image
 
 from sampler.cli import main
 from sampler.evaluation.lines import seed_of
@@ -53,6 +54,18 @@ def test_a_run_that_exists_is_compared_in_pairs_as_events(place, capsys):
     assert score["t"] == "score" and score["difference"] == 0 and score["ties"] == 2
     assert score["verdict"] == "not shown" and events[-1]["t"] == "summary"
     assert any("fewer than 20 prompts" in e.get("message", "") for e in events)
+
+
+def test_long_scorings_tell_how_far_they_are(tmp_path, monkeypatch, capsys):
+    for k in range(17):
+        Image.new("RGB", (16, 16), (k, 0, 0)).save(tmp_path / f"{k}.png")
+    assert main(["eval", str(tmp_path), "--scorers", "brightness"]) == 0
+    assert "scored" not in capsys.readouterr().err
+    monkeypatch.setattr("sampler.cli.evaluate.PLAIN_SECONDS", 0.0)
+    assert main(["eval", str(tmp_path), "--scorers", "brightness"]) == 0
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "16 of 17 images scored", "17 of 17 images scored"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
