@@ -283,7 +283,7 @@ def test_minibatches_are_steps_on_a_part_of_the_batch(engine, tmp_path):
 
 @pytest.mark.parametrize("trainer", ["ddpo", "nft", "grpo", "dpo"])
 def test_a_batch_has_as_many_steps_as_minibatches(engine, tmp_path, trainer):
-    """Where they do not divide it too; more steps than images or pairs are refused beforehand."""
+    """Steps that do not divide it too; more of them than images or pairs are refused beforehand."""
     count = 8 if trainer == "dpo" else 4
     spec = {**world.TRAINERS[trainer], "minibatches": 3, "passes": 1}
     options = {"steps": 3, "batch": count, "clip": 0}
