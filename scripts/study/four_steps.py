@@ -101,8 +101,11 @@ def settings_of(case: str, seed: int, held: list[str]) -> dict[str, Any]:
 
 @app.command()
 def collect(out: Out = Path("runs/four_steps"), to: Path = CSV) -> None:
-    """Write the evaluations of all runs as a table."""
-    rows: list[dict[str, Any]] = []
+    """Write the evaluations of all runs as a table; rows of runs that are not in `out` stay."""
+    known = {path.parent.name for path in out.glob("*/log.jsonl")}
+    rows: list[dict[str, Any]] = [
+        row for row in _read(to) if f"{row['of']}-{row['seed']}" not in known
+    ]
     for path in sorted(out.glob("*/log.jsonl")):
         case, _, seed = path.parent.name.rpartition("-")
         log, spent = [json.loads(line) for line in path.read_text().splitlines()], 0.0
@@ -117,16 +120,24 @@ def collect(out: Out = Path("runs/four_steps"), to: Path = CSV) -> None:
             }
             about = {"of": case, "seed": seed, "update": record["update"]}
             rows.append({**about, **scores, "cpu_seconds": round(spent, 1)})
+    rows.sort(key=lambda row: (list(CASES).index(row["of"]), int(row["seed"]), int(row["update"])))
     with to.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
+def _read(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def table(path: Path = CSV) -> str:
     """A line per case and seed: after UPDATES and after the longest training."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = _read(path)
     heads = ["student", "updates", "concept", "of the teacher's"]
     heads += ["saturation", "over the teacher's", "drift", "bars"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
