@@ -52,7 +52,8 @@ def converted(made: Any, output: Output, count: int) -> list[Any]:
         made = made.transpose(1, 2)
     if isinstance(made, (np.ndarray, Tensor)) and output == "tensor":
         made = _as_tensors(made, count)
-    if output == "latent" and isinstance(made, np.ndarray):
+    first = made[0] if isinstance(made, list) and made else made
+    if output == "latent" and not isinstance(first, Tensor):
         raise UsageError("The pipeline gives no latents but pixels; use output 'pil' or 'tensor'.")
     if isinstance(made, (list, np.ndarray, Tensor)) and len(made) == count:
         return [v.cpu() if isinstance(v, Tensor) else v for v in made]

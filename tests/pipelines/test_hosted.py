@@ -245,6 +245,14 @@ def test_an_output_that_is_no_image_is_refused(tmp_path, monkeypatch):
     assert "returned str, which is not one value for each image" in journal
 
 
+@pytest.mark.parametrize("made", [[picture()], [[picture(), picture()]], np.zeros((1, 8, 8, 3))])
+def test_latents_of_a_pipeline_that_gives_pixels_are_refused(made):
+    with pytest.raises(sampler.SamplerError, match="gives no latents but pixels"):
+        hosted_output.converted(made, "latent", 1)
+    latents = torch.zeros(1, 4, 2, 2)
+    assert torch.equal(hosted_output.converted([*latents], "latent", 1)[0], latents[0])
+
+
 def test_a_scale_of_guidance_by_an_empty_prompt_is_no_input_of_the_network():
     name = "LDMTextToImagePipeline"  # which takes no negative prompt
     pipe = TINY[name].build(name)
