@@ -15,6 +15,7 @@ from sampler.core.errors import UsageError
 from sampler.evaluation.questions import asked_of, rows_of, text_of
 from sampler.evaluation.scorers import ImageScorer, digest_of
 from sampler.objectives import geneval_correct, geneval_share
+from sampler.objectives.scoring import RELATIONS
 
 # Of the published evaluation (Ghosh et al., 2023, arXiv:2310.11513, and its code): the threshold of
 # detections, that of prompts whose tag is "counting", and the largest number of boxes of a class.
@@ -24,7 +25,6 @@ COLOURS = (
 )  # fmt: skip
 _WORDS = ("a photo of a {0} {1}", "a photo of a {0}-colored {1}", "a photo of a {0} object")
 _SMALLEST = 16  # pixels of a crop, along each side
-RELATIONS = ("left of", "right of", "above", "below")
 _COLUMNS = ("prompt", "include", "exclude", "tag")
 _ENTRY = ("class", "count")
 _TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")

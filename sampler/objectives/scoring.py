@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+RELATIONS = ("left of", "right of", "above", "below")
+
 
 def geneval_correct(
     boxes: Mapping[str, Sequence[Sequence[float]]],
@@ -19,7 +21,8 @@ def geneval_correct(
     box}; metadata: {"include": [{"class", "count", "color"?, "position"? [relation, index]}],
     "exclude": [{"class", "count"}]}. Of each included class the first `count` boxes are looked at:
     they have to exist, to have the colour, and to lie in the relation to the boxes of the included
-    object `index`. An excluded class has fewer than `count` boxes.
+    object `index`. An excluded class has fewer than `count` boxes. Raises ValueError for a position
+    of another relation, and for one to an object that does not come before.
 
     Source: GenEval (Ghosh et al., 2023), arXiv:2310.11513.
     """
@@ -32,7 +35,7 @@ def geneval_correct(
         if right and "color" in wanted:
             right = list(colours.get(name, ()))[:count].count(wanted["color"]) >= count
         if right and wanted.get("position"):
-            relation, index = wanted["position"]
+            relation, index = _position(wanted, len(matched))
             others = matched[index]
             right = others is not None and all(
                 relation in _relations(a, b) for a in found for b in others
@@ -67,7 +70,7 @@ def geneval_share(
             right = list(colours.get(name, ()))[:count].count(wanted["color"])
             parts.append(right / count)
         if wanted.get("position"):
-            relation, index = wanted["position"]
+            relation, index = _position(wanted, len(first))
             pairs = [(a, b) for a in found for b in first[index]]
             holds = [relation in _relations(a, b) for a, b in pairs]
             parts.append(sum(holds) / len(pairs) if pairs else 0.0)
@@ -76,6 +79,17 @@ def geneval_share(
     for entry in metadata.get("exclude", ()):
         shares.append(float(len(boxes.get(entry["class"], ())) < entry["count"]))
     return sum(shares) / len(shares) if shares else 1.0
+
+
+def _position(wanted: Mapping[str, Any], before: int) -> tuple[str, int]:
+    """Return relation and index of the position of an object with `before` ones before it."""
+    relation, index = wanted["position"]
+    if relation not in RELATIONS or not 0 <= index < before:
+        raise ValueError(
+            f"position = {wanted['position']!r:.60} of {wanted['class']!r:.40} must be a relation "
+            f"({', '.join(RELATIONS)}) and the index of an earlier object."
+        )
+    return relation, index
 
 
 def _relations(a: Sequence[float], b: Sequence[float]) -> set[str]:
@@ -91,8 +105,8 @@ def _relations(a: Sequence[float], b: Sequence[float]) -> set[str]:
     if np.all(np.abs(revised) < 1e-3):  # pixels
         return set()
     dx, dy = revised / np.linalg.norm(offset)
-    near = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return {name for name, holds in near.items() if holds}
+    near = zip(RELATIONS, (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5), strict=True)
+    return {name for name, holds in near if holds}
 
 
 def score_questions(
@@ -107,13 +121,18 @@ def score_questions(
     that order, or several such lists (one per crop), whose scores are averaged. The result does not
     depend on the order: an answer counts 0 where any ancestor is no, at any depth. released: as the
     published script has it, an answer counts 0 where a direct parent counts 0 so far, in the given
-    order, so that a child before its parent keeps its yes. Raises ValueError for a cycle, and for a
-    parent without an answer.
+    order, so that a child before its parent keeps its yes. Raises ValueError for a cycle, a parent
+    without an answer, no question, two of one id, and answers of another number.
 
     Source: ELLA (Hu et al., 2024), arXiv:2403.05135, section 4.
     """
     if len(answers) and np.ndim(answers[0]):
         return sum(score_questions(order, parents, a, released) for a in answers) / len(answers)
+    if not len(order) or not len(set(order)) == len(order) == len(answers):
+        raise ValueError(
+            f"score_questions needs different questions, at least one, with an answer each, not "
+            f"{list(order)!r:.60} and {len(answers)} answers."
+        )
     own = dict(zip(order, map(float, answers), strict=True))
     above = {int(k): [p for p in v if p] for k, v in parents.items()}
     if missing := {p for question in order for p in above.get(question, ())} - set(own):

@@ -378,6 +378,24 @@ def test_a_cycle_of_questions_is_refused():
         objectives.score_questions([1, 2], {1: [2], 2: [1]}, [1, 1])
 
 
+@pytest.mark.parametrize(("order", "answers"), [([], []), ([1, 1], [1, 0]), ([1, 2], [1])])
+def test_questions_without_an_answer_each_are_refused(order, answers):
+    with pytest.raises(ValueError, match="needs different questions, at least one, with an answer"):
+        objectives.score_questions(order, {}, answers)
+
+
+@pytest.mark.parametrize("position", [["left of", 1], ["left of", -1], ["left-of", 0]])
+def test_positions_are_relations_to_earlier_objects(position):
+    boxes = {"a": [[0, 0, 1, 1, 1]], "b": [[4, 0, 5, 1, 1]]}
+    first, second = {"class": "b", "count": 1}, {"class": "a", "count": 1}
+    for function in (objectives.geneval_correct, objectives.geneval_share):
+        right = [first, {**second, "position": ["left of", 0]}]
+        assert function(boxes, {}, {"include": right}) == 1
+        wrong = [first, {**second, "position": position}]
+        with pytest.raises(ValueError, match="the index of an earlier object"):
+            function(boxes, {}, {"include": wrong})
+
+
 @pytest.mark.parametrize(("about", "a"), cases("evaluation", "features"))
 def test_distances_and_diversity(about, a):
     near(metrics.frechet_distance(a["a"], a["b"]), a["frechet"], 1e-6)
