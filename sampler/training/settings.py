@@ -202,9 +202,17 @@ class Settings:
 
     def record(self) -> dict[str, Any]:
         """Return plain data, for config.json and for comparing runs."""
-        plain = asdict(replace(self, sampler=None, guidance=None))
+        plain = asdict(replace(self, sampler=None, guidance=None, evals=()))
         strategies = {k: registry.spec_of(getattr(self, k)) for k in ("sampler", "guidance")}
-        return {**plain, **strategies}
+        return {**plain, **strategies, "evals": tuple(map(_scorer_spec, self.evals))}
+
+
+def _scorer_spec(scorer: Any) -> Any:
+    """Return plain data for a scorer: a function or another object of one's own by its name."""
+    spec = scorer if isinstance(scorer, (str, Mapping)) else registry.spec_of(scorer)
+    if isinstance(spec, (str, Mapping)):
+        return spec
+    return getattr(scorer, "name", "") or getattr(scorer, "__name__", type(scorer).__name__)
 
 
 # Settings that may differ when a run is resumed: none of them changes an update already done.

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import sampler
+from sampler import registry
 from sampler.core.errors import UsageError
 from sampler.evaluation.questions import QuestionScorer
 from sampler.models.trainable_lora import TrainableLoRA
@@ -625,6 +626,24 @@ def test_batches_are_functions_of_seed_update_and_row():
     assert halves == [[0, 2], [1, 3]]
     grouped = batch(["a", "b"], 4, 0, 5, group=2).prompts
     assert grouped[0] == grouped[1] != grouped[2] == grouped[3]
+
+
+def test_scorers_of_ones_own_are_recorded_by_name(engine, tmp_path):
+    """In the configuration and beside the result, so that the run goes on in another process."""
+
+    def level(images, prompts):
+        return images.mean((1, 2, 3))
+
+    own = level, registry.build("reward", {"name": "target", "reward": "brightness", "value": 1})
+    watch = {"eval_every": 1, "evals": ["saturation", *own]}
+    report = world.tune(engine, tmp_path, updates=1, **watch)
+    assert report.log[0]["eval_level"] > 0 > report.log[0]["eval_target"]
+    spec = {"name": "target", "reward": {"name": "brightness"}, "value": 1.0}
+    for path in (tmp_path / "config.json", report.lora / "manifest.json"):
+        assert json.loads(path.read_text())["fit"]["evals"] == ["saturation", "level", spec]
+    watch["evals"][1] = lambda images, prompts: images.mean((1, 2, 3))
+    watch["evals"][1].__name__ = "level"
+    assert world.tune(engine, tmp_path, updates=2, **watch).updates == 2
 
 
 def test_a_tracker_gets_all_numbers(engine, tmp_path, monkeypatch):
