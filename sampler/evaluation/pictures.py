@@ -162,6 +162,9 @@ def _of_folder(root: Path) -> PictureSet:
         raise UsageError(f"{row.where}: there is no image {name!r:.80}.")
     if unknown := sum(p.prompt is None for p in pictures):
         notes.append(f"the prompt of {unknown} of {len(pictures)} images is not known")
+    if runs := sorted(path.parent.relative_to(root).as_posix() for path in root.rglob(RUN)):
+        names = ", ".join(runs[:3]) + (", ..." if len(runs) > 3 else "")
+        notes.append(f"{root} holds {len(runs)} run folders, scored as one set: {names}")
     return PictureSet(
         str(root), pictures, {"model": "unknown"}, None, (*notes, *looks.notes(str(root)))
     )

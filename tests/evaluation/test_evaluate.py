@@ -443,6 +443,12 @@ def test_tables_of_any_kind_and_depth_tell_prompts_seeds_and_metadata(folder):
     )
 
 
+def test_a_folder_of_runs_is_one_set_and_the_notes_say_so(runs):
+    found = sampler.evaluate(runs, "brightness")
+    assert found["brightness"].images == 32
+    assert f"{runs} holds 2 run folders, scored as one set: four, three" in found.notes
+
+
 def test_metadata_is_part_of_what_a_score_is_of():
     assert image_key("d", "p", {}) == image_key("d", "p", {})
     assert len({image_key("d", "p", m) for m in ({}, {"meta_a": 1}, {"meta_a": 2})}) == 3
