@@ -167,7 +167,7 @@ Checked = checked("bounded")(Bounded)
         ("below", 5, "an integer of at least 2 and below 5 (2 is off), or None"),
         ("below", 3.5, "an integer of at least 2 and below 5 (2 is off), or None"),
         ("choice", "d", "one of 'a', 'b', 'c'"),
-        ("pair", (1,), "a list of integers"),
+        ("pair", (1,), "a list of 2 integers"),
         ("per_sample", torch.tensor([1.0, -2.0]), "a number of at least 0"),
         ("least", torch.tensor([1.0, 2.0]), "a number of at least 0"),
     ],

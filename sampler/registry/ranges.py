@@ -84,8 +84,11 @@ def allowed(hint: Any) -> str:
     if get_origin(hint) is dict or is_dataclass(hint):
         return "a mapping (key: value)"
     if get_origin(hint) is tuple:
-        kinds = [part for part in get_args(hint) if part is not ...]
-        return f"a list of {_NOUNS.get(kinds[0], ('', 'values'))[1]}"
+        kind, *others = get_args(hint)
+        kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        count = f"{1 + len(others)} " if ... not in others else ""
+        bounds = f", {words(hint)}" if words(hint) else ""
+        return f"a list of {count}{_NOUNS.get(kind, ('', 'values'))[1]}{bounds}"
     if hint in _NOUNS:
         return _NOUNS[hint][0]
     return inspect.formatannotation(hint)

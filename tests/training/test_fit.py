@@ -668,6 +668,8 @@ def test_the_log_is_always_json(engine, tmp_path):
 
 def test_settings_are_strict():
     assert settings_from({"betas": [0.8, 0.9]}).betas == (0.8, 0.9)
+    with pytest.raises(UsageError, match="a list of 2 numbers, each at least 0 and below 1"):
+        settings_from({"betas": [0.9, 1.0]})
     for bad in ({"batch": 0}, {"micro": 0}, {"mixed_precision": "fp16"}, {"lr": float("nan")}):
         with pytest.raises(sampler.SamplerError):
             settings_from(bad)
