@@ -137,6 +137,8 @@ class FitLoop:
                 self.trainable.averages["ema"].follow(warm_decay(settings.ema, self.done))
         except (NonFinite, NonFiniteScore) as error:
             record["skipped"] = str(error)
+            if self.optimiser.stepped:
+                record["skipped"] += " The optimiser steps of the update before it were made."
             self.skips += 1
         self.optimiser.stepped = True  # until its record is written, an update is not complete
         self.done += 1

@@ -15,6 +15,7 @@ from sampler.models.trainable_lora import TrainableLoRA
 from sampler.training import checkpoint
 from sampler.training.batches import batch
 from sampler.training.dry_run import dry_run
+from sampler.training.optimise import NonFinite, Optimiser
 from sampler.training.prompts import read_prompts
 from sampler.training.settings import Settings, settings_from
 from sampler.training.stopping import stop_reason
@@ -199,6 +200,23 @@ def _adapter(out):
     found = checkpoint.load_newest(out / "checkpoints")
     assert found is not None
     return found.adapter
+
+
+def test_steps_before_one_that_is_not_finite_are_told(engine, tmp_path, monkeypatch):
+    """They have changed the weights, though the rest of the update is skipped."""
+    step, calls = Optimiser.step, []
+
+    def failing(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise NonFinite("The gradient is not finite.")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Optimiser, "step", failing)
+    spec = {**world.TRAINERS["ddpo"], "minibatches": 2}
+    (record,) = world.tune(engine, tmp_path, spec, updates=1, steps=3).log
+    assert record["skipped"].endswith("steps of the update before it were made.")
+    assert any(v.any() for k, v in _adapter(tmp_path).items() if "lora_B" in k)
 
 
 def test_five_in_a_row_stop_the_run(engine, tmp_path):
