@@ -99,7 +99,8 @@ def generate(
         if count := len(planned.plan.duplicates):
             images = "1 image is" if count == 1 else f"{count} images are"
             report.note(
-                f"{images} equal to earlier ones and generated once (--no-dedupe repeats them)."
+                f"{images} equal to earlier ones and generated once (generate --no-dedupe repeats "
+                "them)."
             )
         folder = where or str(_default_folder(planned))
         location = replace(location, where=unused(folder) if options.new else folder)

@@ -41,7 +41,7 @@ def generate_best(
     batch.generate(best_of.drafts_of(source, best, folder), options, replace(report, results=False))
     choices = best_of.choices_of(source, best, folder)
     batch.generate(best_of.finals_of(source, best, choices), options, report)
-    records = best_of.records_of(where, best, choices)
+    records = best_of.records_of(source, where, best, choices)
     held = sum(bool(record["order_held"]) for record in records)
     report.note(
         f"The drafts' order held for {held} of {len(records)} prompts ({where}/{best_of.FILE})."

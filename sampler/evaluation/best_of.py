@@ -16,16 +16,19 @@ from typing import Any
 
 import torch
 
+from sampler.config.schema import Limits
 from sampler.core.durable import write_file
 from sampler.core.errors import IncompleteError, SamplerError, UsageError
 from sampler.core.images import read
 from sampler.evaluation.parse import scorers_from
 from sampler.evaluation.pictures import Picture, open_pictures
 from sampler.evaluation.scorers import RewardScorer
-from sampler.rewards.base import RewardBase
+from sampler.rewards.base import Prompt, RewardBase
 from sampler.runs.cells import scalar
 from sampler.runs.folder import RunFolder
 from sampler.runs.jobs import Job
+from sampler.runs.lines import META as LABEL
+from sampler.runs.lines import parse_line
 from sampler.runs.readers import RawLine
 from sampler.runs.source import Source
 from sampler.runs.store import open_store
@@ -76,7 +79,7 @@ def choices_of(source: Source, best: BestOf, folder: str) -> Choices:
     counts = [_check_count(line, source.config.run.n, best.count) for line in source.lines or ()]
     found = []
     for (line, prompt), members in _by_line(folder).items():
-        scores = _scores(best.reward, members)
+        scores = _scores(best.reward, members, source, line)
         seeds = [job.seed for job, _ in members]
         nfe = [picture.nfe or 0 for _, picture in members]
         found.append((line, choose(prompt, seeds, scores, nfe, counts[line])))
@@ -101,9 +104,14 @@ def _by_line(folder: str) -> dict[tuple[int, str], list[tuple[Job, Picture]]]:
     return found
 
 
-def _scores(reward: RewardBase, members: Sequence[tuple[Job, Picture]]) -> list[float]:
+def _scores(
+    reward: RewardBase, members: Sequence[tuple[Job, Picture]], source: Source, line: int
+) -> list[float]:
+    """Scores of the images of a line; the reward is told its metadata."""
     images = torch.cat([read(p.read(), p.name, on_white=True) for _, p in members])
-    return scores_of(reward, images, [job.prompt for job, _ in members])
+    meta = parse_line((source.lines or ())[line], Limits(), extra=set()).meta
+    metadata = {key.removeprefix(LABEL): value for key, value in meta.items()}
+    return scores_of(reward, images, [Prompt(job.prompt, metadata) for job, _ in members])
 
 
 def finals_of(source: Source, best: BestOf, choices: Choices) -> Source:
@@ -118,13 +126,13 @@ def finals_of(source: Source, best: BestOf, choices: Choices) -> Source:
     return replace(source, config=replace(source.config, prompts=prompts), lines=chosen)
 
 
-def records_of(where: str, best: BestOf, choices: Choices) -> list[dict[str, Any]]:
+def records_of(source: Source, where: str, best: BestOf, choices: Choices) -> list[dict[str, Any]]:
     """Records of the choices with the scores of the full runs; they are written to best_of.json."""
     records: list[dict[str, Any]] = []
     made = iter(_by_line(where).values())  # a line per image, in the order of the choices
-    for _, choice in choices:
+    for line, choice in choices:
         finals = [next(made)[0] for _ in choice.chosen]
-        scores = _scores(best.reward, finals)
+        scores = _scores(best.reward, finals, source, line)
         nfe = sum(picture.nfe or 0 for _, picture in finals)
         records.append(replace(choice, final_scores=tuple(scores), final_nfe=nfe).plain())
     text = json.dumps(records, indent=1, ensure_ascii=False)

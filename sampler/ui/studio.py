@@ -132,29 +132,29 @@ class Studio:
         as `sampler generate` does, and IncompleteError if every image failed.
         """
         folder = Path(tempfile.mkdtemp(dir=self.home))
-        source, drafts, chosen = Source(config), None, []
+        source = plan = Source(config)
+        drafts, chosen = None, []
         with self.busy:
             if best is not None:
                 source = replace(source, lines=[*source.read_lines()])
                 inner = str(folder / DRAFTS)
-                plan = best_of.drafts_of(source, best, inner)
-                drafts = self._made(plan, inner, on_preview, stop)
+                drafts = self._made(best_of.drafts_of(source, best, inner), inner, on_preview, stop)
                 if drafts is None:
                     shutil.rmtree(folder, ignore_errors=True)
                     return None
                 chosen = best_of.choices_of(source, best, inner)
-                source = best_of.finals_of(source, best, chosen)
-            made = self._made(source, str(folder), on_preview, stop)
+                plan = best_of.finals_of(source, best, chosen)
+            made = self._made(plan, str(folder), on_preview, stop)
         if made is None:
             shutil.rmtree(folder, ignore_errors=True)
             return None
         runs = [made.run] if drafts is None else [drafts.run, made.run]
-        notes = tuple(dict.fromkeys(source.notes))
+        notes = tuple(dict.fromkeys(plan.notes))
         exports = exports_of(runs, config, best)
         done = FinishedRun(folder, config, made.records, made.seconds, exports, notes)
         if best is None or drafts is None:
             return done
-        choices = best_of.records_of(str(folder), best, chosen)
+        choices = best_of.records_of(source, str(folder), best, chosen)
         return replace(done, drafts=Drafts(drafts.records, choices, drafts.seconds))
 
     def run_stock(self, run: FinishedRun, scale: float, stop: StopFlag) -> StockRun | None:

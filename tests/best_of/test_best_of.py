@@ -10,6 +10,8 @@ import sampler
 from sampler.cli import main
 from sampler.core.errors import UsageError
 from sampler.core.images import read
+from sampler.evaluation.best_of import BestOf
+from sampler.rewards.python import reward_from
 from sampler.runs.metadata import read_record
 from sampler.workers.best_of import choose, default_steps
 
@@ -146,6 +148,26 @@ def test_lines_that_differ_in_their_full_runs_alone_have_an_image_each(tmp_path,
     assert first == records[0]["scores"][records[0]["seeds"].index(records[0]["chosen"][0])]
     jobs = (tmp_path / "run" / "jobs.jsonl").read_text().splitlines()
     assert len(jobs) == 2
+
+
+def test_the_reward_is_told_the_metadata_of_each_line(tmp_path, monkeypatch):
+    """Also of equal lines, whose images are made once."""
+    monkeypatch.chdir(tmp_path)
+    told = []
+
+    def wanted(images, prompts, metadata):
+        told.append([entry["level"] for entry in metadata])
+        return images.mean((1, 2, 3)) * float(metadata[0]["level"])
+
+    monkeypatch.setattr(BestOf, "reward", reward_from(wanted))
+    rows = [{"prompt": TEXTS[0], "seed": 5, "meta_level": level} for level in (1, -1)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["generate", "--prompts", "p.jsonl", "-o", "run", "--best-of", "2", "--steps", "1"]
+    assert main([*command, "--reward", "wanted", "--draft", "steps=2"]) == 0
+    assert told == [[1, 1], [-1, -1], [1], [-1]]
+    first, second = json.loads((tmp_path / "run" / "best_of.json").read_text())
+    assert first["scores"] == [-score for score in second["scores"]]
+    assert first["chosen"] != second["chosen"]
 
 
 @pytest.mark.parametrize(
