@@ -8,7 +8,7 @@ its own, as a run folder below --out, and its lines are in docs/figures/training
 ends. A budget of CPU seconds goes on with the run of 512 images. An evaluation has 32 captions, the
 16 that are trained on and 16 others, 4 seeds each, in 8 deterministic steps, against the same
 prompts and seeds of the model without LoRA. Lines with seed "0+1" have the images of both trainings
-together. One thread; bfloat16 (autocast in training) or float32, as the cell says.
+together. One thread; bfloat16, by autocast in training.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from scripts.study.training_cells import (
     BATCH,
     CELLS,
     DDIM,
+    FIT,
     PAIRS,
     REWARDS,
     STEPS,
@@ -98,8 +99,8 @@ def cell(
     seeds = [s for s in own.seeds if s <= seed]
     whole = {**head, "seed": "+".join(map(str, seeds))} if len(seeds) > 1 else None
     for name, how in own.ways.items():
-        folder = out / "base" / f"{own.model}-{how['name']}-{own.dtype}"
-        base = _scored(own.model, None, folder, how, own.dtype)
+        folder = out / "base" / f"{own.model}-{how['name']}"
+        base = _scored(own.model, None, folder, how)
         every = [_of_seed(own, out, s, name, how) for s in seeds]
         rows += [{**line, "sampler": name, **row.plain()} for row in rows_of(every[-1], base)]
         if whole:
@@ -116,7 +117,7 @@ def cell(
 
 def _trained(own: Cell, seed: int, folder: Path) -> list[dict[str, Any]]:
     """Train to the budget, and return the records of its updates."""
-    engine, settings = sampler.load(own.model, dtype="float32"), {**own.settings, "seed": seed}
+    engine, settings = sampler.load(own.model, dtype="float32"), {**FIT, **own.fit, "seed": seed}
     trainer, given = dict(own.trainer), (own.reward, captions(TRAINED))
     if trainer.get("data") == PAIRS:
         trainer["data"], given = str(_judged_pairs(engine, folder.parent / PAIRS)), (None, ())
@@ -189,16 +190,15 @@ def texts() -> tuple[str, ...]:
 def _of_seed(own: Cell, out: Path, seed: int, name: str, how: Mapping[str, Any]) -> Scored:
     folder = own.folder(out, seed)
     images = folder / f"{own.file(out, seed).stem}-{name}"
-    return _scored(own.model, folder, images, how, own.dtype, own.until)
+    return _scored(own.model, folder, images, how, own.until)
 
 
 def _scored(
-    model: str, lora: Path | None, folder: Path, how: Mapping[str, Any], dtype: str,
-    until: float | None = None,
+    model: str, lora: Path | None, folder: Path, how: Mapping[str, Any], until: float | None = None
 ) -> Scored:  # fmt: skip
     """Scores of the images of a model, which are made unless they are there."""
     if not (folder / "eval.json").is_file():
-        engine = sampler.load(model, dtype=dtype)
+        engine = sampler.load(model, dtype="bfloat16")
         if lora is not None:
             load_lora(engine, lora, until=until)
         engine.generate(

@@ -15,7 +15,7 @@ IMAGES, CPU_SECONDS, PAIRS = 512, 60, "pairs"
 REWARDS = ("classifier", "soft_compressibility", "colour_agreement")
 FIT: dict[str, Any] = {
     "steps": STEPS, "guidance": "none", "batch": BATCH, "rank": 4, "alpha": 4, "lr": 1e-3,
-    "checkpoint_every": 8,
+    "checkpoint_every": 8, "mixed_precision": "bf16",
 }  # fmt: skip
 DDIM: dict[str, Any] = {"name": "ddim"}  # of evaluations: Euler steps on a flow
 
@@ -30,7 +30,7 @@ class Cell:
     fit: settings beside FIT. images: budget; seconds: budget of CPU seconds instead, which goes on
     with the run of `images`. ways: samplers of the evaluation, by name. wrong: share of wrong
     votes. until: share of an evaluation's steps that have the LoRA; of: name of the cell whose
-    training this one evaluates. dtype: of autocast in the training, and of the evaluation.
+    training this one evaluates.
     """
 
     study: str
@@ -46,7 +46,6 @@ class Cell:
     until: float | None = None
     of: str = ""
     model: str = bundled.BUNDLED_FLOW
-    dtype: str = "bfloat16"
 
     @property
     def budget(self) -> str:
@@ -61,11 +60,6 @@ class Cell:
     def score(self) -> str:
         """Return the name of the reward, or of the scorer that votes."""
         return "classifier" if self.reward == VOTES else str(self.reward)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        precision = "bf16" if self.dtype == "bfloat16" else "no"
-        return {**FIT, "mixed_precision": precision, **self.fit}
 
     def folder(self, out: Path, seed: int) -> Path:
         """Return the run folder of a seed, the same for all budgets."""
@@ -84,6 +78,7 @@ GRPO = {"name": "grpo", "group_size": 8, "ratio": "guard", "window": {"size": 2,
 ALIGNPROP = {"name": "alignprop", "truncation": "fixed", "k": 1}
 SRPO = {"name": "srpo", "positive": [], "negative": [], "inversion": False, "threshold": None}
 DPO = {"name": "dpo", "data": PAIRS, "times": 4}
+RATIOS = ("plain", "guard", "dppo")
 VOTES = {"name": "votes", "wait": False}
 RATES = {"nft": 3e-3, "awm": 3e-3, "grpo": 3e-3, "ddpo": 3e-3, "dpo": 3e-3}  # of the trials
 
@@ -129,10 +124,14 @@ def _votes() -> Iterator[Cell]:
 
 
 def _ratios() -> Iterator[Cell]:
-    """S3: the three ratios of `grpo` at three times the learning rate, off policy."""
-    for ratio in ("plain", "guard", "dppo"):
-        trainer = {**GRPO, "ratio": ratio, "minibatches": 4}
-        yield Cell("S3", ratio, trainer, fit={"lr": 3 * RATES["grpo"]})
+    """S3: the three ratios of `grpo`, off policy; a short run at three times the learning rate."""
+    ratios = {ratio: {**GRPO, "ratio": ratio, "minibatches": 4} for ratio in RATIOS}
+    for ratio, trainer in ratios.items():
+        fit = {"lr": 3 * RATES["grpo"]}
+        yield Cell("S3", f"{ratio} 3x", trainer, fit=fit, images=IMAGES // 4, seeds=(0,))
+    for images in (IMAGES // 4, IMAGES // 2, IMAGES):
+        for ratio, trainer in ratios.items():
+            yield Cell("S3", ratio, trainer, fit={"lr": RATES["grpo"]}, images=images)
 
 
 def _long() -> Iterator[Cell]:
@@ -155,6 +154,9 @@ def _direct() -> Iterator[Cell]:
 S1 = _cells("S1", NFT, DDPO, GRPO, ALIGNPROP, AWM)
 GROUPS = {**DDPO, "advantage": "group", "group_size": 8}  # as nft, awm and grpo have them
 S1 += (replace(S1[1], name="ddpo groups", trainer=GROUPS),)
+CPS = replace(  # what `grpo` is with a plain ratio and without a window
+    S1[-1], name="ddpo groups cps", fit={**S1[-1].fit, "sampler": "cps"}
+)
 
 
 def _choosing() -> Iterator[Cell]:
@@ -174,14 +176,15 @@ BLOCKS: tuple[tuple[Cell, ...], ...] = (
     tuple(_pairs()),
     tuple(_direct()),
     tuple(_samplers()),
-    *(
-        tuple(replace(cell, reward=reward, dtype="float32") for cell in S1)
-        for reward in REWARDS[1:]
-    ),
-    tuple(replace(cell, dtype="float32") for cell in _ratios()),
-    tuple(replace(cell, seconds=CPU_SECONDS) for cell in S1),
-    tuple(_long()),
+    *(tuple(replace(cell, reward=reward) for cell in S1) for reward in REWARDS[1:]),
+    tuple(_ratios()),
+    (CPS,),
     (replace(S1[1], images=8 * IMAGES, seeds=(0,)),),
+    *(
+        tuple(replace(cell, reward=reward, seconds=CPU_SECONDS) for cell in S1)
+        for reward in reversed(REWARDS)
+    ),
+    tuple(_long()),
 )
 CELLS = tuple(cell for block in BLOCKS for cell in block)
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scripts.study.guidance_document import read
-from scripts.study.training_cells import CELLS
+from scripts.study.training_cells import CELLS, IMAGES, RATIOS
 from scripts.study.training_tables import Check, Found, Row, answers, both, cells, gains
 
 SEEDS = 3
+SHORT = f"{IMAGES // 2} images"  # half of the plan's budget, in the table only
 
 
 def write_page(docs: Path) -> None:
@@ -32,11 +33,10 @@ def _trials(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _first(rows: Sequence[Row]) -> Iterator[str]:
-    every = cells(rows, "S1")
+    every = [one for one in cells(rows, "S1") if one.budget != SHORT]
     for reward in dict.fromkeys(one.reward for one in every):
         found = [one for one in every if one.reward == reward]
         yield f"\n## S1: the trainers on `{reward}`\n"
-        yield from _float32(found)
         yield from both(found)
         if checks := [*_asked(found)]:
             yield ""
@@ -44,27 +44,29 @@ def _first(rows: Sequence[Row]) -> Iterator[str]:
         yield from _of_ddpo(found)
 
 
-def _float32(found: Sequence[Found]) -> Iterator[str]:
-    """Sentence on the cells that are trained and evaluated in float32."""
-    names = {(one.name, one.reward) for one in found}
-    if any((c.name, c.score) in names for c in CELLS if c.dtype == "float32"):
-        yield "In float32, on a processor without bfloat16: CPU seconds are of this table only.\n"
-
-
 def _of_ddpo(found: Sequence[Found]) -> Iterator[str]:
-    """Sentence on whether `ddpo` lacks the groups of the others."""
+    """What `ddpo` lacks of `grpo`: groups, the sampler, or the ratio."""
     for budget in dict.fromkeys(one.budget for one in found):
         pair = {one.name: one for one in found if one.budget == budget}
         if not {"ddpo", "ddpo groups", "grpo"} <= set(pair):
             continue
-        groups = pair["ddpo groups"]
-        cause = "not shown to help" if groups.errors <= 3 else "what helps"
+        known = [
+            ("by default", pair["ddpo"]),
+            ("with groups of 8", pair["ddpo groups"]),
+            ("with these and `cps`", pair.get("ddpo groups cps")),
+        ]
+        seen = ", ".join(f"{one.errors:.1f} {how}" for how, one in known if one is not None)
         yield (
-            f"\nGroups of 8 are {cause} `ddpo` within {budget}: with them it gains "
-            f"{groups.errors:.1f} standard errors, by\ndefault {pair['ddpo'].errors:.1f}, `grpo` "
-            f"{pair['grpo'].errors:.1f}. `grpo` also trains 2 steps of 8 instead of all, and its "
-            "sampler draws\nless noise (`cps` at 0.7, not `ddim` with eta = 1)."
+            f"\nStandard errors that `ddpo` gains within {budget}: {seen}; `grpo` "
+            f"{pair['grpo'].errors:.1f}."
         )
+        if "ddpo groups cps" in pair:
+            yield (
+                "The last of these is `grpo` with a plain ratio in all steps. `guard` in all steps "
+                "(S2) and a plain\nratio in a window (S3) do gain. In the plain sum over all steps "
+                "those of little noise have by far\nthe largest gradients; both ways give each "
+                "step its share."
+            )
 
 
 def _asked(found: Sequence[Found]) -> Iterator[Check]:
@@ -121,9 +123,35 @@ def _ratios(rows: Sequence[Row]) -> Iterator[str]:
     if not (found := cells(rows, "S3")):
         return
     yield "\n## S3: the ratios of `grpo`\n"
-    yield "At three times the learning rate of S1, with four optimiser steps per batch of images.\n"
-    yield from _float32(found)
+    yield (
+        "With four optimiser steps per batch of images; *3x* at three times the learning rate, at "
+        "which all of them lose.\n"
+    )
     yield from both(found)
+    yield from _at_one_reward([one for one in found if one.name in RATIOS])
+
+
+def _at_one_reward(found: Sequence[Found]) -> Iterator[str]:
+    """The judge where all ratios have gained as much reward, between two budgets."""
+    names = dict.fromkeys(one.name for one in found)
+    runs = {name: [one for one in found if one.name == name] for name in names}
+    level = min(max(one.gain for one in own) for own in runs.values())
+    yield f"\nThe judge where the reward has gained {level:+.3f}, the most that all reach, on a"
+    yield "line between two budgets:\n"
+    yield "| ratio | images | judge |"
+    yield "|---|---|---|"
+    for name, own in runs.items():
+        before = (0.0, 0.0, own[0].of("judge.concept")["other"])
+        for one in own:
+            after = (one.gain, one.spent("made"), one.of("judge.concept")["mean"])
+            if one.gain >= level:
+                share = (level - before[0]) / (after[0] - before[0])
+                images, judge = (
+                    a + share * (b - a) for a, b in zip(before[1:], after[1:], strict=True)
+                )
+                yield f"| {name} | {images:.0f} | {judge:.3f} |"
+                break
+            before = after
 
 
 def _long(rows: Sequence[Row]) -> Iterator[str]:
