@@ -17,7 +17,7 @@ from sampler.workers import claims
 from sampler.workers.claims import Claims, remove_claims
 from sampler.workers.execute import execute
 from sampler.workers.work import WorkOptions
-from tests.runs.stub import engine, make, pictures, planned, prompts
+from tests.runs.stub import contents, engine, make, planned, prompts
 
 TABLE = prompts(24)
 LEASE = 0.8
@@ -55,7 +55,7 @@ def fork(action):
 def whole(tmp_path_factory):
     where = tmp_path_factory.mktemp("whole")
     make(where, TABLE, batch_size=2)
-    return pictures(where)
+    return contents(where)
 
 
 def recorded(where):
@@ -85,7 +85,7 @@ def test_two_ranks_share_the_work(tmp_path, whole):
     run = tmp_path / "run"
     pids = [fork(lambda rank=rank: as_rank(run, rank, meeting(rank), 300.0)) for rank in (0, 1)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
-    assert pictures(run) == whole
+    assert contents(run) == whole
     assert set(recorded(run).values()) == {1}, "none twice"
     sizes = [len(path.read_bytes().splitlines()) for path in run.glob("journal*")]
     assert len(sizes) == 2 and min(sizes) >= 4 and not (run / ".claims").exists()
@@ -113,7 +113,7 @@ def test_a_lost_rank_is_made_up_for(tmp_path, whole, victim):
     os.kill(pids[victim], signal.SIGKILL)
     assert os.waitpid(pids[victim], 0)[1] == signal.SIGKILL
     assert os.waitpid(pids[1 - victim], 0)[1] == 0
-    assert pictures(run) == whole
+    assert contents(run) == whole
     assert not RunFolder(open_store(run)).missing(check="hash")
 
 
@@ -262,5 +262,5 @@ def test_torchrun_with_one_killed(tmp_path, whole):
             "--start-method", "fork", "--run-path", str(script), str(tmp_path / "run")]  # fmt: skip
     # In forks: five interpreters would import torch for half a minute.
     assert os.waitpid(fork(lambda: run.main(line)), 0)[1] == 0
-    assert pictures(tmp_path / "run") == whole
+    assert contents(tmp_path / "run") == whole
     assert (tmp_path / "run" / "journal-1.jsonl").exists()

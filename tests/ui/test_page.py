@@ -99,7 +99,8 @@ def test_a_port_that_is_taken_is_a_sentence(address, server, studio):
             pass
 
 
-def test_generate_compare_save_and_copy(page, studio, tmp_path):
+def compare(page):
+    """Make an image of each of two settings."""
     fill(page, prompts="a fox on a green background", steps=4, seed=7)
     page.locator("#compare input").check()
     page.get_by_role("tab", name="Setting B").click()
@@ -107,6 +108,11 @@ def test_generate_compare_save_and_copy(page, studio, tmp_path):
     page.locator("#B-grid input").press("Enter")
     generate(page)
     page.locator("#B-pictures figure.made").wait_for()
+
+
+def test_generate_compare_save_and_copy(page, studio, tmp_path):
+    page.reload()
+    compare(page)
     assert page.locator("#A-pictures figure.made").count() == 1
     for side in "AB":
         caption = page.locator(f"#{side}-pictures figcaption").inner_text()
@@ -130,6 +136,8 @@ def test_generate_compare_save_and_copy(page, studio, tmp_path):
 
 
 def test_images_of_other_settings_are_marked_until_they_are_made_again(page):
+    page.reload()
+    compare(page)
     marked = {side: page.locator(f"body.stale-{side}") for side in "AB"}
     assert marked["A"].count() == marked["B"].count() == 0
     page.locator("#B-guidance-apg-scale input").press("ArrowUp")
@@ -213,17 +221,19 @@ def test_the_best_of_several_and_the_stock_pipeline(page):
 
 
 def test_an_optional_number_that_was_seen_stays_empty(page):
+    page.reload()
+    fill(page, prompts="a fox", steps=3)
     page.locator("#form").get_by_text("Size", exact=True).click()
     page.locator("#width :is(input, textarea)").wait_for()
     assert page.locator("#width :is(input, textarea)").input_value() == ""
     generate(page)
     page.locator("#A-pictures figure.made").wait_for()
     assert page.locator("#problem p").count() == 0
-    page.locator("#stock input").uncheck()
-    fill(page, best__count="", best__steps="")
 
 
 def test_maps_of_words(page):
+    page.reload()
+    fill(page, prompts="a fox", steps=3)
     page.get_by_role("tab", name="Inspect").click()
     fill(page, words="fox")
     page.locator("#draw").click()
