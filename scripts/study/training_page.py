@@ -18,9 +18,13 @@ def write_page(docs: Path) -> None:
     rows = read(docs / "figures" / "training_study.csv")
     head = Path(__file__).with_name("training_study.md").read_text(encoding="utf-8")
     parts = (
-        _trials, _first, _samplers, _ratios, _long, _pairs, _votes, _direct, _choosing, _missing,
+        _trials, _first, _noise, _samplers, _ratios, _long, _pairs, _votes, _direct, _choosing,
+        _missing,
     )  # fmt: skip
-    text = "\n".join([head, *(line for part in parts for line in part(rows))])
+    table = docs / "figures" / "gradient_noise.csv"
+    noise = read(table) if table.is_file() else []
+    lines = [line for part in parts for line in (part(rows) if part != _noise else part(noise))]
+    text = "\n".join([head, *lines])
     (docs / "training_study.md").write_text(text, encoding="utf-8")
 
 
@@ -42,6 +46,36 @@ def _first(rows: Sequence[Row]) -> Iterator[str]:
             yield ""
             yield from answers(checks)
         yield from _of_ddpo(found)
+
+
+def _noise(rows: Sequence[Row]) -> Iterator[str]:
+    """How many images a gradient needs."""
+    if not rows:
+        return
+    size, batches = rows[0]["images"], rows[0]["batches"]
+    yield "\n## How many images a gradient needs\n"
+    yield (
+        f"The gradients of {batches} batches of {size} images on `classifier`, all at the weights "
+        f"without LoRA. The cosine of two\nis 1 / (1 + N/{size}), where N is the number of images "
+        "at which signal and noise are of equal length.\n"
+        "(`python -m scripts.study.gradient_noise run`, [table](figures/gradient_noise.csv))\n"
+    )
+    yield "| trainer | cosine of two batches (least to most) | N | of all batches with `nft`'s |"
+    yield "|---" * 4 + "|"
+    for row in rows:
+        cosine, low, high = (row[k] for k in ("cosine", "low", "high"))
+        yield (
+            f"| {row['trainer']} | {cosine:.3f} ({low:.3f} to {high:.3f}) | "
+            f"{size * (1 / cosine - 1):,.0f} | {row['with_nft']:.2f} |"
+        )
+    ddpo = next(row for row in rows if row["trainer"] == "ddpo")
+    yield (
+        "\n`nft`, `awm`, `grpo` and `alignprop` agree on a direction. That of `ddpo` is not seen "
+        f"in {size * batches:,} images: by\nthe highest of its cosines it needs batches of "
+        f"{size * (1 / ddpo['high'] - 1):,.0f} images, not of 32, and further batches of 32 take "
+        "it\nwhere noise does (S1, 4096 images). So there is no converged reward of `ddpo` here to "
+        "compare with."
+    )
 
 
 def _of_ddpo(found: Sequence[Found]) -> Iterator[str]:

@@ -76,7 +76,7 @@ def test_a_cell_is_trained_judged_and_compared(study):
             assert float(r["difference"]) == pytest.approx(gap, abs=1e-4)
     drift = [float(r["mean"]) for r in rows if r["scorer"] == "drift"]
     assert len(drift) == 6 and min(drift) > 0, "the trained LoRA was on"
-    assert json.loads((out / "base" / "bundled-flow-ddim-bfloat16" / "eval.json").read_text())
+    assert json.loads((out / "base" / "bundled-flow-ddim" / "eval.json").read_text())
 
 
 def test_a_call_goes_on_with_what_is_missing(study, monkeypatch, tmp_path):
