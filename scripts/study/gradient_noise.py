@@ -1,4 +1,4 @@
-"""How many images the gradient of a trainer needs, on the bundled model as a flow.
+"""Number of images that the gradient of a trainer needs, on the bundled model as a flow.
 
     python -m scripts.study.gradient_noise run --out runs/gradient_noise
 

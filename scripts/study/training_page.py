@@ -49,7 +49,7 @@ def _first(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _noise(rows: Sequence[Row]) -> Iterator[str]:
-    """How many images a gradient needs."""
+    """Section on the number of images that a gradient needs."""
     if not rows:
         return
     size, batches = rows[0]["images"], rows[0]["batches"]
@@ -79,7 +79,7 @@ def _noise(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _of_ddpo(found: Sequence[Found]) -> Iterator[str]:
-    """What `ddpo` lacks of `grpo`: groups, the sampler, or the ratio."""
+    """Sentences on what `ddpo` lacks of `grpo`: groups, the sampler, or the ratio."""
     for budget in dict.fromkeys(one.budget for one in found):
         pair = {one.name: one for one in found if one.budget == budget}
         if not {"ddpo", "ddpo groups", "grpo"} <= set(pair):
