@@ -179,12 +179,13 @@ BLOCKS: tuple[tuple[Cell, ...], ...] = (
     *(tuple(replace(cell, reward=reward) for cell in S1) for reward in REWARDS[1:]),
     tuple(_ratios()),
     (CPS,),
-    (replace(S1[1], images=8 * IMAGES, seeds=(0,)),),
     *(
         tuple(replace(cell, reward=reward, seconds=CPU_SECONDS) for cell in S1)
         for reward in reversed(REWARDS)
     ),
     tuple(_long()),
+    # Last: a budget goes on with the run of the one before.
+    (replace(S1[1], images=8 * IMAGES, seeds=(0,)),),
 )
 CELLS = tuple(cell for block in BLOCKS for cell in block)
 
