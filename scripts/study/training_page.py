@@ -97,9 +97,9 @@ def _of_ddpo(found: Sequence[Found]) -> Iterator[str]:
         if "ddpo groups cps" in pair:
             yield (
                 "The last of these is `grpo` with a plain ratio in all steps. `guard` in all steps "
-                "(S2) and a plain\nratio in a window (S3) do gain. In the plain sum over all steps "
-                "those of little noise have by far\nthe largest gradients; both ways give each "
-                "step its share."
+                "(S2) and a plain\nratio in a window (S3) do gain. A score function is divided by "
+                "the noise of its step, so that in\na plain sum steps of little noise weigh most; "
+                "that this is the cause has not been measured."
             )
 
 
